@@ -1,0 +1,129 @@
+"""Image encoders, and the table that names them.
+
+`PlainViT` is the encoder of the original: a ViT whose blocks mostly look inside windows, every third one
+everywhere (Liu et al., "Rethinking Interactive Image Segmentation with Low Latency, High Quality, and Diverse
+Prompts", CVPR 2024; windows after Li et al., "Exploring Plain Vision Transformer Backbones", 2022).
+Module names are those of the official files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NOMINAL_WINDOW = 14  # tokens; the true side is the grid divided by how many of these fit into it
+
+
+class PatchEmbed(nn.Module):
+    """Square patches to tokens, rows first."""
+
+    def __init__(self, channels: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)  # (B, g * g, C)
+        return tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without position terms."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, dim = x.shape
+        qkv = self.qkv(x).view(batch, count, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, dim / heads)
+        # Fused: the explicit heads x 4096 x 4096 matrix would cost 0.75 GiB.
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, dim)
+        out: Tensor = self.proj(seen)
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block. `eps` is 1e-6 in the encoder and 1e-5 in the fusion of the original."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PlainViT(nn.Module):
+    """The original's encoder: (B, 3, S, S) normalised RGB -> (B, C, g, g) with g = S / patch.
+
+    Parameters:
+        size: side S of the image; a multiple of `patch`.
+        global_every: block i (counted from 1) looks everywhere if i is a multiple of this or the last.
+
+    Raises:
+        ValueError: if the windows do not tile the grid of tokens.
+    """
+
+    def __init__(
+        self, size: int, patch: int, dim: int, depth: int, heads: int, mlp_ratio: float, global_every: int
+    ) -> None:
+        super().__init__()
+        self.grid = size // patch
+        self.windows = max(1, self.grid // NOMINAL_WINDOW)  # per axis
+        if self.grid % self.windows:
+            raise ValueError(
+                f"a {self.grid} x {self.grid} grid of tokens cannot be cut into {self.windows} x {self.windows} windows; "
+                f"choose a size whose grid is a multiple of {self.windows}"
+            )
+        self.everywhere = [i % global_every == 0 or i == depth for i in range(1, depth + 1)]
+        self.patch_embed = PatchEmbed(3, dim, patch)
+        # Slot 0 is a leftover of the class token of pre-training; no token ever gets it.
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, eps=1e-6) for _ in range(depth))
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)  # in the files, never applied
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch_embed(image) + self.pos_embed[:, 1:]  # (B, g * g, C)
+        for everywhere, block in zip(self.everywhere, self.blocks, strict=True):
+            x = block(x) if everywhere else self._joined(block(self._cut(x)))
+        return x.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, C, g, g)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        n, side = self.windows, self.grid // self.windows
+        x = x.view(-1, n, side, n, side, x.shape[-1]).transpose(2, 3)  # (B, n, n, side, side, C)
+        return x.reshape(-1, side * side, x.shape[-1])  # (B * n * n, side * side, C)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        n, side = self.windows, self.grid // self.windows
+        x = x.view(-1, n, n, side, side, x.shape[-1]).transpose(2, 3)  # (B, n, side, n, side, C)
+        return x.reshape(-1, self.grid**2, x.shape[-1])  # (B, g * g, C)
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "plain_vit": PlainViT,
+}

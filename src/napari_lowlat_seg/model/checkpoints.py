@@ -1,0 +1,315 @@
+"""Weights: which there are, where they come from, and how a file becomes a network.
+
+Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors; the
+digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .downloads import Progress, cache_dir, fetch, file_sha256
+from .network import Network
+from .official import read_official
+from .segnext import SegNext, SegNextConfig
+
+PACKAGED = Path(__file__).parent / "weights"
+DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
+
+# One row per family: its config, a dataclass whose fields are JSON values, and the network built from it.
+FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "segnext": (SegNextConfig, SegNext),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One row of the table of known models.
+
+    Attributes:
+        family: a key of `FAMILIES`.
+        licence: under which terms the weights come, as far as their authors say.
+        note: what it is, in one line.
+        url: where to download it; empty for files inside the package.
+        sha256: of the file; empty if its authors publish none: then the first download is recorded and kept to.
+        parameters: number of values, for those not on this machine yet.
+        size: side of the network's input in pixels, likewise.
+    """
+
+    family: str
+    licence: str
+    note: str
+    url: str = ""
+    sha256: str = ""
+    parameters: int = 0
+    size: int = 0
+
+
+UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbiag)"
+
+WEIGHTS: dict[str, Weights] = {
+    "default": Weights("compact", "BSD-3-Clause; see the model card", "compact model for a CPU, inside the package"),
+    "segnext-sax1": Weights(
+        "segnext",
+        UPSTREAM,
+        "official ViT-B with one fusion block, COCO+LVIS",
+        DRIVE + "1G_m9_sVYVD2MBDf5ulrAUz-iSvi8bQfZ",
+        parameters=106_701_761,
+        size=1024,
+    ),
+    "segnext-sax2": Weights(
+        "segnext",
+        UPSTREAM,
+        "official ViT-B with two fusion blocks, COCO+LVIS",
+        DRIVE + "1uHEcvwA2spsLQqDJiYKqv1pf3vgLAG7-",
+        parameters=113_789_633,
+        size=1024,
+    ),
+    "segnext-sax2-hq": Weights(
+        "segnext",
+        UPSTREAM + "; fine-tuned on HQSeg-44K, parts of which are for non-commercial use only",
+        "official ViT-B with two fusion blocks, COCO+LVIS then HQSeg-44K",
+        DRIVE + "1qkXIvxnlY3Z4xLYGWJcoAHBUNyDmvwPS",
+        parameters=113_789_633,
+        size=1024,
+    ),
+}
+
+
+def load_model(name_or_path: str | Path) -> Network:
+    """The network of a known name or of a file, in evaluation mode, float32, on the CPU.
+
+    Parameters:
+        name_or_path: a name of `list_models()` (downloaded at first use), the path of one of our .safetensors files, or
+            the path of an official .pth file.
+
+    Raises:
+        ValueError: for an unknown name, or a file that is missing, damaged, hostile or of another kind.
+    """
+    name = str(name_or_path)
+    if name in WEIGHTS and WEIGHTS[name].url:
+        return _load_downloaded(name, None)[1]
+    return load_file(model_path(name))
+
+
+def load_file(path: Path) -> Network:
+    """The network of a .safetensors or an official .pth file; see `load_model`."""
+    if path.suffix == ".safetensors":
+        family, config, state = _read_safetensors(path)
+    else:
+        family = "segnext"
+        config, state = read_official(path)
+    return _filled(path, family, config, state)
+
+
+def download_model(name: str, progress: Progress | None = None) -> Path:
+    """Brings a known model to this machine, checks that it loads, and returns its file.
+
+    Parameters:
+        progress: called with (bytes so far, bytes in all or None); whatever it raises cancels the download and leaves
+            nothing behind. None draws a bar on stderr.
+    """
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}")
+    return _load_downloaded(name, progress)[0] if WEIGHTS[name].url else model_path(name)
+
+
+def import_model(path: str | Path, into: str | Path | None = None) -> Path:
+    """Writes the model of any readable file as safetensors and returns the new file.
+
+    Parameters:
+        into: a folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds it
+            by its name without the ending.
+
+    Raises:
+        ValueError: if the file cannot be read, or if something else is there already.
+    """
+    source = model_path(str(path))
+    network = load_file(source)
+    target = Path(into) if into is not None else cache_dir()
+    if target.suffix != ".safetensors":
+        target = target / f"{source.stem}.safetensors"
+    digest = file_sha256(source)
+    if target.exists():
+        if _metadata(target).get("source_sha256") == digest:
+            return target
+        raise ValueError(f"{target} is there already and holds another model; remove it or choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return save_model(network, target, source=source.name, source_sha256=digest)
+
+
+def save_model(network: Network, path: Path, *, half: bool = False, **notes: str) -> Path:
+    """Writes a network as safetensors that `load_model` reads, in one step or not at all.
+
+    Parameters:
+        half: store float16, for half the size.
+        notes: further metadata, such as where the weights come from.
+    """
+    family = next(name for name, (_, kind) in FAMILIES.items() if isinstance(network, kind))
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    config = json.dumps(asdict(network.config))  # type: ignore[call-overload]
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(state, part, {**notes, "family": family, "config": config, "sha256": _digest(state)})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def list_models() -> list[dict[str, Any]]:
+    """`model_info` of every known model and of every imported one, in that order."""
+    imported = sorted(path.stem for path in cache_dir().glob("*.safetensors"))
+    return [model_info(name) for name in (*WEIGHTS, *(name for name in imported if name not in WEIGHTS))]
+
+
+def model_info(name_or_path: str | Path) -> dict[str, Any]:
+    """Facts on one model, downloading nothing.
+
+    Keys: name, family, parameters, size (side of the input in pixels, 0 if unknown), bytes (of the file, None if it is
+    not here), licence, note, sha256 (None if not known yet), path (str or None), url (str or None), downloaded (bool).
+    """
+    name = str(name_or_path)
+    row = WEIGHTS.get(name)
+    if row is None or (not row.url and _known_path(name).is_file()):
+        path = model_path(name)
+        network = load_file(path)
+        facts: dict[str, Any] = {
+            "family": next(key for key, (_, kind) in FAMILIES.items() if isinstance(network, kind)),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "size": network.size,
+            "sha256": file_sha256(path),
+        }
+    else:
+        assert row is not None
+        path = _known_path(name)
+        facts = {"family": row.family, "parameters": row.parameters, "size": row.size, "sha256": _known_sha256(name)}
+    here = path.is_file()
+    return {
+        "name": name,
+        **facts,
+        "bytes": path.stat().st_size if here else None,
+        "licence": row.licence if row else "that of its file",
+        "note": row.note if row else "a file of your own",
+        "path": str(path) if here else None,
+        "url": (row.url or None) if row else None,
+        "downloaded": here,
+    }
+
+
+def model_path(name: str) -> Path:
+    """The file of a name or path, which must exist; a `ValueError` lists the names otherwise."""
+    known = _known_path(name)
+    path = known if known.is_file() else Path(name)
+    if path.is_file():
+        return path
+    if name in WEIGHTS:
+        raise ValueError(f"model {name!r} is not at {known}; {_how_to_get(name)}")
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        raise ValueError(f"there is no model file {name}")
+    raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}, or give a .safetensors or .pth file")
+
+
+def _how_to_get(name: str) -> str:
+    return f"run `lowlat-seg models download {name}`" if WEIGHTS[name].url else "this installation lacks it; reinstall"
+
+
+def _known_path(name: str) -> Path:
+    row = WEIGHTS.get(name)
+    if row is None:
+        return cache_dir() / f"{Path(name).name}.safetensors" if Path(name).name == name else Path(name)
+    return cache_dir() / f"{name}.pth" if row.url else PACKAGED / f"{name}.safetensors"
+
+
+def _record(name: str) -> Path:
+    return _known_path(name).with_suffix(".pth.sha256")
+
+
+def _known_sha256(name: str) -> str | None:
+    record = _record(name)
+    return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else None)
+
+
+def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
+    """The file and the network of a model from the net. The first file that loads is the one kept to ever after."""
+    path, known = _known_path(name), _known_sha256(name)
+    fetch(WEIGHTS[name].url, path, known, progress)
+    digest = file_sha256(path) if known is None else known
+    try:
+        network = load_file(path)
+    except ValueError:
+        if known is None:
+            path.unlink(missing_ok=True)  # whatever came down was not the model: the next try starts clean
+        raise
+    if known is None:
+        _record(name).write_text(digest + "\n")
+    return path, network
+
+
+def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
+    """Family, config and float32 parameters of one of our own files."""
+    facts = _metadata(path)
+    family = facts.get("family", "")
+    if family not in FAMILIES or "config" not in facts:
+        raise ValueError(
+            f"{path.name} is a safetensors file without a model of ours: its metadata should name a 'family' "
+            f"({', '.join(FAMILIES)}) and a 'config'; import official files with `lowlat-seg models import`"
+        )
+    try:
+        config = FAMILIES[family][0](**json.loads(facts["config"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
+    with safe_open(path, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if facts.get("sha256", _digest(state)) != _digest(state):
+        raise ValueError(f"{path.name} was changed since it was written: its tensors do not match its sha256")
+    return family, config, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is damaged, cut short or no safetensors file: {error}") from None
+
+
+def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -> Network:
+    """The network with these parameters, after every key and shape was checked; nothing is allocated before that."""
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in FAMILIES[family][1](config).state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key[:60]} is unknown" for key in found if key not in expected]
+    problems += [
+        f"{key} has shape {shape}, expected {expected[key]}"
+        for key, shape in found.items()
+        if expected.get(key, shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"{path.name} does not fit {family}: {'; '.join(problems[:3])} ({len(problems)} in all)")
+    network: Network = FAMILIES[family][1](config)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names and bytes of all tensors, whatever order the file keeps them in."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

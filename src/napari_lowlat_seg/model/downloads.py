@@ -1,0 +1,194 @@
+"""Bringing large files to this machine, whole or not at all.
+
+pooch fetches into a temporary file beside the target, checks the sha256 and moves it into place in one step; a
+download that fails or is cancelled leaves nothing, and the next one starts clean. What pooch lacks is here: the form
+that Google Drive asks to confirm before it hands out a large file, and sentences instead of stack traces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import pooch
+import requests
+from tqdm import tqdm
+
+Progress = Callable[[int, int | None], object]
+
+CHUNK = 1 << 20
+PATIENCE = 30.0  # seconds without a byte before a download counts as stalled
+PAGE = 1 << 20  # a confirmation page is never larger than this
+
+
+def cache_dir() -> Path:
+    """Where downloaded and imported models live: LOWLAT_SEG_CACHE, else the system's cache folder."""
+    chosen = os.environ.get("LOWLAT_SEG_CACHE")
+    return Path(chosen) if chosen else Path(pooch.os_cache("napari-lowlat-seg")) / "models"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(
+    url: str, path: Path, sha256: str | None, progress: Progress | None = None, patience: float = PATIENCE
+) -> Path:
+    """Makes sure that `path` is there with that sha256, downloading it from `url` if it is not there.
+
+    Parameters:
+        sha256: what the file must have; None accepts whatever comes.
+        progress: called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar on stderr.
+        patience: seconds without a byte after which the download counts as stalled.
+
+    Raises:
+        ValueError: if the file that is there, or the one that came, is not the expected one, or if none came.
+    """
+    if path.is_file():
+        if sha256 is not None and (got := file_sha256(path)) != sha256:
+            raise ValueError(
+                f"{path} has changed since it was first imported: expected sha256 {sha256}, got {got}; "
+                "remove it to download it again"
+            )
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name
+    try:
+        with _quiet():
+            pooch.retrieve(url, sha256, name, path.parent, downloader=_Download(name, progress, patience))
+    except requests.Timeout:
+        raise ValueError(f"the download of {name} from {url} stalled for {patience:g} s; try again") from None
+    except requests.HTTPError as error:
+        code = error.response.status_code
+        raise ValueError(f"{url} answered {code} instead of {name}; it may have moved") from None
+    except (requests.RequestException, OSError) as error:
+        if "timed out" in str(error).lower():
+            raise ValueError(f"the download of {name} from {url} stalled for {patience:g} s; try again") from None
+        raise ValueError(f"the download of {name} from {url} broke off ({type(error).__name__}); try again") from None
+    return path
+
+
+class _Download:
+    """What pooch calls to fill its temporary file."""
+
+    def __init__(self, name: str, progress: Progress | None, patience: float) -> None:
+        self.name, self.progress, self.patience = name, progress, patience
+
+    def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
+        with requests.Session() as session:
+            response = self._open(session, url, {})
+            if _is_page(response):
+                response = self._open(session, *_confirmed(response, self.name))
+            if _is_page(response):
+                raise ValueError(
+                    f"{url} sent a web page instead of {self.name}; perhaps too many people fetched it today: "
+                    "try again later or download it with a browser"
+                )
+            with response, _Counter(self.name, _length(response), self.progress) as counter:
+                with open(output_file, "wb") as file:
+                    for chunk in response.iter_content(CHUNK):
+                        file.write(chunk)
+                        counter.add(len(chunk))
+                counter.finish()
+
+    def _open(self, session: requests.Session, url: str, fields: dict[str, str]) -> requests.Response:
+        response = session.get(url, params=fields, stream=True, timeout=self.patience)
+        response.raise_for_status()
+        return response
+
+
+class _Counter:
+    """Counts what came, tells whoever wants to know, and notices when less came than was announced."""
+
+    def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
+        self.name, self.total, self.done = name, total, 0
+        bar = None if progress else tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=False)
+        self.bar, self.progress = bar, progress
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def finish(self) -> None:
+        if self.total is not None and self.done != self.total:
+            raise requests.ConnectionError(f"{self.done} of {self.total} bytes")
+
+
+class _Form(HTMLParser):
+    """The first form of a page: where it goes and what it sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action: str | None = None
+        self.fields: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = {key: value or "" for key, value in attrs}
+        if tag == "form" and self.action is None:
+            self.action = facts.get("action", "")
+        elif tag == "input" and self.action is not None and facts.get("name"):
+            self.fields.setdefault(facts["name"], facts.get("value", ""))
+
+
+def _confirmed(response: requests.Response, name: str) -> tuple[str, dict[str, str]]:
+    """Address and fields that the confirmation page asks to be sent for the file itself."""
+    with response:
+        page = b"".join(response.iter_content(CHUNK))[:PAGE]
+    form = _Form()
+    form.feed(page.decode("utf-8", "replace"))
+    if form.action is None or not form.fields:
+        raise ValueError(
+            f"{response.url} sent a web page instead of {name}; perhaps too many people fetched it today: "
+            "try again later or download it with a browser"
+        )
+    target = urljoin(response.url, form.action)
+    if not _same_owner(urlsplit(response.url).hostname, urlsplit(target).hostname):
+        raise ValueError(f"{response.url} wants to send the download of {name} to another site, {target}; not followed")
+    return target, form.fields
+
+
+def _same_owner(here: str | None, there: str | None) -> bool:
+    """The same host, or both Google's."""
+    google = [host is not None and host.endswith((".google.com", ".googleusercontent.com")) for host in (here, there)]
+    return here == there or all(google)
+
+
+def _is_page(response: requests.Response) -> bool:
+    return response.headers.get("Content-Type", "").lower().startswith("text/html")
+
+
+def _length(response: requests.Response) -> int | None:
+    """Bytes announced; None if unknown or if they would be counted compressed."""
+    announced = response.headers.get("Content-Length", "")
+    return int(announced) if announced.isdigit() and "Content-Encoding" not in response.headers else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pooch tells its developers about hashes; our users did not ask."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,57 @@
+"""What every network of the family answers to: encode an image once, fuse prompts with it, decode a mask.
+
+A network keeps parameters and nothing else. Whatever belongs to one image travels in the tuples of tensors that
+`encode` and `fuse` return, so images can be interleaved on one network in any order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+
+# ImageNet's RGB statistics on the scale 0..255: every encoder of the family was trained with them.
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+Fit = Literal["letterbox", "official"]
+Regions = Literal["prior", "channel"]
+
+
+class Network(nn.Module, ABC):
+    """A network and the four facts that a caller needs in order to feed it.
+
+    Attributes:
+        size: side S of its square input in pixels.
+        radius: radius of a click's disk in network pixels.
+        fit: how a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
+        regions: how boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+        mean: RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
+    """
+
+    size: int
+    radius: int
+    fit: Fit
+    regions: Regions
+    mean: tuple[float, float, float] = MEAN
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Features to keep, from images (B, 3, S, S), RGB on the scale 0..255 (normalised inside)."""
+
+    @abstractmethod
+    def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
+        """Features that know the prompts, from kept features and maps (B, 3, S, S).
+
+        The channels of `maps` are the previous probability or a region prior, positive prompts, negative prompts,
+        each in [0, 1]. `features` are not changed; features of one image serve any number of maps.
+        """
+
+    @abstractmethod
+    def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, 1, s, s) on a grid that covers the square, and a predicted IoU (B,) or None."""
+
+    def forward(self, image: Tensor, maps: Tensor) -> Tensor:
+        """Logits (B, 1, s, s) straight from images and maps, as training needs them."""
+        return self.decode(self.fuse(self.encode(image), maps))[0]

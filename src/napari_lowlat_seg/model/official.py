@@ -1,0 +1,214 @@
+"""Reading the original's .pth files without trusting them.
+
+Such a file is a pickle that names a Python class to import. It is read with `weights_only=True`, nothing is ever
+imported by name, the geometry is taken from the shapes of the tensors, and the two facts that shapes cannot tell
+(heads and the rhythm of global attention) are read from the file's config within bounds.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .network import MEAN, STD
+from .segnext import SegNextConfig
+
+CLASS = "PlainVitModel"
+PARAMETERS = (
+    "backbone_params",
+    "neck_params",
+    "head_params",
+    "fusion_params",
+    "norm_radius",
+    "use_disks",
+    "cpu_dist_maps",
+    "norm_mean_std",
+)
+NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
+
+
+def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
+    """Geometry and float32 parameters of an official checkpoint.
+
+    Raises:
+        ValueError: one sentence that says what the file is instead, or what in it does not fit.
+    """
+    content = _unpickled(path)
+    if isinstance(content, list | tuple) and content:
+        content = content[0]  # the first of several is the model
+    state, config = _parts(path, content)
+    params = _parameters(path, config)
+    try:
+        return segnext_config(state, params), {key: value.float() for key, value in state.items()}
+    except ValueError as error:
+        raise ValueError(f"{path.name} does not fit SegNext: {error}") from None
+
+
+def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> SegNextConfig:
+    """The geometry that the shapes in `state` and the constructor arguments in `params` agree on.
+
+    Raises:
+        ValueError: where they disagree, where a value is out of bounds, or for a variant nobody released.
+    """
+    backbone, fusion = _section(params, "backbone_params"), _section(params, "fusion_params")
+    neck, head = _section(params, "neck_params"), _section(params, "head_params")
+    patch = _shape(state, "backbone.patch_embed.proj.weight", 4)[-1]
+    tokens, dim = _shape(state, "backbone.pos_embed", 3)[1:]
+    levels = ("down_4.5", "down_8.2", "down_16.0", "down_32.2")
+    found = {
+        "size": isqrt(tokens - 1) * patch,
+        "patch": patch,
+        "dim": dim,
+        "depth": _count(state, "backbone.blocks."),
+        "fusion_blocks": _count(state, "fusion_blocks."),
+        "neck_dims": tuple(_shape(state, f"neck.{level}.weight", 4)[0] for level in levels),
+        "head_dim": _shape(state, "head.fusion_conv.conv.weight", 4)[0],
+    }
+    kind = fusion.get("type", "self_attention")
+    if kind not in ("self_attention", "naive"):
+        raise ValueError(f"its fusion is {kind!r:.40}; only 'self_attention' and 'naive' are known")
+    said = {
+        "size": _first(backbone.get("img_size")),
+        "patch": _first(backbone.get("patch_size")),
+        "dim": backbone.get("embed_dim"),
+        "depth": backbone.get("depth"),
+        "fusion_blocks": 0 if kind == "naive" else fusion.get("depth"),
+        "neck_dims": tuple(neck["out_dims"]) if isinstance(neck.get("out_dims"), list | tuple) else None,
+        "head_dim": head.get("out_channels"),
+    }
+    for name, value in said.items():
+        if value is not None and value != found[name]:
+            raise ValueError(f"its config says {name} {value!r:.40}, its tensors say {found[name]}")
+    _only(head, "in_select_index", [0, 1, 2, 3])
+    _only(head, "num_classes", 1)
+    _only(params, "norm_mean_std", [[value / 255 for value in values] for values in (MEAN, STD)])
+    heads = _whole(backbone, "num_heads", 1, 64, None)
+    inner = _section(fusion, "params") if found["fusion_blocks"] else {}
+    return SegNextConfig(
+        **found,
+        heads=heads,
+        mlp_ratio=_shape(state, "backbone.blocks.0.mlp.fc1.weight", 2)[0] / dim,
+        global_every=_whole(backbone, "global_atten_freq", 1, 64, 3),
+        fusion_heads=_whole(inner, "num_heads", 1, 64, heads),
+        fusion_mlp_ratio=_shape(state, "fusion_blocks.0.mlp.fc1.weight", 2)[0] / dim if inner else 4.0,
+        radius=_whole(params, "norm_radius", 1, 64, 5),
+        use_disks=bool(params.get("use_disks", True)),
+    )
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error).upper() or "persistent" in str(error):
+            raise ValueError(
+                f"{path.name} holds Python objects besides tensors and plain values, which could run code; it was not "
+                f"loaded: expected an {NOT_OURS}"
+            ) from None
+        raise ValueError(f"{path.name} is damaged or not a torch file: expected an {NOT_OURS}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, UnicodeDecodeError):
+        # The many ways in which torch says that the archive ends too early or was never one.
+        raise ValueError(f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}") from None
+
+
+def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict and the config, or a sentence about what this file is instead."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}; expected an {NOT_OURS}")
+    state, config = content.get("state_dict"), content.get("config")
+    if not isinstance(state, dict) or not isinstance(config, dict):
+        inner = content.get("model", state if isinstance(state, dict) else content)
+        names = [str(name) for name in inner] if isinstance(inner, dict) else []
+        if any(name.startswith(("image_encoder.", "sam_")) for name in names):
+            raise ValueError(f"{path.name} is a SAM checkpoint; expected an {NOT_OURS}")
+        if "cls_token" in names:
+            raise ValueError(
+                f"{path.name} is a pre-trained encoder (MAE) without decoder, from which training can start; "
+                f"expected an {NOT_OURS}"
+            )
+        if isinstance(state, dict):
+            raise ValueError(f"{path.name} has no 'config' beside its 'state_dict'; expected an {NOT_OURS}")
+        raise ValueError(f"{path.name} has the keys {_some(content)}; expected an {NOT_OURS}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise ValueError(f"{path.name}: {str(name)[:60]!r} is not a plain dense tensor of real numbers")
+    return dict(state), config
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a dense tensor whose storage holds all the values that its shape promises."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _parameters(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of the official config, {name: value}."""
+    named = str(config.get("class"))
+    if named.rpartition(".")[2] != CLASS:
+        raise ValueError(f"{path.name} names the class {named[:80]!r}; expected one that ends in {CLASS}")
+    params = config.get("params")
+    rows = params.items() if isinstance(params, dict) else ()
+    plain = {}
+    for name, row in rows:
+        if not isinstance(row, dict) or row.get("type") != "builtin":
+            raise ValueError(f"{path.name}: the config's {str(name)[:40]!r} is not a plain value")
+        if name in PARAMETERS:
+            plain[name] = row.get("value")
+        elif row.get("specified"):
+            raise ValueError(f"{path.name}: the config sets {str(name)[:40]!r}, which no released model does")
+    return plain
+
+
+def _section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = params.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"its config has no {name}")
+    return value
+
+
+def _shape(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
+    if key not in state or state[key].ndim != ndim:
+        got = tuple(state[key].shape) if key in state else "nothing"
+        raise ValueError(f"expected {key} with {ndim} axes, got {got}")
+    return tuple(state[key].shape)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _whole(section: Mapping[str, Any], name: str, low: int, high: int, default: int | None) -> int:
+    value = section.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"its config's {name} must be a whole number in {low}..{high}, got {value!r:.40}")
+    return value
+
+
+def _only(section: Mapping[str, Any], name: str, known: Any) -> None:
+    value = section.get(name, known)
+    flat, wanted = (torch.tensor(v, dtype=torch.float64).flatten() if _numbers(v) else None for v in (value, known))
+    if flat is None or wanted is None or flat.shape != wanted.shape or not torch.allclose(flat, wanted):
+        raise ValueError(f"its config's {name} must be {known}, got {value!r:.60}")
+
+
+def _numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(_numbers(item) for item in value)
+    return isinstance(value, int | float)
+
+
+def _first(value: Any) -> Any:
+    """A side, whether the config spells it 1024 or (1024, 1024)."""
+    return value[0] if isinstance(value, list | tuple) and len(set(map(repr, value))) == 1 else value
+
+
+def _some(names: Mapping[Any, Any]) -> str:
+    shown = ", ".join(repr(str(name)[:40]) for name in list(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "none"

@@ -1,0 +1,227 @@
+"""SegNext as published: encode -> fuse -> decode.
+
+The image is encoded once; the prompts become pixels of three maps, the maps become tokens, and the sum of both
+sets of tokens passes through self-attention over the whole picture. A pyramid of four levels and a light head draw
+the mask. Liu, Cho, Bansal, Niethammer: "Rethinking Interactive Image Segmentation with Low Latency, High Quality,
+and Diverse Prompts", CVPR 2024. Parameter names are those of the official files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbones import Block, PatchEmbed, PlainViT
+from .network import MEAN, STD, Fit, Network, Regions
+
+# tanh(2 d / radius) is 1 in float32 from here on, so a click's distance map need not reach further.
+SATURATED = 4.6
+
+
+@dataclass(frozen=True)
+class SegNextConfig:
+    """The geometry of a SegNext; the defaults are those of the released ViT-B models.
+
+    Attributes:
+        size: side of the input in pixels, a multiple of 2 * `patch`.
+        patch: side of a patch in pixels.
+        dim, depth, heads, mlp_ratio, global_every: the encoder; see `PlainViT`.
+        fusion_blocks: 0 adds prompt tokens to image tokens and stops there ("naive"); 1 is SAx1, 2 is SAx2.
+        fusion_heads, fusion_mlp_ratio: heads and width of the fusion blocks.
+        neck_dims: channels of the pyramid at 1/4, 1/8, 1/16 and 1/32 (for a patch of 16).
+        head_dim: channels of the head.
+        radius: radius of a click in network pixels.
+        use_disks: True for disks, False for distances tanh(2 d / radius) (the ablation "no disk").
+        fit, regions: see `Network`.
+    """
+
+    size: int = 1024
+    patch: int = 16
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    global_every: int = 3
+    fusion_blocks: int = 1
+    fusion_heads: int = 12
+    fusion_mlp_ratio: float = 4.0
+    neck_dims: tuple[int, int, int, int] = (128, 256, 512, 1024)
+    head_dim: int = 256
+    radius: int = 5
+    use_disks: bool = True
+    fit: Fit = "official"
+    regions: Regions = "prior"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "neck_dims", tuple(self.neck_dims))  # JSON has lists only
+        for name, (low, high) in BOUNDS.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"SegNext's {name} must lie in {low}..{high}, got {getattr(self, name)!r}")
+        if self.size % (2 * self.patch):
+            raise ValueError(f"SegNext's size must be a multiple of {2 * self.patch} pixels, got {self.size}")
+        if self.dim % self.heads or self.dim % self.fusion_heads:
+            raise ValueError(f"SegNext's dim {self.dim} must be a multiple of {self.heads} and {self.fusion_heads} heads")
+        if len(self.neck_dims) != 4:
+            raise ValueError(f"SegNext's neck has 4 levels, got neck_dims {self.neck_dims}")
+
+    @classmethod
+    def vit_b(cls, fusion_blocks: int = 1) -> SegNextConfig:
+        """The geometry of the released models: `fusion_blocks` 1 is SAx1, 2 is SAx2."""
+        return cls(fusion_blocks=fusion_blocks)
+
+
+# What a file may ask for. Wide enough for every published ViT, narrow enough that no file can ask for the moon.
+BOUNDS: dict[str, tuple[int, int]] = {
+    "size": (32, 4096),
+    "patch": (4, 64),
+    "dim": (8, 4096),
+    "depth": (1, 64),
+    "heads": (1, 64),
+    "mlp_ratio": (1, 16),
+    "global_every": (1, 64),
+    "fusion_blocks": (0, 16),
+    "fusion_heads": (1, 64),
+    "fusion_mlp_ratio": (1, 16),
+    "head_dim": (1, 4096),
+    "radius": (1, 64),
+}
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(1, channels)
+
+
+class Neck(nn.Module):
+    """One map to a pyramid of four. Note where the original has no GELU between two convolutions."""
+
+    def __init__(self, dim: int, outs: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        fine, half, coarse = max(2 * outs[0], dim // 2), max(outs[1], dim // 2), max(outs[3], 2 * dim)
+        self.down_4 = nn.Sequential(
+            nn.ConvTranspose2d(dim, fine, 2, stride=2),
+            _norm(fine),
+            nn.GELU(),
+            nn.ConvTranspose2d(fine, fine // 2, 2, stride=2),
+            _norm(fine // 2),
+            nn.Conv2d(fine // 2, outs[0], 1),
+            _norm(outs[0]),
+            nn.GELU(),
+        )
+        self.down_8 = nn.Sequential(
+            nn.ConvTranspose2d(dim, half, 2, stride=2),
+            _norm(half),
+            nn.Conv2d(half, outs[1], 1),
+            _norm(outs[1]),
+            nn.GELU(),
+        )
+        self.down_16 = nn.Sequential(nn.Conv2d(dim, outs[2], 1), _norm(outs[2]), nn.GELU())
+        self.down_32 = nn.Sequential(
+            nn.Conv2d(dim, coarse, 2, stride=2),
+            _norm(coarse),
+            nn.Conv2d(coarse, outs[3], 1),
+            _norm(outs[3]),
+            nn.GELU(),
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # (B, C, g, g) -> sides 4g, 2g, g, g / 2
+        return [self.down_4(x), self.down_8(x), self.down_16(x), self.down_32(x)]
+
+
+class ConvReLU(nn.Module):
+    """A 1x1 convolution with bias, then ReLU."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, 1)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class Head(nn.Module):
+    """The pyramid to logits (B, 1, 4g, 4g)."""
+
+    def __init__(self, dims: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(ConvReLU(channels, dim) for channels in dims)
+        self.fusion_conv = ConvReLU(len(dims) * dim, dim)
+        self.dropout = nn.Dropout2d(0.1)
+        self.seg_conv = nn.Conv2d(dim, 1, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's weight at
+        # its own size, which spares resizing to, and convolving, 4 * dim channels at 1/4. Same to 1e-6.
+        columns = self.fusion_conv.conv.weight.chunk(len(levels), dim=1)
+        parts = [F.conv2d(conv(x), w) for x, conv, w in zip(levels, self.convs, columns, strict=True)]
+        mixed = parts[0] + self.fusion_conv.conv.bias[:, None, None]  # type: ignore[index]
+        for part in parts[1:]:  # (B, dim, side, side)
+            mixed = mixed + F.interpolate(part, mixed.shape[-2:], mode="bilinear")
+        logits: Tensor = self.seg_conv(self.dropout(F.relu(mixed)))
+        return logits
+
+
+class SegNext(Network):
+    """The published network. `SegNext(config).load_state_dict(official)` is strict and fits."""
+
+    def __init__(self, config: SegNextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.size = config.size
+        # Distances start from the click's own pixel, so its disk is asked for as small as it can be.
+        self.radius = config.radius if config.use_disks else 0
+        self.fit = config.fit
+        self.regions = config.regions
+        c = config
+        self.backbone = PlainViT(c.size, c.patch, c.dim, c.depth, c.heads, c.mlp_ratio, c.global_every)
+        self.visual_prompts_encoder = PatchEmbed(3, c.dim, c.patch)
+        self.fusion_blocks = nn.ModuleList(
+            Block(c.dim, c.fusion_heads, c.fusion_mlp_ratio, eps=1e-5) for _ in range(c.fusion_blocks)
+        )
+        self.neck = Neck(c.dim, c.neck_dims)
+        self.head = Head(c.neck_dims, c.head_dim)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        return (self.backbone((image - mean) / std),)  # (B, C, g, g)
+
+    def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
+        if not self.config.use_disks:
+            maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
+        (seen,) = features
+        x = seen.flatten(2).transpose(1, 2) + self.visual_prompts_encoder(maps)  # (B, g * g, C)
+        for block in self.fusion_blocks:
+            x = block(x)
+        return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
+
+    def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        logits = F.interpolate(self.head_logits(fused), (self.size, self.size), mode="bilinear", align_corners=True)
+        return logits, None  # (B, 1, S, S)
+
+    def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:
+        """The head's own logits (B, 1, 4g, 4g), before any upsampling."""
+        logits: Tensor = self.head(self.neck(fused[0]))
+        return logits
+
+
+def distance_maps(points: Tensor, radius: int) -> Tensor:
+    """tanh(2 d / radius), d the distance to the nearest pixel that is not zero; 1 where a channel has none.
+
+    `points` is (B, C, H, W) and not changed. Costs O(pixels covered), not O(points x H x W), because tanh saturates.
+    """
+    height, width = points.shape[-2:]
+    reach = int(SATURATED * radius) + 1
+    side = torch.arange(-reach, reach + 1, device=points.device)
+    down, right = (offsets.flatten() for offsets in torch.meshgrid(side, side, indexing="ij"))
+    stamp = torch.tanh(2.0 * torch.sqrt((down**2 + right**2).float()) / radius)
+    sample, channel, row, col = (index[:, None] for index in points.nonzero(as_tuple=True))
+    rows, cols = row + down, col + right  # (points, stamp)
+    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+    flat = ((sample * points.shape[1] + channel) * height + rows) * width + cols
+    nearest = points.new_ones(points.numel())
+    nearest.scatter_reduce_(0, flat[inside], stamp.to(points.dtype).expand_as(flat)[inside], "amin")
+    return nearest.view(points.shape)

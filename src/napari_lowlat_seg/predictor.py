@@ -1,0 +1,241 @@
+"""The engine: pictures and prompts in, masks out, numpy on both sides, nothing kept between calls.
+
+    predictor = load_predictor("default")
+    embedding = predictor.embed(image)                                    # slow, once per picture
+    prediction = predictor.predict(embedding, [Click((120, 88))])         # fast, once per prompt
+    prediction = predictor.predict(embedding, [Click((120, 88)), Click((10, 12), positive=False)], prediction)
+
+All that belongs to one picture is inside its `Embedding`, so any number of pictures can take turns on one predictor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .frame import Frame
+from .model.checkpoints import load_model
+from .model.network import Network
+from .prompts import Box, Mask, Polygon, Prompt, dense_maps
+from .runtime import Runtime
+from .volume import intensity_window, to_uint8
+
+# Foreground is a probability above this. The original evaluates with 0.49, not 0.5.
+THRESHOLD = 0.49
+
+CloserLook = Literal["auto", "off"]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What a network saw in one picture, through one frame.
+
+    Attributes:
+        features: the encoder's tensors, on the predictor's device.
+        frame: how the picture lies on the network's square.
+        image: the whole plane as the network's eye has it, (H, W) or (H, W, 3) uint8.
+        model: fingerprint of the network that made it; another network refuses it.
+    """
+
+    features: tuple[Tensor, ...]
+    frame: Frame
+    image: np.ndarray
+    model: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """An answer in plane pixels.
+
+    Attributes:
+        probability: (H, W) float32 in [0, 1].
+        quality: the network's own estimate of its IoU in [0, 1], or None if it makes none.
+        frame: the frame of the embedding that was asked.
+        look: the embedding of a closer look if one was taken; the next `predict` may use it again.
+    """
+
+    probability: np.ndarray
+    quality: float | None
+    frame: Frame
+    look: Embedding | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool: probability above 0.49."""
+        mask: np.ndarray = self.probability > THRESHOLD
+        return mask
+
+
+class Predictor:
+    """A network on a device.
+
+    Parameters:
+        network: any member of the family.
+        runtime: device and precision; the network is moved there.
+        closer_look: "auto" lets the predictor re-encode a crop where the object is small, "off" never does.
+        name: what tables and messages call it; its fingerprint if empty.
+    """
+
+    def __init__(
+        self, network: Network, runtime: Runtime, closer_look: CloserLook = "auto", *, name: str = ""
+    ) -> None:
+        if closer_look not in get_args(CloserLook):
+            raise ValueError(f"closer_look is 'auto' or 'off'; got {closer_look!r}")
+        self.model = _fingerprint(network)
+        self.network = runtime.prepare(network)
+        self.runtime = runtime
+        self.closer_look = closer_look
+        self.name = name or self.model
+
+    @property
+    def size(self) -> int:
+        """Side of the network's square input in pixels."""
+        return self.network.size
+
+    def embed(
+        self,
+        image: np.ndarray,
+        window: tuple[float, float] | None = None,
+        spacing: tuple[float, float] = (1.0, 1.0),
+    ) -> Embedding:
+        """The embedding of a picture; does not mutate it.
+
+        Parameters:
+            image: (H, W) gray or (H, W, 3) RGB of any real dtype and any size from 1 x 1.
+            window: intensities shown as black and white; chosen from the picture's own percentiles if None
+                (8-bit pictures are taken as they are).
+            spacing: size of a pixel along rows and columns; only the ratio counts.
+
+        Raises:
+            ValueError: for an empty picture, a wrong shape, complex numbers, no finite pixel, or a bad window or spacing.
+        """
+        pixels = np.asarray(image)
+        if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+            raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
+        plane = to_uint8(pixels, intensity_window(pixels) if window is None else window)
+        return self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
+
+    def predict(
+        self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None = None
+    ) -> Prediction:
+        """The mask that all `prompts` together ask for; does not mutate any of its arguments.
+
+        Parameters:
+            embedding: from `embed` of this predictor or of one with the same weights.
+            prompts: all prompts of the object so far, in any number and order; coordinates are (row, col).
+            previous: the answer before the newest prompt, if there was one. It stands in for boxes, polygons and
+                masks that it has already answered; regions at the end of `prompts` are newer and painted over it.
+
+        Raises:
+            ValueError: for an embedding of other weights, prompts outside the picture, a `previous` of another shape,
+                or neither prompts nor `previous`.
+        """
+        frame = embedding.frame
+        if embedding.model != self.model:
+            raise ValueError(f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again")
+        if not prompts and previous is None:
+            raise ValueError("expected at least one prompt or a previous prediction, got neither; add a click")
+        if previous is not None and previous.probability.shape != frame.shape:
+            raise ValueError(
+                f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
+                "pass the last prediction of the same image or None"
+            )
+        answer, quality = self._answer(embedding, prompts, None if previous is None else previous.probability)
+        probability = np.zeros(frame.shape, np.float32)
+        frame.place(answer, probability)
+        return Prediction(probability, quality, frame)
+
+    def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
+        """The embedding of what `frame` shows of a uint8 plane."""
+        crop = frame.cut(plane)
+        rgb = crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (*crop.shape, 3))
+        with self.runtime.inference():
+            pixels = self.runtime.tensor(rgb).permute(2, 0, 1)[None]  # (1, 3, rows, cols)
+            canvas = self.runtime.tensor(np.array(self.network.mean))[None, :, None, None]
+            canvas = canvas.repeat(1, 1, self.size, self.size)  # (1, 3, S, S)
+            features = self.network.encode(_laid(pixels, frame, canvas))
+        return Embedding(features, frame, plane, self.model)
+
+    def _answer(
+        self, embedding: Embedding, prompts: Sequence[Prompt], previous: np.ndarray | None
+    ) -> tuple[np.ndarray, float | None]:
+        """Probability (rows, cols) over the frame's crop, and the quality; `previous` covers the whole plane."""
+        frame = embedding.frame
+        maps = dense_maps(prompts, frame, radius=self.network.radius, regions=self.network.regions)  # (3, S, S)
+        with self.runtime.inference():
+            if previous is not None:
+                maps[0] = self._prior(frame, prompts, previous)
+            fused = self.network.fuse(embedding.features, self.runtime.tensor(maps)[None])
+            logits, quality = self.network.decode(fused)
+            probability = _lifted(logits.float(), frame).sigmoid()[0, 0].cpu().numpy()
+        return probability, None if quality is None else float(quality[0])
+
+    def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray) -> np.ndarray:
+        """Channel 0, (S, S): the previous probability, with the regions newer than it painted over in order."""
+        soft = self.runtime.tensor(frame.cut(previous))[None, None]
+        prior = _laid(soft, frame, soft.new_zeros(1, 1, self.size, self.size))[0, 0].cpu().numpy()
+        for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
+            cover = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
+            prior = np.maximum(prior, cover) if region.positive else np.minimum(prior, 1 - cover)
+        return prior
+
+
+def load_predictor(model: str = "default", device: str = "auto", closer_look: CloserLook = "auto") -> Predictor:
+    """The predictor for a model on a device.
+
+    Parameters:
+        model: a name from `list_models()`, or the path of a .safetensors file or of an official .pth file.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        closer_look: "auto" or "off"; see `Predictor`.
+
+    Raises:
+        ValueError: for an unknown name, an unusable file or a device that is not there.
+    """
+    runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
+    return Predictor(load_model(model), runtime, closer_look, name=str(model))
+
+
+def _newest_regions(prompts: Sequence[Prompt]) -> list[Box | Polygon | Mask]:
+    """The regions that no click or scribble follows, oldest first.
+
+    Every other region is older than the previous prediction, which has answered it.
+    """
+    newest: list[Box | Polygon | Mask] = []
+    for prompt in reversed(prompts):
+        if not isinstance(prompt, Box | Polygon | Mask):
+            break
+        newest.insert(0, prompt)
+    return newest
+
+
+def _laid(pixels: Tensor, frame: Frame, canvas: Tensor) -> Tensor:
+    """Crop pixels (1, C, rows, cols) resized onto the canvas (1, C, S, S) of a frame.
+
+    The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes survive.
+    """
+    smooth = frame.fit == "letterbox"
+    rows, cols = frame.content
+    canvas[..., :rows, :cols] = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
+    return canvas
+
+
+def _lifted(logits: Tensor, frame: Frame) -> Tensor:
+    """Logits (1, 1, s, s) over the square brought to the frame's crop, (1, 1, rows, cols)."""
+    if logits.shape[-1] != frame.size:
+        logits = F.interpolate(logits, (frame.size, frame.size), mode="bilinear")
+    rows, cols = frame.content
+    return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
+
+
+def _fingerprint(network: Network) -> str:
+    """A name for the weights: kind, size and a digest of sixteen values of every parameter."""
+    sample = [p.detach().flatten()[:: max(1, p.numel() // 16)][:16].float() for p in network.parameters()]
+    digest = hashlib.sha256(torch.cat(sample).cpu().numpy().tobytes()).hexdigest()
+    return f"{type(network).__name__}-{network.size}-{digest[:12]}"
