@@ -1,0 +1,28 @@
+"""A window needs napari, a Qt binding and a screen; without them these tests skip, unless REQUIRE_GUI is set."""
+
+import os
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+
+def _lacking() -> str:
+    for module in ("napari", "pytestqt"):
+        if find_spec(module) is None:
+            return f"no {module}: pip install --group gui"
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        return "no screen: run under xvfb-run, as scripts/test does"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip with the reason, or fail with it where the run was asked to open windows."""
+    lacking = _lacking()
+    if not lacking:
+        return
+    if os.environ.get("REQUIRE_GUI"):
+        raise pytest.UsageError(f"REQUIRE_GUI is set but there is {lacking}")
+    for item in items:
+        if "plugin" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason=lacking))
