@@ -1,0 +1,163 @@
+"""Where a network's square input lies on a plane. The only place where pixels change scale.
+
+Coordinates are (row, col) with pixel centres on integers, so pixel i reaches from i - 0.5 to i + 0.5. That gives
+x' = (x - crop + 0.5) * scale - 0.5 both for prompts and for images resized without aligned corners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+Fit = Literal["letterbox", "official"]
+
+Points = np.ndarray | Sequence[Sequence[float]]
+"""(N, 2) numbers (row, col)."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a plane that a network sees, and how it lies on the network's S x S grid.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns of the whole plane.
+    size
+        Side S of the network's input.
+    crop
+        (top, left, rows, cols) of the part that the network sees, in plane pixels, inside the plane.
+    fit
+        "letterbox": one scale for both axes in world units, image at the top left, padding at the right or bottom.
+        "official": each axis stretched to S, and clicks rounded as SegNext does (uncbiag/SegNext, commit 4c45ce8).
+    spacing
+        Row and column pixel size in any common unit; letterbox makes the network's pixels square with it.
+
+    Examples
+    --------
+    >>> frame = Frame.whole((100, 50), 200)
+    >>> frame.content, frame.to_network([(0, 0)]).tolist()
+    ((200, 100), [[0.5, 0.5]])
+    """
+
+    shape: tuple[int, int]
+    size: int
+    crop: tuple[int, int, int, int]
+    fit: Fit = "letterbox"
+    spacing: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        shape, crop = tuple(int(n) for n in self.shape), tuple(int(n) for n in self.crop)
+        spacing = tuple(float(s) for s in self.spacing)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "crop", crop)
+        object.__setattr__(self, "spacing", spacing)
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"a frame needs a plane of at least 1 x 1 pixel; got shape {shape}")
+        if self.size < 1:
+            raise ValueError(f"a frame needs a network side of 1 or more; got {self.size}")
+        if self.fit not in ("letterbox", "official"):
+            raise ValueError(f"fit must be 'letterbox' or 'official'; got {self.fit!r}")
+        if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
+            raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
+        top, left, rows, cols = crop
+        if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:
+            raise ValueError(f"crop (top, left, rows, cols) must lie inside a plane of shape {shape}; got {crop}")
+
+    @classmethod
+    def whole(
+        cls, shape: tuple[int, int], size: int, fit: Fit = "letterbox", spacing: tuple[float, float] = (1.0, 1.0)
+    ) -> Frame:
+        """The frame that shows the whole plane."""
+        return cls(shape, size, (0, 0, shape[0], shape[1]), fit, spacing)
+
+    def around(self, box: tuple[float, float, float, float], margin: float, least: float) -> Frame:
+        """A closer look: the frame of a crop around `box`, square in world units, moved and clipped into the plane.
+
+        Parameters
+        ----------
+        box
+            (r0, c0, r1, c1) in plane pixels, both corners part of it. What lies outside the plane is cut off.
+        margin
+            Context added on each side, as a share of the box's longer side; 0 or more.
+        least
+            The side is at least this many pixels of the finer axis.
+        """
+        if margin < 0 or not all(math.isfinite(v) for v in (*box, margin, least)):
+            raise ValueError(f"around() needs a finite box and a margin of 0 or more; got {box} and {margin}")
+        spans = []
+        for low, high, length in ((box[0], box[2], self.shape[0]), (box[1], box[3], self.shape[1])):
+            first, last = sorted(min(max(math.floor(v + 0.5), 0), length - 1) for v in (low, high))
+            spans.append((first, last - first + 1))
+        longest = max(count * pixel for (_, count), pixel in zip(spans, self.spacing, strict=True))
+        side = max(longest * (1 + 2 * margin), least * min(self.spacing))
+        starts, counts = [], []
+        for (first, count), pixel, length in zip(spans, self.spacing, self.shape, strict=True):
+            # The small allowance keeps rounding errors of side / pixel from adding a row.
+            wanted = min(max(math.ceil(side / pixel - 1e-9), count), length)
+            counts.append(wanted)
+            starts.append(min(max(first - (wanted - count) // 2, 0), length - wanted))
+        return replace(self, crop=(starts[0], starts[1], counts[0], counts[1]))
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Rows and columns of the network grid that carry image; the rest is padding. Always 1 or more."""
+        if self.fit == "official":
+            return (self.size, self.size)
+        extents = [count * pixel for count, pixel in zip(self.crop[2:], self.spacing, strict=True)]
+        rows, cols = (max(1, round(self.size * extent / max(extents))) for extent in extents)
+        return (rows, cols)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Network pixels per plane pixel along rows and columns: `content` over crop, so that a resize agrees."""
+        rows, cols = self.content
+        return (rows / self.crop[2], cols / self.crop[3])
+
+    def to_network(self, points: Points) -> np.ndarray:
+        """Plane (row, col) to network (row, col): float64 (N, 2)."""
+        return (_pairs(points) - self.crop[:2] + 0.5) * self.scale - 0.5
+
+    def to_plane(self, points: Points) -> np.ndarray:
+        """Network (row, col) to plane (row, col): float64 (N, 2); the inverse of `to_network`."""
+        return (_pairs(points) + 0.5) / self.scale - 0.5 + self.crop[:2]
+
+    def pixels(self, points: Points) -> np.ndarray:
+        """The network pixel that each plane point falls on: int64 (N, 2).
+
+        Points outside the crop fall outside the grid. With the "official" fit a coordinate is
+        trunc(float32(y) * float32(S / H) + 0.5), which is S, one past the grid, on the last row when H >= 2 S.
+        """
+        if self.fit == "letterbox":
+            return np.floor(self.to_network(points) + 0.5).astype(np.int64)
+        local = (_pairs(points) - self.crop[:2]).astype(np.float32)
+        return np.trunc(local * np.array(self.scale, np.float32) + np.float32(0.5)).astype(np.int64)
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """The crop of an array (rows, cols, ...) of the plane's shape, as a view."""
+        self._check(pixels, self.shape)
+        top, left, rows, cols = self.crop
+        return pixels[top : top + rows, left : left + cols]
+
+    def place(self, pixels: np.ndarray, into: np.ndarray) -> np.ndarray:
+        """Write an array of the crop's shape to its place in `into`, an array of the plane's shape, and return `into`."""
+        self._check(pixels, self.crop[2:])
+        self.cut(into)[...] = pixels
+        return into
+
+    def _check(self, pixels: np.ndarray, expected: tuple[int, int]) -> None:
+        if tuple(pixels.shape[:2]) != tuple(expected):
+            raise ValueError(f"this frame needs pixels of shape {tuple(expected)}; got {tuple(pixels.shape[:2])}")
+
+
+def _pairs(points: Points) -> np.ndarray:
+    pairs = np.asarray(points, dtype=np.float64)
+    if pairs.size == 0:
+        return pairs.reshape(0, 2)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"points must be (N, 2) numbers (row, col); got shape {pairs.shape}")
+    return pairs

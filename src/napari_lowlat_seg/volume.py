@@ -1,0 +1,286 @@
+"""What is segmented: an n-dimensional image with its geometry, and one 2-D cut through it.
+
+A `Volume` never copies its data: numpy, dask and zarr arrays are read one plane at a time, so a volume may be
+larger than memory. A `Plane` names a cut by its index, which keeps every other module free of questions such as
+"is it 2-D or 3-D?".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+SAMPLED_PLANES = 9
+"""How many planes are read to choose an intensity window or to identify a volume."""
+
+SAMPLED_SIDE = 256
+"""A sampled plane is thinned to about this many rows and columns."""
+
+
+class ArrayLike(Protocol):
+    """What a volume needs of its array: numpy, dask and zarr arrays all have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One 2-D cut: a position on every axis but two.
+
+    Parameters
+    ----------
+    index
+        One entry per spatial axis. Exactly two are None: the first is the row axis, the second the column axis.
+        The others are positions, 0 or more.
+
+    Examples
+    --------
+    >>> Plane((7, None, None)).axes
+    (1, 2)
+    >>> Plane((7, None, None)).moved(-2)
+    Plane(index=(5, None, None))
+    """
+
+    index: tuple[int | None, ...] = (None, None)
+
+    def __post_init__(self) -> None:
+        index = tuple(None if i is None else int(i) for i in self.index)
+        if index.count(None) != 2 or any(i is not None and i < 0 for i in index):
+            raise ValueError(
+                f"a plane index needs exactly two None (row and column axis) and positions of 0 or more; got {index}"
+            )
+        object.__setattr__(self, "index", index)
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The row axis and the column axis."""
+        row, col = (axis for axis, i in enumerate(self.index) if i is None)
+        return row, col
+
+    @property
+    def position(self) -> int:
+        """Where the plane is on the axis it moves along; 0 in a 2-D image."""
+        return next((i for i in reversed(self.index) if i is not None), 0)
+
+    def moved(self, offset: int) -> Plane:
+        """The plane `offset` steps further along the last axis that has a position.
+
+        Raises ValueError in a 2-D image, which has nowhere to go, and below position 0.
+        """
+        for axis in reversed(range(len(self.index))):
+            position = self.index[axis]
+            if position is not None:
+                return Plane((*self.index[:axis], position + offset, *self.index[axis + 1 :]))
+        raise ValueError(f"a plane of a 2-D image cannot move; got an offset of {offset}")
+
+    def key(self) -> tuple[int | slice, ...]:
+        """The numpy key that cuts this plane out of an array of the spatial axes."""
+        return tuple(slice(None) if i is None else i for i in self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image of two or more spatial axes, read plane by plane.
+
+    Parameters
+    ----------
+    data
+        The pixels (numpy, dask, zarr): the spatial axes in any number, and perhaps one axis of channels.
+    spacing
+        World units per voxel, one positive number per spatial axis; None when unknown.
+    channel_axis
+        The axis of `data` that holds channels, negative counted from the end; None when there is none.
+    channel
+        The channel to segment. None with 3 or 4 channels means RGB (a fourth channel, alpha, is dropped).
+    window
+        (low, high) intensities shown as black and white; None when each plane may choose its own.
+    name
+        What to call it in messages.
+    """
+
+    data: ArrayLike
+    spacing: tuple[float, ...] | None = None
+    channel_axis: int | None = None
+    channel: int | None = None
+    window: tuple[float, float] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        total = len(self.data.shape)
+        if self.channel_axis is not None:
+            if not -total <= self.channel_axis < total:
+                raise ValueError(f"channel_axis {self.channel_axis} is not an axis of an array of shape {self.data.shape}")
+            object.__setattr__(self, "channel_axis", self.channel_axis % total)
+            self._check_channel(self.data.shape[self.channel_axis % total])
+        if self.ndim < 2:
+            raise ValueError(f"a volume needs at least 2 spatial axes; got an array of shape {self.data.shape}")
+        if 0 in self.data.shape:
+            raise ValueError(f"a volume needs at least one voxel; got an empty array of shape {self.data.shape}")
+        if self.spacing is not None:
+            spacing = tuple(float(s) for s in self.spacing)
+            if len(spacing) != self.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
+                raise ValueError(f"spacing needs {self.ndim} positive numbers, one per spatial axis; got {spacing}")
+            object.__setattr__(self, "spacing", spacing)
+
+    def _check_channel(self, channels: int) -> None:
+        if self.channel is None and channels not in (3, 4):
+            raise ValueError(f"an image of {channels} channels needs a channel between 0 and {channels - 1}; got none")
+        if self.channel is not None and not 0 <= self.channel < channels:
+            raise ValueError(f"channel must lie between 0 and {channels - 1}; got {self.channel}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the spatial axes."""
+        return tuple(n for axis, n in enumerate(self.data.shape) if axis != self.channel_axis)
+
+    @property
+    def ndim(self) -> int:
+        """The number of spatial axes."""
+        return len(self.shape)
+
+    def plane(self, plane: Plane) -> np.ndarray:
+        """The pixels of one plane, as stored: (rows, cols), or (rows, cols, 3) of an RGB image."""
+        self._check_plane(plane)
+        key: list[int | slice] = list(plane.key())
+        if self.channel_axis is not None:
+            key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
+        pixels = np.asarray(self.data[tuple(key)])
+        if self.channel_axis is not None and self.channel is None:
+            # Axes cut away before the channel axis shift it to the left.
+            pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in key[: self.channel_axis]), -1)
+        return pixels
+
+    def planes(self, axis: int = 0) -> list[Plane]:
+        """All planes met while moving along `axis`, in order; rows and columns are the last two of the other axes.
+
+        A 2-D image has one plane. With 4 axes and more, the axes left over are walked too, `axis` last.
+        """
+        if self.ndim == 2:
+            return [Plane((None, None))]
+        if not -self.ndim <= axis < self.ndim:
+            raise ValueError(f"axis must lie between 0 and {self.ndim - 1} for a volume of shape {self.shape}; got {axis}")
+        others = [a for a in range(self.ndim) if a != axis % self.ndim]
+        walked = [*others[:-2], axis % self.ndim]
+        found = []
+        for positions in itertools.product(*(range(self.shape[a]) for a in walked)):
+            index: list[int | None] = [None] * self.ndim
+            for a, position in zip(walked, positions, strict=True):
+                index[a] = position
+            found.append(Plane(tuple(index)))
+        return found
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]:
+        """World units per (row, column) of a plane; (1, 1) when the spacing is unknown."""
+        row, col = plane.axes
+        return (1.0, 1.0) if self.spacing is None else (self.spacing[row], self.spacing[col])
+
+    def with_window(self) -> Volume:
+        """This volume with one intensity window for all planes, chosen from a sample; unchanged if it has one."""
+        if self.window is not None:
+            return self
+        sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
+        return replace(self, window=intensity_window(sample))
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of shape, type, channel and a sample of the content; equal for equal volumes in any array library."""
+        about = f"{tuple(self.data.shape)} {np.dtype(self.data.dtype).str} {self.channel_axis} {self.channel}"
+        digest = hashlib.blake2b(about.encode(), digest_size=16)
+        for pixels in self._sample():
+            digest.update(np.ascontiguousarray(pixels).tobytes())
+        return digest.hexdigest()
+
+    def _sample(self) -> Iterator[np.ndarray]:
+        """A few thinned planes, first and last among them; cut along the first axis, as files are stored."""
+        walked = self.shape[:-2]
+        total = int(np.prod(walked, dtype=np.int64))
+        for flat in np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PLANES)).round().astype(np.int64)):
+            positions = (int(i) for i in np.unravel_index(int(flat), walked)) if walked else ()
+            pixels = self.plane(Plane((*positions, None, None)))
+            rows, cols = (max(1, n // SAMPLED_SIDE) for n in pixels.shape[:2])
+            yield pixels[::rows, ::cols]
+
+    def _check_plane(self, plane: Plane) -> None:
+        fits = len(plane.index) == self.ndim and all(
+            i is None or i < n for i, n in zip(plane.index, self.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"plane {plane.index} is not inside a volume of shape {self.shape}")
+
+
+def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
+    """The (low, high) intensities to show as black and white.
+
+    uint8 gives (0, 255) and bool (0, 1), so that they pass unchanged. Everything else gives the 0.5 and 99.5
+    percentiles of the finite values, or their extremes when these percentiles are equal; constant pixels of value
+    v give (v, v + 1).
+
+    Raises ValueError for empty pixels, pixels without a finite value, and types that are not real numbers.
+    """
+    pixels = _real(pixels)
+    if pixels.dtype == np.bool_:
+        return (0.0, 1.0)
+    if pixels.dtype == np.uint8:
+        return (0.0, 255.0)
+    finite = pixels[np.isfinite(pixels)]
+    if finite.size == 0:
+        raise ValueError(f"an image needs at least one finite pixel; all {pixels.size} are NaN or infinite")
+    low, high = (float(v) for v in np.percentile(finite, (0.5, 99.5)))
+    if not low < high:
+        low, high = float(finite.min()), float(finite.max())
+    # Adding 1 to a very large constant may round to the same number.
+    return (low, high) if low < high else (low, max(low + 1.0, float(np.nextafter(low, np.inf))))
+
+
+def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Pixels as uint8, `window` stretched to 0..255; values outside are clipped, NaN becomes 0. Does not mutate.
+
+    Parameters
+    ----------
+    pixels
+        (rows, cols) or (rows, cols, 3) of any real type.
+    window
+        (low, high) with low < high; None chooses it with `intensity_window`.
+
+    Raises ValueError for empty pixels, other shapes, complex or non-numeric types, a window that is not increasing.
+    """
+    pixels = _real(pixels)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"an image must be (rows, cols) or (rows, cols, 3); got shape {pixels.shape}")
+    finite_somewhere = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
+    if not finite_somewhere:
+        raise ValueError(f"an image needs at least one finite pixel; all {pixels.size} are NaN or infinite")
+    low, high = intensity_window(pixels) if window is None else (float(window[0]), float(window[1]))
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"an intensity window needs finite low < high; got ({low}, {high})")
+    if pixels.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return pixels
+    # 16-bit types are exact in float32, wider ones keep float64.
+    wide = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+    scaled = np.clip(pixels.astype(wide), low, high)
+    scaled -= wide(low)
+    scaled *= wide(255.0 / (high - low))
+    scaled += wide(0.5)
+    np.nan_to_num(scaled, copy=False, nan=0.0)
+    return scaled.astype(np.uint8)
+
+
+def _real(pixels: np.ndarray) -> np.ndarray:
+    pixels = np.asarray(pixels)
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"an image needs real numbers; got type {pixels.dtype}")
+    if pixels.size == 0:
+        raise ValueError(f"an image needs at least one pixel; got shape {pixels.shape}")
+    return pixels
