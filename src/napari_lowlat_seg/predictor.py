@@ -5,7 +5,8 @@
     prediction = predictor.predict(embedding, [Click((120, 88))])         # fast, once per prompt
     prediction = predictor.predict(embedding, [Click((120, 88)), Click((10, 12), positive=False)], prediction)
 
-All that belongs to one picture is inside its `Embedding`, so any number of pictures can take turns on one predictor.
+All that belongs to one picture is inside its `Embedding`, so any number of pictures can take turns on one
+predictor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from .frame import Frame
 from .model.checkpoints import load_model
 from .model.network import Network
-from .prompts import Box, Mask, Polygon, Prompt, dense_maps
+from .prompts import Prompt, Region, dense_maps
 from .runtime import Runtime
 from .volume import intensity_window, to_uint8
 
@@ -114,7 +115,8 @@ class Predictor:
             spacing: size of a pixel along rows and columns; only the ratio counts.
 
         Raises:
-            ValueError: for an empty picture, a wrong shape, complex numbers, no finite pixel, or a bad window or spacing.
+            ValueError: for an empty picture, a wrong shape, complex numbers, no finite pixel, or a bad window
+                or spacing.
         """
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
@@ -130,18 +132,21 @@ class Predictor:
         Parameters:
             embedding: from `embed` of this predictor or of one with the same weights.
             prompts: all prompts of the object so far, in any number and order; coordinates are (row, col).
-            previous: the answer before the newest prompt, if there was one. It stands in for boxes, polygons and
-                masks that it has already answered; regions at the end of `prompts` are newer and painted over it.
+            previous: the answer before the newest prompt, if there was one. It stands in for the boxes,
+                polygons and masks that it has answered; regions at the end of `prompts` are newer and painted
+                over it.
 
         Raises:
-            ValueError: for an embedding of other weights, prompts outside the picture, a `previous` of another shape,
-                or neither prompts nor `previous`.
+            ValueError: for an embedding of other weights, prompts outside the picture, a `previous` of
+                another shape, or neither prompts nor `previous`.
         """
         frame = embedding.frame
         if embedding.model != self.model:
-            raise ValueError(f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again")
+            raise ValueError(
+                f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again"
+            )
         if not prompts and previous is None:
-            raise ValueError("expected at least one prompt or a previous prediction, got neither; add a click")
+            raise ValueError("expected a prompt or a previous prediction, got neither; add a click")
         if previous is not None and previous.probability.shape != frame.shape:
             raise ValueError(
                 f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
@@ -166,19 +171,20 @@ class Predictor:
     def _answer(
         self, embedding: Embedding, prompts: Sequence[Prompt], previous: np.ndarray | None
     ) -> tuple[np.ndarray, float | None]:
-        """Probability (rows, cols) over the frame's crop, and the quality; `previous` covers the whole plane."""
+        """Probability (rows, cols) over the frame's crop, and the quality; `previous` covers the plane."""
         frame = embedding.frame
-        maps = dense_maps(prompts, frame, radius=self.network.radius, regions=self.network.regions)  # (3, S, S)
+        network = self.network
+        maps = dense_maps(prompts, frame, radius=network.radius, regions=network.regions)  # (3, S, S)
         with self.runtime.inference():
             if previous is not None:
                 maps[0] = self._prior(frame, prompts, previous)
-            fused = self.network.fuse(embedding.features, self.runtime.tensor(maps)[None])
-            logits, quality = self.network.decode(fused)
+            fused = network.fuse(embedding.features, self.runtime.tensor(maps)[None])
+            logits, quality = network.decode(fused)
             probability = _lifted(logits.float(), frame).sigmoid()[0, 0].cpu().numpy()
         return probability, None if quality is None else float(quality[0])
 
     def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray) -> np.ndarray:
-        """Channel 0, (S, S): the previous probability, with the regions newer than it painted over in order."""
+        """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
         soft = self.runtime.tensor(frame.cut(previous))[None, None]
         prior = _laid(soft, frame, soft.new_zeros(1, 1, self.size, self.size))[0, 0].cpu().numpy()
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
@@ -187,7 +193,9 @@ class Predictor:
         return prior
 
 
-def load_predictor(model: str = "default", device: str = "auto", closer_look: CloserLook = "auto") -> Predictor:
+def load_predictor(
+    model: str = "default", device: str = "auto", closer_look: CloserLook = "auto"
+) -> Predictor:
     """The predictor for a model on a device.
 
     Parameters:
@@ -202,14 +210,14 @@ def load_predictor(model: str = "default", device: str = "auto", closer_look: Cl
     return Predictor(load_model(model), runtime, closer_look, name=str(model))
 
 
-def _newest_regions(prompts: Sequence[Prompt]) -> list[Box | Polygon | Mask]:
+def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     """The regions that no click or scribble follows, oldest first.
 
     Every other region is older than the previous prediction, which has answered it.
     """
-    newest: list[Box | Polygon | Mask] = []
+    newest: list[Region] = []
     for prompt in reversed(prompts):
-        if not isinstance(prompt, Box | Polygon | Mask):
+        if not isinstance(prompt, Region):
             break
         newest.insert(0, prompt)
     return newest
@@ -218,7 +226,8 @@ def _newest_regions(prompts: Sequence[Prompt]) -> list[Box | Polygon | Mask]:
 def _laid(pixels: Tensor, frame: Frame, canvas: Tensor) -> Tensor:
     """Crop pixels (1, C, rows, cols) resized onto the canvas (1, C, S, S) of a frame.
 
-    The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes survive.
+    The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
+    survive.
     """
     smooth = frame.fit == "letterbox"
     rows, cols = frame.content

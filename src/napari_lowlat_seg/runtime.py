@@ -44,12 +44,13 @@ class Runtime:
         Without a `precision`, CUDA multiplies in half precision and everything else in float32.
 
         Raises:
-            ValueError: for a device that this machine or this build of torch lacks; the message lists those it has.
+            ValueError: for a device that this machine or this build of torch lacks; it lists those there are.
         """
         present = available_devices()
         chosen = present[0] if device == "auto" else "cuda:0" if device == "cuda" else device
         if chosen not in present:
-            raise ValueError(f"device {device!r} is not available; choose 'auto' or one of {', '.join(present)}")
+            there = ", ".join(present)
+            raise ValueError(f"device {device!r} is not available; choose 'auto' or one of {there}")
         return cls(chosen, precision or ("fp16" if chosen.startswith("cuda") else "fp32"))
 
     def prepare(self, network: AnyModule) -> AnyModule:
@@ -65,7 +66,8 @@ class Runtime:
         """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside."""
         kind = self.device.partition(":")[0]
         short = self.precision != "fp32"
-        with torch.inference_mode(), torch.autocast(kind, DTYPES[self.precision] if short else None, enabled=short):
+        dtype = DTYPES[self.precision] if short else None
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=short):
             yield
 
 

@@ -1,1 +1,1 @@
-"""The networks. A wall: torch only; no napari, no numpy pictures, no prompts, nothing of ours from outside."""
+"""The networks. A wall: torch only; no napari, no numpy pictures, no prompts, nothing from outside."""

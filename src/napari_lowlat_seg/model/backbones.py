@@ -96,8 +96,8 @@ class PlainViT(nn.Module):
         self.windows = max(1, self.grid // NOMINAL_WINDOW)  # per axis
         if self.grid % self.windows:
             raise ValueError(
-                f"a {self.grid} x {self.grid} grid of tokens cannot be cut into {self.windows} x {self.windows} windows; "
-                f"choose a size whose grid is a multiple of {self.windows}"
+                f"a grid of {self.grid} x {self.grid} tokens cannot be cut into {self.windows} windows "
+                f"per axis; choose a size whose grid is a multiple of {self.windows}"
             )
         self.everywhere = [i % global_every == 0 or i == depth for i in range(1, depth + 1)]
         self.patch_embed = PatchEmbed(3, dim, patch)
@@ -111,7 +111,8 @@ class PlainViT(nn.Module):
         x = self.patch_embed(image) + self.pos_embed[:, 1:]  # (B, g * g, C)
         for everywhere, block in zip(self.everywhere, self.blocks, strict=True):
             x = block(x) if everywhere else self._joined(block(self._cut(x)))
-        return x.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, C, g, g)
+        out: Tensor = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, C, g, g)
+        return out
 
     def _cut(self, x: Tensor) -> Tensor:
         n, side = self.windows, self.grid // self.windows

@@ -1,7 +1,7 @@
 """Weights: which there are, where they come from, and how a file becomes a network.
 
-Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors; the
-digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
+Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors;
+the digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Weights:
         licence: under which terms the weights come, as far as their authors say.
         note: what it is, in one line.
         url: where to download it; empty for files inside the package.
-        sha256: of the file; empty if its authors publish none: then the first download is recorded and kept to.
+        sha256: of the file; empty if its authors publish none: then the first download is the one kept to.
         parameters: number of values, for those not on this machine yet.
         size: side of the network's input in pixels, likewise.
     """
@@ -59,7 +59,7 @@ class Weights:
 UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbiag)"
 
 WEIGHTS: dict[str, Weights] = {
-    "default": Weights("compact", "BSD-3-Clause; see the model card", "compact model for a CPU, inside the package"),
+    "default": Weights("compact", "BSD-3-Clause; see its model card", "compact model, inside the package"),
     "segnext-sax1": Weights(
         "segnext",
         UPSTREAM,
@@ -91,8 +91,8 @@ def load_model(name_or_path: str | Path) -> Network:
     """The network of a known name or of a file, in evaluation mode, float32, on the CPU.
 
     Parameters:
-        name_or_path: a name of `list_models()` (downloaded at first use), the path of one of our .safetensors files, or
-            the path of an official .pth file.
+        name_or_path: a name of `list_models()` (downloaded at first use), or the path of one of our
+            .safetensors files or of an official .pth file.
 
     Raises:
         ValueError: for an unknown name, or a file that is missing, damaged, hostile or of another kind.
@@ -117,8 +117,8 @@ def download_model(name: str, progress: Progress | None = None) -> Path:
     """Brings a known model to this machine, checks that it loads, and returns its file.
 
     Parameters:
-        progress: called with (bytes so far, bytes in all or None); whatever it raises cancels the download and leaves
-            nothing behind. None draws a bar on stderr.
+        progress: called with (bytes so far, bytes in all or None); whatever it raises cancels the download
+            and leaves nothing behind. None draws a bar on stderr.
     """
     if name not in WEIGHTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}")
@@ -129,8 +129,8 @@ def import_model(path: str | Path, into: str | Path | None = None) -> Path:
     """Writes the model of any readable file as safetensors and returns the new file.
 
     Parameters:
-        into: a folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds it
-            by its name without the ending.
+        into: a folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then
+            finds it by its name without the ending.
 
     Raises:
         ValueError: if the file cannot be read, or if something else is there already.
@@ -144,7 +144,7 @@ def import_model(path: str | Path, into: str | Path | None = None) -> Path:
     if target.exists():
         if _metadata(target).get("source_sha256") == digest:
             return target
-        raise ValueError(f"{target} is there already and holds another model; remove it or choose another name")
+        raise ValueError(f"{target} is there already and holds another model; remove it or take another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     return save_model(network, target, source=source.name, source_sha256=digest)
 
@@ -179,8 +179,9 @@ def list_models() -> list[dict[str, Any]]:
 def model_info(name_or_path: str | Path) -> dict[str, Any]:
     """Facts on one model, downloading nothing.
 
-    Keys: name, family, parameters, size (side of the input in pixels, 0 if unknown), bytes (of the file, None if it is
-    not here), licence, note, sha256 (None if not known yet), path (str or None), url (str or None), downloaded (bool).
+    Keys: name, family, parameters, size (side of the input in pixels, 0 if unknown), bytes (of the file, None
+    if it is not here), licence, note, sha256 (None if not known yet), path (str or None), url (str or None)
+    and downloaded (bool).
     """
     name = str(name_or_path)
     row = WEIGHTS.get(name)
@@ -196,7 +197,8 @@ def model_info(name_or_path: str | Path) -> dict[str, Any]:
     else:
         assert row is not None
         path = _known_path(name)
-        facts = {"family": row.family, "parameters": row.parameters, "size": row.size, "sha256": _known_sha256(name)}
+        facts = {"family": row.family, "parameters": row.parameters, "size": row.size}
+        facts["sha256"] = _known_sha256(name)
     here = path.is_file()
     return {
         "name": name,
@@ -220,11 +222,12 @@ def model_path(name: str) -> Path:
         raise ValueError(f"model {name!r} is not at {known}; {_how_to_get(name)}")
     if path.suffix in (".safetensors", ".pth", ".pt"):
         raise ValueError(f"there is no model file {name}")
-    raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}, or give a .safetensors or .pth file")
+    names = ", ".join(WEIGHTS)
+    raise ValueError(f"unknown model {name!r}; choose one of {names}, or give a .safetensors or .pth file")
 
 
 def _how_to_get(name: str) -> str:
-    return f"run `lowlat-seg models download {name}`" if WEIGHTS[name].url else "this installation lacks it; reinstall"
+    return f"run `lowlat-seg models download {name}`" if WEIGHTS[name].url else "install the package again"
 
 
 def _known_path(name: str) -> Path:
@@ -244,7 +247,7 @@ def _known_sha256(name: str) -> str | None:
 
 
 def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
-    """The file and the network of a model from the net. The first file that loads is the one kept to ever after."""
+    """File and network of a model from the net. The first file that loads is the one kept to ever after."""
     path, known = _known_path(name), _known_sha256(name)
     fetch(WEIGHTS[name].url, path, known, progress)
     digest = file_sha256(path) if known is None else known
@@ -276,7 +279,7 @@ def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     if facts.get("sha256", _digest(state)) != _digest(state):
         raise ValueError(f"{path.name} was changed since it was written: its tensors do not match its sha256")
-    return family, config, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return family, config, {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -288,9 +291,10 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -> Network:
-    """The network with these parameters, after every key and shape was checked; nothing is allocated before that."""
+    """The network with these parameters, made only after every key and shape was checked."""
     with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in FAMILIES[family][1](config).state_dict().items()}
+        blank = FAMILIES[family][1](config)  # allocates nothing
+    expected = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     problems = [f"{key} is missing" for key in expected if key not in found]
     problems += [f"{key[:60]} is unknown" for key in found if key not in expected]
@@ -300,7 +304,8 @@ def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -
         if expected.get(key, shape) != shape
     ]
     if problems:
-        raise ValueError(f"{path.name} does not fit {family}: {'; '.join(problems[:3])} ({len(problems)} in all)")
+        listed = "; ".join(problems[:3])
+        raise ValueError(f"{path.name} does not fit {family}: {listed} ({len(problems)} in all)")
     network: Network = FAMILIES[family][1](config)
     network.load_state_dict(state)
     return network.eval()

@@ -1,8 +1,9 @@
 """Bringing large files to this machine, whole or not at all.
 
-pooch fetches into a temporary file beside the target, checks the sha256 and moves it into place in one step; a
-download that fails or is cancelled leaves nothing, and the next one starts clean. What pooch lacks is here: the form
-that Google Drive asks to confirm before it hands out a large file, and sentences instead of stack traces.
+pooch fetches into a temporary file beside the target, checks the sha256 and moves it into place in one step;
+a download that fails or is cancelled leaves nothing, and the next one starts clean. What pooch lacks is here:
+the form that Google Drive asks to confirm before it hands out a large file, and sentences instead of stack
+traces.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ Progress = Callable[[int, int | None], object]
 CHUNK = 1 << 20
 PATIENCE = 30.0  # seconds without a byte before a download counts as stalled
 PAGE = 1 << 20  # a confirmation page is never larger than this
+GOOGLE = (".google.com", ".googleusercontent.com")
+
+_PAGE_CAME = (
+    "{} sent a web page instead of {}; perhaps too many people fetched it today: "
+    "try again later or download it with a browser"
+)
 
 
 def cache_dir() -> Path:
@@ -47,7 +54,8 @@ def fetch(
 
     Parameters:
         sha256: what the file must have; None accepts whatever comes.
-        progress: called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar on stderr.
+        progress: called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar
+            on stderr.
         patience: seconds without a byte after which the download counts as stalled.
 
     Raises:
@@ -61,19 +69,20 @@ def fetch(
             )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.name
+    what = f"the download of {path.name} from {url}"
     try:
         with _quiet():
-            pooch.retrieve(url, sha256, name, path.parent, downloader=_Download(name, progress, patience))
-    except requests.Timeout:
-        raise ValueError(f"the download of {name} from {url} stalled for {patience:g} s; try again") from None
+            download = _Download(path.name, progress, patience)
+            pooch.retrieve(url, sha256, path.name, path.parent, downloader=download)
     except requests.HTTPError as error:
-        code = error.response.status_code
-        raise ValueError(f"{url} answered {code} instead of {name}; it may have moved") from None
-    except (requests.RequestException, OSError) as error:
-        if "timed out" in str(error).lower():
-            raise ValueError(f"the download of {name} from {url} stalled for {patience:g} s; try again") from None
-        raise ValueError(f"the download of {name} from {url} broke off ({type(error).__name__}); try again") from None
+        code = "an error" if error.response is None else error.response.status_code
+        raise ValueError(f"{what} was answered with {code}; it may have moved") from None
+    except requests.RequestException as error:
+        # A pause before the first byte is a Timeout, one in the middle a ConnectionError that says so in
+        # words only.
+        stalled = isinstance(error, requests.Timeout) or "timed out" in str(error)
+        how = f"stalled for {patience:g} s" if stalled else f"broke off ({type(error).__name__})"
+        raise ValueError(f"{what} {how}; try again") from None
     return path
 
 
@@ -89,10 +98,7 @@ class _Download:
             if _is_page(response):
                 response = self._open(session, *_confirmed(response, self.name))
             if _is_page(response):
-                raise ValueError(
-                    f"{url} sent a web page instead of {self.name}; perhaps too many people fetched it today: "
-                    "try again later or download it with a browser"
-                )
+                raise ValueError(_PAGE_CAME.format(url, self.name))
             with response, _Counter(self.name, _length(response), self.progress) as counter:
                 with open(output_file, "wb") as file:
                     for chunk in response.iter_content(CHUNK):
@@ -156,20 +162,16 @@ def _confirmed(response: requests.Response, name: str) -> tuple[str, dict[str, s
     form = _Form()
     form.feed(page.decode("utf-8", "replace"))
     if form.action is None or not form.fields:
-        raise ValueError(
-            f"{response.url} sent a web page instead of {name}; perhaps too many people fetched it today: "
-            "try again later or download it with a browser"
-        )
+        raise ValueError(_PAGE_CAME.format(response.url, name))
     target = urljoin(response.url, form.action)
     if not _same_owner(urlsplit(response.url).hostname, urlsplit(target).hostname):
-        raise ValueError(f"{response.url} wants to send the download of {name} to another site, {target}; not followed")
+        raise ValueError(f"{response.url} sends the download of {name} elsewhere, to {target}; not followed")
     return target, form.fields
 
 
 def _same_owner(here: str | None, there: str | None) -> bool:
     """The same host, or both Google's."""
-    google = [host is not None and host.endswith((".google.com", ".googleusercontent.com")) for host in (here, there)]
-    return here == there or all(google)
+    return here == there or all((host or "").endswith(GOOGLE) for host in (here, there))
 
 
 def _is_page(response: requests.Response) -> bool:

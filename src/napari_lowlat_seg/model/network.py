@@ -1,7 +1,7 @@
 """What every network of the family answers to: encode an image once, fuse prompts with it, decode a mask.
 
-A network keeps parameters and nothing else. Whatever belongs to one image travels in the tuples of tensors that
-`encode` and `fuse` return, so images can be interleaved on one network in any order.
+A network keeps parameters and nothing else. Whatever belongs to one image travels in the tuples of tensors
+that `encode` and `fuse` return, so images can be interleaved on one network in any order.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Network(nn.Module, ABC):
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """Features that know the prompts, from kept features and maps (B, 3, S, S).
 
-        The channels of `maps` are the previous probability or a region prior, positive prompts, negative prompts,
-        each in [0, 1]. `features` are not changed; features of one image serve any number of maps.
+        The channels of `maps` are the previous probability or a region prior, positive prompts, negative
+        prompts, each in [0, 1]. `features` are not changed; those of one image serve any number of maps.
         """
 
     @abstractmethod

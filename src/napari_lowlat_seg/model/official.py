@@ -1,15 +1,15 @@
 """Reading the original's .pth files without trusting them.
 
-Such a file is a pickle that names a Python class to import. It is read with `weights_only=True`, nothing is ever
-imported by name, the geometry is taken from the shapes of the tensors, and the two facts that shapes cannot tell
-(heads and the rhythm of global attention) are read from the file's config within bounds.
+Such a file is a pickle that names a Python class to import. It is read with `weights_only=True`, nothing is
+ever imported by name, the geometry is taken from the shapes of the tensors, and the two facts that shapes
+cannot tell (heads and the rhythm of global attention) are read from the file's config within bounds.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from math import isqrt
+from math import isclose, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
     patch = _shape(state, "backbone.patch_embed.proj.weight", 4)[-1]
     tokens, dim = _shape(state, "backbone.pos_embed", 3)[1:]
     levels = ("down_4.5", "down_8.2", "down_16.0", "down_32.2")
-    found = {
+    found: dict[str, Any] = {
         "size": isqrt(tokens - 1) * patch,
         "patch": patch,
         "dim": dim,
@@ -108,13 +108,15 @@ def _unpickled(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error).upper() or "persistent" in str(error):
             raise ValueError(
-                f"{path.name} holds Python objects besides tensors and plain values, which could run code; it was not "
-                f"loaded: expected an {NOT_OURS}"
+                f"{path.name} holds Python objects besides tensors and plain values, which could run code; "
+                f"it was not loaded: expected an {NOT_OURS}"
             ) from None
         raise ValueError(f"{path.name} is damaged or not a torch file: expected an {NOT_OURS}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, UnicodeDecodeError):
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         # The many ways in which torch says that the archive ends too early or was never one.
-        raise ValueError(f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}") from None
+        raise ValueError(
+            f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
+        ) from None
 
 
 def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -193,15 +195,15 @@ def _whole(section: Mapping[str, Any], name: str, low: int, high: int, default: 
 
 def _only(section: Mapping[str, Any], name: str, known: Any) -> None:
     value = section.get(name, known)
-    flat, wanted = (torch.tensor(v, dtype=torch.float64).flatten() if _numbers(v) else None for v in (value, known))
-    if flat is None or wanted is None or flat.shape != wanted.shape or not torch.allclose(flat, wanted):
+    if not _same(value, known):
         raise ValueError(f"its config's {name} must be {known}, got {value!r:.60}")
 
 
-def _numbers(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return len(value) <= 8 and all(_numbers(item) for item in value)
-    return isinstance(value, int | float)
+def _same(value: Any, known: Any) -> bool:
+    """Whether a number, or a nest of numbers, is the known one up to rounding."""
+    if isinstance(known, list):
+        return isinstance(value, list | tuple) and len(value) == len(known) and all(map(_same, value, known))
+    return isinstance(value, int | float) and isclose(value, known, rel_tol=1e-6)
 
 
 def _first(value: Any) -> Any:

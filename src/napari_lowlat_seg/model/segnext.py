@@ -1,9 +1,9 @@
 """SegNext as published: encode -> fuse -> decode.
 
-The image is encoded once; the prompts become pixels of three maps, the maps become tokens, and the sum of both
-sets of tokens passes through self-attention over the whole picture. A pyramid of four levels and a light head draw
-the mask. Liu, Cho, Bansal, Niethammer: "Rethinking Interactive Image Segmentation with Low Latency, High Quality,
-and Diverse Prompts", CVPR 2024. Parameter names are those of the official files.
+The image is encoded once; the prompts become pixels of three maps, the maps become tokens, and the sum of
+both sets of tokens passes through self-attention over the whole picture. A pyramid of four levels and a light
+head draw the mask. Liu, Cho, Bansal, Niethammer: "Rethinking Interactive Image Segmentation with Low Latency,
+High Quality, and Diverse Prompts", CVPR 2024. Parameter names are those of the official files.
 """
 
 from __future__ import annotations
@@ -59,11 +59,13 @@ class SegNextConfig:
         object.__setattr__(self, "neck_dims", tuple(self.neck_dims))  # JSON has lists only
         for name, (low, high) in BOUNDS.items():
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"SegNext's {name} must lie in {low}..{high}, got {getattr(self, name)!r}")
+                raise ValueError(f"SegNext's {name} must lie in {low}..{high}, got {getattr(self, name)}")
         if self.size % (2 * self.patch):
             raise ValueError(f"SegNext's size must be a multiple of {2 * self.patch} pixels, got {self.size}")
         if self.dim % self.heads or self.dim % self.fusion_heads:
-            raise ValueError(f"SegNext's dim {self.dim} must be a multiple of {self.heads} and {self.fusion_heads} heads")
+            raise ValueError(
+                f"SegNext's dim {self.dim} is no multiple of its {self.heads} and {self.fusion_heads} heads"
+            )
         if len(self.neck_dims) != 4:
             raise ValueError(f"SegNext's neck has 4 levels, got neck_dims {self.neck_dims}")
 
@@ -73,7 +75,7 @@ class SegNextConfig:
         return cls(fusion_blocks=fusion_blocks)
 
 
-# What a file may ask for. Wide enough for every published ViT, narrow enough that no file can ask for the moon.
+# What a file may ask for: wide enough for every published ViT, too narrow to ask for the moon.
 BOUNDS: dict[str, tuple[int, int]] = {
     "size": (32, 4096),
     "patch": (4, 64),
@@ -154,8 +156,8 @@ class Head(nn.Module):
         self.seg_conv = nn.Conv2d(dim, 1, 1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's weight at
-        # its own size, which spares resizing to, and convolving, 4 * dim channels at 1/4. Same to 1e-6.
+        # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's
+        # weight at its own size, which spares resizing and convolving 4 * dim channels at 1/4. Same to 1e-6.
         columns = self.fusion_conv.conv.weight.chunk(len(levels), dim=1)
         parts = [F.conv2d(conv(x), w) for x, conv, w in zip(levels, self.convs, columns, strict=True)]
         mixed = parts[0] + self.fusion_conv.conv.bias[:, None, None]  # type: ignore[index]
@@ -199,7 +201,8 @@ class SegNext(Network):
         return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
 
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        logits = F.interpolate(self.head_logits(fused), (self.size, self.size), mode="bilinear", align_corners=True)
+        side = (self.size, self.size)
+        logits = F.interpolate(self.head_logits(fused), side, mode="bilinear", align_corners=True)
         return logits, None  # (B, 1, S, S)
 
     def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:
@@ -211,7 +214,8 @@ class SegNext(Network):
 def distance_maps(points: Tensor, radius: int) -> Tensor:
     """tanh(2 d / radius), d the distance to the nearest pixel that is not zero; 1 where a channel has none.
 
-    `points` is (B, C, H, W) and not changed. Costs O(pixels covered), not O(points x H x W), because tanh saturates.
+    `points` is (B, C, H, W) and not changed. Because tanh saturates, the cost is O(pixels covered) and not
+    O(points x H x W).
     """
     height, width = points.shape[-2:]
     reach = int(SATURATED * radius) + 1
