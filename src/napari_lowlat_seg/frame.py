@@ -1,7 +1,7 @@
 """Where a network's square input lies on a plane. The only place where pixels change scale.
 
-Coordinates are (row, col) with pixel centres on integers, so pixel i reaches from i - 0.5 to i + 0.5. That gives
-x' = (x - crop + 0.5) * scale - 0.5 both for prompts and for images resized without aligned corners.
+Coordinates are (row, col) with pixel centres on integers, so pixel i reaches from i - 0.5 to i + 0.5. That
+gives x' = (x - crop + 0.5) * scale - 0.5 both for prompts and for images resized without aligned corners.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Frame:
     crop
         (top, left, rows, cols) of the part that the network sees, in plane pixels, inside the plane.
     fit
-        "letterbox": one scale for both axes in world units, image at the top left, padding at the right or bottom.
-        "official": each axis stretched to S, and clicks rounded as SegNext does (uncbiag/SegNext, commit 4c45ce8).
+        "letterbox": one scale for both axes in world units, image at the top left, the rest is padding.
+        "official": each axis stretched to S, and clicks rounded as SegNext does (uncbiag/SegNext 4c45ce8).
     spacing
         Row and column pixel size in any common unit; letterbox makes the network's pixels square with it.
 
@@ -66,17 +66,21 @@ class Frame:
             raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
         top, left, rows, cols = crop
         if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:
-            raise ValueError(f"crop (top, left, rows, cols) must lie inside a plane of shape {shape}; got {crop}")
+            raise ValueError(f"crop (top, left, rows, cols) must lie inside the plane of {shape}; got {crop}")
 
     @classmethod
     def whole(
-        cls, shape: tuple[int, int], size: int, fit: Fit = "letterbox", spacing: tuple[float, float] = (1.0, 1.0)
+        cls,
+        shape: tuple[int, int],
+        size: int,
+        fit: Fit = "letterbox",
+        spacing: tuple[float, float] = (1.0, 1.0),
     ) -> Frame:
         """The frame that shows the whole plane."""
         return cls(shape, size, (0, 0, shape[0], shape[1]), fit, spacing)
 
     def around(self, box: tuple[float, float, float, float], margin: float, least: float) -> Frame:
-        """A closer look: the frame of a crop around `box`, square in world units, moved and clipped into the plane.
+        """A closer look: the frame of a crop around `box`, square in world units, moved into the plane.
 
         Parameters
         ----------
@@ -114,28 +118,31 @@ class Frame:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Network pixels per plane pixel along rows and columns: `content` over crop, so that a resize agrees."""
+        """Network pixels per plane pixel along rows and columns: `content` over crop, as a resize has it."""
         rows, cols = self.content
         return (rows / self.crop[2], cols / self.crop[3])
 
     def to_network(self, points: Points) -> np.ndarray:
         """Plane (row, col) to network (row, col): float64 (N, 2)."""
-        return (_pairs(points) - self.crop[:2] + 0.5) * self.scale - 0.5
+        network: np.ndarray = (_pairs(points) - self.crop[:2] + 0.5) * self.scale - 0.5
+        return network
 
     def to_plane(self, points: Points) -> np.ndarray:
         """Network (row, col) to plane (row, col): float64 (N, 2); the inverse of `to_network`."""
-        return (_pairs(points) + 0.5) / self.scale - 0.5 + self.crop[:2]
+        plane: np.ndarray = (_pairs(points) + 0.5) / self.scale - 0.5 + self.crop[:2]
+        return plane
 
     def pixels(self, points: Points) -> np.ndarray:
         """The network pixel that each plane point falls on: int64 (N, 2).
 
         Points outside the crop fall outside the grid. With the "official" fit a coordinate is
-        trunc(float32(y) * float32(S / H) + 0.5), which is S, one past the grid, on the last row when H >= 2 S.
+        trunc(float32(y) * float32(S / H) + 0.5): S, one past the grid, on the last row when H >= 2 S.
         """
         if self.fit == "letterbox":
             return np.floor(self.to_network(points) + 0.5).astype(np.int64)
         local = (_pairs(points) - self.crop[:2]).astype(np.float32)
-        return np.trunc(local * np.array(self.scale, np.float32) + np.float32(0.5)).astype(np.int64)
+        rounded: np.ndarray = np.trunc(local * np.array(self.scale, np.float32) + np.float32(0.5))
+        return rounded.astype(np.int64)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
         """The crop of an array (rows, cols, ...) of the plane's shape, as a view."""
@@ -144,14 +151,14 @@ class Frame:
         return pixels[top : top + rows, left : left + cols]
 
     def place(self, pixels: np.ndarray, into: np.ndarray) -> np.ndarray:
-        """Write an array of the crop's shape to its place in `into`, an array of the plane's shape, and return `into`."""
+        """Write an array of the crop's shape to its place in `into`, of the plane's shape; returns `into`."""
         self._check(pixels, self.crop[2:])
         self.cut(into)[...] = pixels
         return into
 
     def _check(self, pixels: np.ndarray, expected: tuple[int, int]) -> None:
         if tuple(pixels.shape[:2]) != tuple(expected):
-            raise ValueError(f"this frame needs pixels of shape {tuple(expected)}; got {tuple(pixels.shape[:2])}")
+            raise ValueError(f"this frame needs pixels of shape {expected}; got {tuple(pixels.shape[:2])}")
 
 
 def _pairs(points: Points) -> np.ndarray:

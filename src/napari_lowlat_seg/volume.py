@@ -1,8 +1,8 @@
 """What is segmented: an n-dimensional image with its geometry, and one 2-D cut through it.
 
 A `Volume` never copies its data: numpy, dask and zarr arrays are read one plane at a time, so a volume may be
-larger than memory. A `Plane` names a cut by its index, which keeps every other module free of questions such as
-"is it 2-D or 3-D?".
+larger than memory. A `Plane` names a cut by its index, which keeps every other module free of questions such
+as "is it 2-D or 3-D?".
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Plane:
     Parameters
     ----------
     index
-        One entry per spatial axis. Exactly two are None: the first is the row axis, the second the column axis.
-        The others are positions, 0 or more.
+        One entry per spatial axis. Exactly two are None: first the row axis, then the column axis. The others
+        are positions, 0 or more.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Plane:
         index = tuple(None if i is None else int(i) for i in self.index)
         if index.count(None) != 2 or any(i is not None and i < 0 for i in index):
             raise ValueError(
-                f"a plane index needs exactly two None (row and column axis) and positions of 0 or more; got {index}"
+                f"a plane index needs two None (row and column axis) and positions of 0 or more; got {index}"
             )
         object.__setattr__(self, "index", index)
 
@@ -121,24 +121,26 @@ class Volume:
         total = len(self.data.shape)
         if self.channel_axis is not None:
             if not -total <= self.channel_axis < total:
-                raise ValueError(f"channel_axis {self.channel_axis} is not an axis of an array of shape {self.data.shape}")
+                raise ValueError(f"shape {tuple(self.data.shape)} has no channel axis {self.channel_axis}")
             object.__setattr__(self, "channel_axis", self.channel_axis % total)
             self._check_channel(self.data.shape[self.channel_axis % total])
         if self.ndim < 2:
-            raise ValueError(f"a volume needs at least 2 spatial axes; got an array of shape {self.data.shape}")
+            raise ValueError(f"a volume needs at least 2 spatial axes; got shape {tuple(self.data.shape)}")
         if 0 in self.data.shape:
-            raise ValueError(f"a volume needs at least one voxel; got an empty array of shape {self.data.shape}")
+            raise ValueError(f"a volume needs at least one voxel; got shape {tuple(self.data.shape)}")
         if self.spacing is not None:
             spacing = tuple(float(s) for s in self.spacing)
             if len(spacing) != self.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
-                raise ValueError(f"spacing needs {self.ndim} positive numbers, one per spatial axis; got {spacing}")
+                raise ValueError(f"spacing needs {self.ndim} positive numbers, one per axis; got {spacing}")
             object.__setattr__(self, "spacing", spacing)
 
     def _check_channel(self, channels: int) -> None:
         if self.channel is None and channels not in (3, 4):
-            raise ValueError(f"an image of {channels} channels needs a channel between 0 and {channels - 1}; got none")
+            raise ValueError(
+                f"an image of {channels} channels needs a channel from 0 to {channels - 1}; got none"
+            )
         if self.channel is not None and not 0 <= self.channel < channels:
-            raise ValueError(f"channel must lie between 0 and {channels - 1}; got {self.channel}")
+            raise ValueError(f"channel must be from 0 to {channels - 1}; got {self.channel}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -163,14 +165,16 @@ class Volume:
         return pixels
 
     def planes(self, axis: int = 0) -> list[Plane]:
-        """All planes met while moving along `axis`, in order; rows and columns are the last two of the other axes.
+        """All planes met while moving along `axis`, in order; the last two other axes are rows and columns.
 
         A 2-D image has one plane. With 4 axes and more, the axes left over are walked too, `axis` last.
         """
         if self.ndim == 2:
             return [Plane((None, None))]
         if not -self.ndim <= axis < self.ndim:
-            raise ValueError(f"axis must lie between 0 and {self.ndim - 1} for a volume of shape {self.shape}; got {axis}")
+            raise ValueError(
+                f"axis must be from 0 to {self.ndim - 1} in a volume of {self.shape}; got {axis}"
+            )
         others = [a for a in range(self.ndim) if a != axis % self.ndim]
         walked = [*others[:-2], axis % self.ndim]
         found = []
@@ -187,7 +191,7 @@ class Volume:
         return (1.0, 1.0) if self.spacing is None else (self.spacing[row], self.spacing[col])
 
     def with_window(self) -> Volume:
-        """This volume with one intensity window for all planes, chosen from a sample; unchanged if it has one."""
+        """This volume with one intensity window for all planes, chosen from a sample, if it has none."""
         if self.window is not None:
             return self
         sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
@@ -195,7 +199,7 @@ class Volume:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of shape, type, channel and a sample of the content; equal for equal volumes in any array library."""
+        """A digest of shape, type, channel and a sample of the content, the same for numpy, dask and zarr."""
         about = f"{tuple(self.data.shape)} {np.dtype(self.data.dtype).str} {self.channel_axis} {self.channel}"
         digest = hashlib.blake2b(about.encode(), digest_size=16)
         for pixels in self._sample():
@@ -224,8 +228,8 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
     """The (low, high) intensities to show as black and white.
 
     uint8 gives (0, 255) and bool (0, 1), so that they pass unchanged. Everything else gives the 0.5 and 99.5
-    percentiles of the finite values, or their extremes when these percentiles are equal; constant pixels of value
-    v give (v, v + 1).
+    percentiles of the finite values, or their extremes when these percentiles are equal; constant pixels of
+    value v give (v, v + 1).
 
     Raises ValueError for empty pixels, pixels without a finite value, and types that are not real numbers.
     """
@@ -245,7 +249,7 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
 
 
 def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
-    """Pixels as uint8, `window` stretched to 0..255; values outside are clipped, NaN becomes 0. Does not mutate.
+    """Pixels as uint8, `window` stretched to 0..255; outside is clipped, NaN becomes 0. Does not mutate.
 
     Parameters
     ----------
@@ -254,7 +258,8 @@ def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> n
     window
         (low, high) with low < high; None chooses it with `intensity_window`.
 
-    Raises ValueError for empty pixels, other shapes, complex or non-numeric types, a window that is not increasing.
+    Raises ValueError for empty pixels, pixels without a finite value, other shapes, complex or non-numeric
+    types, and a window that is not increasing.
     """
     pixels = _real(pixels)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
@@ -274,7 +279,8 @@ def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> n
     scaled *= wide(255.0 / (high - low))
     scaled += wide(0.5)
     np.nan_to_num(scaled, copy=False, nan=0.0)
-    return scaled.astype(np.uint8)
+    shown: np.ndarray = scaled.astype(np.uint8)
+    return shown
 
 
 def _real(pixels: np.ndarray) -> np.ndarray:
