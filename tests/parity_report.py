@@ -2,7 +2,7 @@
 
     python tests/parity_report.py FOLDER
 
-FOLDER holds the complete recordings, of which tests/golden/ has a part: inputs.npz, NAME.weights.safetensors and
+FOLDER holds the complete recordings, of which tests/golden/ has a part: inputs.npz, NAME.weights.safetensors,
 NAME.outputs.safetensors for three small networks, disks.npz, click_scaling.npz, vitb_state_dict_shapes.json.
 """
 

@@ -72,7 +72,7 @@ def fetch(
     what = f"the download of {path.name} from {url}"
     try:
         with _quiet():
-            download = _Download(path.name, progress, patience)
+            download = _Download(path.name, sha256, progress, patience)
             pooch.retrieve(url, sha256, path.name, path.parent, downloader=download)
     except requests.HTTPError as error:
         code = "an error" if error.response is None else error.response.status_code
@@ -89,8 +89,8 @@ def fetch(
 class _Download:
     """What pooch calls to fill its temporary file."""
 
-    def __init__(self, name: str, progress: Progress | None, patience: float) -> None:
-        self.name, self.progress, self.patience = name, progress, patience
+    def __init__(self, name: str, sha256: str | None, progress: Progress | None, patience: float) -> None:
+        self.name, self.sha256, self.progress, self.patience = name, sha256, progress, patience
 
     def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
         with requests.Session() as session:
@@ -103,8 +103,8 @@ class _Download:
                 with open(output_file, "wb") as file:
                     for chunk in response.iter_content(CHUNK):
                         file.write(chunk)
-                        counter.add(len(chunk))
-                counter.finish()
+                        counter.add(chunk)
+                counter.finish(url, self.sha256)
 
     def _open(self, session: requests.Session, url: str, fields: dict[str, str]) -> requests.Response:
         response = session.get(url, params=fields, stream=True, timeout=self.patience)
@@ -113,10 +113,10 @@ class _Download:
 
 
 class _Counter:
-    """Counts what came, tells whoever wants to know, and notices when less came than was announced."""
+    """Counts and digests what came, tells whoever wants to know, and notices what is missing or wrong."""
 
     def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
-        self.name, self.total, self.done = name, total, 0
+        self.name, self.total, self.done, self.digest = name, total, 0, hashlib.sha256()
         bar = None if progress else tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=False)
         self.bar, self.progress = bar, progress
 
@@ -127,16 +127,19 @@ class _Counter:
         if self.bar is not None:
             self.bar.close()
 
-    def add(self, count: int) -> None:
-        self.done += count
+    def add(self, chunk: bytes) -> None:
+        self.done += len(chunk)
+        self.digest.update(chunk)
         if self.bar is not None:
-            self.bar.update(count)
+            self.bar.update(len(chunk))
         if self.progress is not None:
             self.progress(self.done, self.total)
 
-    def finish(self) -> None:
+    def finish(self, url: str, sha256: str | None) -> None:
         if self.total is not None and self.done != self.total:
             raise requests.ConnectionError(f"{self.done} of {self.total} bytes")
+        if sha256 is not None and (got := self.digest.hexdigest()) != sha256:
+            raise ValueError(f"{self.name} from {url} has sha256 {got}, expected {sha256}; it was not kept")
 
 
 class _Form(HTMLParser):

@@ -9,6 +9,7 @@ High Quality, and Diverse Prompts", CVPR 2024. Parameter names are those of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,10 @@ class SegNextConfig:
             )
         if len(self.neck_dims) != 4:
             raise ValueError(f"SegNext's neck has 4 levels, got neck_dims {self.neck_dims}")
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"SegNext's fit is 'letterbox' or 'official', got {self.fit!r}")
+        if self.regions not in get_args(Regions):
+            raise ValueError(f"SegNext's regions is 'prior' or 'channel', got {self.regions!r}")
 
     @classmethod
     def vit_b(cls, fusion_blocks: int = 1) -> SegNextConfig:
