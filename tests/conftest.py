@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def run_python() -> Callable[[str], str]:
-    """Run code in a Python of its own and give back what it prints; there is no other way to see a fresh import."""
+    """Run code in a Python of its own, the only way to see a fresh import; gives back what it prints."""
 
     def run(code: str) -> str:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

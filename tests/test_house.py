@@ -72,7 +72,8 @@ def test_importing_the_package_imports_nothing_heavy(run_python):
 def test_importing_the_contributions_imports_no_torch(run_python):
     """Opening sample data does not wait for the network's library."""
     imported = run_python(
-        "import sys, napari_lowlat_seg.plugin.contributions\nprint('torch' in sys.modules, 'qtpy' in sys.modules)"
+        "import sys, napari_lowlat_seg.plugin.contributions\n"
+        "print('torch' in sys.modules, 'qtpy' in sys.modules)"
     )
     assert imported == "False False"
 
@@ -106,7 +107,8 @@ def test_the_version_is_that_of_the_metadata():
 def test_the_import_rules_hold():
     """The contracts of pyproject.toml: layers, the plugin wall, a vocabulary without torch."""
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    done = subprocess.run([sys.executable, "-c", lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", lint, "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

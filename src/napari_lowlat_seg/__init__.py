@@ -43,7 +43,7 @@ _ROOMS = {
     "sample_path": "samples",
 }
 
-__all__ = [  # noqa: RUF022 - plain alphabetical order, so that a reader finds a name
+__all__ = [
     "Box",
     "Click",
     "Embedding",

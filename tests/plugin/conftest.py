@@ -1,4 +1,4 @@
-"""A window needs napari, a Qt binding and a screen; without them these tests skip, unless REQUIRE_GUI is set."""
+"""A window needs napari, a Qt binding and a screen; without them tests skip, unless REQUIRE_GUI is set."""
 
 import os
 import sys

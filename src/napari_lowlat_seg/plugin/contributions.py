@@ -38,7 +38,7 @@ def open_mri_sample() -> list[LayerData]:
 
 
 def _read_scan(name: str) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """A NIfTI sample with its axes turned to (z, y, x), so that napari first shows it plane by axial plane."""
+    """A NIfTI sample with its axes turned to (z, y, x), so that napari shows it axial plane by plane."""
     scan = nibabel.load(sample_path(name))
     spacing = tuple(float(size) for size in scan.header.get_zooms()[::-1])
     place = {"scale": spacing, "units": ("mm", "mm", "mm"), "axis_labels": ("z", "y", "x")}
