@@ -84,7 +84,7 @@ def test_a_closer_look_is_inside_the_plane_and_holds_the_box(
     margin: float,
     least: int,
 ) -> None:
-    """Whatever the box, what of it lies in the plane is seen; the crop is square where the plane allows it."""
+    """Whatever the box, what of it lies in the plane is seen; the crop is square if it can be."""
     box = tuple(c * n for c, n in zip(corners, (*shape, *shape), strict=True))
     frame = Frame.whole(shape, 256, spacing=spacing).around(box, margin, least)
     top, left, rows, cols = frame.crop
