@@ -16,7 +16,8 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 CONFIRM = """<!DOCTYPE html><html><body><p>too large to scan for viruses</p>
 <form id="download-form" action="{action}" method="get"><input type="submit" value="Download anyway"/>
 <input type="hidden" name="id" value="abc"><input type="hidden" name="export" value="download">
-<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="1-2"></form></body></html>"""
+<input type="hidden" name="confirm" value="t">
+<input type="hidden" name="uuid" value="1-2"></form></body></html>"""
 
 
 class Server(ThreadingHTTPServer):

@@ -103,20 +103,21 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
 
 
 def _unpickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error).upper() or "persistent" in str(error):
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "GLOBAL" in str(error).upper() or "persistent" in str(error):
+                raise ValueError(
+                    f"{path.name} holds Python objects besides tensors and plain values, which could run "
+                    f"code; it was not loaded: expected an {NOT_OURS}"
+                ) from None
+            raise ValueError(f"{path.name} is damaged or not a torch file: expected an {NOT_OURS}") from None
+        except Exception:
+            # An archive that ends too early, or never was one, makes torch raise anything.
             raise ValueError(
-                f"{path.name} holds Python objects besides tensors and plain values, which could run code; "
-                f"it was not loaded: expected an {NOT_OURS}"
+                f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
             ) from None
-        raise ValueError(f"{path.name} is damaged or not a torch file: expected an {NOT_OURS}") from None
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
-        # The many ways in which torch says that the archive ends too early or was never one.
-        raise ValueError(
-            f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
-        ) from None
 
 
 def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,430 @@
+"""How files become networks, and what is said when they cannot."""
+
+import dataclasses
+import json
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file
+
+from napari_lowlat_seg.model import checkpoints
+from napari_lowlat_seg.model.checkpoints import (
+    WEIGHTS,
+    Weights,
+    download_model,
+    import_model,
+    list_models,
+    load_model,
+    model_info,
+    model_path,
+    save_model,
+)
+from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
+
+TINY = SegNextConfig(
+    size=64, dim=16, depth=2, heads=2, fusion_heads=2, neck_dims=(4, 4, 8, 8), head_dim=8, global_every=2
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def network() -> SegNext:
+    torch.manual_seed(0)
+    return SegNext(TINY).eval()
+
+
+@pytest.fixture
+def official(network: SegNext) -> dict[str, Any]:
+    """An official checkpoint as torch.load gives it back."""
+    params = {
+        "backbone_params": {
+            "img_size": (64, 64),
+            "patch_size": (16, 16),
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "global_atten_freq": 2,
+        },
+        "neck_params": {"in_dim": 16, "out_dims": [4, 4, 8, 8]},
+        "head_params": {"out_channels": 8, "in_select_index": [0, 1, 2, 3], "num_classes": 1},
+        "fusion_params": {"type": "self_attention", "depth": 1, "params": {"num_heads": 2}},
+        "norm_radius": 5,
+        "use_disks": True,
+        "norm_mean_std": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    }
+    rows = {name: {"type": "builtin", "value": value, "specified": True} for name, value in params.items()}
+    config = {"class": "isegm.model.is_plainvit_model.PlainVitModel", "params": rows}
+    return {"state_dict": dict(network.state_dict()), "config": config}
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[Any], Path]:
+    """Write anything with torch.save to a file called some.pth."""
+
+    def save(content: Any) -> Path:
+        torch.save(content, tmp_path / "some.pth")
+        return tmp_path / "some.pth"
+
+    return save
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_an_official_file_becomes_the_network(official, save, network) -> None:
+    """Geometry, weights, evaluation mode; a list of checkpoints counts as its first."""
+    for content in (official, [official, {"more": 1}]):
+        loaded = load_model(save(content))
+        assert isinstance(loaded, SegNext)
+        assert loaded.config == TINY
+        assert same_weights(loaded, network)
+        assert not loaded.training
+
+
+def test_half_precision_tensors_are_widened(official, save) -> None:
+    """Whatever float type a file has, the network computes in float32."""
+    official["state_dict"] = {key: value.half() for key, value in official["state_dict"].items()}
+    assert {p.dtype for p in load_model(save(official)).parameters()} == {torch.float32}
+
+
+class Hostile:
+    """Pickles to a call."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (self.target,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_hostile_pickle_is_not_run(official, tmp_path, write) -> None:
+    """One sentence, and the payload did nothing."""
+    official["config"]["params"]["norm_radius"]["value"] = Hostile(tmp_path / "owned")
+    write(official, tmp_path / "some.pth")
+    with pytest.raises(ValueError, match=r"holds Python objects besides tensors .* it was not loaded"):
+        load_model(tmp_path / "some.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_one_sentence(official, save, share) -> None:
+    """Cut anywhere."""
+    path = save(official)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"some\.pth is damaged"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>quota</html>", b"\x80\x02garbage", b"PK\x03\x04nothing", b"\x00" * 99]
+)
+def test_a_file_of_something_else_is_one_sentence(tmp_path, content) -> None:
+    """Web pages, zips, noise."""
+    (tmp_path / "some.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"some\.pth is damaged"):
+        load_model(tmp_path / "some.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"model": {"cls_token": 0, "pos_embed": 0}},
+            r"some\.pth is a pre-trained encoder \(MAE\) without decoder",
+        ),
+        ({"image_encoder.pos_embed": 0}, r"some\.pth is a SAM checkpoint"),
+        ({"model": {"image_encoder.trunk.pos_embed": 0}}, r"some\.pth is a SAM checkpoint"),
+        ({"state_dict": {"backbone.pos_embed": 0}}, r"some\.pth has no 'config' beside its 'state_dict'"),
+        ({"epoch": 3, "model": {}}, r"some\.pth has the keys 'epoch', 'model'; expected an official SegNext"),
+        ({}, r"some\.pth has the keys none; expected"),
+        ([], r"some\.pth holds a list; expected"),
+        (7, r"some\.pth holds a int; expected"),
+    ],
+)
+def test_other_checkpoints_are_named(save, content, message) -> None:
+    """MAE, SAM, a missing config, and whatever else there is."""
+    with pytest.raises(ValueError, match=message):
+        load_model(save(content))
+
+
+def set_value(name: str, value: Any, inner: str | None = None) -> Callable[[dict[str, Any]], None]:
+    """A change to one constructor argument."""
+
+    def change(content: dict[str, Any]) -> None:
+        row = content["config"]["params"].setdefault(
+            name, {"type": "builtin", "specified": True, "value": {}}
+        )
+        if inner is None:
+            row["value"] = value
+        else:
+            row["value"][inner] = value
+
+    return change
+
+
+def set_state(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change to one tensor; None removes it."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["state_dict"][key] = value
+        if value is None:
+            del content["state_dict"][key]
+
+    return change
+
+
+def set_config(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["config"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            set_config("class", "os.system"),
+            "names the class 'os.system'; expected one that ends",
+        ),
+        (set_config("params", None), "its config has no backbone_params"),
+        (set_value("backbone_params", 3, "num_heads"), "dim 16 is no multiple of its 3 and 2 heads"),
+        (
+            set_value("backbone_params", 10**9, "num_heads"),
+            r"num_heads must be .* in 1\.\.64, got 1000",
+        ),
+        (
+            set_value("backbone_params", "2", "num_heads"),
+            r"num_heads must be .* in 1\.\.64, got '2'",
+        ),
+        (set_value("backbone_params", 0, "global_atten_freq"), "global_atten_freq must be a whole number"),
+        (set_value("backbone_params", (128, 128), "img_size"), "config says size 128, its tensors say 64"),
+        (
+            set_value("neck_params", [1, 2, 3, 4], "out_dims"),
+            r"config says neck_dims \(1, 2, 3, 4\), its",
+        ),
+        (
+            set_value("head_params", [3, 2, 1, 0], "in_select_index"),
+            r"in_select_index must be \[0, 1, 2, 3\]",
+        ),
+        (set_value("norm_mean_std", [[0.5] * 3, [0.5] * 3]), "norm_mean_std must be .*, got"),
+        (set_value("norm_radius", 900), r"norm_radius must be a whole number in 1\.\.64, got 900"),
+        (set_value("fusion_params", "cross_attention", "type"), "its fusion is 'cross_attention'; only"),
+        (set_value("with_zoom", True), "the config sets 'with_zoom', which no released model does"),
+        (
+            lambda content: content["config"]["params"].update(
+                norm_radius={"type": "class", "value": "os.system"}
+            ),
+            "the config's 'norm_radius' is not a plain value",
+        ),
+        (set_state("head.seg_conv.bias", None), r"head\.seg_conv\.bias is missing \(1 in all\)"),
+        (set_state("head.extra", torch.zeros(1)), r"head\.extra is unknown \(1 in all\)"),
+        (set_state("backbone.fc_norm.bias", torch.zeros(3)), r"has shape \(3,\), expected \(16,\)"),
+        (set_state("backbone.pos_embed", None), r"expected backbone\.pos_embed with 3 axes, got nothing"),
+        (set_state("backbone.pos_embed", torch.zeros(4)), r"backbone\.pos_embed with 3 axes, got \(4,\)"),
+        (set_state("head.seg_conv.bias", 3.0), r"'head\.seg_conv\.bias' is not a plain dense tensor"),
+        (set_state("head.seg_conv.bias", torch.zeros(1, dtype=torch.int64)), "is not a plain dense tensor"),
+        (set_state("head.seg_conv.bias", torch.zeros(1).expand(10**12)), "is not a plain dense tensor"),
+        (set_state("head.seg_conv.bias", torch.zeros(9).to_sparse()), "is not a plain dense tensor"),
+    ],
+)
+def test_an_official_file_that_does_not_fit_says_where(official, save, change, message) -> None:
+    """Every key, shape and value is checked, and what differs is named with both values."""
+    change(official)
+    with pytest.raises(ValueError, match=message):
+        load_model(save(official))
+
+
+def test_naive_fusion_loads(official, save) -> None:
+    """The ablation without fusion blocks."""
+    official["state_dict"] = {k: v for k, v in official["state_dict"].items() if not k.startswith("fusion_")}
+    set_value("fusion_params", {"type": "naive"})(official)
+    assert load_model(save(official)).config == dataclasses.replace(TINY, fusion_blocks=0)
+
+
+def test_an_imported_file_is_the_same_network(official, save, network, cache) -> None:
+    """Import writes safetensors to the cache, where the model is then known by name; again is no harm."""
+    path = import_model(save(official))
+    assert path == cache / "some.safetensors"
+    assert same_weights(load_model("some"), network)
+    assert same_weights(load_model(path), network)
+    assert import_model(save(official)) == path
+    assert list_models()[-1]["name"] == "some"
+    assert [file.name for file in cache.iterdir()] == ["some.safetensors"]
+
+
+def test_an_import_overwrites_nothing(official, save, tmp_path) -> None:
+    """Another model under the same name is refused."""
+    target = tmp_path / "kept" / "mine.safetensors"
+    assert import_model(save(official), target) == target
+    official["state_dict"]["head.seg_conv.bias"] += 1
+    with pytest.raises(ValueError, match=r"mine\.safetensors is there already and holds another model"):
+        import_model(save(official), target)
+
+
+def test_half_files_are_half_as_large(network, tmp_path) -> None:
+    """float16 in the file, float32 in the network."""
+    path = save_model(network, tmp_path / "half.safetensors", half=True, licence="none")
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["licence"] == "none"
+        assert file.get_tensor("head.seg_conv.bias").dtype == torch.float16
+    loaded = load_model(path)
+    assert loaded.head.seg_conv.bias.dtype == torch.float32
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_changed_safetensors_file_is_noticed(network, tmp_path) -> None:
+    """One flipped bit in a tensor."""
+    path = save_model(network, tmp_path / "mine.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.safetensors was changed since it was written"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, r"is a safetensors file without a model of ours"),
+        ({"family": "os", "config": "{}"}, r"is a safetensors file without a model of ours"),
+        ({"family": "segnext", "config": "{"}, r"has a config that does not fit segnext"),
+        ({"family": "segnext", "config": '{"wings": 2}'}, r"has a config that does not fit segnext"),
+        ({"family": "segnext", "config": '{"dim": 1000000000}'}, r"dim must lie in 8\.\.4096"),
+        ({"family": "segnext", "config": '{"dim": "x"}'}, r"has a config that does not fit segnext"),
+        (
+            {"family": "segnext", "config": "{}"},
+            r"fit segnext: backbone\.pos_embed is missing; .* in all",
+        ),
+    ],
+)
+def test_a_strange_safetensors_file_is_one_sentence(tmp_path, metadata, message) -> None:
+    """Other people's files, other families, configs that fit nothing."""
+    save_file({"a": torch.zeros(2)}, tmp_path / "some.safetensors", metadata)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "some.safetensors")
+
+
+def test_a_damaged_safetensors_file_is_one_sentence(network, tmp_path) -> None:
+    """Cut short."""
+    path = save_model(network, tmp_path / "mine.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"mine\.safetensors is damaged, cut short or no safetensors file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nonsense",
+            r"unknown model 'nonsense'; choose one of default, segnext-sax1, .* or give",
+        ),
+        ("nowhere/some.pth", r"there is no model file nowhere/some\.pth"),
+        ("../segnext-sax1", "unknown model"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(name, message) -> None:
+    """And a missing file is called a missing file."""
+    with pytest.raises(ValueError, match=message):
+        load_model(name)
+
+
+def test_a_download_of_an_unknown_name_lists_the_known_ones() -> None:
+    """Paths are not downloaded."""
+    with pytest.raises(ValueError, match=r"unknown model 'some\.pth'; choose one of default"):
+        download_model("some.pth")
+
+
+def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> None:
+    """The packaged one by installing again, the others by downloading."""
+    monkeypatch.setattr(checkpoints, "PACKAGED", tmp_path)
+    with pytest.raises(ValueError, match=r"model 'default' is not at .*; install the package again"):
+        load_model("default")
+    with pytest.raises(ValueError, match=r"model 'segnext-sax1' is not at .*models download segnext-sax1"):
+        model_path("segnext-sax1")
+
+
+def test_the_three_official_models_are_listed() -> None:
+    """Known without a download: family, parameters, size, licence, address."""
+    rows = {row["name"]: row for row in list_models()}
+    assert list(rows) == ["default", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
+    hq = rows["segnext-sax2-hq"]
+    assert (hq["family"], hq["parameters"], hq["size"]) == ("segnext", 113_789_633, 1024)
+    assert (hq["downloaded"], hq["path"], hq["sha256"], hq["bytes"]) == (False, None, None, None)
+    assert "non-commercial" in hq["licence"]
+    assert hq["url"].startswith("https://drive.usercontent.google.com/")
+    assert json.dumps(list(rows.values()))
+
+
+def test_a_file_tells_about_itself(network, tmp_path) -> None:
+    """Read from the file, not from a table."""
+    path = save_model(network, tmp_path / "mine.safetensors")
+    info = model_info(path)
+    assert info["parameters"] == sum(p.numel() for p in network.parameters())
+    assert (info["family"], info["size"], info["bytes"]) == ("segnext", 64, path.stat().st_size)
+    assert (info["downloaded"], info["url"], info["path"]) == (True, None, str(path))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A file server without a log."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a server from which the model "far" can be had as some.pth."""
+    (tmp_path / "served").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/some.pth"
+        monkeypatch.setitem(WEIGHTS, "far", Weights("segnext", "none", "a test", url))
+        yield tmp_path / "served"
+        server.shutdown()
+
+
+def test_the_first_download_is_the_one_kept_to(official, save, network, remote, cache) -> None:
+    """Its sha256 is recorded once it has loaded; a changed file is refused from then on."""
+    save(official).rename(remote / "some.pth")
+    assert download_model("far", lambda *_: None) == cache / "far.pth"
+    assert same_weights(load_model("far"), network)
+    assert model_info("far")["sha256"] == checkpoints.file_sha256(cache / "far.pth")
+    official["state_dict"]["head.seg_conv.bias"] += 1
+    save(official).replace(cache / "far.pth")
+    with pytest.raises(ValueError, match=r"far\.pth has changed since it was first imported"):
+        load_model("far")
+    (cache / "far.pth").unlink()
+    save(official).replace(remote / "some.pth")
+    with pytest.raises(ValueError, match=r"far\.pth from http.* has sha256 .*, expected .*; it was not kept"):
+        download_model("far", lambda *_: None)
+
+
+def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> None:
+    """Neither the file nor its sha256: the next try starts clean."""
+    save({"epoch": 1}).rename(remote / "some.pth")
+    with pytest.raises(ValueError, match=r"far\.pth has the keys 'epoch'"):
+        download_model("far", lambda *_: None)
+    assert list(cache.iterdir()) == []
+
+
+def test_tensors_keep_their_names_in_our_files(network, tmp_path) -> None:
+    """The official keys, so that a file can be read elsewhere."""
+    path = save_model(network, tmp_path / "mine.safetensors")
+    assert load_tensors(path).keys() == network.state_dict().keys()
