@@ -8,6 +8,7 @@ cannot tell (heads and the rhythm of global attention) are read from the file's 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from math import isclose, isqrt
 from pathlib import Path
@@ -30,6 +31,8 @@ PARAMETERS = (
     "cpu_dist_maps",
     "norm_mean_std",
 )
+# How torch says that a pickle wants to import something: the opcodes GLOBAL and STACK_GLOBAL (147), foreign ids.
+OBJECTS = ("GLOBAL", "operand 147", "persistent")
 NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
 
 
@@ -103,11 +106,12 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
 
 
 def _unpickled(path: Path) -> Any:
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what is about to be refused anyway
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if "GLOBAL" in str(error).upper() or "persistent" in str(error):
+            if any(sign in str(error) for sign in OBJECTS):
                 raise ValueError(
                     f"{path.name} holds Python objects besides tensors and plain values, which could run "
                     f"code; it was not loaded: expected an {NOT_OURS}"
