@@ -67,13 +67,17 @@ def annotate(
     if max_clicks < 1:
         raise ValueError(f"max_clicks must be at least 1, got {max_clicks}")
     if not (truth == 1).any():
-        raise ValueError(f"the truth of shape {truth.shape} has no pixel of value 1, so there is no object to annotate")
+        raise ValueError(
+            f"the truth of shape {truth.shape} has no pixel of value 1, so there is no object to annotate"
+        )
     prompts: tuple[Prompt, ...] = ()
     ious: list[float] = []
     answer: Answer | None = None
     mask = np.zeros(truth.shape, bool)
     while len(prompts) < max_clicks:
-        prompt = first if first is not None and not prompts else next_click(truth, mask, prompts, parity=parity)
+        prompt = (
+            first if first is not None and not prompts else next_click(truth, mask, prompts, parity=parity)
+        )
         if prompt is None:
             break
         prompts = (*prompts, prompt)
@@ -234,12 +238,16 @@ def miou_at_k(ious: np.ndarray) -> np.ndarray:
 
 def _curves(ious: np.ndarray) -> None:
     if ious.ndim != 2 or 0 in ious.shape:
-        raise ValueError(f"expected IoU curves of shape (objects, clicks) with at least one of each, got {ious.shape}")
+        raise ValueError(
+            f"expected IoU curves of shape (objects, clicks) with at least one of each, got {ious.shape}"
+        )
 
 
 def _same_shape(truth: np.ndarray, mask: np.ndarray) -> None:
     if truth.shape != mask.shape or truth.ndim != 2:
-        raise ValueError(f"truth and mask must be two planes of one shape, got {truth.shape} and {mask.shape}")
+        raise ValueError(
+            f"truth and mask must be two planes of one shape, got {truth.shape} and {mask.shape}"
+        )
 
 
 def _errors(truth: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +287,9 @@ def _deepest(error: np.ndarray, clicked: Sequence[tuple[int, int]]) -> tuple[flo
 def _object(truth: np.ndarray) -> np.ndarray:
     inside: np.ndarray = truth == 1
     if not inside.any():
-        raise ValueError(f"the truth of shape {truth.shape} has no pixel of value 1, so nothing can be drawn around it")
+        raise ValueError(
+            f"the truth of shape {truth.shape} has no pixel of value 1, so nothing can be drawn around it"
+        )
     return inside
 
 

@@ -1,0 +1,257 @@
+"""What comes out of a benchmark: rows of metrics, tables for people, JSON for programs, plots for papers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from .simulate import miou_at_k, noc, nof
+
+ALL = "all objects"
+KS = (1, 3, 5, 10, 20)
+# Sizes of objects as fractions of the picture: the upper end of each bin, and its name.
+SIZES = ((0.001, "< 0.1 %"), (0.01, "0.1-1 %"), (0.1, "1-10 %"), (float("inf"), "> 10 %"))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """IoU after each prompt, of one model on one object.
+
+    Attributes:
+        model, form: the model and how it makes one mask of prompts.
+        group: the set the object belongs to.
+        object: its name.
+        area: its size as a fraction of the picture.
+        ious: after prompt 1 .. K.
+    """
+
+    model: str
+    form: str
+    group: str
+    object: str
+    area: float
+    ious: tuple[float, ...]
+
+
+def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """One row of metrics for each model on each set, each size of object, and all objects together.
+
+    A row has model, form, by ("set", "size" or "all"), group, objects, noc85, noc90, noc95, nof95 and miou1, miou3 ..
+    as far as the curves go.
+    """
+    models = list(dict.fromkeys((curve.model, curve.form) for curve in curves))
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    parts = [("set", group, [c for c in curves if c.group == group]) for group in groups]
+    parts += [("size", name, [c for c in curves if size_of(c.area) == name]) for _, name in SIZES]
+    parts += [("all", ALL, list(curves))]
+    return [
+        {
+            "model": model,
+            "form": form,
+            "by": by,
+            "group": group,
+            **_metrics([c for c in part if c.model == model]),
+        }
+        for by, group, part in parts
+        for model, form in models
+        if any(c.model == model for c in part)
+    ]
+
+
+def size_of(area: float) -> str:
+    """The name of the size bin that a fraction of the picture falls in."""
+    return next(name for end, name in SIZES if area < end)
+
+
+def _metrics(curves: Sequence[Curve]) -> dict[str, float]:
+    ious = np.array([curve.ious for curve in curves], np.float32)
+    mean = miou_at_k(ious)
+    return {
+        "objects": len(ious),
+        **{f"noc{round(100 * t)}": float(noc(ious, t).mean()) for t in (0.85, 0.9, 0.95)},
+        "nof95": nof(ious, 0.95),
+        **{f"miou{k}": float(mean[k - 1]) for k in KS if k <= ious.shape[1]},
+    }
+
+
+def quality_table(report: Mapping[str, Any]) -> str:
+    """The rows of a quality report as a table of plain text."""
+    what = f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts"
+    return _text(
+        _columns(report["rows"]), what + ("" if report["complete"] else " (interrupted: part of the objects)")
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Table:
+    metrics = [key for key in rows[0] if key.startswith(("noc", "nof", "miou"))] if rows else []
+    titles = [
+        key.replace("noc", "NoC").replace("nof", "NoF") if key[0] == "n" else f"{key[4:]}-mIoU"
+        for key in metrics
+    ]
+    table = Table("set", "n", "model", "form", *titles)
+    for column in (table.columns[1], *table.columns[4:]):
+        column.justify = "right"
+    last = None
+    for row in rows:
+        if last is not None and row["group"] != last:
+            table.add_section()
+        cells = [_number(row[key], key) for key in metrics]
+        fresh = row["group"] != last
+        table.add_row(
+            row["group"] if fresh else "",
+            str(row["objects"]) if fresh else "",
+            row["model"],
+            row["form"],
+            *cells,
+        )
+        last = row["group"]
+    return table
+
+
+def _number(value: float, key: str) -> str:
+    return (
+        str(value)
+        if key.startswith("nof")
+        else f"{value:.2f}"
+        if key.startswith("noc")
+        else f"{100 * value:.1f}"
+    )
+
+
+def latency_table(report: Mapping[str, Any]) -> str:
+    """The rows of a latency report as a table of plain text."""
+    rows, cols = report["size"]
+    table = Table(
+        "model",
+        "form",
+        "device",
+        "embed s",
+        "click p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "SAT s",
+        "RAM MiB",
+        "GPU MiB",
+    )
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for row in report["rows"]:
+        table.add_row(
+            row["model"],
+            row["form"],
+            row["device"],
+            f"{row['embed_s']:.3f}",
+            *(f"{1000 * row[key]:.1f}" for key in ("click_p50_s", "click_p95_s", "click_p99_s")),
+            "-"
+            if row["sat_s"] is None
+            else f"{row['sat_s']:.1f}" + ("" if row["sat_clicks"] == 256 else "*"),
+            *("-" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_ram_mib", "peak_gpu_mib")),
+        )
+    extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
+    note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
+    return _text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+
+
+def _text(table: Table, title: str) -> str:
+    table.title = title
+    table.title_justify = "left"
+    console = Console(width=240, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("napari-lowlat-seg", "torch", "onnxruntime", "numpy")},
+        "command": " ".join(sys.argv),
+    }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def save_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report whole or not at all."""
+    part = Path(f"{path}.part")
+    plain = {**report, "curves": [asdict(curve) for curve in report.get("curves", ())]}
+    part.write_text(json.dumps(plain, indent=1) + "\n")
+    part.replace(path)
+
+
+def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
+    """Mean IoU against the number of prompts, one panel a set; the format is the one of the file's suffix.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_of = plotting()
+    curves: Sequence[Curve] = report["curves"]
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    panels = [ALL, *groups] if len(groups) > 1 else groups
+    across = min(4, max(1, len(panels)))
+    down = -(-len(panels) // across)
+    figure = figure_of(figsize=(3.4 * across, 2.8 * down + 0.5), layout="constrained")
+    for place, group in enumerate(panels, 1):
+        axes = figure.add_subplot(down, across, place)
+        shown = [curve for curve in curves if group in (ALL, curve.group)]
+        for model in dict.fromkeys(curve.model for curve in shown):
+            mean = miou_at_k(np.array([curve.ious for curve in shown if curve.model == model]))
+            axes.plot(range(1, len(mean) + 1), 100 * mean, marker=".", label=model)
+        axes.set_title(group, fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.supxlabel(f"prompts (the first is a {report['first']})")
+    figure.supylabel("mean IoU, %")
+    if panels:
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+        )
+    figure.savefig(path, dpi=120)
+
+
+def plotting() -> Any:
+    """matplotlib's Figure, which draws to files without a display.
+
+    Raises:
+        ImportError: without matplotlib, saying how to get it.
+    """
+    try:
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError as problem:
+        raise ImportError(
+            "a plot needs matplotlib, which is not installed; pip install matplotlib"
+        ) from problem
