@@ -59,7 +59,7 @@ class Runtime:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A float32 copy of a numpy array on this device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, torch.float32)
+        return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=self.device)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -31,8 +31,9 @@ PARAMETERS = (
     "cpu_dist_maps",
     "norm_mean_std",
 )
-# How torch says that a pickle wants to import something: the opcodes GLOBAL and STACK_GLOBAL (147), foreign ids.
-OBJECTS = ("GLOBAL", "operand 147", "persistent")
+# How torch says that a pickle wants to import something: GLOBAL by name, STACK_GLOBAL (147) and frames of
+# newer pickles, which torch.save never writes (149), by number.
+OBJECTS = ("GLOBAL", "operand 147", "operand 149", "persistent")
 NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
 
 

@@ -1,0 +1,71 @@
+"""One device and one precision, chosen once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from napari_lowlat_seg import runtime
+from napari_lowlat_seg.runtime import Runtime, available_devices
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two CUDA devices."""
+    monkeypatch.setattr(runtime, "available_devices", lambda: ("cuda:0", "cuda:1", "cpu"))
+
+
+def test_the_cpu_is_always_there() -> None:
+    """And computes in float32."""
+    assert available_devices()[-1] == "cpu"
+    assert Runtime.find("cpu") == Runtime("cpu", "fp32")
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")],
+)
+def test_a_device_is_found_by_name(asked, found) -> None:
+    """CUDA multiplies in half precision unless told otherwise."""
+    assert Runtime.find(asked) == Runtime(found, "fp32" if found == "cpu" else "fp16")
+    assert Runtime.find(asked, "bf16") == Runtime(found, "bf16")
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("asked", ["mps", "cuda:7", "tpu", ""])
+def test_a_device_that_is_not_there_lists_those_that_are(asked) -> None:
+    """The message names both."""
+    with pytest.raises(
+        ValueError, match=f"device '{asked}' is not available; .* 'auto' or one of cuda:0, cuda:1, cpu"
+    ):
+        Runtime.find(asked)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    """The message names the known ones."""
+    with pytest.raises(ValueError, match="precision is one of fp32, fp16, bf16; got 'int8'"):
+        Runtime("cpu", "int8")  # type: ignore[arg-type]
+
+
+def test_inference_takes_no_gradients_and_leaves_nothing_behind() -> None:
+    """Short products inside, torch as it was outside."""
+    layer = Runtime("cpu", "bf16").prepare(nn.Linear(4, 4).train())
+    assert not layer.training
+    with Runtime("cpu", "bf16").inference():
+        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
+        assert torch.is_inference_mode_enabled()
+    with Runtime("cpu").inference():
+        assert layer(torch.ones(1, 4)).dtype == torch.float32
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_tensors_are_copies_in_float32() -> None:
+    """Views, other types and read-only arrays are welcome, and the array is never shared."""
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    array.setflags(write=False)
+    tensor = Runtime().tensor(array)
+    tensor += 1
+    assert array[0, 0] == 0
+    assert Runtime().tensor(array[:, ::-1].astype(np.float64)).dtype == torch.float32
