@@ -163,7 +163,7 @@ class Predictor:
         rgb = crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (*crop.shape, 3))
         with self.runtime.inference():
             pixels = self.runtime.tensor(rgb).permute(2, 0, 1)[None]  # (1, 3, rows, cols)
-            canvas = self.runtime.tensor(np.array(self.network.mean))[None, :, None, None]
+            canvas = self.runtime.tensor(np.array(self.network.pad))[None, :, None, None]
             canvas = canvas.repeat(1, 1, self.size, self.size)  # (1, 3, S, S)
             features = self.network.encode(_laid(pixels, frame, canvas))
         return Embedding(features, frame, plane, self.model)

@@ -27,14 +27,14 @@ class Network(nn.Module, ABC):
         radius: radius of a click's disk in network pixels.
         fit: how a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
         regions: how boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
-        mean: RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
+        pad: RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
 
     size: int
     radius: int
     fit: Fit
     regions: Regions
-    mean: tuple[float, float, float] = MEAN
+    pad: tuple[float, float, float] = MEAN
 
     @abstractmethod
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
