@@ -108,6 +108,8 @@ class Volume:
         (low, high) intensities shown as black and white; None when each plane may choose its own.
     name
         What to call it in messages.
+    header
+        What the file said beside the pixels, for `write_labels` to say again; None for arrays.
     """
 
     data: ArrayLike
@@ -116,6 +118,7 @@ class Volume:
     channel: int | None = None
     window: tuple[float, float] | None = None
     name: str = ""
+    header: Any = None
 
     def __post_init__(self) -> None:
         total = len(self.data.shape)

@@ -1,0 +1,305 @@
+"""Images from files, labels into files, geometry kept.
+
+Arrays keep the axis order of the file, also for NIfTI (i, j, k), so that labels written back lie exactly on
+the image. A file is written beside its place and moved there when complete: a reader never meets half a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from napari_lowlat_seg.volume import Volume
+
+TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+_PER_MICROMETRE = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+@dataclass(frozen=True)
+class TiffHeader:
+    """Of a TIFF: one letter per spatial axis, slowest first, and the unit of the spacing, "" if unknown."""
+
+    axes: str
+    unit: str
+
+
+def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
+    """The image of a file, with spacing and whatever else `write_labels` needs to put labels on it.
+
+    Parameters
+    ----------
+    path
+        .tif, .tiff (plain, ImageJ, OME), .nii, .nii.gz, .png, .jpg, .jpeg or .webp.
+    channel
+        Which channel to segment, counted from 0; None for gray and RGB images. The fourth axis of a NIfTI
+        file counts as channels when a channel is given.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        For an unknown suffix, a damaged file, a file of another kind, and a channel that does not exist.
+    """
+    path = Path(path)
+    read = _READERS[_suffix(path, tuple(_READERS), "images")]
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file at {path}; check the path")
+    try:
+        data, spacing, channel_axis, header = read(path, channel)
+    except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
+        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(f"{path} cannot be read: it is damaged or of another kind ({reason})") from error
+    if channel is not None and channel_axis is None:
+        raise ValueError(f"{path} has no channels, its shape is {data.shape}; leave out channel {channel}")
+    try:
+        return Volume(data, spacing, channel_axis, channel, name=path.name, header=header)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = None) -> Path:
+    """Write labels as .tif, .tiff, .ome.tif, .nii, .nii.gz or (2-D) .png, and give back the path.
+
+    The type is the smallest of uint8, uint16 and uint32 that holds the labels. NIfTI keeps the affine, qform
+    and sform with their codes, and the units of `like`; TIFF its spacing, axes and unit (ImageJ form, or OME
+    if the suffix says so), compressed with zlib.
+
+    Parameters
+    ----------
+    path
+        Where to; an existing file is replaced at once, when the new one is complete.
+    labels
+        Integers of 0 or more, or bool, of the spatial shape of `like`.
+    like
+        The volume that was segmented; without it, spacing is unknown.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    ValueError
+        For an unknown suffix, labels that are not such integers, or labels of another shape than `like`.
+    """
+    path = Path(path)
+    write = _WRITERS[_suffix(path, tuple(_WRITERS), "labels")]
+    if like is not None and labels.shape != like.shape:
+        raise ValueError(f"labels must have the image's shape {like.shape}; got {labels.shape}")
+    labels = _smallest(labels)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}; make it first")
+    # Libraries choose the format by suffix, so the temporary name keeps it.
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        write(part, labels, like)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def default_axis(path: str | Path) -> int:
+    """The axis along which a file's planes are usually viewed: the third of NIfTI (axial), else the first."""
+    return 2 if str(path).lower().endswith(NIFTI_SUFFIXES) else 0
+
+
+def check_labels_path(path: str | Path) -> Path:
+    """The path, if `write_labels` can write there: to be asked before hours of work. Raises as it does."""
+    path = Path(path)
+    _suffix(path, tuple(_WRITERS), "labels")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}; make it first")
+    return path
+
+
+_Read = tuple[np.ndarray, tuple[float, ...] | None, int | None, Any]
+
+
+def _read_tiff(path: Path, channel: int | None) -> _Read:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        data, axes = np.asarray(series.asarray()), series.axes
+        spacing, unit = _tiff_spacing(file, axes)
+    # Single channels and samples are no axis of their own.
+    kept = [i for i, letter in enumerate(axes) if letter not in "CS" or data.shape[i] > 1]
+    data, axes = data.reshape([data.shape[i] for i in kept]), "".join(axes[i] for i in kept)
+    if "C" in axes and "S" in axes:
+        raise ValueError(f"axes {axes} mix channels and colours; save one channel")
+    channel_axis = next((i for i, letter in enumerate(axes) if letter in "CS"), None)
+    spatial = "".join(letter for letter in axes if letter not in "CS")
+    known = tuple(spacing.get(letter, 1.0) for letter in spatial) if spacing else None
+    return data, known, channel_axis, TiffHeader(spatial, unit)
+
+
+def _tiff_spacing(file: Any, axes: str) -> tuple[dict[str, float], str]:
+    """World units per voxel by axis letter, empty when the file does not say; and the unit."""
+    if file.is_ome:
+        return _ome_spacing(file.ome_metadata)
+    about: dict[str, Any] = file.imagej_metadata or next(iter(file.shaped_metadata or ()), {})
+    unit = str(about.get("unit", ""))
+    if "spacing" not in about and not unit:
+        # The resolution of other TIFFs is about printing.
+        return {}, ""
+    found = {"Z": float(about["spacing"])} if "spacing" in about else {}
+    for letter, tag in (("X", "XResolution"), ("Y", "YResolution")):
+        pixels, per = file.pages[0].tags[tag].value if tag in file.pages[0].tags else (1, 1)
+        if pixels > 0 and per > 0:
+            found[letter] = per / pixels
+    return {letter: abs(value) for letter, value in found.items() if np.isfinite(value) and value}, unit
+
+
+def _ome_spacing(xml: str) -> tuple[dict[str, float], str]:
+    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+    found = {}
+    for letter in "XYZ":
+        size = None if pixels is None else pixels.get(f"PhysicalSize{letter}")
+        if pixels is not None and size is not None and float(size) > 0:
+            unit = pixels.get(f"PhysicalSize{letter}Unit", "µm")
+            found[letter] = float(size) * _PER_MICROMETRE.get(unit, 1.0)
+    return found, "µm" if found else ""
+
+
+def _read_nifti(path: Path, channel: int | None) -> _Read:
+    import nibabel
+
+    image: Any
+    if path.suffix.lower() == ".gz":
+        # Nibabel would stop before the checksum; here damage is found, and everything is unpacked once.
+        raw = gzip.decompress(path.read_bytes())
+        second = int.from_bytes(raw[:4], "little") == 540 or int.from_bytes(raw[:4], "big") == 540
+        image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
+    else:
+        image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise ValueError(f"expected NIfTI, found {type(image).__name__}")
+    data = np.asarray(image.dataobj)
+    channel_axis = None
+    if data.dtype.names:  # RGB is stored as a record
+        data = np.stack([data[name] for name in data.dtype.names], axis=-1)
+        channel_axis = data.ndim - 1
+    elif channel is not None and data.ndim == 4:
+        channel_axis = 3
+    ndim = data.ndim - (channel_axis is not None)
+    zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()[:ndim]]
+    spacing = tuple(zoom if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in zooms)
+    return data, spacing, channel_axis, image.header.copy()
+
+
+def _read_picture(path: Path, channel: int | None) -> _Read:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        plain = "RGBA" if "transparency" in image.info else "RGB"
+        wanted = {"P": plain, "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "PA": "RGBA"}.get(
+            image.mode, image.mode
+        )
+        data = np.asarray(image if wanted == image.mode else image.convert(wanted))
+    return data, None, 2 if data.ndim == 3 else None, None
+
+
+def _write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    import tifffile
+
+    header = like.header if like is not None and isinstance(like.header, TiffHeader) else None
+    axes = "TZYX"[-labels.ndim :] if header is None else header.axes
+    spacing = dict(zip(axes, like.spacing)) if like is not None and like.spacing else {}
+    unit = header.unit if header and header.unit else "mm" if _is_nifti(like) else ""
+    about: dict[str, Any] = {"axes": axes}
+    if path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        for letter in set("XYZ") & set(spacing):
+            about[f"PhysicalSize{letter}"] = spacing[letter]
+            about[f"PhysicalSize{letter}Unit"] = "mm" if unit == "mm" else "µm"
+        tifffile.imwrite(path, labels, ome=True, metadata=about, compression="zlib", photometric="minisblack")
+        return
+    if "Z" in spacing:
+        about["spacing"] = spacing["Z"]
+    if unit:
+        about["unit"] = "um" if unit in ("µm", "μm", "micron") else unit
+    # ImageJ knows neither 32-bit integers, nor other axes, nor files of 4 GB; tifffile's own form knows all.
+    imagej = labels.dtype != np.uint32 and axes in ("YX", "ZYX", "TYX", "TZYX") and labels.nbytes < 2**31
+    resolution = (1 / spacing["X"], 1 / spacing["Y"]) if {"X", "Y"} <= set(spacing) else None
+    tifffile.imwrite(
+        path,
+        labels,
+        imagej=imagej,
+        resolution=resolution,
+        metadata=about,
+        compression="zlib",
+        photometric="minisblack",
+    )
+
+
+def _write_nifti(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    import nibabel
+
+    if like is not None and _is_nifti(like):
+        header = like.header.copy()
+        header.set_data_dtype(labels.dtype)
+        header["cal_min"] = header["cal_max"] = 0
+        second = isinstance(header, nibabel.Nifti2Header)
+        kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+        # No affine: qform and sform of the header stay as they are, codes included.
+        image = kind(labels, None, header)
+    else:
+        spacing = like.spacing if like is not None and like.spacing else (1.0,) * labels.ndim
+        scale = [*spacing[:3], *(1.0,) * (3 - len(spacing[:3])), 1.0]
+        image = nibabel.Nifti1Image(labels, np.diag(scale), dtype=labels.dtype)
+    nibabel.save(image, path)
+
+
+def _write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    from PIL import Image
+
+    if labels.ndim != 2 or labels.dtype == np.uint32:
+        raise ValueError(
+            f"a .png holds one plane of labels up to 65535; got shape {labels.shape} and labels up to "
+            f"{labels.max()}: use .tif"
+        )
+    Image.fromarray(labels).save(path)
+
+
+_Write = Callable[[Path, np.ndarray, Volume | None], None]
+
+_READERS: dict[str, Callable[[Path, int | None], _Read]] = {
+    **dict.fromkeys(TIFF_SUFFIXES, _read_tiff),
+    **dict.fromkeys(NIFTI_SUFFIXES, _read_nifti),
+    **dict.fromkeys(PICTURE_SUFFIXES, _read_picture),
+}
+_WRITERS: dict[str, _Write] = {
+    **dict.fromkeys(TIFF_SUFFIXES, _write_tiff),
+    **dict.fromkeys(NIFTI_SUFFIXES, _write_nifti),
+    ".png": _write_png,
+}
+
+
+def _suffix(path: Path, known: tuple[str, ...], what: str) -> str:
+    name = path.name.lower()
+    for suffix in known:
+        if name.endswith(suffix):
+            return suffix
+    raise ValueError(f"{what} can be {', '.join(known)}; got {path.name!r}")
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind not in "bui" or labels.size == 0:
+        raise ValueError(f"labels must be integers; got type {labels.dtype} and shape {labels.shape}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > np.iinfo(np.uint32).max:
+        raise ValueError(f"labels must be from 0 to {np.iinfo(np.uint32).max}; got {low} to {high}")
+    return labels.astype(np.min_scalar_type(high), copy=False)
+
+
+def _is_nifti(like: Volume | None) -> bool:
+    return like is not None and hasattr(like.header, "set_qform")
