@@ -38,11 +38,16 @@ CloserLook = Literal["auto", "off"]
 class Embedding:
     """What a network saw in one picture, through one frame.
 
-    Attributes:
-        features: the encoder's tensors, on the predictor's device.
-        frame: how the picture lies on the network's square.
-        image: the whole plane as the network's eye has it, (H, W) or (H, W, 3) uint8.
-        model: fingerprint of the network that made it; another network refuses it.
+    Attributes
+    ----------
+    features
+        The encoder's tensors, on the predictor's device.
+    frame
+        How the picture lies on the network's square.
+    image
+        The whole plane as the network's eye has it, (H, W) or (H, W, 3) uint8.
+    model
+        Fingerprint of the network that made it; another network refuses it.
     """
 
     features: tuple[Tensor, ...]
@@ -55,11 +60,16 @@ class Embedding:
 class Prediction:
     """An answer in plane pixels.
 
-    Attributes:
-        probability: (H, W) float32 in [0, 1].
-        quality: the network's own estimate of its IoU in [0, 1], or None if it makes none.
-        frame: the frame of the embedding that was asked.
-        look: the embedding of a closer look if one was taken; the next `predict` may use it again.
+    Attributes
+    ----------
+    probability
+        (H, W) float32 in [0, 1].
+    quality
+        The network's own estimate of its IoU in [0, 1], or None if it makes none.
+    frame
+        The frame of the embedding that was asked.
+    look
+        The embedding of a closer look if one was taken; the next `predict` may use it again.
     """
 
     probability: np.ndarray
@@ -77,11 +87,16 @@ class Prediction:
 class Predictor:
     """A network on a device.
 
-    Parameters:
-        network: any member of the family.
-        runtime: device and precision; the network is moved there.
-        closer_look: "auto" lets the predictor re-encode a crop where the object is small, "off" never does.
-        name: what tables and messages call it; its fingerprint if empty.
+    Parameters
+    ----------
+    network
+        Any member of the family.
+    runtime
+        Device and precision; the network is moved there.
+    closer_look
+        "auto" lets the predictor re-encode a crop where the object is small, "off" never does.
+    name
+        What tables and messages call it; its fingerprint if empty.
     """
 
     def __init__(
@@ -108,15 +123,20 @@ class Predictor:
     ) -> Embedding:
         """The embedding of a picture; does not mutate it.
 
-        Parameters:
-            image: (H, W) gray or (H, W, 3) RGB of any real dtype and any size from 1 x 1.
-            window: intensities shown as black and white; chosen from the picture's own percentiles if None
-                (8-bit pictures are taken as they are).
-            spacing: size of a pixel along rows and columns; only the ratio counts.
+        Parameters
+        ----------
+        image
+            (H, W) gray or (H, W, 3) RGB of any real dtype and any size from 1 x 1.
+        window
+            Intensities shown as black and white; chosen from the picture's own percentiles if None (8-bit
+            pictures are taken as they are).
+        spacing
+            Size of a pixel along rows and columns; only the ratio counts.
 
-        Raises:
-            ValueError: for an empty picture, a wrong shape, complex numbers, no finite pixel, or a bad window
-                or spacing.
+        Raises
+        ------
+        ValueError
+            For an empty picture, a wrong shape, complex numbers, no finite pixel, or a bad window or spacing.
         """
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
@@ -129,16 +149,21 @@ class Predictor:
     ) -> Prediction:
         """The mask that all `prompts` together ask for; does not mutate any of its arguments.
 
-        Parameters:
-            embedding: from `embed` of this predictor or of one with the same weights.
-            prompts: all prompts of the object so far, in any number and order; coordinates are (row, col).
-            previous: the answer before the newest prompt, if there was one. It stands in for the boxes,
-                polygons and masks that it has answered; regions at the end of `prompts` are newer and painted
-                over it.
+        Parameters
+        ----------
+        embedding
+            From `embed` of this predictor or of one with the same weights.
+        prompts
+            All prompts of the object so far, in any number and order; coordinates are (row, col).
+        previous
+            The answer before the newest prompt, if there was one. It stands in for the boxes, polygons and
+            masks that it has answered; regions at the end of `prompts` are newer and painted over it.
 
-        Raises:
-            ValueError: for an embedding of other weights, prompts outside the picture, a `previous` of
-                another shape, or neither prompts nor `previous`.
+        Raises
+        ------
+        ValueError
+            For an embedding of other weights, prompts outside the picture, a `previous` of another shape, or
+            neither prompts nor `previous`.
         """
         frame = embedding.frame
         if embedding.model != self.model:
@@ -163,9 +188,8 @@ class Predictor:
         rgb = crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (*crop.shape, 3))
         with self.runtime.inference():
             pixels = self.runtime.tensor(rgb).permute(2, 0, 1)[None]  # (1, 3, rows, cols)
-            canvas = self.runtime.tensor(np.array(self.network.pad))[None, :, None, None]
-            canvas = canvas.repeat(1, 1, self.size, self.size)  # (1, 3, S, S)
-            features = self.network.encode(_laid(pixels, frame, canvas))
+            colour = self.runtime.tensor(np.array(self.network.pad))
+            features = self.network.encode(_laid(pixels, frame, colour))  # from (1, 3, S, S)
         return Embedding(features, frame, plane, self.model)
 
     def _answer(
@@ -186,7 +210,7 @@ class Predictor:
     def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray) -> np.ndarray:
         """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
         soft = self.runtime.tensor(frame.cut(previous))[None, None]
-        prior = _laid(soft, frame, soft.new_zeros(1, 1, self.size, self.size))[0, 0].cpu().numpy()
+        prior = _laid(soft, frame, soft.new_zeros(1))[0, 0].cpu().numpy()
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
             cover = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
             prior = np.maximum(prior, cover) if region.positive else np.minimum(prior, 1 - cover)
@@ -198,13 +222,19 @@ def load_predictor(
 ) -> Predictor:
     """The predictor for a model on a device.
 
-    Parameters:
-        model: a name from `list_models()`, or the path of a .safetensors file or of an official .pth file.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        closer_look: "auto" or "off"; see `Predictor`.
+    Parameters
+    ----------
+    model
+        A name from `list_models()`, or the path of a .safetensors file or of an official .pth file.
+    device
+        "auto", "cpu", "cuda", "cuda:1" or "mps".
+    closer_look
+        "auto" or "off"; see `Predictor`.
 
-    Raises:
-        ValueError: for an unknown name, an unusable file or a device that is not there.
+    Raises
+    ------
+    ValueError
+        For an unknown name, an unusable file or a device that is not there.
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
     return Predictor(load_model(model), runtime, closer_look, name=str(model))
@@ -223,15 +253,19 @@ def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     return newest
 
 
-def _laid(pixels: Tensor, frame: Frame, canvas: Tensor) -> Tensor:
-    """Crop pixels (1, C, rows, cols) resized onto the canvas (1, C, S, S) of a frame.
+def _laid(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
+    """Crop pixels (1, C, rows, cols) on the square of a frame, (1, C, S, S), padded with `fill` (C,).
 
     The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
     survive.
     """
-    smooth = frame.fit == "letterbox"
     rows, cols = frame.content
-    canvas[..., :rows, :cols] = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
+    smooth = frame.fit == "letterbox"
+    seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
+    if rows == cols == frame.size:
+        return seen
+    canvas = fill[:, None, None].repeat(1, 1, frame.size, frame.size)  # (1, C, S, S)
+    canvas[..., :rows, :cols] = seen
     return canvas
 
 

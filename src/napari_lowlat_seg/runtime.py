@@ -25,9 +25,12 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 class Runtime:
     """A device of this machine and the precision of the matrix products on it.
 
-    Attributes:
-        device: as torch spells it: "cpu", "cuda:0", "mps".
-        precision: "fp32", "fp16" or "bf16". Weights stay float32; only the products are made shorter.
+    Attributes
+    ----------
+    device
+        As torch spells it: "cpu", "cuda:0", "mps".
+    precision
+        "fp32", "fp16" or "bf16". Weights stay float32; only the products are made shorter.
     """
 
     device: str = "cpu"
@@ -43,8 +46,10 @@ class Runtime:
 
         Without a `precision`, CUDA multiplies in half precision and everything else in float32.
 
-        Raises:
-            ValueError: for a device that this machine or this build of torch lacks; it lists those there are.
+        Raises
+        ------
+        ValueError
+            For a device that this machine or this build of torch lacks; it lists those there are.
         """
         present = available_devices()
         chosen = present[0] if device == "auto" else "cuda:0" if device == "cuda" else device

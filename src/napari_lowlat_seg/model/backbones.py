@@ -80,12 +80,17 @@ class Block(nn.Module):
 class PlainViT(nn.Module):
     """The original's encoder: (B, 3, S, S) normalised RGB -> (B, C, g, g) with g = S / patch.
 
-    Parameters:
-        size: side S of the image; a multiple of `patch`.
-        global_every: block i (counted from 1) looks everywhere if i is a multiple of this or the last.
+    Parameters
+    ----------
+    size
+        Side S of the image; a multiple of `patch`.
+    global_every
+        Block i (counted from 1) looks everywhere if i is a multiple of this or the last.
 
-    Raises:
-        ValueError: if the windows do not tile the grid of tokens.
+    Raises
+    ------
+    ValueError
+        If the windows do not tile the grid of tokens.
     """
 
     def __init__(

@@ -37,14 +37,22 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 class Weights:
     """One row of the table of known models.
 
-    Attributes:
-        family: a key of `FAMILIES`.
-        licence: under which terms the weights come, as far as their authors say.
-        note: what it is, in one line.
-        url: where to download it; empty for files inside the package.
-        sha256: of the file; empty if its authors publish none: then the first download is the one kept to.
-        parameters: number of values, for those not on this machine yet.
-        size: side of the network's input in pixels, likewise.
+    Attributes
+    ----------
+    family
+        A key of `FAMILIES`.
+    licence
+        Under which terms the weights come, as far as their authors say.
+    note
+        What it is, in one line.
+    url
+        Where to download it; empty for files inside the package.
+    sha256
+        Of the file; empty if its authors publish none: then the first download is the one kept to.
+    parameters
+        Number of values, for those not on this machine yet.
+    size
+        Side of the network's input in pixels, likewise.
     """
 
     family: str
@@ -90,12 +98,16 @@ WEIGHTS: dict[str, Weights] = {
 def load_model(name_or_path: str | Path) -> Network:
     """The network of a known name or of a file, in evaluation mode, float32, on the CPU.
 
-    Parameters:
-        name_or_path: a name of `list_models()` (downloaded at first use), or the path of one of our
-            .safetensors files or of an official .pth file.
+    Parameters
+    ----------
+    name_or_path
+        A name of `list_models()` (downloaded at first use), or the path of one of our .safetensors files or
+        of an official .pth file.
 
-    Raises:
-        ValueError: for an unknown name, or a file that is missing, damaged, hostile or of another kind.
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a file that is missing, damaged, hostile or of another kind.
     """
     name = str(name_or_path)
     if name in WEIGHTS and WEIGHTS[name].url:
@@ -116,9 +128,11 @@ def load_file(path: Path) -> Network:
 def download_model(name: str, progress: Progress | None = None) -> Path:
     """Brings a known model to this machine, checks that it loads, and returns its file.
 
-    Parameters:
-        progress: called with (bytes so far, bytes in all or None); whatever it raises cancels the download
-            and leaves nothing behind. None draws a bar on stderr.
+    Parameters
+    ----------
+    progress
+        Called with (bytes so far, bytes in all or None); whatever it raises cancels the download and leaves
+        nothing behind. None draws a bar on stderr.
     """
     if name not in WEIGHTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}")
@@ -128,12 +142,16 @@ def download_model(name: str, progress: Progress | None = None) -> Path:
 def import_model(path: str | Path, into: str | Path | None = None) -> Path:
     """Writes the model of any readable file as safetensors and returns the new file.
 
-    Parameters:
-        into: a folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then
-            finds it by its name without the ending.
+    Parameters
+    ----------
+    into
+        A folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds
+        it by its name without the ending.
 
-    Raises:
-        ValueError: if the file cannot be read, or if something else is there already.
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or if something else is there already.
     """
     source = model_path(str(path))
     network = load_file(source)
@@ -152,9 +170,12 @@ def import_model(path: str | Path, into: str | Path | None = None) -> Path:
 def save_model(network: Network, path: Path, *, half: bool = False, **notes: str) -> Path:
     """Writes a network as safetensors that `load_model` reads, in one step or not at all.
 
-    Parameters:
-        half: store float16, for half the size.
-        notes: further metadata, such as where the weights come from.
+    Parameters
+    ----------
+    half
+        Store float16, for half the size.
+    notes
+        Further metadata, such as where the weights come from.
     """
     family = next(name for name, (_, kind) in FAMILIES.items() if isinstance(network, kind))
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

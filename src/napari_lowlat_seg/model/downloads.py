@@ -52,14 +52,19 @@ def fetch(
 ) -> Path:
     """Makes sure that `path` is there with that sha256, downloading it from `url` if it is not there.
 
-    Parameters:
-        sha256: what the file must have; None accepts whatever comes.
-        progress: called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar
-            on stderr.
-        patience: seconds without a byte after which the download counts as stalled.
+    Parameters
+    ----------
+    sha256
+        What the file must have; None accepts whatever comes.
+    progress
+        Called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar on stderr.
+    patience
+        Seconds without a byte after which the download counts as stalled.
 
-    Raises:
-        ValueError: if the file that is there, or the one that came, is not the expected one, or if none came.
+    Raises
+    ------
+    ValueError
+        If the file that is there, or the one that came, is not the expected one, or if none came.
     """
     if path.is_file():
         if sha256 is not None and (got := file_sha256(path)) != sha256:

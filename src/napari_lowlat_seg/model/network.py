@@ -22,12 +22,18 @@ Regions = Literal["prior", "channel"]
 class Network(nn.Module, ABC):
     """A network and the four facts that a caller needs in order to feed it.
 
-    Attributes:
-        size: side S of its square input in pixels.
-        radius: radius of a click's disk in network pixels.
-        fit: how a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
-        regions: how boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
-        pad: RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
+    Attributes
+    ----------
+    size
+        Side S of its square input in pixels.
+    radius
+        Radius of a click's disk in network pixels.
+    fit
+        How a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
+    regions
+        How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    pad
+        RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
 
     size: int

@@ -40,8 +40,10 @@ NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
 def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
     """Geometry and float32 parameters of an official checkpoint.
 
-    Raises:
-        ValueError: one sentence that says what the file is instead, or what in it does not fit.
+    Raises
+    ------
+    ValueError
+        One sentence that says what the file is instead, or what in it does not fit.
     """
     content = _unpickled(path)
     if isinstance(content, list | tuple) and content:
@@ -57,8 +59,10 @@ def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
 def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> SegNextConfig:
     """The geometry that the shapes in `state` and the constructor arguments in `params` agree on.
 
-    Raises:
-        ValueError: where they disagree, where a value is out of bounds, or for a variant nobody released.
+    Raises
+    ------
+    ValueError
+        Where they disagree, where a value is out of bounds, or for a variant nobody released.
     """
     backbone, fusion = _section(params, "backbone_params"), _section(params, "fusion_params")
     neck, head = _section(params, "neck_params"), _section(params, "head_params")

@@ -26,17 +26,28 @@ SATURATED = 4.6
 class SegNextConfig:
     """The geometry of a SegNext; the defaults are those of the released ViT-B models.
 
-    Attributes:
-        size: side of the input in pixels, a multiple of 2 * `patch`.
-        patch: side of a patch in pixels.
-        dim, depth, heads, mlp_ratio, global_every: the encoder; see `PlainViT`.
-        fusion_blocks: 0 adds prompt tokens to image tokens and stops there ("naive"); 1 is SAx1, 2 is SAx2.
-        fusion_heads, fusion_mlp_ratio: heads and width of the fusion blocks.
-        neck_dims: channels of the pyramid at 1/4, 1/8, 1/16 and 1/32 (for a patch of 16).
-        head_dim: channels of the head.
-        radius: radius of a click in network pixels.
-        use_disks: True for disks, False for distances tanh(2 d / radius) (the ablation "no disk").
-        fit, regions: see `Network`.
+    Attributes
+    ----------
+    size
+        Side of the input in pixels, a multiple of 2 * `patch`.
+    patch
+        Side of a patch in pixels.
+    dim, depth, heads, mlp_ratio, global_every
+        The encoder; see `PlainViT`.
+    fusion_blocks
+        0 adds prompt tokens to image tokens and stops there ("naive"); 1 is SAx1, 2 is SAx2.
+    fusion_heads, fusion_mlp_ratio
+        Heads and width of the fusion blocks.
+    neck_dims
+        Channels of the pyramid at 1/4, 1/8, 1/16 and 1/32 (for a patch of 16).
+    head_dim
+        Channels of the head.
+    radius
+        Radius of a click in network pixels.
+    use_disks
+        True for disks, False for distances tanh(2 d / radius) (the ablation "no disk").
+    fit, regions
+        See `Network`.
     """
 
     size: int = 1024
