@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import platformdirs
 import pooch
 import requests
 from tqdm import tqdm
@@ -38,7 +39,11 @@ _PAGE_CAME = (
 def cache_dir() -> Path:
     """Where downloaded and imported models live: LOWLAT_SEG_CACHE, else the system's cache folder."""
     chosen = os.environ.get("LOWLAT_SEG_CACHE")
-    return Path(chosen) if chosen else Path(pooch.os_cache("napari-lowlat-seg")) / "models"
+    return (
+        Path(chosen)
+        if chosen
+        else platformdirs.user_cache_path("napari-lowlat-seg", appauthor=False) / "models"
+    )
 
 
 def file_sha256(path: Path) -> str:
