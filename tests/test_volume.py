@@ -148,6 +148,18 @@ def test_an_axis_outside_the_volume_is_refused(stack: np.ndarray) -> None:
         Volume(stack).planes(3)
 
 
+def test_a_plane_is_found_by_its_positions() -> None:
+    """One per axis that is neither rows nor columns."""
+    volume = Volume(np.zeros((2, 3, 4, 5)))
+    assert volume.plane_at([1, 2]) == Plane((1, 2, None, None))
+    assert volume.plane_at([1, 4], axis=3) == Plane((1, None, None, 4))
+    assert Volume(np.zeros((3, 4))).plane_at([], axis=1) == Plane((None, None))
+    with pytest.raises(ValueError, match=r"volume of \(2, 3, 4, 5\) needs 2 positions; got \[1\]"):
+        volume.plane_at([1])
+    with pytest.raises(ValueError, match=r"position 3 is outside axis 1, which goes from 0 to 2"):
+        volume.plane_at([0, 3])
+
+
 def test_one_window_serves_all_planes() -> None:
     """A dark plane stays dark when the window was chosen from the whole stack."""
     data = np.stack([np.full((8, 8), 10.0), np.full((8, 8), 1000.0)])

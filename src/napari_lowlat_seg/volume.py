@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -170,23 +170,42 @@ class Volume:
     def planes(self, axis: int = 0) -> list[Plane]:
         """All planes met while moving along `axis`, in order; the last two other axes are rows and columns.
 
-        A 2-D image has one plane. With 4 axes and more, the axes left over are walked too, `axis` last.
+        A 2-D image has one plane. With 4 axes and more, the axes left over are walked too.
         """
-        if self.ndim == 2:
-            return [Plane((None, None))]
+        walked = self._walked(axis)
+        return [
+            self.plane_at(positions, axis)
+            for positions in itertools.product(*(range(self.shape[a]) for a in walked))
+        ]
+
+    def plane_at(self, positions: Sequence[int], axis: int = 0) -> Plane:
+        """The plane of `planes(axis)` at these positions, one per axis that is neither rows nor columns.
+
+        >>> Volume(np.zeros((3, 4, 5))).plane_at([2], axis=1)
+        Plane(index=(None, 2, None))
+        """
+        walked = self._walked(axis)
+        if len(positions) != len(walked):
+            raise ValueError(
+                f"a plane of a volume of {self.shape} needs {len(walked)} positions; got {positions}"
+            )
+        index: list[int | None] = [None] * self.ndim
+        for a, position in zip(walked, positions, strict=True):
+            if not 0 <= position < self.shape[a]:
+                raise ValueError(
+                    f"position {position} is outside axis {a}, which goes from 0 to {self.shape[a] - 1}"
+                )
+            index[a] = position
+        return Plane(tuple(index))
+
+    def _walked(self, axis: int) -> list[int]:
+        """The axes with a position when the planes are cut across `axis`, in the order of the array."""
         if not -self.ndim <= axis < self.ndim:
             raise ValueError(
                 f"axis must be from 0 to {self.ndim - 1} in a volume of {self.shape}; got {axis}"
             )
-        others = [a for a in range(self.ndim) if a != axis % self.ndim]
-        walked = [*others[:-2], axis % self.ndim]
-        found = []
-        for positions in itertools.product(*(range(self.shape[a]) for a in walked)):
-            index: list[int | None] = [None] * self.ndim
-            for a, position in zip(walked, positions, strict=True):
-                index[a] = position
-            found.append(Plane(tuple(index)))
-        return found
+        others = [a for a in range(self.ndim) if self.ndim == 2 or a != axis % self.ndim]
+        return sorted(set(range(self.ndim)) - set(others[-2:]))
 
     def plane_spacing(self, plane: Plane) -> tuple[float, float]:
         """World units per (row, column) of a plane; (1, 1) when the spacing is unknown."""
