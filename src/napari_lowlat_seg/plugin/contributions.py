@@ -1,26 +1,53 @@
-"""What napari's menus call by way of `napari.yaml`: the sample data.
+"""What napari's menus call by way of `napari.yaml`: the NIfTI reader and the sample data.
 
-Every function answers with napari's layer-data tuples ``(data, settings, layer type)``; axes are (z, y, x)
-and `scale` carries the spacing with its unit.
+Every function answers with napari's layer-data tuples ``(data, settings, layer type)``. Axes stand in
+napari's order, (t, z, y, x) as far as there are, and `scale` carries the spacing with its unit. TIFF is
+left to napari itself.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-import tifffile
 
+from napari_lowlat_seg.io import NIFTI_SUFFIXES, read_volume
 from napari_lowlat_seg.samples import sample_path
 
 LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
+Reader = Callable[[str | list[str]], list[LayerData]]
+
+# What NIfTI headers call their units, in the words of napari.
+_UNITS = {"meter": "m", "mm": "mm", "micron": "um", "sec": "s", "msec": "ms", "usec": "us"}
+
+
+def get_scan_reader(path: str | list[str]) -> Reader | None:
+    """The reader for NIfTI files; None, as napari expects it, where one of the files has another suffix."""
+    return read_scans if all(one.lower().endswith(NIFTI_SUFFIXES) for one in _listed(path)) else None
+
+
+def read_scans(path: str | list[str]) -> list[LayerData]:
+    """One image layer for each NIfTI file, at its spacing, with a slider along the file's last axis.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_volume` does, for a file that is missing or damaged.
+    """
+    layers = []
+    for one in _listed(path):
+        data, place = _scan(Path(one))
+        rgb = data.ndim > len(place["scale"])
+        layers.append((data, {"name": Path(one).name.split(".")[0], "rgb": rgb, **place}, "image"))
+    return layers
 
 
 def open_em_sample() -> list[LayerData]:
     """The fly medulla stack, 48 x 250 x 250 at 10 nm, and the neurons that experts proofread in it."""
-    # The files say nothing of the distance between planes, the data set's page does.
+    # The files say nothing of the spacing, the data set's page does.
     place = {"scale": (10.0, 10.0, 10.0), "units": ("nm", "nm", "nm"), "axis_labels": ("z", "y", "x")}
-    image = tifffile.imread(sample_path("em_fly_medulla.tif"))
-    labels = tifffile.imread(sample_path("em_fly_medulla_labels.tif"))
+    image = np.asarray(read_volume(sample_path("em_fly_medulla.tif")).data)
+    labels = np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
     return [
         (image, {"name": "fly medulla", "colormap": "gray", **place}, "image"),
         (labels, {"name": "fly medulla neurons", "visible": False, **place}, "labels"),
@@ -29,17 +56,28 @@ def open_em_sample() -> list[LayerData]:
 
 def open_mri_sample() -> list[LayerData]:
     """The glioma FLAIR volume at 1 mm, and the outline that challenge algorithms, not experts, drew in it."""
-    image, place = _read_scan("mri_glioma_flair.nii.gz")
-    outline, _ = _read_scan("mri_glioma_reference.nii.gz")
+    image, place = _scan(sample_path("mri_glioma_flair.nii.gz"))
+    outline, _ = _scan(sample_path("mri_glioma_reference.nii.gz"))
     return [
         (image, {"name": "glioma FLAIR", "colormap": "gray", **place}, "image"),
         (outline, {"name": "glioma outline by algorithms", "visible": False, **place}, "labels"),
     ]
 
 
-def _read_scan(name: str) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """A NIfTI sample with its axes turned to (z, y, x), so that napari shows it axial plane by plane."""
-    scan = nibabel.load(sample_path(name))
-    spacing = tuple(float(size) for size in scan.header.get_zooms()[::-1])
-    place = {"scale": spacing, "units": ("mm", "mm", "mm"), "axis_labels": ("z", "y", "x")}
-    return np.asarray(scan.dataobj).T, place
+def _listed(path: str | list[str]) -> list[str]:
+    """napari hands over one path, or several that were chosen together."""
+    return [path] if isinstance(path, str) else path
+
+
+def _scan(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    """The voxels of a NIfTI file with the axes turned round, (i, j, k) to (z, y, x), and their place."""
+    volume = read_volume(path)
+    space, time = (_UNITS.get(unit, "pixel") for unit in volume.header.get_xyzt_units())
+    data = np.asarray(volume.data)
+    turned = tuple(range(volume.ndim))[::-1]
+    place = {
+        "scale": (volume.spacing or (1.0,) * volume.ndim)[::-1],
+        "units": (time, space, space, space)[-volume.ndim :],
+        "axis_labels": ("t", "z", "y", "x")[-volume.ndim :],
+    }
+    return data.transpose(*turned, *range(volume.ndim, data.ndim)), place
