@@ -124,10 +124,7 @@ class _Walk:
             here = self._gray(plane)
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
             following = self.predictor.predict(self.embed(plane), [click], _carried(answer))
-            if (
-                iou(answer.mask.astype(np.int8), following.mask) < self.least_overlap
-                or not following.mask.any()
-            ):
+            if not following.mask.any() or _overlap(answer.mask, following.mask) < self.least_overlap:
                 return
             yield plane, following
             answer, before = following, here
