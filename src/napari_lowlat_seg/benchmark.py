@@ -1,11 +1,11 @@
 """Quality: how many prompts a simulated annotator needs with each model, side by side on the same objects.
 
-Every picture is embedded once a model, not once an object; the answers are the same, the wait is not. Curves have no
-early stop, so the mean IoU at click k is over all objects, and the numbers of clicks are read off the same curves.
-Where nothing is left to correct, the annotator is content and the curve stays where it is.
+Every picture is embedded once a model, not once an object; the answers are the same, the wait is not. Curves
+have no early stop, so the mean IoU at click k is over all objects, and the numbers of clicks are read off the
+same curves. Where nothing is left to correct, the annotator is content and the curve stays where it is.
 
-`run_quality` and `run_latency` do a whole benchmark as the command line wants it; `quality` and `latency` work on
-models and samples that are at hand.
+`run_quality` and `run_latency` do a whole benchmark as the command line wants it; `quality` and `latency`
+work on models and samples that are at hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ def quality(
 
     Parameters:
         models: with different names.
-        samples: samples of one picture should follow each other and share the image array: it is embedded once.
+        samples: samples of one picture should follow each other and share the image array: it is embedded
+            once.
         max_clicks: length of the curves; prompts given in all.
-        first: kind of the first prompt, a key of `simulate.FIRST_PROMPTS`; all later ones are clicks. Point 1 of a
-            curve is the IoU after that prompt.
+        first: kind of the first prompt, a key of `simulate.FIRST_PROMPTS`; all later ones are clicks. Point 1
+            of a curve is the IoU after that prompt.
 
     Raises:
         ValueError: for an unknown kind of prompt, two models of one name, or a truth without an object.
@@ -108,17 +109,18 @@ def run_quality(
 
     Parameters:
         models: lines of text that `rivals.load_segmenter` understands.
-        dataset, root, limit, options: as `datasets.find_targets` takes them; `limit` counts objects of each set.
+        dataset, root, limit, options: as `datasets.find_targets` takes them; `limit` counts objects of each
+            set.
         max_clicks, first: as in `quality`.
         closer_look, device: as in `load_segmenter`.
-        workers: processes, each with its own models and its share of the cores; on a GPU they share the device.
-            0 takes one process for every two cores.
+        workers: processes, each with its own models and its share of the cores; on a GPU they share the
+            device. 0 takes one process for every two cores.
         json, plot: files to write; checked before the work starts.
         show: called with the finished table as text; None for silence.
 
     Returns:
-        What the JSON file holds: "rows" (metrics by model and set or size), "curves" (all of them), "complete" and
-        what was run on what.
+        What the JSON file holds: "rows" (metrics by model and set or size), "curves" (all of them),
+        "complete" and what was run on what.
 
     Raises:
         ValueError: for anything in the call that cannot be used, before the work starts.
@@ -148,9 +150,9 @@ def run_quality(
     places = {target.name: place for place, target in enumerate(targets)}
     curves.sort(key=lambda curve: places[curve.object])
     report = {
-        "kind": "quality", "dataset": dataset, "models": list(models), "first": first, "max_clicks": max_clicks,
-        "limit": limit, "device": device, "closer_look": closer_look, "complete": complete, "machine": machine(),
-        "rows": summarise(curves), "curves": curves,
+        "kind": "quality", "dataset": dataset, "models": list(models), "first": first,
+        "max_clicks": max_clicks, "limit": limit, "device": device, "closer_look": closer_look,
+        "complete": complete, "machine": machine(), "rows": summarise(curves), "curves": curves,
     }  # fmt: skip
     if json is not None:
         save_json(report, json)
@@ -194,6 +196,7 @@ def _in_workers(job: _Job, targets: Sequence[Target], workers: int) -> Iterator[
     tasks = [
         same[i : i + TASK_OBJECTS] for same in by_picture(targets) for i in range(0, len(same), TASK_OBJECTS)
     ]
+    before = set(active_children())
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_quiet, initargs=(job.threads,)
     )
@@ -201,6 +204,10 @@ def _in_workers(job: _Job, targets: Sequence[Target], workers: int) -> Iterator[
         futures = [pool.submit(_task, job, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
+    except BaseException:  # also Ctrl-C: a picture may take minutes, and nobody waits for its end
+        for worker in set(active_children()) - before:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,7 +1,7 @@
-"""Pictures with true objects, for evaluation: the public benchmarks in their published layouts, and any folder.
+"""Pictures with true objects: the public benchmarks in their published layouts, and any folder.
 
-A loader only lists what is there: one `Target` per object, a few bytes each, which travels to a worker process and
-is read there. `read_samples` turns targets into pictures and truths.
+A loader only lists what is there: one `Target` per object, a few bytes each, which travels to a worker
+process and is read there. `read_samples` turns targets into pictures and truths.
 
     targets = find_targets("folder", "/data/val", limit=50)
     for sample in read_samples(targets):
@@ -16,11 +16,9 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
-from skimage.measure import label
 
 from . import packed_masks
+from .truths import RULES, read_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PerSet = int | None | Mapping[str, int | None]  # one value for all sets, or by set name ("*": all the others)
@@ -34,7 +32,7 @@ class Target:
         group: the set it is counted under.
         name: unique within the data set.
         image, mask: files.
-        rule: how the truth is read from the mask file; a key of `RULES`.
+        rule: how the truth is read from the mask file; a key of `truths.RULES`.
         label: the object's id, for rules that have ids; the id of a component counts from 1.
         ignore: an id that means "do not count this pixel", or None.
     """
@@ -93,7 +91,8 @@ def find_targets(
         options: for `folder` data sets only.
 
     Raises:
-        ValueError: for an unknown name, a layout that is not there, or options that leave no object; in one sentence.
+        ValueError: for an unknown name, a layout that is not there, or options that leave no object; in one
+            sentence.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
@@ -124,7 +123,7 @@ def read_samples(targets: Iterable[Target]) -> Iterator[Sample]:
         for target in same:
             rule = RULES[target.rule]
             ids = rule.read(mask, target.ignore) if ids is None else ids
-            truth = rule.truth(ids, target)
+            truth = rule.truth(ids, target.label)
             if truth.shape != pixels.shape[:2]:
                 raise ValueError(
                     f"{mask} has {truth.shape} pixels, its picture {image} has {pixels.shape[:2]}"
@@ -132,144 +131,26 @@ def read_samples(targets: Iterable[Target]) -> Iterator[Sample]:
             yield Sample(pixels, truth, target.name, target.group)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W) or (H, W, 3) pixels of a picture file in their own type; palettes and alpha are resolved to RGB.
-
-    Raises:
-        ValueError: if the file cannot be read as one picture.
-    """
-    try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            pixels = np.squeeze(tifffile.imread(path))
-        else:
-            with Image.open(path) as picture:
-                plain = picture.mode in ("L", "RGB", "I", "F") or picture.mode.startswith("I;16")
-                pixels = np.asarray(picture if plain else picture.convert("RGB"))
-    except Exception as problem:  # PIL and tifffile raise a dozen types for damaged files
-        raise ValueError(f"expected a picture in {path}, but it cannot be read: {problem}") from problem
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels = pixels[..., :3]
-    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
-        raise ValueError(f"expected one gray or RGB picture in {path}, got an array of shape {pixels.shape}")
-    return pixels
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """(H, W) values of a mask file: ids of any width, palette indices as they are, channels only if it has them."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        try:
-            with Image.open(path) as picture:
-                if picture.mode in ("P", "1"):
-                    return np.asarray(picture).astype(np.uint8)
-        except OSError as problem:
-            raise ValueError(f"expected a mask in {path}, but it cannot be read: {problem}") from problem
-    return read_picture(path)
-
-
-# --- how a truth is read from a mask -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How to read a mask file once (with the value to ignore), and each object's truth from what was read."""
-
-    read: Callable[[Path, int | None], np.ndarray]
-    truth: Callable[[np.ndarray, Target], np.ndarray]
-
-
-def _nonzero(values: np.ndarray, target: Target) -> np.ndarray:
-    """Any non-zero value of any channel."""
-    inside = values.max(axis=2) if values.ndim == 3 else values
-    return (inside > 0).astype(np.int8)
-
-
-def _first_channel(values: np.ndarray, target: Target) -> np.ndarray:
-    """The channel that OpenCV calls the first: blue."""
-    inside = values[..., 2] if values.ndim == 3 else values
-    return (inside > 0).astype(np.int8)
-
-
-def _trimap(values: np.ndarray, target: Target) -> np.ndarray:
-    """Above 128 object, 128 ignored; values below are left out of the object except 1, as published."""
-    gray = values[..., 2] if values.ndim == 3 else values
-    truth = ((gray > 128) | (gray == 1)).astype(np.int8)
-    truth[gray == 128] = -1
-    return truth
-
-
-def _of_id(values: np.ndarray, target: Target) -> np.ndarray:
-    truth = (values == target.label).astype(np.int8)
-    truth[values == -1] = -1
-    return truth
-
-
-def _read_values(path: Path, ignore: int | None) -> np.ndarray:
-    return read_mask(path)
-
-
-def _read_ids(path: Path, ignore: int | None) -> np.ndarray:
-    """(H, W) int64 ids, -1 where they are to be ignored."""
-    ids = read_mask(path).astype(np.int64)
-    if ids.ndim != 2:
-        raise ValueError(f"expected a mask of ids with one channel in {path}, got shape {ids.shape}")
-    if ignore is not None:
-        ids[ids == ignore] = -1
-    return ids
-
-
-def _read_parts(path: Path, ignore: int | None) -> np.ndarray:
-    """8-connected parts of one id each, numbered from 1; -1 as in the ids."""
-    ids = _read_ids(path, ignore)
-    return np.where(ids == -1, -1, label(np.maximum(ids, 0), connectivity=2, background=0))
-
-
-def _read_mitochondria(path: Path, ignore: int | None = None) -> np.ndarray:
-    """8-connected parts of anything non-zero: what the published protocol counts, though its code says 4."""
-    values = read_mask(path)
-    parts: np.ndarray = label((values.max(axis=2) if values.ndim == 3 else values) > 0, connectivity=2)
-    return parts
-
-
-def _read_layers(path: Path, ignore: int | None) -> np.ndarray:
-    return packed_masks.read_layers(path)
-
-
-def _packed(layers: np.ndarray, target: Target) -> np.ndarray:
-    layer, value = divmod(target.label, packed_masks.LAYER)
-    return (layers[layer] == value).astype(np.int8)
-
-
-RULES: dict[str, Rule] = {
-    "nonzero": Rule(_read_values, _nonzero),
-    "first channel": Rule(_read_values, _first_channel),
-    "trimap": Rule(_read_values, _trimap),
-    "id": Rule(_read_ids, _of_id),
-    "part": Rule(_read_parts, _of_id),
-    "mitochondrion": Rule(_read_mitochondria, _of_id),
-    "packed": Rule(_read_layers, _packed),
-}
-
-
-# --- where the files are -----------------------------------------------------------------------------------------
-
-
 def _pairs(root: Path, images: str, masks: str, hint: str) -> list[tuple[Path, Path]]:
     """Pictures and their masks of the same stem, by name."""
     for folder in (root / images, root / masks):
         if not folder.is_dir():
-            found = (
-                ", ".join(sorted(entry.name for entry in root.iterdir())[:8])
-                if root.is_dir()
-                else "no such folder"
-            )
-            raise ValueError(f"expected the folder {folder} ({hint}); {root} holds: {found or 'nothing'}")
+            raise ValueError(f"expected the folder {folder} ({hint}); {root} {_holds(root)}")
     by_stem = {_stem(path, root / masks): path for path in _files(root / masks)}
     pictures = _files(root / images)
     lacking = [path for path in pictures if _stem(path, root / images) not in by_stem]
     if lacking:
-        raise ValueError(f"{len(lacking)} of {len(pictures)} pictures in {root / images} have no mask of the same name in "
-                         f"{root / masks}, the first is {lacking[0].name}")  # fmt: skip
+        raise ValueError(
+            f"expected a mask of the same name in {root / masks} for every picture in {root / images}; "
+            f"{len(lacking)} of {len(pictures)} have none, the first is {lacking[0].name}"
+        )
     return [(path, by_stem[_stem(path, root / images)]) for path in pictures]
+
+
+def _holds(folder: Path) -> str:
+    if not folder.is_dir():
+        return "does not exist"
+    return "holds " + (", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -313,7 +194,7 @@ def _sstem(root: Path, options: Options) -> list[Target]:
     for image, mask in _pairs(
         root, "raw", "mitochondria", "ssTEM is read from raw/*.tif and mitochondria/*.png"
     ):
-        count = int(_read_mitochondria(mask).max())
+        count = int(RULES["mitochondrion"].read(mask, None).max())
         targets += [
             Target("ssTEM", f"{image.stem}#{i}", image, mask, "mitochondrion", i) for i in range(1, count + 1)
         ]
@@ -340,21 +221,13 @@ def _coco_lvis(root: Path, options: Options) -> list[Target]:
 
 def _folder(root: Path, options: Options) -> list[Target]:
     """Any images/ + masks/ pair under the root or one level below; folders inside images/ are sets."""
-    homes = [
-        home
-        for home in (root, *sorted(p for p in root.iterdir() if p.is_dir()))
-        if (home / "images").is_dir()
-    ]
+    folders = (root, *sorted(entry for entry in root.iterdir() if entry.is_dir()))
+    homes = [folder for folder in folders if (folder / "images").is_dir()]
     if not homes:
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8])
-        raise ValueError(
-            f"expected images/ and masks/ in {root} or in folders one level below; it holds: {found or 'nothing'}"
-        )
+        raise ValueError(f"expected images/ and masks/ in {root} or one level below; it {_holds(root)}")
     targets = []
     for home in homes:
-        for image, mask in _pairs(
-            home, "images", "masks", "pictures in images/, masks of the same name in masks/"
-        ):
+        for image, mask in _pairs(home, "images", "masks", "masks are named like their pictures"):
             inner = image.parent.relative_to(home / "images").as_posix()
             parts = [part for part in (home.name if home != root else "", inner) if part not in ("", ".")]
             group = "/".join(parts) or root.name

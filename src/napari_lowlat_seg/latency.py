@@ -1,7 +1,7 @@
 """Latency: how long a model takes to embed a picture and to answer a prompt, and how much memory it needs.
 
-All models are timed in turns within one process, so that a busy minute of the machine hits each of them. Peak memory
-is taken from a fresh process a model that does the same work and nothing else.
+All models are timed in turns within one process, so that a busy minute of the machine hits each of them. Peak
+memory is taken from a fresh process a model that does the same work and nothing else.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def latency(
 ) -> list[dict[str, Any]]:
     """Times of every model on one picture, one row a model.
 
-    A click is a `predict` with one more click than before and the previous answer, 1 to 10 clicks in all and then from
-    the start: what a person at work causes. Times are wall-clock seconds until the mask is a numpy array.
+    A click is a `predict` with one more click than before and the previous answer, 1 to 10 clicks in all and
+    then from the start: what a person at work causes. Times are wall-clock seconds until the mask is a numpy
+    array.
 
     Parameters:
         models: with different names.
         image: (H, W) or (H, W, 3).
         embeds, clicks: how often each is measured, after a warm-up.
-        sat_seconds: "segment anything" time: the picture embedded once and one click on each cell of a 16 x 16
-            grid, one by one. The grid is visited evenly for at most so many seconds a model, and the rest
+        sat_seconds: "segment anything" time: the picture embedded once and one click on each cell of a 16 x
+            16 grid, one by one. The grid is visited evenly for at most so many seconds a model, and the rest
             extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
         progress: called after each step of each model.
 
@@ -105,8 +106,8 @@ def run_latency(
         show: called with the finished table as text; None for silence.
 
     Returns:
-        What the JSON file holds: "rows" as from `latency` with peak_ram_mib and peak_gpu_mib (None where there is
-        none), "size", and what was run on what.
+        What the JSON file holds: "rows" as from `latency` with peak_ram_mib and peak_gpu_mib (None where
+        there is none), "size", and what was run on what.
 
     Raises:
         ValueError: for a size, number or name that cannot be used, before the work starts.
@@ -173,7 +174,8 @@ class _Walk:
             Click((float(row), float(col)), positive=i % 3 < 2) for i, (row, col) in enumerate(places)
         ]
         self._model, self._embedding = model, embedding
-        self._given, self._previous = 0, None
+        self._given = 0
+        self._previous: Any = None
 
     def step(self) -> float:
         """Seconds that the next click took."""
@@ -210,7 +212,7 @@ def _sat(model: Segmenter, image: np.ndarray, budget: float) -> tuple[float, int
 def _memory_elsewhere(
     spec: str, size: tuple[int, int], device: str, closer_look: str
 ) -> tuple[float | None, float | None]:
-    """Peak RAM and GPU memory in MiB of a fresh process that loads the model, embeds and answers three clicks."""
+    """Peak RAM and GPU memory in MiB of a process that only loads the model, embeds and answers 3 clicks."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_memory_here, spec, size, device, closer_look).result()
 

@@ -1,10 +1,11 @@
 """The packed masks of the merged COCO + LVIS annotation, read without trusting the files.
 
-The annotation is published as pickles, and a pickle is a program: the standard loader imports and calls whatever the
-file names. Here a file may only build plain containers, numbers, strings and bytes. The few numpy names that such
-files contain are answered by stand-ins of our own, which check type, length and shape before numpy sees a byte; any
-other name is refused. Masks inside are PNG pictures, decoded by Pillow with its limit on the number of pixels.
-What remains possible is a file that makes us use much memory; nothing in it can run.
+The annotation is published as pickles, and a pickle is a program: the standard loader imports and calls
+whatever the file names. Here a file may only build plain containers, numbers, strings and bytes. The few
+numpy names that such files contain are answered by stand-ins of our own, which check type, length and shape
+before numpy sees a byte; any other name is refused. Masks inside are PNG pictures, decoded by Pillow with its
+limit on the number of pixels. What remains possible is a file that makes us use much memory; nothing in it
+can run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,34 +53,35 @@ def read_layers(path: Path) -> np.ndarray:
     Raises:
         ValueError: as `read_codes`.
     """
-    layers = []
-    for raw in _halves(path)[0]:
-        with Image.open(io.BytesIO(raw), formats=["PNG"]) as picture:
-            layers.append(np.asarray(picture))
-    return np.stack(layers)
+    try:
+        return np.stack([_decoded(png) for png in _halves(path)[0]])
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"expected PNG layers of one size in {path}: {problem}") from problem
+
+
+def _decoded(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        return np.asarray(picture)
 
 
 def _halves(path: Path) -> tuple[list[bytes], list[int]]:
     """The PNG files and the object codes of one picture."""
     content = _load(path)
     try:
-        encoded, places = content  # type: ignore[misc]
-        raws = [code.values.tobytes() if isinstance(code, _Array) else bytes(code) for code in encoded]
-        pairs = (
-            places.values()
-            if isinstance(places, dict)
-            else places.values
-            if isinstance(places, _Array)
-            else places
-        )
-        return raws, [int(layer) * LAYER + int(value) for layer, value in pairs]
+        encoded, places = content
+        pairs = places.values() if isinstance(places, dict) else _values(places)
+        return [memoryview(_values(png)).tobytes() for png in encoded], [
+            int(layer) * LAYER + int(value) for layer, value in pairs
+        ]
     except (TypeError, ValueError) as problem:
-        raise ValueError(
-            f"expected {path} to hold PNG layers and a (layer, value) pair an object: {problem}"
-        ) from problem
+        raise ValueError(f"expected PNG layers and (layer, value) pairs in {path}: {problem}") from problem
 
 
-def _load(path: Path) -> object:
+def _values(maybe_array: Any) -> Any:
+    return maybe_array.values if isinstance(maybe_array, _Array) else maybe_array
+
+
+def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _PlainUnpickler(file, encoding="latin1").load()
@@ -100,25 +102,33 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused") from None
 
 
-class _Kind:
+class _StandIn:
+    """Answers to a name that a pickle asks for; a class, because a pickle can set attributes of functions."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"state for a {type(self).__name__}, which has none")
+
+
+class _Kind(_StandIn):
     """Stands for numpy.dtype."""
 
     def __init__(self, code: str, *rest: object) -> None:
-        if code.lstrip("|<>=") not in _KINDS:
-            raise pickle.UnpicklingError(f"an array of type {code!r}, which is refused")
         self.order, self.code = "<", code.lstrip("|<>=")
+        if self.code not in _KINDS:
+            raise pickle.UnpicklingError(f"an array of type {code!r}, which is refused")
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
     def array(self, raw: bytes, shape: tuple[int, ...], fortran: bool = False) -> np.ndarray:
+        """The array of these bytes, if they are as many as the shape says."""
         kind = np.dtype(self.order + self.code)
         if any(side < 0 for side in shape) or len(raw) != math.prod(shape) * kind.itemsize:
             raise pickle.UnpicklingError(f"an array of shape {shape} with {len(raw)} bytes")
         return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
 
 
-class _Array:
+class _Array(_StandIn):
     """Stands for numpy.ndarray; holds the real one once the pickle has filled it."""
 
     def __init__(self, *placeholder: object) -> None:
@@ -129,27 +139,33 @@ class _Array:
         self.values = kind.array(raw, shape, fortran)
 
 
-def _from_buffer(raw: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
-    filled = _Array()
-    filled.values = kind.array(bytes(raw), shape, order == "F")
-    return filled
+class _Filled(_Array):
+    """Stands for the function that newer pickles fill an array with."""
+
+    def __init__(self, raw: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> None:
+        self.values = kind.array(raw, shape, order == "F")
 
 
-def _scalar(kind: _Kind, raw: bytes) -> object:
-    return kind.array(raw, ()).item()
+class _Scalar(_StandIn):
+    """Stands for numpy's scalars; made into a plain number."""
+
+    def __new__(cls, kind: _Kind, raw: bytes) -> Any:
+        return kind.array(raw, ()).item()
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for codecs.encode, which old pickles use to write bytes."""
-    return text.encode("latin1")
+class _Bytes(_StandIn):
+    """Stands for codecs.encode, which old pickles write bytes with."""
+
+    def __new__(cls, text: str, encoding: str) -> Any:
+        return text.encode("latin1")
 
 
-_STAND_INS: dict[tuple[str, str], Callable[..., object]] = {
+_STAND_INS: dict[tuple[str, str], type] = {
     ("numpy", "dtype"): _Kind,
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): _latin1,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("numpy.core.numeric", "_frombuffer"): _Filled,
+    ("_codecs", "encode"): _Bytes,
     ("collections", "OrderedDict"): dict,
 }

@@ -48,8 +48,8 @@ class Curve:
 def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """One row of metrics for each model on each set, each size of object, and all objects together.
 
-    A row has model, form, by ("set", "size" or "all"), group, objects, noc85, noc90, noc95, nof95 and miou1, miou3 ..
-    as far as the curves go.
+    A row has model, form, by ("set", "size" or "all"), group, objects, noc85, noc90, noc95, nof95 and miou1,
+    miou3 .. as far as the curves go.
     """
     models = list(dict.fromkeys((curve.model, curve.form) for curve in curves))
     groups = list(dict.fromkeys(curve.group for curve in curves))
@@ -234,12 +234,11 @@ def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
             axes.plot(range(1, len(mean) + 1), 100 * mean, marker=".", label=model)
         axes.set_title(group, fontsize=9)
         axes.grid(alpha=0.3)
-    figure.supxlabel(f"prompts (the first is a {report['first']})")
-    figure.supylabel("mean IoU, %")
+    title = f"{report['dataset']}: mean IoU in % after each prompt, the first a {report['first']}"
+    figure.suptitle(title, fontsize=10)
     if panels:
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-        )
+        lines = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

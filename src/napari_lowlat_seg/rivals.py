@@ -1,7 +1,7 @@
-"""Everything that can be put side by side in a benchmark: our own models, the original's geometry, and SAM's kin.
+"""All that can stand side by side in a benchmark: our models, the original's geometry, and SAM's kin.
 
-A `Segmenter` is anything with a name that embeds a picture and answers prompts. `load_segmenter` makes one from a
-line of text, so that a worker process can make its own:
+A `Segmenter` is anything with a name that embeds a picture and answers prompts. `load_segmenter` makes one
+from a line of text, so that a worker process can make its own:
 
     default                      any model of ours, by name or path; default@off without the closer look
     segnext-vitb-sax2-random     the original's geometry with random weights: for latency, not for quality
@@ -33,12 +33,13 @@ _POINT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input",
 class Segmenter(Protocol):
     """What a benchmark needs of a model.
 
-    `embed` takes (H, W) or (H, W, 3) pixels; `predict` takes what `embed` returned, all prompts so far and its own
-    previous answer or None, and returns something with a boolean (H, W) `mask`. `form` says in a few words how the
-    model turns prompts into one mask; it stands in every table.
+    `embed` takes (H, W) or (H, W, 3) pixels; `predict` takes what `embed` returned, all prompts so far and
+    its own previous answer or None, and returns something with a boolean (H, W) `mask`. `form` says in a few
+    words how the model turns prompts into one mask; it stands in every table.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def form(self) -> str: ...
@@ -108,14 +109,15 @@ class SamPrediction:
 class OnnxSam:
     """An encoder and a decoder exported from SAM, MobileSAM or HQ-SAM, run by onnxruntime.
 
-    The encoder takes normalised (1, 3, S, S) pixels, longest side scaled to S, zero padded on the right and below.
-    The decoder is of the usual export: `point_coords`, `point_labels`, `mask_input`, `has_mask_input`,
-    `orig_im_size` and the encoder's outputs in; `masks`, `iou_predictions`, `low_res_masks` out. Of several masks
-    the one of highest predicted IoU is taken at every prompt, and its logits are fed back: the protocol of the
-    published comparisons. (Of four masks the first is SAM's single-mask answer, which that protocol leaves out.)
+    The encoder takes normalised (1, 3, S, S) pixels, longest side scaled to S, zero padded on the right and
+    below. The decoder is of the usual export: `point_coords`, `point_labels`, `mask_input`, `has_mask_input`,
+    `orig_im_size` and the encoder's outputs in; `masks`, `iou_predictions`, `low_res_masks` out. Of several
+    masks the one of highest predicted IoU is taken at every prompt, and its logits are fed back: the protocol
+    of the published comparisons. (Of four masks the first is SAM's single-mask answer, which that protocol
+    leaves out.)
 
-    Prompts that SAM lacks are given as what it has: a scribble as up to 8 points spread along it, a polygon as its
-    bounding box. With several boxes or polygons, the last one counts.
+    Prompts that SAM lacks are given as what it has: a scribble as up to 8 points spread along it, a polygon
+    as its bounding box. With several boxes or polygons, the last one counts.
 
     Parameters:
         encoder, decoder: ONNX files.
@@ -144,16 +146,20 @@ class OnnxSam:
         inputs = self._encoder.get_inputs()
         shape = inputs[0].shape
         if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3:
-            raise ValueError(f"expected one input of shape (1, 3, S, S) in {encoder}, got {[i.shape for i in inputs]}; "
-                             "export the encoder without its own resizing")  # fmt: skip
+            raise ValueError(
+                f"expected one input of shape (1, 3, S, S) in {encoder}, got {[i.shape for i in inputs]}; "
+                "export the encoder without its own resizing"
+            )
         self.size = shape[2] if isinstance(shape[2], int) else 1024
         self._input = inputs[0].name
         self._encoded = [output.name for output in self._encoder.get_outputs()]
         wanted = [i.name for i in self._decoder.get_inputs()]
         lacking = [name for name in _POINT_INPUTS if name not in wanted]
         if lacking:
-            raise ValueError(f"expected the inputs {', '.join(_POINT_INPUTS)} in {decoder}, {', '.join(lacking)} missing; "
-                             "export the decoder with SAM's export script")  # fmt: skip
+            raise ValueError(
+                f"expected the inputs {', '.join(_POINT_INPUTS)} in {decoder}, but {', '.join(lacking)} "
+                "cannot be found; export the decoder with SAM's export script"
+            )
         self._features = self._matched([name for name in wanted if name not in _POINT_INPUTS], decoder)
         self._returned = [output.name for output in self._decoder.get_outputs()]
         if "masks" not in self._returned or "iou_predictions" not in self._returned:
@@ -224,11 +230,13 @@ class OnnxSam:
         return dict(zip(self._returned, self._decoder.run(None, feed)))
 
     def _matched(self, wanted: list[str], decoder: str | Path) -> dict[str, str]:
-        """Which encoder output each remaining decoder input takes: the one of its name, or the only one there is."""
+        """The encoder output that each remaining decoder input takes: of the same name, or else the first."""
         matched = {name: name if name in self._encoded else self._encoded[0] for name in wanted}
         if len(set(matched.values())) != len(wanted):
-            raise ValueError(f"{decoder} wants {', '.join(wanted)}, the encoder returns {', '.join(self._encoded)}; "
-                             "use two files of one export")  # fmt: skip
+            raise ValueError(
+                f"expected the encoder to return {', '.join(wanted)} for {decoder}, it returns "
+                f"{', '.join(self._encoded)}; use two files of one export"
+            )
         return matched
 
 
@@ -299,7 +307,7 @@ def _session(path: Path, threads: int | None, device: str) -> Any:
 
 
 def _sam_prompts(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 2) as (row, col) and labels (N,): 1 and 0 points, 2 and 3 the corners of the box, -1 padding."""
+    """Points (N, 2) as (row, col) and labels (N,): 1 and 0 points, 2 and 3 corners of the box, -1 padding."""
     points: list[Sequence[float]] = []
     labels: list[int] = []
     box: list[Sequence[float]] = []

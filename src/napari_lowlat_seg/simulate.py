@@ -1,8 +1,9 @@
 """The simulated annotator: where would a patient person click, drag or draw next, given the truth?
 
-Two kinds of simulation live here. `next_click` is the exact evaluation protocol of the interactive segmentation
-literature, pixel for pixel, because published numbers depend on it. The other prompts (box, lasso, scribble) have no
-agreed protocol; theirs are made to look like a person's: a little loose, shortened, simplified.
+Two kinds of simulation live here. `next_click` is the exact evaluation protocol of the interactive
+segmentation literature, pixel for pixel, because published numbers depend on it. The other prompts (box,
+lasso, scribble) have no agreed protocol; theirs are made to look like a person's: a little loose, shortened,
+simplified.
 
 A *truth* is an (H, W) array of any integer type: 1 object, 0 background, -1 ignored. All coordinates are
 (row, col) with pixel centres on integers. Nothing here mutates its arguments.
@@ -94,9 +95,9 @@ def next_click(
 ) -> Click | None:
     """The click in the middle of the largest error, or None if there is no error left to click on.
 
-    The error with the larger exact Euclidean distance to its own edge (the picture's border is an edge) gets the
-    click, at the first such pixel in row-major order; a tie makes the click negative. Pixels of earlier clicks are
-    skipped, ignored pixels are no errors.
+    The error with the larger exact Euclidean distance to its own edge (the picture's border is an edge) gets
+    the click, at the first such pixel in row-major order; a tie makes the click negative. Pixels of earlier
+    clicks are skipped, ignored pixels are no errors.
 
     Parameters:
         truth: (H, W), 1 / 0 / -1.
@@ -200,7 +201,8 @@ FIRST_PROMPTS: dict[str, Callable[[np.ndarray], Prompt | None]] = {
 
 
 def iou(truth: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of the object and the mask, over pixels that are not ignored; 1.0 if both are empty.
+    """Intersection over union of the object and the mask, over pixels that are not ignored; 1.0 if both are
+    empty.
 
     Raises:
         ValueError: if truth and mask differ in shape.
@@ -212,7 +214,8 @@ def iou(truth: np.ndarray, mask: np.ndarray) -> float:
 
 
 def noc(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Clicks until each object reached the threshold, (N,) int64; the number of clicks given where it never did.
+    """Clicks until each object reached the threshold, (N,) int64; the number of clicks given where it never
+    did.
 
     Parameters:
         ious: (N, K) IoU after each of K clicks.
@@ -225,7 +228,7 @@ def noc(ious: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def nof(ious: np.ndarray, threshold: float) -> int:
-    """Objects that needed all K clicks. As published, one that arrives exactly at click K counts as a failure."""
+    """Objects that needed all K clicks; as published, arriving at exactly click K counts as failure."""
     return int(np.count_nonzero(noc(ious, threshold) == ious.shape[1]))
 
 
@@ -305,7 +308,8 @@ def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, floa
     top, left, bottom, right = _bounds(region)
     inside = np.pad(region[top:bottom, left:right], 1)
     skeleton = skeletonize(inside)
-    # The far end of the far end of any pixel: the longest path of a tree, and a long one of any other skeleton.
+    # The far end of the far end of any pixel: the longest path of a tree, and a long one of any other
+    # skeleton.
     end = _far_end(skeleton, tuple(np.argwhere(skeleton)[0]))[0]
     path = np.array(_far_end(skeleton, end)[1], float)
     cut = int(shorten * len(path))
