@@ -240,6 +240,13 @@ def test_values_outside_the_window_are_clipped_and_nan_is_black() -> None:
     assert to_uint8(pixels, (0, 1)).tolist() == [[0, 255, 0, 128, 0, 255]]
 
 
+def test_the_window_of_a_huge_image_is_that_of_a_sample() -> None:
+    """Even if the sample meets nothing but NaN."""
+    pixels = np.full((4, 2**22), np.nan)
+    pixels[:, 1:3] = 5, 6
+    assert intensity_window(pixels) == (5.0, 6.0)
+
+
 @given(
     pixels=hnp.arrays(
         st.sampled_from(

@@ -22,6 +22,9 @@ SAMPLED_PLANES = 9
 SAMPLED_SIDE = 256
 """A sampled plane is thinned to about this many rows and columns."""
 
+SAMPLED_PIXELS = 2**22
+"""Percentiles are taken of about this many pixels: of every pixel up to twice as many."""
+
 
 class ArrayLike(Protocol):
     """What a volume needs of its array: numpy, dask and zarr arrays all have it."""
@@ -260,11 +263,16 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
         return (0.0, 1.0)
     if pixels.dtype == np.uint8:
         return (0.0, 255.0)
-    finite = pixels[np.isfinite(pixels)]
+    flat = pixels.ravel()
+    finite = flat[:: max(1, flat.size // SAMPLED_PIXELS)]
+    finite = finite[np.isfinite(finite)]
+    if finite.size == 0:
+        finite = flat[np.isfinite(flat)]
     if finite.size == 0:
         raise ValueError(f"an image needs at least one finite pixel; all {pixels.size} are NaN or infinite")
-    low, high = (float(v) for v in np.percentile(finite, (0.5, 99.5)))
-    if not low < high:
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (float(v) for v in np.percentile(finite.astype(np.float64), (0.5, 99.5)))
+    if not (low < high and np.isfinite(high - low)):
         low, high = float(finite.min()), float(finite.max())
     # Adding 1 to a very large constant may round to the same number.
     return (low, high) if low < high else (low, max(low + 1.0, float(np.nextafter(low, np.inf))))
@@ -294,12 +302,15 @@ def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> n
         raise ValueError(f"an intensity window needs finite low < high; got ({low}, {high})")
     if pixels.dtype == np.uint8 and (low, high) == (0.0, 255.0):
         return pixels
-    # 16-bit types are exact in float32, wider ones keep float64.
-    wide = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
-    scaled = np.clip(pixels.astype(wide), low, high)
-    scaled -= wide(low)
-    scaled *= wide(255.0 / (high - low))
-    scaled += wide(0.5)
+    # 16-bit types are exact in float32; wider ones, and windows beyond it, need float64.
+    narrow = pixels.dtype.itemsize <= 2 and max(abs(low), abs(high)) < 1e30
+    scaled = np.clip(pixels.astype(np.float32 if narrow else np.float64), low, high)
+    if not np.isfinite(high - low):  # the whole range of float64
+        scaled, low, high = scaled / 2, low / 2, high / 2
+    scaled -= low
+    scaled /= high - low
+    scaled *= 255
+    scaled += 0.5
     np.nan_to_num(scaled, copy=False, nan=0.0)
     shown: np.ndarray = scaled.astype(np.uint8)
     return shown
