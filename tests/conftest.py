@@ -3,7 +3,10 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -17,3 +20,73 @@ def run_python() -> Callable[[str], str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def export_sam(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """Write a network with a SAM export's inputs and outputs, that takes what is bright for the object.
+
+    `signs` are the factors of its masks and `scores` their predicted IoUs; the logits fed back are added.
+    `extra` names one more tensor that the encoder hands to the decoder, as HQ-SAM's does.
+    """
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    def tensor(name: str, *shape: int | str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+    def constant(name: str, values: Any, dtype: type = np.float32) -> Any:
+        return numpy_helper.from_array(np.array(values, dtype), name)
+
+    def save(
+        path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any]
+    ) -> Path:
+        graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
+        opset = helper.make_opsetid("", 17)
+        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+        return path
+
+    def export(
+        signs: tuple[float, ...] = (1.0,),
+        scores: tuple[float, ...] = (0.5,),
+        *,
+        extra: str = "",
+        low_res: bool = True,
+    ) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("sam")
+        node, count = helper.make_node, len(signs)
+        encoder = [node("AveragePool", ["x"], ["image_embeddings"], kernel_shape=[4, 4], strides=[4, 4])]
+        encoder += [node("Identity", ["image_embeddings"], [extra])] if extra else []
+        names = ["image_embeddings", *([extra] if extra else [])]
+        encoded = [tensor(name, 1, 3, 16, 16) for name in names]
+        decoder = [
+            node("ReduceMean", ["image_embeddings"], ["gray"], axes=[1], keepdims=1),
+            node("Mul", ["mask_input", "has_mask_input"], ["fed"]),
+            node("Mul", ["gray", "signs"], ["signed"]),
+            node("Add", ["signed", "fed"], ["low_res_masks"]),
+            node("Cast", ["orig_im_size"], ["size"], to=TensorProto.INT64),
+            node("Concat", ["lead", "size"], ["sizes"], axis=0),
+            node("Resize", ["low_res_masks", "", "", "sizes"], ["masks"], mode="nearest"),
+            node("Identity", ["scores"], ["iou_predictions"]),
+        ]
+        constants = [
+            constant("signs", np.reshape(signs, (1, count, 1, 1))),
+            constant("scores", [scores]),
+            constant("lead", [1, count], np.int64),
+        ]
+        inputs = [
+            *encoded,
+            tensor("point_coords", 1, "n", 2),
+            tensor("point_labels", 1, "n"),
+            tensor("mask_input", 1, 1, 16, 16),
+            tensor("has_mask_input", 1),
+            tensor("orig_im_size", 2),
+        ]
+        outputs = [tensor("masks", 1, count, "h", "w"), tensor("iou_predictions", 1, count)]
+        outputs += [tensor("low_res_masks", 1, count, 16, 16)] if low_res else []
+        return (
+            save(folder / "encoder.onnx", encoder, [tensor("x", 1, 3, 64, 64)], encoded, []),
+            save(folder / "decoder.onnx", decoder, inputs, outputs, constants),
+        )
+
+    return export

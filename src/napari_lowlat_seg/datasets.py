@@ -126,7 +126,7 @@ def read_samples(targets: Iterable[Target]) -> Iterator[Sample]:
             truth = rule.truth(ids, target.label)
             if truth.shape != pixels.shape[:2]:
                 raise ValueError(
-                    f"{mask} has {truth.shape} pixels, its picture {image} has {pixels.shape[:2]}"
+                    f"expected a mask of {pixels.shape[:2]} pixels for {image}, got {truth.shape} in {mask}"
                 )
             yield Sample(pixels, truth, target.name, target.group)
 

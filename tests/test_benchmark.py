@@ -1,0 +1,180 @@
+"""The quality benchmark on fakes, and from end to end on tiny networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_lowlat_seg import benchmark
+from napari_lowlat_seg.benchmark import quality, run_quality
+from napari_lowlat_seg.datasets import Sample
+from napari_lowlat_seg.prompts import Box, Polygon, Prompt, Scribble
+
+Export = Callable[..., tuple[Path, Path]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    mask: np.ndarray
+
+
+@dataclass
+class Slow:
+    """A model that finds one more row of the picture's bright object with every prompt."""
+
+    name: str
+    form: str = "fake"
+    rows: int = 1
+    embedded: int = 0
+    firsts: list[Prompt] = field(default_factory=list)
+
+    def embed(self, image: np.ndarray) -> np.ndarray:
+        self.embedded += 1
+        return image > 128
+
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> Answer:
+        self.firsts += [] if len(prompts) > 1 else list(prompts)
+        assert (previous is None) == (len(prompts) == 1)
+        mask = embedding.copy()
+        mask[2 + self.rows * len(prompts) :] = False
+        return Answer(mask)
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    """Two objects of one picture and one of another; each 10 rows high from row 2."""
+    pictures = [np.zeros((20, 30), np.uint8) for _ in range(2)]
+    for picture in pictures:
+        picture[2:12, 5:15] = 255
+    truth = (pictures[0] > 0).astype(np.int8)
+    return [Sample(pictures[i], truth, f"{i}#{j}", f"set{i}") for i, j in ((0, 1), (0, 2), (1, 1))]
+
+
+def test_every_model_is_asked_about_every_object(samples: list[Sample]) -> None:
+    """Curves of full length, on which the annotator stays content after IoU 1."""
+    models = [Slow("slow"), Slow("fast", rows=5)]
+    curves = list(quality(models, samples, max_clicks=4))
+    assert [[c.model for c in same] for same in curves] == [["slow", "fast"]] * 3
+    assert curves[0][0].ious == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert curves[0][1].ious == pytest.approx((0.5, 1.0, 1.0, 1.0))
+    assert (curves[2][0].group, curves[2][0].object, curves[2][0].area) == ("set1", "1#1", 100 / 600)
+
+
+def test_a_picture_is_embedded_once(samples: list[Sample]) -> None:
+    """Two pictures, three objects."""
+    model = Slow("slow")
+    list(quality([model], samples, max_clicks=1))
+    assert model.embedded == 2
+
+
+@pytest.mark.parametrize(("first", "kind"), [("box", Box), ("scribble", Scribble), ("polygon", Polygon)])
+def test_the_first_prompt_may_be_of_another_kind(samples: list[Sample], first: str, kind: type) -> None:
+    """And is the same for all models."""
+    models = [Slow("a"), Slow("b")]
+    list(quality(models, samples, max_clicks=3, first=first))
+    assert [type(prompt) for prompt in models[0].firsts] == [kind] * 3
+    assert models[0].firsts == models[1].firsts
+
+
+def test_an_unknown_first_prompt_is_refused(samples: list[Sample]) -> None:
+    """The known ones are listed."""
+    with pytest.raises(ValueError, match="one of click, box, scribble, polygon; got 'word'"):
+        quality([Slow("a")], samples, first="word")
+
+
+def test_models_need_different_names(samples: list[Sample]) -> None:
+    """And there must be one."""
+    with pytest.raises(ValueError, match="different names, at least one; got a, a"):
+        quality([Slow("a"), Slow("a")], samples)
+    with pytest.raises(ValueError, match="at least one; got none"):
+        quality([], samples)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three 64 x 64 pictures, one bright object each, in two sets."""
+    for group, name, top in (("a", "x", 8), ("a", "y", 24), ("b", "z", 40)):
+        picture = np.full((64, 64), 30, np.uint8)
+        picture[top : top + 16, 12:28] = 220
+        for folder, pixels in (("images", picture), ("masks", (picture > 128).astype(np.uint8))):
+            (tmp_path / folder / group).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / group / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def specs(export_sam: Export) -> list[str]:
+    """A model that sees what is bright, and one that sees the rest."""
+    good, bad = export_sam(), export_sam((-1.0,))
+    return [f"onnx-sam:{good[0]},{good[1]},good", f"onnx-sam:{bad[0]},{bad[1]},bad"]
+
+
+def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_path: Path) -> None:
+    """Table, JSON with all curves, and a plot."""
+    shown: list[str] = []
+    file, plot = tmp_path / "out.json", tmp_path / "out.png"
+    report = run_quality(specs, "folder", root, max_clicks=3, json=file, plot=plot, show=shown.append)
+    assert report["complete"]
+    written = json.loads(file.read_text())
+    assert [(c["object"], c["model"]) for c in written["curves"]][:3] == [
+        ("a/x#1", "good"),
+        ("a/x#1", "bad"),
+        ("a/y#1", "good"),
+    ]
+    assert written["curves"][0]["ious"] == [1.0, 1.0, 1.0]
+    rows = {(row["model"], row["group"]): row for row in written["rows"]}
+    assert (rows["good", "all objects"]["noc90"], rows["bad", "all objects"]["noc90"]) == (1.0, 3.0)
+    assert rows["good", "a"]["objects"] == 2
+    assert "one mask, logits fed back" in shown[0]
+    with Image.open(plot) as picture:
+        assert picture.size[0] > 300
+
+
+def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
+    """Two processes, in the order of the data set all the same."""
+    alone = run_quality(specs, "folder", root, max_clicks=2, show=None)
+    shared = run_quality(specs, "folder", root, max_clicks=2, workers=2, show=None)
+    assert shared["curves"] == alone["curves"]
+
+
+def test_a_workers_error_reaches_the_caller(root: Path, specs: list[str]) -> None:
+    """As the error it was."""
+    with pytest.raises(ValueError, match=r"expected an ONNX file at none.onnx"):
+        run_quality(["onnx-sam:none.onnx,none.onnx"], "folder", root, workers=2, show=None)
+
+
+def test_an_interrupt_keeps_what_is_done(
+    root: Path, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the first object: one curve a model, marked as incomplete."""
+
+    def interrupted(*args: object, **kwargs: object) -> Any:
+        done = next(iter(quality(*args, **kwargs)))  # type: ignore[arg-type]
+        yield done
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "quality", interrupted)
+    shown: list[str] = []
+    report = run_quality(specs, "folder", root, max_clicks=2, json=tmp_path / "o.json", show=shown.append)
+    assert (report["complete"], len(report["curves"])) == (False, 2)
+    assert json.loads((tmp_path / "o.json").read_text())["complete"] is False
+    assert "interrupted: part of the objects" in shown[0]
+
+
+def test_bad_numbers_are_refused_before_the_work(root: Path) -> None:
+    """Both are named."""
+    with pytest.raises(ValueError, match="max_clicks must be at least 1 and workers at least 0, got 0 and 1"):
+        run_quality(["default"], "folder", root, max_clicks=0)
+
+
+def test_the_folder_of_a_result_must_exist(root: Path) -> None:
+    """Checked before hours of work."""
+    with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
+        run_quality(["default"], "folder", root, json=root / "nowhere" / "out.json")
