@@ -10,7 +10,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from napari_lowlat_seg.datasets import DATASETS, Options, Target, by_picture, find_targets, read_samples
+from napari_lowlat_seg.datasets import (
+    DATASETS,
+    Options,
+    Target,
+    by_picture,
+    find_targets,
+    per_set,
+    read_samples,
+)
 
 BLANK = np.zeros((12, 16), np.uint8)
 
@@ -74,6 +82,19 @@ def test_slivers_are_left_out(instances: Path) -> None:
     assert [t.label for t in everywhere] == [1, 255]
     by_set = find_targets("folder", instances, options=Options(min_area={"a": 14, "*": 1}))
     assert [t.label for t in by_set] == [1, 255, 300]
+
+
+def test_values_by_set_are_read_from_texts() -> None:
+    """One for all, one for a set, none."""
+    assert per_set(["100", "em/a=5"]) == {"*": 100, "em/a": 5}
+    assert per_set([]) is None
+
+
+@pytest.mark.parametrize("text", ["", "a=", "=3", "a=b", "-1"])
+def test_a_value_by_set_has_a_form(text: str) -> None:
+    """The text is shown."""
+    with pytest.raises(ValueError, match=f"expected a whole number or SET=NUMBER, got '{text}'"):
+        per_set([text])
 
 
 def test_a_root_of_several_folders_is_one_data_set(instances: Path) -> None:

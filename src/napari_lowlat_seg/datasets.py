@@ -246,6 +246,21 @@ def _objects(image: Path, mask: Path, group: str, options: Options) -> list[Targ
     return [Target(group, f"{group}/{image.stem}#{v}", image, mask, rule, v, ignore) for v in keep]
 
 
+def per_set(texts: Sequence[str]) -> PerSet:
+    """Values by set from texts such as "255" (all sets) or "vgg_iseg=255" (this one); None if there are none.
+
+    Raises:
+        ValueError: for a text of another form.
+    """
+    values: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if not number.isdecimal() or bool(name) != bool(equals):
+            raise ValueError(f"expected a whole number or SET=NUMBER, got {text!r}")
+        values[name or "*"] = int(number)
+    return values or None
+
+
 def _for_set(value: PerSet, group: str) -> int | None:
     if not isinstance(value, Mapping):
         return value
