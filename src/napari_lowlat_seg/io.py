@@ -98,14 +98,19 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
     labels = _smallest(labels)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; make it first")
+    write_whole(path, lambda part: write(part, labels, like))
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a file beside `path`, then move it there; if it fails, nothing is left of it."""
     # Libraries choose the format by suffix, so the temporary name keeps it.
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        write(part, labels, like)
+        write(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
 def default_axis(path: str | Path) -> int:

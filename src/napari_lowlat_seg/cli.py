@@ -1,0 +1,170 @@
+"""`lowlat-seg`: the library from a terminal.
+
+Exit status 0 when done; 2 for a wrong call or unusable input, with one sentence on stderr. An error of the
+program itself keeps its traceback. What is heavy is imported by the command that needs it: help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_lowlat_seg import cli_benchmark, cli_models
+from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device, Model
+
+app = typer.Typer(
+    name="lowlat-seg",
+    help="Interactive segmentation: prompts in, masks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_benchmark.app, name="benchmark")
+
+# Typer brings its own click in later versions; its base class is found through the one that typer exports.
+_WrongCall: Any = typer.BadParameter.__mro__[2]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; always leaves with SystemExit, or the traceback of an unexpected error."""
+    # Libraries that log what they then raise would say it twice.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logging.getLogger("nibabel").setLevel(logging.CRITICAL)
+    try:
+        status = app(arguments, prog_name="lowlat-seg", standalone_mode=False)
+    except typer.Abort:
+        _leave("interrupted", 130)
+    except _WrongCall as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "lowlat-seg"
+        _leave(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+    except (ValueError, OSError) as error:
+        _leave(str(error) or type(error).__name__, 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave(sentence: str, status: int) -> None:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from napari_lowlat_seg import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+    ] = False,
+) -> None:
+    """Interactive segmentation: prompts in, masks out."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for labels and pictures.")] = Path(
+        "lowlat-seg-demo"
+    ),
+    model: Model = MODEL,
+    device: Device = DEVICE,
+) -> None:
+    """Segment the shipped EM stack and MRI volume; write labels and pictures; say how good and how fast."""
+    from napari_lowlat_seg.demo import run_demo
+
+    run_demo(out, model=model, device=device)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="INPUT", help="TIFF, OME-TIFF, NIfTI, PNG, JPEG or WebP.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI or PNG.")],
+    click: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="Z,R,C[+|-]", help="A point, - at the end for background; R,C in 2-D. Repeatable."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="Z,R0,C0,R1,C1[+|-]", help="A rectangle, by two corners. Repeatable."),
+    ] = None,
+    scribble: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Lines, as .json or .csv of Z,R,C. Repeatable.")
+    ] = None,
+    polygon: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Outlines, as .json or .csv of Z,R,C. Repeatable."),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="An image of the input's shape; what is not 0 is meant. Repeatable."
+        ),
+    ] = None,
+    axis: Annotated[
+        int | None,
+        typer.Option(help="The axis Z moves along; R and C follow in order. Default: 0, or 2 for NIfTI."),
+    ] = None,
+    carry: Annotated[
+        str | None,
+        typer.Option(
+            "--propagate", metavar="A:B", help="Carry the object from plane A to plane B; ':' for all."
+        ),
+    ] = None,
+    channel: Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")] = None,
+    label: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="What to write for the object.")] = 1,
+    model: Model = MODEL,
+    device: Device = DEVICE,
+    as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
+) -> None:
+    """Segment one object of INPUT by prompts and write LABELS, with the spacing and affine of INPUT.
+
+    Coordinates are array indices, pixel centres on integers; Z is the place along --axis. Several planes may
+    have prompts; on each, masks and outlines come first, clicks last. A point file holds one line "Z,R,C" per
+    point, a blank line between strokes, and "+" or "-" as another column if wanted (.csv), or a list of
+    {"points": [[Z, R, C], ...], "positive": true} (.json).
+    """
+    from napari_lowlat_seg.cli_segment import Wanted, run_segment
+
+    wanted = Wanted(
+        clicks=tuple(click or ()),
+        boxes=tuple(box or ()),
+        scribbles=tuple(scribble or ()),
+        polygons=tuple(polygon or ()),
+        masks=tuple(mask or ()),
+        axis=axis,
+        carry=carry,
+        channel=channel,
+        label=label,
+    )
+    done = run_segment(image, output, wanted, model=model, device=device)
+    if as_json:
+        print(json.dumps(done))
+    else:
+        planes = "plane" if done["planes"] == 1 else "planes"
+        print(f"{done['voxels']} voxels on {done['planes']} {planes} in {done['seconds']:.1f} s: {output}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a model; several GPUs: torchrun -m napari_lowlat_seg train CONFIG."""
+    if not config.is_file():
+        raise FileNotFoundError(f"no configuration file at {config}; check the path")
+    from napari_lowlat_seg.train import train_from_config
+
+    print(train_from_config(config, resume=resume))

@@ -1,0 +1,107 @@
+"""`lowlat-seg benchmark`: how good and how fast models are, side by side."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device
+
+app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
+
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name or file, NAME@off without closer look, or onnx-sam:ENCODER,DECODER[,LABEL]. Repeatable.",
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
+CloserLook = Annotated[str, typer.Option(help="auto or off.")]
+
+
+@app.command()
+def quality(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="davis, hqseg44k, coco-lvis, coco-mval, sstem, brats, grabcut, berkeley or folder."
+        ),
+    ],
+    root: Annotated[Path, typer.Option(help="The folder of the data set.")],
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
+    limit: Annotated[int | None, typer.Option(help="At most so many objects of each set.")] = None,
+    first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    workers: Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")] = 1,
+    json: Json = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw mIoU against clicks here.")] = None,
+    ignore: Annotated[int | None, typer.Option(help="Mask value that is not counted (folder).")] = None,
+    min_area: Annotated[
+        int | None, typer.Option(help="Leave out smaller objects, in pixels (folder).")
+    ] = None,
+    components: Annotated[bool, typer.Option(help="Every connected part is an object (folder).")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")
+    ] = None,
+) -> None:
+    """NoC, NoF and k-mIoU of a simulated annotator."""
+    from napari_lowlat_seg.benchmark import run_quality
+    from napari_lowlat_seg.datasets import Options
+
+    chosen = Options(ignore=ignore, min_area=min_area, components=components, sets=tuple(sets or ()))
+    try:
+        run_quality(
+            model,
+            dataset,
+            root,
+            max_clicks=max_clicks,
+            limit=limit,
+            first=first,
+            closer_look=closer_look,
+            device=device,
+            workers=workers,
+            json=json,
+            plot=plot,
+            options=chosen,
+        )
+    except ImportError as error:  # a plot or a rival needs a library that is not installed
+        raise ValueError(str(error)) from error
+
+
+@app.command()
+def latency(
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    size: Annotated[str, typer.Option(metavar="HxW", help="Rows and columns of the picture.")] = "1024x1024",
+    clicks: Annotated[int, typer.Option(help="How many clicks to time.")] = 40,
+    sat_seconds: Annotated[float, typer.Option(help="Longest time for the 16 x 16 grid of clicks.")] = 60.0,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    json: Json = None,
+) -> None:
+    """Time to embed, click p50 and p95, segment-anything grid, memory."""
+    found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
+    if found is None:
+        raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
+    from napari_lowlat_seg.benchmark import run_latency
+
+    try:
+        run_latency(
+            model,
+            (int(found[1]), int(found[2])),
+            device=device,
+            closer_look=closer_look,
+            clicks=clicks,
+            sat_seconds=sat_seconds,
+            memory=memory,
+            json=json,
+        )
+    except ImportError as error:
+        raise ValueError(str(error)) from error

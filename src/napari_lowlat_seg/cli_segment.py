@@ -1,0 +1,178 @@
+"""`lowlat-seg segment`: prompts on the command line, labels in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.io import check_labels_path, default_axis, read_volume, write_labels
+from napari_lowlat_seg.prompt_texts import read_box, read_click, read_strokes
+from napari_lowlat_seg.prompts import Mask, Polygon, Prompt, Scribble
+from napari_lowlat_seg.propagate import embed_plane, propagate
+from napari_lowlat_seg.volume import Plane, Volume
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for: prompts as text and files, where, and how far to carry the object."""
+
+    clicks: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = ()
+    scribbles: tuple[Path, ...] = ()
+    polygons: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
+    axis: int | None = None
+    carry: str | None = None
+    channel: int | None = None
+    label: int = 1
+
+
+def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device: str) -> dict[str, Any]:
+    """Segment one object and write its labels; what was done, as JSON values.
+
+    What is wrong with files, prompts and ranges is found before the model is loaded. Raises ValueError or
+    OSError with one sentence; no output is written then.
+    """
+    started = time.perf_counter()
+    volume = read_volume(image, channel=wanted.channel)
+    check_labels_path(output)
+    axis = default_axis(image) if wanted.axis is None else wanted.axis
+    axis = min(axis, volume.ndim - 1) if wanted.axis is None else axis
+    prompts = read_prompts(wanted, volume, axis)
+    planes = carried_range(wanted.carry, volume, list(prompts), axis) if wanted.carry is not None else []
+    volume = volume.with_window()
+    for plane in prompts:
+        check_plane(volume, plane)
+
+    from napari_lowlat_seg.predictor import load_predictor
+
+    predictor = load_predictor(model, device=device)
+    answers = {plane: _answer(predictor, volume, plane, items) for plane, items in prompts.items()}
+    labels = np.zeros(volume.shape, np.uint32)
+    for plane, answer in answers.items():
+        labels[plane.key()][answer.mask] = wanted.label
+    filled = sum(bool(answer.mask.any()) for answer in answers.values())
+    if planes:
+        walk = propagate(predictor, volume, answers, planes)
+        for plane, answer in _progress(walk, len(planes) - len(answers)):
+            labels[plane.key()][answer.mask] = wanted.label
+            filled += 1
+    write_labels(output, labels, volume)
+    return {
+        "input": str(image),
+        "output": str(output),
+        "model": model,
+        "device": predictor.runtime.device,
+        "label": wanted.label,
+        "prompts": sum(len(items) for items in prompts.values()),
+        "planes": filled,
+        "voxels": int(np.count_nonzero(labels)),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def read_prompts(wanted: Wanted, volume: Volume, axis: int) -> dict[Plane, list[Prompt]]:
+    """All prompts by plane. On each plane regions come first, strokes after them, in the order given.
+
+    Raises ValueError if there is none, if one is outside the volume or cannot be understood.
+    """
+    placed: list[tuple[Plane, Prompt]] = []
+    for path in wanted.masks:
+        placed += _masks(path, volume, axis)
+    for path in wanted.polygons:
+        placed += read_strokes(path, Polygon, volume, axis)
+    placed += [read_box(text, volume, axis) for text in wanted.boxes]
+    for path in wanted.scribbles:
+        placed += read_strokes(path, Scribble, volume, axis)
+    placed += [read_click(text, volume, axis) for text in wanted.clicks]
+    if not placed:
+        raise ValueError(
+            "nothing to segment without a prompt; give --click, --box, --scribble, --polygon or --mask"
+        )
+    prompts: dict[Plane, list[Prompt]] = {}
+    for plane, prompt in placed:
+        _check_inside(prompt, volume, plane)
+        prompts.setdefault(plane, []).append(prompt)
+    return prompts
+
+
+def carried_range(text: str, volume: Volume, prompted: Sequence[Plane], axis: int) -> list[Plane]:
+    """The planes of "A:B" along `axis`, both ends included; an end left out is the end of the volume.
+
+    The range must hold every plane with prompts. Raises ValueError otherwise, for other texts and 2-D images.
+    """
+    if volume.ndim == 2:
+        raise ValueError("a 2-D image has one plane only; leave out --propagate")
+    axis %= volume.ndim
+    length = volume.shape[axis]
+    first, colon, last = text.partition(":")
+    try:
+        low, high = int(first or 0), int(last or length - 1)
+    except ValueError:
+        low, high = 0, -1
+    if not colon or not 0 <= low <= high < length:
+        raise ValueError(f"--propagate must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
+    index = list(prompted[0].index)
+    planes = [Plane((*index[:axis], place, *index[axis + 1 :])) for place in range(low, high + 1)]
+    outside = [plane for plane in prompted if plane not in planes]
+    if outside:
+        raise ValueError(
+            f"--propagate {text} must hold all planes with prompts; {outside[0].index} is outside"
+        )
+    return planes
+
+
+def check_plane(volume: Volume, plane: Plane) -> None:
+    """Refuse a plane without a finite pixel. A constant plane is an image like any other, if a dull one."""
+    pixels = volume.plane(plane)
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"{volume.name} must hold real numbers; got type {pixels.dtype}")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
+        raise ValueError(f"plane {plane.index} of {volume.name} has no finite pixel; choose another plane")
+
+
+def _answer(predictor: Any, volume: Volume, plane: Plane, prompts: Sequence[Prompt]) -> Any:
+    """The answer after the last prompt. Each is given in turn, as a person would: networks are trained so."""
+    embedding = embed_plane(predictor, volume, plane)
+    answer = None
+    for count in range(1, len(prompts) + 1):
+        answer = predictor.predict(embedding, prompts[:count], answer)
+    return answer
+
+
+def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]]:
+    mask = read_volume(path)
+    if mask.shape != volume.shape:
+        raise ValueError(f"the mask {path} must have the image's shape {volume.shape}; got {mask.shape}")
+    found = False
+    for plane in volume.planes(axis):
+        pixels = mask.plane(plane)
+        pixels = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
+        if pixels.any():
+            found = True
+            yield plane, Mask(pixels)
+    if not found:
+        raise ValueError(f"the mask {path} needs at least one pixel that is not 0")
+
+
+def _check_inside(prompt: Prompt, volume: Volume, plane: Plane) -> None:
+    """Refuse prompts outside the plane before a model is loaded; the smallest grid is enough to know."""
+    from napari_lowlat_seg.frame import Frame
+    from napari_lowlat_seg.prompts import dense_maps
+
+    rows, cols = (volume.shape[axis] for axis in plane.axes)
+    dense_maps([prompt], Frame.whole((rows, cols), 1), radius=0)
+
+
+def _progress(walk: Iterable[Any], total: int) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    # Nothing on a pipe or in a log file.
+    bar: Iterable[Any] = tqdm(walk, total=total, unit="plane", file=sys.stderr, disable=None)
+    return bar
