@@ -65,7 +65,7 @@ def _draw(panel: Panel, zoom: int, turned: bool) -> Image.Image:
         Image.fromarray(gray).resize((gray.shape[1] * zoom, gray.shape[0] * zoom), Image.Resampling.BICUBIC)
     )
     for mask, colour in panel.outlines:
-        pixels[find_boundaries(mask.repeat(zoom, 0).repeat(zoom, 1), mode="inner")] = colour
+        pixels[find_boundaries(mask.repeat(zoom, 0).repeat(zoom, 1), mode="thick")] = colour
     if turned:
         pixels = np.ascontiguousarray(pixels.swapaxes(0, 1))
     image = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + CAPTION), "white")
