@@ -114,7 +114,8 @@ class OnnxSam:
     `orig_im_size` and the encoder's outputs in; `masks`, `iou_predictions`, `low_res_masks` out. Of several
     masks the one of highest predicted IoU is taken at every prompt, and its logits are fed back: the protocol
     of the published comparisons. (Of four masks the first is SAM's single-mask answer, which that protocol
-    leaves out.)
+    leaves out.) Exports that return one mask choose by themselves: usually the best of three after one click,
+    and the single-mask answer after more.
 
     Prompts that SAM lacks are given as what it has: a scribble as up to 8 points spread along it, a polygon
     as its bounding box. With several boxes or polygons, the last one counts.
