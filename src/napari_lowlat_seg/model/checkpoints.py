@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .compact import Compact, CompactConfig
 from .downloads import Progress, cache_dir, fetch, file_sha256
 from .network import Network
 from .official import read_official
@@ -30,6 +31,7 @@ DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
 # One row per family: its config, a dataclass whose fields are JSON values, and the network built from it.
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "segnext": (SegNextConfig, SegNext),
+    "compact": (CompactConfig, Compact),
 }
 
 

@@ -1,0 +1,189 @@
+"""The encoder of the compact family: TinyViT-5M (Wu et al., ECCV 2022) as MobileSAM distilled it.
+
+Batch norms arrive folded into the convolutions, so every convolution has a bias. Attention windows are a setting:
+upstream's 7/14/7 tokens pad a 32 x 32 map to 42 x 42, while 8/16/8 tile every side that is a multiple of 256
+without padding; :func:`resize_windows` carries the learned offset biases over.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS = (64, 128, 160, 320)
+HEADS = (0, 4, 5, 10)
+DEPTHS = (2, 2, 6, 2)
+UPSTREAM_WINDOWS = (7, 14, 7)
+
+
+class ResidualConv(nn.Module):
+    """Inverted bottleneck: expand by 4, depthwise 3 x 3, project, add (upstream: MBConv)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 4 * width, 1)
+        self.conv2 = nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4 * width)
+        self.conv3 = nn.Conv2d(4 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return F.gelu(x + self.conv3(inner))
+
+
+class Merge(nn.Module):
+    """Change of width between layers, at half the side unless the new width is the deepest one."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        stride = 1 if out == WIDTHS[-1] else 2
+        self.conv1 = nn.Conv2d(width, out, 1)
+        self.conv2 = nn.Conv2d(out, out, 3, stride, padding=1, groups=out)
+        self.conv3 = nn.Conv2d(out, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))  # type: ignore[no-any-return]
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside one window, with a learned bias per head and absolute offset (|dy|, |dx|)."""
+
+    offsets: Tensor
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+        where = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        apart = (where[:, :, None] - where[:, None, :]).abs()
+        self.register_buffer("offsets", apart[0] * window + apart[1], persistent=False)  # (N, N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows, tokens, width = x.shape
+        qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).transpose(1, 2)
+        q, k, v = qkv.chunk(3, dim=-1)  # (windows, heads, N, width / heads); upstream keeps q, k, v per head
+        bias = self.attention_biases[:, self.offsets]  # (heads, N, N)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(out.transpose(1, 2).reshape(windows, tokens, width))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Norm, widen by 4, GELU, narrow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class WindowBlock(nn.Module):
+    """Windowed attention, a depthwise 3 x 3 convolution, feed-forward; maps are channels-last in memory."""
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = WindowAttention(width, heads, window)
+        self.local_conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.mlp = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, rows, cols = x.shape
+        w = self.window
+        last = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -cols % w, 0, -rows % w))
+        down, across = last.shape[1] // w, last.shape[2] // w
+        tiles = last.view(batch, down, w, across, w, width).transpose(2, 3).reshape(-1, w * w, width)
+        tiles = self.attn(tiles).view(batch, down, across, w, w, width).transpose(2, 3)
+        mixed = tiles.reshape(batch, down * w, across * w, width)[:, :rows, :cols]
+        x = self.local_conv(x + mixed.permute(0, 3, 1, 2))
+        last = x.permute(0, 2, 3, 1)
+        return (last + self.mlp(last)).permute(0, 3, 1, 2)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of a (B, C, H, W) map."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.permute(0, 2, 3, 1)
+        return F.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """Blocks of one width and the merge to the next."""
+
+    def __init__(self, blocks: list[nn.Module], merge: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        if merge is not None:
+            self.downsample = merge
+
+
+class TinyViT(nn.Module):
+    """Image -> maps at 1/4, 1/8 and 1/16 of the side.
+
+    Parameter names are MobileSAM's, so that its encoder files load as they are.
+
+    Parameters
+    ----------
+    windows
+        Attention window sides, in tokens, of the stages at 1/8, 1/16 and 1/16.
+    """
+
+    def __init__(self, windows: tuple[int, int, int] = (8, 16, 8)) -> None:
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.seq = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1))
+        self.layers = nn.ModuleList()
+        for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
+            blocks: list[nn.Module] = [
+                ResidualConv(width) if stage == 0 else WindowBlock(width, HEADS[stage], windows[stage - 1])
+                for _ in range(depth)
+            ]
+            merge = Merge(width, WIDTHS[stage + 1]) if stage + 1 < len(WIDTHS) else None
+            self.layers.append(Stage(blocks, merge))
+        self.neck = nn.Sequential(
+            nn.Conv2d(WIDTHS[-1], 256, 1, bias=False),
+            ChannelNorm(256),
+            nn.Conv2d(256, 256, 3, padding=1, bias=False),
+            ChannelNorm(256),
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the maps (B, 64, S/4, S/4), (B, 128, S/8, S/8) and (B, 256, S/16, S/16) of a normalised image."""
+        x = self.patch_embed.seq(image)  # (B, 64, S/4, S/4)
+        skips = []
+        for stage in self.layers:
+            x = stage.blocks(x)
+            if len(skips) < 2:
+                skips.append(x)
+            if hasattr(stage, "downsample"):
+                x = stage.downsample(x)
+        return skips[0], skips[1], self.neck(x)
+
+
+def resize_windows(state: dict[str, Tensor], network: TinyViT) -> dict[str, Tensor]:
+    """Return the state with its offset biases fitted to the windows of ``network``; does not mutate ``state``.
+
+    An offset of d tokens means the same distance in any window, so known offsets are kept and farther ones, which
+    the smaller window never saw, take the farthest known value.
+    """
+    own = network.state_dict()
+    resized = dict(state)
+    for name, bias in state.items():
+        if name.endswith("attention_biases") and bias.shape != own[name].shape:
+            old, new = round(bias.shape[1] ** 0.5), round(own[name].shape[1] ** 0.5)
+            near = torch.arange(new).clamp(max=old - 1)
+            resized[name] = bias.view(-1, old, old)[:, near][:, :, near].reshape(-1, new * new)
+    return resized

@@ -1,0 +1,226 @@
+"""Simulated prompts for a whole batch on the device: first prompts of every kind, then corrections.
+
+The rules are those of :mod:`napari_lowlat_seg.simulate`, loosened the way people are loose: a click is not always at
+the deepest point, a lasso is not the outline, a box is off by a few per cent. Everything works on maps of half the
+network's side and without a host synchronisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+THRESHOLD = 0.49
+FAR = 1e6
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """Shares of the first prompt's kinds, and of corrections that are not clicks.
+
+    ``as_prior`` of the samples get regions in the previous-mask channel, the others half strength in the channel of
+    their sign; a network that saw both can be asked which works better.
+    """
+
+    click: float = 0.62
+    scribble: float = 0.13
+    box: float = 0.12
+    polygon: float = 0.07
+    mask: float = 0.06
+    scribble_later: float = 0.15
+    polygon_later: float = 0.04
+    as_prior: float = 0.5
+
+
+def depth(region: Tensor) -> Tensor:
+    """Return the squared Euclidean distance (B, H, W) of every pixel of a bool region to the nearest pixel outside it.
+
+    The border counts as outside, as in the evaluation's clicker. Exact: along columns by running indices, then along
+    rows the minimum of ``d(r') ** 2 + (r - r') ** 2`` over all r' (Felzenszwalb & Huttenlocher 2012, eq. 3).
+    """
+    rows, cols = region.shape[-2:]
+    at = torch.arange(cols, device=region.device, dtype=torch.float32).expand(region.shape)
+    before = torch.where(region, -1.0, at).cummax(-1).values
+    after = torch.where(region, float(cols), at).flip(-1).cummin(-1).values.flip(-1)
+    along = torch.minimum(at - before, after - at).square()
+    step = torch.arange(rows, device=region.device, dtype=torch.float32)
+    gap = (step[:, None] - step[None, :]).square()
+    edge = torch.minimum(step + 1, rows - step).square()  # distance to the border row above or below
+    return torch.minimum(_lower_envelope(along, gap), edge[:, None])
+
+
+def _lower_envelope(along: Tensor, gap: Tensor) -> Tensor:
+    """Return min over r' of along[b, r', c] + gap[r, r'] as (B, R, C)."""
+    if along.is_cuda:
+        return _fused_envelope(along, gap)
+    return torch.stack([(one[None] + gap[:, :, None]).amin(1) for one in along])
+
+
+@torch.compile(dynamic=False)  # type: ignore[untyped-decorator]
+def _fused_envelope(along: Tensor, gap: Tensor) -> Tensor:
+    return (along[:, None] + gap[None, :, :, None]).amin(2)
+
+
+def pick(score: Tensor) -> Tensor:
+    """Return (B, 2) row and column of the largest value of maps (B, H, W)."""
+    flat = score.flatten(1).argmax(1)
+    return torch.stack([flat // score.shape[-1], flat % score.shape[-1]], 1)
+
+
+def spot(deep: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one pixel (B, 2) per region: the deepest, or one deeper than half of that, or any."""
+    batch, device = deep.shape[0], deep.device
+    peak = deep.amax((1, 2), keepdim=True)
+    kind = torch.rand(batch, 1, 1, device=device, generator=generator)
+    floor = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.88, 0.25, 0.0)) * peak
+    noise = torch.rand(deep.shape, device=device, generator=generator)
+    return pick(torch.where((deep >= floor) & (deep > 0), noise + 1, 0.0))
+
+
+def stroke(deep: Tensor, start: Tensor, generator: torch.Generator, points: int = 96) -> tuple[Tensor, Tensor]:
+    """Return the pixels (B, P, 2) of a curved stroke through ``start`` and which of them lie in the region (B, P)."""
+    batch, rows, cols = deep.shape
+    device = deep.device
+    y = torch.arange(rows, device=device)[None, :, None] - start[:, 0, None, None]
+    x = torch.arange(cols, device=device)[None, None, :] - start[:, 1, None, None]
+    peak = deep.amax((1, 2), keepdim=True)
+    reach = peak.sqrt() * (2 + 6 * torch.rand(batch, 1, 1, device=device, generator=generator))
+    near = (deep > 0.16 * peak) & (y.square() + x.square() <= reach.square())
+    ends = []
+    for _ in range(2):
+        noise = torch.rand(deep.shape, device=device, generator=generator)
+        ends.append(pick(torch.where(near, noise + 1, 0.0)))
+    t = torch.linspace(0, 1, points, device=device)[None, :, None]
+    first, middle, last = ends[0][:, None], start[:, None], ends[1][:, None]
+    curve = (1 - t) ** 2 * first + 2 * t * (1 - t) * (2 * middle - (first + last) / 2) + t**2 * last
+    at = curve.round().long()
+    inside = (at >= 0).all(-1) & (at[..., 0] < rows) & (at[..., 1] < cols)
+    at = torch.stack([at[..., 0].clamp(0, rows - 1), at[..., 1].clamp(0, cols - 1)], -1)
+    sample = torch.arange(batch, device=device)[:, None]
+    return at, inside & (deep[sample, at[..., 0], at[..., 1]] > 0)
+
+
+def stamp(maps: Tensor, at: Tensor, shown: Tensor, channel: Tensor, radius: int) -> None:
+    """Write disks of 1 around network pixels ``at`` (B, P, 2) where ``shown`` (B, P), into ``channel`` (B,) in place."""
+    size = maps.shape[-1]
+    reach = torch.arange(-radius, radius + 1, device=maps.device)
+    dy, dx = torch.meshgrid(reach, reach, indexing="ij")
+    disk = (dy.square() + dx.square() <= radius * radius).flatten()  # (K,)
+    y = at[..., 0, None] + dy.flatten()
+    x = at[..., 1, None] + dx.flatten()  # (B, P, K)
+    inside = shown[..., None] & disk & (y >= 0) & (y < size) & (x >= 0) & (x < size)
+    sample = torch.arange(len(maps), device=maps.device)[:, None, None].expand_as(y)
+    flat = ((sample * 3 + channel[:, None, None]) * size + y.clamp(0, size - 1)) * size + x.clamp(0, size - 1)
+    maps.view(-1).scatter_reduce_(0, flat.flatten(), inside.flatten().to(maps.dtype), "amax")
+
+
+def loosely(region: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a bool region (B, H, W) as a hasty hand would circle it: smooth, shifted here and there, mostly larger."""
+    batch, rows, cols = region.shape
+    soft = F.adaptive_avg_pool2d(region[:, None].float(), 64)
+    area = soft.mean((1, 2, 3), keepdim=True)
+    for step in (1, 2, 4):  # wider for larger objects
+        wider = F.avg_pool2d(soft, 2 * step + 1, 1, step)
+        soft = torch.where(area.sqrt() * 64 > 4 * step, wider, soft)
+    soft = F.interpolate(soft, (rows, cols), mode="bilinear")[:, 0]
+    soft = soft / soft.amax((1, 2), keepdim=True).clamp(min=1e-6)
+    noise = torch.randn(batch, 1, 9, 9, device=region.device, generator=generator)
+    wobble = F.interpolate(noise, (rows, cols), mode="bicubic")[:, 0] * 0.07
+    level = torch.empty(batch, 1, 1, device=region.device).uniform_(0.12, 0.5, generator=generator)
+    return soft > level + wobble
+
+
+def boxes(region: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the bounding box (B, H, W) bool of a bool region, every side off by about 4 % of its length."""
+    sides = []
+    for axis in (2, 1):
+        along = region.any(axis).float()  # (B, L)
+        length = along.shape[1]
+        at = torch.arange(length, device=region.device, dtype=torch.float32)
+        low = torch.where(along > 0, at, FAR).amin(1)
+        high = torch.where(along > 0, at, -FAR).amax(1)
+        slack = (high - low + 1).clamp(0, length) * 0.04
+        jitter = torch.randn(2, len(low), device=region.device, generator=generator) * slack
+        low, high = low + jitter[0].round(), high + jitter[1].round()
+        sides.append((at >= low[:, None]) & (at <= high[:, None]))
+    return sides[0][:, :, None] & sides[1][:, None, :]
+
+
+class Annotator:
+    """One simulated person per sample of a batch; ``maps`` (B, 3, S, S) is what they have said so far.
+
+    Channel order is the network's: previous mask or region prior, positive, negative.
+    """
+
+    def __init__(self, truth: Tensor, valid: Tensor, radius: int, mix: PromptMix, generator: torch.Generator) -> None:
+        self.truth, self.valid = truth[:, 0] > 0.5, valid[:, 0] > 0.5
+        self.radius, self.mix, self.generator = radius, mix, generator
+        batch, rows, cols = self.truth.shape
+        self.maps = torch.zeros(batch, 3, 2 * rows, 2 * cols, device=truth.device)
+        self.prior = torch.rand(batch, device=truth.device, generator=generator) < mix.as_prior
+
+    def _mark(self, region: Tensor, chosen: Tensor, positive: Tensor) -> None:
+        """Fill a region (B, H, W) where ``chosen`` (B,): 1 as the prior, else 0.5 in the channel of its sign."""
+        region = (region & chosen[:, None, None]).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        as_prior = (self.prior & positive)[:, None, None]
+        prior, plus, minus = self.maps.unbind(1)
+        self.maps = torch.stack(
+            [
+                torch.where(region & as_prior, 1.0, prior),
+                torch.where(region & ~as_prior & positive[:, None, None], plus.clamp(min=0.5), plus),
+                torch.where(region & ~positive[:, None, None], minus.clamp(min=0.5), minus),
+            ],
+            1,
+        )
+
+    def _draw(self, deep: Tensor, positive: Tensor, clicks: Tensor, scribbles: Tensor) -> None:
+        """Stamp one click or one scribble per sample; an empty region gets nothing."""
+        batch = len(deep)
+        there = deep.flatten(1).amax(1) > 0
+        at = spot(deep, self.generator)
+        channel = torch.where(positive, 1, 2)
+        # a pixel of the half-size maps is two network pixels wide: the click falls on either
+        wiggle = torch.randint(0, 2, (batch, 1, 2), device=deep.device, generator=self.generator)
+        stamp(self.maps, 2 * at[:, None] + wiggle, (there & clicks)[:, None], channel, self.radius)
+        line, inside = stroke(deep, at, self.generator)
+        stamp(self.maps, 2 * line, inside & (there & scribbles)[:, None], channel, self.radius)
+
+    def begin(self) -> None:
+        """Give every sample its first prompt."""
+        mix, truth = self.mix, self.truth
+        shares = truth.new_tensor([mix.click, mix.scribble, mix.box, mix.polygon, mix.mask], dtype=torch.float32)
+        kind = torch.multinomial(shares, len(truth), replacement=True, generator=self.generator)
+        positive = torch.ones_like(kind, dtype=torch.bool)
+        self._draw(depth(truth), positive, kind == 0, kind == 1)
+        self._mark(boxes(truth, self.generator) & self.valid, kind == 2, positive)
+        self._mark(loosely(truth, self.generator) & self.valid, (kind == 3) | (kind == 4), positive)
+
+    def correct(self, probability: Tensor) -> None:
+        """Add a correction to each sample, from the current answer (B, 1, H, W); the answer becomes channel 0."""
+        mask = probability[:, 0] > THRESHOLD
+        missed = depth(self.truth & ~mask & self.valid)
+        wrong = depth(mask & ~self.truth & self.valid)
+        positive = missed.flatten(1).amax(1) > wrong.flatten(1).amax(1)  # a tie is negative, as in the evaluation
+        deep = torch.where(positive[:, None, None], missed, wrong)
+        chance = torch.rand(len(deep), device=deep.device, generator=self.generator)
+        scribbles = chance < self.mix.scribble_later
+        circles = (chance > 1 - self.mix.polygon_later) & ~(self.prior & positive)
+        self.maps = self.maps.clone()
+        self.maps[:, 0] = self._remember(probability)[:, 0]
+        self._draw(deep, positive, ~scribbles & ~circles, scribbles)
+        self._mark(loosely(deep > 0, self.generator) & self.valid, circles, positive)
+
+    def _remember(self, probability: Tensor) -> Tensor:
+        """Return the previous mask as the next round sees it: mostly as it is, sometimes coarse, sometimes gone.
+
+        Coarse is what the closer look starts from: a mask drawn when the whole plane was in view.
+        """
+        size = self.maps.shape[-2:]
+        whole = F.interpolate(probability, size, mode="bilinear")
+        factor = 8 if torch.rand(()) < 0.5 else 4
+        coarse = F.interpolate(F.avg_pool2d(probability, factor), size, mode="bilinear")
+        chance = torch.rand(len(whole), 1, 1, 1, device=whole.device, generator=self.generator)
+        return torch.where(chance < 0.1, coarse, torch.where(chance < 0.15, 0.0, whole))
