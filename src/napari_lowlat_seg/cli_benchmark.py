@@ -42,9 +42,13 @@ def quality(
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")] = 1,
     json: Json = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw mIoU against clicks here.")] = None,
-    ignore: Annotated[int | None, typer.Option(help="Mask value that is not counted (folder).")] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="Mask value that is not counted, VALUE or SET=VALUE (folder). Repeatable."),
+    ] = None,
     min_area: Annotated[
-        int | None, typer.Option(help="Leave out smaller objects, in pixels (folder).")
+        list[str] | None,
+        typer.Option(help="Leave out objects of fewer pixels, AREA or SET=AREA (folder). Repeatable."),
     ] = None,
     components: Annotated[bool, typer.Option(help="Every connected part is an object (folder).")] = False,
     sets: Annotated[
@@ -53,9 +57,14 @@ def quality(
 ) -> None:
     """NoC, NoF and k-mIoU of a simulated annotator."""
     from napari_lowlat_seg.benchmark import run_quality
-    from napari_lowlat_seg.datasets import Options
+    from napari_lowlat_seg.datasets import Options, per_set
 
-    chosen = Options(ignore=ignore, min_area=min_area, components=components, sets=tuple(sets or ()))
+    chosen = Options(
+        ignore=per_set(ignore or ()),
+        min_area=per_set(min_area or ()),
+        components=components,
+        sets=tuple(sets or ()),
+    )
     try:
         run_quality(
             model,
