@@ -324,11 +324,7 @@ def test_a_plane_of_nan_is_refused_where_a_prompt_is(call: Call, tiny: Path, tmp
     mask = np.zeros((3, 20, 20), np.uint8)
     mask[0] = 1
     write_labels(tmp_path / "m.tif", mask)
-    before = (tmp_path / "b.tif").read_bytes()
-    done = call(*arguments, "--mask", "m.tif", "--propagate", ":")
-    assert done.status == 0 or "finite pixel" in done.err
-    if done.status:
-        assert (tmp_path / "b.tif").read_bytes() == before
+    assert call(*arguments, "--mask", "m.tif", "--propagate", ":").status == 0
 
 
 def test_an_existing_result_survives_a_wrong_call(segment: Call, tmp_path: Path) -> None:

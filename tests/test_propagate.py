@@ -94,6 +94,15 @@ def test_a_leak_into_the_background_stops_the_walk() -> None:
     assert [p.position for p, _ in propagate(Oracle(), volume, _answers(volume, 0), volume.planes())] == [1]
 
 
+def test_a_plane_of_nan_stops_the_walk() -> None:
+    """There is nothing to see on it; what was found before is kept."""
+    data = np.zeros((4, 20, 20), np.float32)
+    data[:, 5:12, 5:12] = 100
+    data[2] = np.nan
+    volume = Volume(data, window=(0.0, 100.0))
+    assert [p.position for p, _ in propagate(Oracle(), volume, _answers(volume, 0), volume.planes())] == [1]
+
+
 def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarray) -> None:
     """But never the closer look, which shows another plane."""
     volume = Volume(ball)

@@ -62,7 +62,8 @@ def propagate(
 
     From every anchor the object walks in both directions: to the end of `planes`, or half-way to the next
     anchor. A walk stops where the overlap with the plane before falls below `least_overlap`, empty masks
-    included. The generator may be closed after any plane. Nothing given is changed.
+    included, and before a plane without a finite pixel. The generator may be closed after any plane. Nothing
+    given is changed.
 
     Parameters
     ----------
@@ -117,9 +118,11 @@ class _Walk:
     least_overlap: float
 
     def along(self, route: Sequence[Plane], start: Plane, answer: Any) -> Iterator[tuple[Plane, Any]]:
+        if not answer.mask.any():
+            return
         before = self._gray(start)
         for plane in route:
-            if not answer.mask.any():
+            if not self._visible(plane):
                 return
             here = self._gray(plane)
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
@@ -128,6 +131,11 @@ class _Walk:
                 return
             yield plane, following
             answer, before = following, here
+
+    def _visible(self, plane: Plane) -> bool:
+        """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
+        pixels = self.volume.plane(plane)
+        return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
 
     def _gray(self, plane: Plane) -> np.ndarray:
         pixels = to_uint8(self.volume.plane(plane), self.volume.window).astype(np.float32)
