@@ -80,28 +80,15 @@ def test_first_prompts_lie_in_their_objects(scene: Any) -> None:
         assert {int(plane[round(r), round(c)]) for r, c in target.prompt.points} <= set(target.labels)
 
 
-@pytest.fixture(scope="session")
-def main_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The demo as a newcomer runs it: default model, all scenes."""
-    out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out, device="cpu", show=lambda _: None)
-
-
 @pytest.mark.timeout(900)
-def test_the_default_model_finds_the_objects_of_the_demo(main_job: tuple[Path, list[dict[str, Any]]]) -> None:
-    """On the plane with prompts nearly as the reference has them, and through the volume."""
-    _, rows = main_job
+def test_the_default_model_does_the_main_job(tmp_path: Path) -> None:
+    """As a newcomer runs it: all files, and objects much as the reference has them."""
+    rows = run_demo(tmp_path, device="cpu", show=lambda _: None)
+    names = ["demo-em.png", "demo-mri.png", "em_labels.tif", "mri_labels.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     for row in rows:
         assert row["plane_dice"] >= 0.85, row
-        assert row["volume_dice"] >= 0.5, row
-
-
-@pytest.mark.timeout(900)
-def test_the_demo_writes_what_it_promises(main_job: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Two label files, two pictures, nothing else."""
-    out, _ = main_job
-    names = ["demo-em.png", "demo-mri.png", "em_labels.tif", "mri_labels.nii.gz"]
-    assert sorted(path.name for path in out.iterdir()) == names
+        assert row["volume_dice"] >= 0.7, row
 
 
 def test_dice_of_nothing_is_one() -> None:

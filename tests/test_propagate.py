@@ -94,6 +94,18 @@ def test_a_leak_into_the_background_stops_the_walk() -> None:
     assert [p.position for p, _ in propagate(Oracle(), volume, _answers(volume, 0), volume.planes())] == [1]
 
 
+def test_an_object_of_another_brightness_is_another_object() -> None:
+    """Where the object fades out, a mask without an edge to hold it would creep on."""
+    data = np.zeros((6, 20, 20), np.uint8)
+    for plane, brightness in enumerate((100, 104, 108, 112, 116, 120)):
+        data[plane, 5:12, 5:12] = brightness
+    volume = Volume(data)
+    assert [p.position for p, _ in propagate(Oracle(), volume, _answers(volume, 0), volume.planes())] == [
+        1,
+        2,
+    ]
+
+
 def test_a_plane_of_nan_stops_the_walk() -> None:
     """There is nothing to see on it; what was found before is kept."""
     data = np.zeros((4, 20, 20), np.float32)

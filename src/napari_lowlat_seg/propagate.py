@@ -20,6 +20,13 @@ from napari_lowlat_seg.volume import Plane, Volume, to_uint8
 LEAST_OVERLAP = 0.3
 """The object has ended, or the answer is another object, when its IoU with the plane before is below this."""
 
+LIKENESS = 3.0
+"""The object has ended, too, when its mean brightness leaves that on the anchor by more than so many of the
+anchor's standard deviations and `LEAST_CHANGE`: a mask that finds no edge any more creeps on for ever."""
+
+LEAST_CHANGE = 10.0
+"""Gray levels of 255 that the mean brightness may always change."""
+
 BLUR = 2.0
 """Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
 
@@ -62,8 +69,8 @@ def propagate(
 
     From every anchor the object walks in both directions: to the end of `planes`, or half-way to the next
     anchor. A walk stops where the overlap with the plane before falls below `least_overlap`, empty masks
-    included, and before a plane without a finite pixel. The generator may be closed after any plane. Nothing
-    given is changed.
+    included, where the object is no longer as bright as on the anchor (`LIKENESS`), and before a plane
+    without a finite pixel. The generator may be closed after any plane. Nothing given is changed.
 
     Parameters
     ----------
@@ -121,6 +128,8 @@ class _Walk:
         if not answer.mask.any():
             return
         before = self._gray(start)
+        inside = before[answer.mask]
+        usual, change = float(inside.mean()), LIKENESS * float(inside.std()) + LEAST_CHANGE
         for plane in route:
             if not self._visible(plane):
                 return
@@ -128,6 +137,8 @@ class _Walk:
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
             following = self.predictor.predict(self.embed(plane), [click], _carried(answer))
             if not following.mask.any() or _overlap(answer.mask, following.mask) < self.least_overlap:
+                return
+            if abs(float(here[following.mask].mean()) - usual) > change:
                 return
             yield plane, following
             answer, before = following, here
