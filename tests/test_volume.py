@@ -227,6 +227,14 @@ def test_a_constant_plane_is_a_black_image(value: float) -> None:
     assert to_uint8(pixels).max() == 0
 
 
+def test_the_largest_constant_is_an_image_too() -> None:
+    """There is no number above it, so its window lies below."""
+    largest = np.full((2, 2), np.finfo(np.float64).max)
+    low, high = intensity_window(largest)
+    assert low < high == largest[0, 0]
+    assert to_uint8(largest).shape == (2, 2)
+
+
 def test_few_bright_pixels_still_have_a_window() -> None:
     """Equal percentiles fall back to the extremes."""
     pixels = np.zeros((100, 100))

@@ -274,8 +274,11 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
         low, high = (float(v) for v in np.percentile(finite.astype(np.float64), (0.5, 99.5)))
     if not (low < high and np.isfinite(high - low)):
         low, high = float(finite.min()), float(finite.max())
-    # Adding 1 to a very large constant may round to the same number.
-    return (low, high) if low < high else (low, max(low + 1.0, float(np.nextafter(low, np.inf))))
+    if low < high:
+        return (low, high)
+    # Adding 1 to a very large constant may round to the same number, and above the largest there is none.
+    above = max(low + 1.0, float(np.nextafter(low, np.inf)))
+    return (low, above) if np.isfinite(above) else (float(np.nextafter(low, 0.0)), low)
 
 
 def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
