@@ -114,6 +114,12 @@ def test_a_closer_look_has_the_margin_asked_for() -> None:
     )
 
 
+def test_the_far_edge_of_the_plane_belongs_to_the_last_pixel() -> None:
+    """As the near edge belongs to the first."""
+    frame = Frame.whole((40, 60), 30)
+    assert frame.pixels([(39.5, 59.5), (-0.5, -0.5)]).tolist() == [[19, 29], [0, 0]]
+
+
 def test_official_click_scaling_equals_the_recording() -> None:
     """Every pixel of an axis, as the official code rounds it."""
     with np.load(GOLDEN / "click_scaling.npz") as recorded:

@@ -139,7 +139,11 @@ class Frame:
         trunc(float32(y) * float32(S / H) + 0.5): S, one past the grid, on the last row when H >= 2 S.
         """
         if self.fit == "letterbox":
-            return np.floor(self.to_network(points) + 0.5).astype(np.int64)
+            # The far edge of the plane, where a pointer may well be, belongs to the last pixel.
+            edge = np.array(self.shape) - 0.5
+            pairs = _pairs(points)
+            inside = np.where(pairs == edge, edge - 1e-6, pairs)
+            return np.floor(self.to_network(inside) + 0.5).astype(np.int64)
         local = (_pairs(points) - self.crop[:2]).astype(np.float32)
         rounded: np.ndarray = np.trunc(local * np.array(self.scale, np.float32) + np.float32(0.5))
         return rounded.astype(np.int64)

@@ -277,7 +277,8 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
     if low < high:
         return (low, high)
     # Adding 1 to a very large constant may round to the same number, and above the largest there is none.
-    above = max(low + 1.0, float(np.nextafter(low, np.inf)))
+    with np.errstate(over="ignore"):
+        above = max(low + 1.0, float(np.nextafter(low, np.inf)))
     return (low, above) if np.isfinite(above) else (float(np.nextafter(low, 0.0)), low)
 
 
