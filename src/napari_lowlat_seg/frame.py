@@ -139,14 +139,19 @@ class Frame:
         trunc(float32(y) * float32(S / H) + 0.5): S, one past the grid, on the last row when H >= 2 S.
         """
         if self.fit == "letterbox":
-            # The far edge of the plane, where a pointer may well be, belongs to the last pixel.
-            edge = np.array(self.shape) - 0.5
-            pairs = _pairs(points)
-            inside = np.where(pairs == edge, edge - 1e-6, pairs)
-            return np.floor(self.to_network(inside) + 0.5).astype(np.int64)
+            return self.holding(points)
         local = (_pairs(points) - self.crop[:2]).astype(np.float32)
         rounded: np.ndarray = np.trunc(local * np.array(self.scale, np.float32) + np.float32(0.5))
         return rounded.astype(np.int64)
+
+    def holding(self, points: Points) -> np.ndarray:
+        """The network pixel whose area holds each plane point, whatever the fit: int64 (N, 2).
+
+        The far edge of the plane, where a pointer may well be, belongs to the last pixel.
+        """
+        pairs, edge = _pairs(points), np.array(self.shape) - 0.5
+        inside = np.where(pairs == edge, edge - 1e-6, pairs)
+        return np.floor(self.to_network(inside) + 0.5).astype(np.int64)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
         """The crop of an array (rows, cols, ...) of the plane's shape, as a view."""

@@ -96,7 +96,7 @@ class Box:
         first = np.ceil(corners[0]).astype(np.int64)
         last = np.floor(corners[1]).astype(np.int64)
         # A box between two pixel centres would vanish when the plane is shrunk.
-        middle = np.floor(corners.mean(axis=0) + 0.5).astype(np.int64)
+        middle = frame.holding([np.mean(self.points, axis=0)])[0]
         empty = last < first
         first, last = np.where(empty, middle, first), np.where(empty, middle, last)
         first, last = np.maximum(first, 0), np.minimum(last, frame.size - 1)
@@ -120,7 +120,10 @@ class Polygon:
 
     def footprint(self, frame: Frame, radius: int = 0) -> Footprint:
         """Network pixels whose centre lies inside, top and left edges included; at least one pixel."""
-        return filled(frame.to_network(self.points), frame.size)
+        vertices = np.asarray(self.points)
+        # Too thin to hold a pixel centre, it is still where its most central vertex is.
+        central = np.argmin(np.sum((vertices - vertices.mean(axis=0)) ** 2, axis=1))
+        return filled(frame.to_network(vertices), frame.size, frame.holding(vertices[[central]]))
 
 
 @dataclass(frozen=True, eq=False)

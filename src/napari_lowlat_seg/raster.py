@@ -116,10 +116,10 @@ def _ramps(counts: np.ndarray) -> np.ndarray:
     return ramps
 
 
-def filled(points: np.ndarray, size: int) -> Footprint:
+def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Footprint:
     """Even-odd fill of an outline (N, 2) on a size x size grid: pixel centres, top and left edges included.
 
-    An outline on the grid that is too thin to hold a pixel centre gives one pixel near its middle.
+    An outline that holds no pixel centre gives the pixels `otherwise` (N, 2), as far as they are on the grid.
     """
     ends = np.roll(points, -1, axis=0)
     low, high = np.minimum(points[:, 0], ends[:, 0]), np.maximum(points[:, 0], ends[:, 0])
@@ -138,11 +138,8 @@ def filled(points: np.ndarray, size: int) -> Footprint:
         pixels = (np.cumsum(flips & 1, axis=1, dtype=np.int64) & 1).astype(bool)[:, : size - left]
         if pixels.any():
             return Footprint((top, left), pixels)
-    # Too thin to hold a pixel centre: the pixel of the vertex nearest the middle stands for it.
-    nearest = points[np.argmin(np.sum((points - points.mean(axis=0)) ** 2, axis=1))]
-    pixel = np.floor(nearest + 0.5).astype(np.int64)[None]
-    pixel = pixel[np.all((pixel >= 0) & (pixel < size), axis=1)]
-    return Footprint.of(pixel[:, 0], pixel[:, 1])
+    inside = otherwise[np.all((otherwise >= 0) & (otherwise < size), axis=1)]
+    return Footprint.of(inside[:, 0], inside[:, 1])
 
 
 def overlap(start: int, stop: int, crop: int, scale: float, content: int) -> tuple[int, np.ndarray]:
