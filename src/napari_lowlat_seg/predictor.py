@@ -12,13 +12,15 @@ predictor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 from .frame import Frame
@@ -32,6 +34,18 @@ from .volume import intensity_window, to_uint8
 THRESHOLD = 0.49
 
 CloserLook = Literal["auto", "off"]
+
+# The closer look, by measurement (docs/decisions/closer-look.md): context on each side as a share of the object's
+# longer side, smallest side of a crop in pixels and as a share of the plane, and the largest share of the plane's
+# side that a crop may have and still be worth embedding.
+MARGIN = 0.5
+LEAST_LOOK = 32
+LEAST_SHARE = 1 / 16
+WORTHWHILE = 0.6
+# A crop is kept while the object leaves this share of its own size free on every side; parts of a mask below this
+# share of the largest part do not count.
+KEEP = 0.1
+SPECK = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +179,18 @@ class Predictor:
             For an embedding of other weights, prompts outside the picture, a `previous` of another shape, or
             neither prompts nor `previous`.
         """
+        *_, best = self.answers(embedding, prompts, previous)
+        return best
+
+    def answers(
+        self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None = None
+    ) -> Iterator[Prediction]:
+        """One or two answers, the quicker first: who draws on a screen shows each as it comes.
+
+        The whole plane answers first. Where the object covers little of it, a second answer comes from a crop
+        around the object that is embedded once and travels in `Prediction.look`; as long as the prompts stay
+        inside that crop, later answers come from there alone. Parameters and errors are those of `predict`.
+        """
         frame = embedding.frame
         if embedding.model != self.model:
             raise ValueError(
@@ -177,10 +203,52 @@ class Predictor:
                 f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
                 "pass the last prediction of the same image or None"
             )
-        answer, quality = self._answer(embedding, prompts, None if previous is None else previous.probability)
-        probability = np.zeros(frame.shape, np.float32)
+        look = None if previous is None else previous.look
+        if previous is None or look is None or look.model != self.model or not _inside(prompts, look.frame):
+            look = None
+            previous = self._drawn(embedding, prompts, previous, None)
+            yield previous
+        wanted = self._closer(frame, prompts, previous.probability, look)
+        if look is not None and wanted == look.frame:
+            previous = self._drawn(look, prompts, previous, look)
+            yield previous
+            wanted = self._closer(frame, prompts, previous.probability, look)  # it may have outgrown the crop
+        if wanted is not None and (look is None or wanted != look.frame):
+            look = self._embed_frame(embedding.image, wanted)
+            yield self._drawn(look, prompts, previous, look)
+
+    def _drawn(
+        self, seen: Embedding, prompts: Sequence[Prompt], previous: Prediction | None, look: Embedding | None
+    ) -> Prediction:
+        """The answer through one embedding, on the whole plane; what its crop does not show stays as it was."""
+        before = None if previous is None else previous.probability
+        answer, quality = self._answer(seen, prompts, before)
+        frame = seen.frame
+        if answer.shape == frame.shape:
+            return Prediction(answer, quality, frame, look)
+        probability = np.zeros(frame.shape, np.float32) if before is None else before.copy()
         frame.place(answer, probability)
-        return Prediction(probability, quality, frame)
+        return Prediction(probability, quality, frame, look)
+
+    def _closer(
+        self, frame: Frame, prompts: Sequence[Prompt], probability: np.ndarray, look: Embedding | None
+    ) -> Frame | None:
+        """The frame of a closer look at this object, None where the whole plane shows it well enough.
+
+        A look that still fits is kept, since embedding is what costs.
+        """
+        if self.closer_look == "off" or self.network.fit != "letterbox":
+            return None
+        box = _object_box(prompts, probability)
+        if box is None:
+            return None
+        longest = max(count * pixel for count, pixel in zip(frame.shape, frame.spacing, strict=True))
+        least = max(LEAST_LOOK, longest / min(frame.spacing) * LEAST_SHARE)
+        if look is not None and _fits(box, look.frame):
+            return look.frame
+        closer = frame.around(box, MARGIN, least)
+        seen = max(count * pixel for count, pixel in zip(closer.crop[2:], closer.spacing, strict=True))
+        return closer if seen <= longest * WORTHWHILE else None
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of what `frame` shows of a uint8 plane."""
@@ -240,6 +308,43 @@ def load_predictor(
     return Predictor(load_model(model), runtime, closer_look, name=str(model))
 
 
+def _inside(prompts: Sequence[Prompt], frame: Frame) -> bool:
+    """Whether a crop shows every positive prompt and the newest one."""
+    top, left, rows, cols = frame.crop
+    counted = [p for p in prompts if p.positive] + list(prompts[-1:])
+    return all(
+        r0 >= top - 0.5 and c0 >= left - 0.5 and r1 <= top + rows - 0.5 and c1 <= left + cols - 0.5
+        for r0, c0, r1, c1 in (p.bounds() for p in counted)
+    )
+
+
+def _fits(box: tuple[float, float, float, float], frame: Frame) -> bool:
+    """Whether a crop shows a box with room to spare on every side that is not the plane's own border."""
+    top, left, rows, cols = frame.crop
+    room = KEEP * max(box[2] - box[0] + 1, box[3] - box[1] + 1)
+    spaces = (box[0] - top, box[1] - left, top + rows - 1 - box[2], left + cols - 1 - box[3])
+    at_border = (top == 0, left == 0, top + rows == frame.shape[0], left + cols == frame.shape[1])
+    return all(space >= room or border for space, border in zip(spaces, at_border, strict=True))
+
+
+def _object_box(prompts: Sequence[Prompt], probability: np.ndarray) -> tuple[float, float, float, float] | None:
+    """Box (r0, c0, r1, c1) around the positive prompts and the mask; specks of the mask are left out."""
+    step = max(1, math.ceil(max(probability.shape) / 512))  # a box needs no finer grid
+    parts, count = label(probability[::step, ::step] > THRESHOLD)
+    boxes = [p.bounds() for p in prompts if p.positive]
+    if count:
+        areas = np.bincount(parts.ravel())[1:]
+        boxes += [
+            (rows.start * step, cols.start * step, (rows.stop - 1) * step, (cols.stop - 1) * step)
+            for area, (rows, cols) in zip(areas, find_objects(parts), strict=True)
+            if area >= SPECK * areas.max()
+        ]
+    if not boxes:
+        return None
+    low, high = np.min(boxes, 0), np.max(boxes, 0)
+    return float(low[0]), float(low[1]), float(high[2]), float(high[3])
+
+
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     """The regions that no click or scribble follows, oldest first.
 
@@ -260,7 +365,7 @@ def _laid(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     survive.
     """
     rows, cols = frame.content
-    smooth = frame.fit == "letterbox"
+    smooth = frame.fit == "letterbox" and pixels.shape[1] == 3  # masks are smooth already, and asked for often
     seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
     if rows == cols == frame.size:
         return seen
@@ -271,9 +376,9 @@ def _laid(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
 
 def _lifted(logits: Tensor, frame: Frame) -> Tensor:
     """Logits (1, 1, s, s) over the square brought to the frame's crop, (1, 1, rows, cols)."""
-    if logits.shape[-1] != frame.size:
-        logits = F.interpolate(logits, (frame.size, frame.size), mode="bilinear")
     rows, cols = frame.content
+    if logits.shape[-1] != frame.size and not rows == cols == frame.size:
+        logits = F.interpolate(logits, (frame.size, frame.size), mode="bilinear")
     return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
 
 
