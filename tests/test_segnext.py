@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.model.backbones import BACKBONES, NOMINAL_WINDOW, PlainViT
+from napari_lowlat_seg.model.backbones import NOMINAL_WINDOW, PlainViT
 from napari_lowlat_seg.model.checkpoints import load_file as load_network
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig, distance_maps
 from napari_lowlat_seg.predictor import Prediction, Predictor
@@ -150,7 +150,7 @@ def test_a_grid_that_windows_cannot_tile_is_refused() -> None:
     """43 tokens make 3 windows of 14 and one third."""
     assert 43 // NOMINAL_WINDOW == 3
     with pytest.raises(ValueError, match="a grid of 43 x 43 tokens cannot be cut into 3 windows per axis"):
-        BACKBONES["plain_vit"](size=43, patch=1, dim=8, depth=1, heads=1, mlp_ratio=1, global_every=1)
+        PlainViT(size=43, patch=1, dim=8, depth=1, heads=1, mlp_ratio=1, global_every=1)
 
 
 def test_the_head_equals_resizing_before_mixing() -> None:

@@ -1,14 +1,12 @@
-"""Image encoders, and the table that names them.
+"""The encoder of the original.
 
-`PlainViT` is the encoder of the original: a ViT whose blocks mostly look inside windows, every third one
+`PlainViT` is a ViT whose blocks mostly look inside windows, every third one
 everywhere (Liu et al., "Rethinking Interactive Image Segmentation with Low Latency, High Quality, and Diverse
 Prompts", CVPR 2024; windows after Li et al., "Exploring Plain Vision Transformer Backbones", 2022).
 Module names are those of the official files.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -128,8 +126,3 @@ class PlainViT(nn.Module):
         n, side = self.windows, self.grid // self.windows
         x = x.view(-1, n, n, side, side, x.shape[-1]).transpose(2, 3)  # (B, n, side, n, side, C)
         return x.reshape(-1, self.grid**2, x.shape[-1])  # (B, g * g, C)
-
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "plain_vit": PlainViT,
-}

@@ -1,8 +1,9 @@
 """The compact member of the family: TinyViT encoder with thin skips, pooled-key fusion, a light decoder.
 
-What SegNext fixes is kept: the image is embedded once, prompts are pixels in dense maps, the maps join the cached
-embedding and self-attention fuses both. What two processor cores need is changed: 512 px, 1024 tokens whose keys
-are pooled 2 x 2, prompt maps that also enter at 1/4 and 1/8, and cached skips at these sides for the boundaries.
+What SegNext fixes is kept: the image is embedded once, prompts are pixels in dense maps, the maps join the
+cached embedding and self-attention fuses both. What two processor cores need is changed: 512 px, 1024 tokens
+whose keys are pooled 2 x 2, prompt maps that also enter at 1/4 and 1/8, and cached skips at these sides for
+the boundaries.
 """
 
 from __future__ import annotations
@@ -32,25 +33,31 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Everything that the shape of a :class:`Compact` depends on.
+    """Everything that the shape of a `Compact` depends on.
 
     Attributes
     ----------
     size
         Side of the square network input in pixels, a multiple of 256.
     width, heads, blocks
-        Channels, attention heads and number of the fusion blocks. No block at all leaves plain addition, for the
-        ablation "no dense fusion".
+        Channels, attention heads and number of the fusion blocks. No block at all leaves plain addition, for
+        the ablation "no dense fusion".
     pool
         Side of the square of tokens that share one key and value.
     skip8, skip4
         Channels of the decoder at 1/8 and 1/4 of the side.
     windows
-        Attention windows of the encoder.
+        Sides in tokens of the encoder's attention windows at 1/8, 1/16 and 1/16 of the side.
     radius
         Radius of a click's disk in network pixels.
     regions
-        How boxes, polygons and masks enter the maps, see :func:`napari_lowlat_seg.prompts.dense_maps`.
+        How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+
+    Raises
+    ------
+    ValueError
+        For a number outside its `BOUNDS`, a size or width that does not divide, windows that are not
+        three, or an unknown way of regions.
     """
 
     size: int = 512
@@ -67,8 +74,9 @@ class CompactConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # JSON has lists only
         for name, (low, high) in BOUNDS.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"the compact model's {name} must lie in {low}..{high}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"the compact model's {name} must lie in {low}..{high}, got {value}")
         if self.size % 256 or self.width % self.heads:
             raise ValueError(
                 "the compact model needs a size in steps of 256 and a width in steps of its heads, "
@@ -99,7 +107,8 @@ class PooledAttention(nn.Module):
         kv = self.kv(pooled).view(batch, pooled.shape[1], 2 * self.heads, -1).transpose(1, 2)
         k, v = kv.chunk(2, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, rows, cols, width))  # type: ignore[no-any-return]
+        mixed: Tensor = self.proj(out.transpose(1, 2).reshape(batch, rows, cols, width))
+        return mixed
 
 
 class FusionBlock(nn.Module):
@@ -116,7 +125,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.local(x)  # (B, C, g, g)
-        last = x.permute(0, 2, 3, 1)
+        last: Tensor = x.permute(0, 2, 3, 1)  # (B, g, g, C)
         last = last + self.attn(self.norm1(last))
         last = last + self.fc2(F.gelu(self.fc1(self.norm2(last))))
         return last.permute(0, 3, 1, 2)
@@ -133,16 +142,12 @@ class RefineBlock(nn.Module):
         self.narrow = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(F.gelu(self.widen(self.norm(self.spread(x)))))  # type: ignore[no-any-return]
+        out: Tensor = x + self.narrow(F.gelu(self.widen(self.norm(self.spread(x)))))
+        return out
 
 
 class Compact(Network):
-    """encode -> fuse -> decode, with nothing remembered between calls.
-
-    See Also
-    --------
-    napari_lowlat_seg.model.segnext.SegNext : the original, behind the same four doors.
-    """
+    """The compact network: 7.6 M parameters with the default `CompactConfig`, and the doors of `SegNext`."""
 
     mean: Tensor
     std: Tensor
@@ -175,12 +180,12 @@ class Compact(Network):
         self.judge = nn.Sequential(nn.Linear(2 * c + 1, 64), nn.GELU(), nn.Linear(64, 1))
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
+        """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         quarter, eighth, deep = self.encoder((image - self.mean) / self.std)
         return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
-        """Return the features joined with the prompt maps (B, 3, S, S): previous mask, positive, negative."""
+        """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
         deep, thin8, thin4 = features
         prompts4 = F.gelu(self.maps4(maps))  # (B, c4, S/4, S/4)
         prompts8 = F.gelu(self.maps8(prompts4))  # (B, c8, S/8, S/8)
@@ -190,13 +195,15 @@ class Compact(Network):
         return self.norm(x), thin8 + prompts8, thin4 + prompts4
 
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 1, S/2, S/2) over the whole frame and the predicted IoU (B,) in 0..1."""
+        """Logits (B, 1, S/2, S/2) over the whole frame and the predicted IoU (B,) in [0, 1]."""
         x, side8, side4 = fused
         y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
         y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
         logits = F.pixel_shuffle(self.draw(y), 2)  # (B, 1, S/2, S/2)
-        # the judge sees the fused tokens inside the drawn mask and overall, and how much of the view is covered
-        inside = F.adaptive_avg_pool2d(logits.detach().sigmoid(), x.shape[-2:])  # (B, 1, S/16, S/16)
+        # the judge sees the fused tokens inside the drawn mask and overall, and the share that the mask covers
+        inside = F.adaptive_avg_pool2d(
+            logits.detach().sigmoid(), (x.shape[-2], x.shape[-1])
+        )  # (B, 1, S/16, S/16)
         within = (x * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-3)
         seen = torch.cat([within, x.mean((2, 3)), inside.mean((2, 3))], 1)  # (B, 2 C + 1)
         return logits, self.judge(seen)[:, 0].sigmoid()

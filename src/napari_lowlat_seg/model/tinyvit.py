@@ -1,11 +1,13 @@
 """The encoder of the compact family: TinyViT-5M (Wu et al., ECCV 2022) as MobileSAM distilled it.
 
-Batch norms arrive folded into the convolutions, so every convolution has a bias. Attention windows are a setting:
-upstream's 7/14/7 tokens pad a 32 x 32 map to 42 x 42, while 8/16/8 tile every side that is a multiple of 256
-without padding; :func:`resize_windows` carries the learned offset biases over.
+Batch norms arrive folded into the convolutions, so every convolution has a bias. Attention windows are a
+setting: upstream's 7/14/7 tokens pad a 32 x 32 map to 42 x 42, while 8/16/8 tile every side that is a
+multiple of 256 without padding; `resize_windows` carries the learned offset biases over.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,8 @@ class Merge(nn.Module):
         self.conv3 = nn.Conv2d(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))  # type: ignore[no-any-return]
+        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return out
 
 
 class WindowAttention(nn.Module):
@@ -57,7 +60,8 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        where = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        side = torch.arange(window)
+        where = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # (2, N)
         apart = (where[:, :, None] - where[:, None, :]).abs()
         self.register_buffer("offsets", apart[0] * window + apart[1], persistent=False)  # (N, N)
 
@@ -67,7 +71,8 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.chunk(3, dim=-1)  # (windows, heads, N, width / heads); upstream keeps q, k, v per head
         bias = self.attention_biases[:, self.offsets]  # (heads, N, N)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(out.transpose(1, 2).reshape(windows, tokens, width))  # type: ignore[no-any-return]
+        mixed: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, width))
+        return mixed
 
 
 class FeedForward(nn.Module):
@@ -80,7 +85,8 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
+        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return out
 
 
 class WindowBlock(nn.Module):
@@ -103,7 +109,8 @@ class WindowBlock(nn.Module):
         mixed = tiles.reshape(batch, down * w, across * w, width)[:, :rows, :cols]
         x = self.local_conv(x + mixed.permute(0, 3, 1, 2))
         last = x.permute(0, 2, 3, 1)
-        return (last + self.mlp(last)).permute(0, 3, 1, 2)
+        out: Tensor = (last + self.mlp(last)).permute(0, 3, 1, 2)
+        return out
 
 
 class ChannelNorm(nn.Module):
@@ -121,13 +128,16 @@ class ChannelNorm(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width and the merge to the next."""
+    """Blocks of one width and the merge to the next: gives what the blocks made, and that merged."""
 
     def __init__(self, blocks: list[nn.Module], merge: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
-        if merge is not None:
-            self.downsample = merge
+        self.downsample = merge
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept: Tensor = self.blocks(x)
+        return kept, kept if self.downsample is None else self.downsample(kept)
 
 
 class TinyViT(nn.Module):
@@ -143,8 +153,8 @@ class TinyViT(nn.Module):
 
     def __init__(self, windows: tuple[int, int, int] = (8, 16, 8)) -> None:
         super().__init__()
-        self.patch_embed = nn.Module()
-        self.patch_embed.seq = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1))
+        stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1))
+        self.patch_embed = nn.Sequential(OrderedDict(seq=stem))  # named as upstream's files have it
         self.layers = nn.ModuleList()
         for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
             blocks: list[nn.Module] = [
@@ -161,23 +171,20 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the maps (B, 64, S/4, S/4), (B, 128, S/8, S/8) and (B, 256, S/16, S/16) of a normalised image."""
-        x = self.patch_embed.seq(image)  # (B, 64, S/4, S/4)
-        skips = []
+        """The maps (B, 64, S/4, S/4), (B, 128, S/8, S/8) and (B, 256, S/16, S/16) of a normalised image."""
+        x = self.patch_embed(image)  # (B, 64, S/4, S/4)
+        kept = []
         for stage in self.layers:
-            x = stage.blocks(x)
-            if len(skips) < 2:
-                skips.append(x)
-            if hasattr(stage, "downsample"):
-                x = stage.downsample(x)
-        return skips[0], skips[1], self.neck(x)
+            before, x = stage(x)
+            kept.append(before)
+        return kept[0], kept[1], self.neck(x)
 
 
 def resize_windows(state: dict[str, Tensor], network: TinyViT) -> dict[str, Tensor]:
-    """Return the state with its offset biases fitted to the windows of ``network``; does not mutate ``state``.
+    """The state with its offset biases fitted to the windows of `network`; does not mutate `state`.
 
-    An offset of d tokens means the same distance in any window, so known offsets are kept and farther ones, which
-    the smaller window never saw, take the farthest known value.
+    An offset of d tokens means the same distance in any window, so known offsets are kept and farther ones,
+    which the smaller window never saw, take the farthest known value.
     """
     own = network.state_dict()
     resized = dict(state)
