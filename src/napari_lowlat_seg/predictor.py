@@ -38,9 +38,9 @@ CloserLook = Literal["auto", "off"]
 # The closer look, by measurement (docs/decisions/closer-look.md): context on each side as a share of the object's
 # longer side, smallest side of a crop in pixels and as a share of the plane, and the largest share of the plane's
 # side that a crop may have and still be worth embedding.
-MARGIN = 0.5
+MARGIN = 0.35
 LEAST_LOOK = 32
-LEAST_SHARE = 1 / 16
+LEAST_SHARE = 1 / 8
 WORTHWHILE = 0.6
 # A crop is kept while the object leaves this share of its own size free on every side; parts of a mask below this
 # share of the largest part do not count.
@@ -203,30 +203,48 @@ class Predictor:
                 f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
                 "pass the last prediction of the same image or None"
             )
+        # All that is known of a new object are its prompts. Its first closer look judges by them alone: fed the
+        # whole plane's coarse mask, it would repeat that mask's mistakes.
+        new = previous is None
         look = None if previous is None else previous.look
-        if previous is None or look is None or look.model != self.model or not _inside(prompts, look.frame):
+        if previous is None or look is None or not self._serves(look, embedding, prompts, previous):
             look = None
-            previous = self._drawn(embedding, prompts, previous, None)
-            yield previous
-        wanted = self._closer(frame, prompts, previous.probability, look)
-        if look is not None and wanted == look.frame:
-            previous = self._drawn(look, prompts, previous, look)
-            yield previous
-            wanted = self._closer(frame, prompts, previous.probability, look)  # it may have outgrown the crop
+        seen = embedding if look is None else look
+        previous = self._drawn(seen, prompts, previous, previous, look)
+        yield previous
+        wanted = self._closer(frame, prompts, previous.probability, look)  # the object may outgrow its crop
         if wanted is not None and (look is None or wanted != look.frame):
             look = self._embed_frame(embedding.image, wanted)
-            yield self._drawn(look, prompts, previous, look)
+            yield self._drawn(look, prompts, None if new else previous, previous, look)
+
+    def _serves(
+        self, look: Embedding, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction
+    ) -> bool:
+        """Whether a closer look taken before, at the same picture, can answer these prompts."""
+        box = _object_box(prompts, previous.probability)
+        return (
+            self.closer_look == "auto"
+            and look.model == self.model
+            and look.image is embedding.image
+            and _inside(prompts, look.frame)
+            and box is not None
+            and _fits(box, look.frame)
+        )
 
     def _drawn(
-        self, seen: Embedding, prompts: Sequence[Prompt], previous: Prediction | None, look: Embedding | None
+        self,
+        seen: Embedding,
+        prompts: Sequence[Prompt],
+        previous: Prediction | None,
+        around: Prediction | None,
+        look: Embedding | None = None,
     ) -> Prediction:
-        """The answer through one embedding, on the whole plane; what its crop does not show stays as it was."""
-        before = None if previous is None else previous.probability
-        answer, quality = self._answer(seen, prompts, before)
+        """The answer through one embedding, on the whole plane; beside its crop stays what `around` has there."""
+        answer, quality = self._answer(seen, prompts, None if previous is None else previous.probability)
         frame = seen.frame
-        if answer.shape == frame.shape:
+        if answer.shape == frame.shape or around is None:
             return Prediction(answer, quality, frame, look)
-        probability = np.zeros(frame.shape, np.float32) if before is None else before.copy()
+        probability = around.probability.copy()
         frame.place(answer, probability)
         return Prediction(probability, quality, frame, look)
 
