@@ -12,7 +12,6 @@ predictor.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -20,9 +19,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import find_objects, label
 from torch import Tensor
 
+from .closer_look import closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .model.checkpoints import load_model
 from .model.network import Network
@@ -34,19 +33,6 @@ from .volume import intensity_window, to_uint8
 THRESHOLD = 0.49
 
 CloserLook = Literal["auto", "off"]
-
-# The closer look, by measurement (docs/decisions/closer-look.md): context on each side as a share of the object's
-# longer side, smallest side of a crop in pixels and as a share of the plane, and the largest share of the plane's
-# side that a crop may have and still be worth embedding.
-MARGIN = 0.35
-LEAST_LOOK = 32
-LEAST_SHARE = 1 / 8
-WORTHWHILE = 0.6
-# A crop is kept while the object leaves this share of its own size free on every side; parts of a mask below this
-# share of the largest part do not count.
-KEEP = 0.1
-SPECK = 0.02
-
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
@@ -203,8 +189,8 @@ class Predictor:
                 f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
                 "pass the last prediction of the same image or None"
             )
-        # All that is known of a new object are its prompts. Its first closer look judges by them alone: fed the
-        # whole plane's coarse mask, it would repeat that mask's mistakes.
+        # All that is known of a new object are its prompts. Its first closer look judges by them alone: fed
+        # the whole plane's coarse mask, it would repeat that mask's mistakes.
         new = previous is None
         look = None if previous is None else previous.look
         if previous is None or look is None or not self._serves(look, embedding, prompts, previous):
@@ -212,8 +198,11 @@ class Predictor:
         seen = embedding if look is None else look
         previous = self._drawn(seen, prompts, previous, previous, look)
         yield previous
-        wanted = self._closer(frame, prompts, previous.probability, look)  # the object may outgrow its crop
-        if wanted is not None and (look is None or wanted != look.frame):
+        if self.closer_look == "off" or self.network.fit != "letterbox":
+            return
+        shown = None if look is None else look.frame  # the object may have outgrown it
+        wanted = closer_frame(frame, object_box(prompts, previous.mask), shown)
+        if wanted is not None and wanted != shown:
             look = self._embed_frame(embedding.image, wanted)
             yield self._drawn(look, prompts, None if new else previous, previous, look)
 
@@ -221,14 +210,12 @@ class Predictor:
         self, look: Embedding, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction
     ) -> bool:
         """Whether a closer look taken before, at the same picture, can answer these prompts."""
-        box = _object_box(prompts, previous.probability)
         return (
             self.closer_look == "auto"
             and look.model == self.model
             and look.image is embedding.image
-            and _inside(prompts, look.frame)
-            and box is not None
-            and _fits(box, look.frame)
+            and shows(look.frame, prompts)
+            and has_room(look.frame, object_box(prompts, previous.mask))
         )
 
     def _drawn(
@@ -239,7 +226,7 @@ class Predictor:
         around: Prediction | None,
         look: Embedding | None = None,
     ) -> Prediction:
-        """The answer through one embedding, on the whole plane; beside its crop stays what `around` has there."""
+        """The answer through one embedding, on the whole plane; beside its crop stays what `around` has."""
         answer, quality = self._answer(seen, prompts, None if previous is None else previous.probability)
         frame = seen.frame
         if answer.shape == frame.shape or around is None:
@@ -247,26 +234,6 @@ class Predictor:
         probability = around.probability.copy()
         frame.place(answer, probability)
         return Prediction(probability, quality, frame, look)
-
-    def _closer(
-        self, frame: Frame, prompts: Sequence[Prompt], probability: np.ndarray, look: Embedding | None
-    ) -> Frame | None:
-        """The frame of a closer look at this object, None where the whole plane shows it well enough.
-
-        A look that still fits is kept, since embedding is what costs.
-        """
-        if self.closer_look == "off" or self.network.fit != "letterbox":
-            return None
-        box = _object_box(prompts, probability)
-        if box is None:
-            return None
-        longest = max(count * pixel for count, pixel in zip(frame.shape, frame.spacing, strict=True))
-        least = max(LEAST_LOOK, longest / min(frame.spacing) * LEAST_SHARE)
-        if look is not None and _fits(box, look.frame):
-            return look.frame
-        closer = frame.around(box, MARGIN, least)
-        seen = max(count * pixel for count, pixel in zip(closer.crop[2:], closer.spacing, strict=True))
-        return closer if seen <= longest * WORTHWHILE else None
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of what `frame` shows of a uint8 plane."""
@@ -326,43 +293,6 @@ def load_predictor(
     return Predictor(load_model(model), runtime, closer_look, name=str(model))
 
 
-def _inside(prompts: Sequence[Prompt], frame: Frame) -> bool:
-    """Whether a crop shows every positive prompt and the newest one."""
-    top, left, rows, cols = frame.crop
-    counted = [p for p in prompts if p.positive] + list(prompts[-1:])
-    return all(
-        r0 >= top - 0.5 and c0 >= left - 0.5 and r1 <= top + rows - 0.5 and c1 <= left + cols - 0.5
-        for r0, c0, r1, c1 in (p.bounds() for p in counted)
-    )
-
-
-def _fits(box: tuple[float, float, float, float], frame: Frame) -> bool:
-    """Whether a crop shows a box with room to spare on every side that is not the plane's own border."""
-    top, left, rows, cols = frame.crop
-    room = KEEP * max(box[2] - box[0] + 1, box[3] - box[1] + 1)
-    spaces = (box[0] - top, box[1] - left, top + rows - 1 - box[2], left + cols - 1 - box[3])
-    at_border = (top == 0, left == 0, top + rows == frame.shape[0], left + cols == frame.shape[1])
-    return all(space >= room or border for space, border in zip(spaces, at_border, strict=True))
-
-
-def _object_box(prompts: Sequence[Prompt], probability: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Box (r0, c0, r1, c1) around the positive prompts and the mask; specks of the mask are left out."""
-    step = max(1, math.ceil(max(probability.shape) / 512))  # a box needs no finer grid
-    parts, count = label(probability[::step, ::step] > THRESHOLD)
-    boxes = [p.bounds() for p in prompts if p.positive]
-    if count:
-        areas = np.bincount(parts.ravel())[1:]
-        boxes += [
-            (rows.start * step, cols.start * step, (rows.stop - 1) * step, (cols.stop - 1) * step)
-            for area, (rows, cols) in zip(areas, find_objects(parts), strict=True)
-            if area >= SPECK * areas.max()
-        ]
-    if not boxes:
-        return None
-    low, high = np.min(boxes, 0), np.max(boxes, 0)
-    return float(low[0]), float(low[1]), float(high[2]), float(high[3])
-
-
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     """The regions that no click or scribble follows, oldest first.
 
@@ -383,7 +313,7 @@ def _laid(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     survive.
     """
     rows, cols = frame.content
-    smooth = frame.fit == "letterbox" and pixels.shape[1] == 3  # masks are smooth already, and asked for often
+    smooth = frame.fit == "letterbox" and pixels.shape[1] == 3  # masks are smooth already and asked for often
     seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
     if rows == cols == frame.size:
         return seen

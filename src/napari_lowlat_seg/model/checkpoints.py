@@ -69,7 +69,7 @@ class Weights:
 UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbiag)"
 
 WEIGHTS: dict[str, Weights] = {
-    "default": Weights("compact", "BSD-3-Clause; see its model card", "compact model, inside the package"),
+    "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
     "segnext-sax1": Weights(
         "segnext",
         UPSTREAM,
