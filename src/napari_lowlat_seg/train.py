@@ -1,7 +1,8 @@
 """Training, one straight script: settings, data, rounds of simulated prompts, loss, loop, checkpoint.
 
-``lowlat-seg train CONFIG`` runs it on one device, ``torchrun --nproc-per-node N -m napari_lowlat_seg train CONFIG`` on
-several. The image is encoded once per step and the decoder answers several rounds of prompts, each with its loss.
+`lowlat-seg train CONFIG` runs it on one device, `torchrun --nproc-per-node N -m napari_lowlat_seg train
+CONFIG` on several; see docs/training.md. The image is encoded once per step and the decoder answers several
+rounds of prompts, each with its loss.
 """
 
 from __future__ import annotations
@@ -18,38 +19,73 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .model.checkpoints import save_model
 from .model.compact import Compact, CompactConfig
 from .model.tinyvit import resize_windows
-from .training_data import Ahead, Views, read_sets
-from .training_prompts import THRESHOLD, Annotator, PromptMix
+from .training_data import Ahead, Views
+from .training_losses import round_loss
+from .training_pictures import read_sets
+from .training_prompts import Annotator, PromptMix
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. Lengths are in steps, rates are per step, paths are relative to the working directory."""
+    """One run; a TOML file sets any of these. Paths are relative to the working directory.
+
+    Attributes
+    ----------
+    data, out
+        Folder of the pictures, and folder that the run writes.
+    start
+        A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model; none if empty.
+    device
+        "auto", "cpu", "cuda" or "cuda:1".
+    steps, warmup
+        Optimiser steps in all, and those of the linear warm-up.
+    batch
+        Views per step and device.
+    rate, encoder_rate
+        Peak learning rates of the new parts and of the encoder.
+    decay, clip
+        Weight decay (of weights, not of biases and norms), and the largest norm of the gradient.
+    average
+        Decay of the moving average of the weights, which is what ships.
+    seed
+        Of weights, views and prompts.
+    compile
+        Whether to compile the network; takes a minute or two at the start.
+    checkpoint_every, minutes
+        Steps between checkpoints, and minutes after which this sitting stops with one.
+    limit
+        Pictures per set, for trying things out; all if None.
+    rounds
+        Numbers of prompts per step, one drawn for each step.
+    domains, shares
+        Share of the views per domain, and factors on single sets; see `read_sets`.
+    model, prompts
+        Fields of `CompactConfig` and of `PromptMix`.
+    """
 
     data: str = "data"
     out: str = "run"
-    start: str = ""  # encoder weights (MobileSAM names) or a whole compact model; empty: from nothing
+    start: str = ""
     device: str = "auto"
     steps: int = 6000
     warmup: int = 200
-    batch: int = 64  # per device
+    batch: int = 64
     rate: float = 6e-4
     encoder_rate: float = 1.2e-4
     decay: float = 0.05
     clip: float = 1.0
-    average: float = 0.999  # decay of the moving average of the weights, which is what ships
+    average: float = 0.999
     seed: int = 1
     compile: bool = True
     checkpoint_every: int = 500
-    minutes: float = 1e9  # stop with a checkpoint after this long
-    limit: int | None = None  # pictures per set, for trying things out
+    minutes: float = 1e9
+    limit: int | None = None
     rounds: tuple[int, ...] = (2, 3, 3, 4, 4, 5, 6, 8)
     domains: dict[str, float] = field(
         default_factory=lambda: {"natural": 0.42, "em": 0.24, "med": 0.16, "cells": 0.18}
@@ -60,62 +96,38 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Return the run that a TOML file describes.
+    """The run that a TOML file describes.
 
     Raises
     ------
     ValueError
-        The file is no TOML, or names a setting that does not exist.
+        If the file is no TOML, or names a setting that does not exist.
     """
     try:
         given = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as wrong:
-        raise ValueError(f"expected a TOML file of training settings, got {path}: {wrong}; see docs/training.md") from None
-    known = {one.name for one in fields(TrainConfig)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise ValueError(f"expected settings out of {sorted(known)}, got {unknown} in {path}; remove or rename them")
+        raise ValueError(
+            f"expected a TOML file of training settings, got {path}: {wrong}; see docs/training.md"
+        ) from None
+    tables = (
+        (TrainConfig, given),
+        (CompactConfig, given.get("model", {})),
+        (PromptMix, given.get("prompts", {})),
+    )
+    for kind, table in tables:
+        known = {one.name for one in fields(kind)}
+        unknown = sorted(set(table) - known)
+        if unknown:
+            raise ValueError(
+                f"expected settings out of {sorted(known)}, got {unknown} in {path}; remove or rename them"
+            )
     if "rounds" in given:
         given["rounds"] = tuple(given["rounds"])
     return TrainConfig(**given)
 
 
-def normalized_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """Return the loss of every sample (B,); labels are 1, 0 or -1 = ignored (Sofiiuk et al. 2019; SegNext's setting).
-
-    The focal weights are scaled so that they sum to the number of pixels, without a gradient through the scale.
-    """
-    shown = (labels >= 0).float()
-    p = logits.sigmoid()
-    pt = torch.where(labels >= 0, 1 - (labels - p).abs(), torch.ones_like(p))
-    weight = torch.where(labels > 0.5, alpha, 1 - alpha)
-    focus = (1 - pt) ** gamma
-    total = shown.sum((-2, -1), keepdim=True)
-    scale = (total / (focus.sum((-2, -1), keepdim=True) + 1e-12)).detach()
-    loss = -weight * scale * focus * (pt + 1e-12).clamp(max=1).log() * shown
-    return (loss.sum((1, 2, 3)) / (total.sum((1, 2, 3)) + 1e-12)).float()
-
-
-def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return 1 - Dice of the soft mask, (B,)."""
-    p = logits.sigmoid() * valid
-    both = (p * truth).sum((1, 2, 3))
-    return 1 - (2 * both + 1) / (p.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
-
-
-def round_loss(logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of every sample (B,) and its IoU (B,), both with padding left out."""
-    logits = logits.float()
-    labels = torch.where(valid > 0.5, truth, -1.0)
-    mask = (logits.detach().sigmoid() > THRESHOLD).float() * valid
-    union = torch.maximum(mask, truth).sum((1, 2, 3))
-    iou = (mask * truth).sum((1, 2, 3)) / union.clamp(min=1)
-    judged = F.mse_loss(quality.float(), iou, reduction="none")
-    return normalized_focal_loss(logits, labels) + dice_loss(logits, truth, valid) + judged, iou
-
-
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the factor on both rates: linear warm-up, then a cosine to 1 %."""
+    """The factor on both rates in step `step`, counted from 0: linear warm-up, then a cosine to 1 %."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
@@ -123,12 +135,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def starting_network(config: TrainConfig) -> Compact:
-    """Return the network with the weights that ``config.start`` names."""
-    given = dict(config.model)
-    if "windows" in given:
-        given["windows"] = tuple(given["windows"])
+    """The network with the weights that `config.start` names, random ones by `config.seed` elsewhere."""
     torch.manual_seed(config.seed)
-    network = Compact(CompactConfig(**given))
+    network = Compact(CompactConfig(**config.model))
     if config.start:
         state = {name: value.float() for name, value in load_file(config.start).items()}
         whole = "deep.weight" in state
@@ -141,7 +150,8 @@ class Run:
     """Network, optimiser, moving average and step count: what a checkpoint holds."""
 
     def __init__(self, config: TrainConfig, device: str) -> None:
-        self.network = starting_network(config).to(device).to(memory_format=torch.channels_last)
+        self.network = starting_network(config).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder = list(self.network.encoder.parameters())
         inside = {id(parameter) for parameter in encoder}
         rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
@@ -164,10 +174,16 @@ class Run:
         os.replace(beside, path)
 
     def load(self, path: Path, device: str) -> None:
-        """Go on from what :meth:`save` wrote."""
+        """Go on from what `save` wrote, at the rates and decay of the run's own config."""
         state = torch.load(path, map_location=device, weights_only=True)
         self.network.load_state_dict(state["network"])
+        # the file's settings would silently win over those that were changed in order to go on
+        asked = [
+            {key: group[key] for key in ("top", "weight_decay")} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(own)
         self.average, self.step = state["average"], state["step"]
 
     def update(self, config: TrainConfig) -> None:
@@ -190,10 +206,6 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [now[name] for name in self.average], 1 - keep)
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def one_step(
     run: Run,
     views: Views | Ahead,
@@ -202,13 +214,14 @@ def one_step(
     encode: Callable[..., Any],
     answer: Callable[..., Any],
 ) -> Tensor:
-    """Run all rounds on a batch, leave the gradients, return the mean IoU after the first and the last round (2,)."""
+    """Loss and mean IoU after the first and the last round, (3,), of one batch; leaves the gradients."""
     batch = views.next()
     device = batch.image.device.type
     # A view whose target a warp lost teaches nothing.
     weight = (batch.truth.sum((1, 2, 3)) > 8).float()
     # drawn from the step, so that several devices do the same number of rounds
-    rounds = config.rounds[torch.randint(len(config.rounds), (), generator=_seeded(config.seed + run.step)).item()]
+    dice = torch.Generator().manual_seed(config.seed + run.step)
+    rounds = config.rounds[int(torch.randint(len(config.rounds), (), generator=dice))]
     mix = PromptMix(**config.prompts)
     people = Annotator(batch.truth, batch.valid, run.network.radius, mix, generator)
     people.begin()
@@ -230,14 +243,20 @@ def one_step(
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Train and return the path of the averaged weights, ``OUT/average.safetensors``.
+    """The path of the averaged weights, `OUT/average.safetensors`, after training.
 
     Parameters
     ----------
     config
         The run.
     resume
-        Go on from ``OUT/checkpoint.pt`` where there is one.
+        Go on from `OUT/checkpoint.pt` where there is one. Weights, optimiser, average and step are those of
+        the checkpoint; views and prompts are new ones, seeded by the step.
+
+    Raises
+    ------
+    ValueError
+        If the data does not fit the config (see `read_sets`), or the loss is no longer finite.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = config.device
@@ -254,21 +273,19 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if resume and checkpoint.exists():
         run.load(checkpoint, device)
     sets = read_sets(Path(config.data), config.domains, config.shares, device, config.limit)
-    seed = config.seed + 1000 * rank + run.step
-    views: Views | Ahead = Views(sets, run.network.size, config.batch, seed, torch.tensor(run.network.pad))
-    if device.startswith("cuda"):
-        views = Ahead(views)
+    seed = config.seed + 1_000_000 * rank + run.step  # no device ever meets the views of another
+    source = Views(sets, run.network.size, config.batch, seed, torch.tensor(run.network.pad))
+    views = Ahead(source) if device.startswith("cuda") else source
     generator = torch.Generator(device).manual_seed(seed)
     encode: Callable[..., Any] = run.network.encode
 
-    def answer(features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, Tensor]:
+    def answer(features: tuple[Tensor, ...], maps: Tensor) -> Any:
         return run.network.decode(run.network.fuse(features, maps))
 
     if config.compile:
         encode, answer = torch.compile(encode, dynamic=False), torch.compile(answer, dynamic=False)
     began, shown, seen = time.monotonic(), time.monotonic(), []
     first = run.step
-    log = (out / f"log-{rank}.jsonl").open("a")
     while run.step < config.steps:
         seen.append(one_step(run, views, config, generator, encode, answer))
         run.update(config)
@@ -279,13 +296,15 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             speed = config.batch * world * len(seen) / (now - shown)
             row = {"step": run.step, "loss": loss, "iou_first": one, "iou_last": many, "views_per_s": speed,
                    "minutes": (now - began) / 60, "rate": learning_rate(run.step, config)}  # fmt: skip
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            with (out / f"log-{rank}.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
             if rank == 0:
                 print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
             shown, seen = now, []
             if not math.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {loss} at step {run.step}; lower `rate` and resume")
+                raise ValueError(
+                    f"expected a finite loss, got {loss} at step {run.step}; lower `rate` and resume"
+                )
         # the clock is read on one device only, so that all stop at the same step
         stop = torch.tensor(time.monotonic() - began > config.minutes * 60, device=device)
         if world > 1 and run.step % 50 == 0:
@@ -298,7 +317,6 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             save_model(shipped, out / "average.safetensors", half=True, step=str(run.step))
         if over:
             break
-    log.close()
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -306,5 +324,5 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def train_from_config(path: Path, resume: bool = False) -> Path:
-    """Train as the TOML file ``path`` says; see :class:`TrainConfig` and :func:`train`."""
+    """The path of the weights trained as the TOML file `path` says; see `TrainConfig` and `train`."""
     return train(read_config(path), resume)

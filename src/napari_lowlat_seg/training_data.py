@@ -1,17 +1,15 @@
-"""Training views: every picture lies decoded on the device, every batch is cut, warped and recoloured there.
+"""Training views: what the network sees, cut, warped and recoloured on the device.
 
-A *view* is what the network sees: the whole picture letterboxed, or a square part of it in which the target object
-covers anything from 0.05 % to most of the area. Scale is what the original never varied (its crops undo themselves),
-and what small organelles and the closer look need most.
+A *view* is the whole picture letterboxed, or a square part of it in which the target object covers anything
+from 0.05 % to most of the area. Scale is what the original never varied (its crops undo themselves), and what
+small organelles and the closer look need most.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Queue
 from threading import Thread
 
@@ -19,31 +17,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import find_objects
 from torch import Tensor
 
-LEAST_AREA = 24
+from .training_pictures import Picture, PictureSet
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One decoded picture: ``pixels`` (3, H, W) uint8, ``ids`` (H, W) int32, the objects' ids, areas and boxes."""
-
-    pixels: Tensor
-    ids: Tensor
-    objects: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    boxes: NDArray[np.float64]  # (N, 4): top, left, bottom, right; bottom and right exclusive
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """The pictures of one source and the share of all samples that it gets."""
-
-    name: str
-    share: float
-    pictures: list[Picture]
+# Sets of photographs with an up and a down: mirrored left to right only, and hardly turned.
+# fmt: off
+UPRIGHT = frozenset({
+    "duts_tr", "coco_small", "ccp_clothing", "endangered_animals", "feral_cat", "pennfudan",
+    "human290", "building_facade", "rail_vehicle", "football", "plate_food", "small_objects",
+})
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -55,67 +39,21 @@ class Batch:
     valid: Tensor
 
 
-def read_picture(image_path: Path, mask_path: Path, least_area: int) -> Picture | None:
-    """Return the picture, or None when no object has ``least_area`` pixels."""
-    pixels = np.asarray(Image.open(image_path).convert("RGB"))
-    ids = np.asarray(Image.open(mask_path)).astype(np.int32)
-    if ids.shape != pixels.shape[:2]:
-        raise ValueError(f"expected a mask of {pixels.shape[:2]} for {image_path}, got {ids.shape} in {mask_path}")
-    areas = np.bincount(ids.ravel())
-    found = [
-        (number, areas[number], (box[0].start, box[1].start, box[0].stop, box[1].stop))
-        for number, box in enumerate(find_objects(ids), start=1)
-        if box is not None and areas[number] >= least_area
-    ]
-    if not found:
-        return None
-    objects, kept, boxes = zip(*found, strict=True)
-    return Picture(
-        torch.from_numpy(pixels.copy()).permute(2, 0, 1),
-        torch.from_numpy(ids),
-        np.array(objects),
-        np.array(kept, dtype=np.float64),
-        np.array(boxes, dtype=np.float64),
-    )
-
-
-def read_sets(
-    root: Path, domains: dict[str, float], extra: dict[str, float], device: str, limit: int | None = None
-) -> list[PictureSet]:
-    """Read ``root/DOMAIN/images/SET/NAME.*`` with ``root/DOMAIN/masks/SET/NAME.png``.
-
-    A domain's share is divided among its sets by the square root of their sizes, times ``extra[SET]`` where given.
-    """
-    sets: list[PictureSet] = []
-    for domain, share in domains.items():
-        folders = sorted(path for path in (root / domain / "images").glob("*") if path.is_dir())
-        if not folders:
-            raise ValueError(f"expected pictures under {root / domain / 'images'}/SET/, found none; check [data] root")
-        loaded = []
-        for folder in folders:
-            least = 100 if folder.name.startswith("flyem") else LEAST_AREA
-            masks = root / domain / "masks" / folder.name
-            paths = sorted(folder.iterdir())[:limit]
-            with ThreadPoolExecutor() as pool:
-                read = pool.map(lambda p: read_picture(p, masks / f"{p.stem}.png", least), paths)  # noqa: B023
-                pictures = [
-                    Picture(p.pixels.to(device), p.ids.to(device), p.objects, p.areas, p.boxes)
-                    for p in read
-                    if p is not None
-                ]
-            loaded.append((folder.name, pictures))
-        weights = [math.sqrt(len(pictures)) * extra.get(name, 1.0) for name, pictures in loaded]
-        sets += [
-            PictureSet(name, share * weight / sum(weights), pictures)
-            for (name, pictures), weight in zip(loaded, weights, strict=True)
-        ]
-    return sets
-
-
 def choose_view(
     rng: np.random.Generator, shape: tuple[int, int], box: NDArray[np.float64], area: float
 ) -> tuple[float, float, float]:
-    """Return (top, left, side) in picture pixels of a square view that shows the object."""
+    """A square view (top, left, side) in picture pixels that shows an object.
+
+    About a third of the views are the whole picture, one in thirteen cuts through the object. A view that is
+    wider than the picture in one direction starts at 0 there; otherwise it lies inside.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns of the picture.
+    box, area
+        Of the object, in pixels: (top, left, bottom, right), bottom and right exclusive.
+    """
     rows, cols = shape
     longest = float(max(rows, cols))
     if rng.random() < 0.35:
@@ -130,13 +68,17 @@ def choose_view(
         if side >= length:
             corner.append(0.0)
             continue
-        first, last = sorted((high - side, low)) if not cut_through else ((low + high) / 2 - side, (low + high) / 2)
+        middle = (low + high) / 2
+        first, last = (middle - side, middle) if cut_through else (high - side, low)
         corner.append(float(np.clip(rng.uniform(first, last), 0, length - side)))
     return corner[0], corner[1], side
 
 
 def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
-    """Return a 2 x 2 matrix: flips, quarter turns, now and then a rotation and a stretch; ``free`` allows any angle."""
+    """A 2 x 2 matrix on (row, col): flips, now and then a rotation by any angle and a stretch.
+
+    Where the picture is not `free`, it is mirrored left to right at most and turned by a few degrees.
+    """
     matrix = np.diag(rng.choice([-1.0, 1.0], 2) if free else np.array([1.0, rng.choice([-1.0, 1.0])]))
     if free and rng.random() < 0.5:
         matrix = matrix[::-1]
@@ -153,20 +95,35 @@ def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
 def cut(
     picture: Picture, target: Tensor, view: tuple[float, float, float], matrix: NDArray[np.float64], size: int
 ) -> Tensor:
-    """Return (5, S, S) float: RGB, target coverage and validity of a view, warped about its centre."""
+    """A view as the network gets it, (5, S, S) float: RGB in 0..255, coverage by the target, validity.
+
+    Parameters
+    ----------
+    target
+        (H, W) bool.
+    view
+        Top, left and side in picture pixels.
+    matrix
+        From `warp`: applied about the centre of what the view shows of the picture.
+    size
+        Side S.
+    """
     top, left, side = view
     rows, cols = target.shape
     device = target.device
     steps = (torch.arange(size, device=device) + 0.5) / size - 0.5
-    # the view's content keeps the top left corner, as a letterboxed frame has it: warp about the content's centre
+    # the content keeps the top left corner, as a letterboxed frame has it: warp about the content's centre
     high, wide = min(side, rows - top), min(side, cols - left)
-    y = steps[:, None] * side + (side - high) / 2
-    x = steps[None, :] * side + (side - wide) / 2
     (yy, yx), (xy, xx) = matrix.tolist()
+    down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
+    y = steps[:, None] * side + (side - down) / 2
+    x = steps[None, :] * side + (side - across) / 2
     where_y = yy * y + yx * x + (top + high / 2)
     where_x = xy * y + xx * x + (left + wide / 2)
     valid = (where_y >= top) & (where_y < top + high) & (where_x >= left) & (where_x < left + wide)
-    if abs(yy) != 1 or abs(xx) != 1:  # a turned view shows what lies beside the view too, as far as the picture goes
+    if (
+        abs(yy) != 1 or abs(xx) != 1
+    ):  # a turned view shows what lies beside it too, as far as the picture goes
         valid = (where_y >= 0) & (where_y < rows) & (where_x >= 0) & (where_x < cols)
     stack = torch.cat([picture.pixels.float(), target[None].float()])
     if side / size > 1.5:  # no aliasing when the view is shrunk
@@ -178,7 +135,7 @@ def cut(
 
 
 def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the views (B, 3, S, S) in 0..255 with the looks of other instruments.
+    """The views (B, 3, S, S) in 0..255 with the looks of other instruments; does not mutate them.
 
     Gray, inverted, gamma, contrast, tint, blur, coarse pixels and noise, each for its own share of the batch.
     """
@@ -216,11 +173,13 @@ class Views:
     Parameters
     ----------
     sets
-        What :func:`read_sets` returned.
+        From `read_sets`.
     size, batch
         Network side and number of views.
     seed
         Two sources with one seed give the same batches on the same device.
+    mean
+        RGB (3,) on the scale 0..255 that padding is filled with.
     """
 
     def __init__(self, sets: Sequence[PictureSet], size: int, batch: int, seed: int, mean: Tensor) -> None:
@@ -233,7 +192,7 @@ class Views:
         self.shares = shares / shares.sum()
 
     def one(self) -> Tensor:
-        """Return one view (5, S, S): RGB, target coverage, validity."""
+        """One view (5, S, S), not yet recoloured; see `cut`."""
         rng = self.rng
         chosen = self.sets[rng.choice(len(self.sets), p=self.shares)]
         picture = chosen.pictures[rng.integers(len(chosen.pictures))]
@@ -254,7 +213,7 @@ class Views:
         return cut(picture, target, view, warp(rng, free=chosen.name not in UPRIGHT), self.size)
 
     def next(self) -> Batch:
-        """Return a fresh batch; where a warp lost the target, ``truth`` is empty."""
+        """A fresh batch; where a warp lost the target, `truth` is empty."""
         views: Tensor = torch.stack([self.one() for _ in range(self.batch)])
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
@@ -266,7 +225,7 @@ class Views:
 
 
 class Ahead:
-    """The batches of a source, prepared by a thread on a stream of its own while the device is busy training."""
+    """The batches of a source, prepared on a stream of their own while the device is busy training."""
 
     def __init__(self, views: Views) -> None:
         self.queue: Queue[tuple[Batch, torch.cuda.Event]] = Queue(maxsize=2)
@@ -281,16 +240,10 @@ class Ahead:
                 self.queue.put((batch, self.stream.record_event()))
 
     def next(self) -> Batch:
-        """Return the next batch; the calling stream waits for it, the host does not."""
+        """The next batch; the calling stream waits for it, the host does not."""
         batch, ready = self.queue.get()
         here = torch.cuda.current_stream()
         here.wait_event(ready)
         for tensor in (batch.image, batch.truth, batch.valid):
             tensor.record_stream(here)
         return batch
-
-
-UPRIGHT = frozenset(
-    "duts_tr coco_small ccp_clothing endangered_animals feral_cat pennfudan human290 building_facade rail_vehicle "
-    "football plate_food small_objects".split()
-)

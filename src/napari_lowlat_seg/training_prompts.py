@@ -1,8 +1,8 @@
 """Simulated prompts for a whole batch on the device: first prompts of every kind, then corrections.
 
-The rules are those of :mod:`napari_lowlat_seg.simulate`, loosened the way people are loose: a click is not always at
-the deepest point, a lasso is not the outline, a box is off by a few per cent. Everything works on maps of half the
-network's side and without a host synchronisation.
+The rules are those of `napari_lowlat_seg.simulate`, loosened the way people are loose: a click is not always
+at the deepest point, a lasso is not the outline, a box is off by a few per cent. Everything works on maps of
+half the network's side and without a host synchronisation.
 """
 
 from __future__ import annotations
@@ -15,14 +15,22 @@ from torch import Tensor
 
 THRESHOLD = 0.49
 FAR = 1e6
+LOOSEST = 0.03  # of the smoothed region: without it, the wobble alone would draw islands far from any object
 
 
 @dataclass(frozen=True)
 class PromptMix:
-    """Shares of the first prompt's kinds, and of corrections that are not clicks.
+    """What the simulated people use, as shares in [0, 1].
 
-    ``as_prior`` of the samples get regions in the previous-mask channel, the others half strength in the channel of
-    their sign; a network that saw both can be asked which works better.
+    Attributes
+    ----------
+    click, scribble, box, polygon, mask
+        Of the first prompts; they need not sum to 1.
+    scribble_later, polygon_later
+        Of the corrections; the others are clicks.
+    as_prior
+        Of the samples: their positive regions enter as the previous mask, those of the others at half
+        strength in the positive channel. A network that saw both can be asked which works better.
     """
 
     click: float = 0.62
@@ -36,10 +44,11 @@ class PromptMix:
 
 
 def depth(region: Tensor) -> Tensor:
-    """Return the squared Euclidean distance (B, H, W) of every pixel of a bool region to the nearest pixel outside it.
+    """Squared Euclidean distance (B, H, W) of every pixel of a bool region to the nearest pixel outside it.
 
-    The border counts as outside, as in the evaluation's clicker. Exact: along columns by running indices, then along
-    rows the minimum of ``d(r') ** 2 + (r - r') ** 2`` over all r' (Felzenszwalb & Huttenlocher 2012, eq. 3).
+    The border counts as outside, as in the evaluation's clicker. Exact: along columns by running indices,
+    then along rows the minimum of `d(r') ** 2 + (r - r') ** 2` over all r' (Felzenszwalb & Huttenlocher,
+    "Distance Transforms of Sampled Functions", 2012).
     """
     rows, cols = region.shape[-2:]
     at = torch.arange(cols, device=region.device, dtype=torch.float32).expand(region.shape)
@@ -53,25 +62,29 @@ def depth(region: Tensor) -> Tensor:
 
 
 def _lower_envelope(along: Tensor, gap: Tensor) -> Tensor:
-    """Return min over r' of along[b, r', c] + gap[r, r'] as (B, R, C)."""
+    """Minimum over r' of along[b, r', c] + gap[r, r'], (B, R, C)."""
     if along.is_cuda:
         return _fused_envelope(along, gap)
     return torch.stack([(one[None] + gap[:, :, None]).amin(1) for one in along])
 
 
-@torch.compile(dynamic=False)  # type: ignore[untyped-decorator]
+@torch.compile(dynamic=False)
 def _fused_envelope(along: Tensor, gap: Tensor) -> Tensor:
+    """The same in one kernel: the (B, R, R, C) array of 64 samples of 256 x 256 would take 4 GiB."""
     return (along[:, None] + gap[None, :, :, None]).amin(2)
 
 
 def pick(score: Tensor) -> Tensor:
-    """Return (B, 2) row and column of the largest value of maps (B, H, W)."""
+    """Row and column (B, 2) of the largest value of maps (B, H, W); the first in reading order if several."""
     flat = score.flatten(1).argmax(1)
     return torch.stack([flat // score.shape[-1], flat % score.shape[-1]], 1)
 
 
 def spot(deep: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one pixel (B, 2) per region: the deepest, or one deeper than half of that, or any."""
+    """One pixel (B, 2) per region, given its squared depth (B, H, W): half of the people hit the deepest.
+
+    Most others hit a pixel at least half as deep, some any pixel. A sample without a region gets (0, 0).
+    """
     batch, device = deep.shape[0], deep.device
     peak = deep.amax((1, 2), keepdim=True)
     kind = torch.rand(batch, 1, 1, device=device, generator=generator)
@@ -80,8 +93,10 @@ def spot(deep: Tensor, generator: torch.Generator) -> Tensor:
     return pick(torch.where((deep >= floor) & (deep > 0), noise + 1, 0.0))
 
 
-def stroke(deep: Tensor, start: Tensor, generator: torch.Generator, points: int = 96) -> tuple[Tensor, Tensor]:
-    """Return the pixels (B, P, 2) of a curved stroke through ``start`` and which of them lie in the region (B, P)."""
+def stroke(
+    deep: Tensor, start: Tensor, generator: torch.Generator, points: int = 96
+) -> tuple[Tensor, Tensor]:
+    """Pixels (B, P, 2) of a curved stroke through `start` (B, 2), and which lie in the region (B, P)."""
     batch, rows, cols = deep.shape
     device = deep.device
     y = torch.arange(rows, device=device)[None, :, None] - start[:, 0, None, None]
@@ -104,7 +119,10 @@ def stroke(deep: Tensor, start: Tensor, generator: torch.Generator, points: int 
 
 
 def stamp(maps: Tensor, at: Tensor, shown: Tensor, channel: Tensor, radius: int) -> None:
-    """Write disks of 1 around network pixels ``at`` (B, P, 2) where ``shown`` (B, P), into ``channel`` (B,) in place."""
+    """Write disks of 1 into `maps` (B, 3, S, S) in place: the same pixels as `prompts.dense_maps` has.
+
+    They lie around network pixels `at` (B, P, 2) where `shown` (B, P), in the `channel` (B,) of each sample.
+    """
     size = maps.shape[-1]
     reach = torch.arange(-radius, radius + 1, device=maps.device)
     dy, dx = torch.meshgrid(reach, reach, indexing="ij")
@@ -118,7 +136,7 @@ def stamp(maps: Tensor, at: Tensor, shown: Tensor, channel: Tensor, radius: int)
 
 
 def loosely(region: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a bool region (B, H, W) as a hasty hand would circle it: smooth, shifted here and there, mostly larger."""
+    """A bool region (B, H, W) as a hasty hand would circle it: smooth, a little off, mostly larger."""
     batch, rows, cols = region.shape
     soft = F.adaptive_avg_pool2d(region[:, None].float(), 64)
     area = soft.mean((1, 2, 3), keepdim=True)
@@ -130,11 +148,11 @@ def loosely(region: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(batch, 1, 9, 9, device=region.device, generator=generator)
     wobble = F.interpolate(noise, (rows, cols), mode="bicubic")[:, 0] * 0.07
     level = torch.empty(batch, 1, 1, device=region.device).uniform_(0.12, 0.5, generator=generator)
-    return soft > level + wobble
+    return soft > (level + wobble).clamp(min=LOOSEST)
 
 
 def boxes(region: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the bounding box (B, H, W) bool of a bool region, every side off by about 4 % of its length."""
+    """The filled bounding box (B, H, W) of a bool region, every side off by about 4 % of its length."""
     sides = []
     for axis in (2, 1):
         along = region.any(axis).float()  # (B, L)
@@ -150,12 +168,29 @@ def boxes(region: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Annotator:
-    """One simulated person per sample of a batch; ``maps`` (B, 3, S, S) is what they have said so far.
+    """One simulated person per sample of a batch.
 
-    Channel order is the network's: previous mask or region prior, positive, negative.
+    Parameters
+    ----------
+    truth, valid
+        (B, 1, S/2, S/2), 1 in the object and where there is picture.
+    radius
+        Of a click's disk in network pixels.
+    mix
+        Which prompts they use.
+    generator
+        On the device of `truth`; with one seed, the same people.
+
+    Attributes
+    ----------
+    maps
+        (B, 3, S, S), what they have said so far, in the network's order: previous mask or region prior,
+        positive, negative.
     """
 
-    def __init__(self, truth: Tensor, valid: Tensor, radius: int, mix: PromptMix, generator: torch.Generator) -> None:
+    def __init__(
+        self, truth: Tensor, valid: Tensor, radius: int, mix: PromptMix, generator: torch.Generator
+    ) -> None:
         self.truth, self.valid = truth[:, 0] > 0.5, valid[:, 0] > 0.5
         self.radius, self.mix, self.generator = radius, mix, generator
         batch, rows, cols = self.truth.shape
@@ -163,7 +198,7 @@ class Annotator:
         self.prior = torch.rand(batch, device=truth.device, generator=generator) < mix.as_prior
 
     def _mark(self, region: Tensor, chosen: Tensor, positive: Tensor) -> None:
-        """Fill a region (B, H, W) where ``chosen`` (B,): 1 as the prior, else 0.5 in the channel of its sign."""
+        """Fill a region (B, H, W) of the `chosen` (B,): 1 as the prior, or 0.5 in the channel of its sign."""
         region = (region & chosen[:, None, None]).repeat_interleave(2, 1).repeat_interleave(2, 2)
         as_prior = (self.prior & positive)[:, None, None]
         prior, plus, minus = self.maps.unbind(1)
@@ -191,7 +226,7 @@ class Annotator:
     def begin(self) -> None:
         """Give every sample its first prompt."""
         mix, truth = self.mix, self.truth
-        shares = truth.new_tensor([mix.click, mix.scribble, mix.box, mix.polygon, mix.mask], dtype=torch.float32)
+        shares = torch.tensor([mix.click, mix.scribble, mix.box, mix.polygon, mix.mask], device=truth.device)
         kind = torch.multinomial(shares, len(truth), replacement=True, generator=self.generator)
         positive = torch.ones_like(kind, dtype=torch.bool)
         self._draw(depth(truth), positive, kind == 0, kind == 1)
@@ -199,11 +234,16 @@ class Annotator:
         self._mark(loosely(truth, self.generator) & self.valid, (kind == 3) | (kind == 4), positive)
 
     def correct(self, probability: Tensor) -> None:
-        """Add a correction to each sample, from the current answer (B, 1, H, W); the answer becomes channel 0."""
+        """Add a correction to each sample, given the answer (B, 1, S/2, S/2), which becomes channel 0.
+
+        It lies where the answer is wrong deepest and has the sign that repairs it; who sees nothing wrong,
+        says nothing.
+        """
         mask = probability[:, 0] > THRESHOLD
         missed = depth(self.truth & ~mask & self.valid)
         wrong = depth(mask & ~self.truth & self.valid)
-        positive = missed.flatten(1).amax(1) > wrong.flatten(1).amax(1)  # a tie is negative, as in the evaluation
+        # a tie is negative, as in the evaluation
+        positive = missed.flatten(1).amax(1) > wrong.flatten(1).amax(1)
         deep = torch.where(positive[:, None, None], missed, wrong)
         chance = torch.rand(len(deep), device=deep.device, generator=self.generator)
         scribbles = chance < self.mix.scribble_later
@@ -214,13 +254,15 @@ class Annotator:
         self._mark(loosely(deep > 0, self.generator) & self.valid, circles, positive)
 
     def _remember(self, probability: Tensor) -> Tensor:
-        """Return the previous mask as the next round sees it: mostly as it is, sometimes coarse, sometimes gone.
+        """The previous mask (B, 1, S, S) as the next round sees it: mostly as it is, at times coarse or gone.
 
         Coarse is what the closer look starts from: a mask drawn when the whole plane was in view.
         """
         size = self.maps.shape[-2:]
         whole = F.interpolate(probability, size, mode="bilinear")
-        factor = 8 if torch.rand(()) < 0.5 else 4
+        factor = (
+            8 if torch.rand(()) < 0.5 else 4
+        )  # the host's own dice: the device's would have to be waited for
         coarse = F.interpolate(F.avg_pool2d(probability, factor), size, mode="bilinear")
         chance = torch.rand(len(whole), 1, 1, 1, device=whole.device, generator=self.generator)
         return torch.where(chance < 0.1, coarse, torch.where(chance < 0.15, 0.0, whole))

@@ -200,7 +200,7 @@ class Compact(Network):
         y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
         y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
         logits = F.pixel_shuffle(self.draw(y), 2)  # (B, 1, S/2, S/2)
-        # the judge sees the fused tokens inside the drawn mask and overall, and the share that the mask covers
+        # the judge sees the fused tokens inside the drawn mask and overall, and how much the mask covers
         inside = F.adaptive_avg_pool2d(
             logits.detach().sigmoid(), (x.shape[-2], x.shape[-1])
         )  # (B, 1, S/16, S/16)
