@@ -59,8 +59,12 @@ class Runtime:
         return cls(chosen, precision or ("fp16" if chosen.startswith("cuda") else "fp32"))
 
     def prepare(self, network: AnyModule) -> AnyModule:
-        """The network on this device, in evaluation mode. (Compilation and graph capture belong here.)"""
-        return network.to(self.device).eval()
+        """The network on this device, in evaluation mode, convolutions laid out channels last.
+
+        That is the layout in which layer norms and linear layers read a map without copying it.
+        """
+        laid: AnyModule = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return laid.to(self.device).eval()
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A float32 copy of a numpy array on this device."""
