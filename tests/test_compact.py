@@ -9,7 +9,7 @@ import tifffile
 import torch
 from safetensors import safe_open
 
-from napari_lowlat_seg.model.checkpoints import load_model, save_model
+from napari_lowlat_seg.model.checkpoints import load_model, model_path, save_model
 from napari_lowlat_seg.model.compact import BOUNDS, Compact, CompactConfig
 from napari_lowlat_seg.predictor import Embedding, Predictor, load_predictor
 from napari_lowlat_seg.prompts import Click, Prompt
@@ -161,7 +161,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 @pytest.mark.parametrize("windows", [(8, 16), (8, 0, 8), (8, 16, 65)])
 def test_wrong_windows_are_refused(windows: tuple[int, ...]) -> None:
     """Three sides of 1 to 64 tokens."""
-    with pytest.raises(ValueError, match="needs three windows of 1..64 tokens, got"):
+    with pytest.raises(ValueError, match=r"needs three windows of 1\.\.64 tokens, got"):
         CompactConfig(windows=windows)
 
 
@@ -198,9 +198,7 @@ def test_the_shipped_weights_are_the_default_config() -> None:
     assert isinstance(network, Compact)
     assert network.config == CompactConfig()
     assert not network.training
-    with safe_open(
-        Path(load_model.__code__.co_filename).parent / "weights/default.safetensors", "pt"
-    ) as file:
+    with safe_open(model_path("default"), "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
 
 
@@ -252,7 +250,7 @@ def test_a_negative_click_removes_what_it_hits(
 
 
 # What was measured when this was written, less 0.07 or more.
-FLOORS = {"click": 0.65, "box": 0.72, "scribble": 0.65, "polygon": 0.7}
+FLOORS = {"click": 0.65, "box": 0.72, "scribble": 0.65, "polygon": 0.75}
 
 
 @pytest.mark.parametrize("kind", FLOORS)
