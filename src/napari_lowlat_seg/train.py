@@ -191,7 +191,8 @@ class Run:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if dist.is_initialized():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat, op=dist.ReduceOp.AVG)
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
             parts = flat.split([gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
