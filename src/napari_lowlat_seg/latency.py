@@ -32,7 +32,7 @@ def latency(
     embeds: int = 3,
     clicks: int = 40,
     sat_seconds: float = 60.0,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Times of every model on one picture, one row a model.
 
