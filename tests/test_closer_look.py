@@ -176,3 +176,55 @@ def test_predict_is_the_last_answer(predictor, image):
     again = predictor.predict(embedding, [Click((200, 150))], start)
     assert np.array_equal(best.probability, again.probability)
     assert not start.probability.any()
+
+
+class Flooding(Drawing):
+    """After a second click the object is all that the network sees."""
+
+    def fuse(self, features, maps):  # type: ignore[no-untyped-def]
+        from torch.nn.functional import max_pool2d
+
+        clicked = maps[:, 1:2] > 0.9
+        if clicked.sum() > 4 * self.radius**2:  # more than one disk
+            return (0 * maps[:, :1] + 10,)
+        return (20 * max_pool2d(clicked.float(), 49, 1, 24) - 10,)
+
+
+class Contrary(Drawing):
+    """Draws around negative prompts."""
+
+    def fuse(self, features, maps):  # type: ignore[no-untyped-def]
+        return super().fuse(features, maps[:, [0, 2, 1]])
+
+
+def test_an_object_that_outgrew_every_crop_is_answered_from_the_whole_plane():
+    """It is not left cut off at the border of the last crop."""
+    image = np.zeros((60, 50), np.uint8)
+    predictor = Predictor(Flooding(SMALL), Runtime())
+    embedding = predictor.embed(image)
+    one = predictor.predict(embedding, [Click((30, 25))])
+    assert one.look is not None
+    first, second = predictor.answers(embedding, [Click((30, 25)), Click((34, 25))], one)
+    assert first.look is one.look
+    assert not first.mask.all()
+    assert second.look is None
+    assert second.mask.all()
+
+
+def test_negative_prompts_alone_get_no_closer_look(image):
+    """A crop around what the whole plane suggests may hold no prompt: the answer there would be a guess."""
+    predictor = Predictor(Contrary(SMALL), Runtime())
+    (only,) = predictor.answers(predictor.embed(image), [Click((200, 150), positive=False)])
+    assert only.mask.any()
+    assert only.look is None
+
+
+def test_a_picture_written_over_does_not_change_its_embedding(predictor, image):
+    """A camera's buffer: the crop of the first picture is not used for the second."""
+    first = predictor.embed(image)
+    before = first.image.copy()
+    one = predictor.predict(first, [Click((200, 150))])
+    image[:] = 255 - image
+    assert np.array_equal(first.image, before)
+    answer, *_ = predictor.answers(predictor.embed(image), [Click((200, 150))], one)
+    assert answer.look is None

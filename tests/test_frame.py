@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.frame import Frame
+from napari_lowlat_seg.prompts import Box, Click, dense_maps
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -112,6 +113,15 @@ def test_a_closer_look_has_the_margin_asked_for() -> None:
         5,
         20,
     )
+
+
+def test_a_prompt_beside_a_crop_of_thick_rows_leaves_no_trace() -> None:
+    """The crop is filled up to whole rows: no strip of padding takes the prompt for one of its own."""
+    closer = Frame.whole((100, 400), 256, spacing=(10, 1)).around((50, 200, 50, 203), 0.35, 32)
+    assert closer.crop[2:] == (4, 40)
+    assert closer.content == (256, 256)
+    beside = closer.crop[1] + closer.crop[3] + 2
+    assert not dense_maps([Click((50, beside)), Box((50, beside), (60, beside + 20))], closer).any()
 
 
 def test_the_far_edge_of_the_plane_belongs_to_the_last_pixel() -> None:

@@ -99,6 +99,8 @@ class Frame:
             spans.append((first, last - first + 1))
         longest = max(count * pixel for (_, count), pixel in zip(spans, self.spacing, strict=True))
         side = max(longest * (1 + 2 * margin), least * min(self.spacing))
+        # Whole pixels of the coarser axis, or padding would take in prompts that lie beside the crop.
+        side = math.ceil(side / max(self.spacing) - 1e-9) * max(self.spacing)
         starts, counts = [], []
         for (first, count), pixel, length in zip(spans, self.spacing, self.shape, strict=True):
             # The small allowance keeps rounding errors of side / pixel from adding a row.

@@ -34,6 +34,7 @@ THRESHOLD = 0.49
 
 CloserLook = Literal["auto", "off"]
 
+
 @dataclass(frozen=True, eq=False)
 class Embedding:
     """What a network saw in one picture, through one frame.
@@ -142,6 +143,8 @@ class Predictor:
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
         plane = to_uint8(pixels, intensity_window(pixels) if window is None else window)
+        if np.may_share_memory(plane, pixels):
+            plane = plane.copy()  # 8-bit pixels come back as they are, and a camera writes over its buffer
         return self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
 
     def predict(
@@ -200,9 +203,15 @@ class Predictor:
         yield previous
         if self.closer_look == "off" or self.network.fit != "letterbox":
             return
+        if new and not any(prompt.positive for prompt in prompts):
+            return  # a crop would show the network no prompt of the object at all
         shown = None if look is None else look.frame  # the object may have outgrown it
-        wanted = closer_frame(frame, object_box(prompts, previous.mask), shown)
-        if wanted is not None and wanted != shown:
+        box = object_box(prompts, previous.mask)
+        wanted = closer_frame(frame, box, shown)
+        if wanted is None and shown is not None and box is not None:
+            # Too large for any crop by now: what is cut off at the old one's border needs the whole plane.
+            yield self._drawn(embedding, prompts, previous, previous)
+        elif wanted is not None and wanted != shown:
             look = self._embed_frame(embedding.image, wanted)
             yield self._drawn(look, prompts, None if new else previous, previous, look)
 
