@@ -20,7 +20,7 @@ from napari_lowlat_seg import __version__, cli
 from napari_lowlat_seg.io import read_volume, write_labels
 from napari_lowlat_seg.model.checkpoints import save_model
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
-from napari_lowlat_seg.volume import Volume
+from napari_lowlat_seg.volume import Plane, Volume
 
 
 class Done(NamedTuple):
@@ -463,3 +463,60 @@ def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("napari_lowlat_seg.demo.run_demo", interrupted)
     done = call("demo")
     assert (done.status, "Traceback" in done.err) == (130, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[{"points": []}]', "holds no point; it needs at least one Z,R,C"),
+        ('[{"points": [[2, 3, 4]], "positive": "false"}]', "positive is true or false, not 'false'"),
+        ("[[1, 2, 1" + "0" * 400 + "]]", "is no list of points Z,R,C (OverflowError"),
+        ("[" * 5000 + "]" * 5000, "is no list of points Z,R,C (RecursionError"),
+    ],
+)
+def test_a_strange_point_file_is_one_sentence(
+    text: str, sentence: str, segment: Call, tmp_path: Path
+) -> None:
+    """And is never taken for another sign."""
+    (tmp_path / "p.json").write_text(text)
+    done = segment("--scribble", "p.json")
+    assert done.status == 2
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(call: Call, stack: Path) -> None:
+    """The image itself is no place for labels, and a .png none for a stack; no model is needed to know."""
+    before = stack.read_bytes()
+    for output, sentence in (
+        (stack, "stack.tif is the image itself; give the labels another name"),
+        ("out.png", "a .png holds one plane of labels up to 65535; got an image of shape (5, 40, 50)"),
+    ):
+        done = call("segment", stack, "-o", output, "--model", "no.safetensors", "--click", "2,20,25")
+        assert done.status == 2
+        assert sentence in done.err
+    assert stack.read_bytes() == before
+
+
+def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Or its planes would have time for columns."""
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 4, 2), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), tmp_path / "a.nii.gz")
+    arguments = ("segment", "a.nii.gz", "-o", "b.nii.gz", "--model", tiny)
+    done = call(*arguments, "--click", "3,10,20")
+    assert done.status == 2
+    assert "a.nii.gz has a fourth axis of 2; choose one with --channel, counted from 0" in done.err
+    assert call(*arguments, "--click", "3,10,20", "--channel", "1").status == 0
+    assert read_volume(tmp_path / "b.nii.gz").shape == (20, 30, 4)
+
+
+def test_what_is_nan_in_a_mask_is_not_meant(tmp_path: Path) -> None:
+    """Masks of statistics packages have NaN outside."""
+    from napari_lowlat_seg.cli_segment import Wanted, read_prompts
+
+    mask = np.full((3, 6, 7), np.nan, np.float32)
+    mask[1, 2:4, 3:5] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / "m.nii")
+    prompts = read_prompts(Wanted(masks=(tmp_path / "m.nii",)), Volume(np.zeros((3, 6, 7))), 0)
+    assert [plane.index for plane in prompts] == [(1, None, None)]
+    assert int(prompts[Plane((1, None, None))][0].pixels.sum()) == 4

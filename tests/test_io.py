@@ -173,6 +173,50 @@ def test_ome_sizes_are_brought_to_micrometres(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "a.ome.tif").spacing == pytest.approx((0.04, 0.004, 0.004))
 
 
+def test_nanometres_are_nanometres_in_ome_too(tmp_path: Path) -> None:
+    """From an ImageJ stack of 5 nm to OME, which is read in micrometres."""
+    data = np.zeros((2, 3, 5), np.uint8)
+    about = {"axes": "ZYX", "spacing": 30, "unit": "nm"}
+    tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, resolution=(1 / 5, 1 / 5), metadata=about)
+    like = read_volume(tmp_path / "a.tif")
+    written = write_labels(tmp_path / "b.ome.tif", data, like)
+    assert read_volume(written).spacing == pytest.approx((0.03, 0.005, 0.005))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.nii.gz"])
+def test_labels_of_five_axes_round_trip(name: str, tmp_path: Path) -> None:
+    """Axes without a meaning of their own are kept apart."""
+    labels = np.arange(240).reshape(2, 2, 3, 4, 5)
+    written = read_volume(write_labels(tmp_path / name, labels, Volume(labels)))
+    assert np.array_equal(written.data, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("a.nii", (40000, 2), r"a.nii cannot hold these labels of shape \(40000, 2\): .*; choose another"),
+        ("a.ome.tif", (1, 2, 3, 4, 5, 6), r"a.ome.tif cannot hold these labels of shape .*; choose another"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_one_sentence(
+    name: str, shape: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    """Whatever the library that writes it raises."""
+    with pytest.raises(ValueError, match=message):
+        write_labels(tmp_path / name, np.ones(shape, np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path, monkeypatch) -> None:
+    """A folder of that name, or a folder that is read-only."""
+    (tmp_path / "a.tif").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a.tif is a folder; give the name of a file"):
+        check_labels_path(tmp_path / "a.tif")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"cannot be written to; choose another"):
+        check_labels_path(tmp_path / "b.tif")
+
+
 def test_the_printing_resolution_of_a_photograph_is_no_spacing(tmp_path: Path) -> None:
     """300 dots per inch say nothing about the object."""
     tifffile.imwrite(
@@ -292,7 +336,7 @@ def test_channels_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         (
             np.ones((2, 2, 2), int),
             "a.png",
-            r"a .png holds one plane of labels up to 65535; got shape \(2, 2, 2\)",
+            r"cannot hold these labels of shape \(2, 2, 2\): a .png holds one plane of labels up to 65535",
         ),
         (np.full((2, 2), 65536), "a.png", r"a .png holds one plane"),
     ],

@@ -176,6 +176,13 @@ def test_a_plane_of_nan_does_not_spoil_the_window_of_the_volume() -> None:
     assert 0 <= low < high <= 1
 
 
+def test_the_window_is_found_on_the_only_plane_that_has_pixels() -> None:
+    """The sample of a few planes may miss it."""
+    data = np.full((100, 4, 4), np.nan, np.float32)
+    data[5] = 7
+    assert Volume(data).with_window().window == (7.0, 8.0)
+
+
 def test_identity_notices_content_shape_type_and_channel(stack: np.ndarray) -> None:
     """Each alone changes the digest; the name does not."""
     other = stack.copy()

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.io import check_labels_path, default_axis, read_volume, write_labels
+from napari_lowlat_seg.io import (
+    NIFTI_SUFFIXES,
+    check_labels_path,
+    default_axis,
+    read_volume,
+    write_labels,
+)
 from napari_lowlat_seg.prompt_texts import read_box, read_click, read_strokes
 from napari_lowlat_seg.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.propagate import embed_plane, propagate
@@ -42,6 +48,11 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
     started = time.perf_counter()
     volume = read_volume(image, channel=wanted.channel)
     check_labels_path(output)
+    _check_output(output, image, volume, wanted.label)
+    if image.name.lower().endswith(NIFTI_SUFFIXES) and volume.ndim == 4:
+        raise ValueError(
+            f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel, counted from 0"
+        )
     axis = default_axis(image) if wanted.axis is None else wanted.axis
     axis = min(axis, volume.ndim - 1) if wanted.axis is None else axis
     prompts = read_prompts(wanted, volume, axis)
@@ -153,12 +164,23 @@ def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]
     found = False
     for plane in volume.planes(axis):
         pixels = mask.plane(plane)
-        pixels = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
+        pixels = np.nan_to_num(pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
         if pixels.any():
             found = True
             yield plane, Mask(pixels)
     if not found:
         raise ValueError(f"the mask {path} needs at least one pixel that is not 0")
+
+
+def _check_output(output: Path, image: Path, volume: Volume, label: int) -> None:
+    """Refuse, before any work, to write over the image, and a .png for what it cannot hold."""
+    if output.exists() and output.samefile(image):
+        raise ValueError(f"{output} is the image itself; give the labels another name")
+    if output.suffix.lower() == ".png" and (volume.ndim != 2 or label > 65535):
+        raise ValueError(
+            f"a .png holds one plane of labels up to 65535; got an image of shape {volume.shape} and label "
+            f"{label}: use .tif"
+        )
 
 
 def _check_inside(prompt: Prompt, volume: Volume, plane: Plane) -> None:

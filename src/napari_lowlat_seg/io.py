@@ -89,7 +89,8 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        For an unknown suffix, labels that are not such integers, or labels of another shape than `like`.
+        For an unknown suffix, labels that are not such integers, labels of another shape than `like`, or axes
+        and sizes that the format does not know.
     """
     path = Path(path)
     write = _WRITERS[_suffix(path, tuple(_WRITERS), "labels")]
@@ -98,7 +99,14 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
     labels = _smallest(labels)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; make it first")
-    write_whole(path, lambda part: write(part, labels, like))
+    try:
+        write_whole(path, lambda part: write(part, labels, like))
+    except OSError:
+        raise
+    except Exception as error:  # each format's writer has its own errors for what it does not know
+        raise ValueError(
+            f"{path} cannot hold these labels of shape {labels.shape}: {error}; choose another format"
+        ) from error
     return path
 
 
@@ -124,6 +132,10 @@ def check_labels_path(path: str | Path) -> Path:
     _suffix(path, tuple(_WRITERS), "labels")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} cannot be written to; choose another")
     return path
 
 
@@ -218,14 +230,15 @@ def _write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     import tifffile
 
     header = like.header if like is not None and isinstance(like.header, TiffHeader) else None
-    axes = "TZYX"[-labels.ndim :] if header is None else header.axes
+    usual = "Q" * (labels.ndim - 4) + "TZYX"[-labels.ndim :]  # Q: of unknown meaning
+    axes = usual if header is None else header.axes
     spacing = dict(zip(axes, like.spacing)) if like is not None and like.spacing else {}
     unit = header.unit if header and header.unit else "mm" if _is_nifti(like) else ""
     about: dict[str, Any] = {"axes": axes}
     if path.name.lower().endswith((".ome.tif", ".ome.tiff")):
         for letter in set("XYZ") & set(spacing):
             about[f"PhysicalSize{letter}"] = spacing[letter]
-            about[f"PhysicalSize{letter}Unit"] = "mm" if unit == "mm" else "µm"
+            about[f"PhysicalSize{letter}Unit"] = unit if unit in ("nm", "mm", "cm", "m") else "µm"
         tifffile.imwrite(path, labels, ome=True, metadata=about, compression="zlib", photometric="minisblack")
         return
     if "Z" in spacing:
@@ -268,10 +281,7 @@ def _write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     from PIL import Image
 
     if labels.ndim != 2 or labels.dtype == np.uint32:
-        raise ValueError(
-            f"a .png holds one plane of labels up to 65535; got shape {labels.shape} and labels up to "
-            f"{labels.max()}: use .tif"
-        )
+        raise ValueError(f"a .png holds one plane of labels up to 65535, these go up to {labels.max()}")
     Image.fromarray(labels).save(path)
 
 

@@ -49,12 +49,12 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
         raise FileNotFoundError(f"no point file at {path}; check the path")
     try:
         strokes = read(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, csv.Error) as error:
         expected = _form(volume, "R,C")
         raise ValueError(
             f"{path} is no list of points {expected} ({type(error).__name__}: {error})"
         ) from error
-    if not strokes:
+    if not all(points for points, _ in strokes) or not strokes:
         raise ValueError(f"{path} holds no point; it needs at least one {_form(volume, 'R,C')}")
     found: list[Placed] = []
     for points, positive in strokes:
@@ -102,10 +102,16 @@ def _json_strokes(text: str) -> list[_Stroke]:
     return [
         (
             [[float(value) for value in point] for point in stroke["points"]],
-            bool(stroke.get("positive", True)),
+            _sign(stroke.get("positive", True)),
         )
         for stroke in found
     ]
+
+
+def _sign(value: Any) -> bool:
+    if value not in (True, False):  # a "false" in quotes would count as true
+        raise ValueError(f"positive is true or false, not {value!r:.40}")
+    return bool(value)
 
 
 def _numbers(text: str, what: str, count: int, form: str) -> tuple[list[float], bool]:

@@ -220,6 +220,10 @@ class Volume:
         if self.window is not None:
             return self
         sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
+        if sample.dtype.kind == "f" and not np.isfinite(sample).any():
+            # Registered stacks may be empty but for a few planes, which the sample missed.
+            planes = (self.plane(plane) for plane in self.planes())
+            sample = next((pixels for pixels in planes if np.isfinite(pixels).any()), sample)
         return replace(self, window=intensity_window(sample))
 
     @cached_property
