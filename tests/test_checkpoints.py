@@ -308,6 +308,11 @@ def test_a_changed_safetensors_file_is_noticed(network, tmp_path) -> None:
         ({"family": "segnext", "config": '{"dim": 1000000000}'}, r"dim must lie in 8\.\.4096"),
         ({"family": "segnext", "config": '{"dim": "x"}'}, r"has a config that does not fit segnext"),
         (
+            {"family": "segnext", "config": '{"neck_dims": ["a", 1, 2, 3]}'},
+            r"has a config that does not fit segnext",
+        ),
+        ({"family": "segnext", "config": "[" * 100_000}, r"has a config that does not fit segnext"),
+        (
             {"family": "segnext", "config": "{}"},
             r"fit segnext: backbone\.pos_embed is missing; .* in all",
         ),
@@ -428,3 +433,22 @@ def test_tensors_keep_their_names_in_our_files(network, tmp_path) -> None:
     """The official keys, so that a file can be read elsewhere."""
     path = save_model(network, tmp_path / "mine.safetensors")
     assert load_tensors(path).keys() == network.state_dict().keys()
+
+
+def test_a_model_that_cannot_be_written_is_one_sentence(network, tmp_path) -> None:
+    """The folder is not there, or is read-only."""
+    with pytest.raises(OSError, match=r"a.safetensors could not be written: "):
+        checkpoints.save_model(network, tmp_path / "no" / "a.safetensors")
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(network, tmp_path) -> None:
+    """As some systems write it."""
+    path = checkpoints.save_model(network, tmp_path / "a.safetensors").rename(tmp_path / "A.SAFETENSORS")
+    assert same_weights(checkpoints.load_model(path), network)
+
+
+def test_an_interrupted_record_is_no_record(cache) -> None:
+    """The next download is the first again, instead of one that never matches."""
+    cache.mkdir(exist_ok=True)
+    (cache / "segnext-sax1.pth.sha256").write_text("")
+    assert checkpoints.model_info("segnext-sax1")["sha256"] is None

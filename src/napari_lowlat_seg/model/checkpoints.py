@@ -119,7 +119,7 @@ def load_model(name_or_path: str | Path) -> Network:
 
 def load_file(path: Path) -> Network:
     """The network of a .safetensors or an official .pth file; see `load_model`."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         family, config, state = _read_safetensors(path)
     else:
         family = "segnext"
@@ -188,6 +188,8 @@ def save_model(network: Network, path: Path, *, half: bool = False, **notes: str
     try:
         save_file(state, part, {**notes, "family": family, "config": config, "sha256": _digest(state)})
         part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -266,7 +268,8 @@ def _record(name: str) -> Path:
 
 def _known_sha256(name: str) -> str | None:
     record = _record(name)
-    return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else None)
+    # A record without content is one whose writing was interrupted.
+    return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else "") or None
 
 
 def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
@@ -296,7 +299,7 @@ def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
         )
     try:
         config = FAMILIES[family][0](**json.loads(facts["config"]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
     with safe_open(path, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -315,8 +318,11 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -> Network:
     """The network with these parameters, made only after every key and shape was checked."""
-    with torch.device("meta"):
-        blank = FAMILIES[family][1](config)  # allocates nothing
+    try:
+        with torch.device("meta"):
+            blank = FAMILIES[family][1](config)  # allocates nothing
+    except (TypeError, ValueError) as error:  # a value of another type than its field's
+        raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
     expected = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     problems = [f"{key} is missing" for key in expected if key not in found]
