@@ -286,7 +286,6 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if config.compile:
         encode, answer = torch.compile(encode, dynamic=False), torch.compile(answer, dynamic=False)
     began, shown, seen = time.monotonic(), time.monotonic(), []
-    first = run.step
     while run.step < config.steps:
         seen.append(one_step(run, views, config, generator, encode, answer))
         run.update(config)
@@ -306,11 +305,12 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
                 raise ValueError(
                     f"expected a finite loss, got {loss} at step {run.step}; lower `rate` and resume"
                 )
-        # the clock is read on one device only, so that all stop at the same step
-        stop = torch.tensor(time.monotonic() - began > config.minutes * 60, device=device)
-        if world > 1 and run.step % 50 == 0:
-            dist.broadcast(stop, 0)
-        over = run.step % 50 == 0 and bool(stop) and run.step > first
+        over = False
+        if run.step % 50 == 0:  # not in every step: the device would have to be waited for
+            stop = torch.tensor(time.monotonic() - began > config.minutes * 60, device=device)
+            if world > 1:  # the clock is read on one device only, so that all stop at the same step
+                dist.broadcast(stop, 0)
+            over = bool(stop)
         if rank == 0 and (run.step % config.checkpoint_every == 0 or last or over):
             run.save(checkpoint)
             shipped = Compact(run.network.config)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-THRESHOLD = 0.49
+from .predictor import THRESHOLD
+
 FAR = 1e6
 LOOSEST = 0.03  # of the smoothed region: without it, the wobble alone would draw islands far from any object
 
@@ -260,9 +261,8 @@ class Annotator:
         """
         size = self.maps.shape[-2:]
         whole = F.interpolate(probability, size, mode="bilinear")
-        factor = (
-            8 if torch.rand(()) < 0.5 else 4
-        )  # the host's own dice: the device's would have to be waited for
+        # the host's own dice: the device's would have to be waited for
+        factor = 8 if torch.rand(()) < 0.5 else 4
         coarse = F.interpolate(F.avg_pool2d(probability, factor), size, mode="bilinear")
         chance = torch.rand(len(whole), 1, 1, 1, device=whole.device, generator=self.generator)
         return torch.where(chance < 0.1, coarse, torch.where(chance < 0.15, 0.0, whole))
