@@ -177,8 +177,9 @@ class Predictor:
         """One or two answers, the quicker first: who draws on a screen shows each as it comes.
 
         The whole plane answers first. Where the object covers little of it, a second answer comes from a crop
-        around the object that is embedded once and travels in `Prediction.look`; as long as the prompts stay
-        inside that crop, later answers come from there alone. Parameters and errors are those of `predict`.
+        around the object that is embedded once and travels in `Prediction.look`; as long as the prompts and
+        the mask stay inside that crop, later answers come from there alone. An object that outgrows it is
+        answered again, from a larger crop or the whole plane. Parameters and errors are those of `predict`.
         """
         frame = embedding.frame
         if embedding.model != self.model:
