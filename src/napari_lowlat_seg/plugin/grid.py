@@ -1,9 +1,9 @@
 """Where an image layer lies: between napari's world, layer data coordinates and the pixels of a plane.
 
-The only place of the plugin where they meet. A layer made with `Grid.place` lies voxel on voxel with the image,
-whatever its scale, rotation, shear or affine, at any level of a pyramid; napari then slices, transposes and
-draws it as it does the image. What napari shows of a turned image is copied as it is: of a plane that is not
-at a right angle to its slider, it leaves out what leads out of the plane.
+The only place of the plugin where they meet. A layer made with `Grid.place` lies voxel on voxel with the
+image, whatever its scale, rotation, shear or affine, at any level of a pyramid; napari slices, transposes
+and draws it as it does the image. What napari shows of a turned image is copied as it is: of a plane that is
+not at a right angle to its slider, it leaves out what leads out of the plane.
 """
 
 from __future__ import annotations
@@ -59,6 +59,15 @@ class Grid:
     def place(self) -> Place:
         """scale, translate, rotate, shear, affine, units and axis_labels of any layer on this grid."""
         return _place(self.layer, np.asarray(self.factors))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Data coordinates of a layer on this grid to its world: (ndim + 1, ndim + 1)."""
+        names = ("scale", "translate", "rotate", "shear")
+        place = self.place
+        inner = CompositeAffine(**{name: place[name] for name in names}, ndim=self.ndim)
+        world: np.ndarray = place["affine"] @ inner.affine_matrix
+        return world
 
     def plane(self, dims: Any) -> Plane | None:
         """The plane that the viewer shows; does not mutate.
@@ -133,7 +142,7 @@ class Grid:
 
         Raises ValueError where the image is turned so that the plane is seen from its edge.
         """
-        world, shown = self._to_world(), self._layer_axes(plane)
+        world, shown = self.matrix, self._layer_axes(plane)
         target = np.asarray(position, dtype=np.float64)[-self.ndim :] * self._units_of(dims)
         try:
             row, col = np.linalg.solve(world[np.ix_(shown, shown)], (target - world[:-1, -1])[shown])
@@ -167,7 +176,7 @@ class Grid:
         start = np.zeros(self.ndim)
         for axis, position in zip(self.axes, plane.index, strict=True):
             start[axis] = position or 0
-        world = self._to_world()
+        world = self.matrix
         moved = world[:-1, :-1] @ start
         if flat:
             inverse = np.linalg.inv(world)[np.ix_(hidden, hidden)]
@@ -194,7 +203,7 @@ class Grid:
         if not hidden:
             return
         axes = list(hidden)
-        inverse = np.linalg.inv(self._to_world())
+        inverse = np.linalg.inv(self.matrix)
         start = np.array(list(hidden.values())) - inverse[axes, -1]
         world = np.linalg.lstsq(inverse[np.ix_(axes, axes)], start, rcond=None)[0]
         world = world / self._units_of(dims)[axes]
@@ -211,12 +220,9 @@ class Grid:
         """The position on each layer axis that is not shown; as napari slices, the others do not count."""
         hidden = [axis for axis in range(self.ndim) if axis not in shown]
         point = np.asarray(dims.point, dtype=np.float64)[self._lead(dims) :] * self._units_of(dims)
-        inverse = np.linalg.inv(self._to_world())
+        inverse = np.linalg.inv(self.matrix)
         at = inverse[np.ix_(hidden, hidden)] @ point[hidden] + inverse[hidden, -1]
         return dict(zip(hidden, at.tolist(), strict=True))
-
-    def _to_world(self) -> np.ndarray:
-        return _matrix(self.place)
 
     def _units_of(self, dims: Any) -> np.ndarray:
         """What one unit of the viewer's world is in units of the layer's, for each layer axis."""
@@ -224,7 +230,7 @@ class Grid:
         if units is None or len(units) < self.ndim:
             return np.ones(self.ndim)
         pairs = zip(units[-self.ndim :], self.layer.units, strict=True)
-        return np.array([_size(viewer) / _size(layer) for viewer, layer in pairs])
+        return np.array([unit_ratio(viewer, layer) for viewer, layer in pairs])
 
 
 def grid_of(
@@ -274,7 +280,7 @@ def grid_of(
 
 
 def _place(layer: Any, factors: np.ndarray) -> Place:
-    """The layer's own place, for voxels that are `factors` of its pixels thick: the first one's middle moves."""
+    """The layer's own place, for voxels of `factors` of its pixels: the middle of the first one moves."""
     inner = CompositeAffine(
         layer.scale, layer.translate, rotate=layer.rotate, shear=layer.shear, ndim=layer.ndim
     )
@@ -289,27 +295,16 @@ def _place(layer: Any, factors: np.ndarray) -> Place:
     }
 
 
-def _matrix(place: Place) -> np.ndarray:
-    """Data coordinates to world, (ndim + 1, ndim + 1)."""
-    names = ("scale", "translate", "rotate", "shear")
-    inner = CompositeAffine(**{name: place[name] for name in names}, ndim=len(place["scale"]))
-    world: np.ndarray = place["affine"] @ inner.affine_matrix
-    return world
-
-
 def _lengths(grid: Grid) -> np.ndarray:
     """How long a voxel is along each layer axis, in units of the last axis where they compare."""
     units = grid.layer.units
-    alike = [_size(unit) / _size(units[-1]) if _compare(unit, units[-1]) else 1.0 for unit in units]
-    columns = _matrix(grid.place)[:-1, :-1] * np.array(alike)[:, None]
+    columns = grid.matrix[:-1, :-1] * np.array([unit_ratio(unit, units[-1]) for unit in units])[:, None]
     lengths: np.ndarray = np.linalg.norm(columns, axis=0)
     return lengths
 
 
-def _compare(unit: Any, other: Any) -> bool:
-    return bool(unit.dimensionality == other.dimensionality)
-
-
-def _size(unit: Any) -> float:
-    """A unit in base units; a pixel is 1."""
-    return float((1 * unit).to_base_units().magnitude)
+def unit_ratio(unit: Any, other: Any) -> float:
+    """How many of the other unit one unit is; 1 for units that do not compare, as napari takes them."""
+    if unit.dimensionality != other.dimensionality:
+        return 1.0
+    return float((1 * unit).to_base_units().magnitude / (1 * other).to_base_units().magnitude)
