@@ -1,8 +1,8 @@
 """Another interpreter that works for this one: how it is started, spoken to and ended.
 
 Both sides talk in frames over the child's standard input and output. Nothing is forked, and the user's script
-is not run a second time, as multiprocessing would. A child whose input ends, ends itself: closing, a crash and
-`kill -9` of the parent all look the same to it.
+is not run a second time, as multiprocessing would. A child whose input ends, ends itself: closing, a crash
+and `kill -9` of the parent all look the same to it.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Child:
             )
         except OSError as error:
             raise RuntimeError(
-                f"no process could be started with {sys.executable!r} ({error}); close other programs and try "
-                "again"
+                f"no process could be started with {sys.executable!r} ({error}); close other programs and "
+                "try again"
             ) from None
         self.pid = self._process.pid
         self._numbers = itertools.count(1)
@@ -106,7 +106,11 @@ class Child:
         self._process.kill()
 
     def ask(
-        self, verb: str, content: Any, services: Services | None = None, newer: Callable[[], bool] | None = None
+        self,
+        verb: str,
+        content: tuple[Any, ...],
+        services: Services,
+        newer: Callable[[], bool] | None = None,
     ) -> Iterator[Any]:
         """What the child says to one question, each as it comes.
 
@@ -139,8 +143,8 @@ class Child:
                 if reply.kind == "died":
                     self._replies.put(reply)  # for whoever asks next
                     raise ChildEnded(
-                        f"the process that runs the model has ended ({reply.content}); what was drawn is kept, "
-                        "try again"
+                        f"the process that runs the model has ended ({reply.content}); what was drawn is "
+                        "kept, try again"
                     )
                 if reply.number != number:
                     continue  # left over from a conversation that was given up
@@ -152,7 +156,7 @@ class Child:
                 elif reply.kind == "interrupted":
                     raise Interrupted
                 elif not ended:
-                    result = (services or {})[reply.kind](*reply.content)
+                    result = services[reply.kind](*reply.content)
                     self._send(Message(number, "served", result))
         finally:
             if not ended and not stopped:
@@ -182,7 +186,7 @@ class Child:
 
 
 class Channel:
-    """The child's end. Must be opened by its main thread, once; what it prints goes to standard error then."""
+    """The child's end, opened by its main thread, once. From then on what it prints goes to standard error."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "wb", 0)
@@ -296,6 +300,6 @@ def _rebuilt(kinds: list[str], sentence: str, trace: str) -> Exception:
                 error = known(sentence)
             except TypeError:  # a kind that needs more than a sentence
                 continue
-            error.add_note(trace)
+            error.__cause__ = RuntimeError(f"in the child:\n{trace}")
             return error
     return RuntimeError(sentence)

@@ -154,9 +154,7 @@ class Responder:
         """Forgets all embeddings."""
         self._kept.clear()
 
-    def _answers(
-        self, request: Request, source: PlaneSource, newer: Newer
-    ) -> Iterator[tuple[Answer, bool]]:
+    def _answers(self, request: Request, source: PlaneSource, newer: Newer) -> Iterator[tuple[Answer, bool]]:
         embedding = self._embedding(source)
         about = ("look", request.object, source.identity)
         previous = request.previous
@@ -166,20 +164,18 @@ class Responder:
 
             look = self._kept.get(about)
             before = Prediction(previous.probability, previous.quality, embedding.frame, look)
-        pending = None
+        answer = None
+        # Whether an answer is the last one is known when the next one is there, or none. The quick one must not
+        # wait for that: it goes out as one that may be bettered, and once more when it was not.
         for prediction in self._predictor.answers(embedding, request.prompts, before):
-            # Whether an answer is the last one is known when the next one is there, or none. The first one
-            # must not wait for that: it goes out as one that may be bettered, and once more when it was not.
-            if pending is not None and newer():
-                return
-            pending = Answer.of(prediction.probability, prediction.quality)
+            answer = Answer.of(prediction.probability, prediction.quality)
             if request.ticket and prediction.look is not None:
                 self._keep(about, prediction.look)
-            yield pending, not request.ticket
+            yield answer, not request.ticket
             if not request.ticket or newer():
                 return
-        if pending is not None:
-            yield pending, True
+        if answer is not None:
+            yield answer, True
 
     def _embedding(self, source: PlaneSource) -> Embedding:
         about = ("plane", source.identity)

@@ -82,12 +82,10 @@ class ResponderProcess:
         self._closed = False
 
     def embed(self, source: PlaneSource, newer: Newer = never) -> float:
-        """As `Responder.embed`. `source.read` is called in this process, when the child lacks the embedding."""
+        """As `Responder.embed`. `source.read` is called here, and only when the child lacks the embedding."""
         child, services = self._running(), {"read": source.read}
-        seconds: float = 0.0
-        for seconds in child.ask("embed", (self._numbered(source),), services, newer):
-            pass
-        return seconds
+        (seconds,) = child.ask("embed", (self._numbered(source),), services, newer)
+        return float(seconds)
 
     def respond(
         self, request: Request, source: PlaneSource, newer: Newer = never
@@ -141,7 +139,7 @@ class ResponderProcess:
         return child
 
     def _numbered(self, source: PlaneSource) -> PlaneSource:
-        """The source as it travels: a key may be anything hashable, and pixels stay until they are asked for."""
+        """The source as it travels: a key may be anything hashable, and pixels stay until asked for."""
         identity = source.identity
         if identity not in self._planes:
             self._planes[identity] = next(self._numbers)

@@ -18,7 +18,7 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import ChildEnded, Interrupted
 from napari_lowlat_seg.plugin.waiting import Waiting
-from napari_lowlat_seg.responder import Newer, PlaneSource, Progress, Request
+from napari_lowlat_seg.responder import Newer, PlaneSource, Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -176,11 +176,10 @@ class Worker(QObject):
     def _force(self) -> None:
         """Restarts a responder that did not stop when it was asked to; its model is loaded again."""
         with self._wake:
-            stuck = self._busy is not None and self._busy is self._impatient_of
-            responder = self._responder
-            if not stuck or responder is None:
+            stuck, responder = self._busy, self._responder
+            if stuck is None or stuck is not self._impatient_of or responder is None:
                 return
-            if self._make is not None and self._impatient_of.kind != "load":
+            if stuck.kind != "load":
                 self._wanted.setdefault("load", _Job("load", self._epoch))
         responder.restart()
 
@@ -220,6 +219,8 @@ class Worker(QObject):
         with self._wake:
             make, self._make = self._make, None
             old = self._responder
+            if make is not None:
+                self._responder = None
         if make is not None:
             if old is not None:
                 old.close()
