@@ -106,7 +106,7 @@ def test_an_embedding_larger_than_the_cache_still_answers(network, source) -> No
 
 
 def test_the_quick_answer_comes_first_and_the_last_one_says_so(responder, network, source) -> None:
-    """The whole plane, then the closer look, which makes the object smaller, then that it was the last one."""
+    """The whole plane, then the closer look, which makes it smaller, then that it was the last one."""
     answers = list(responder.respond(Asked((Click((200, 200)),)), source))
     assert [final for _, final in answers] == [False, False, True]
     coarse, fine, last = (int((answer.probability > 0.5).sum()) for answer, _ in answers)

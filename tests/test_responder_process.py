@@ -19,7 +19,7 @@ from napari_lowlat_seg.child import ChildEnded, Interrupted
 from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.responder import PlaneSource, Responder, load_responder
 from napari_lowlat_seg.responder_process import ResponderProcess, in_child, open_responder
-from napari_lowlat_seg.session import Request
+from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.volume import Plane
 
 FAKE = '''
@@ -144,7 +144,7 @@ def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> Non
     """Every call says it again, since every call tries again."""
     process = make("missing")
     for _ in range(2):
-        with pytest.raises(ValueError, match="^unknown model 'missing'; choose another$"):
+        with pytest.raises(ValueError, match=r"^unknown model 'missing'; choose another$"):
             process.embed(source)
 
 
@@ -173,7 +173,7 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
     process = make()
     process.describe()
     before = process.pid
-    with pytest.raises(OSError, match="^the disk was pulled$"):
+    with pytest.raises(OSError, match=r"^the disk was pulled$"):
         process.embed(replace(source, read=torn))
     assert process.embed(source) == 0.5
     assert process.pid == before
@@ -343,7 +343,7 @@ def test_other_work_is_done_in_a_child_of_its_own(make) -> None:
     """Its result and its errors come back."""
     make()
     assert in_child("fake_responder:twice", 21) == 42
-    with pytest.raises(ValueError, match="there is no model file /nowhere/a.pth"):
+    with pytest.raises(ValueError, match=r"there is no model file /nowhere/a\.pth"):
         in_child("napari_lowlat_seg.model.checkpoints:import_model", "/nowhere/a.pth")
 
 

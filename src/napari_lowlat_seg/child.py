@@ -186,7 +186,7 @@ class Child:
 
 
 class Channel:
-    """The child's end, opened by its main thread, once. From then on what it prints goes to standard error."""
+    """The child's end, opened once, by its main thread; what it prints goes to standard error then."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "wb", 0)

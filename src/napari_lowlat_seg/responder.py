@@ -165,8 +165,8 @@ class Responder:
             look = self._kept.get(about)
             before = Prediction(previous.probability, previous.quality, embedding.frame, look)
         answer = None
-        # Whether an answer is the last one is known when the next one is there, or none. The quick one must not
-        # wait for that: it goes out as one that may be bettered, and once more when it was not.
+        # Whether an answer is the last one is known when the next one is there, or none. The quick one must
+        # not wait for that: it goes out as one that may be bettered, and once more when it was not.
         for prediction in self._predictor.answers(embedding, request.prompts, before):
             answer = Answer.of(prediction.probability, prediction.quality)
             if request.ticket and prediction.look is not None:

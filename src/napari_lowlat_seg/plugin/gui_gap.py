@@ -1,8 +1,8 @@
 """How long a window stands still while a network works: `python -m napari_lowlat_seg.plugin.gui_gap`.
 
-A real viewer shows the shipped EM stack, somebody scrolls through it without pause, and a `Worker` embeds planes
-and answers clicks on them as fast as it can. A timer ticks every 5 ms on the window's thread; the time between
-two ticks is a gap. Ways of working take turns, because a machine is never equally busy for long.
+A real viewer shows the shipped EM stack, somebody scrolls through it without pause, and a `Worker` embeds
+planes and answers clicks on them as fast as it can. A timer ticks every 5 ms on the window's thread; the time
+between two ticks is a gap. Ways of working take turns, because a machine is never equally busy for long.
 
 The figures and what follows from them: docs/decisions/inference-process.md.
 """
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -187,7 +188,7 @@ class Annotator:
         return bool(self._worker.busy)
 
     def _next(self) -> None:
-        from napari_lowlat_seg.session import Request
+        from napari_lowlat_seg.plane_state import Request
         from napari_lowlat_seg.volume import Plane
 
         if not self._working:
@@ -248,7 +249,7 @@ def measure(seconds: float, rounds: int, models: list[str]) -> None:
             worker = Worker()
             worker.failed.connect(print)
             annotators[way] = Annotator(worker, stack)
-            worker.load(lambda make=make: make(MODELS[model]))
+            worker.load(partial(make, MODELS[model]))
             wait(worker.loaded, 120)
             workers.append(worker)
         results = {way: Measured() for way in WAYS}
