@@ -16,10 +16,10 @@ import pytest
 
 from napari_lowlat_seg import responder_process
 from napari_lowlat_seg.child import ChildEnded, Interrupted
+from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.responder import PlaneSource, Responder, load_responder
 from napari_lowlat_seg.responder_process import ResponderProcess, in_child, open_responder
-from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.volume import Plane
 
 FAKE = '''

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -19,7 +19,7 @@ from cachetools import LRUCache
 from .answers import Answer
 from .child import Interrupted
 from .model.known import WEIGHTS
-from .prompts import Prompt
+from .plane_state import Request
 
 if TYPE_CHECKING:
     from .predictor import CloserLook, Embedding, Predictor
@@ -28,22 +28,6 @@ CACHE_BYTES = 2**30
 
 Newer = Callable[[], bool]
 Progress = Callable[[int, int | None], object]
-
-
-class Request(Protocol):
-    """What a responder needs to know of a session's request."""
-
-    @property
-    def ticket(self) -> int: ...
-
-    @property
-    def object(self) -> int: ...
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]: ...
-
-    @property
-    def previous(self) -> Answer | None: ...
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from cachetools import LRUCache
 
 from .answers import Answer
 from .child import Channel, Child, ChildEnded, Interrupted
+from .plane_state import Request
 from .responder import (
     CACHE_BYTES,
     Newer,
     PlaneSource,
     Progress,
-    Request,
     Responder,
     load_responder,
     never,

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.prompts import Click
-from napari_lowlat_seg.responder import Newer, PlaneSource, Request, load_responder, never
+from napari_lowlat_seg.responder import Newer, PlaneSource, load_responder, never
 from napari_lowlat_seg.responder_process import ResponderProcess
+from napari_lowlat_seg.volume import Plane
 
 TICK = 5
 """Milliseconds between two heartbeats."""
@@ -188,9 +190,6 @@ class Annotator:
         return bool(self._worker.busy)
 
     def _next(self) -> None:
-        from napari_lowlat_seg.plane_state import Request
-        from napari_lowlat_seg.volume import Plane
-
         if not self._working:
             return
         if len(self._clicks) in (0, CLICKS):
