@@ -152,7 +152,7 @@ class KeyTable:
 
     def unbind(self, layer: Any) -> None:
         """Gives the layer back what its keys did before; does nothing for a layer that is not bound."""
-        for bound in [one for one in self._bound if one.layer is layer]:
+        for bound in [one for one in self._bound if one.layer == layer]:
             bound.take()
             bound.forget()
             self._bound.remove(bound)
@@ -220,7 +220,7 @@ class _Bound:
     def _native(self, key: str) -> Callable[[Any], None] | None:
         """What napari does with the key where it must come first: while a shape or polygon is drawn."""
         drawing = self._drawing or (isinstance(self.layer, Labels) and str(self.layer.mode) == "polygon")
-        found: Callable[[Any], None] | None = type(self.layer).class_keymap.get(coerce_keybinding(key))
+        found: Callable[[Any], None] | None = self.layer.__class__.class_keymap.get(coerce_keybinding(key))
         return found if drawing and key in ("Enter", "Escape") else None
 
     def _on_shapes(self, event: Any) -> None:
