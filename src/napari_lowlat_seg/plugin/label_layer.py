@@ -89,7 +89,7 @@ class LabelLayer:
             for edit in edits:
                 for value, mask in edit.parts():
                     self._paint(edit, value, mask)
-        _refreshed(self.layer)
+        redraw(self.layer)
         if self._newest() is not before:
             self._remember(self._newest(), edits)
 
@@ -356,7 +356,22 @@ def _writable(data: Any) -> bool:
     return not getattr(data, "read_only", False)
 
 
-def _refreshed(layer: Any) -> None:
-    """Show what was written: only the rectangle that changed, where napari can."""
-    refresh = getattr(layer, "_partial_labels_refresh", layer.refresh)
-    refresh()
+def redraw(layer: Any, part: tuple[slice, ...] | None = None) -> None:
+    """Show labels that were changed in place: only what changed, where napari can.
+
+    Parameters
+    ----------
+    layer
+        A Labels layer.
+    part
+        The box that was changed; None where napari knows it, because it did the writing.
+    """
+    if not hasattr(layer, "_partial_labels_refresh"):
+        layer.refresh()
+        return
+    if layer._slice.empty:  # beside the slice, where napari would draw on a picture of no size
+        layer._updated_slice = None
+        return
+    if part is not None:
+        layer._accumulate_updated_slice(part)
+    layer._partial_labels_refresh()
