@@ -191,12 +191,13 @@ class Channel:
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "wb", 0)
         source = os.fdopen(os.dup(0), "rb", 0)
-        with open(os.devnull, "r+b") as nothing:
-            os.dup2(nothing.fileno(), 0)
-            try:
-                os.dup2(2, 1)
-            except OSError:  # a program without a terminal has none
-                os.dup2(nothing.fileno(), 1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        try:
+            os.dup2(2, 1)
+        except OSError:  # a program without a terminal has none
+            os.dup2(nothing, 1)
+        os.close(nothing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the parent
         niceness = int(sys.argv[1])
         if niceness and hasattr(os, "nice"):

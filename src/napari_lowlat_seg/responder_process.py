@@ -32,7 +32,7 @@ from .responder import (
 
 LOAD = "napari_lowlat_seg.responder:load_responder"
 
-NICENESS = 5
+NICENESS = 10
 """Steps by which the child gives way to the window."""
 
 NUMBERED = 10_000
