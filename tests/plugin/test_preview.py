@@ -112,7 +112,7 @@ def test_it_moves_with_the_plane_in_any_orientation(order):
         preview.show(plane, mask)
         np.testing.assert_array_equal(seen(preview), mask if order[1] < order[2] else mask.T)
         viewer.dims.set_point(order[0], viewer.dims.range[order[0]].stop)
-        assert preview.layer._slice.empty
+        assert not seen(preview).any()
 
 
 def test_a_plane_without_a_mask_shows_none_of_the_last_plane(preview, viewer, grid):
@@ -243,6 +243,27 @@ def test_it_comes_back_when_somebody_takes_it_out(preview, viewer, grid):
     preview.detach()
     preview.show(AXIAL, None)
     assert preview.layer not in viewer.layers
+
+
+def test_it_shows_nothing_of_a_plane_that_is_left(preview, viewer, grid):
+    """Even before anybody says what the next plane has; back again, it waits to be told."""
+    preview.show(AXIAL, rectangle(grid, AXIAL))
+    grid.look_at(viewer.dims, NEXT)
+    assert not seen(preview).any()
+    grid.look_at(viewer.dims, AXIAL)
+    preview.show(AXIAL, rectangle(grid, AXIAL))
+    assert seen(preview).any()
+
+
+def test_scrolling_moves_no_layer(preview, viewer, grid):
+    """Moving one would make napari slice all of them again."""
+    preview.show(AXIAL, rectangle(grid, AXIAL))
+    moves = []
+    preview.layer.events.translate.connect(moves.append)
+    grid.look_at(viewer.dims, NEXT)
+    preview.show(NEXT, rectangle(grid, NEXT))
+    np.testing.assert_array_equal(seen(preview), rectangle(grid, NEXT))
+    assert moves == []
 
 
 def test_channels_share_one_preview():

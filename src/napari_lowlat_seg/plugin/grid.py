@@ -166,24 +166,26 @@ class Grid:
         return self.volume.shape[row], self.volume.shape[col]
 
     def slab(self, plane: Plane, *, flat: bool = True) -> tuple[tuple[int, ...], Place]:
-        """Shape and place of a layer that is one plane thick, at that plane.
+        """Shape and place of a layer that is one voxel thick, for the pixels of one plane.
 
-        With `flat`, where napari draws the plane in 2-D display; otherwise where it lies in 3-D. They differ
-        only for planes that are not at a right angle to their slider.
+        With `flat`, for 2-D display: the voxel is as thick as the image, so the layer shows at every plane of
+        this orientation and need not move, drawn where napari draws the planes. Without, for 3-D display: it
+        is as thick as one of the image's voxels and lies where the plane lies.
         """
         shown = self._layer_axes(plane)
         hidden = [axis for axis in range(self.ndim) if axis not in shown]
+        place, world = self.place, self.matrix
         start = np.zeros(self.ndim)
-        for axis, position in zip(self.axes, plane.index, strict=True):
-            start[axis] = position or 0
-        world = self.matrix
-        moved = world[:-1, :-1] @ start
         if flat:
-            inverse = np.linalg.inv(world)[np.ix_(hidden, hidden)]
-            if abs(np.linalg.det(inverse)) > 0:
-                moved[shown] = 0
-                moved[hidden] = np.linalg.solve(inverse, start[hidden])
-        place = self.place
+            start[hidden] = (np.array(self.shape)[hidden] - 1) / 2
+            place["scale"][hidden] *= np.array(self.shape)[hidden]
+        else:
+            start[list(self.axes)] = [position or 0 for position in plane.index]
+        moved = world[:-1, :-1] @ start
+        inverse = np.linalg.inv(world)[np.ix_(hidden, hidden)]
+        if flat and abs(np.linalg.det(inverse)) > 0:
+            moved[shown] = 0
+            moved[hidden] = np.linalg.solve(inverse, start[hidden])
         place["translate"] = place["translate"] + np.linalg.solve(place["affine"][:-1, :-1], moved)
         return tuple(n if axis in shown else 1 for axis, n in enumerate(self.shape)), place
 

@@ -146,7 +146,7 @@ class LabelLayer:
     def _retraced(self, edits: tuple[LabelEdit, ...]) -> bool:
         """Whether the edits were made by a step back or forth in napari's history."""
         if self._done and self._done[-1].item is self._newest() and self._done[-1].taken_back_by(edits):
-            self.layer.undo()
+            self._step(self.layer.undo, edits)
             self._undone.append(_Written(self._newest(undone=True), self._done.pop().edits))
             return True
         if (
@@ -154,10 +154,21 @@ class LabelLayer:
             and self._undone[-1].item is self._newest(undone=True)
             and self._undone[-1].is_(edits)
         ):
-            self.layer.redo()
+            self._step(self.layer.redo, edits)
             self._done.append(_Written(self._newest(), self._undone.pop().edits))
             return True
         return False
+
+    def _step(self, step: Callable[[], None], edits: Sequence[LabelEdit]) -> None:
+        """Step through napari's history and draw no more anew than changed, where a picture is no copy."""
+        data = self.layer.data
+        if not isinstance(data, np.ndarray) or not np.may_share_memory(data, self.layer._slice.image.view):
+            step()
+            return
+        with self.layer._block_refresh():
+            step()
+        for edit in edits:
+            redraw(self.layer, self._key(edit.plane, edit.box))
 
     # What the user paints
 
@@ -216,7 +227,10 @@ class _Written:
 def _alike(one: LabelEdit, other: LabelEdit) -> bool:
     if one is other:
         return True
-    if one.plane != other.plane or one.box != other.box or not np.array_equal(one.changed, other.changed):
+    # From the cheapest comparison to the dearest.
+    if (one.plane, one.box, one.nbytes, one.highest) != (other.plane, other.box, other.nbytes, other.highest):
+        return False
+    if not np.array_equal(one.changed, other.changed):
         return False
     regions = []
     for edit in (one, other, one.reversed(), other.reversed()):

@@ -1,7 +1,8 @@
-"""What the model would say, before it is accepted: a layer one plane thick that follows the plane in view.
+"""What the model would say, before it is accepted: one plane of pixels, for the plane in view.
 
 It is drawn into in place, and only the rectangle that changed is drawn anew: a mask of a 1024 x 1024 plane is
-on its way to the screen in a few milliseconds.
+on its way to the screen in a few milliseconds. In 2-D display the layer shows at every plane, because moving
+it would make napari slice all layers again; what is seen is taken away when the plane changes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ COLORS: dict[int | None, str] = {
 }
 """Amber stays apart from the prompts' blue and orange for every kind of eye, on dark and light images."""
 
-LINES_PER_SIDE = 300
+LINES_PER_SIDE = 250
 """A stroke or contour is drawn this many times thinner than the plane's longer side."""
 
 OnPaint = Callable[[Plane, np.ndarray], None]
@@ -59,7 +60,7 @@ class Preview:
     def __init__(self, viewer: Any, grid: Grid) -> None:
         self._viewer, self._grid = viewer, grid
         self._plane = grid.plane(viewer.dims) or Plane((*(0 for _ in grid.axes[2:]), None, None))
-        self._at = self._plane  # where the layer lies: it stays behind while there is nothing to see
+        self._at = self._plane  # what the layer was laid out for: it stays behind while nothing is to be seen
         self._mask: np.ndarray | None = None
         self._outline: np.ndarray | None = None
         self._stroke: np.ndarray | None = None
@@ -82,6 +83,8 @@ class Preview:
         self.layer.events.paint.connect(self._painted)
         for event in self._moves():
             event.connect(self._follow)
+        for event in self._scrolls():
+            event.connect(self._leave)
         self._ensure()
 
     def detach(self) -> None:
@@ -90,6 +93,8 @@ class Preview:
         self.layer.events.paint.disconnect(self._painted)
         for event in self._moves():
             event.disconnect(self._follow)
+        for event in self._scrolls():
+            event.disconnect(self._leave)
         if self.layer in self._viewer.layers:
             self._viewer.layers.remove(self.layer)
 
@@ -123,7 +128,7 @@ class Preview:
             line = _closed(np.asarray(points, dtype=np.float64), kind)
             ends = np.stack([line[: max(1, len(line) - 1)], line[1:] if len(line) > 1 else line], axis=1)
             self._stroke = np.zeros(self._grid.sides(self._plane), np.uint8)
-            where = swept(np.round(ends).astype(np.int64), self._width - 1, self._stroke.shape)
+            where = swept(np.round(ends).astype(np.int64), self._width - 0.5, self._stroke.shape)
             self._stroke[where] = POSITIVE if positive else NEGATIVE
         self._draw()
 
@@ -155,13 +160,26 @@ class Preview:
         """Bring the layer to what is to be seen; where that is nothing, it need not move."""
         self._ensure()
         wanted = self._wanted()
-        if self._at != self._plane and (wanted is not None or self._brushing):
+        if not self._lies and (wanted is not None or self._brushing):
             self._move()
+        self._fill(wanted)
+
+    def _fill(self, wanted: np.ndarray | None) -> None:
         shown = self._shown()
         box = bounds(shown != (0 if wanted is None else wanted))
         if box != (0, 0, 0, 0):
             shown[inside(box)] = 0 if wanted is None else wanted[inside(box)]
             self._redraw(box)
+
+    def _leave(self) -> None:
+        """Take away what belongs to another plane than the one in view now."""
+        dims, seen = self._viewer.dims, (self._mask, self._outline, self._stroke)
+        if (
+            dims.ndisplay == 2
+            and any(part is not None for part in seen)
+            and self._grid.plane(dims) != self._plane
+        ):
+            self._fill(None)
 
     def _wanted(self) -> np.ndarray | None:
         """The labels of the plane, uint8 (rows, cols); None for none."""
@@ -190,8 +208,15 @@ class Preview:
             part[self._grid.axes[axis]] = side
         redraw(self.layer, tuple(part))
 
+    @property
+    def _lies(self) -> bool:
+        """Whether the layer is laid out for the plane."""
+        if self._viewer.dims.ndisplay == 3:
+            return self._at == self._plane
+        return self._at.axes == self._plane.axes
+
     def _move(self) -> None:
-        """Lay the layer, empty, at the plane to be shown."""
+        """Lay the layer out, empty, for the plane to be shown."""
         self._at = self._plane
         shape, place = self._slab()
         if shape == self.layer.data.shape:
@@ -207,6 +232,8 @@ class Preview:
 
     def _follow(self) -> None:
         """Stay on the plane where the image has moved, or the display is 3-D now, or no longer."""
+        if self._at.axes == self._plane.axes:
+            self._at = self._plane
         self._lay(self._slab()[1])
 
     def _slab(self) -> tuple[tuple[int, ...], Place]:
@@ -236,7 +263,7 @@ class Preview:
             part[... if atom.mask is None else atom.mask] = atom.new_value != 0
         self._mask = mask.reshape(self._grid.sides(self._at))
         if self._on_paint is not None:
-            self._on_paint(self._at, self._mask.copy())
+            self._on_paint(self._plane, self._mask.copy())
 
     def _moves(self) -> list[Any]:
         """The events after which the layer no longer lies where it should."""
@@ -245,6 +272,9 @@ class Preview:
             getattr(events, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")
         ]
         return [*image, self._viewer.dims.events.ndisplay]
+
+    def _scrolls(self) -> tuple[Any, Any]:
+        return self._viewer.dims.events.point, self._viewer.dims.events.order
 
 
 def _closed(points: np.ndarray, kind: str) -> np.ndarray:
