@@ -56,6 +56,8 @@ class Fake:
         return 0.5
     def respond(self, request, source, newer):
         pixels = self.kept.get(source.identity)
+        if pixels.ndim == 3:
+            pixels = pixels[..., 0]
         if self.model == "odd":
             raise Odd(1, 2)
         if self.model == "odder":
@@ -138,6 +140,27 @@ def test_pixels_travel_once(make, source) -> None:
     process = make()
     assert [process.embed(counting) for _ in range(3)] == [0.5, 0.0, 0.0]
     assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.arange(9_000_000, dtype=np.uint16).reshape(3000, 3000),
+        np.asfortranarray(np.arange(12).reshape(3, 4)),
+        np.arange(48).reshape(6, 8)[::2, ::-2],
+        np.arange(36, dtype=">u2").reshape(3, 4, 3),
+        np.ones((1, 1), bool),
+    ],
+    ids=["large", "Fortran", "strided", "foreign", "single"],
+)
+def test_pixels_of_any_layout_arrive(make, pixels) -> None:
+    """More than a pipe holds, and in whatever order they lie."""
+    process, source = make(), PlaneSource(1, lambda: pixels)
+    process.embed(source)
+    *_, (answer, _) = process.respond(request(), source)
+    np.testing.assert_array_equal(
+        answer.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
+    )
 
 
 def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> None:
