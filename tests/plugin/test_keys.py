@@ -135,9 +135,11 @@ def test_a_key_of_naparis_that_would_be_hidden_is_named(make_napari_viewer_proxy
     make_napari_viewer_proxy()
     said = KeyTable({"clear": "A", "reopen": "V"}).conflicts()
     assert "hides napari's “Activate add path tool” on Shapes layers" in said["toggle_polarity"]
-    assert "hides napari's “Select only the points in the current view slice" in said["clear"]
-    assert said["reopen"].endswith("in the viewer")
-    assert "while drawing it is napari's" in said["accept"]
+    assert (
+        "hides napari's “Select only the points in the current view slice” on Points layers" in said["clear"]
+    )
+    assert said["reopen"].endswith("on the viewer")
+    assert "comes after napari's “Finish any drawing” on Shapes layers" in said["accept"]
     assert "new_object" not in said
 
 

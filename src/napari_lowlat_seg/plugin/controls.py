@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QButtonGroup, QComboBox, QHBoxLayout, QPushButton, QWidget
+from qtpy.QtCore import QEvent, QSignalBlocker, QSize, Qt, Signal
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QComboBox,
+    QHBoxLayout,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
 
 def told(control: Any, name: str, tip: str) -> Any:
@@ -31,7 +39,7 @@ class Chooser(QComboBox):
         self._things: list[Any] = []
         # A layer with a long name must not push the canvas aside.
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(12)
+        self.setMinimumContentsLength(10)
         self.activated.connect(lambda index: self.chosen.emit(self._things[index]))
 
     def offer(self, things: Iterable[tuple[str, Any]], chosen: Any) -> None:
@@ -81,6 +89,54 @@ class Choice(QWidget):
         for control in (self, *self._group.buttons()):
             control.setToolTip(tip)
             control.setAccessibleDescription(tip)
+
+
+class Scrolled(QScrollArea):
+    """Scrolls its content up and down, and is never narrower than it: at any font no text is cut."""
+
+    def __init__(self, content: QWidget) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QScrollArea.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(content)
+
+    def minimumSizeHint(self) -> QSize:
+        """As wide as the content needs, with room for the scroll bar."""
+        width = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
+        return QSize(width, super().minimumSizeHint().height())
+
+    def sizeHint(self) -> QSize:
+        """No wider than needed, and as high as the content would like to be."""
+        return QSize(self.minimumSizeHint().width(), self.widget().sizeHint().height())
+
+    def event(self, event: QEvent) -> bool:
+        """Follows content that needs another width, as after a change of font or keys."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().event(event))
+
+
+class Fold(QWidget):
+    """A title to click on, and content that is shown only after that."""
+
+    def __init__(self, title: str, tip: str, content: QWidget) -> None:
+        super().__init__()
+        self._title, self._content = title, content
+        self.button = told(QPushButton(), title, tip)
+        self.button.setStyleSheet("text-align: left")
+        self.button.clicked.connect(lambda _checked: self.expand(content.isHidden()))
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.button)
+        column.addWidget(content)
+        self.expand(False)
+
+    def expand(self, on: bool) -> None:
+        """Shows the content, or hides it."""
+        self._content.setVisible(on)
+        self.button.setText(f"{'▾' if on else '▸'}  {self._title}")
+        self.button.setAccessibleName(f"{self._title}, {'shown' if on else 'hidden'}")
 
 
 def action_button(text: str, clicked: Callable[[], object] | None = None) -> QPushButton:

@@ -74,7 +74,7 @@ class DetailsForm(QWidget):
         _silently(self._holes.setChecked, self._holes, finish.fill_holes)
         _silently(self._largest.setChecked, self._largest, finish.largest)
         _silently(self._hover.setChecked, self._hover, talk.hover)
-        _silently(self._postpone.setChecked, self._postpone, talk.held)
+        _silently(self._postpone.setChecked, self._postpone, talk.questions.held)
 
     def show_layers(self, points: Named, shapes: Named, adopted: tuple[Any, Any]) -> None:
         """The user's own layers that prompts can be read from, and those that they are read from."""
@@ -224,8 +224,7 @@ def _box(text: str, tip: str) -> QCheckBox:
 def _form(parent: QWidget) -> QFormLayout:
     form = QFormLayout(parent)
     form.setContentsMargins(0, 0, 0, 0)
-    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)  # at large fonts a label stands above
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     return form
 
 

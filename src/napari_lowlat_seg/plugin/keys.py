@@ -1,11 +1,12 @@
 """The keys: what each one calls, on which layers, and what it would hide.
 
-napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the layers of
-a conversation and nowhere else: they work while one of these layers is active and touch no other layer.
+napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the
+layers of a conversation and nowhere else: they work while one of these layers is active, and touch no other layer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -241,9 +242,8 @@ def _hidden(key: str) -> list[str]:
     for kind in (Points, Shapes, Labels, ViewerModel):
         native = kind.class_keymap.get(coerce_keybinding(key))
         if native is not None and native is not ...:
-            words = (native.__doc__ or native.__name__.replace("_", " ")).strip().splitlines()[0].rstrip(".")
+            title = re.split("[.,;\n]", native.__doc__ or native.__name__.replace("_", " "))[0].strip()
+            place = "the viewer" if kind is ViewerModel else f"{kind.__name__} layers"
             first = key in ("Enter", "Escape") and kind is not ViewerModel
-            verb = "while drawing it is napari's" if first else "hides napari's"
-            place = "in the viewer" if kind is ViewerModel else f"on {kind.__name__} layers"
-            said.append(f"{verb} “{words}” {place}")
+            said.append(f"{'comes after' if first else 'hides'} napari's “{title}” on {place}")
     return said

@@ -37,7 +37,8 @@ class KeysDialog(QDialog):
         self.notes = {action.name: self._note(action) for action in ACTIONS}
         self._lay_out()
         self._show()
-        self.resize(self.sizeHint().width(), 14 * self.fontMetrics().height() * 2)
+        letter = self.fontMetrics()
+        self.resize(130 * letter.averageCharWidth(), 45 * letter.height())
 
     def _field(self, action: Action) -> QKeySequenceEdit:
         field = told(QKeySequenceEdit(), f"Key of: {action.title}", f"Press a key for: {action.title}")
@@ -54,7 +55,8 @@ class KeysDialog(QDialog):
     def _lay_out(self) -> None:
         rows = QWidget()
         grid = QGridLayout(rows)
-        grid.setColumnStretch(2, 1)
+        grid.setColumnStretch(1, 2)
+        grid.setColumnStretch(2, 3)
         for row, action in enumerate(ACTIONS):
             title = QLabel(action.title)
             title.setBuddy(self.fields[action.name])

@@ -33,7 +33,7 @@ class ModelForm(QWidget):
     """The list of models, and below it the progress of the one on its way.
 
     The controls that belong to the details (`device`, `closer_look`, `found`, `import_button`) are made here
-    and laid out elsewhere. Whoever loads the models tells by `show_progress`, `show_loaded` and `show_failed`.
+    and laid out elsewhere. Whoever loads models tells by `show_progress`, `show_loaded` and `show_failed`.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class ModelForm(QWidget):
         self.value = wanted
         self.loading = False
         self._running: Wanted | None = None
-        self.models = Chooser("Model", "The network that draws masks; ⭳ marks one to be downloaded first.")
+        self.models = Chooser("Model", "The network that draws masks; some are downloaded first.")
         self.device = Chooser("Device", "Where the model runs; automatic takes the best there is.")
         own = [wanted.device] if wanted.device not in ("auto", *DEVICES) else []
         self.device.offer(
@@ -165,4 +165,4 @@ def importing(file: Path) -> Callable[[], str]:
 
 
 def _described(name: str) -> str:
-    return name if name not in WEIGHTS or known_path(name).is_file() else f"{name}  ⭳"
+    return name if name not in WEIGHTS or known_path(name).is_file() else f"{name}  (download)"

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image, Labels, Points, Shapes
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
-from superqt import QCollapsible
+from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.responder_process import ResponderProcess
 
-from .controls import Choice, Chooser, action_button, told
+from .controls import Choice, Chooser, Fold, Scrolled, action_button, told
 from .conversation import Conversation
 from .details_form import DetailsForm
 from .keys import ACTIONS
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentation"
 CHOOSE = "Choose an image"
-BUTTONS = ("accept", "new_object", "undo", "redo")
+BUTTONS = {"accept": "Accept", "new_object": "New object", "undo": "Undo", "redo": "Redo"}
 TITLES = {action.name: action.title for action in ACTIONS}
 
 
@@ -97,12 +96,14 @@ class LowlatWidget(QWidget):
         self.state.setTextFormat(Qt.TextFormat.RichText)
         self.sentence = ""
         self.polarity = Choice(
-            "Polarity", "What the next prompt says", [("＋ object", True), ("− not object", False)]
+            "Polarity", "What the next prompt says", [("+ object", True), ("− not object", False)]
         )
         self.tool = Choice(
             "Tool", "What dragging draws", [("Scribble", "scribble"), ("Box", "box"), ("Lasso", "lasso")]
         )
-        self.buttons = {name: action_button(TITLES[name], partial(self._verb, name)) for name in BUTTONS}
+        self.buttons = {
+            name: action_button(text, partial(self._verb, name)) for name, text in BUTTONS.items()
+        }
         self.details = DetailsForm(self.model)
         self.shortcuts = told(
             action_button("Shortcuts…", self.show_shortcuts),
@@ -119,30 +120,22 @@ class LowlatWidget(QWidget):
         inner = QWidget()
         column = QVBoxLayout(inner)
         form = QFormLayout()
-        form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         for text, control in (("Image", self.image), ("Model", self.model), ("Labels", self.labels)):
             form.addRow(text, control)
         grid = QGridLayout()
         for index, button in enumerate(self.buttons.values()):
             grid.addWidget(button, index // 2, index % 2)
-        self.fold = QCollapsible("Details", expandedIcon="▾", collapsedIcon="▸")
-        told(self.fold.toggleButton(), "Details", "Everything that is not needed for every object.")
-        self.fold.setDuration(0)
-        self.fold.addWidget(self.details)
+        self.fold = Fold("Details", "Everything that is not needed for every object.", self.details)
         column.addLayout(form)
         column.addWidget(self.state)
         column.addLayout(grid)
         for part in (self.polarity, self.tool, self.fold, self.shortcuts, self.cancel):
             column.addWidget(part)
         column.addStretch()
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setFrameShape(QScrollArea.Shape.NoFrame)
-        area.setWidget(inner)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(area)
+        outer.addWidget(Scrolled(inner))
 
     def _connect(self) -> None:
         self.image.chosen.connect(self.turn_to)
@@ -162,8 +155,8 @@ class LowlatWidget(QWidget):
         self.model.cancelled.connect(self._cancel)
         self.model.file_chosen.connect(self.import_file)
         self.worker.progressed.connect(self.model.show_progress)
-        self.worker.loaded.connect(self._loaded)
-        self.worker.started.connect(self._say)
+        self.worker.loaded.connect(self.model.show_loaded)
+        self.worker.started.connect(self._started)
         self.worker.failed.connect(self._fail)
         self.worker.idle.connect(self.model.show_failed)
         self.talks.changed.connect(self._show)
@@ -246,7 +239,7 @@ class LowlatWidget(QWidget):
         """Writes the keys onto the buttons and into the tooltips."""
         keys = self.keys.keys
         for name, button in self.buttons.items():
-            button.setText(f"{TITLES[name]}  [{keys[name]}]" if keys[name] else TITLES[name])
+            button.setText(f"{BUTTONS[name]}  [{keys[name]}]" if keys[name] else BUTTONS[name])
             told(button, TITLES[name], f"Key: {keys[name] or 'none'}")
         self.polarity.explain(
             f"What the next click or stroke says of what it touches. Key: {keys['toggle_polarity']}"
@@ -299,10 +292,10 @@ class LowlatWidget(QWidget):
         self.worker.load(partial(ResponderProcess, wanted.name, wanted.device, wanted.closer_look))
         remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
 
-    def _loaded(self, facts: Any) -> None:
-        self.model.show_loaded(facts)
-        if self.conversation is None:
-            self._say(CHOOSE if self._images() else NO_IMAGE)
+    def _started(self, what: str) -> None:
+        """Without an image there is something more useful to say; that a model loads is seen at the list."""
+        if self.conversation is not None:
+            self._say(what)
 
     def import_file(self, file: Path) -> None:
         """Adds a model file to the list and loads it; what is wrong with it is told as any failure."""
