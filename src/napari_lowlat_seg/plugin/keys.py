@@ -1,7 +1,7 @@
 """The keys: what each one calls, on which layers, and what it would hide.
 
 napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the
-layers of a conversation and nowhere else: they work while one of these layers is active, and touch no other layer.
+layers of a conversation and nowhere else: they work while one of these layers is active, and touch no other.
 """
 
 from __future__ import annotations
