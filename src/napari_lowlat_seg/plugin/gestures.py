@@ -209,6 +209,8 @@ class Gestures:
         self._give_up()
         self._still()
         self.layers.stroking = self.layers.opposite = False
+        if self._points is not None and self._points.mode == "add":
+            self._points.mouse_pan = True
 
     # Our tools, on the Points layer.
 
@@ -220,38 +222,42 @@ class Gestures:
             return
         self.layers.opposite = "Control" in event.modifiers
         # napari takes a click of any button for a point, and the right one also zooms.
-        self.layers.stroking = event.button != 1
+        left = event.button == 1
+        self.layers.stroking = not left
+        layer.mouse_pan = not left
         kind = "box" if "Shift" in event.modifiers else self._tool
         stroke = Stroke(kind, plane, self.layers.next_positive, [at])
         pressed = np.array(event.pos)
         yield
-        while event.type == "mouse_move" and event.is_dragging and event.button == 1:
-            event.handled = True  # The camera would pan.
+        while event.type == "mouse_move" and event.is_dragging:
             if not self.layers.stroking and np.linalg.norm(np.array(event.pos) - pressed) >= DRAG_PIXELS:
                 self._stroke, self.layers.stroking = stroke, True
             if self._stroke is stroke:
                 self._go_on(event)
             yield
-        while event.type == "mouse_move" and event.is_dragging:
-            yield
-        if self._stroke is stroke and event.type == "mouse_release":
+        # The canvas leaves out moves that come within 10 ms: the last one may be known only from the release.
+        if event.type == "mouse_release" and self._extended(stroke, event):
             self._finish()
             self.layers.add(plane, *stroke.prompts(self.grid.sides(plane)))
         self._let_go()
 
     def _go_on(self, event: Any) -> None:
-        """One more point for the stroke under way; it is given up when the plane has changed."""
+        """One more point for the stroke under way, and tell."""
         stroke = self._stroke
-        if stroke is None:
-            return
+        if stroke is not None and self._extended(stroke, event):
+            prompts = stroke.prompts(self.grid.sides(stroke.plane))
+            self.on_stroke(stroke.kind, stroke.plane, stroke.drawn(), prompts, False)
+
+    def _extended(self, stroke: Stroke, event: Any) -> bool:
+        """Add the mouse's position; False if the stroke is over, which it is when the plane has changed."""
         plane, at = self._place(event)
-        if plane != stroke.plane:
+        if self._stroke is stroke and plane != stroke.plane:
             self._give_up()
-            return
+        if self._stroke is not stroke:
+            return False
         if np.hypot(at[0] - stroke.points[-1][0], at[1] - stroke.points[-1][1]) >= STEP_PIXELS:
             stroke.points.append(at)
-        prompts = stroke.prompts(self.grid.sides(plane))
-        self.on_stroke(stroke.kind, plane, stroke.drawn(), prompts, False)
+        return True
 
     def _finish(self) -> None:
         stroke, self._stroke = self._stroke, None

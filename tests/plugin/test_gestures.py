@@ -1,0 +1,416 @@
+"""The mouse on the canvas, as a person moves it: clicks, drags, napari's own tools, hovering, interruptions."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari")
+
+from napari.layers import Image
+from qtpy.QtCore import QEvent, QPointF, Qt
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication, QWidget
+
+from napari_lowlat_seg.plugin.gestures import Gestures
+from napari_lowlat_seg.plugin.grid import grid_of
+from napari_lowlat_seg.plugin.prompt_layers import PromptLayers
+from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
+from napari_lowlat_seg.volume import Plane
+
+SHAPE = (12, 48, 64)
+KEYS = {
+    "": Qt.KeyboardModifier.NoModifier,
+    "Shift": Qt.KeyboardModifier.ShiftModifier,
+    "Control": Qt.KeyboardModifier.ControlModifier,
+}
+LEFT, RIGHT, NONE = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton, Qt.MouseButton.NoButton
+TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
+
+
+class Mouse:
+    """A hand on the canvas; it goes to (row, col) of the plane shown."""
+
+    def __init__(self, viewer, grid):
+        self.viewer, self.grid = viewer, grid
+        widgets = (child for top in QApplication.topLevelWidgets() for child in top.findChildren(QWidget))
+        self.canvas = next(w for w in widgets if "Canvas" in type(w).__name__ and w.isVisible())
+
+    def on_canvas(self, point):
+        """Where the canvas shows a point of the plane: the middle of the canvas is the camera's centre."""
+        data = self.grid.to_layer(self.grid.plane(self.viewer.dims), [point])[0]
+        world = np.asarray(self.viewer.layers[-1].data_to_world(data))[list(self.viewer.dims.displayed)]
+        camera = self.viewer.scene.camera
+        row, col = (world - np.asarray(camera.center)[-2:]) * camera.zoom
+        height, width = self.viewer.canvas.size
+        return QPointF(col + width / 2, row + height / 2)
+
+    def send(self, kind, point, button, held, key):
+        where = point if isinstance(point, QPointF) else self.on_canvas(point)
+        glob = QPointF(self.canvas.mapToGlobal(where))
+        QApplication.sendEvent(self.canvas, QMouseEvent(kind, where, glob, button, held, KEYS[key]))
+
+    def press(self, point, button=LEFT, key=""):
+        self.send(QEvent.Type.MouseButtonPress, point, button, button, key)
+
+    def move(self, point, held=LEFT, key=""):
+        self.send(QEvent.Type.MouseMove, point, NONE, held, key)
+
+    def release(self, point, button=LEFT, key=""):
+        self.send(QEvent.Type.MouseButtonRelease, point, button, NONE, key)
+
+    def click(self, point, button=LEFT, key=""):
+        self.press(point, button, key)
+        self.release(point, button, key)
+
+    def walk(self, *points, held=LEFT, key=""):
+        """Slow enough for the canvas, which leaves out moves within 10 ms, and for napari, which delays them."""
+        for start, end in pairwise(np.asarray(points, float)):
+            for part in np.linspace(0, 1, 6)[1:]:
+                self.move(tuple(start + part * (end - start)), held, key)
+                QTest.qWait(12)
+
+    def drag(self, *points, button=LEFT, key=""):
+        self.press(points[0], button, key)
+        self.walk(*points, held=button, key=key)
+        self.release(points[-1], button, key)
+
+
+@pytest.fixture
+def scene(make_napari_viewer_proxy):
+    """A viewer with an image in it, prompt layers, gestures and a hand; `edits`, `strokes`, `hovers`, `said`."""
+    open_scenes = []
+
+    def build(axis=0, shape=SHAPE, **place):
+        viewer = make_napari_viewer_proxy(show=True)
+        layer = Image(np.zeros(shape, np.uint8), name="image", **place)
+        viewer.add_layer(layer)
+        if len(shape) > 2:
+            rest = [a for a in range(len(shape)) if a != axis]
+            viewer.dims.order = (axis, *rest)
+        viewer.reset_view()
+        grid = grid_of(layer)
+        if len(shape) > 2:
+            index = [None] * len(shape)
+            index[axis] = 5
+            grid.look_at(viewer.dims, Plane(tuple(index)))
+        it = SimpleNamespace(viewer=viewer, grid=grid, image=layer, edits=[], strokes=[], hovers=[], said=[])
+        it.layers = PromptLayers(viewer, grid, it.edits.append, it.said.append)
+        it.gestures = Gestures(
+            viewer,
+            grid,
+            it.layers,
+            lambda *stroke: it.strokes.append(stroke),
+            lambda *hover: it.hovers.append(hover),
+        )
+        it.layers.attach()
+        it.gestures.attach()
+        it.plane = grid.plane(viewer.dims)
+        it.mouse = Mouse(viewer, grid)
+        open_scenes.append(it)
+        return it
+
+    yield build
+    for it in open_scenes:
+        it.gestures.detach()
+        it.layers.detach()
+
+
+@pytest.fixture
+def axial(scene):
+    """The plane 5 of a plain volume."""
+    return scene()
+
+
+def near(points, wanted):
+    return np.allclose(points, wanted, atol=0.2)
+
+
+PLACES = {
+    "axial": {},
+    "coronal": {"axis": 1},
+    "sagittal": {"axis": 2},
+    "anisotropic": {"axis": 2, "scale": (3.0, 1.0, 0.5), "translate": (7, -3, 11)},
+    "rotated": {"scale": (2.0, 1.0, 1.5), "affine": TURN},
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_click_lands_on_the_voxel_under_the_mouse(scene, place):
+    """In every orientation, and however the image lies in the world."""
+    it = scene(**place)
+    it.mouse.click((7, 9))
+    (edit,) = it.edits
+    (click,) = edit[it.plane]
+    assert isinstance(click, Click)
+    assert near(click.at, (7, 9))
+    assert click.positive
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_drag_draws_a_scribble_where_the_mouse_went(scene, place):
+    """Told at every move, then once as finished, then as one edit; the camera stays."""
+    it = scene(**place)
+    before = it.viewer.scene.camera.center
+    it.mouse.drag((2, 3), (8, 9), (8, 4))
+    assert it.viewer.scene.camera.center == before
+    (edit,) = it.edits
+    (scribble,) = edit[it.plane]
+    assert isinstance(scribble, Scribble)
+    assert near(scribble.points[0], (2, 3))
+    assert near(scribble.points[-1], (8, 4))
+    assert [stroke[4] for stroke in it.strokes] == [False] * (len(it.strokes) - 1) + [True]
+    assert len(it.strokes) > 8
+    kind, plane, points, prompts, _ = it.strokes[-2]
+    assert (kind, plane) == ("scribble", it.plane)
+    assert near(points[-1], (8, 4))
+    assert prompts == (scribble,)
+
+
+def test_the_tool_in_hand_decides_what_a_drag_draws(axial):
+    """A box from corner to corner, and an outline that may come back to where it began without a click."""
+    axial.gestures.tool = "box"
+    axial.mouse.drag((4, 5), (20, 30))
+    axial.gestures.tool = "lasso"
+    axial.mouse.drag((10, 10), (10, 30), (30, 30), (10, 10))
+    assert len(axial.edits) == 2
+    box, outline = axial.edits[-1][axial.plane]
+    assert isinstance(box, Box)
+    assert near(box.points, [(4, 5), (20, 30)])
+    assert isinstance(outline, Polygon)
+    assert near(outline.bounds(), (10, 10, 30, 30))
+    assert len(axial.layers.points.data) == 0
+
+
+def test_shift_draws_a_box_and_control_turns_the_sign_for_once(axial):
+    """Whatever the tool in hand, and both for drags and clicks."""
+    axial.mouse.drag((4, 5), (20, 30), key="Shift")
+    axial.mouse.drag((4, 5), (20, 30), key="Control")
+    axial.mouse.click((10, 12), key="Control")
+    axial.mouse.click((20, 12))
+    box, scribble, away, here = axial.edits[-1][axial.plane]
+    assert isinstance(box, Box)
+    assert [box.positive, scribble.positive, away.positive, here.positive] == [True, False, False, True]
+    assert len(axial.edits) == 4
+
+
+def test_a_click_with_another_button_is_no_prompt(axial):
+    """The right button zooms."""
+    axial.mouse.click((10, 12), button=RIGHT)
+    axial.mouse.click((10, 14))
+    assert [len(edit[axial.plane]) for edit in axial.edits] == [1]
+
+
+def test_a_drag_pans_in_another_mode(axial):
+    """Space switches to it while it is held; nothing is drawn."""
+    before = axial.viewer.scene.camera.center
+    axial.layers.points.mode = "pan_zoom"
+    axial.mouse.drag((10, 10), (20, 20))
+    assert axial.viewer.scene.camera.center != before
+    assert axial.edits == axial.strokes == []
+
+
+def test_a_stroke_is_cut_off_at_the_border(axial):
+    """Beside the image there is nothing to say; a stroke that comes back says two things, in one edit."""
+    axial.mouse.drag((5, 5), (-3, 5), (-3, 20), (5, 20))
+    (edit,) = axial.edits
+    out, back = edit[axial.plane]
+    assert near(out.points[-1], (-0.5, 5))
+    assert near(back.points[0], (-0.5, 20))
+    axial.mouse.drag((-3, 5), (-3, 20))
+    axial.mouse.click((-3, 5))
+    assert len(axial.edits) == 1
+    assert len(axial.said) == 2
+    assert len(axial.layers.points.data) == 0
+
+
+def interrupt_by_mode(it):
+    it.layers.points.mode = "pan_zoom"
+    it.mouse.release((12, 12))
+    it.layers.points.mode = "add"
+
+
+def interrupt_by_plane(it):
+    it.grid.look_at(it.viewer.dims, it.plane.moved(2))
+    it.mouse.walk((12, 20), (13, 13))
+    it.mouse.release((12, 12))
+    it.grid.look_at(it.viewer.dims, it.plane)
+
+
+def interrupt_by_layer(it):
+    it.viewer.layers.selection.active = it.image
+    it.mouse.release((12, 12))
+    it.layers.activate()
+    it.mouse.move((20, 20), held=NONE)
+
+
+def interrupt_by_deletion(it):
+    it.viewer.layers.remove(it.layers.points)
+    it.mouse.release((12, 12))
+    it.layers.activate()
+
+
+def interrupt_by_display(it):
+    it.viewer.dims.ndisplay = 3
+    it.mouse.move(QPointF(100, 100))
+    it.mouse.release(QPointF(100, 100))
+    it.viewer.dims.ndisplay = 2
+    it.layers.activate()
+
+
+INTERRUPTIONS = {
+    "mode": interrupt_by_mode,
+    "plane": interrupt_by_plane,
+    "layer": interrupt_by_layer,
+    "deletion": interrupt_by_deletion,
+    "3-D": interrupt_by_display,
+}
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
+def test_an_interrupted_stroke_is_given_up_and_the_next_click_counts(axial, interrupt):
+    """The stroke ends without points and without an edit; nothing is stuck afterwards."""
+    axial.mouse.press((10, 10))
+    axial.mouse.walk((10, 10), (12, 20))
+    interrupt(axial)
+    assert axial.edits == []
+    assert [stroke[4] for stroke in axial.strokes].count(True) == 1
+    assert axial.strokes[-1][4]
+    assert len(axial.strokes[-1][2]) == 0
+    axial.viewer.reset_view()
+    axial.mouse.click((20, 21))
+    (edit,) = axial.edits
+    (click,) = edit[axial.plane]
+    assert near(click.at, (20, 21))
+    assert click.positive
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("add_path", Scribble), ("add_polygon_lasso", Polygon)])
+def test_free_hand_tools_of_napari_tell_their_strokes(axial, mode, kind):
+    """Dragged on the Shapes layer: live, finished once, and one edit that comes from napari's shape."""
+    axial.viewer.layers.selection.active = axial.layers.shapes
+    axial.layers.shapes.mode = mode
+    axial.mouse.drag((5, 5), (30, 10), (30, 40), (8, 40))
+    (edit,) = axial.edits
+    (prompt,) = edit[axial.plane]
+    assert isinstance(prompt, kind)
+    assert near(prompt.bounds(), (5, 5, 30, 40))
+    assert [stroke[4] for stroke in axial.strokes] == [False] * (len(axial.strokes) - 1) + [True]
+    assert isinstance(axial.strokes[-2][3][0], kind)
+
+
+def test_free_hand_tools_also_work_click_by_click(axial):
+    """A click begins a line, moving draws it, a click ends it; until then it is no prompt."""
+    axial.viewer.layers.selection.active = axial.layers.shapes
+    axial.layers.shapes.mode = "add_path"
+    axial.mouse.click((5, 5))
+    axial.mouse.walk((5, 5), (30, 10), (30, 40), held=NONE)
+    assert axial.edits == []
+    assert len(axial.strokes) > 5
+    axial.mouse.click((30, 40))
+    (edit,) = axial.edits
+    assert isinstance(edit[axial.plane][0], Scribble)
+    assert axial.strokes[-1][4]
+
+
+def test_a_rectangle_drawn_with_napari_is_read_when_it_is_finished(axial):
+    """Not while it grows."""
+    axial.viewer.layers.selection.active = axial.layers.shapes
+    axial.layers.shapes.mode = "add_rectangle"
+    axial.mouse.press((5, 5))
+    axial.mouse.walk((5, 5), (20, 30))
+    assert axial.edits == []
+    axial.mouse.release((20, 30))
+    (edit,) = axial.edits
+    (box,) = edit[axial.plane]
+    assert isinstance(box, Box)
+    assert near(box.points, [(5, 5), (20, 30)])
+
+
+def test_a_polygon_is_read_when_it_is_finished(axial):
+    """Click by click, then by leaving the mode; what the session shows meanwhile waits."""
+    axial.viewer.layers.selection.active = axial.layers.shapes
+    axial.layers.shapes.mode = "add_polygon"
+    for corner in ((5, 5), (5, 30), (25, 30)):
+        axial.mouse.click(corner)
+        axial.mouse.move((corner[0] + 3, corner[1] + 3), held=NONE)
+    axial.layers.show({axial.plane: [Click((1, 1))]})
+    assert axial.edits == []
+    axial.layers.shapes.mode = "pan_zoom"
+    (edit,) = axial.edits
+    click, polygon = edit[axial.plane]
+    assert click == Click((1, 1))
+    assert isinstance(polygon, Polygon)
+    assert near(polygon.bounds(), (5, 5, 28, 33))
+    assert len(axial.layers.points.data) == 1
+
+
+def test_moving_a_point_is_one_edit(axial):
+    """Grabbed in select mode, told when it is let go."""
+    axial.mouse.click((10, 10))
+    axial.layers.points.mode = "select"
+    axial.mouse.press((10, 10))
+    axial.mouse.walk((10, 10), (20, 25))
+    assert len(axial.edits) == 1
+    axial.mouse.release((20, 25))
+    assert len(axial.edits) == 2
+    assert near(axial.edits[-1][axial.plane][0].at, (20, 25))
+
+
+def test_moving_and_bending_a_shape_are_one_edit_each(axial):
+    """A rectangle that is moved stays a box; with one corner moved it is a polygon."""
+    axial.mouse.drag((10, 10), (20, 30), key="Shift")
+    shapes = axial.layers.shapes
+    axial.viewer.layers.selection.active = shapes
+    shapes.mode = "select"
+    axial.mouse.click((10, 20))
+    axial.mouse.drag((15, 20), (20, 25))
+    assert [type(edit[axial.plane][0]) for edit in axial.edits] == [Box, Box]
+    shapes.mode = "direct"
+    axial.mouse.drag(tuple(shapes.data[0][2][1:]), (40, 50))
+    assert [type(edit[axial.plane][0]) for edit in axial.edits] == [Box, Box, Polygon]
+
+
+def test_a_shape_that_loses_its_vertices_is_gone(axial):
+    """napari forgets to take it out of its features table; the signs of the others stay right."""
+    axial.mouse.drag((10, 10), (20, 30))
+    axial.mouse.drag((5, 10), (5, 40), key="Control")
+    shapes = axial.layers.shapes
+    axial.layers.show({axial.plane: [Scribble([(10, 10), (20, 30)]), Scribble([(5, 10), (5, 40)], False)]})
+    axial.viewer.layers.selection.active = shapes
+    shapes.mode = "vertex_remove"
+    axial.mouse.click((10, 10))
+    assert axial.edits[-1] == {axial.plane: (Scribble([(5, 10), (5, 40)], False),)}
+    assert len(shapes.features) == shapes.nshapes == 1
+
+
+def test_hovering_is_told_after_a_rest_and_taken_back(axial, qtbot):
+    """Only when switched on, without a button, and not again until the mouse has moved."""
+    axial.mouse.move((10, 10), held=NONE)
+    axial.gestures.hover = True
+    axial.mouse.move((12, 13), held=NONE)
+    qtbot.waitUntil(lambda: len(axial.hovers) == 1)
+    plane, at = axial.hovers[0]
+    assert plane == axial.plane
+    assert near(at, (12, 13))
+    axial.mouse.move((14, 13), held=NONE)
+    assert axial.hovers[1:] == [(axial.plane, None)]
+    axial.gestures.hover = False
+
+
+def test_an_unknown_tool_is_refused(axial):
+    """With the names that there are."""
+    with pytest.raises(ValueError, match="one of scribble, box, lasso; got 'brush'"):
+        axial.gestures.tool = "brush"
+
+
+def test_detached_gestures_leave_the_layer_as_it_was(axial):
+    """No callback stays, and a drag draws nothing."""
+    axial.gestures.detach()
+    axial.gestures.detach()
+    points = axial.layers.points
+    assert len(points.mouse_drag_callbacks) == 1
+    axial.mouse.drag((10, 10), (20, 30))
+    assert axial.strokes == axial.edits == []
