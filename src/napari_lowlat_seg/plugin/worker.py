@@ -121,8 +121,10 @@ class Worker(QObject):
             self._want(_Job("load", self._epoch))
 
     def ask(self, request: Any, source: PlaneSource) -> None:
-        """Answers a request; the newest replaces older ones. Trials (ticket 0) come after real ones."""
+        """Answers a request; the newest replaces older ones. A real one ends the wait of a trial (ticket 0)."""
         with self._wake:
+            if request.ticket:
+                self._wanted.pop("trial", None)
             self._want(_Job("ask" if request.ticket else "trial", self._epoch, source, request))
 
     def look(self, source: PlaneSource) -> None:
