@@ -27,6 +27,7 @@ from qtpy.QtWidgets import (
 
 from napari_lowlat_seg.answers import Finish
 from napari_lowlat_seg.label_edits import Policy
+from napari_lowlat_seg.plugin.conversation import Conversation
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.model_form import importing
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
@@ -80,6 +81,8 @@ class Worker(QObject):
     loaded = Signal(object)
     failed = Signal(str)
     idle = Signal()
+    embedded = Signal(object, float)
+    answered = Signal(object, object, bool, float)
 
     def __init__(self):
         super().__init__()
@@ -90,6 +93,11 @@ class Worker(QObject):
 
     def run(self, work, done):
         self.ran.append((work, done))
+
+    def look(self, source):
+        """Nothing to embed with."""
+
+    ask = look
 
     def cancel(self):
         self.cancels += 1
@@ -310,9 +318,8 @@ def test_polarity_and_tool_follow_both_ways(on_image):
     assert {"+ object", "Box"} <= set(down)
 
 
-def test_details_are_handed_on_and_shown(on_image):
-    """Each control writes one door, and reads it when something changes."""
-    details, talk = on_image.details, on_image.conversation
+def set_details(details):
+    """Turn everything that says how prompts become labels."""
     details._label.setValue(7)
     details._semantic.setChecked(True)
     details._threshold.setValue(60)
@@ -323,6 +330,12 @@ def test_details_are_handed_on_and_shown(on_image):
     details._within.setValue(3)
     details._hover.setChecked(True)
     details._postpone.setChecked(True)
+
+
+def test_details_are_handed_on_and_shown(on_image):
+    """Each control writes one door, and reads it when something changes."""
+    details, talk = on_image.details, on_image.conversation
+    set_details(details)
     assert (talk.label, talk.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
     assert talk.finish == Finish(0.6, 1.5, True, True)
     assert talk.policy == Policy("within", 3)
@@ -416,6 +429,35 @@ def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle
     settle()
     widget.cancel.click()
     assert widget.conversation.told[-1] == "cancel"
+
+
+def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget, settle):
+    """The fake above has the doors that `Conversation` has."""
+    widget = add_widget(converse=Conversation)
+    image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))
+    own = viewer.add_points(np.zeros((0, 3)), ndim=3, name="mine", scale=(2, 1, 1))
+    labels = viewer.add_labels(np.zeros((3, 8, 9), int), name="nuclei", scale=(2, 1, 1))
+    settle()
+    set_details(widget.details)
+    press(widget.polarity, "− not object")
+    press(widget.tool, "Lasso")
+    choose(widget.labels, "nuclei")
+    choose(widget.details._points, "mine")
+    for button in widget.buttons.values():
+        button.click()
+    widget.cancel.click()
+    talk = widget.conversation
+    assert (talk.positive, talk.tool, talk.labels.layer) == (False, "lasso", labels)
+    assert talk.finish == Finish(0.6, 1.5, True, True)
+    choose(widget.details._axis, names(widget.details._axis)[1])
+    widget.turn_to(image, View())
+    assert widget.conversation is talk
+    widget.turn_to(None)
+    assert [layer.name for layer in viewer.layers] == ["stack", "mine", "nuclei"]
+    viewer.layers.remove(image)
+    settle()
+    assert widget.talks.previews() == []
+    assert own in viewer.layers
 
 
 # Models
