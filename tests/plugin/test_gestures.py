@@ -334,8 +334,8 @@ def test_a_polygon_is_read_when_it_is_finished(axial):
     axial.viewer.layers.selection.active = axial.layers.shapes
     axial.layers.shapes.mode = "add_polygon"
     for corner in ((5, 5), (5, 30), (25, 30)):
+        axial.mouse.walk((3, 3), corner, held=NONE)
         axial.mouse.click(corner)
-        axial.mouse.move((corner[0] + 3, corner[1] + 3), held=NONE)
     axial.layers.show({axial.plane: [Click((1, 1))]})
     assert axial.edits == []
     axial.layers.shapes.mode = "pan_zoom"
@@ -343,7 +343,7 @@ def test_a_polygon_is_read_when_it_is_finished(axial):
     click, polygon = edit[axial.plane]
     assert click == Click((1, 1))
     assert isinstance(polygon, Polygon)
-    assert near(polygon.bounds(), (5, 5, 28, 33))
+    assert near(polygon.bounds(), (5, 5, 25, 30))
     assert len(axial.layers.points.data) == 1
 
 
@@ -381,6 +381,7 @@ def test_a_shape_that_loses_its_vertices_is_gone(axial):
     axial.layers.show({axial.plane: [Scribble([(10, 10), (20, 30)]), Scribble([(5, 10), (5, 40)], False)]})
     axial.viewer.layers.selection.active = shapes
     shapes.mode = "vertex_remove"
+    shapes.selected_data = {0}
     axial.mouse.click((10, 10))
     assert axial.edits[-1] == {axial.plane: (Scribble([(5, 10), (5, 40)], False),)}
     assert len(shapes.features) == shapes.nshapes == 1
@@ -388,14 +389,16 @@ def test_a_shape_that_loses_its_vertices_is_gone(axial):
 
 def test_hovering_is_told_after_a_rest_and_taken_back(axial, qtbot):
     """Only when switched on, without a button, and not again until the mouse has moved."""
-    axial.mouse.move((10, 10), held=NONE)
+    axial.mouse.walk((8, 8), (10, 10), held=NONE)
+    QTest.qWait(200)
+    assert axial.hovers == []
     axial.gestures.hover = True
-    axial.mouse.move((12, 13), held=NONE)
+    axial.mouse.walk((10, 10), (12, 13), held=NONE)
     qtbot.waitUntil(lambda: len(axial.hovers) == 1)
     plane, at = axial.hovers[0]
     assert plane == axial.plane
     assert near(at, (12, 13))
-    axial.mouse.move((14, 13), held=NONE)
+    axial.mouse.walk((12, 13), (14, 13), held=NONE)
     assert axial.hovers[1:] == [(axial.plane, None)]
     axial.gestures.hover = False
 
