@@ -60,9 +60,7 @@ def test_the_widget_is_in_both_menus_and_the_palette(manifest):
     """Under Layers > Segment and Layers > Annotate, with a title that says what it does."""
     (widget,) = manifest.contributions.widgets
     (command,) = [one for one in manifest.contributions.commands if one.id == widget.command]
-    menus = {
-        place: [item.command for item in items] for place, items in manifest.contributions.menus.items()
-    }
+    menus = {place: [item.command for item in items] for place, items in manifest.contributions.menus.items()}
     assert menus == {"napari/layers/segment": [command.id], "napari/layers/annotate": [command.id]}
     assert command.title == widget.display_name == "Segment by clicking"
 
@@ -103,5 +101,5 @@ def test_a_key_that_is_none_is_told_of_and_stays_as_delivered():
 
 def test_values_out_of_range_are_refused():
     """By napari, from the ranges in the manifest."""
-    with pytest.raises(ValueError, match="less than or equal to 0.99"):
+    with pytest.raises(ValueError, match=r"less than or equal to 0\.99"):
         remember("finish", threshold=2.0)
