@@ -173,8 +173,8 @@ class PromptLayers:
     @property
     def present(self) -> tuple[Any, Any]:
         """The Points and the Shapes layer as they are; None for one that is not there."""
-        points, shapes = (self._table.sources.get(kind) for kind in ("points", "shapes"))
-        return points and points.layer, shapes and shapes.layer
+        layers = {kind: rows.layer for kind, rows in self._table.sources.items()}
+        return layers.get("points"), layers.get("shapes")
 
     @property
     def next_positive(self) -> bool:
