@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 
 THRESHOLD = 0.49
 """Foreground is a probability above this. The original evaluates with 0.49, not 0.5."""
@@ -133,6 +132,8 @@ def finished(answer: Answer, finish: Finish) -> np.ndarray:
     if answer.drawn:
         mask[inside(answer.box)] = plain
         return mask
+    from scipy import ndimage  # a quarter of a second, which a window has not when it opens
+
     # What finishing can reach lies around the box; beyond the plane there is nothing to reach.
     reach = int(np.ceil(4 * finish.smooth)) + 1
     top, left = max(0, answer.box[0] - reach), max(0, answer.box[1] - reach)

@@ -54,7 +54,7 @@ class Policy:
         return free
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Values:
     """The values of some voxels: one number where all are the same, as they are most often."""
 
@@ -74,7 +74,7 @@ class _Values:
         return np.frombuffer(zlib.decompress(self.packed), self.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LabelEdit:
     """Voxels of one plane that change their label.
 

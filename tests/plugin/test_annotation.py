@@ -257,18 +257,25 @@ def test_points_moved_and_deleted_change_the_mask(desk, neurons):
     assert np.array_equal(mask_of(it), first)
 
 
+TURNED = [[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]
+TILTED = [[3, 0, 0, 5], [0, 0.6, 0.8, -20], [0, -0.8, 0.6, 40], [0, 0, 0, 1]]
+UPENDED = [[0.6, 0, 0.8, 5], [0, 2, 0, -20], [-0.8, 0, 0.6, 40], [0, 0, 0, 1]]
+
+
 @pytest.mark.parametrize(
-    "place",
+    ("axis", "place"),
     [
-        {},
-        {"scale": (5, 2, 1)},
-        {"scale": (4, 1, 1), "translate": (10, -30, 7), "rotate": [[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]},
-        {"affine": [[3, 0, 0, 5], [0, 0.6, 0.8, -20], [0, -0.8, 0.6, 40], [0, 0, 0, 1]]},
+        (0, {}),
+        (0, {"scale": (5, 2, 1)}),
+        (0, {"scale": (4, 1, 1), "translate": (10, -30, 7), "rotate": TURNED}),
+        (0, {"affine": TILTED}),
+        (1, {}),
+        (1, {"scale": (5, 2, 1)}),
+        (1, {"affine": UPENDED}),
     ],
-    ids=["plain", "anisotropic", "rotated", "affine"],
+    ids=["axial", "anisotropic", "rotated", "affine", "coronal", "coronal-anisotropic", "coronal-affine"],
 )
-@pytest.mark.parametrize("axis", [0, 1], ids=["axial", "coronal"])
-def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, place, axis):
+def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
     """Wherever the image lies, however it is cut: the voxel under the mouse is in mask and labels."""
     plane = Plane((20, None, None)) if axis == 0 else Plane((None, 120, None))
     at = (120, 88) if axis == 0 else (23, 88)

@@ -48,8 +48,8 @@ class Talk:
         if view["level"] == 1:
             raise ValueError("level 1 cannot be read: the file is gone")
         self.positive, self.tool, self.hover = True, "scribble", False
-        self.label, self.semantic, self.policy, self.finish = 1, False, Policy(), Finish()
-        self.can_undo, self.can_redo = True, False
+        self.label, self.finish = 1, Finish()
+        self.session = SimpleNamespace(semantic=False, policy=Policy(), can_undo=True, can_redo=False)
         self.prompts = SimpleNamespace(points=Points(ndim=2), shapes=Shapes(ndim=2))
         self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
         self.labels = SimpleNamespace(layer=None)
@@ -292,7 +292,8 @@ def test_a_button_says_what_its_key_says(on_image, name):
 def test_buttons_show_whether_there_is_something_to_undo(on_image):
     """They follow the conversation."""
     assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
-    on_image.conversation.can_undo, on_image.conversation.can_redo = False, True
+    session = on_image.conversation.session
+    session.can_undo, session.can_redo = False, True
     on_image.conversation.changed.emit()
     assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [False, True]
 
@@ -336,10 +337,10 @@ def test_details_are_handed_on_and_shown(on_image):
     """Each control writes one door, and reads it when something changes."""
     details, talk = on_image.details, on_image.conversation
     set_details(details)
-    assert (talk.label, talk.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
+    assert (talk.label, talk.session.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
     assert talk.finish == Finish(0.6, 1.5, True, True)
-    assert talk.policy == Policy("within", 3)
-    talk.label, talk.finish, talk.policy = 9, Finish(), Policy()
+    assert talk.session.policy == Policy("within", 3)
+    talk.label, talk.finish, talk.session.policy = 9, Finish(), Policy()
     talk.changed.emit()
     assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
     assert details._policy.currentText() == "keep them"
@@ -360,8 +361,8 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
     choose(on_image.image, "other")
     talk = on_image.conversation
     assert talk.layer.name == "other"
-    assert (talk.finish, talk.policy) == (Finish(fill_holes=True), Policy("overwrite"))
-    assert (talk.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
+    assert (talk.finish, talk.session.policy) == (Finish(fill_holes=True), Policy("overwrite"))
+    assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
     assert settings().finish.fill_holes
 
 

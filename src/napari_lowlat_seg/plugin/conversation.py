@@ -1,7 +1,7 @@
 """One image, its session and its layers: what the user does becomes prompts, and masks become pixels.
 
-The only place where the session and napari's layers meet. Each verb is what a key, a button or a command says;
-all of them may be called at any moment. Everything that takes time is the worker's.
+The only place where the session and napari's layers meet. Each verb is what a key, a button or a command
+says; all of them may be called at any moment. Everything that takes time is the worker's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.answers import Finish
-from napari_lowlat_seg.label_edits import Policy
 from napari_lowlat_seg.prompts import Click, Prompt
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.timeline import Step
@@ -27,6 +26,7 @@ from .keys import KeyTable
 from .preview import Preview
 from .prompt_layers import PromptLayers
 from .questions import Questions
+from .sight import Sight
 from .worker import Worker
 
 TOOLS = ("scribble", "box", "lasso")
@@ -88,6 +88,8 @@ class Conversation:
         self.questions.landed.connect(self._landed)
         self.questions.tried.connect(self._tried)
         self.questions.said.connect(self._say)
+        self.sight = Sight(viewer, self.grid)
+        self.sight.moved.connect(self._moved)
         self.attached = False
         self._stroking = False
         self._accepting = False
@@ -106,22 +108,20 @@ class Conversation:
         self.gestures.attach()
         self._bind_keys()
         self.prompts.replaced.connect(self._bind_keys)
-        for event in self._dims_events():
-            event.connect(self._moved)
+        self.sight.attach()
         self.viewer.layers.events.removed.connect(self._removed)
         self.labels.attach()
         self.questions.attach()
         self._refresh()
 
     def detach(self) -> None:
-        """Take the layers of prompts and preview out of the viewer, keep all that is known, stop listening."""
+        """Take our layers out of the viewer, keep all that is known, stop listening."""
         if not self.attached:
             return
         self.attached = False
         self.questions.detach()
         self.labels.detach()
-        for event in self._dims_events():
-            event.disconnect(self._moved)
+        self.sight.detach()
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.prompts.replaced.disconnect(self._bind_keys)
         self._unbind_keys()
@@ -134,7 +134,7 @@ class Conversation:
     @property
     def plane(self) -> Plane | None:
         """The plane that the viewer shows; None where it shows none of the image."""
-        return self.grid.plane(self.viewer.dims)
+        return self.sight.plane
 
     @property
     def positive(self) -> bool:
@@ -179,16 +179,6 @@ class Conversation:
         self.changed.emit()
 
     @property
-    def policy(self) -> Policy:
-        """What an accepted object may take voxels from."""
-        return self.session.policy
-
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        self.session.policy = policy
-        self.changed.emit()
-
-    @property
     def finish(self) -> Finish:
         """How probabilities become masks; the preview follows at once."""
         return self.session.finish
@@ -198,26 +188,6 @@ class Conversation:
         self.session.finish = finish
         self._show_mask()
         self.changed.emit()
-
-    @property
-    def semantic(self) -> bool:
-        """Whether the next object gets the same label."""
-        return self.session.semantic
-
-    @semantic.setter
-    def semantic(self, semantic: bool) -> None:
-        self.session.semantic = semantic
-        self.changed.emit()
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is something to undo."""
-        return self.session.can_undo
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether there is something to redo."""
-        return self.session.can_redo
 
     # Verbs
 
@@ -268,20 +238,19 @@ class Conversation:
 
     def next_plane(self) -> None:
         """Look at the following plane."""
-        self._step(1)
+        self.sight.step(1)
 
     def previous_plane(self) -> None:
         """Look at the plane before."""
-        self._step(-1)
+        self.sight.step(-1)
 
     def reopen(self) -> None:
         """Take the object under the cursor in hand again, with its prompts."""
-        plane = self.plane
-        if plane is None or self.session.labels is None:
+        seen = self.sight.under_cursor
+        if seen is None or self.session.labels is None:
             self.said.emit("there is no object to reopen here")
             return
-        at = self.grid.to_plane(self.viewer.cursor.position, plane, self.viewer.dims)
-        found = self._try(lambda: self.session.reopen(plane, at))
+        found = self._try(lambda: self.session.reopen(*seen))
         if found is False:
             self.said.emit("no object under the cursor")
         elif found:
@@ -298,9 +267,7 @@ class Conversation:
 
     def prompt_tool(self) -> None:
         """Back to clicking and dragging."""
-        points = self.prompts.points
-        self.viewer.layers.selection.active = points
-        points.mode = "add"
+        self.prompts.activate()
 
     def hold(self, held: bool) -> None:
         """While held, prompts gather and nothing is predicted."""
@@ -308,6 +275,7 @@ class Conversation:
         self.said.emit("predictions wait" if held else "ready")
         if not held:
             self.questions.ask()
+        self.changed.emit()
 
     def toggle_hover(self) -> None:
         """Outline the object under the resting mouse, or stop doing so."""
@@ -329,10 +297,7 @@ class Conversation:
 
     def adopt(self, points: Any | None = None, shapes: Any | None = None) -> None:
         """Read prompts from layers of the user's instead of our own; None goes back to our own."""
-        if points is None and shapes is None:
-            self.prompts.release()
-        else:
-            self.prompts.adopt(points, shapes)
+        self.prompts.adopt(points, shapes)
 
     # What napari says
 
@@ -433,18 +398,10 @@ class Conversation:
         if step is None:
             self.said.emit(nothing)
             return
-        if step.plane is not None and self.viewer.dims.ndisplay == 2:
-            self.grid.look_at(self.viewer.dims, step.plane)
+        if step.plane is not None:
+            self.sight.look_at(step.plane)
         self._refresh()
         self.said.emit(f"{verb}: {step.title}")
-
-    def _step(self, offset: int) -> None:
-        plane = self.plane
-        if plane is None or len(plane.index) == 2:
-            return
-        axis = max(axis for axis, position in enumerate(plane.index) if position is not None)
-        if 0 <= plane.position + offset < self.session.volume.shape[axis]:
-            self.grid.look_at(self.viewer.dims, plane.moved(offset))
 
     def _labels_changed(self) -> None:
         self.changed.emit()
@@ -462,10 +419,6 @@ class Conversation:
         for layer in self._bound:
             self._keys.unbind(layer)
         self._bound = []
-
-    def _dims_events(self) -> tuple[Any, ...]:
-        events = self.viewer.dims.events
-        return events.point, events.order, events.ndisplay
 
     @staticmethod
     def _try(work: Any) -> Any:

@@ -62,9 +62,9 @@ class DetailsForm(QWidget):
 
     def show_settings(self, talk: Any) -> None:
         """Reads everything that a conversation is set to, without telling it back."""
-        finish, policy = talk.finish, talk.policy
+        finish, policy = talk.finish, talk.session.policy
         _silently(self._label.setValue, self._label, talk.label)
-        _silently(self._semantic.setChecked, self._semantic, talk.semantic)
+        _silently(self._semantic.setChecked, self._semantic, talk.session.semantic)
         self._policy.offer(POLICIES, policy.kind)
         _silently(self._within.setValue, self._within, policy.within)
         self._within.setEnabled(policy.kind == "within")

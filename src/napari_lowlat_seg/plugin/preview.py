@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
-from scipy import ndimage
 
 from napari_lowlat_seg.answers import bounds, inside
 from napari_lowlat_seg.frame import Points
@@ -290,6 +289,8 @@ def _edge(mask: np.ndarray, width: int) -> np.ndarray:
     box = bounds(mask)
     edge = np.zeros_like(mask)
     if box != (0, 0, 0, 0):
+        from scipy import ndimage  # a quarter of a second, which a window has not when it opens
+
         around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in inside(box))
         near = ndimage.binary_dilation(~mask[around], iterations=width)
         edge[around] = mask[around] & near

@@ -1,7 +1,7 @@
 """What a conversation asks the worker, and what becomes of the answers.
 
-One thing is asked at a time: first for the plane in view, then for any other that waits. A stroke under way and
-a hovering mouse ask too; their answers are shown and not kept.
+One thing is asked at a time: first for the plane in view, then for any other that waits. A stroke under way
+and a hovering mouse ask too; their answers are shown and not kept.
 """
 
 from __future__ import annotations

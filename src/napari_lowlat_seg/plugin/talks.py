@@ -124,7 +124,8 @@ class Talks:
 
     def _begin(self, layer: Any, view: View) -> Any:
         talk, stored = self._converse(layer, **asdict(view)), settings()
-        talk.finish, talk.policy, talk.semantic = stored_finish(), stored_policy(), stored.labels.semantic
+        talk.finish = stored_finish()
+        talk.session.policy, talk.session.semantic = stored_policy(), stored.labels.semantic
         talk.tool, talk.hover = stored.prompts.tool, stored.prompts.hover
         talk.hold(stored.prompts.postpone)
         return talk

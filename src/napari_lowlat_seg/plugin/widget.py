@@ -17,7 +17,7 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.responder_process import ResponderProcess
+from napari_lowlat_seg.responder_process import open_responder
 
 from .controls import Choice, Chooser, Fold, Scrolled, action_button, told
 from .conversation import Conversation
@@ -94,7 +94,7 @@ class LowlatWidget(QWidget):
         self.state = told(QLabel(), "State", "What is going on, or how long the last answer took.")
         self.state.setWordWrap(True)
         self.state.setTextFormat(Qt.TextFormat.RichText)
-        self.sentence = ""
+        self.sentence = self._working = ""
         self.polarity = Choice(
             "Polarity", "What the next prompt says", [("+ object", True), ("− not object", False)]
         )
@@ -158,7 +158,7 @@ class LowlatWidget(QWidget):
         self.worker.loaded.connect(self.model.show_loaded)
         self.worker.started.connect(self._started)
         self.worker.failed.connect(self._fail)
-        self.worker.idle.connect(self.model.show_failed)
+        self.worker.idle.connect(self._rest)
         self.talks.changed.connect(self._show)
         self.talks.said.connect(self._say)
         self.keys.changed.connect(self._keys_changed)
@@ -217,8 +217,8 @@ class LowlatWidget(QWidget):
                 self._say(CHOOSE if self._images() else NO_IMAGE)
             return
         self._show_layers(talk)
-        self.buttons["undo"].setEnabled(talk.can_undo)
-        self.buttons["redo"].setEnabled(talk.can_redo)
+        self.buttons["undo"].setEnabled(talk.session.can_undo)
+        self.buttons["redo"].setEnabled(talk.session.can_redo)
         self.polarity.show_value(talk.positive)
         self.tool.show_value(talk.tool)
         self.details.show_settings(talk)
@@ -264,7 +264,8 @@ class LowlatWidget(QWidget):
 
     def _set(self, name: str, value: Any) -> None:
         """Hands a setting on, and remembers it for the next image and session."""
-        self._try(lambda: setattr(self.conversation, name, value))
+        owner = self.conversation.session if name in ("policy", "semantic") else self.conversation
+        self._try(lambda: setattr(owner, name, value))
         if name == "finish":
             remember_finish(value)
         elif name == "policy":
@@ -289,13 +290,20 @@ class LowlatWidget(QWidget):
             self.worker.cancel()
 
     def _load(self, wanted: Wanted) -> None:
-        self.worker.load(partial(ResponderProcess, wanted.name, wanted.device, wanted.closer_look))
+        self.worker.load(partial(open_responder, wanted.name, wanted.device, wanted.closer_look))
         remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
 
     def _started(self, what: str) -> None:
         """Without an image there is something more useful to say; that a model loads is seen at the list."""
         if self.conversation is not None:
             self._say(what)
+            self._working = what
+
+    def _rest(self) -> None:
+        """What was under way and has told nothing since was dropped, or shown already."""
+        self.model.show_failed()
+        if self.conversation is not None and self.sentence == self._working:
+            self._say("ready")
 
     def import_file(self, file: Path) -> None:
         """Adds a model file to the list and loads it; what is wrong with it is told as any failure."""

@@ -121,7 +121,7 @@ class Worker(QObject):
             self._want(_Job("load", self._epoch))
 
     def ask(self, request: Any, source: PlaneSource) -> None:
-        """Answers a request; the newest replaces older ones. A real one ends the wait of a trial (ticket 0)."""
+        """Answers a request; the newest replaces older ones, a real one trials (ticket 0) as well."""
         with self._wake:
             if request.ticket:
                 self._wanted.pop("trial", None)
