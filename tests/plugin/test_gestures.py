@@ -1,6 +1,5 @@
-"""The mouse on the canvas, as a person moves it: clicks, drags, napari's own tools, hovering, interruptions."""
+"""The mouse on the canvas, as a person moves it: clicks, drags, native tools, interruptions, hovering."""
 
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +7,12 @@ import pytest
 
 pytest.importorskip("napari")
 
+from hand import NONE, Hand
 from napari.layers import Image
 from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import QApplication
 
 from napari_lowlat_seg.plugin.gestures import Gestures
 from napari_lowlat_seg.plugin.grid import grid_of
@@ -21,66 +21,26 @@ from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
 from napari_lowlat_seg.volume import Plane
 
 SHAPE = (12, 48, 64)
-KEYS = {
-    "": Qt.KeyboardModifier.NoModifier,
-    "Shift": Qt.KeyboardModifier.ShiftModifier,
-    "Control": Qt.KeyboardModifier.ControlModifier,
-}
-LEFT, RIGHT, NONE = Qt.MouseButton.LeftButton, Qt.MouseButton.RightButton, Qt.MouseButton.NoButton
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 
 
-class Mouse:
-    """A hand on the canvas; it goes to (row, col) of the plane shown."""
+class Mouse(Hand):
+    """A hand that also goes to pixels of the canvas, and has a right button."""
 
-    def __init__(self, viewer, grid):
-        self.viewer, self.grid = viewer, grid
-        widgets = (child for top in QApplication.topLevelWidgets() for child in top.findChildren(QWidget))
-        self.canvas = next(w for w in widgets if "Canvas" in type(w).__name__ and w.isVisible())
+    def where(self, point):
+        return point if isinstance(point, QPointF) else super().where(point)
 
-    def on_canvas(self, point):
-        """Where the canvas shows a point of the plane: the middle of the canvas is the camera's centre."""
-        data = self.grid.to_layer(self.grid.plane(self.viewer.dims), [point])[0]
-        world = np.asarray(self.viewer.layers[-1].data_to_world(data))[list(self.viewer.dims.displayed)]
-        camera = self.viewer.scene.camera
-        row, col = (world - np.asarray(camera.center)[-2:]) * camera.zoom
-        height, width = self.viewer.canvas.size
-        return QPointF(col + width / 2, row + height / 2)
-
-    def send(self, kind, point, button, held, key):
-        where = point if isinstance(point, QPointF) else self.on_canvas(point)
-        glob = QPointF(self.canvas.mapToGlobal(where))
-        QApplication.sendEvent(self.canvas, QMouseEvent(kind, where, glob, button, held, KEYS[key]))
-
-    def press(self, point, button=LEFT, key=""):
-        self.send(QEvent.Type.MouseButtonPress, point, button, button, key)
-
-    def move(self, point, held=LEFT, key=""):
-        self.send(QEvent.Type.MouseMove, point, NONE, held, key)
-
-    def release(self, point, button=LEFT, key=""):
-        self.send(QEvent.Type.MouseButtonRelease, point, button, NONE, key)
-
-    def click(self, point, button=LEFT, key=""):
-        self.press(point, button, key)
-        self.release(point, button, key)
-
-    def walk(self, *points, held=LEFT, key=""):
-        """Slow enough for the canvas, which leaves out moves within 10 ms, and for napari, which delays them."""
-        for start, end in pairwise(np.asarray(points, float)):
-            for part in np.linspace(0, 1, 6)[1:]:
-                self.move(tuple(start + part * (end - start)), held, key)
-                QTest.qWait(12)
-
-    def drag(self, *points, button=LEFT, key=""):
-        self.press(points[0], button, key)
-        self.walk(*points, held=button, key=key)
-        self.release(points[-1], button, key)
+    def right_click(self, point):
+        where, right = self.where(point), Qt.MouseButton.RightButton
+        for kind in (QEvent.Type.MouseButtonPress, QEvent.Type.MouseButtonRelease):
+            glob = QPointF(self.canvas.mapToGlobal(where))
+            event = QMouseEvent(kind, where, glob, right, right, Qt.KeyboardModifier.NoModifier)
+            QApplication.sendEvent(self.canvas, event)
 
 
 @pytest.fixture
 def scene(make_napari_viewer_proxy):
-    """A viewer with an image in it, prompt layers, gestures and a hand; `edits`, `strokes`, `hovers`, `said`."""
+    """An image in a window, prompt layers, gestures and a mouse; `edits`, `strokes`, `hovers`, `said`."""
     open_scenes = []
 
     def build(axis=0, shape=SHAPE, **place):
@@ -187,8 +147,8 @@ def test_the_tool_in_hand_decides_what_a_drag_draws(axial):
 def test_shift_draws_a_box_and_control_turns_the_sign_for_once(axial):
     """Whatever the tool in hand, and both for drags and clicks."""
     axial.mouse.drag((4, 5), (20, 30), key="Shift")
-    axial.mouse.drag((4, 5), (20, 30), key="Control")
-    axial.mouse.click((10, 12), key="Control")
+    axial.mouse.drag((4, 5), (20, 30), key="Ctrl")
+    axial.mouse.click((10, 12), key="Ctrl")
     axial.mouse.click((20, 12))
     box, scribble, away, here = axial.edits[-1][axial.plane]
     assert isinstance(box, Box)
@@ -198,7 +158,7 @@ def test_shift_draws_a_box_and_control_turns_the_sign_for_once(axial):
 
 def test_a_click_with_another_button_is_no_prompt(axial):
     """The right button zooms."""
-    axial.mouse.click((10, 12), button=RIGHT)
+    axial.mouse.right_click((10, 12))
     axial.mouse.click((10, 14))
     assert [len(edit[axial.plane]) for edit in axial.edits] == [1]
 
@@ -234,7 +194,7 @@ def interrupt_by_mode(it):
 
 def interrupt_by_plane(it):
     it.grid.look_at(it.viewer.dims, it.plane.moved(2))
-    it.mouse.walk((12, 20), (13, 13))
+    it.mouse.move((12, 20), (13, 13))
     it.mouse.release((12, 12))
     it.grid.look_at(it.viewer.dims, it.plane)
 
@@ -243,7 +203,7 @@ def interrupt_by_layer(it):
     it.viewer.layers.selection.active = it.image
     it.mouse.release((12, 12))
     it.layers.activate()
-    it.mouse.move((20, 20), held=NONE)
+    it.mouse.move((18, 18), (20, 20), down=NONE)
 
 
 def interrupt_by_deletion(it):
@@ -254,7 +214,7 @@ def interrupt_by_deletion(it):
 
 def interrupt_by_display(it):
     it.viewer.dims.ndisplay = 3
-    it.mouse.move(QPointF(100, 100))
+    it.mouse._mouse(QEvent.Type.MouseMove, QPointF(100, 100), NONE, Qt.MouseButton.LeftButton, "")
     it.mouse.release(QPointF(100, 100))
     it.viewer.dims.ndisplay = 2
     it.layers.activate()
@@ -273,7 +233,7 @@ INTERRUPTIONS = {
 def test_an_interrupted_stroke_is_given_up_and_the_next_click_counts(axial, interrupt):
     """The stroke ends without points and without an edit; nothing is stuck afterwards."""
     axial.mouse.press((10, 10))
-    axial.mouse.walk((10, 10), (12, 20))
+    axial.mouse.move((10, 10), (12, 20))
     interrupt(axial)
     assert axial.edits == []
     assert [stroke[4] for stroke in axial.strokes].count(True) == 1
@@ -306,7 +266,7 @@ def test_free_hand_tools_also_work_click_by_click(axial):
     axial.viewer.layers.selection.active = axial.layers.shapes
     axial.layers.shapes.mode = "add_path"
     axial.mouse.click((5, 5))
-    axial.mouse.walk((5, 5), (30, 10), (30, 40), held=NONE)
+    axial.mouse.move((5, 5), (30, 10), (30, 40), down=NONE)
     assert axial.edits == []
     assert len(axial.strokes) > 5
     axial.mouse.click((30, 40))
@@ -320,7 +280,7 @@ def test_a_rectangle_drawn_with_napari_is_read_when_it_is_finished(axial):
     axial.viewer.layers.selection.active = axial.layers.shapes
     axial.layers.shapes.mode = "add_rectangle"
     axial.mouse.press((5, 5))
-    axial.mouse.walk((5, 5), (20, 30))
+    axial.mouse.move((5, 5), (20, 30))
     assert axial.edits == []
     axial.mouse.release((20, 30))
     (edit,) = axial.edits
@@ -334,7 +294,7 @@ def test_a_polygon_is_read_when_it_is_finished(axial):
     axial.viewer.layers.selection.active = axial.layers.shapes
     axial.layers.shapes.mode = "add_polygon"
     for corner in ((5, 5), (5, 30), (25, 30)):
-        axial.mouse.walk((3, 3), corner, held=NONE)
+        axial.mouse.move((3, 3), corner, down=NONE)
         axial.mouse.click(corner)
     axial.layers.show({axial.plane: [Click((1, 1))]})
     assert axial.edits == []
@@ -352,7 +312,7 @@ def test_moving_a_point_is_one_edit(axial):
     axial.mouse.click((10, 10))
     axial.layers.points.mode = "select"
     axial.mouse.press((10, 10))
-    axial.mouse.walk((10, 10), (20, 25))
+    axial.mouse.move((10, 10), (20, 25))
     assert len(axial.edits) == 1
     axial.mouse.release((20, 25))
     assert len(axial.edits) == 2
@@ -376,7 +336,7 @@ def test_moving_and_bending_a_shape_are_one_edit_each(axial):
 def test_a_shape_that_loses_its_vertices_is_gone(axial):
     """napari forgets to take it out of its features table; the signs of the others stay right."""
     axial.mouse.drag((10, 10), (20, 30))
-    axial.mouse.drag((5, 10), (5, 40), key="Control")
+    axial.mouse.drag((5, 10), (5, 40), key="Ctrl")
     shapes = axial.layers.shapes
     axial.layers.show({axial.plane: [Scribble([(10, 10), (20, 30)]), Scribble([(5, 10), (5, 40)], False)]})
     axial.viewer.layers.selection.active = shapes
@@ -389,16 +349,16 @@ def test_a_shape_that_loses_its_vertices_is_gone(axial):
 
 def test_hovering_is_told_after_a_rest_and_taken_back(axial, qtbot):
     """Only when switched on, without a button, and not again until the mouse has moved."""
-    axial.mouse.walk((8, 8), (10, 10), held=NONE)
+    axial.mouse.move((8, 8), (10, 10), down=NONE)
     QTest.qWait(200)
     assert axial.hovers == []
     axial.gestures.hover = True
-    axial.mouse.walk((10, 10), (12, 13), held=NONE)
+    axial.mouse.move((10, 10), (12, 13), down=NONE)
     qtbot.waitUntil(lambda: len(axial.hovers) == 1)
     plane, at = axial.hovers[0]
     assert plane == axial.plane
     assert near(at, (12, 13))
-    axial.mouse.walk((12, 13), (14, 13), held=NONE)
+    axial.mouse.move((12, 13), (14, 13), down=NONE)
     assert axial.hovers[1:] == [(axial.plane, None)]
     axial.gestures.hover = False
 

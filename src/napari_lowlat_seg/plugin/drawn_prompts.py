@@ -68,6 +68,13 @@ def drawing_of(prompt: Prompt) -> tuple[str, np.ndarray]:
     return "path", points if len(points) > 1 else np.repeat(points, 2, axis=0)
 
 
+def cut(prompt: Prompt, shape: tuple[int, int]) -> tuple[Prompt, ...]:
+    """What of a prompt lies on a plane of (rows, cols); a mask is the plane's by its shape."""
+    if isinstance(prompt, Mask):
+        return (prompt,)
+    return prompts_of(*drawing_of(prompt), prompt.positive, shape)
+
+
 def _limits(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.full(2, -0.5), np.asarray(shape, np.float64) - 0.5
 

@@ -1,8 +1,8 @@
 """Dragging and resting the mouse on the prompt layers: strokes while they are drawn, and hovering.
 
 In ADD mode of the Points layer a click is napari's own; a drag draws with the tool in hand. On the Shapes
-layer napari draws, and the strokes of its free-hand tools are only told. A stroke ends in exactly one call with
-final=True, also when it is given up because the layer, its mode or the plane has changed under it.
+layer napari draws, and the strokes of its free-hand tools are only told. A stroke ends in exactly one call
+with final=True, also when it is given up because the layer, its mode or the plane has changed under it.
 """
 
 from __future__ import annotations

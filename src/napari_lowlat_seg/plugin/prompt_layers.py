@@ -18,7 +18,7 @@ from napari.layers.base import ActionType
 from napari.utils.notifications import show_info
 from psygnal import Signal
 
-from napari_lowlat_seg.plugin.drawn_prompts import drawing_of, prompts_of
+from napari_lowlat_seg.plugin.drawn_prompts import cut
 from napari_lowlat_seg.plugin.grid import Grid
 from napari_lowlat_seg.plugin.prompt_reading import Prompted, joined
 from napari_lowlat_seg.plugin.prompt_rows import (
@@ -26,6 +26,7 @@ from napari_lowlat_seg.plugin.prompt_rows import (
     NEW_ROWS,
     ROWS,
     Rows,
+    chosen,
     expect,
     mark,
     numbers,
@@ -33,13 +34,8 @@ from napari_lowlat_seg.plugin.prompt_rows import (
     signs,
 )
 from napari_lowlat_seg.plugin.prompt_table import PromptTable
-from napari_lowlat_seg.prompts import Mask, Prompt
+from napari_lowlat_seg.prompts import Prompt
 from napari_lowlat_seg.volume import Plane
-
-SELECTING = ("select", "direct", "vertex_insert", "vertex_remove")
-"""Modes in which a selection is meant; napari also selects the point that was just added."""
-
-NOTHING = "nothing of what was drawn is on the plane"
 
 
 class PromptLayers:
@@ -90,15 +86,13 @@ class PromptLayers:
         self._writing = False
         self._finishing = False
 
-    # Coming and going.
-
     def attach(self) -> None:
         """Add our layers to the viewer, ready to click."""
         if self._attached:
             return
         self._attached = True
-        shown = self.grid.plane(self.viewer.dims)
-        self._table.axes = self.axes if shown is None else shown.axes
+        if (shown := self.grid.plane(self.viewer.dims)) is not None:
+            self._table.axes = shown.axes
         self.viewer.layers.events.removed.connect(self._on_removed)
         self.viewer.scene.camera.events.zoom.connect(self._on_zoom)
         self.activate()
@@ -126,15 +120,15 @@ class PromptLayers:
         it and is not read until it is changed. Raises ValueError when a layer has another number of axes than
         the image.
         """
-        chosen = {"points": points, "shapes": shapes}
-        for layer in chosen.values():
+        given = {"points": points, "shapes": shapes}
+        for layer in given.values():
             if layer is not None and layer.ndim != self.grid.ndim:
                 raise ValueError(
                     f"prompts for {self.grid.layer.name!r} need a layer of {self.grid.ndim} axes; "
                     f"{layer.name!r} has {layer.ndim}, choose another one"
                 )
         before, sources = self._table.content, self._table.sources
-        for kind, layer in chosen.items():
+        for kind, layer in given.items():
             if layer is None and kind in self._table.rulers:
                 self._drop(kind)
             if layer is None or (kind in sources and sources[kind].layer == layer):
@@ -145,15 +139,11 @@ class PromptLayers:
             with self._silence():
                 mark(rows, [NEW] * len(rows), signs(rows))
                 self._take(kind, rows)
-                new, sentences = self._table.read(self.viewer.dims)
-                self._table.keep(kind)
+            new = self._read()
+            self._table.keep(kind)
             self._write(joined(before, new), self.axes)
-            for sentence in sentences[:1]:
-                self.say(sentence)
         self._ensure()
         self._tell(before)
-
-    # What the layers say.
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -185,10 +175,10 @@ class PromptLayers:
         """Turn the sign of what is selected in a selecting mode (one edit), else of the next prompt."""
         active = self.viewer.layers.selection.active
         for rows in self._table.sources.values():
-            chosen = sorted(rows.layer.selected_data)
-            if rows.layer == active and chosen and rows.layer.mode in SELECTING and not self.drawing:
+            turned = chosen(rows)
+            if rows.layer == active and turned and not self.drawing:
                 positive = signs(rows)
-                positive[chosen] = ~positive[chosen]
+                positive[turned] = ~positive[turned]
                 with self._silence():
                     mark(rows, numbers(rows), positive)
                 self._settle()
@@ -220,14 +210,10 @@ class PromptLayers:
 
         With nothing on the plane, or while a shape is being drawn, nothing is added, and a sentence says so.
         """
-        on_plane: list[Prompt] = []
-        for prompt in prompts:
-            if isinstance(prompt, Mask):
-                on_plane.append(prompt)
-            else:
-                on_plane += prompts_of(*drawing_of(prompt), prompt.positive, self.grid.sides(plane))
+        shape = self.grid.sides(plane)
+        on_plane = [part for prompt in prompts for part in cut(prompt, shape)]
         if self.drawing or not on_plane:
-            self.say("finish the shape being drawn first" if self.drawing else NOTHING)
+            self.say("finish the shape first" if self.drawing else "nothing drawn is on the plane")
             return
         before = self._table.content
         self._write({**before, plane: (*before.get(plane, ()), *on_plane)}, self.axes)
@@ -239,21 +225,23 @@ class PromptLayers:
             self._make_missing()
             self._table.write(wanted, axes)
 
+    def _read(self, drawn: str = "") -> Prompted:
+        with self._silence():
+            new, sentences = self._table.read(self.viewer.dims, drawn, positive=self.next_positive)
+        for sentence in sentences[:1]:
+            self.say(sentence)
+        return new
+
     def _settle(self, source: str = "", *, added: bool = False) -> None:
         """Tell what differs from the last reading, then do what had to wait."""
         if self.drawing:
             return
         before = self._table.content
-        with self._silence():
-            new, sentences = self._table.read(
-                self.viewer.dims, source if added else "", positive=self.next_positive
-            )
+        new = self._read(source if added else "")
         if self._owed is not None:
             before, axes = self._owed
             self._table.content = joined(before, new)
             self._owed = (self._table.content, axes)
-        for sentence in sentences[:1]:
-            self.say(sentence)
         self._tell(before)
         self._pay()
 
@@ -271,8 +259,6 @@ class PromptLayers:
         elif self._table.untidy:
             self._write(self._table.content, self.axes)
 
-    # Layers and their events.
-
     def _ensure(self) -> dict[str, Rows]:
         if not self._attached:
             raise ValueError("the prompt layers are not in the viewer; call attach() first")
@@ -284,9 +270,7 @@ class PromptLayers:
         for kind in NEW_ROWS:
             if kind in self._table.sources or not self._attached:
                 continue
-            title = "clicks" if kind == "points" else "strokes"
-            name = f"{self.grid.layer.name} [lowlat] {title}"
-            rows = NEW_ROWS[kind](name, self.grid.ndim, self.grid.place)
+            rows = NEW_ROWS[kind](self.grid)
             active = self.viewer.layers.selection.active
             self.viewer.add_layer(rows.layer)
             if active is not None:
@@ -295,11 +279,8 @@ class PromptLayers:
 
     def _take(self, kind: str, rows: Rows) -> None:
         self._table.sources[kind] = rows
-        layer = rows.layer
-        layer.events.data.connect(self._on_data)
-        layer.events.features.connect(self._on_table)
-        layer.events.set_data.connect(self._pay)
-        layer.selected_data.events.items_changed.connect(self._on_table)
+        for event, slot in self._slots(rows.layer):
+            event.connect(slot)
         self._on_zoom()
         self.replaced.emit()
 
@@ -308,16 +289,22 @@ class PromptLayers:
         if rows is None:
             return
         layer = rows.layer
-        layer.events.data.disconnect(self._on_data)
-        layer.events.features.disconnect(self._on_table)
-        layer.events.set_data.disconnect(self._pay)
-        layer.selected_data.events.items_changed.disconnect(self._on_table)
+        for event, slot in self._slots(layer):
+            event.disconnect(slot)
         rows.close()
         self.drawing = self.drawing and kind != "shapes"
         if self._table.rulers.pop(kind, None) is None and layer in self.viewer.layers:
             layer.locked = False
             self.viewer.layers.remove(layer)
         self.replaced.emit()
+
+    def _slots(self, layer: Any) -> tuple[tuple[Any, Callable[..., None]], ...]:
+        return (
+            (layer.events.data, self._on_data),
+            (layer.events.features, self._on_table),
+            (layer.events.set_data, self._pay),
+            (layer.selected_data.events.items_changed, self._on_table),
+        )
 
     @contextmanager
     def _silence(self) -> Iterator[None]:
@@ -354,12 +341,7 @@ class PromptLayers:
 
     def _on_table(self) -> None:
         """The features table or the selection has changed: pasted rows, signs edited by hand."""
-        if self._writing or self.drawing:
-            return
-        for rows in self._table.sources.values():
-            if len(rows.layer.features) != len(rows):
-                return
-        if not self._table.knows():
+        if not self._writing and not self.drawing and not self._table.knows():
             self._settle()
 
     def _on_removed(self, event: Any) -> None:

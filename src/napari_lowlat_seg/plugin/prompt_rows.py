@@ -15,6 +15,8 @@ import numpy as np
 from napari.layers import Points, Shapes
 from napari.utils.colormaps.standardize_color import transform_color
 
+from napari_lowlat_seg.plugin.grid import Grid
+
 POSITIVE_COLOR = "#2b8ce6"
 NEGATIVE_COLOR = "#e0540a"
 SYMBOLS = {True: "disc", False: "x"}
@@ -28,6 +30,8 @@ LINE_PIXELS = 2.5
 
 NEW = -1
 """The number of a row that nobody has read yet."""
+
+SELECTING = ("select", "direct", "vertex_insert", "vertex_remove")
 
 Drawing = tuple[str, np.ndarray]
 
@@ -147,12 +151,12 @@ class ShapeRows:
         self._borrowed.close()
 
 
-def point_rows(name: str, ndim: int, place: dict[str, Any]) -> PointRows:
+def point_rows(grid: Grid) -> PointRows:
     """A new, empty Points layer for clicks that the user cannot delete by accident."""
     layer = Points(
-        ndim=ndim,
-        name=name,
-        **place,
+        ndim=grid.ndim,
+        name=f"{grid.layer.name} [lowlat] clicks",
+        **grid.place,
         features={"polarity": np.empty(0, object), "order": np.empty(0, np.int64)},
         symbol=SYMBOLS[True],
         face_color=POSITIVE_COLOR,
@@ -164,12 +168,12 @@ def point_rows(name: str, ndim: int, place: dict[str, Any]) -> PointRows:
     return PointRows(layer)
 
 
-def shape_rows(name: str, ndim: int, place: dict[str, Any]) -> ShapeRows:
+def shape_rows(grid: Grid) -> ShapeRows:
     """A new, empty Shapes layer for strokes, boxes and outlines that the user cannot delete by accident."""
     layer = Shapes(
-        ndim=ndim,
-        name=name,
-        **place,
+        ndim=grid.ndim,
+        name=f"{grid.layer.name} [lowlat] strokes",
+        **grid.place,
         features={"polarity": np.empty(0, object), "order": np.empty(0, np.int64)},
         edge_color=POSITIVE_COLOR,
         face_color="transparent",
@@ -223,6 +227,11 @@ def realign(rows: Rows, dropped: int) -> None:
         rows.layer.features = table.drop(index=table.index[dropped]).reset_index(drop=True)
 
 
+def chosen(rows: Rows) -> list[int]:
+    """The rows that the user has selected; in other modes napari selects what was just added, unasked."""
+    return sorted(rows.layer.selected_data) if rows.layer.mode in SELECTING else []
+
+
 def expect(rows: Rows, positive: bool) -> None:
     """Prepare the layer for the next row that the user draws."""
     defaults = rows.layer.feature_defaults
@@ -247,5 +256,5 @@ def across(coords: np.ndarray, source: Any, target: Any) -> np.ndarray:
 
 
 ROWS: dict[str, Callable[[Any], Rows]] = {"points": PointRows, "shapes": ShapeRows}
-NEW_ROWS: dict[str, Callable[[str, int, dict[str, Any]], Rows]] = {"shapes": shape_rows, "points": point_rows}
+NEW_ROWS: dict[str, Callable[[Grid], Rows]] = {"shapes": shape_rows, "points": point_rows}
 """How to make a new layer of each kind, the lower one first."""

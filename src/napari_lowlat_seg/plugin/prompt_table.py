@@ -44,7 +44,12 @@ class PromptTable:
         self._hidden: dict[int, tuple[Plane, Prompt]] = {}
 
     def knows(self) -> bool:
-        """Whether each row has the number and the sign that it was read with; False after pasting, say."""
+        """Whether each row has the number and the sign that it was read with; False after pasting, say.
+
+        While napari is removing rows, its table is behind: then there is nothing to be known yet.
+        """
+        if any(len(rows.layer.features) != len(rows) for rows in self.sources.values()):
+            return True
         for rows in self.sources.values():
             for number, positive in zip(numbers(rows), signs(rows), strict=True):
                 if number not in self._readings or self._readings[number].looks[1] != positive:
