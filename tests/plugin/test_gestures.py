@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("napari")
 
-from hand import NONE, Hand
+from .hand import NONE, Hand
 from napari.layers import Image
 from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
