@@ -1,9 +1,8 @@
 """The prompts of the current object as a Points and a Shapes layer, in both directions.
 
-napari tells of a change in many ways: up to four events for one, none for a pasted point, and some in the
-middle of it. So an event is only a reason to read the layers again; what differs from the last reading is an
-edit.
-A number in the features table ("order") says which row is which, and in what order the prompts were given.
+napari tells of a change in many ways: up to four events for one, none for a pasted point, some in the middle.
+So an event is only a reason to read the layers again; what differs from the last reading is an edit. A number
+in the features table ("order") says which row is which, and in what order the prompts were given.
 """
 
 from __future__ import annotations
@@ -21,18 +20,7 @@ from psygnal import Signal
 from napari_lowlat_seg.plugin.drawn_prompts import cut
 from napari_lowlat_seg.plugin.grid import Grid
 from napari_lowlat_seg.plugin.prompt_reading import Prompted, joined
-from napari_lowlat_seg.plugin.prompt_rows import (
-    NEW,
-    NEW_ROWS,
-    ROWS,
-    Rows,
-    chosen,
-    expect,
-    mark,
-    numbers,
-    realign,
-    signs,
-)
+from napari_lowlat_seg.plugin.prompt_rows import NEW_ROWS, ROWS, Rows, chosen, expect, forget, realign, turn
 from napari_lowlat_seg.plugin.prompt_table import PromptTable
 from napari_lowlat_seg.prompts import Prompt
 from napari_lowlat_seg.volume import Plane
@@ -137,7 +125,7 @@ class PromptLayers:
             rows = ROWS[kind](layer)
             self._table.rulers[kind] = Points(ndim=self.grid.ndim, **self.grid.place)
             with self._silence():
-                mark(rows, [NEW] * len(rows), signs(rows))
+                forget(rows)
                 self._take(kind, rows)
             new = self._read()
             self._table.keep(kind)
@@ -175,12 +163,9 @@ class PromptLayers:
         """Turn the sign of what is selected in a selecting mode (one edit), else of the next prompt."""
         active = self.viewer.layers.selection.active
         for rows in self._table.sources.values():
-            turned = chosen(rows)
-            if rows.layer == active and turned and not self.drawing:
-                positive = signs(rows)
-                positive[turned] = ~positive[turned]
+            if rows.layer == active and chosen(rows) and not self.drawing:
                 with self._silence():
-                    mark(rows, numbers(rows), positive)
+                    turn(rows, chosen(rows))
                 self._settle()
                 return
         self.positive = not self.positive
@@ -345,9 +330,8 @@ class PromptLayers:
             self._settle()
 
     def _on_removed(self, event: Any) -> None:
-        for kind, rows in tuple(self._table.sources.items()):
-            if rows.layer == event.value:
-                self._drop(kind)
+        for kind in [kind for kind, rows in self._table.sources.items() if rows.layer == event.value]:
+            self._drop(kind)
 
     def _on_zoom(self) -> None:
         zoom = max(float(self.viewer.scene.camera.zoom), 1e-30)

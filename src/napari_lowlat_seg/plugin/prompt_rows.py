@@ -84,6 +84,8 @@ class PointRows:
         self.layer.add(np.concatenate([vertices for _, vertices in drawings]))
 
     def dress(self, positive: np.ndarray) -> None:
+        if not len(positive):
+            return
         colors = transform_color(_colors(positive))
         if not np.array_equal(colors, self.layer.face_color):
             self.layer.face_color = colors
@@ -125,11 +127,13 @@ class ShapeRows:
         self.layer.add([vertices for _, vertices in drawings], shape_type=[kind for kind, _ in drawings])
 
     def dress(self, positive: np.ndarray) -> None:
+        if not len(positive):
+            return
         colors = transform_color(_colors(positive))
         if not np.array_equal(colors, self.layer.edge_color):
             self.layer.edge_color = colors
         words = [SIGNS[bool(sign)] for sign in positive]
-        if words and words != [str(word) for word in np.atleast_1d(self.layer.text.values)]:
+        if words != [str(word) for word in np.atleast_1d(self.layer.text.values)]:
             self.layer.text = {"string": words, "color": colors, "size": 14, "anchor": "upper_left"}
 
     def arm(self, positive: bool) -> None:
@@ -215,6 +219,18 @@ def mark(rows: Rows, order: list[int], positive: np.ndarray) -> None:
         table["order"] = np.asarray(order, np.int64)
         rows.layer.features = table
     rows.dress(positive)
+
+
+def forget(rows: Rows) -> None:
+    """Take all rows for new ones, whatever numbers they carry."""
+    mark(rows, [NEW] * len(rows), signs(rows))
+
+
+def turn(rows: Rows, some: list[int]) -> None:
+    """Give some rows the other sign."""
+    positive = signs(rows)
+    positive[some] = ~positive[some]
+    mark(rows, numbers(rows), positive)
 
 
 def realign(rows: Rows, dropped: int) -> None:
