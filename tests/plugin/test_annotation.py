@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import dask.array
 import numpy as np
 import pytest
-from hand import NONE, Hand
 from qtpy.QtWidgets import QApplication
 
 from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -13,6 +12,8 @@ from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
 from napari_lowlat_seg.responder_process import ResponderProcess
 from napari_lowlat_seg.volume import Plane
+
+from .hand import NONE, Hand
 
 PLUGIN = "napari-lowlat-seg"
 LONG = 60_000
@@ -73,7 +74,8 @@ def desk(make_napari_viewer_proxy, qtbot, process):
         return dock(viewer, layer, plane)
 
     def dock(viewer, layer, plane=None):
-        worker = LendingWorker(Lent(process))
+        worker, embedded = LendingWorker(Lent(process)), []
+        worker.embedded.connect(lambda key, seconds: embedded.append(key[1]))
         widget = LowlatWidget(viewer, worker)
         viewer.window.add_dock_widget(widget, name="Segment")
         it = SimpleNamespace(viewer=viewer, image=layer, widget=widget, worker=worker, qtbot=qtbot)
@@ -83,7 +85,7 @@ def desk(make_napari_viewer_proxy, qtbot, process):
             it.until(lambda: widget.conversation is not None)
             if plane is not None:
                 it.talk().grid.look_at(viewer.dims, plane)
-            it.until(lambda: widget.sentence == "ready")
+            it.until(lambda: it.talk().plane.index in embedded and widget.sentence == "ready")
             it.hand = Hand(viewer, it.talk().grid)
         return it
 
@@ -484,7 +486,7 @@ def test_hovering_outlines_and_writes_nothing(desk, neurons):
     it.hand.move((118, 86), (120, 88), down=NONE)
     it.until(lambda: (np.asarray(preview.data) == 4).any())
     assert prompts_of(it) == ()
-    assert not it.talk().can_undo
+    assert not it.talk().session.can_undo
     it.hand.click((120, 88))
     assert mask_of(it).any()
 

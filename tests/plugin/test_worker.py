@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from qtpy.QtWidgets import QApplication
 
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import ChildEnded, Interrupted
@@ -353,7 +355,7 @@ def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) 
     assert bar.desc.startswith("embedding plane 1")
     with qtbot.waitSignal(worker.idle):
         bar.cancel()
-    assert bar not in waiting.cancelable_progress._all_instances
+    qtbot.waitUntil(lambda: bar not in waiting.cancelable_progress._all_instances)
 
 
 def test_a_download_moves_the_bar(qtbot, worker, responder) -> None:
@@ -365,7 +367,7 @@ def test_a_download_moves_the_bar(qtbot, worker, responder) -> None:
     worker.look(plane("1"))
     qtbot.waitUntil(lambda: bars._bar is not None)
     worker.progressed.emit(3_000_000, 4_000_000)
-    assert (bars._bar.n, bars._bar.total) == (3_000_000, 4_000_000)
+    qtbot.waitUntil(lambda: (bars._bar.n, bars._bar.total) == (3_000_000, 4_000_000))
     assert "3 MB" in bars._bar.desc
     responder.embed_door.set()
     qtbot.waitUntil(lambda: bars._bar is None)
@@ -375,3 +377,15 @@ def test_importing_the_worker_imports_no_torch(run_python) -> None:
     """The window's process never does."""
     code = "import sys, napari_lowlat_seg.plugin.worker; print('torch' in sys.modules)"
     assert run_python(code) == "False"
+
+
+def test_a_bar_that_turns_the_event_loop_does_not_turn_round_the_order(qtbot, worker, responder) -> None:
+    """napari's bars do that: an error told right after "predicting" stays the last word."""
+    words: list[str] = []
+    worker._waiting._bar = SimpleNamespace(set_description=lambda _: QApplication.processEvents(), close=list)
+    worker.started.connect(words.append)
+    worker.failed.connect(words.append)
+    responder.error = ValueError("no answer")
+    with qtbot.waitSignal(worker.idle):
+        worker.ask(Asked("a"), plane("1"))
+    assert words[-1] == "no answer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari.utils import cancelable_progress
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject, Qt, QTimer
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -34,9 +34,13 @@ class Waiting(QObject):
         self._soon.setSingleShot(True)
         self._soon.setInterval(SOON)
         self._soon.timeout.connect(self._show)
-        worker.started.connect(self._start)
-        worker.progressed.connect(self._advance)
-        worker.idle.connect(self._end)
+        # napari's bars turn the event loop: what comes meanwhile must not overtake what others are being told.
+        for signal, slot in (
+            (worker.started, self._start),
+            (worker.progressed, self._advance),
+            (worker.idle, self._end),
+        ):
+            signal.connect(slot, Qt.ConnectionType.QueuedConnection)
 
     def close(self) -> None:
         """Takes the bar away."""
