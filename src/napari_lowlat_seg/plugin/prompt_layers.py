@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from napari.layers import Points
 from napari.layers.base import ActionType
 from napari.utils.notifications import show_info
@@ -205,10 +204,12 @@ class PromptLayers:
         self._tell(before)
 
     def _write(self, wanted: Prompted, axes: tuple[int, int]) -> None:
-        self._owed = None
+        self._owed, turned = None, axes != self.axes
         with self._silence():
             self._make_missing()
             self._table.write(wanted, axes)
+            if turned:
+                self._on_zoom()
 
     def _read(self, drawn: str = "") -> Prompted:
         with self._silence():
@@ -336,4 +337,4 @@ class PromptLayers:
     def _on_zoom(self) -> None:
         zoom = max(float(self.viewer.scene.camera.zoom), 1e-30)
         for rows in self._table.sources.values():
-            rows.fit(1 / (zoom * float(np.abs(rows.layer.scale[-1]))))
+            rows.fit(zoom, [self.grid.axes[axis] for axis in self.axes])

@@ -59,8 +59,8 @@ class Rows(Protocol):
         """Let the next row that the user draws look like its sign from the first moment."""
         ...
 
-    def fit(self, pixel: float) -> None:
-        """Keep the size on the screen when one canvas pixel is `pixel` units of layer data wide."""
+    def fit(self, zoom: float, shown: Sequence[int]) -> None:
+        """Keep the size on the screen; `zoom` canvas pixels per unit of world, `shown` layer axes in view."""
         ...
 
     def close(self) -> None:
@@ -98,11 +98,13 @@ class PointRows:
             self.layer.current_symbol = SYMBOLS[positive]
             self.layer.current_face_color = POSITIVE_COLOR if positive else NEGATIVE_COLOR
 
-    def fit(self, pixel: float) -> None:
-        # napari draws within canvas_size_limits, but finds the point under the mouse by its size in data.
+    def fit(self, zoom: float, shown: Sequence[int]) -> None:
+        # napari draws a size times the last scale, whatever the affine (0.9.2); limits alone would not do, as
+        # it finds the point under the mouse by this size.
+        size = POINT_PIXELS / (zoom * float(np.abs(self.layer.scale[-1])))
         with self.layer.block_update_properties():
-            self.layer.current_size = POINT_PIXELS * pixel
-        self.layer.size = POINT_PIXELS * pixel
+            self.layer.current_size = size
+        self.layer.size = size
 
     def close(self) -> None:
         """Nothing was borrowed."""
@@ -141,8 +143,8 @@ class ShapeRows:
             self.layer.current_edge_color = POSITIVE_COLOR if positive else NEGATIVE_COLOR
             self.layer.current_face_color = "transparent"
 
-    def fit(self, pixel: float) -> None:
-        width = LINE_PIXELS * pixel
+    def fit(self, zoom: float, shown: Sequence[int]) -> None:
+        width = LINE_PIXELS / (zoom * _mean(_lengths(self.layer, shown)))
         # Every line is cut into triangles anew: not for each notch of the wheel.
         if 0.7 < width / max(float(self.layer.current_edge_width), 1e-30) < 1.4:
             return
@@ -166,7 +168,9 @@ def point_rows(grid: Grid) -> PointRows:
         face_color=POSITIVE_COLOR,
         border_color="white",
         border_width=0.1,
-        canvas_size_limits=(POINT_PIXELS, POINT_PIXELS),
+        # Where a limit applies, the border is drawn half the lower limit wide (vispy 0.17): a high one would
+        # cover the point.
+        canvas_size_limits=(2, POINT_PIXELS),
     )
     layer.locked = True
     return PointRows(layer)
@@ -181,6 +185,7 @@ def shape_rows(grid: Grid) -> ShapeRows:
         features={"polarity": np.empty(0, object), "order": np.empty(0, np.int64)},
         edge_color=POSITIVE_COLOR,
         face_color="transparent",
+        opacity=1,
     )
     layer.locked = True
     return ShapeRows(layer)
@@ -260,6 +265,20 @@ def expect(rows: Rows, positive: bool) -> None:
 
 def _word(positive: bool) -> str:
     return "positive" if positive else "negative"
+
+
+def _lengths(layer: Any, shown: Sequence[int]) -> np.ndarray:
+    """How long one unit of layer data is in the world, along each axis in view."""
+    origin = np.zeros(layer.ndim)
+    start = np.asarray(layer.data_to_world(origin))
+    ends = np.array([layer.data_to_world(origin + np.eye(layer.ndim)[axis]) for axis in shown])
+    lengths: np.ndarray = np.linalg.norm(ends - start, axis=1)
+    return lengths
+
+
+def _mean(lengths: np.ndarray) -> float:
+    """The geometric mean: a line is then as much too wide along one axis as too narrow along the other."""
+    return float(np.sqrt(np.prod(lengths)))
 
 
 def _colors(positive: np.ndarray) -> list[str]:
