@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("napari")
 
-from .hand import NONE, Hand
 from napari.layers import Image
 from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
@@ -19,6 +18,8 @@ from napari_lowlat_seg.plugin.grid import grid_of
 from napari_lowlat_seg.plugin.prompt_layers import PromptLayers
 from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
 from napari_lowlat_seg.volume import Plane
+
+from .hand import NONE, Hand
 
 SHAPE = (12, 48, 64)
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])

@@ -31,4 +31,4 @@ def test_a_pretender_spends_its_time_once_for_a_plane() -> None:
 
 def test_a_pretender_says_its_name() -> None:
     """As any responder says its model."""
-    assert load_busy("default", "cpu").describe() == {"model": "busy"}
+    assert load_busy("default", "cpu").describe()["model"] == "busy"

@@ -74,16 +74,15 @@ class Pretender:
 
     def __init__(self, name: str, work: Callable[[float], None], embed: float, click: float) -> None:
         self._name, self._work, self._seconds = name, work, (embed, click)
-        self._seen: set[Any] = set()
+        self._seen: dict[Any, tuple[int, ...]] = {}  # shapes of planes
 
     def embed(self, source: PlaneSource, newer: Newer = never) -> float:
         """Seconds that it took; 0.0 if it was there already."""
         if source.identity in self._seen:
             return 0.0
         began = time.perf_counter()
-        source.read()
         self._work(self._seconds[0])
-        self._seen.add(source.identity)
+        self._seen[source.identity] = source.read().shape[:2]
         return time.perf_counter() - began
 
     def respond(
@@ -91,11 +90,11 @@ class Pretender:
     ) -> Iterator[tuple[Answer, bool]]:
         """One empty answer."""
         self._work(self._seconds[1])
-        yield Answer.from_mask(np.zeros((250, 250), bool)), True
+        yield Answer.from_mask(np.zeros(self._seen[source.identity], bool)), True
 
     def describe(self, progress: object = None) -> dict[str, Any]:
         """Its name."""
-        return {"model": self._name}
+        return {"model": self._name, "device": "cpu", "precision": "none", "licence": "none"}
 
     def restart(self) -> None:
         """Nothing."""

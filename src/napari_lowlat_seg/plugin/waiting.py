@@ -34,7 +34,7 @@ class Waiting(QObject):
         self._soon.setSingleShot(True)
         self._soon.setInterval(SOON)
         self._soon.timeout.connect(self._show)
-        # napari's bars turn the event loop: what comes meanwhile must not overtake what others are being told.
+        # napari's bars turn the event loop: what comes meanwhile must not overtake what others hear.
         for signal, slot in (
             (worker.started, self._start),
             (worker.progressed, self._advance),
