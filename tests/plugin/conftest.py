@@ -16,8 +16,16 @@ def _lacking() -> str:
     return ""
 
 
+# What a user would be shown counts as a failure. napari says of every turned image that it shows it so.
+STRICT = ("error::UserWarning", "error::RuntimeWarning", "error::FutureWarning", "ignore:Non-orthogonal slicing")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip with the reason, or fail with it where the run was asked to open windows."""
+    """Warnings are errors; skip with the reason, or fail with it where the run was asked to open windows."""
+    for item in items:
+        if "plugin" in item.path.parts:
+            for rule in STRICT:
+                item.add_marker(pytest.mark.filterwarnings(rule))
     lacking = _lacking()
     if not lacking:
         return

@@ -559,6 +559,21 @@ def test_layers_deleted_and_renamed_mid_flight(desk, neurons):
     assert talk.labels.layer.data.any()
 
 
+def test_an_image_that_is_moved_takes_prompts_and_masks_along(desk, neurons):
+    """Scale and position may be corrected in the middle of the work."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    it.image.scale, it.image.translate = (2, 3, 3), (0, 40, -20)
+    it.viewer.reset_view()
+    it.hand.click((130, 90))
+    assert near([prompt.at for prompt in prompts_of(it)], [(120, 88), (130, 90)])
+    assert iou(mask_of(it), mask) > 0.5
+    talk = it.talk()
+    for layer in (talk.prompts.points, talk.prompts.shapes, talk.preview.layer):
+        assert np.allclose(layer.data_to_world((0, 120, 88)), it.image.data_to_world((0, 120, 88)))
+
+
 def test_the_image_deleted_while_predicting(desk, neurons):
     """The widget goes back to its beginning; nothing of ours stays but the labels."""
     it = desk(neurons[0][:2])

@@ -110,6 +110,8 @@ class Conversation:
         self.prompts.replaced.connect(self._bind_keys)
         self.sight.attach()
         self.viewer.layers.events.removed.connect(self._removed)
+        for event in self._places():
+            event.connect(self._placed)
         self.labels.attach()
         self.questions.attach()
         self._refresh()
@@ -121,6 +123,8 @@ class Conversation:
         self.attached = False
         self.questions.detach()
         self.labels.detach()
+        for event in self._places():
+            event.disconnect(self._placed)
         self.sight.detach()
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.prompts.replaced.disconnect(self._bind_keys)
@@ -348,6 +352,12 @@ class Conversation:
             self._show_mask()
             self.questions.look(self._plane)
 
+    def _placed(self) -> None:
+        """The image has been moved or scaled: its prompts go with it."""
+        for layer in self.prompts.present:
+            for name, value in self.grid.place.items() if layer is not None else ():
+                setattr(layer, name, value)
+
     def _removed(self, event: Any) -> None:
         if event.value is self.labels.layer:
             self.use_labels(None)
@@ -419,6 +429,11 @@ class Conversation:
         for layer in self._bound:
             self._keys.unbind(layer)
         self._bound = []
+
+    def _places(self) -> list[Any]:
+        """What napari tells when the image's place changes."""
+        names = ("scale", "translate", "rotate", "shear", "affine", "units")
+        return [getattr(self.layer.events, name) for name in names]
 
     @staticmethod
     def _try(work: Any) -> Any:

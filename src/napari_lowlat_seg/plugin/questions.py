@@ -57,6 +57,7 @@ class Questions:
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
+        self._first = 0.0  # seconds until the first answer to the newest request
         self._given_up: set[int] = (
             set()
         )  # tickets that failed or were cancelled: not asked again by scrolling
@@ -154,8 +155,15 @@ class Questions:
             self.tried.emit(self._trial[1], request.plane, finished(answer, self.session.finish))
         elif self.session.land(request, answer):
             self._asked = None if final else self._asked
-            time = f"{1000 * seconds:.0f} ms"
-            self.said.emit(time if final else f"{time}, looking closer")
+            self.said.emit(self._times(seconds, final))
             self.landed.emit(request.plane, final)
             if final:
                 self.ask()
+
+    def _times(self, seconds: float, final: bool) -> str:
+        """How long an answer took, and the closer look after it where one was taken."""
+        if not final:
+            self._first = seconds
+            return f"{1000 * seconds:.0f} ms, looking closer"
+        closer = f", closer look {1000 * seconds:.0f} ms" if seconds > self._first + 0.05 else ""
+        return f"{1000 * self._first:.0f} ms{closer}"
