@@ -71,9 +71,10 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
     filled = sum(bool(answer.mask.any()) for answer in answers.values())
     if planes:
         walk = propagate(predictor, volume, answers, planes)
-        for plane, answer in _progress(walk, len(planes) - len(answers)):
-            labels[plane.key()][answer.mask] = wanted.label
-            filled += 1
+        final = (step for step in walk if step.final)
+        for step in _progress(final, len(planes) - len(answers)):
+            labels[step.plane.key()][step.answer.mask] = wanted.label
+            filled += bool(step.answer.mask.any())
     write_labels(output, labels, volume)
     return {
         "input": str(image),
