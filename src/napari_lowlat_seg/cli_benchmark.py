@@ -114,3 +114,34 @@ def latency(
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
+
+
+@app.command()
+def volume(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A 3-D image.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference, of the same shape.")],
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", help="A label, or several joined by + as one object. Repeatable."),
+    ] = None,
+    axis: Annotated[int | None, typer.Option(help="The axis to walk. Default: 0, or 2 for NIfTI.")] = None,
+    planes: Annotated[str, typer.Option(metavar="A:B", help="Only this part of the volume.")] = ":",
+    corrections: Annotated[int, typer.Option(min=0, help="Planes corrected at most.")] = 12,
+    model: Annotated[str, typer.Option("--model", "-m", help="A name or file.")] = MODEL,
+    device: Device = DEVICE,
+    json: Json = None,
+) -> None:
+    """3-D Dice and actions of a simulated annotator: propagation beside copying and interpolation."""
+    from napari_lowlat_seg.benchmark_volume import run_volume
+
+    run_volume(
+        model,
+        image,
+        labels,
+        objects=objects or (),
+        axis=axis,
+        planes=planes,
+        corrections=corrections,
+        device=device,
+        json=json,
+    )

@@ -164,6 +164,34 @@ def latency_table(report: Mapping[str, Any]) -> str:
     return _text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
 
 
+def volume_table(report: Mapping[str, Any]) -> str:
+    """The rows of a volume report as a table of plain text."""
+    dice = {
+        "dice_one": "1 plane",
+        "dice_ten": "every 10th",
+        "dice_c1": "+1",
+        "dice_c3": "+3",
+        "dice_c5": "+5",
+    }
+    ious = {"iou_one": "IoU 1 plane", "iou_ten": "IoU every 10th"}
+    actions = {"actions_ten": "actions 10th", "actions_90": "to .90", "actions_95": "to .95"}
+    table = Table("object", "method", *dice.values(), *ious.values(), *actions.values())
+    for column in table.columns[2:]:
+        column.justify = "right"
+    last = None
+    for row in report["rows"]:
+        if last is not None and row["object"] != last:
+            table.add_section()
+        table.add_row(
+            row["object"] if row["object"] != last else "",
+            row["method"],
+            *(f"{row[key]:.3f}" for key in (*dice, *ious)),
+            *("-" if row[key] is None else str(row[key]) for key in actions),
+        )
+        last = row["object"]
+    return _text(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
+
+
 def _text(table: Table, title: str) -> str:
     table.title = title
     table.title_justify = "left"
