@@ -158,6 +158,40 @@ def segment(
 
 
 @app.command()
+def embed(
+    image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="CACHE", help="Folder of embeddings.")],
+    axis: Annotated[
+        int | None, typer.Option(help="The axis to walk along. Default: 0, or 2 for NIfTI.")
+    ] = None,
+    channel: Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
+    ] = None,
+    model: Model = MODEL,
+    device: Device = DEVICE,
+) -> None:
+    """Embed all planes of VOLUME into CACHE, so that clicks there need not wait. Goes on where it stopped."""
+    from napari_lowlat_seg.precompute import run_embed
+
+    try:
+        done = run_embed(
+            image,
+            output,
+            model=model,
+            device=device,
+            axis=axis,
+            channel=channel,
+            workers=workers,
+            scheduler=scheduler,
+        )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    print(f"{done['planes']} planes, {done['made']} of them new, {done['bytes'] / 2**20:.0f} MiB: {output}")
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
