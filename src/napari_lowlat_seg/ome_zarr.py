@@ -1,7 +1,7 @@
 """OME-Zarr images and labels larger than memory: read cut by cut, written where something changes.
 
-An image is opened, never loaded: its array is read by `Volume.plane`. Labels are an OME-Zarr multiscale image of
-their own; every write changes the same place on all levels, so that the pyramid is true at any time.
+An image is opened, never loaded: its array is read by `Volume.plane`. Labels are an OME-Zarr multiscale image
+of their own; every write changes the same place on all levels, so that the pyramid is true at any time.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _moved(key: int | slice, part: slice) -> int | slice:
     if isinstance(key, slice):
         first, last, step = key.indices(part.stop - part.start)
         return slice(part.start + first, part.start + last, step)
-    return part.start + int(key)
+    return int(part.start) + int(key)
 
 
 def moved(prompt: Prompt, region: Region) -> Prompt:

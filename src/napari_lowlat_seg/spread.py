@@ -56,7 +56,7 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS}),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=40
         ) as cluster,
         Client(cluster) as client,
     ):
