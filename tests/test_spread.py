@@ -15,28 +15,21 @@ from napari_lowlat_seg.spread import connected, spread
 pytest.importorskip("distributed")
 
 
-def slow_file(job: tuple[str, int]) -> int:
-    """Write a file, and say by whom; slowly, so that there is time to die."""
-    folder, number = job
-    path = Path(folder, str(number))
-    if not path.exists():
-        time.sleep(0.2)
-        path.write_text(str(os.getpid()))
-    return number
-
-
-def _fail(job: int) -> int:
-    raise ValueError(f"job {job} cannot be done")
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_worker_killed_in_the_middle_costs_nothing_but_time(tmp_path: Path) -> None:
     """Its jobs are done by others, results come once each."""
-    jobs = [(str(tmp_path), number) for number in range(24)]
+
+    def slow_file(number: int) -> int:
+        path = tmp_path / str(number)
+        if not path.exists():
+            time.sleep(0.2)
+            path.write_text("done")
+        return number
+
     done = []
     with connected(None, 2) as client:
         pids = client.run(os.getpid)
-        for number in spread(client, slow_file, jobs):
+        for number in spread(client, slow_file, range(24)):
             done.append(number)
             if len(done) == 4:
                 os.kill(next(iter(pids.values())), signal.SIGKILL)
@@ -46,8 +39,12 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(tmp_path: Path) ->
 
 def test_an_error_that_repeats_itself_is_told() -> None:
     """With its own sentence."""
+
+    def fail(job: int) -> int:
+        raise ValueError(f"job {job} cannot be done")
+
     with connected(None, 1) as client, pytest.raises(ValueError, match=r"job 3 cannot be done"):
-        list(spread(client, _fail, [3]))
+        list(spread(client, fail, [3]))
 
 
 def test_no_workers_is_no_cluster() -> None:

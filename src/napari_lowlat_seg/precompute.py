@@ -16,7 +16,7 @@ from typing import Any
 from .embedding_cache import EmbeddingCache, EmbeddingKey
 from .io import default_axis, read_volume
 from .predictor import Predictor, load_predictor
-from .propagate import embed_plane
+from .propagate import embed_plane, visible
 from .spread import connected, spread
 from .volume import Plane, Volume
 
@@ -62,17 +62,10 @@ def embed_planes(
     """
     for plane in planes:
         key = EmbeddingKey.of(predictor, volume, plane)
-        if key in cache:
-            yield False
-            continue
-        try:
+        new = key not in cache and visible(volume, plane)
+        if new:
             cache.ensure(key, lambda plane=plane: embed_plane(predictor, volume, plane))  # type: ignore[misc]
-        except ValueError as error:
-            if "finite" not in str(error):
-                raise
-            yield False
-        else:
-            yield True
+        yield new
 
 
 def run_job(job: EmbedJob) -> tuple[int, int]:

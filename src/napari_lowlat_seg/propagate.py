@@ -91,6 +91,12 @@ def embed_plane(predictor: Engine[Any], volume: Volume, plane: Plane) -> Any:
     return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
 
 
+def visible(volume: Volume, plane: Plane) -> bool:
+    """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
+    pixels = volume.plane(plane)
+    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
+
+
 def propagate(
     predictor: Engine[A],
     volume: Volume,
@@ -278,7 +284,7 @@ class _Walk:
         for place in route:
             plane = self.planes[place]
             yield plane
-            if not self._visible(plane):
+            if not visible(self.volume, plane):
                 return
             here = self._gray(plane)
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
@@ -298,11 +304,6 @@ class _Walk:
     def _check(self) -> None:
         if self.cancelled():
             raise Cancelled
-
-    def _visible(self, plane: Plane) -> bool:
-        """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
-        pixels = self.volume.plane(plane)
-        return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
 
     def _gray(self, plane: Plane) -> np.ndarray:
         pixels = to_uint8(self.volume.plane(plane), self.volume.window).astype(np.float32)
