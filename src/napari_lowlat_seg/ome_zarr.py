@@ -101,7 +101,15 @@ class OmeZarrLabels:
             group = _created(zarr, path, like)
         self.levels: tuple[Any, ...] = tuple(group[name] for name in sorted(group.array_keys(), key=int))
 
-    def write(self, plane: Plane, mask: np.ndarray, label: int, corner: tuple[int, int] = (0, 0)) -> None:
+    def write(
+        self,
+        plane: Plane,
+        mask: np.ndarray,
+        label: int,
+        corner: tuple[int, int] = (0, 0),
+        *,
+        lowest: bool = False,
+    ) -> None:
         """Give the pixels of a mask a label; all others keep theirs.
 
         Parameters
@@ -110,6 +118,8 @@ class OmeZarrLabels:
             (rows, cols) bool, the whole plane or a part of it.
         corner
             (row, col) in the plane at which the mask's first pixel lies.
+        lowest
+            Pixels of a lower label keep it; then the order of several writes does not matter.
         """
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if len(rows) == 0:
@@ -124,7 +134,8 @@ class OmeZarrLabels:
             if thin.any():
                 region = _region(plane, first, thin.shape)
                 old = np.asarray(array[region])
-                array[region] = np.where(thin, np.asarray(label, old.dtype), old)
+                free = thin & ((old == 0) | (old > label)) if lowest else thin
+                array[region] = np.where(free, np.asarray(label, old.dtype), old)
 
     def plane(self, plane: Plane) -> np.ndarray:
         """The labels of one plane, at full size."""

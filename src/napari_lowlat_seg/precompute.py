@@ -73,8 +73,8 @@ def run_job(job: EmbedJob) -> tuple[int, int]:
 
     Raises OSError if the folder lacks an embedding afterwards: a full disk must not pass for success.
     """
-    predictor = _predictor(job.model, job.device)
-    volume = replace(_volume(job.image, job.channel), window=job.window)
+    predictor = the_predictor(job.model, job.device)
+    volume = replace(the_volume(job.image, job.channel), window=job.window)
     cache = EmbeddingCache(0, 0, job.folder, None, predictor.runtime.device)
     made = 0
     for plane, new in zip(job.planes, embed_planes(predictor, volume, job.planes, cache)):
@@ -143,10 +143,12 @@ def _bar(total: int) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, device: str) -> Predictor:
+def the_predictor(model: str, device: str) -> Predictor:
+    """`load_predictor`, once in a worker's life."""
     return load_predictor(model, device=device)
 
 
 @lru_cache(maxsize=1)
-def _volume(image: Path, channel: int | None) -> Volume:
+def the_volume(image: Path, channel: int | None) -> Volume:
+    """`read_volume`, once for all jobs on one image."""
     return read_volume(image, channel=channel)
