@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.anchors import affected
+from napari_lowlat_seg.likeness import seed
 from napari_lowlat_seg.predictor import Predictor
 from napari_lowlat_seg.prompts import Click, Prompt
-from napari_lowlat_seg.propagate import Carried, Engine, embed_plane, propagate, seed, worst
+from napari_lowlat_seg.propagate import Carried, Engine, embed_plane, propagate, worst
 from napari_lowlat_seg.volume import Plane, Volume
 
 

@@ -7,6 +7,7 @@ the one that the method itself doubts most), again and again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from .anchors import affected
 from .embedding_cache import EmbeddingCache, EmbeddingKey
 from .interpolate import interpolate
 from .io import default_axis, read_volume
+from .likeness import gray, seed
 from .predictor import Prediction, Predictor, load_predictor
 from .prompts import Click
-from .propagate import Carried, embed_plane, propagate, seed, worst
+from .propagate import Carried, embed_plane, propagate, worst
 from .reports import machine, save_json, volume_table
 from .simulate import annotate
-from .volume import Plane, Volume, to_uint8
+from .volume import Plane, Volume
 
 CLICKS = 5
 """Most clicks that one plane gets,"""
@@ -81,12 +83,12 @@ class Scene:
         return replace(given[-1], look=None), len(done.prompts)
 
 
-class Method:
+class Method(ABC):
     """A way to fill the planes between and beyond anchors. `doubted` names the plane to correct, or None."""
 
+    @abstractmethod
     def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
         """All masks; `changed` is the anchor that has come since the last call, None for a fresh start."""
-        raise NotImplementedError
 
     def doubted(self) -> Plane | None:
         """Where the method itself would look first."""
@@ -132,12 +134,12 @@ class PreviousMask(Method):
 def _previous_mask(
     scene: Scene, start: Plane, anchors: Mapping[Plane, Prediction], route: Sequence[Plane]
 ) -> Iterator[tuple[Plane, np.ndarray]]:
-    answer, before = anchors[start], _gray(scene.volume, start)
+    answer, before = anchors[start], gray(scene.volume, start)
     if not answer.mask.any():
         return
     usual, change = before[answer.mask].mean(), 3 * before[answer.mask].std() + 10
     for plane in route:
-        here = _gray(scene.volume, plane)
+        here = gray(scene.volume, plane)
         click = Click(seed(answer.mask, before, here, scene.volume.plane_spacing(plane)))
         following = replace(scene.predictor.predict(scene.embed(plane), [click], answer), look=None)
         both = np.count_nonzero(answer.mask & following.mask)
@@ -147,11 +149,6 @@ def _previous_mask(
             return
         yield plane, following.mask
         answer, before = following, here
-
-
-def _gray(volume: Volume, plane: Plane) -> np.ndarray:
-    pixels = to_uint8(volume.plane(plane), volume.window).astype(np.float32)
-    return pixels if pixels.ndim == 2 else pixels.mean(axis=2)
 
 
 class NearestCopy(Method):

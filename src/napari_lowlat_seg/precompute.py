@@ -15,8 +15,9 @@ from typing import Any
 
 from .embedding_cache import EmbeddingCache, EmbeddingKey
 from .io import default_axis, read_volume
+from .likeness import visible
 from .predictor import Predictor, load_predictor
-from .propagate import embed_plane, visible
+from .propagate import embed_plane
 from .spread import connected, spread
 from .volume import Plane, Volume
 

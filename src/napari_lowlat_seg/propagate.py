@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-import edt
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from napari_lowlat_seg.anchors import gaps_between, places_of, touched
+from napari_lowlat_seg.likeness import gray, seed, visible
 from napari_lowlat_seg.prompts import Click, Prompt
-from napari_lowlat_seg.volume import Plane, Volume, to_uint8
+from napari_lowlat_seg.volume import Plane, Volume
 
 LEAST_OVERLAP = 0.3
 """The object has ended, or the answer is another object, when its IoU with the plane before is below this."""
@@ -28,9 +27,6 @@ anchor's standard deviations and `LEAST_CHANGE`: a mask that finds no edge any m
 
 LEAST_CHANGE = 4.0
 """Gray levels of 255 that the mean brightness may always change."""
-
-BLUR = 2.0
-"""Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
 
 FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its answer from the other side."""
@@ -89,12 +85,6 @@ class Cancelled(Exception):
 def embed_plane(predictor: Engine[Any], volume: Volume, plane: Plane) -> Any:
     """The embedding of one plane, with the volume's intensity window and the plane's spacing."""
     return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
-
-
-def visible(volume: Volume, plane: Plane) -> bool:
-    """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
-    pixels = volume.plane(plane)
-    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
 
 
 def propagate(
@@ -278,7 +268,7 @@ class _Walk:
         answer, chain = self.anchors[self.planes[start]], 1.0
         if not answer.mask.any():
             return
-        before = self._gray(self.planes[start])
+        before = gray(self.volume, self.planes[start])
         inside = before[answer.mask]
         usual, change = float(inside.mean()), LIKENESS * float(inside.std()) + LEAST_CHANGE
         for place in route:
@@ -286,7 +276,7 @@ class _Walk:
             yield plane
             if not visible(self.volume, plane):
                 return
-            here = self._gray(plane)
+            here = gray(self.volume, plane)
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
             self._check()
             embedding = self.embed(plane)
@@ -304,10 +294,6 @@ class _Walk:
     def _check(self) -> None:
         if self.cancelled():
             raise Cancelled
-
-    def _gray(self, plane: Plane) -> np.ndarray:
-        pixels = to_uint8(self.volume.plane(plane), self.volume.window).astype(np.float32)
-        return pixels if pixels.ndim == 2 else pixels.mean(axis=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,23 +318,6 @@ class _Folded:
         (top, left), (rows, cols) = self.corner, self.values.shape
         probability[top : top + rows, left : left + cols] = self.values
         return replace(self.step, answer=replace(self.step.answer, probability=probability))
-
-
-def seed(
-    mask: np.ndarray, before: np.ndarray, here: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
-) -> tuple[int, int]:
-    """(row, col) deep inside a mask, where two gray images, smoothed, look alike; not for empty masks.
-
-    The place with the largest depth * exp(-(difference / spread)^2), spread being the standard deviation of
-    the first image inside the mask plus one gray level.
-    """
-    depth = edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, black_border=True, parallel=1)
-    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
-    spread = float(first[mask].std()) + 1.0
-    score = depth * np.exp(-(((second - first) / spread) ** 2))
-    # Where nothing looks alike the score may underflow; depth alone decides then.
-    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
-    return int(row), int(col)
 
 
 def _sureness(answer: Answer) -> float:
