@@ -16,10 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
-from napari_lowlat_seg.model import checkpoints
+from napari_lowlat_seg.model import checkpoints, known
 from napari_lowlat_seg.model.checkpoints import (
-    WEIGHTS,
-    Weights,
     download_model,
     import_model,
     list_models,
@@ -28,6 +26,7 @@ from napari_lowlat_seg.model.checkpoints import (
     model_path,
     save_model,
 )
+from napari_lowlat_seg.model.known import WEIGHTS, Weights
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 
 TINY = SegNextConfig(
@@ -358,7 +357,7 @@ def test_a_download_of_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> None:
     """The packaged one by installing again, the others by downloading."""
-    monkeypatch.setattr(checkpoints, "PACKAGED", tmp_path)
+    monkeypatch.setattr(known, "PACKAGED", tmp_path)
     with pytest.raises(ValueError, match=r"model 'default' is not at .*; install the package again"):
         load_model("default")
     with pytest.raises(ValueError, match=r"model 'segnext-sax1' is not at .*models download segnext-sax1"):
@@ -452,3 +451,12 @@ def test_an_interrupted_record_is_no_record(cache) -> None:
     cache.mkdir(exist_ok=True)
     (cache / "segnext-sax1.pth.sha256").write_text("")
     assert checkpoints.model_info("segnext-sax1")["sha256"] is None
+
+
+def test_the_names_are_listed_without_torch(run_python) -> None:
+    """A window that lists models does not wait for the library that runs them."""
+    listed = run_python(
+        "import sys\nfrom napari_lowlat_seg.model.known import known_names\n"
+        "print(known_names()[0], 'torch' in sys.modules)"
+    )
+    assert listed == "default False"

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from napari_lowlat_seg.model.downloads import cache_dir, fetch, file_sha256
+from napari_lowlat_seg.model.downloads import fetch, file_sha256
+from napari_lowlat_seg.model.known import cache_dir
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .answers import THRESHOLD
 from .closer_look import closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .model.checkpoints import load_model
@@ -28,9 +29,6 @@ from .model.network import Network
 from .prompts import Prompt, Region, dense_maps
 from .runtime import Runtime
 from .volume import intensity_window, to_uint8
-
-# Foreground is a probability above this. The original evaluates with 0.49, not 0.5.
-THRESHOLD = 0.49
 
 CloserLook = Literal["auto", "off"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .predictor import THRESHOLD
+from .answers import THRESHOLD
 
 FAR = 1e6
 LOOSEST = 0.03  # of the smoothed region: without it, the wobble alone would draw islands far from any object

@@ -1,4 +1,4 @@
-"""Weights: which there are, where they come from, and how a file becomes a network.
+"""How a file of weights becomes a network; which there are, and where they come from, is in `known`.
 
 Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors;
 the digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,80 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .compact import Compact, CompactConfig
-from .downloads import Progress, cache_dir, fetch, file_sha256
+from .downloads import Progress, fetch, file_sha256
+from .known import WEIGHTS, cache_dir, known_names, known_path, known_sha256, record_path
 from .network import Network
 from .official import read_official
 from .segnext import SegNext, SegNextConfig
-
-PACKAGED = Path(__file__).parent / "weights"
-DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
 
 # One row per family: its config, a dataclass whose fields are JSON values, and the network built from it.
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "segnext": (SegNextConfig, SegNext),
     "compact": (CompactConfig, Compact),
-}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One row of the table of known models.
-
-    Attributes
-    ----------
-    family
-        A key of `FAMILIES`.
-    licence
-        Under which terms the weights come, as far as their authors say.
-    note
-        What it is, in one line.
-    url
-        Where to download it; empty for files inside the package.
-    sha256
-        Of the file; empty if its authors publish none: then the first download is the one kept to.
-    parameters
-        Number of values, for those not on this machine yet.
-    size
-        Side of the network's input in pixels, likewise.
-    """
-
-    family: str
-    licence: str
-    note: str
-    url: str = ""
-    sha256: str = ""
-    parameters: int = 0
-    size: int = 0
-
-
-UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbiag)"
-
-WEIGHTS: dict[str, Weights] = {
-    "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
-    "segnext-sax1": Weights(
-        "segnext",
-        UPSTREAM,
-        "official ViT-B with one fusion block, COCO+LVIS",
-        DRIVE + "1G_m9_sVYVD2MBDf5ulrAUz-iSvi8bQfZ",
-        parameters=106_701_761,
-        size=1024,
-    ),
-    "segnext-sax2": Weights(
-        "segnext",
-        UPSTREAM,
-        "official ViT-B with two fusion blocks, COCO+LVIS",
-        DRIVE + "1uHEcvwA2spsLQqDJiYKqv1pf3vgLAG7-",
-        parameters=113_789_633,
-        size=1024,
-    ),
-    "segnext-sax2-hq": Weights(
-        "segnext",
-        UPSTREAM + "; fine-tuned on HQSeg-44K, parts of which are for non-commercial use only",
-        "official ViT-B with two fusion blocks, COCO+LVIS then HQSeg-44K",
-        DRIVE + "1qkXIvxnlY3Z4xLYGWJcoAHBUNyDmvwPS",
-        parameters=113_789_633,
-        size=1024,
-    ),
 }
 
 
@@ -197,8 +133,7 @@ def save_model(network: Network, path: Path, *, half: bool = False, **notes: str
 
 def list_models() -> list[dict[str, Any]]:
     """`model_info` of every known model and of every imported one, in that order."""
-    imported = sorted(path.stem for path in cache_dir().glob("*.safetensors"))
-    return [model_info(name) for name in (*WEIGHTS, *(name for name in imported if name not in WEIGHTS))]
+    return [model_info(name) for name in known_names()]
 
 
 def model_info(name_or_path: str | Path) -> dict[str, Any]:
@@ -210,7 +145,7 @@ def model_info(name_or_path: str | Path) -> dict[str, Any]:
     """
     name = str(name_or_path)
     row = WEIGHTS.get(name)
-    if row is None or (not row.url and _known_path(name).is_file()):
+    if row is None or (not row.url and known_path(name).is_file()):
         path = model_path(name)
         network = load_file(path)
         facts: dict[str, Any] = {
@@ -221,9 +156,9 @@ def model_info(name_or_path: str | Path) -> dict[str, Any]:
         }
     else:
         assert row is not None
-        path = _known_path(name)
+        path = known_path(name)
         facts = {"family": row.family, "parameters": row.parameters, "size": row.size}
-        facts["sha256"] = _known_sha256(name)
+        facts["sha256"] = known_sha256(name)
     here = path.is_file()
     return {
         "name": name,
@@ -239,7 +174,7 @@ def model_info(name_or_path: str | Path) -> dict[str, Any]:
 
 def model_path(name: str) -> Path:
     """The file of a name or path, which must exist; a `ValueError` lists the names otherwise."""
-    known = _known_path(name)
+    known = known_path(name)
     path = known if known.is_file() else Path(name)
     if path.is_file():
         return path
@@ -255,26 +190,9 @@ def _how_to_get(name: str) -> str:
     return f"run `lowlat-seg models download {name}`" if WEIGHTS[name].url else "install the package again"
 
 
-def _known_path(name: str) -> Path:
-    row = WEIGHTS.get(name)
-    if row is None:
-        return cache_dir() / f"{Path(name).name}.safetensors" if Path(name).name == name else Path(name)
-    return cache_dir() / f"{name}.pth" if row.url else PACKAGED / f"{name}.safetensors"
-
-
-def _record(name: str) -> Path:
-    return _known_path(name).with_suffix(".pth.sha256")
-
-
-def _known_sha256(name: str) -> str | None:
-    record = _record(name)
-    # A record without content is one whose writing was interrupted.
-    return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else "") or None
-
-
 def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
     """File and network of a model from the net. The first file that loads is the one kept to ever after."""
-    path, known = _known_path(name), _known_sha256(name)
+    path, known = known_path(name), known_sha256(name)
     fetch(WEIGHTS[name].url, path, known, progress)
     digest = file_sha256(path) if known is None else known
     try:
@@ -284,7 +202,7 @@ def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Networ
             path.unlink(missing_ok=True)  # whatever came down was not the model: the next try starts clean
         raise
     if known is None:
-        _record(name).write_text(digest + "\n")
+        record_path(name).write_text(digest + "\n")
     return path, network
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import platformdirs
 import pooch
 import requests
 from tqdm import tqdm
@@ -34,16 +32,6 @@ _PAGE_CAME = (
     "{} sent a web page instead of {}; perhaps too many people fetched it today: "
     "try again later or download it with a browser"
 )
-
-
-def cache_dir() -> Path:
-    """Where downloaded and imported models live: LOWLAT_SEG_CACHE, else the system's cache folder."""
-    chosen = os.environ.get("LOWLAT_SEG_CACHE")
-    return (
-        Path(chosen)
-        if chosen
-        else platformdirs.user_cache_path("napari-lowlat-seg", appauthor=False) / "models"
-    )
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,113 @@
+"""Which models there are, where they come from and where they lie; read without torch.
+
+A window that only lists names must not wait a second for the library that runs them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+PACKAGED = Path(__file__).parent / "weights"
+DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One row of the table of known models.
+
+    Attributes
+    ----------
+    family
+        A key of `FAMILIES`.
+    licence
+        Under which terms the weights come, as far as their authors say.
+    note
+        What it is, in one line.
+    url
+        Where to download it; empty for files inside the package.
+    sha256
+        Of the file; empty if its authors publish none: then the first download is the one kept to.
+    parameters
+        Number of values, for those not on this machine yet.
+    size
+        Side of the network's input in pixels, likewise.
+    """
+
+    family: str
+    licence: str
+    note: str
+    url: str = ""
+    sha256: str = ""
+    parameters: int = 0
+    size: int = 0
+
+
+UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbiag)"
+
+WEIGHTS: dict[str, Weights] = {
+    "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
+    "segnext-sax1": Weights(
+        "segnext",
+        UPSTREAM,
+        "official ViT-B with one fusion block, COCO+LVIS",
+        DRIVE + "1G_m9_sVYVD2MBDf5ulrAUz-iSvi8bQfZ",
+        parameters=106_701_761,
+        size=1024,
+    ),
+    "segnext-sax2": Weights(
+        "segnext",
+        UPSTREAM,
+        "official ViT-B with two fusion blocks, COCO+LVIS",
+        DRIVE + "1uHEcvwA2spsLQqDJiYKqv1pf3vgLAG7-",
+        parameters=113_789_633,
+        size=1024,
+    ),
+    "segnext-sax2-hq": Weights(
+        "segnext",
+        UPSTREAM + "; fine-tuned on HQSeg-44K, parts of which are for non-commercial use only",
+        "official ViT-B with two fusion blocks, COCO+LVIS then HQSeg-44K",
+        DRIVE + "1qkXIvxnlY3Z4xLYGWJcoAHBUNyDmvwPS",
+        parameters=113_789_633,
+        size=1024,
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where downloaded and imported models live: LOWLAT_SEG_CACHE, else the system's cache folder."""
+    chosen = os.environ.get("LOWLAT_SEG_CACHE")
+    return (
+        Path(chosen)
+        if chosen
+        else platformdirs.user_cache_path("napari-lowlat-seg", appauthor=False) / "models"
+    )
+
+
+def known_names() -> list[str]:
+    """The names of the table and of every imported model, in that order."""
+    imported = sorted(path.stem for path in cache_dir().glob("*.safetensors"))
+    return [*WEIGHTS, *(name for name in imported if name not in WEIGHTS)]
+
+
+def known_path(name: str) -> Path:
+    """Where the file of a name lies, or will lie once it is downloaded or imported."""
+    row = WEIGHTS.get(name)
+    if row is None:
+        return cache_dir() / f"{Path(name).name}.safetensors" if Path(name).name == name else Path(name)
+    return cache_dir() / f"{name}.pth" if row.url else PACKAGED / f"{name}.safetensors"
+
+
+def record_path(name: str) -> Path:
+    """Where the sha256 of the first download is kept."""
+    return known_path(name).with_suffix(".pth.sha256")
+
+
+def known_sha256(name: str) -> str | None:
+    """What the file of a name in the table must have; None if that is not known yet."""
+    record = record_path(name)
+    # A record without content is one whose writing was interrupted.
+    return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else "") or None

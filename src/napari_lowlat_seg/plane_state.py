@@ -1,0 +1,134 @@
+"""What is known of one object on one plane, and what a change of prompts or a brush stroke makes of it.
+
+All of it is frozen: a session keeps states, undo exchanges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .answers import Answer, Finish, finished
+from .prompts import Click, Mask, Polygon, Prompt, Scribble
+from .volume import Plane
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneState:
+    """What is known of one object on one plane.
+
+    Attributes
+    ----------
+    prompts
+        All that the user gave, in order.
+    answer
+        The newest mask, shown until the next one comes; None before the first.
+    previous
+        The mask that the prompts which are not answered yet continue from.
+    drawn
+        The mask that a person drew or took from the labels, under all later prompts; None without one.
+    since
+        How many of the prompts are older than `drawn`: it has answered them.
+    answered
+        Whether `answer` belongs to these prompts.
+    ticket
+        A number that no other state has; an answer that carries another ticket is stale.
+    """
+
+    prompts: tuple[Prompt, ...] = ()
+    answer: Answer | None = None
+    previous: Answer | None = None
+    drawn: Answer | None = None
+    since: int = 0
+    answered: bool = True
+    ticket: int = 0
+
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompts that the network is asked: of those older than the drawing, what agrees with it."""
+        return (*_agreeing(self.prompts[: self.since], self.drawn), *self.prompts[self.since :])
+
+    @property
+    def base(self) -> Answer | None:
+        """The mask that one more prompt continues from."""
+        return self.answer if self.answered else self.previous
+
+    def edited(self, prompts: tuple[Prompt, ...]) -> PlaneState:
+        """This state with other prompts.
+
+        Prompts that only add to the old ones continue from the mask that was there. Any other change is
+        answered afresh: what a removed click did to the mask must go with it.
+        """
+        kept = 0
+        while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
+            kept += 1
+        if kept == len(self.prompts):
+            return replace(self, prompts=prompts, previous=self.base, answered=False)
+        since = min(self.since, kept)
+        if len(prompts) > since:
+            return replace(self, prompts=prompts, previous=self.drawn, since=since, answered=False)
+        # Nothing is left to ask beyond what the drawing shows.
+        return replace(
+            self, prompts=prompts, answer=self.drawn, previous=self.drawn, since=since, answered=True
+        )
+
+    def painted(self, mask: np.ndarray) -> PlaneState:
+        """This state with a (rows, cols) bool mask drawn by hand; later prompts continue from it."""
+        drawn = Answer.from_mask(mask)
+        return replace(
+            self, answer=drawn, previous=drawn, drawn=drawn, since=len(self.prompts), answered=True
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of the network; complete in itself.
+
+    Attributes
+    ----------
+    ticket
+        Which state is asked for; 0 for a trial, whose answer is shown and not kept.
+    object, plane
+        Where the answer belongs.
+    prompts
+        What it must answer, oldest first.
+    previous
+        The mask that they continue from, or None.
+    """
+
+    ticket: int
+    object: int
+    plane: Plane
+    prompts: tuple[Prompt, ...]
+    previous: Answer | None
+
+
+def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, ...]:
+    """The clicks and scribbles that a mask drawn later does not contradict; regions it has answered."""
+    if drawn is None or not prompts:
+        return tuple(prompts)
+    mask = finished(drawn, Finish())
+    limits = np.array(mask.shape) - 1
+
+    def agrees(prompt: Prompt) -> bool:
+        if not isinstance(prompt, Click | Scribble):
+            return False
+        points = [prompt.at] if isinstance(prompt, Click) else prompt.points
+        rows, cols = np.clip(np.rint(np.array(points)), 0, limits).astype(int).T
+        return bool((mask[rows, cols] == prompt.positive).mean() > 0.5)
+
+    return tuple(prompt for prompt in prompts if agrees(prompt))
+
+
+def weight(prompts: Sequence[Prompt]) -> int:
+    """Bytes of prompts, about: a point is a tuple of two floats."""
+    size = 0
+    for prompt in prompts:
+        size += 200
+        if isinstance(prompt, Scribble | Polygon):
+            size += 120 * len(prompt.points)
+        elif isinstance(prompt, Mask):
+            size += prompt.pixels.nbytes
+    return size

@@ -1,0 +1,430 @@
+"""One image, its session and its layers: what the user does becomes prompts, and masks become pixels.
+
+The only place where the session and napari's layers meet. Each verb is what a key, a button or a command
+says; all of them may be called at any moment. Everything that takes time is the worker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from napari.utils.notifications import show_warning
+from psygnal import Signal
+
+from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.prompts import Click, Prompt
+from napari_lowlat_seg.session import Session
+from napari_lowlat_seg.timeline import Step
+from napari_lowlat_seg.volume import Plane
+
+from .chosen_labels import ChosenLabels
+from .gestures import Gestures
+from .grid import grid_of
+from .keys import KeyTable
+from .preview import Preview
+from .prompt_layers import PromptLayers
+from .questions import Questions
+from .sight import Sight
+from .worker import Worker
+
+TOOLS = ("scribble", "box", "lasso")
+NO_PLANE = "prompts wait: go back to a 2-D view of the image"
+
+
+class Conversation:
+    """What the user and the model say to each other about one image layer.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    layer
+        The image layer. It is read, never changed.
+    worker
+        Answers requests; several conversations may share it.
+    keys
+        Is bound to the layers of this conversation.
+    level, channel_axis, channel, intensities
+        What of the image is segmented; see `grid_of`. "displayed" takes the layer's contrast limits for black
+        and white, "automatic" chooses them from the data.
+
+    Raises
+    ------
+    ValueError
+        As `grid_of` does.
+    """
+
+    changed = Signal()
+    """Something that a widget shows may differ: the label, what can be undone, a layer."""
+
+    said = Signal(str)
+    """The state in a few words."""
+
+    def __init__(
+        self,
+        viewer: Any,
+        layer: Any,
+        worker: Worker,
+        keys: KeyTable,
+        *,
+        level: int = 0,
+        channel_axis: int | None = None,
+        channel: int = 0,
+        intensities: Literal["automatic", "displayed"] = "automatic",
+    ) -> None:
+        self.viewer, self.layer = viewer, layer
+        self._keys = keys
+        window = tuple(layer.contrast_limits) if intensities == "displayed" and not layer.rgb else None
+        self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
+        self.session = Session(self.grid.volume)
+        self.prompts = PromptLayers(viewer, self.grid, self._edited)
+        self.preview = Preview(viewer, self.grid)
+        self.gestures = Gestures(viewer, self.grid, self.prompts, self._stroke, self._hovered)
+        self.questions = Questions(self.session, worker, layer.name)
+        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self)
+        self.labels.changed.connect(self._labels_changed)
+        self.questions.landed.connect(self._landed)
+        self.questions.tried.connect(self._tried)
+        self.questions.said.connect(self._say)
+        self.sight = Sight(viewer, self.grid)
+        self.sight.moved.connect(self._moved)
+        self.attached = False
+        self._stroking = False
+        self._accepting = False
+        self._plane: Plane | None = None
+        self._bound: list[Any] = []
+
+    # Being there
+
+    def attach(self) -> None:
+        """Put the layers into the viewer and listen."""
+        if self.attached:
+            return
+        self.attached = True
+        self.preview.attach(self._painted)
+        self.prompts.attach()
+        self.gestures.attach()
+        self._bind_keys()
+        self.prompts.replaced.connect(self._bind_keys)
+        self.sight.attach()
+        self.viewer.layers.events.removed.connect(self._removed)
+        self.labels.attach()
+        self.questions.attach()
+        self._refresh()
+
+    def detach(self) -> None:
+        """Take our layers out of the viewer, keep all that is known, stop listening."""
+        if not self.attached:
+            return
+        self.attached = False
+        self.questions.detach()
+        self.labels.detach()
+        self.sight.detach()
+        self.viewer.layers.events.removed.disconnect(self._removed)
+        self.prompts.replaced.disconnect(self._bind_keys)
+        self._unbind_keys()
+        self.gestures.detach()
+        self.prompts.detach()
+        self.preview.detach()
+
+    # What there is
+
+    @property
+    def plane(self) -> Plane | None:
+        """The plane that the viewer shows; None where it shows none of the image."""
+        return self.sight.plane
+
+    @property
+    def positive(self) -> bool:
+        """The sign of the next prompt."""
+        return self.prompts.positive
+
+    @positive.setter
+    def positive(self, positive: bool) -> None:
+        if positive != self.prompts.positive:
+            self.prompts.positive = positive
+            self.changed.emit()
+
+    @property
+    def tool(self) -> str:
+        """What dragging the mouse draws: "scribble", "box" or "lasso"."""
+        return self.gestures.tool
+
+    @tool.setter
+    def tool(self, tool: str) -> None:
+        self.gestures.tool = tool
+        self.changed.emit()
+
+    @property
+    def hover(self) -> bool:
+        """Whether the object under the resting mouse is outlined before the click."""
+        return self.gestures.hover
+
+    @hover.setter
+    def hover(self, hover: bool) -> None:
+        self.gestures.hover = hover
+        self._drop_trial()
+        self.changed.emit()
+
+    @property
+    def label(self) -> int:
+        """The label of the object in hand."""
+        return self.session.label
+
+    @label.setter
+    def label(self, label: int) -> None:
+        self._try(lambda: self.session.choose_label(label))
+        self.changed.emit()
+
+    @property
+    def finish(self) -> Finish:
+        """How probabilities become masks; the preview follows at once."""
+        return self.session.finish
+
+    @finish.setter
+    def finish(self, finish: Finish) -> None:
+        self.session.finish = finish
+        self._show_mask()
+        self.changed.emit()
+
+    # Verbs
+
+    def accept(self) -> None:
+        """Write the object into the labels, once all its prompts are answered, and begin the next one."""
+        if self.session.unanswered or self.labels.reading:
+            self._accepting = True
+            self.said.emit("will be accepted when the mask is there")
+            self.questions.ask()
+            return
+        self._accepting = False
+        self.labels.ensure()
+        label = self.session.label
+        written = self._try(self.session.accept)
+        if written is False:
+            self.said.emit("nothing to accept: click on an object first, or choose to overwrite other labels")
+        elif written:
+            self.said.emit(f"object {label} accepted")
+        self._refresh()
+
+    def new_object(self) -> None:
+        """Accept the object if there is one and begin another."""
+        if self.session.prompted() or self.session.finished_object:
+            self.accept()
+
+    def undo(self) -> None:
+        """Take back the last thing done, wherever it was, and show the place."""
+        self._travel(self.session.undo(), "undid", "nothing to undo")
+
+    def redo(self) -> None:
+        """Do again what was undone last, and show the place."""
+        self._travel(self.session.redo(), "redid", "nothing to redo")
+
+    def clear(self) -> None:
+        """Forget the prompts and masks of the object in hand, on all planes; can be undone."""
+        self._accepting = False
+        self.session.clear()
+        self._refresh()
+
+    def toggle_polarity(self) -> None:
+        """Turn round the selected prompts, or the sign of the next one if none is selected."""
+        self.prompts.toggle()
+        self.changed.emit()
+
+    def next_tool(self) -> None:
+        """Scribble, box, lasso, and again."""
+        self.tool = TOOLS[(TOOLS.index(self.tool) + 1) % len(TOOLS)]
+
+    def next_plane(self) -> None:
+        """Look at the following plane."""
+        self.sight.step(1)
+
+    def previous_plane(self) -> None:
+        """Look at the plane before."""
+        self.sight.step(-1)
+
+    def reopen(self) -> None:
+        """Take the object under the cursor in hand again, with its prompts."""
+        seen = self.sight.under_cursor
+        if seen is None or self.session.labels is None:
+            self.said.emit("there is no object to reopen here")
+            return
+        found = self._try(lambda: self.session.reopen(*seen))
+        if found is False:
+            self.said.emit("no object under the cursor")
+        elif found:
+            self.said.emit(f"object {self.session.label} is open again: correct it, then accept")
+        self._refresh()
+
+    def brush(self) -> None:
+        """Paint on the mask; the model continues from what is painted."""
+        self.preview.brush(erase=False)
+
+    def eraser(self) -> None:
+        """Erase from the mask; the model continues from what is left."""
+        self.preview.brush(erase=True)
+
+    def prompt_tool(self) -> None:
+        """Back to clicking and dragging."""
+        self.prompts.activate()
+
+    def hold(self, held: bool) -> None:
+        """While held, prompts gather and nothing is predicted."""
+        self.questions.held = held
+        self.said.emit("predictions wait" if held else "ready")
+        if not held:
+            self.questions.ask()
+        self.changed.emit()
+
+    def toggle_hover(self) -> None:
+        """Outline the object under the resting mouse, or stop doing so."""
+        self.hover = not self.hover
+
+    def cancel(self) -> None:
+        """Stop what is running; prompts stay."""
+        self._accepting = False
+        self._drop_trial()
+        self.questions.cancel()
+        self.said.emit("cancelled")
+
+    def use_labels(self, layer: Any | None) -> None:
+        """Write to a Labels layer of the user's; None makes a new one when the first object is accepted.
+
+        Raises ValueError, in one sentence, if the layer does not lie on the image's voxels.
+        """
+        self.labels.use(layer)
+
+    def adopt(self, points: Any | None = None, shapes: Any | None = None) -> None:
+        """Read prompts from layers of the user's instead of our own; None goes back to our own."""
+        self.prompts.adopt(points, shapes)
+
+    # What napari says
+
+    def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
+        """All prompts of the object in hand, as the layers have them now."""
+        planes = {*self.session.prompted(), *read}
+        touched = [plane for plane in planes if self.session.edit(plane, read.get(plane, ()))]
+        if touched:
+            self._accepting = False
+            self._drop_trial()
+            self._show_mask()
+            self.questions.ask()
+            self.changed.emit()
+
+    def _stroke(
+        self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
+    ) -> None:
+        """A stroke under way: drawn at once, and answered as often as the model can."""
+        self._stroking = not final
+        if final:
+            self.preview.stroke(None)
+            return
+        self.preview.stroke(points, bool(prompts and prompts[0].positive), kind)
+        if prompts:
+            self.questions.ask_trial(plane, prompts, "stroke")
+
+    def _hovered(self, plane: Plane, at: tuple[float, float] | None) -> None:
+        if at is None:
+            self._drop_trial()
+        elif not self.session.unanswered:
+            self.questions.ask_trial(plane, [Click(at, self.positive)], "hover")
+
+    def _painted(self, plane: Plane, mask: np.ndarray) -> None:
+        self.session.paint(plane, mask)
+        self.changed.emit()
+
+    def _moved(self) -> None:
+        """Another plane, another orientation, or 3-D."""
+        before, self._plane = self._plane, self.plane
+        if self._plane is None:
+            self.questions.look(None)
+            self.said.emit(NO_PLANE)
+            return
+        if before is None or before.axes != self._plane.axes:
+            self.prompts.show(self.session.prompted(), self._plane.axes)
+        if before != self._plane:
+            self._drop_trial()
+            self._show_mask()
+            self.questions.look(self._plane)
+
+    def _removed(self, event: Any) -> None:
+        if event.value is self.labels.layer:
+            self.use_labels(None)
+        elif event.value is self.layer:
+            self.detach()
+
+    # What the worker says
+
+    def _landed(self, plane: Plane, final: bool) -> None:
+        if plane == self._plane and not self._stroking:
+            self._show_mask()
+        if self._accepting:
+            self.accept()
+
+    def _tried(self, why: str, plane: Plane, mask: np.ndarray) -> None:
+        if why == "hover":
+            self.preview.contour(mask)
+        elif plane == self._plane:
+            self.preview.show(plane, mask)
+
+    # How it is done
+
+    def _drop_trial(self) -> None:
+        self.questions.forget()
+        self.preview.contour(None)
+
+    def _say(self, sentence: str) -> None:
+        self.said.emit(sentence)  # a signal cannot be connected to another one
+
+    def _show_mask(self) -> None:
+        if self._plane is not None:
+            self.preview.show(self._plane, self.session.mask(self._plane))
+
+    def _refresh(self) -> None:
+        """Show the session as it is."""
+        self._plane = self.plane
+        self._drop_trial()
+        if self._plane is None:
+            self.said.emit(NO_PLANE)
+        else:
+            self.prompts.show(self.session.prompted(), self._plane.axes)
+            self._show_mask()
+        self.questions.look(self._plane)
+        self.changed.emit()
+
+    def _travel(self, step: Step | None, verb: str, nothing: str) -> None:
+        self._accepting = False
+        if step is None:
+            self.said.emit(nothing)
+            return
+        if step.plane is not None:
+            self.sight.look_at(step.plane)
+        self._refresh()
+        self.said.emit(f"{verb}: {step.title}")
+
+    def _labels_changed(self) -> None:
+        self.changed.emit()
+        if self._accepting and not self.labels.reading:
+            self.accept()
+
+    def _bind_keys(self) -> None:
+        """Our keys work on our layers, whichever they are now."""
+        self._unbind_keys()
+        self._bound = [one for one in (*self.prompts.present, self.preview.layer) if one is not None]
+        for layer in self._bound:
+            self._keys.bind(layer, self)
+
+    def _unbind_keys(self) -> None:
+        for layer in self._bound:
+            self._keys.unbind(layer)
+        self._bound = []
+
+    @staticmethod
+    def _try(work: Any) -> Any:
+        """What `work` gives; None after telling the user why it could not be done."""
+        try:
+            return work()
+        except ValueError as error:
+            show_warning(str(error))
+            return None

@@ -1,0 +1,249 @@
+"""The keys: what each one calls, on which layers, and what it would hide.
+
+napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the
+layers of a conversation and nowhere else: they work while one of these layers is active, and touch no other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from napari.components import ViewerModel
+from napari.layers import Labels, Points, Shapes
+from napari.utils.key_bindings import coerce_keybinding
+from psygnal import Signal
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing a key can do.
+
+    Attributes
+    ----------
+    name
+        The method of a conversation that it calls, without arguments.
+    title
+        What the table and the tooltips call it.
+    key
+        Its key as delivered, in napari's words: "Ctrl+Shift+Z".
+    held
+        Whether the method is called with True when the key goes down and with False when it comes up.
+    """
+
+    name: str
+    title: str
+    key: str
+    held: bool = False
+
+
+ACTIONS = (
+    Action("accept", "Accept the object", "Enter"),
+    Action("new_object", "New object", "N"),
+    Action("undo", "Undo", "Ctrl+Z"),
+    Action("redo", "Redo", "Ctrl+Shift+Z"),
+    Action("toggle_polarity", "Positive or negative", "T"),
+    Action("next_tool", "Next tool", "Q"),
+    Action("clear", "Clear the object", "U"),
+    Action("previous_plane", "Previous plane", "K"),
+    Action("next_plane", "Next plane", "J"),
+    Action("reopen", "Reopen the object under the cursor", "W"),
+    Action("brush", "Paint on the mask", "G"),
+    Action("eraser", "Erase from the mask", "Shift+G"),
+    Action("prompt_tool", "Back to clicking", "Shift+Q"),
+    Action("hold", "Postpone predictions while pressed", "H", held=True),
+    Action("toggle_hover", "Preview under the cursor", "Shift+H"),
+    Action("cancel", "Cancel what is running", "Escape"),
+)
+
+DEFAULTS = {action.name: action.key for action in ACTIONS}
+
+# What Qt calls otherwise than napari.
+QT_NAMES = {
+    "Return": "Enter",
+    "Esc": "Escape",
+    "PgUp": "PageUp",
+    "PgDown": "PageDown",
+    "Del": "Delete",
+    "Ins": "Insert",
+}
+
+
+def checked_key(key: str) -> str:
+    """The key in napari's spelling; "" stays "" and means: no key.
+
+    Raises
+    ------
+    ValueError
+        For what is no key.
+
+    Examples
+    --------
+    >>> checked_key("shift-g")
+    'Shift+G'
+    """
+    *modifiers, last = key.replace("-", "+").split("+") if len(key) > 1 else [key]
+    try:
+        binding = coerce_keybinding("+".join([*modifiers, QT_NAMES.get(last, last)]))
+        text = str(binding)
+    except ValueError:
+        text = ""
+    # A key that napari does not know is spelled as nothing.
+    if key and (not text or text.endswith("+") or len(binding.parts) != 1):
+        raise ValueError(
+            f"expected a key such as 'N', 'Shift+G' or 'Ctrl+Z', got {key!r}; press the one you want"
+        )
+    return text
+
+
+class KeyTable:
+    """Which key does what; binds layers to it and keeps them in step when a key is changed.
+
+    Parameters
+    ----------
+    keys
+        Keys by the name of their action; an action that is missing has its key as delivered.
+
+    Raises
+    ------
+    ValueError
+        For an action that does not exist, or what is no key.
+    """
+
+    changed = Signal()
+
+    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
+        self._keys = dict(DEFAULTS)
+        self._bound: list[_Bound] = []
+        for name, key in (keys or {}).items():
+            self._keys[_known(name)] = checked_key(key)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """A copy: the key of each action, "" for none."""
+        return dict(self._keys)
+
+    def set(self, name: str, key: str) -> None:
+        """Gives an action another key, "" for none; layers that are bound follow at once.
+
+        Raises
+        ------
+        ValueError
+            For an action that does not exist, or what is no key.
+        """
+        self._replace({**self._keys, _known(name): checked_key(key)})
+
+    def reset(self) -> None:
+        """All keys as delivered."""
+        self._replace(dict(DEFAULTS))
+
+    def conflicts(self) -> dict[str, str]:
+        """Sentences by action: which other action of ours has its key, and what of napari's it hides."""
+        notes = {action.name: [*self._twins(action), *_hidden(self._keys[action.name])] for action in ACTIONS}
+        return {name: "; ".join(said) for name, said in notes.items() if said}
+
+    def bind(self, layer: Any, verbs: Any) -> None:
+        """Lets the keys of `layer` call the methods of `verbs`, which are named like the actions."""
+        self.unbind(layer)
+        bound = _Bound(layer, verbs)
+        bound.put(self._keys)
+        self._bound.append(bound)
+
+    def unbind(self, layer: Any) -> None:
+        """Gives the layer back what its keys did before; does nothing for a layer that is not bound."""
+        for bound in [one for one in self._bound if one.layer == layer]:
+            bound.take()
+            bound.forget()
+            self._bound.remove(bound)
+
+    def _replace(self, keys: dict[str, str]) -> None:
+        for bound in self._bound:
+            bound.take()
+        self._keys = keys
+        for bound in self._bound:
+            bound.put(keys)
+        self.changed.emit()
+
+    def _twins(self, action: Action) -> list[str]:
+        key = self._keys[action.name]
+        same = [one for one in ACTIONS if key and one is not action and self._keys[one.name] == key]
+        return [f"same key as “{one.title}”: only the one higher up works" for one in same]
+
+
+class _Bound:
+    """One layer with our keys on it, and what they did before."""
+
+    def __init__(self, layer: Any, verbs: Any) -> None:
+        self.layer, self.verbs = layer, verbs
+        self._before: dict[str, tuple[Callable[..., Any], Any]] = {}
+        self._drawing = False  # napari says when a shape is begun and when it is finished
+        if isinstance(layer, Shapes):
+            layer.events.data.connect(self._on_shapes)
+
+    def forget(self) -> None:
+        if isinstance(self.layer, Shapes):
+            self.layer.events.data.disconnect(self._on_shapes)
+
+    def put(self, keys: Mapping[str, str]) -> None:
+        for action in ACTIONS:
+            key = keys[action.name]
+            if key and key not in self._before:  # of two actions on one key the first has it
+                call = self._held(action) if action.held else self._pressed(action, key)
+                self._before[key] = (call, self.layer.bind_key(key, call, overwrite=True))
+
+    def take(self) -> None:
+        for key, (call, before) in self._before.items():
+            if self.layer.keymap.get(coerce_keybinding(key)) is call:  # else somebody has bound it since
+                self.layer.bind_key(key, before, overwrite=True)
+        self._before.clear()
+
+    def _pressed(self, action: Action, key: str) -> Callable[[Any], None]:
+        def press(layer: Any) -> None:
+            native = self._native(key)
+            if native is None:
+                getattr(self.verbs, action.name)()
+            else:
+                native(layer)
+                self._drawing = False
+
+        return press
+
+    def _held(self, action: Action) -> Callable[[Any], Any]:
+        def press(layer: Any) -> Any:
+            getattr(self.verbs, action.name)(True)
+            yield
+            getattr(self.verbs, action.name)(False)
+
+        return press
+
+    def _native(self, key: str) -> Callable[[Any], None] | None:
+        """What napari does with the key where it must come first: while a shape or polygon is drawn."""
+        drawing = self._drawing or (isinstance(self.layer, Labels) and str(self.layer.mode) == "polygon")
+        found: Callable[[Any], None] | None = self.layer.__class__.class_keymap.get(coerce_keybinding(key))
+        return found if drawing and key in ("Enter", "Escape") else None
+
+    def _on_shapes(self, event: Any) -> None:
+        self._drawing = str(event.action) == "adding"
+
+
+def _known(name: str) -> str:
+    if name not in DEFAULTS:
+        raise ValueError(f"expected the name of an action, got {name!r}; choose one of {', '.join(DEFAULTS)}")
+    return name
+
+
+def _hidden(key: str) -> list[str]:
+    """What napari does with the key on the kinds of layer that we bind, in napari's own words."""
+    if not key:
+        return []
+    said = []
+    for kind in (Points, Shapes, Labels, ViewerModel):
+        native = kind.class_keymap.get(coerce_keybinding(key))
+        if native is not None and native is not ...:
+            title = re.split("[.,;\n]", native.__doc__ or native.__name__.replace("_", " "))[0].strip()
+            place = "the viewer" if kind is ViewerModel else f"{kind.__name__} layers"
+            first = key in ("Enter", "Escape") and kind is not ViewerModel
+            said.append(f"{'comes after' if first else 'hides'} napari's “{title}” on {place}")
+    return said

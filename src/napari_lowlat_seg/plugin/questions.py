@@ -1,0 +1,161 @@
+"""What a conversation asks the worker, and what becomes of the answers.
+
+One thing is asked at a time: first for the plane in view, then for any other that waits. A stroke under way
+and a hovering mouse ask too; their answers are shown and not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+from uuid import uuid4
+from weakref import WeakSet
+
+import numpy as np
+from psygnal import Signal
+
+from napari_lowlat_seg.answers import Answer, finished
+from napari_lowlat_seg.plane_state import Request
+from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.responder import PlaneSource
+from napari_lowlat_seg.session import Session
+from napari_lowlat_seg.volume import Plane, Volume
+
+from .worker import Worker
+
+Why = Literal["stroke", "hover"]
+
+
+class Questions:
+    """The questions of one session.
+
+    Parameters
+    ----------
+    session
+        Whose requests are asked, and where answers land.
+    worker
+        Answers; it may be asked by other sessions too.
+    name
+        Of the image, for messages about its only plane.
+    """
+
+    landed = Signal(Plane, bool)
+    """A mask of the session has changed, on this plane; whether a better one may come."""
+
+    tried = Signal(str, Plane, np.ndarray)
+    """Why was tried ("stroke" or "hover"), where, and the mask."""
+
+    said = Signal(str)
+    """The state in a few words."""
+
+    def __init__(self, session: Session, worker: Worker, name: str) -> None:
+        self.session = session
+        self.held = False
+        self._worker, self._name = worker, name
+        self._picture = uuid4().hex  # in the keys of its embeddings
+        self._sent: WeakSet[Request] = WeakSet()
+        self._trial: tuple[Request, Why] | None = None
+        self._view: Plane | None = None
+        self._asked: Request | None = None
+        self._given_up: set[int] = (
+            set()
+        )  # tickets that failed or were cancelled: not asked again by scrolling
+
+    def attach(self) -> None:
+        """Listen, and choose the intensity window of the volume if it has none."""
+        self._worker.answered.connect(self._answered)
+        self._worker.embedded.connect(self._embedded)
+        self._worker.failed.connect(self._failed)
+        self._worker.loaded.connect(self._loaded)
+        if self.session.volume.window is None:
+            self.said.emit("reading the image")
+            self._worker.run(self.session.volume.with_window, self._windowed)
+
+    def detach(self) -> None:
+        """Stop listening; what is on its way is dropped."""
+        self.forget()
+        self._view = None
+        self._worker.answered.disconnect(self._answered)
+        self._worker.embedded.disconnect(self._embedded)
+        self._worker.failed.disconnect(self._failed)
+        self._worker.loaded.disconnect(self._loaded)
+
+    def look(self, plane: Plane | None) -> None:
+        """The plane in view: it is embedded before its first click, and what waits there comes first."""
+        self._view = plane
+        if plane is not None and self._ready:
+            self._worker.look(self._source(plane))
+            self.ask()
+
+    def ask(self) -> None:
+        """Ask what waits for an answer, if anything does and nothing holds it back."""
+        if not self._ready or self.held:
+            return
+        requests = [self.session.request(plane) for plane in self.session.unanswered]
+        waiting = [one for one in requests if one is not None and one.ticket not in self._given_up]
+        if waiting:
+            self._asked = next((one for one in waiting if one.plane == self._view), waiting[0])
+            self._send(self._asked)
+
+    def ask_trial(self, plane: Plane, prompts: Sequence[Prompt], why: Why) -> None:
+        """Ask what `prompts` would give on top of those given; a newer question replaces this one."""
+        if self._ready and not self.held:
+            request = self.session.trial(plane, prompts)
+            self._trial = (request, why)
+            self._send(request)
+
+    def forget(self) -> None:
+        """Drop the trial under way."""
+        self._trial = None
+
+    def cancel(self) -> None:
+        """Stop what is running. Prompts stay, and the next one asks for all of them."""
+        self.forget()
+        self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
+        self._worker.cancel()
+
+    @property
+    def _ready(self) -> bool:
+        return self.session.volume.window is not None
+
+    def _send(self, request: Request) -> None:
+        self._sent.add(request)
+        self._worker.ask(request, self._source(request.plane))
+
+    def _source(self, plane: Plane) -> PlaneSource:
+        volume = self.session.volume
+        name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
+        key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
+        return PlaneSource(key, lambda: volume.plane(plane), volume.window, spacing, name)
+
+    def _windowed(self, volume: Volume) -> None:
+        self.session.volume = volume
+        self.look(self._view)
+
+    def _embedded(self, key: Any, seconds: float) -> None:
+        if self._view is not None and key == self._source(self._view).key and not self.session.unanswered:
+            self.said.emit("ready")
+
+    def _failed(self, sentence: str) -> None:
+        if self._asked is not None:
+            self._given_up.add(self._asked.ticket)
+            self._asked = None
+        self.said.emit(sentence)
+
+    def _loaded(self, facts: dict[str, Any]) -> None:
+        """Another model may answer what the last one could not."""
+        self._given_up.clear()
+        self.look(self._view)
+
+    def _answered(self, request: Request, answer: Answer, final: bool, seconds: float) -> None:
+        if request not in self._sent:
+            return  # another session's
+        if self._trial is not None and request is self._trial[0]:
+            self.tried.emit(self._trial[1], request.plane, finished(answer, self.session.finish))
+        elif self.session.land(request, answer):
+            self._asked = None if final else self._asked
+            time = f"{1000 * seconds:.0f} ms"
+            self.said.emit(time if final else f"{time}, looking closer")
+            self.landed.emit(request.plane, final)
+            if final:
+                self.ask()

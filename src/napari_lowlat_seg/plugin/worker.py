@@ -1,0 +1,317 @@
+"""One thread between the window and a responder: the newest request wins, the window never waits.
+
+Everything public is called on the main thread and returns at once; every signal arrives there. The thread
+takes one job at a time, and there is never more than one of a kind waiting: a newer one takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from qtpy.QtCore import QObject, Qt, QTimer, Signal
+
+from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.child import ChildEnded, Interrupted
+from napari_lowlat_seg.plugin.waiting import Waiting
+from napari_lowlat_seg.responder import Newer, PlaneSource, Progress
+
+LOG = logging.getLogger(__name__)
+
+PATIENCE = 150
+"""Milliseconds after a cancel until a responder that is still at work is restarted."""
+
+URGENCY = ("load", "ask", "trial", "look")
+"""Kinds of jobs, the most urgent first."""
+
+TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+"""Errors whose sentence was written for people; any other is a mistake of ours and says its kind."""
+
+
+class AnyResponder(Protocol):
+    """What a worker needs of a responder; see `responder.Responder`."""
+
+    def embed(self, source: PlaneSource, newer: Newer = ...) -> float: ...
+
+    def respond(
+        self, request: Any, source: PlaneSource, newer: Newer = ...
+    ) -> Iterator[tuple[Answer, bool]]: ...
+
+    def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
+
+    def restart(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class _Job:
+    """Something for the thread to do."""
+
+    kind: str
+    epoch: int
+    source: PlaneSource | None = None
+    request: Any = None
+    shown: bool = False  # whether its first answer is on the screen
+    asked: float = field(default_factory=time.perf_counter)
+
+    @property
+    def identity(self) -> Any:
+        return None if self.source is None else self.source.identity
+
+
+class Worker(QObject):
+    """The thread, and what it has to say. Give it no Qt parent, and `close` it.
+
+    Signals
+    -------
+    started
+        str: what takes time now, such as "embedding plane 12".
+    progressed
+        (bytes so far, bytes in all or None) of a download.
+    loaded
+        dict: `Responder.describe`.
+    embedded
+        (key of the source, seconds; 0.0 if it was there already).
+    answered
+        (request, answer, whether it is the last one, seconds since it was asked for).
+    failed
+        str: one sentence.
+    idle
+        Nothing is left to do.
+    """
+
+    started = Signal(str)
+    progressed = Signal(object, object)
+    loaded = Signal(object)
+    embedded = Signal(object, float)
+    answered = Signal(object, object, bool, float)
+    failed = Signal(str)
+    idle = Signal()
+    _told = Signal(object)  # from any thread: (epoch or None, function, arguments)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told.connect(self._tell, Qt.ConnectionType.QueuedConnection)
+        self._patience = QTimer(self)
+        self._patience.setSingleShot(True)
+        self._patience.setInterval(PATIENCE)
+        self._patience.timeout.connect(self._force)
+        self._make: Callable[[], AnyResponder] | None = None
+        self._responder: AnyResponder | None = None
+        self._wake = threading.Condition()
+        self._wanted: dict[str, _Job] = {}
+        self._busy: _Job | None = None
+        self._impatient_of: _Job | None = None
+        self._epoch = 0  # what was asked for in an earlier one is not wanted any more
+        self._closed = False
+        self._waiting = Waiting(self)
+        self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
+        self._thread.start()
+
+    def load(self, make_responder: Callable[[], AnyResponder]) -> None:
+        """Makes a responder on the thread, in place of the one there is, and tells `loaded`."""
+        self.cancel()
+        with self._wake:
+            self._make = make_responder
+            self._want(_Job("load", self._epoch))
+
+    def ask(self, request: Any, source: PlaneSource) -> None:
+        """Answers a request; the newest replaces older ones, a real one trials (ticket 0) as well."""
+        with self._wake:
+            if request.ticket:
+                self._wanted.pop("trial", None)
+            self._want(_Job("ask" if request.ticket else "trial", self._epoch, source, request))
+
+    def look(self, source: PlaneSource) -> None:
+        """Embeds a plane when nothing more urgent is left; a newer look replaces an older one."""
+        with self._wake:
+            self._want(_Job("look", self._epoch, source))
+
+    def run(self, work: Callable[[], Any], done: Callable[[Any], object]) -> None:
+        """Does other work on a thread of its own and hands what it gives to `done`, on the main thread."""
+
+        def job() -> None:
+            try:
+                self._emit(None, done, work())
+            except Exception as error:
+                self._emit(None, self.failed.emit, sentence(error))
+
+        threading.Thread(target=job, name="lowlat-seg errand", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Drops all that was asked for. What is under way stops, or is ended by force soon after."""
+        with self._wake:
+            self._epoch += 1
+            self._wanted.clear()
+            self._impatient_of = self._busy
+        if self._impatient_of is not None:
+            self._patience.start()
+
+    def close(self) -> None:
+        """Ends thread and responder and returns at once. Nothing is told any more."""
+        self._patience.stop()
+        self._waiting.close()
+        with self._wake:
+            self._closed = True
+            self._epoch += 1
+            self._wanted.clear()
+            self._wake.notify()
+            responder = self._responder
+        if responder is not None:
+            responder.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way or waiting."""
+        with self._wake:
+            return self._busy is not None or bool(self._wanted)
+
+    def _want(self, job: _Job) -> None:
+        self._wanted[job.kind] = job
+        self._wake.notify()
+
+    def _force(self) -> None:
+        """Restarts a responder that did not stop when it was asked to; its model is loaded again."""
+        with self._wake:
+            stuck, responder = self._busy, self._responder
+            if stuck is None or stuck is not self._impatient_of or responder is None:
+                return
+            if stuck.kind != "load":
+                self._wanted.setdefault("load", _Job("load", self._epoch))
+        responder.restart()
+
+    # Below: on the worker's thread.
+
+    def _work(self) -> None:
+        verbs: dict[str, Callable[[_Job], None]] = {
+            "load": self._load,
+            "ask": self._answer,
+            "trial": self._answer,
+            "look": self._embed,
+        }
+        while (job := self._next()) is not None:
+            try:
+                verbs[job.kind](job)
+            except Interrupted:
+                pass
+            except Exception as error:
+                self._fail(job, error)
+
+    def _next(self) -> _Job | None:
+        """The most urgent job; waits for one. None when closed."""
+        with self._wake:
+            if self._busy is not None and not self._wanted:
+                self._emit(None, self.idle.emit)
+            self._busy = None
+            while not self._wanted and not self._closed:
+                self._wake.wait()
+            if self._closed:
+                return None
+            kind = next(kind for kind in URGENCY if kind in self._wanted)
+            self._busy = self._wanted.pop(kind)
+            return self._busy
+
+    def _load(self, job: _Job) -> None:
+        self._emit(job.epoch, self.started.emit, "loading the model")
+        with self._wake:
+            make, self._make = self._make, None
+            old = self._responder
+            if make is not None:
+                self._responder = None
+        if make is not None:
+            if old is not None:
+                old.close()
+            made = make()
+            with self._wake:
+                self._responder = made
+                closed = self._closed
+            if closed:
+                made.close()
+                return
+        responder = self._responder
+        assert responder is not None
+        facts = responder.describe(lambda *bytes_: self._emit(job.epoch, self.progressed.emit, *bytes_))
+        self._emit(job.epoch, self.loaded.emit, facts)
+
+    def _embed(self, job: _Job) -> None:
+        assert job.source is not None
+        source = job.source
+
+        def read() -> Any:
+            self._emit(job.epoch, self.started.emit, f"embedding {source.name}")
+            return source.read()
+
+        seconds = self._loaded().embed(replace(source, read=read), lambda: self._left(job))
+        if seconds or job.kind == "look":
+            self._emit(job.epoch, self.embedded.emit, source.key, seconds)
+
+    def _answer(self, job: _Job) -> None:
+        self._embed(job)
+        self._emit(job.epoch, self.started.emit, "predicting")
+        assert job.source is not None
+        for answer, final in self._loaded().respond(job.request, job.source, lambda: self._superseded(job)):
+            seconds = time.perf_counter() - job.asked
+            self._emit(job.epoch, self.answered.emit, job.request, answer, final, seconds)
+            job.shown = True
+
+    def _loaded(self) -> AnyResponder:
+        if self._responder is None:
+            raise RuntimeError("no model is loaded; choose one first")
+        return self._responder
+
+    def _left(self, job: _Job) -> bool:
+        """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now.
+
+        A plane on which something was asked is left only for another such plane.
+        """
+        if job.epoch != self._epoch:
+            return True
+        rivals = ("ask",) if job.kind == "ask" else ("ask", "trial", "look")
+        newest = next((self._wanted[kind] for kind in rivals if kind in self._wanted), None)
+        return newest is not None and newest.identity != job.identity
+
+    def _superseded(self, job: _Job) -> bool:
+        """Whether an answer is not worth finishing.
+
+        A first answer is, else a stroke that is faster than the network would never see one; a better one
+        is not when something newer was asked.
+        """
+        if job.epoch != self._epoch:
+            return True
+        return "ask" in self._wanted and (job.shown or job.kind == "trial")
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        with self._wake:
+            if job.epoch != self._epoch:
+                return  # nobody wants to know
+            if job.kind == "load":
+                self._wanted.clear()  # nothing of that could be answered
+            elif isinstance(error, ChildEnded):
+                self._wanted.setdefault("load", _Job("load", self._epoch))
+        self._emit(job.epoch, self.failed.emit, sentence(error))
+
+    # Between the threads.
+
+    def _emit(self, epoch: int | None, tell: Callable[..., object], *values: Any) -> None:
+        if not self._closed:
+            self._told.emit((epoch, tell, values))
+
+    def _tell(self, told: tuple[int | None, Callable[..., object], tuple[Any, ...]]) -> None:
+        """On the main thread: passes it on if it is still wanted."""
+        epoch, tell, values = told
+        if not self._closed and epoch in (None, self._epoch):
+            tell(*values)
+
+
+def sentence(error: Exception) -> str:
+    """An error in one sentence for people."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, TELLING):
+        return words
+    LOG.error("unexpected %s", type(error).__name__, exc_info=error)
+    return f"{type(error).__name__}: {words}"

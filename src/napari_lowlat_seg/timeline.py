@@ -1,0 +1,146 @@
+"""One line of everything that can be undone: prompts, masks, accepted objects and brush strokes, in order.
+
+A step holds what it changed, before and after, as frozen values. Nothing here knows how to apply a step; the
+session does. What is journalled or replayed later are these same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from .label_edits import LabelEdit, LabelStore
+from .plane_state import PlaneState, weight
+from .volume import Plane
+
+LIMIT_BYTES = 256 * 2**20
+"""How much the steps may hold together; a step of one click in a megapixel plane takes some 20 KiB."""
+
+Key = tuple[int, Plane]
+"""The number of an object and the plane on which something is known of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectRecord:
+    """One object of the session.
+
+    Attributes
+    ----------
+    label
+        Its id in the labels; several objects may share one.
+    store
+        The labels into which it was accepted; None before.
+    written
+        What made it there on each plane, from what was beneath.
+    """
+
+    label: int
+    store: LabelStore | None = None
+    written: Mapping[Plane, LabelEdit] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One thing that the user did.
+
+    Attributes
+    ----------
+    title
+        In the user's words: "click", "accept object 3".
+    plane
+        Where to look when it is undone or redone; None where no plane is concerned.
+    states
+        (key, state before, state after) of the planes that it changed.
+    records
+        (object, record before, record after); None before an object exists.
+    current
+        The object in hand before and after.
+    edits
+        What it changed in the labels.
+    store
+        The labels that were changed.
+    """
+
+    title: str
+    plane: Plane | None
+    current: tuple[int, int]
+    states: tuple[tuple[Key, PlaneState, PlaneState], ...] = ()
+    records: tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...] = ()
+    edits: tuple[LabelEdit, ...] = ()
+    store: LabelStore | None = None
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory that only this step takes, about."""
+        size = 600 + sum(edit.nbytes for edit in self.edits)
+        for _, before, after in self.states:
+            size += weight(after.prompts) - min(weight(before.prompts), weight(after.prompts))
+            if after.answer is not None and after.answer is not before.answer:
+                size += after.answer.nbytes
+        return size
+
+
+class Timeline:
+    """Steps done and undone. Over `limit` bytes the oldest steps are forgotten; the newest always stays."""
+
+    def __init__(self, limit: int = LIMIT_BYTES) -> None:
+        self.limit = limit
+        self._done: list[Step] = []
+        self._undone: list[Step] = []
+
+    @property
+    def done(self) -> Sequence[Step]:
+        """What can be undone, oldest first."""
+        return tuple(self._done)
+
+    @property
+    def undone(self) -> Sequence[Step]:
+        """What can be redone, the next one last."""
+        return tuple(self._undone)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all steps take, about."""
+        return sum(step.nbytes for step in (*self._done, *self._undone))
+
+    def push(self, step: Step) -> None:
+        """Add a step that has been done; what was undone before it can no longer be redone."""
+        self._undone.clear()
+        self._done.append(step)
+        self._forget()
+
+    def back(self) -> Step | None:
+        """Take the newest step back and give it to the caller to undo; None at the beginning."""
+        if not self._done:
+            return None
+        self._undone.append(self._done.pop())
+        return self._undone[-1]
+
+    def forth(self) -> Step | None:
+        """The step to redo; None at the end."""
+        if not self._undone:
+            return None
+        self._done.append(self._undone.pop())
+        return self._done[-1]
+
+    def replace(self, old: PlaneState, new: PlaneState) -> None:
+        """Put a state that has got its answer in the place of the one that waited for it."""
+
+        def better(step: Step) -> Step:
+            if not any(old is before or old is after for _, before, after in step.states):
+                return step
+            states = tuple(
+                (key, new if before is old else before, new if after is old else after)
+                for key, before, after in step.states
+            )
+            return replace(step, states=states)
+
+        self._done = [better(step) for step in self._done]
+        self._undone = [better(step) for step in self._undone]
+        self._forget()
+
+    def _forget(self) -> None:
+        over = self.nbytes - self.limit
+        while over > 0 and len(self._done) > 1:
+            over -= self._done.pop(0).nbytes

@@ -1,0 +1,615 @@
+"""Annotating as a person does: the dock widget in a real window, the shipped data, the embedded model."""
+
+from types import SimpleNamespace
+
+import dask.array
+import numpy as np
+import pytest
+from qtpy.QtWidgets import QApplication
+
+from napari_lowlat_seg.plugin.widget import LowlatWidget
+from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
+from napari_lowlat_seg.responder_process import ResponderProcess
+from napari_lowlat_seg.volume import Plane
+
+from .hand import NONE, Hand
+
+PLUGIN = "napari-lowlat-seg"
+LONG = 60_000
+
+
+class Lent:
+    """The one process of all tests, which no widget may end."""
+
+    def __init__(self, responder):
+        self._responder = responder
+        self.broken = ""
+
+    def respond(self, *asked):
+        if self.broken:
+            raise ValueError(self.broken)
+        return self._responder.respond(*asked)
+
+    def close(self):
+        pass
+
+    def __getattr__(self, name):
+        return getattr(self._responder, name)
+
+
+class LendingWorker(Worker):
+    """A worker whose model is there already."""
+
+    def __init__(self, responder):
+        super().__init__()
+        self.responder = responder
+
+    def load(self, make_responder):
+        super().load(lambda: self.responder)
+
+
+@pytest.fixture(scope="module")
+def process():
+    """The embedded model in a child process."""
+    one = ResponderProcess("default", "cpu", "auto")
+    one.describe()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def desk(make_napari_viewer_proxy, qtbot, process):
+    """A viewer with an image of any kind, the widget beside it, and a hand: `desk(data, **settings)`."""
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.window.resize(1300, 900)
+
+    def sit(data=None, *, sample=None, plane=None, **place):
+        if sample is not None:
+            layer = viewer.open_sample(PLUGIN, sample)[0]
+        elif data is None:
+            layer = None
+        else:
+            layer = viewer.add_image(data, **place)
+        return dock(viewer, layer, plane)
+
+    def dock(viewer, layer, plane=None):
+        worker, embedded = LendingWorker(Lent(process)), []
+        worker.embedded.connect(lambda key, seconds: embedded.append(key[1]))
+        widget = LowlatWidget(viewer, worker)
+        viewer.window.add_dock_widget(widget, name="Segment")
+        it = SimpleNamespace(viewer=viewer, image=layer, widget=widget, worker=worker, qtbot=qtbot)
+        it.until = lambda true: qtbot.waitUntil(true, timeout=LONG)
+        it.talk = lambda: widget.conversation
+        if layer is not None:
+            it.until(lambda: widget.conversation is not None)
+            if plane is not None:
+                it.talk().grid.look_at(viewer.dims, plane)
+            it.until(lambda: it.talk().plane.index in embedded and widget.sentence == "ready")
+            it.hand = Hand(viewer, it.talk().grid)
+        return it
+
+    sit.dock = dock
+    return sit
+
+
+def mask_of(it):
+    """The mask of the object in hand on the plane in view once all is answered; the screen shows the same."""
+    talk = it.talk()
+    it.until(lambda: not talk.session.unanswered and not it.worker.busy)
+    QApplication.processEvents()
+    mask = talk.session.mask(talk.plane)
+    shown = np.asarray(talk.preview.layer.data).reshape(talk.grid.sides(talk.plane)) == 1
+    assert np.array_equal(shown, np.zeros_like(shown) if mask is None else mask)
+    return mask
+
+
+def prompts_of(it):
+    """What was given on the plane in view."""
+    return it.talk().session.state(it.talk().plane).prompts
+
+
+def near(points, expected, pixels=1.0):
+    """Whether the mouse landed where it was aimed: a canvas pixel is less than a voxel here."""
+    return np.abs(np.asarray(points, float) - np.asarray(expected, float)).max() <= pixels
+
+
+def iou(one, other):
+    """Intersection over union."""
+    return np.count_nonzero(one & other) / np.count_nonzero(one | other)
+
+
+@pytest.fixture(scope="module")
+def neurons():
+    """The EM stack and the neurons that experts proofread in it."""
+    from napari_lowlat_seg.io import read_volume
+    from napari_lowlat_seg.samples import sample_path
+
+    image = np.asarray(read_volume(sample_path("em_fly_medulla.tif")).data)
+    return image, np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
+
+
+def test_click_correct_accept_undo_redo_reopen(desk, neurons):
+    """The whole round on the EM stack, with mouse and keys alone."""
+    it = desk(sample="em")
+    truth = neurons[1][23] == neurons[1][23, 228, 95]
+    it.hand.click((228, 95))
+    first = mask_of(it)
+    assert iou(first, truth) > 0.8
+    wrong = tuple(int(x) for x in np.argwhere(first)[20])
+    it.hand.click(wrong, key="Ctrl")
+    corrected = mask_of(it)
+    assert [prompt.positive for prompt in prompts_of(it)] == [True, False]
+    assert near([prompt.at for prompt in prompts_of(it)], [(228, 95), wrong])
+    assert corrected[228, 95]
+    assert not corrected[wrong]
+
+    it.hand.key("Enter")
+    labels = it.talk().labels.layer
+    assert labels.name == "fly medulla [lowlat] objects"
+    assert np.array_equal(labels.data[23] == 1, corrected)
+    assert labels.data.sum() == corrected.sum()
+    assert it.talk().label == 2
+    assert prompts_of(it) == ()
+    assert mask_of(it) is None
+
+    it.hand.key("Ctrl+Z")
+    assert not labels.data.any()
+    assert len(prompts_of(it)) == 2
+    assert np.array_equal(mask_of(it), corrected)
+    it.hand.key("Ctrl+Z")
+    assert len(prompts_of(it)) == 1
+    assert np.array_equal(mask_of(it), first)
+    for _ in range(2):
+        it.hand.key("Ctrl+Shift+Z")
+    assert np.array_equal(labels.data[23] == 1, corrected)
+    assert mask_of(it) is None
+
+    it.viewer.cursor.position = it.image.data_to_world((23, 228, 95))
+    it.hand.key("W")
+    assert it.talk().label == 1
+    assert len(prompts_of(it)) == 2
+    assert np.array_equal(mask_of(it), corrected)
+    it.hand.key("U")
+    it.hand.key("Enter")
+    assert not labels.data.any()  # a reopened object that was cleared is gone
+    it.hand.key("Ctrl+Z")
+    assert np.array_equal(labels.data[23] == 1, corrected)
+
+
+def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(desk):
+    """The MRI volume: the preview shows a mask before the button comes up, and keeps the final one."""
+    it = desk(sample="mri", plane=Plane((90, None, None)))
+    talk = it.talk()
+    outline = it.viewer.layers["glioma outline by algorithms"].data[90] > 0
+    row, col = (int(x) for x in np.argwhere(outline).mean(axis=0))
+    it.hand.press((row - 8, col))
+    it.hand.move((row - 8, col), (row, col), (row + 6, col + 4))
+    it.until(lambda: (np.asarray(talk.preview.layer.data) == 1).any())
+    assert prompts_of(it) == ()
+    assert (np.asarray(talk.preview.layer.data) == 2).any()
+    it.hand.release((row + 6, col + 4))
+    mask = mask_of(it)
+    (scribble,) = prompts_of(it)
+    assert isinstance(scribble, Scribble)
+    assert iou(mask, outline) > 0.5
+    it.hand.key("Ctrl+Z")
+    assert mask_of(it) is None
+
+
+def test_a_box_and_a_lasso_without_leaving_the_tool(desk, neurons):
+    """Shift-drag draws a box, Q changes what a drag draws; clicks still click."""
+    it = desk(neurons[0][:30], plane=Plane((23, None, None)))
+    it.hand.drag((155, 60), (205, 110), key="Shift")
+    boxed = mask_of(it)
+    (box,) = prompts_of(it)
+    assert isinstance(box, Box)
+    assert near((box.start, box.end), ((155, 60), (205, 110)), 1.5)
+    assert boxed[160:200, 65:105].mean() > 0.3
+    it.hand.key("Ctrl+Z")
+    it.hand.key("Q")
+    it.hand.key("Q")
+    assert it.talk().tool == "lasso"
+    it.hand.drag((155, 60), (155, 110), (205, 110), (205, 60), (157, 60))
+    lassoed = mask_of(it)
+    (lasso,) = prompts_of(it)
+    assert isinstance(lasso, Polygon)
+    assert iou(boxed, lassoed) > 0.5
+    it.hand.click((180, 85))
+    assert isinstance(prompts_of(it)[1], Click)
+
+
+def test_the_polarity_key_and_what_shows_it(desk, neurons):
+    """T turns the next prompt; colour and symbol differ; selected points are turned round."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    it.hand.key("T")
+    assert not it.talk().positive
+    it.hand.click((20, 20))
+    points = it.talk().prompts.points
+    assert [prompt.positive for prompt in prompts_of(it)] == [True, False]
+    assert len(set(map(str, points.symbol))) == 2
+    assert not np.array_equal(points.face_color[0], points.face_color[1])
+    points.mode = "select"
+    points.selected_data = {1}
+    it.hand.key("T")
+    assert [prompt.positive for prompt in prompts_of(it)] == [True, True]
+    mask_of(it)
+
+
+def test_points_moved_and_deleted_change_the_mask(desk, neurons):
+    """Edits in napari's own ways are heard, one step of undo each."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    first = mask_of(it)
+    points = it.talk().prompts.points
+    points.mode = "select"
+    it.hand.press((120, 88))
+    it.hand.move((120, 88), (180, 85))
+    it.hand.release((180, 85))
+    assert near(prompts_of(it)[0].at, (180, 85), 2)
+    moved = mask_of(it)
+    assert iou(first, moved) < 0.5
+    points.selected_data = {0}
+    points.remove_selected()
+    assert mask_of(it) is None
+    it.talk().undo()
+    assert np.array_equal(mask_of(it), moved)
+    it.talk().undo()
+    assert np.array_equal(mask_of(it), first)
+
+
+TURNED = [[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]
+TILTED = [[3, 0, 0, 5], [0, 0.6, 0.8, -20], [0, -0.8, 0.6, 40], [0, 0, 0, 1]]
+UPENDED = [[0.6, 0, 0.8, 5], [0, 2, 0, -20], [-0.8, 0, 0.6, 40], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("axis", "place"),
+    [
+        (0, {}),
+        (0, {"scale": (5, 2, 1)}),
+        (0, {"scale": (4, 1, 1), "translate": (10, -30, 7), "rotate": TURNED}),
+        (0, {"affine": TILTED}),
+        (1, {}),
+        (1, {"scale": (5, 2, 1)}),
+        (1, {"affine": UPENDED}),
+    ],
+    ids=["axial", "anisotropic", "rotated", "affine", "coronal", "coronal-anisotropic", "coronal-affine"],
+)
+def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
+    """Wherever the image lies, however it is cut: the voxel under the mouse is in mask and labels."""
+    plane = Plane((20, None, None)) if axis == 0 else Plane((None, 120, None))
+    at = (120, 88) if axis == 0 else (23, 88)
+    it = desk(neurons[0], **place)
+    if axis == 1:
+        it.viewer.dims.order = (1, 0, 2)
+        it.viewer.reset_view()
+    it.talk().grid.look_at(it.viewer.dims, plane)
+    it.hand.click(at)
+    mask = mask_of(it)
+    assert prompts_of(it), "the click did not land on the image"
+    assert near(prompts_of(it)[0].at, at)
+    assert mask[at]
+    it.hand.key("Enter")
+    labels = it.talk().labels.layer
+    assert np.array_equal(labels.data[plane.key()] == 1, mask)
+    assert labels.data.sum() == mask.sum()
+    voxel = (plane.index[0], *at) if axis == 0 else (at[0], plane.index[1], at[1])
+    world = it.image.data_to_world(voxel)
+    assert np.allclose(labels.data_to_world(voxel), world)
+    it.viewer.cursor.position = world
+    it.hand.key("W")
+    assert it.talk().label == 1
+
+
+def test_time_series_of_volumes(desk, neurons):
+    """4-D: prompts belong to one time and one plane; other times show their own state."""
+    it = desk(np.stack([neurons[0][:4], neurons[0][20:24]]))
+    it.talk().grid.look_at(it.viewer.dims, Plane((1, 2, None, None)))
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    it.talk().grid.look_at(it.viewer.dims, Plane((0, 2, None, None)))
+    assert mask_of(it) is None
+    it.hand.key("Enter")
+    labels = it.talk().labels.layer.data
+    assert np.array_equal(labels[1, 2] == 1, mask)
+    assert labels.sum() == mask.sum()
+
+
+def test_an_rgb_picture(desk):
+    """Labels have no axis of colours."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 60, (200, 240, 3), dtype=np.uint8)
+    picture[60:140, 80:180] += np.array([180, 40, 10], np.uint8)
+    it = desk(picture, rgb=True)
+    it.hand.click((100, 130))
+    mask = mask_of(it)
+    truth = np.zeros((200, 240), bool)
+    truth[60:140, 80:180] = True
+    assert iou(mask, truth) > 0.8
+    it.hand.key("Enter")
+    assert np.array_equal(it.talk().labels.layer.data == 1, mask)
+
+
+def test_a_pyramid_of_dask_arrays(desk, neurons):
+    """The finest level is segmented without loading the volume; a coarser one on demand."""
+    fine = dask.array.from_array(neurons[0], chunks=(1, 250, 250))
+    it = desk([fine, fine[:, ::2, ::2]], multiscale=True)
+    it.hand.click((120, 88))
+    fine_mask = mask_of(it)
+    assert fine_mask.shape == (250, 250)
+    it.widget.talks.turn_to(it.image, type(it.widget.talks.view)(level=1))
+    it.hand.grid = it.talk().grid
+    it.until(lambda: not it.worker.busy)
+    it.hand.click((60, 44))
+    coarse = mask_of(it)
+    assert coarse.shape == (125, 125)
+    assert iou(coarse, fine_mask[::2, ::2]) > 0.6
+    it.hand.key("Enter")
+    labels = it.talk().labels.layer
+    assert np.allclose(labels.scale, (1, 2, 2))
+    assert np.array_equal(labels.data[it.talk().plane.index[0]] == 1, coarse)
+
+
+def test_one_channel_of_several(desk, neurons):
+    """The channels are no plane: the object lies at each of them."""
+    it = desk(np.stack([np.zeros_like(neurons[0][:3]), neurons[0][20:23]], axis=1))
+    it.widget.talks.turn_to(it.image, type(it.widget.talks.view)(channel_axis=1, channel=1))
+    it.hand.grid = it.talk().grid
+    it.until(lambda: not it.worker.busy and it.widget.sentence == "ready")
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    assert mask.sum() > 1000
+    it.hand.key("Enter")
+    labels = it.talk().labels.layer
+    assert labels.data.shape == (3, 1, 250, 250)
+    for channel in (0, 1):
+        it.viewer.dims.set_current_step(1, channel)
+        shown = labels.get_value(
+            it.image.data_to_world((it.talk().plane.index[0], channel, 120, 88)), world=True
+        )
+        assert shown == 1
+
+
+def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
+    """Erase a part of the mask by hand; a later click keeps that, and undo goes through it in order."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    first = mask_of(it)
+    it.hand.key("Shift+G")
+    preview = it.talk().preview.layer
+    assert preview.mode == "erase"
+    preview.brush_size = 30
+    it.hand.drag((110, 80), (110, 95))
+    erased = mask_of(it)
+    assert not erased[110, 85]
+    assert (erased & ~first).sum() == 0
+    it.hand.key("Shift+Q")
+    assert it.viewer.layers.selection.active == it.talk().prompts.points
+    it.hand.click((130, 90))
+    later = mask_of(it)
+    assert iou(later & ~erased, first & ~erased) < 0.5
+    it.hand.key("Ctrl+Z")
+    assert np.array_equal(mask_of(it), erased)
+    it.hand.key("Ctrl+Z")
+    assert np.array_equal(mask_of(it), first)
+
+
+def test_a_brush_stroke_on_the_labels_is_on_the_same_timeline(desk, neurons):
+    """napari's own paint, then an accept, undone in order by one key on any of the layers."""
+    it = desk(neurons[0][:2])
+    labels = it.viewer.add_labels(np.zeros((2, 250, 250), np.uint16), name="mine")
+    it.talk().use_labels(labels)
+    it.until(lambda: not it.talk().labels.reading)
+    it.viewer.layers.selection.active = labels
+    labels.mode, labels.selected_label, labels.brush_size = "paint", 7, 20
+    it.hand.drag((30, 30), (30, 60))
+    painted = labels.data.copy()
+    assert (painted == 7).sum() > 300
+    it.talk().prompt_tool()
+    it.hand.click((120, 88))
+    mask_of(it)
+    it.hand.key("Enter")
+    accepted = labels.data.copy()
+    assert set(np.unique(accepted)) == {0, 1, 7}
+    it.viewer.layers.selection.active = labels
+    it.hand.key("Ctrl+Z")
+    assert np.array_equal(labels.data, painted)
+    it.talk().undo(), it.talk().undo()
+    assert not labels.data.any()
+    for _ in range(3):
+        it.talk().redo()
+    assert np.array_equal(labels.data, accepted)
+
+
+def test_accept_pressed_before_the_answer_waits_for_it(desk, neurons):
+    """A fast hand loses nothing."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    it.hand.key("Enter")
+    it.until(lambda: it.talk().labels.layer is not None)
+    assert it.talk().labels.layer.data.any()
+    assert it.talk().label == 2
+
+
+def test_planes_by_key_and_each_its_own_state(desk, neurons):
+    """J and K look at the neighbours; coming back shows the mask again."""
+    it = desk(neurons[0][:4], plane=Plane((1, None, None)))
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    it.hand.key("J")
+    assert it.talk().plane == Plane((2, None, None))
+    assert mask_of(it) is None
+    it.hand.key("K")
+    assert np.array_equal(mask_of(it), mask)
+    for _ in range(3):
+        it.hand.key("K")
+    assert it.talk().plane == Plane((0, None, None))
+    it.hand.key("Ctrl+Z")
+    assert it.talk().plane == Plane((1, None, None))  # undo shows where it happens
+
+
+def test_holding_postpones_and_cancel_drops(desk, neurons):
+    """H down: prompts gather. H up: one answer for all of them."""
+    it = desk(neurons[0][:2])
+    it.hand.key_down("H")
+    it.hand.click((120, 88))
+    it.hand.click((130, 90))
+    it.qtbot.wait(300)
+    assert it.talk().session.mask(it.talk().plane) is None
+    it.hand.key_up("H")
+    assert mask_of(it).any()
+    assert len(prompts_of(it)) == 2
+    it.hand.click((20, 20))
+    it.hand.key("Escape")
+    it.until(lambda: not it.worker.busy)
+    assert len(prompts_of(it)) == 3
+
+
+def test_three_dimensional_display_says_that_prompts_wait(desk, neurons):
+    """Back in 2-D everything goes on."""
+    it = desk(neurons[0][:4])
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    it.viewer.dims.ndisplay = 3
+    assert "2-D" in it.widget.sentence
+    it.viewer.dims.ndisplay = 2
+    assert np.array_equal(mask_of(it), mask)
+
+
+def test_hovering_outlines_and_writes_nothing(desk, neurons):
+    """Behind a setting; the contour goes with the mouse, the click accepts it as a prompt."""
+    it = desk(neurons[0][:2])
+    preview = it.talk().preview.layer
+    it.talk().hover = True
+    it.hand.move((118, 86), (120, 88), down=NONE)
+    it.until(lambda: (np.asarray(preview.data) == 4).any())
+    assert prompts_of(it) == ()
+    assert not it.talk().session.can_undo
+    it.hand.click((120, 88))
+    assert mask_of(it).any()
+
+
+def test_the_threshold_acts_on_the_preview_at_once(desk, neurons):
+    """Without asking the network again."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    plain = mask_of(it)
+    finish = it.talk().finish
+    it.talk().finish = type(finish)(threshold=0.9, largest=True)
+    strict = mask_of(it)
+    assert strict.sum() < plain.sum()
+    assert not (strict & ~plain).any()
+    it.talk().finish = finish
+    assert np.array_equal(mask_of(it), plain)
+
+
+def test_prompts_from_points_and_shapes_of_the_users_own(desk, neurons):
+    """They are read, not emptied; letting go leaves them as they are."""
+    it = desk(neurons[0][:2])
+    plane = it.talk().plane
+    z = plane.index[0]
+    mine = it.viewer.add_points(np.array([[z, 120.0, 88.0]]), name="seeds", ndim=3)
+    it.talk().adopt(mine)
+    assert prompts_of(it) == (Click((120, 88)),)
+    assert mask_of(it).any()
+    mine.add([[z, 130.0, 90.0]])
+    assert len(prompts_of(it)) == 2
+    mask_of(it)
+    it.talk().adopt()
+    assert np.array_equal(mine.data, [[z, 120, 88], [z, 130, 90]])
+
+
+def test_what_goes_wrong_is_told_in_the_engines_words(desk, neurons):
+    """As a notification of napari and in the state line; the next click works again."""
+    from napari.utils.notifications import notification_manager
+
+    it = desk(neurons[0][:2])
+    it.worker.responder.broken = "the model cannot answer that; choose another one"
+    it.hand.click((120, 88))
+    it.until(lambda: "cannot answer" in it.widget.sentence)
+    assert any("cannot answer" in str(record) for record in notification_manager.records)
+    it.worker.responder.broken = ""
+    it.hand.click((130, 90))
+    assert mask_of(it).any()
+
+
+def test_layers_deleted_and_renamed_mid_flight(desk, neurons):
+    """Ours come back when they are needed, a rename changes nothing, deleted labels are made anew."""
+    it = desk(neurons[0][:2])
+    talk = it.talk()
+    it.hand.click((120, 88))
+    it.viewer.layers.remove(talk.prompts.points)
+    it.viewer.layers.remove(talk.preview.layer)
+    it.image.name = "another name"
+    mask = mask_of(it)
+    assert mask.any()
+    it.talk().prompt_tool()
+    it.hand.click((130, 90))
+    mask_of(it)
+    it.hand.key("Enter")
+    first = talk.labels.layer
+    it.viewer.layers.remove(first)
+    assert talk.labels.layer is None
+    it.hand.click((120, 88))
+    mask_of(it)
+    it.hand.key("Enter")
+    assert talk.labels.layer is not first
+    assert talk.labels.layer.data.any()
+
+
+def test_the_image_deleted_while_predicting(desk, neurons):
+    """The widget goes back to its beginning; nothing of ours stays but the labels."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    it.viewer.layers.remove(it.image)
+    it.until(lambda: it.talk() is None)
+    it.until(lambda: not it.worker.busy)
+    assert [layer.name for layer in it.viewer.layers] == []
+
+
+def test_swapping_images_and_back(desk, neurons):
+    """Each image keeps its prompts, masks and undo."""
+    it = desk(neurons[0][:2], name="first")
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    other = it.viewer.add_image(255 - neurons[0][30], name="second")
+    it.widget.talks.turn_to(other)
+    assert prompts_of(it) == ()
+    it.until(lambda: not it.worker.busy)
+    it.widget.talks.turn_to(it.image)
+    it.until(lambda: not it.worker.busy)
+    assert np.array_equal(mask_of(it), mask)
+    it.talk().undo()
+    assert prompts_of(it) == ()
+
+
+def test_two_widgets_at_once(desk, neurons):
+    """On two images of one viewer; neither hears the other's answers or keys."""
+    it = desk(neurons[0][:2], name="first")
+    other = it.viewer.add_image(neurons[0][30:32], name="second")
+    two = desk.dock(it.viewer, other)
+    if two.talk().layer is not other:
+        two.widget.talks.turn_to(other)
+    it.viewer.layers.selection.active = it.talk().prompts.points
+    it.hand.click((120, 88))
+    mask = mask_of(it)
+    assert two.talk().session.prompted() == {}
+    two.talk().prompt_tool()
+    Hand(it.viewer, two.talk().grid).click((60, 60))
+    assert len(prompts_of(two)) == 1
+    mask_of(two)
+    assert np.array_equal(mask_of(it), mask)
+    it.viewer.layers.selection.active = two.talk().prompts.points
+    it.hand.key("Ctrl+Z")
+    assert two.talk().session.prompted() == {}
+    assert len(prompts_of(it)) == 1
+
+
+def test_closing_the_viewer_while_predicting(desk, neurons):
+    """Nothing raises, nothing stays."""
+    it = desk(neurons[0][:2])
+    it.hand.click((120, 88))
+    it.viewer.close()
+    it.qtbot.wait(300)

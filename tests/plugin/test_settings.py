@@ -1,0 +1,105 @@
+"""What is remembered between sessions, in a folder of the test's own."""
+
+import pytest
+import yaml
+from napari.settings import get_plugin_settings
+from napari.utils.notifications import notification_manager
+from npe2 import PluginManifest
+
+from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.label_edits import Policy
+from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
+from napari_lowlat_seg.plugin.settings import (
+    PLUGIN,
+    remember,
+    remember_finish,
+    remember_keys,
+    remember_policy,
+    settings,
+    stored_finish,
+    stored_keys,
+    stored_policy,
+)
+
+
+@pytest.fixture(autouse=True)
+def manifest(plugin_settings, npe2pm):
+    """This plugin alone, its settings as delivered."""
+    found = PluginManifest.from_distribution(PLUGIN)
+    npe2pm.register(found)
+    return found
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """What is in the file now."""
+    return lambda: yaml.safe_load((tmp_path / f"{PLUGIN}.yaml").read_text())
+
+
+def test_every_action_has_its_key_in_the_manifest(manifest):
+    """Preferences and the table of keys speak of the same things in the same words and order."""
+    declared = manifest.contributions.configurations["keys"].properties
+    assert [(name, one.title, one.default) for name, one in declared.items()] == [
+        (action.name, action.title, action.key) for action in ACTIONS
+    ]
+
+
+def test_what_is_delivered_is_what_the_engine_starts_with():
+    """The manifest repeats the engine's defaults, it does not decide."""
+    assert stored_finish() == Finish()
+    assert stored_policy() == Policy()
+    assert stored_keys().keys == DEFAULTS
+    assert (settings().model.name, settings().model.device, settings().model.closer_look) == (
+        "default",
+        "auto",
+        "auto",
+    )
+
+
+def test_the_widget_is_in_both_menus_and_the_palette(manifest):
+    """Under Layers > Segment and Layers > Annotate, with a title that says what it does."""
+    (widget,) = manifest.contributions.widgets
+    (command,) = [one for one in manifest.contributions.commands if one.id == widget.command]
+    menus = {place: [item.command for item in items] for place, items in manifest.contributions.menus.items()}
+    assert menus == {"napari/layers/segment": [command.id], "napari/layers/annotate": [command.id]}
+    assert command.title == widget.display_name == "Segment by clicking"
+
+
+def test_values_are_saved_at_once(saved):
+    """Nobody presses a save button."""
+    remember("model", name="segnext-sax1", device="cpu")
+    remember_finish(Finish(0.6, 1.5, True, True))
+    remember_policy(Policy("overwrite"))
+    remember_keys({**DEFAULTS, "accept": "Y"})
+    assert saved() == {
+        "model": {"name": "segnext-sax1", "device": "cpu"},
+        "finish": {"threshold": 0.6, "smooth": 1.5, "fill_holes": True, "largest": True},
+        "labels": {"policy": "overwrite"},
+        "keys": {"accept": "Y"},
+    }
+    assert stored_finish() == Finish(0.6, 1.5, True, True)
+    assert stored_policy() == Policy("overwrite")
+    assert stored_keys().keys == {**DEFAULTS, "accept": "Y"}
+
+
+def test_one_label_to_stay_within_is_not_remembered():
+    """Label 7 of this volume is nothing in the next."""
+    remember_policy(Policy("within", 7))
+    assert stored_policy() == Policy("keep")
+
+
+def test_a_key_that_is_none_is_told_of_and_stays_as_delivered():
+    """A file edited by hand does not keep the widget from opening."""
+    get_plugin_settings(PLUGIN).keys.accept = "Hyper+Enter"
+    said = []
+    notification_manager.notification_ready.connect(said.append)
+    assert stored_keys().keys == DEFAULTS
+    notification_manager.notification_ready.disconnect(said.append)
+    (warning,) = said
+    assert warning.message.startswith("The key of “Accept the object” is Enter again: expected a key such as")
+
+
+def test_values_out_of_range_are_refused():
+    """By napari, from the ranges in the manifest."""
+    with pytest.raises(ValueError, match=r"less than or equal to 0\.99"):
+        remember("finish", threshold=2.0)

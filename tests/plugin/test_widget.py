@@ -1,0 +1,685 @@
+"""The dock widget in a real window, with a conversation and a worker that write down what they are told."""
+
+import itertools
+import re
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from napari.layers import Labels, Points, Shapes
+from npe2 import PluginManifest
+from psygnal import Signal as PySignal
+from qtpy.QtCore import QObject, QPointF, Qt, Signal
+from qtpy.QtGui import QKeySequence, QWheelEvent
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSlider,
+    QAbstractSpinBox,
+    QApplication,
+    QComboBox,
+    QKeySequenceEdit,
+    QLineEdit,
+    QProgressBar,
+    QScrollBar,
+    QWidget,
+)
+
+from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.label_edits import Policy
+from napari_lowlat_seg.plugin.conversation import Conversation
+from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
+from napari_lowlat_seg.plugin.model_form import importing
+from napari_lowlat_seg.plugin.settings import PLUGIN, settings
+from napari_lowlat_seg.plugin.talks import View
+from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
+
+FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}
+
+
+class Talk:
+    """A conversation that keeps what it is set to and writes down what it is told."""
+
+    changed = PySignal()
+    said = PySignal(str)
+
+    def __init__(self, viewer, layer, worker, keys, **view):
+        self.viewer, self.layer, self.view, self.told = viewer, layer, view, []
+        if view["level"] == 1:
+            raise ValueError("level 1 cannot be read: the file is gone")
+        self.positive, self.tool, self.hover = True, "scribble", False
+        self.label, self.finish = 1, Finish()
+        self.session = SimpleNamespace(semantic=False, policy=Policy(), can_undo=True, can_redo=False)
+        self.prompts = SimpleNamespace(points=Points(ndim=2), shapes=Shapes(ndim=2))
+        self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
+        self.labels = SimpleNamespace(layer=None)
+        self.questions = SimpleNamespace(held=False)
+
+    def hold(self, held):
+        self.questions.held = held
+
+    def adopt(self, points, shapes):
+        self.told.append(("adopt", points, shapes))
+
+    def use_labels(self, layer):
+        if layer is not None and layer.data.shape != self.layer.data.shape:
+            raise ValueError(f"{layer.name} is of another shape")
+        self.labels.layer = layer
+        self.changed.emit()
+
+    def __getattr__(self, name):
+        if name in DEFAULTS or name in ("attach", "detach"):
+            return lambda: self.told.append(name)
+        raise AttributeError(name)
+
+
+class Worker(QObject):
+    """A worker that does nothing and tells what the test tells."""
+
+    started = Signal(str)
+    progressed = Signal(object, object)
+    loaded = Signal(object)
+    failed = Signal(str)
+    idle = Signal()
+    embedded = Signal(object, float)
+    answered = Signal(object, object, bool, float)
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.ran, self.cancels, self.closed = [], [], 0, 0
+
+    def load(self, make):
+        self.loads.append(make.args)
+
+    def run(self, work, done):
+        self.ran.append((work, done))
+
+    def look(self, source):
+        """Nothing to embed with."""
+
+    ask = look
+
+    def cancel(self):
+        self.cancels += 1
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def own_settings(plugin_settings, npe2pm, tmp_path, monkeypatch):
+    """Settings and models in a folder of the test's own."""
+    npe2pm.register(PluginManifest.from_distribution(PLUGIN))
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "models"))
+
+
+@pytest.fixture
+def viewer(make_napari_viewer_proxy):
+    """A shown viewer that refuses private attributes."""
+    return make_napari_viewer_proxy(show=True, strict_qt="raise")
+
+
+@pytest.fixture
+def add_widget(viewer, qtbot):
+    """Dock a widget and wait until it has looked round."""
+
+    def add(**given):
+        widget = LowlatWidget(viewer, **{"worker": Worker(), "converse": Talk, **given})
+        viewer.window.add_dock_widget(widget, name="Segment by clicking")
+        qtbot.wait_until(lambda: bool(widget.worker.loads))
+        return widget
+
+    return add
+
+
+@pytest.fixture
+def widget(add_widget):
+    """A widget in a viewer without an image."""
+    return add_widget()
+
+
+@pytest.fixture
+def settle(qtbot):
+    """Let queued events happen."""
+
+    def settle():
+        qtbot.wait(20)
+
+    return settle
+
+
+@pytest.fixture
+def on_image(viewer, widget, settle):
+    """The widget with an image in front."""
+    viewer.add_image(np.zeros((4, 5), np.uint8), name="cells")
+    settle()
+    return widget
+
+
+def names(chooser):
+    """What a chooser offers."""
+    return [chooser.itemText(index) for index in range(chooser.count())]
+
+
+def choose(chooser, name):
+    """Choose as a person does."""
+    index = names(chooser).index(name)
+    chooser.setCurrentIndex(index)
+    chooser.activated.emit(index)
+
+
+def press(choice, text):
+    """Press the button of that text."""
+    (button,) = [one for one in choice.findChildren(QAbstractButton) if one.text() == text]
+    button.click()
+
+
+# Images
+
+
+def test_without_an_image_it_says_what_to_do(widget):
+    """And nothing can be pressed that would need one."""
+    assert widget.sentence == NO_IMAGE
+    assert not any(button.isEnabled() for button in widget.buttons.values())
+    assert not widget.labels.isEnabled()
+
+
+def test_the_first_image_is_taken_by_itself(viewer, on_image):
+    """Nobody chooses where there is no choice."""
+    assert on_image.conversation.layer == viewer.layers["cells"]
+    assert on_image.conversation.told == ["attach"]
+    assert on_image.image.currentText() == "cells"
+    assert on_image.buttons["accept"].isEnabled()
+
+
+def test_an_image_that_is_there_already_is_taken(viewer, add_widget, settle):
+    """The active one, else the one on top."""
+    first = viewer.add_image(np.zeros((4, 5)), name="first")
+    viewer.add_image(np.zeros((4, 5)), name="second")
+    viewer.layers.selection.active = first
+    widget = add_widget()
+    settle()
+    assert widget.conversation.layer == first
+
+
+def test_a_second_image_is_offered_and_not_taken(viewer, on_image, settle):
+    """The work in hand goes on."""
+    viewer.add_image(np.zeros((4, 5)), name="other")
+    settle()
+    assert names(on_image.image) == ["cells", "other"]
+    assert on_image.image.currentText() == "cells"
+
+
+def test_swapping_back_finds_the_same_conversation(viewer, on_image, settle):
+    """The other one's layers are taken out meanwhile."""
+    viewer.add_image(np.zeros((4, 5)), name="other")
+    settle()
+    first = on_image.conversation
+    choose(on_image.image, "other")
+    second = on_image.conversation
+    choose(on_image.image, "cells")
+    assert on_image.conversation is first
+    assert first.told == ["attach", "detach", "attach"]
+    assert second.told == ["attach", "detach"]
+
+
+def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
+    """Layers are held as objects."""
+    viewer.add_image(np.zeros((4, 5)), name="a")
+    first = on_image.conversation
+    viewer.layers["cells"].name = "z"
+    settle()
+    assert on_image.image.currentText() == "z"
+    assert on_image.conversation is first
+
+
+def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, settle):
+    """In the middle of work; its conversation is forgotten."""
+    talk = on_image.conversation
+    talk.said.emit("52 ms")
+    viewer.layers.remove("cells")
+    settle()
+    assert (on_image.conversation, on_image.sentence) == (None, NO_IMAGE)
+    assert talk.told == ["attach", "detach"]
+    assert not on_image.buttons["accept"].isEnabled()
+    viewer.add_image(np.zeros((4, 5)), name="cells")
+    settle()
+    assert on_image.conversation is not talk
+
+
+def test_with_another_image_left_it_asks_to_choose(viewer, on_image, settle):
+    """It does not begin with one by itself."""
+    viewer.add_image(np.zeros((4, 5)), name="other")
+    settle()
+    viewer.layers.remove("cells")
+    settle()
+    assert (on_image.conversation, on_image.sentence) == (None, CHOOSE)
+    choose(on_image.image, "other")
+    assert on_image.conversation.told == ["attach"]
+
+
+def test_two_widgets_do_not_know_of_each_other(viewer, on_image, add_widget, settle):
+    """Two conversations about one image, two workers, two tables of keys."""
+    second = add_widget()
+    settle()
+    assert second.conversation is not on_image.conversation
+    second.keys.set("accept", "Y")
+    press(second.tool, "Box")
+    assert (second.conversation.tool, on_image.conversation.tool) == ("box", "scribble")
+    assert "[Enter]" in on_image.buttons["accept"].text()
+
+
+# What is shown and handed on
+
+
+def test_the_state_is_one_big_line(on_image):
+    """What the conversation and the worker say; markup in it stays text."""
+    on_image.worker.started.emit("embedding plane 12")
+    assert on_image.sentence == "embedding plane 12"
+    on_image.conversation.said.emit("a < b")
+    assert "a &lt; b" in on_image.state.text()
+    assert on_image.state.accessibleName() == "State: a < b"
+
+
+@pytest.mark.parametrize("name", ["accept", "new_object", "undo"])
+def test_a_button_says_what_its_key_says(on_image, name):
+    """And shows the key."""
+    assert on_image.buttons[name].text().endswith(f"[{DEFAULTS[name]}]")
+    on_image.buttons[name].click()
+    assert on_image.conversation.told[-1] == name
+
+
+def test_buttons_show_whether_there_is_something_to_undo(on_image):
+    """They follow the conversation."""
+    assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
+    session = on_image.conversation.session
+    session.can_undo, session.can_redo = False, True
+    on_image.conversation.changed.emit()
+    assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [False, True]
+
+
+def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
+    """Else the next key would go nowhere; Tab still gets there."""
+    buttons = [one for one in on_image.findChildren(QAbstractButton) if one.text() and one.isCheckable()]
+    assert all(
+        one.focusPolicy() == Qt.FocusPolicy.TabFocus
+        for one in [*on_image.buttons.values(), *on_image.tool.findChildren(QAbstractButton)]
+    )
+    assert buttons
+
+
+def test_polarity_and_tool_follow_both_ways(on_image):
+    """Button to conversation, key to button."""
+    press(on_image.polarity, "− not object")
+    press(on_image.tool, "Lasso")
+    assert (on_image.conversation.positive, on_image.conversation.tool) == (False, "lasso")
+    on_image.conversation.positive, on_image.conversation.tool = True, "box"
+    on_image.conversation.changed.emit()
+    down = [one.text() for one in on_image.findChildren(QAbstractButton) if one.isChecked()]
+    assert {"+ object", "Box"} <= set(down)
+
+
+def set_details(details):
+    """Turn everything that says how prompts become labels."""
+    details._label.setValue(7)
+    details._semantic.setChecked(True)
+    details._threshold.setValue(60)
+    details._smooth.setValue(1.5)
+    details._holes.setChecked(True)
+    details._largest.setChecked(True)
+    choose(details._policy, "only within one label")
+    details._within.setValue(3)
+    details._hover.setChecked(True)
+    details._postpone.setChecked(True)
+
+
+def test_details_are_handed_on_and_shown(on_image):
+    """Each control writes one door, and reads it when something changes."""
+    details, talk = on_image.details, on_image.conversation
+    set_details(details)
+    assert (talk.label, talk.session.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
+    assert talk.finish == Finish(0.6, 1.5, True, True)
+    assert talk.session.policy == Policy("within", 3)
+    talk.label, talk.finish, talk.session.policy = 9, Finish(), Policy()
+    talk.changed.emit()
+    assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
+    assert details._policy.currentText() == "keep them"
+    assert not details._within.isEnabled()
+
+
+def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):
+    """Finish, policy, semantic mode, tool, hover and postponing are remembered."""
+    details = on_image.details
+    details._holes.setChecked(True)
+    details._semantic.setChecked(True)
+    details._hover.setChecked(True)
+    details._postpone.setChecked(True)
+    choose(details._policy, "overwrite them")
+    press(on_image.tool, "Box")
+    viewer.add_image(np.zeros((4, 5)), name="other")
+    settle()
+    choose(on_image.image, "other")
+    talk = on_image.conversation
+    assert talk.layer.name == "other"
+    assert (talk.finish, talk.session.policy) == (Finish(fill_holes=True), Policy("overwrite"))
+    assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
+    assert settings().finish.fill_holes
+
+
+def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, settle):
+    """A layer that does not fit is refused with its sentence, and the old choice is shown."""
+    fits = viewer.add_labels(np.zeros((4, 5), int), name="nuclei")
+    viewer.add_labels(np.zeros((3, 3), int), name="small")
+    viewer.add_layer(on_image.conversation.preview.layer)
+    settle()
+    assert names(on_image.labels) == ["new", "nuclei", "small"]
+    choose(on_image.labels, "nuclei")
+    assert on_image.conversation.labels.layer == fits
+    choose(on_image.labels, "small")
+    assert on_image.sentence == "small is of another shape"
+    assert on_image.labels.currentText() == "nuclei"
+
+
+def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
+    """Ours are not offered; what is adopted stays in front."""
+    mine = viewer.add_points(ndim=2, name="my points")
+    for layer in (on_image.conversation.prompts.points, on_image.conversation.prompts.shapes):
+        viewer.add_layer(layer)
+    settle()
+    points = on_image.details._points
+    assert names(points) == ["made by this widget", "my points"]
+    choose(points, "my points")
+    assert on_image.conversation.told[-1] == ("adopt", mine, None)
+    assert points.currentText() == "my points"
+
+
+def test_level_channel_and_intensities_begin_another_conversation(viewer, widget, settle):
+    """And changing back finds the first one."""
+    viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
+    settle()
+    details, first = widget.details, widget.conversation
+    choose(details._axis, "c (3)")
+    details._channel.setValue(2)
+    assert widget.conversation.view == {
+        "level": 0,
+        "channel_axis": 0,
+        "channel": 2,
+        "intensities": "automatic",
+    }
+    press(details._intensities, "as displayed")
+    assert widget.conversation.view["intensities"] == "displayed"
+    widget.turn_to(first.layer, View())
+    assert widget.conversation is first
+
+
+def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
+    """No conversation is in front then, and nothing breaks."""
+    viewer.add_image([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True, name="pyramid")
+    settle()
+    assert names(widget.details._level) == ["0: 8 × 8", "1: 4 × 4"]
+    choose(widget.details._level, "1: 4 × 4")
+    assert widget.sentence == "level 1 cannot be read: the file is gone"
+    assert widget.conversation is None
+
+
+def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle):
+    """Whoever is there."""
+    widget.cancel.click()
+    assert widget.worker.cancels == 1
+    viewer.add_image(np.zeros((4, 5)))
+    settle()
+    widget.cancel.click()
+    assert widget.conversation.told[-1] == "cancel"
+
+
+def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget, settle):
+    """The fake above has the doors that `Conversation` has."""
+    widget = add_widget(converse=Conversation)
+    image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))
+    own = viewer.add_points(np.zeros((0, 3)), ndim=3, name="mine", scale=(2, 1, 1))
+    labels = viewer.add_labels(np.zeros((3, 8, 9), int), name="nuclei", scale=(2, 1, 1))
+    settle()
+    set_details(widget.details)
+    press(widget.polarity, "− not object")
+    press(widget.tool, "Lasso")
+    choose(widget.labels, "nuclei")
+    choose(widget.details._points, "mine")
+    for button in widget.buttons.values():
+        button.click()
+    widget.cancel.click()
+    talk = widget.conversation
+    assert (talk.positive, talk.tool, talk.labels.layer) == (False, "lasso", labels)
+    assert talk.finish == Finish(0.6, 1.5, True, True)
+    choose(widget.details._axis, names(widget.details._axis)[1])
+    widget.turn_to(image, View())
+    assert widget.conversation is talk
+    widget.turn_to(None)
+    assert [layer.name for layer in viewer.layers] == ["stack", "mine", "nuclei"]
+    viewer.layers.remove(image)
+    settle()
+    assert widget.talks.previews() == []
+    assert own in viewer.layers
+
+
+# Models
+
+
+def test_the_stored_model_is_loaded_at_once(add_widget):
+    """Before there is an image: the first click shall not wait for it."""
+    settings().model.device = "cpu"
+    widget = add_widget()
+    assert widget.worker.loads == [("default", "cpu", "auto")]
+    widget.worker.loaded.emit(FACTS)
+    assert widget.model.found.text() == "cuda:0, bfloat16"
+    assert "Apache-2.0" in widget.model.found.toolTip()
+    assert widget.sentence == NO_IMAGE
+
+
+def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
+    """The bar and its button are there as long as it lasts."""
+    widget.worker.loaded.emit(FACTS)
+    assert names(widget.model.models)[:2] == ["default", "segnext-sax1  (download)"]
+    choose(widget.model.models, "segnext-sax1  (download)")
+    assert widget.worker.loads[-1] == ("segnext-sax1", "auto", "auto")
+    widget.worker.progressed.emit(100_000_000, 400_000_000)
+    bar = widget.model.findChild(QProgressBar)
+    assert (bar.isVisible(), bar.value(), bar.text()) == (True, 25, "100 of 400 MB")
+    widget.worker.loaded.emit(FACTS)
+    assert not bar.isVisible()
+    assert settings().model.name == "segnext-sax1"
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_a_model_that_does_not_come_gives_way_to_the_last_one(widget, end):
+    """The user is back where the choice was made."""
+    widget.worker.loaded.emit(FACTS)
+    choose(widget.model.models, "segnext-sax1  (download)")
+    if end == "failed":
+        widget.worker.failed.emit("segnext-sax1 was answered with 404; it may have moved")
+        assert widget.sentence.startswith("segnext-sax1 was answered with 404")
+    else:
+        widget.model._stop.click()
+        assert widget.worker.cancels == 1
+        widget.worker.idle.emit()
+    assert widget.worker.loads[-1] == ("default", "auto", "auto")
+    assert widget.model.models.currentText() == "default"
+    widget.worker.loaded.emit(FACTS)
+    assert widget.model.found.text() == "cuda:0, bfloat16"
+
+
+def test_a_first_model_that_does_not_load_is_not_tried_for_ever(widget):
+    """There is nothing to go back to."""
+    widget.worker.failed.emit("device 'cuda' is not available")
+    assert len(widget.worker.loads) == 1
+    assert (widget.model.found.text(), widget.model.loading) == ("not loaded", False)
+
+
+def test_device_and_closer_look_load_the_model_anew(widget):
+    """And are remembered."""
+    choose(widget.model.device, "cpu")
+    press(widget.model.closer_look, "off")
+    assert widget.worker.loads[-1] == ("default", "cpu", "off")
+    assert (settings().model.device, settings().model.closer_look) == ("cpu", "off")
+
+
+def test_an_imported_model_is_chosen(widget, tmp_path):
+    """When the work is done; it is listed by its name."""
+    widget.import_file(tmp_path / "mine.pth")
+    assert widget.sentence == "importing mine.pth"
+    _, done = widget.worker.ran[-1]
+    done("mine")
+    assert widget.worker.loads[-1][0] == "mine"
+    assert widget.model.models.currentText() == "mine"
+
+
+def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
+    """The sentence of the command line, from a process of its own."""
+    (tmp_path / "notes.pth").write_text("no model")
+    with pytest.raises(ValueError, match=r"notes\.pth is damaged or"):
+        importing(tmp_path / "notes.pth")()
+
+
+# Keys
+
+
+def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
+    """Pressed keys are in force and saved at once, and what they hide is named."""
+    dialog = on_image.show_shortcuts()
+    assert dialog.fields["accept"].keySequence() == QKeySequence("Return")
+    assert "Activate add path tool" in dialog.notes["toggle_polarity"].text()
+    dialog.fields["accept"].setKeySequence(QKeySequence("N"))
+    assert on_image.keys.keys["accept"] == settings().keys.accept == "N"
+    assert "same key as “New object”" in dialog.notes["accept"].text()
+    assert on_image.buttons["accept"].text() == "Accept  [N]"
+    dialog.fields["accept"].clear()
+    assert on_image.buttons["accept"].text() == "Accept"
+    dialog.reset.click()
+    assert on_image.keys.keys == DEFAULTS
+    assert settings().keys.accept == "Enter"
+    dialog.close()
+
+
+def test_a_key_that_napari_does_not_know_is_refused_in_its_row(on_image):
+    """And the old one stays."""
+    dialog = on_image.show_shortcuts()
+    dialog.fields["accept"].setKeySequence(QKeySequence("Ctrl+é"))
+    assert "expected a key such as" in dialog.notes["accept"].text()
+    assert on_image.keys.keys["accept"] == "Enter"
+    dialog.close()
+
+
+# Conduct
+
+
+def controls(widget):
+    """All that a user can touch, and the lines that change."""
+    kinds = (QAbstractButton, QAbstractSlider, QAbstractSpinBox, QComboBox, QKeySequenceEdit, QProgressBar)
+    return [
+        one
+        for one in widget.findChildren(QWidget)
+        if isinstance(one, kinds) and not isinstance(one, QScrollBar) and not inside_another(one)
+    ]
+
+
+def inside_another(control):
+    """Whether Qt made it as a part of another control."""
+    return isinstance(control.parent(), QComboBox | QAbstractSpinBox | QLineEdit)
+
+
+def test_every_control_has_a_name_and_a_tooltip(on_image):
+    """For whoever cannot see it, and for whoever wonders."""
+    dialog = on_image.show_shortcuts()
+    found = [*controls(on_image), *controls(dialog), on_image.state, on_image.model.found]
+    assert len(found) > 50
+    assert [one for one in found if not one.accessibleName()] == []
+    assert [one.accessibleName() for one in found if not one.toolTip()] == []
+    dialog.close()
+
+
+def test_tab_walks_from_top_to_bottom(on_image):
+    """In the order in which controls are read."""
+    on_image.fold.expand(True)
+    stops, one = [], on_image.image
+    while on_image.isAncestorOf(one) and one not in stops:
+        stops.append(one)
+        one = one.nextInFocusChain()
+    stops = [stop for stop in stops if stop in controls(on_image) and stop.isVisible() and stop.isEnabled()]
+    # Controls of one row differ by a few pixels.
+    rows = [stop.mapTo(on_image, stop.rect().center()).y() // 12 for stop in stops]
+    assert len(rows) > 20
+    assert all(after >= before - 1 for before, after in itertools.pairwise(rows))
+
+
+def test_the_wheel_scrolls_and_changes_nothing(on_image):
+    """A hand on the wheel is on its way to somewhere else."""
+    on_image.fold.expand(True)
+    details = on_image.details
+    for control in (on_image.model.models, details._threshold, details._label):
+        at = QPointF(control.rect().center())
+        event = QWheelEvent(
+            at,
+            QPointF(control.mapToGlobal(control.rect().center())),
+            QPointF(0, 0).toPoint(),
+            QPointF(0, -120).toPoint(),
+            Qt.MouseButton.NoButton,
+            Qt.KeyboardModifier.NoModifier,
+            Qt.ScrollPhase.NoScrollPhase,
+            False,
+        )
+        QApplication.sendEvent(control, event)
+    assert on_image.model.models.currentText() == "default"
+    assert (on_image.conversation.finish, on_image.conversation.label) == (Finish(), 1)
+
+
+def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
+    """Buttons and boxes are as wide as their words, and the rest scrolls."""
+    from napari.settings import get_settings
+
+    get_settings().appearance.font_size *= 2
+    on_image.fold.expand(True)
+    settle()
+    buttons = [one for one in controls(on_image) if isinstance(one, QAbstractButton) and one.isVisible()]
+    assert len(buttons) > 10
+    assert [one.text() for one in buttons if one.width() < one.minimumSizeHint().width()] == []
+
+
+def test_closing_the_dock_gives_everything_back(viewer, on_image, settle):
+    """No listener and no thread stays behind."""
+    talk, worker = on_image.conversation, on_image.worker
+    viewer.window.remove_dock_widget(on_image)
+    assert talk.told == ["attach", "detach"]
+    assert worker.closed == 1
+    viewer.add_image(np.zeros((4, 5)))
+    settle()
+    assert on_image.conversation is None
+    on_image.close()
+    assert worker.closed == 1
+    on_image.deleteLater()
+    settle()
+
+
+def test_closing_the_viewer_ends_the_worker(viewer, on_image, qtbot):
+    """The window is deleted, the widget with it."""
+    worker = on_image.worker
+    viewer.close()
+    qtbot.wait_until(lambda: worker.closed > 0)
+
+
+def test_no_thread_of_ours_is_left(on_image):
+    """The fakes have none, and the widget makes none of its own."""
+    assert [one.name for one in threading.enumerate() if re.search("lowlat", one.name)] == []
+
+
+def test_opening_it_imports_no_torch(run_python):
+    """Nor does making it: the model lives in a process of its own."""
+    imported = run_python(
+        "import sys\nfrom napari_lowlat_seg.plugin.widget import LowlatWidget\nprint('torch' in sys.modules)"
+    )
+    assert imported == "False"
+
+
+def test_the_table_lists_every_action(on_image):
+    """None is hidden."""
+    dialog = on_image.show_shortcuts()
+    assert list(dialog.fields) == [action.name for action in ACTIONS]
+    dialog.close()

@@ -1,0 +1,391 @@
+"""One thread, the newest request first, signals on the main thread."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtWidgets import QApplication
+
+from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.child import ChildEnded, Interrupted
+from napari_lowlat_seg.plugin import waiting
+from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.responder import PlaneSource
+from napari_lowlat_seg.responder_process import ResponderProcess
+
+ANSWER = Answer.from_mask(np.ones((2, 2), bool))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as far as a worker looks at it."""
+
+    name: str
+    ticket: int = 1
+
+
+@dataclass
+class Scripted:
+    """A responder that waits at closed doors, and stops there when told to, unless it is deaf."""
+
+    deaf: bool = False
+    error: Exception | None = None
+    embed_door: threading.Event = field(default_factory=threading.Event)
+    answer_door: threading.Event = field(default_factory=threading.Event)
+    last_door: threading.Event = field(default_factory=threading.Event)
+    done: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for door in (self.embed_door, self.answer_door, self.last_door):
+            door.set()
+
+    def describe(self, progress: Any = None) -> dict[str, Any]:
+        self.done.append("describe")
+        return {"model": "scripted"}
+
+    def embed(self, source: PlaneSource, newer: Callable[[], bool]) -> float:
+        source.read()
+        self._wait(self.embed_door, newer)
+        self.done.append(f"embed {source.key}")
+        return 0.25
+
+    def respond(
+        self, request: Asked, source: PlaneSource, newer: Callable[[], bool]
+    ) -> Iterator[tuple[Answer, bool]]:
+        if self.error is not None:
+            raise self.error
+        self._wait(self.answer_door, newer)
+        self.done.append(f"answer {request.name}")
+        yield ANSWER, False
+        self._wait(self.last_door, newer)
+        yield ANSWER, True
+
+    def restart(self) -> None:
+        self.done.append("restart")
+        self.deaf = False
+
+    def close(self) -> None:
+        self.done.append("close")
+        self.deaf = False
+        self.embed_door.set()
+
+    def _wait(self, door: threading.Event, newer: Callable[[], bool]) -> None:
+        while not door.wait(0.005):
+            if newer() and not self.deaf:
+                raise Interrupted
+
+
+@pytest.fixture
+def responder() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def worker(qtbot, responder) -> Iterator[Worker]:
+    """A worker with a scripted responder, loaded and idle."""
+    one = Worker()
+    with qtbot.waitSignals([one.loaded, one.idle]):
+        one.load(lambda: responder)
+    responder.done.clear()
+    yield one
+    one.close()
+    one._thread.join(5)
+    assert not one._thread.is_alive()
+
+
+@pytest.fixture
+def told(worker) -> list[Any]:
+    """What the worker says, in order."""
+    said: list[Any] = []
+    worker.embedded.connect(lambda key, seconds: said.append(("embedded", key, seconds)))
+    worker.answered.connect(lambda request, answer, final, _: said.append((request.name, final)))
+    worker.failed.connect(lambda words: said.append(("failed", words)))
+    return said
+
+
+def plane(key: str) -> PlaneSource:
+    return PlaneSource(key, lambda: np.zeros((2, 2)), name=f"plane {key}")
+
+
+def test_a_request_is_answered_on_the_main_thread(qtbot, worker, told) -> None:
+    """Each answer as it comes, with the seconds since it was asked for."""
+    threads: list[Any] = []
+    worker.answered.connect(lambda *_: threads.append(threading.current_thread()))
+    with qtbot.waitSignal(worker.idle):
+        worker.ask(Asked("a"), plane("1"))
+    assert told == [("embedded", "1", 0.25), ("a", False), ("a", True)]
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_what_takes_time_is_named(qtbot, worker) -> None:
+    """The state line says it."""
+    said: list[str] = []
+    worker.started.connect(said.append)
+    with qtbot.waitSignal(worker.idle):
+        worker.ask(Asked("a"), plane("1"))
+    assert said == ["embedding plane 1", "predicting"]
+
+
+def test_the_newest_request_wins(qtbot, worker, responder, told) -> None:
+    """Those that it overtakes while they wait are never begun."""
+    responder.answer_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: bool(responder.done))
+    for name in "bcd":
+        worker.ask(Asked(name), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        responder.answer_door.set()
+    assert responder.done == ["embed 1", "answer a", "embed 1", "answer d"]
+
+
+def test_a_first_answer_is_finished_and_a_better_one_is_not(qtbot, worker, responder, told) -> None:
+    """A stroke that is faster than the network still sees masks."""
+    responder.last_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: ("a", False) in told)
+    worker.ask(Asked("b"), plane("1"))
+    qtbot.waitUntil(lambda: ("b", False) in told)
+    assert ("a", True) not in told
+
+
+def test_a_trial_waits_for_a_request_and_never_ends_one(qtbot, worker, responder, told) -> None:
+    """Hovering does not cost the mask of the click before."""
+    responder.last_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: ("a", False) in told)
+    worker.ask(Asked("trial", ticket=0), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        responder.last_door.set()
+    assert [one for one in told if one[0] != "embedded"] == [
+        ("a", False),
+        ("a", True),
+        ("trial", False),
+        ("trial", True),
+    ]
+
+
+def test_looks_come_after_requests_and_the_newest_replaces_older_ones(qtbot, worker, responder) -> None:
+    """Who scrolls past a plane does not want it embedded."""
+    responder.answer_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: bool(responder.done))
+    for key in "234":
+        worker.look(plane(key))
+    worker.ask(Asked("b"), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        responder.answer_door.set()
+    assert responder.done == ["embed 1", "answer a", "embed 1", "answer b", "embed 4"]
+
+
+def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(qtbot, worker, responder, told) -> None:
+    """A click on the plane that is being embedded must not begin from the start."""
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: worker._busy is not None)
+    worker.look(plane("2"))
+    qtbot.waitUntil(lambda: worker._busy is not None and worker._busy.identity == plane("2").identity)
+    worker.ask(Asked("a"), plane("2"))
+    qtbot.wait(50)
+    with qtbot.waitSignal(worker.idle):
+        responder.embed_door.set()
+    assert responder.done == ["embed 2", "embed 2", "answer a"]
+
+
+def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder, told) -> None:
+    """A responder that listens goes on to live."""
+    responder.answer_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: bool(responder.done))
+    worker.look(plane("2"))
+    with qtbot.waitSignal(worker.idle):
+        worker.cancel()
+    qtbot.wait(250)
+    assert told == [("embedded", "1", 0.25)]
+    assert responder.done == ["embed 1"]
+    assert not worker.busy
+
+
+def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, responder, told) -> None:
+    """Its model is loaded again, so that the next click is quick."""
+    responder.deaf = True
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: worker._busy is not None)
+    with qtbot.waitSignals([worker.loaded, worker.idle]):
+        worker.cancel()
+    assert responder.done == ["restart", "describe"]
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("expected this, got that"), "expected this, got that"),
+        (MemoryError(), "MemoryError"),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_an_error_is_told_in_one_sentence(qtbot, worker, responder, told, error, words) -> None:
+    """The engine's own; one that nobody meant for people says its kind. The thread lives on."""
+    responder.error = error
+    with qtbot.waitSignal(worker.failed) as signal:
+        worker.ask(Asked("a"), plane("1"))
+    assert signal.args == [words]
+    responder.error = None
+    with qtbot.waitSignal(worker.answered):
+        worker.ask(Asked("b"), plane("1"))
+
+
+def test_a_responder_that_has_died_is_loaded_again(qtbot, worker, responder) -> None:
+    """Told once; the next request finds it ready."""
+    responder.error = ChildEnded("it has ended")
+    with qtbot.waitSignals([worker.failed, worker.loaded]):
+        worker.ask(Asked("a"), plane("1"))
+    assert responder.done == ["embed 1", "describe"]
+
+
+def test_a_model_that_does_not_load_answers_nothing(qtbot, worker, responder) -> None:
+    """What waited for it is dropped, the old model is gone, and the next request says so."""
+
+    def broken() -> Scripted:
+        raise ValueError("unknown model 'x'; choose another")
+
+    with qtbot.waitSignal(worker.failed) as signal, qtbot.waitSignal(worker.idle):
+        worker.load(broken)
+        worker.ask(Asked("a"), plane("1"))
+    assert signal.args == ["unknown model 'x'; choose another"]
+    assert responder.done == ["close"]
+    with qtbot.waitSignal(worker.failed) as signal:
+        worker.ask(Asked("b"), plane("1"))
+    assert signal.args == ["no model is loaded; choose one first"]
+
+
+def test_another_model_takes_the_place_of_the_first(qtbot, worker, responder) -> None:
+    """What was under way is dropped, and what is asked now waits for the new one."""
+    responder.answer_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: bool(responder.done))
+    second = Scripted()
+    with qtbot.waitSignal(worker.answered) as signal:
+        worker.load(lambda: second)
+        worker.ask(Asked("b"), plane("1"))
+    assert signal.args[0] == Asked("b")
+    assert responder.done == ["embed 1", "close"]
+
+
+def test_other_work_goes_on_beside_it(qtbot, worker, responder) -> None:
+    """Its result arrives on the main thread, its error as a sentence."""
+    responder.answer_door.clear()
+    worker.ask(Asked("a"), plane("1"))
+    results: list[Any] = []
+    worker.run(lambda: 42, lambda result: results.append((result, threading.current_thread())))
+    qtbot.waitUntil(lambda: bool(results))
+    assert results == [(42, threading.main_thread())]
+    with qtbot.waitSignal(worker.failed) as signal:
+        worker.run(lambda: int("x"), results.append)
+    assert "invalid literal" in signal.args[0]
+
+
+def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, responder, told) -> None:
+    """Thread and responder end by themselves."""
+    responder.deaf = True
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: worker._busy is not None)
+    worker.close()
+    worker._thread.join(5)
+    assert not worker._thread.is_alive()
+    assert responder.done[0] == "close"
+    qtbot.wait(20)
+    assert told == []
+
+
+def test_a_model_that_is_loaded_too_late_is_closed(qtbot) -> None:
+    """The window was closed while it loaded."""
+    door, late = threading.Event(), Scripted()
+    worker = Worker()
+
+    def slow() -> Scripted:
+        door.wait(5)
+        return late
+
+    worker.load(slow)
+    qtbot.waitUntil(lambda: worker._busy is not None)
+    worker.close()
+    door.set()
+    worker._thread.join(5)
+    assert late.done == ["close"]
+
+
+def test_a_child_process_ends_with_its_worker(qtbot) -> None:
+    """A window closed while the model predicts leaves no process behind."""
+    worker = Worker()
+    with qtbot.waitSignal(worker.loaded, timeout=60_000) as signal:
+        worker.load(lambda: ResponderProcess("default", "cpu", threads=1))
+    number = signal.args[0]["process"]
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
+    with qtbot.waitSignal(worker.started):
+        worker.look(PlaneSource("1", lambda: pixels))
+    worker.close()
+    worker._thread.join(5)
+    for _ in range(200):
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the child lives on")
+
+
+def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) -> None:
+    """napari's own, named after what is going on; it goes when that is over."""
+    worker._waiting._soon.setInterval(10)
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: worker._waiting._bar is not None)
+    bar = worker._waiting._bar
+    assert bar in waiting.cancelable_progress._all_instances
+    assert bar.desc.startswith("embedding plane 1")
+    with qtbot.waitSignal(worker.idle):
+        bar.cancel()
+    qtbot.waitUntil(lambda: bar not in waiting.cancelable_progress._all_instances)
+
+
+def test_a_download_moves_the_bar(qtbot, worker, responder) -> None:
+    """By bytes, once it is there."""
+    bars = worker._waiting
+    worker.progressed.emit(1, 4)
+    bars._soon.setInterval(10)
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: bars._bar is not None)
+    worker.progressed.emit(3_000_000, 4_000_000)
+    qtbot.waitUntil(lambda: (bars._bar.n, bars._bar.total) == (3_000_000, 4_000_000))
+    assert "3 MB" in bars._bar.desc
+    responder.embed_door.set()
+    qtbot.waitUntil(lambda: bars._bar is None)
+
+
+def test_importing_the_worker_imports_no_torch(run_python) -> None:
+    """The window's process never does."""
+    code = "import sys, napari_lowlat_seg.plugin.worker; print('torch' in sys.modules)"
+    assert run_python(code) == "False"
+
+
+def test_a_bar_that_turns_the_event_loop_does_not_turn_round_the_order(qtbot, worker, responder) -> None:
+    """napari's bars do that: an error told right after "predicting" stays the last word."""
+    words: list[str] = []
+    worker._waiting._bar = SimpleNamespace(set_description=lambda _: QApplication.processEvents(), close=list)
+    worker.started.connect(words.append)
+    worker.failed.connect(words.append)
+    responder.error = ValueError("no answer")
+    with qtbot.waitSignal(worker.idle):
+        worker.ask(Asked("a"), plane("1"))
+    assert words[-1] == "no answer"
