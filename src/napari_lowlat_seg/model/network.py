@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 # ImageNet's RGB statistics on the scale 0..255: every encoder of the family was trained with them.
@@ -41,6 +42,11 @@ class Network(nn.Module, ABC):
     fit: Fit
     regions: Regions
     pad: tuple[float, float, float] = MEAN
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; pictures and maps may come as float32 and are brought to it."""
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:

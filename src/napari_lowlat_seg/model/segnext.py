@@ -112,6 +112,67 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)
 
 
+# What follows are the layers of neck and head on channels-last maps (B, h, w, C), as products of matrices. The
+# library's kernel for a group norm over a whole map works through it with one block of threads, which is two
+# thirds of a click on a GPU; here two plain reductions find the moments and the next product applies them.
+
+
+def _mixed(x: Tensor, conv: nn.Module) -> Tensor:
+    """A 1x1 convolution."""
+    assert isinstance(conv, nn.Conv2d)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _doubled(x: Tensor, conv: nn.Module) -> Tensor:
+    """A 2x2 transposed convolution of stride 2: (B, h, w, C) -> (B, 2h, 2w, D)."""
+    assert isinstance(conv, nn.ConvTranspose2d)
+    assert conv.bias is not None
+    batch, rows, cols, _ = x.shape
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * D, C)
+    y = F.linear(x, weight, conv.bias.repeat(4)).view(batch, rows, cols, 2, 2, -1)
+    return y.transpose(2, 3).reshape(batch, 2 * rows, 2 * cols, -1)
+
+
+def _halved(x: Tensor, conv: nn.Module) -> Tensor:
+    """A 2x2 convolution of stride 2: (B, h, w, C) -> (B, h / 2, w / 2, D)."""
+    assert isinstance(conv, nn.Conv2d)
+    batch, rows, cols, width = x.shape
+    patches = x.view(batch, rows // 2, 2, cols // 2, 2, width).transpose(2, 3).flatten(3)
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) of each sample of (B, h, w, C), float32 (B, 1, 1, 1)."""
+    if x.dtype in (torch.float32, torch.float64):
+        variance, mean = torch.var_mean(x, dim=(1, 2, 3), correction=0, keepdim=True)
+    else:  # short products: sums in float32 without a float32 copy of the map
+        mean = x.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float32)
+        length = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True, dtype=torch.float32)
+        variance = (length**2 / x[0].numel() - mean**2).clamp_min(0)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def _normed(x: Tensor, norm: nn.Module) -> Tensor:
+    """Group norm of one group over the whole map."""
+    assert isinstance(norm, nn.GroupNorm)
+    mean, scale = _moments(x, norm.eps)
+    slope = scale * norm.weight  # (B, 1, 1, C)
+    return torch.addcmul((norm.bias - mean * slope).to(x.dtype), x, slope.to(x.dtype))
+
+
+def _mixed_normed(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
+    """Group norm and the 1x1 convolution after it: the norm becomes part of the convolution's numbers."""
+    assert isinstance(norm, nn.GroupNorm)
+    assert isinstance(conv, nn.Conv2d)
+    mean, scale = _moments(x, norm.eps)
+    slope = (scale * norm.weight).flatten(1, 2)  # (B, 1, C)
+    weight = conv.weight.flatten(1).t()  # (C, D)
+    shift = (norm.bias - mean.flatten(1, 2) * slope) @ weight.to(slope.dtype)  # (B, 1, D)
+    shift = shift if conv.bias is None else shift + conv.bias
+    scaled = (slope.transpose(1, 2) * weight).to(x.dtype)  # (B, C, D)
+    return torch.baddbmm(shift.to(x.dtype), x.flatten(1, 2), scaled).unflatten(1, x.shape[1:3])
+
+
 class Neck(nn.Module):
     """One map to a pyramid of four. Note where the original has no GELU between two convolutions."""
 
@@ -145,7 +206,17 @@ class Neck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, C, g, g) -> sides 4g, 2g, g, g / 2
-        return [self.down_4(x), self.down_8(x), self.down_16(x), self.down_32(x)]
+        x = x.permute(0, 2, 3, 1)  # channels last: every layer below is one matrix product per pixel
+        up1, norm1, _, up2, norm2, mix, norm3, _ = self.down_4
+        fine = _doubled(F.gelu(_normed(_doubled(x, up1), norm1)), up2)
+        fine = F.gelu(_normed(_mixed_normed(fine, norm2, mix), norm3))
+        up1, norm1, mix, norm2, _ = self.down_8
+        half = F.gelu(_normed(_mixed_normed(_doubled(x, up1), norm1, mix), norm2))
+        mix, norm1, _ = self.down_16
+        same = F.gelu(_normed(_mixed(x, mix), norm1))
+        down, norm1, mix, norm2, _ = self.down_32
+        coarse = F.gelu(_normed(_mixed_normed(_halved(x, down), norm1, mix), norm2))
+        return [level.permute(0, 3, 1, 2) for level in (fine, half, same, coarse)]
 
 
 class ConvReLU(nn.Module):
@@ -174,13 +245,17 @@ class Head(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's
         # weight at its own size, which spares resizing and convolving 4 * dim channels at 1/4. Same to 1e-6.
-        columns = self.fusion_conv.conv.weight.chunk(len(levels), dim=1)
-        parts = [F.conv2d(conv(x), w) for x, conv, w in zip(levels, self.convs, columns, strict=True)]
-        mixed = parts[0] + self.fusion_conv.conv.bias[:, None, None]  # type: ignore[index]
+        columns = self.fusion_conv.conv.weight.flatten(1).chunk(len(levels), dim=1)
+        biases = (self.fusion_conv.conv.bias, *[None] * (len(levels) - 1))
+        parts = [
+            F.linear(F.relu(_mixed(x.permute(0, 2, 3, 1), level.conv)), w, b).permute(0, 3, 1, 2)
+            for x, level, w, b in zip(levels, self.convs, columns, biases, strict=True)
+        ]
+        mixed = parts[0]
         for part in parts[1:]:  # (B, dim, side, side)
             mixed = mixed + F.interpolate(part, mixed.shape[-2:], mode="bilinear")
-        logits: Tensor = self.seg_conv(self.dropout(F.relu(mixed)))
-        return logits
+        last = self.dropout(F.relu(mixed)).permute(0, 2, 3, 1)
+        return _mixed(last, self.seg_conv).permute(0, 3, 1, 2)
 
 
 class SegNext(Network):
@@ -205,20 +280,21 @@ class SegNext(Network):
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        return (self.backbone((image - mean) / std),)  # (B, C, g, g)
+        return (self.backbone(((image - mean) / std).to(self.dtype)),)  # (B, C, g, g)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         if not self.config.use_disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
         (seen,) = features
-        x = seen.flatten(2).transpose(1, 2) + self.visual_prompts_encoder(maps)  # (B, g * g, C)
+        x = seen.flatten(2).transpose(1, 2) + self.visual_prompts_encoder(maps.to(self.dtype))  # (B, g * g, C)
         for block in self.fusion_blocks:
             x = block(x)
         return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
 
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         side = (self.size, self.size)
-        logits = F.interpolate(self.head_logits(fused), side, mode="bilinear", align_corners=True)
+        logits = self.head_logits(fused).float()
+        logits = F.interpolate(logits, side, mode="bilinear", align_corners=True)
         return logits, None  # (B, 1, S, S)
 
     def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:
