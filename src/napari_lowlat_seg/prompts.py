@@ -212,21 +212,32 @@ def dense_maps(
     if regions not in ("prior", "channel"):
         raise ValueError(f"regions must be 'prior' or 'channel'; got {regions!r}")
     prompts = tuple(prompts)
-    for prompt in prompts:
-        _check_inside(prompt, frame)
     maps = np.zeros((3, frame.size, frame.size), np.float32)
     for prompt in prompts:
         if isinstance(prompt, Box | Polygon | Mask):
+            _check_inside(prompt, frame)
             _fill(maps, prompt, frame, regions)
     # Strokes are 1, the largest value: they may come last and all together, whatever the order of prompts.
-    for channel, positive in ((1, True), (2, False)):
-        strokes = [
-            _segments(p, frame) for p in prompts if isinstance(p, Click | Scribble) and p.positive == positive
-        ]
-        if strokes:
-            rows, cols = swept(np.concatenate(strokes), radius, (frame.size, frame.size))
-            maps[channel, rows, cols] = 1.0
+    maps.reshape(-1)[stroke_pixels(prompts, frame, radius)] = 1.0
     return maps
+
+
+def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.ndarray:
+    """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,), flat indices into (3, S, S).
+
+    Pixels may be listed twice; regions are passed over. Raises ValueError for a stroke outside the plane.
+    """
+    strokes: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for prompt in prompts:
+        if isinstance(prompt, Click | Scribble):
+            _check_inside(prompt, frame)
+            strokes[prompt.positive].append(_segments(prompt, frame))
+    found = [np.zeros(0, np.int64)]
+    for channel, positive in ((1, True), (2, False)):
+        if strokes[positive]:
+            rows, cols = swept(np.concatenate(strokes[positive]), radius, (frame.size, frame.size))
+            found.append((channel * frame.size + rows) * frame.size + cols)
+    return np.concatenate(found)
 
 
 def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
