@@ -148,7 +148,7 @@ class HotPath:
     def _step(self, step: Step) -> Step:
         if not self.runtime.compiled:
             return step
-        compiled: Step = torch.compile(step, dynamic=False, mode="max-autotune-no-cudagraphs")
+        compiled: Step = torch.compile(step, dynamic=False)
         return compiled
 
     def _stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:

@@ -26,7 +26,8 @@ from .hot_path import Drawing, HotPath, Question
 from .model.checkpoints import load_model
 from .model.network import Network
 from .prediction import THRESHOLD as THRESHOLD
-from .prediction import Embedding, Prediction
+from .prediction import Embedding as Embedding
+from .prediction import Prediction as Prediction
 from .prompts import Prompt
 from .runtime import Runtime
 from .volume import intensity_window, to_uint8

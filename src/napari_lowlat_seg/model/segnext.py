@@ -9,7 +9,8 @@ High Quality, and Diverse Prompts", CVPR 2024. Parameter names are those of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from functools import lru_cache
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 def _mixed(x: Tensor, conv: nn.Module) -> Tensor:
     """A 1x1 convolution."""
     assert isinstance(conv, nn.Conv2d)
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    mixed: Tensor = F.linear(x, conv.weight.flatten(1), conv.bias)
+    return mixed
 
 
 def _doubled(x: Tensor, conv: nn.Module) -> Tensor:
@@ -139,6 +141,33 @@ def _halved(x: Tensor, conv: nn.Module) -> Tensor:
     batch, rows, cols, width = x.shape
     patches = x.view(batch, rows // 2, 2, cols // 2, 2, width).transpose(2, 3).flatten(3)
     return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    """The first map (B, h, w, C) and, brought to its size, all others."""
+    mixed = parts[0]
+    batch, rows, cols, width = mixed.shape
+    if not mixed.is_cuda or torch.compiler.is_compiling():
+        for part in parts[1:]:
+            seen = F.interpolate(part.permute(0, 3, 1, 2), (rows, cols), mode="bilinear")
+            mixed = mixed + seen.permute(0, 2, 3, 1)
+        return mixed
+    # Bilinear resizing is a small matrix along each axis. Columns are resized and summed by one product that
+    # also adds the first map: this one is large, and every pass over it costs more than the arithmetic.
+    kind = (mixed.dtype, mixed.device)
+    weights = [_resizing(part.shape[1], rows, *kind) for part in parts[1:]]  # (rows, h)
+    tall = [weight @ part.flatten(2) for weight, part in zip(weights, parts[1:], strict=True)]
+    stack = torch.cat([x.view(batch * rows, -1, width) for x in tall], dim=1)  # (B * rows, sum of w, C)
+    across = torch.cat([_resizing(part.shape[2], cols, *kind) for part in parts[1:]], dim=1)
+    wide = across.expand(batch * rows, -1, -1)
+    return torch.baddbmm(mixed.flatten(0, 1), wide, stack).view(mixed.shape)
+
+
+@lru_cache(maxsize=32)
+def _resizing(short: int, long: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bilinear resizing of `short` values to `long` as a matrix (long, short); exact in half precision too."""
+    ones = torch.eye(short, device=device)[None, None]
+    return F.interpolate(ones, (long, short), mode="bilinear")[0, 0].to(dtype)
 
 
 def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -246,20 +275,23 @@ class Head(nn.Module):
         # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's
         # weight at its own size, which spares resizing and convolving 4 * dim channels at 1/4. Same to 1e-6.
         columns = self.fusion_conv.conv.weight.flatten(1).chunk(len(levels), dim=1)
+        convs = [cast(ConvReLU, level).conv for level in self.convs]
         biases = (self.fusion_conv.conv.bias, *[None] * (len(levels) - 1))
         parts = [
-            F.linear(F.relu(_mixed(x.permute(0, 2, 3, 1), level.conv)), w, b).permute(0, 3, 1, 2)
-            for x, level, w, b in zip(levels, self.convs, columns, biases, strict=True)
+            F.linear(F.relu(_mixed(x.permute(0, 2, 3, 1), level)), w, b)
+            for x, level, w, b in zip(levels, convs, columns, biases, strict=True)
         ]
-        mixed = parts[0]
-        for part in parts[1:]:  # (B, dim, side, side)
-            mixed = mixed + F.interpolate(part, mixed.shape[-2:], mode="bilinear")
-        last = self.dropout(F.relu(mixed)).permute(0, 2, 3, 1)
-        return _mixed(last, self.seg_conv).permute(0, 3, 1, 2)
+        mixed = F.relu(_summed(parts))  # (B, 4g, 4g, dim)
+        if self.training:
+            mixed = self.dropout(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return _mixed(mixed, self.seg_conv).permute(0, 3, 1, 2)
 
 
 class SegNext(Network):
     """The published network. `SegNext(config).load_state_dict(official)` is strict and fits."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: SegNextConfig) -> None:
         super().__init__()
@@ -270,6 +302,8 @@ class SegNext(Network):
         self.fit = config.fit
         self.regions = config.regions
         c = config
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.backbone = PlainViT(c.size, c.patch, c.dim, c.depth, c.heads, c.mlp_ratio, c.global_every)
         self.visual_prompts_encoder = PatchEmbed(3, c.dim, c.patch)
         self.fusion_blocks = nn.ModuleList(
@@ -279,8 +313,7 @@ class SegNext(Network):
         self.head = Head(c.neck_dims, c.head_dim)
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        return (self.backbone(((image - mean) / std).to(self.dtype)),)  # (B, C, g, g)
+        return (self.backbone(((image - self.mean) / self.std).to(self.dtype)),)  # (B, C, g, g)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         if not self.config.use_disks:
