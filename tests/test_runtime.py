@@ -24,13 +24,6 @@ def test_the_cpu_is_always_there(monkeypatch, capable, precision) -> None:
     assert Runtime.find("cpu") == Runtime("cpu", precision)
 
 
-def test_embeddings_of_a_cpu_are_made_in_full(monkeypatch) -> None:
-    """Whatever the precision of its clicks."""
-    layer = nn.Linear(4, 4)
-    with Runtime("cpu", "bf16").inference(embedding=True):
-        assert layer(torch.ones(1, 4)).dtype == torch.float32
-
-
 def test_tf32_is_asked_for_inside_only(monkeypatch) -> None:
     """Torch's global switch is back where it was."""
     before = torch.backends.cuda.matmul.allow_tf32

@@ -8,8 +8,10 @@ one. Why: docs/decisions/hot-path.md.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ class HotPath:
         self.runtime = runtime
         self._encoder: Recording | None = None
         self._clicks: dict[int, Recording] = {}  # by number of objects
+        self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
         self._turn = threading.Lock()  # recorded steps have one set of inputs
 
     def warm_up(self) -> None:
@@ -72,7 +75,7 @@ class HotPath:
     def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
         """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
         crop = frame.cut(plane)
-        with self._turn, self.runtime.inference(embedding=True):
+        with self._turn, self.runtime.inference():
             # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out ready.
             resizing = self.runtime if self.runtime.on_cuda else Runtime()
             pixels = resizing.upload(crop if crop.ndim == 3 else crop[..., None])
@@ -122,10 +125,8 @@ class HotPath:
             step = self._recorded(1 if count == 1 else BATCH, features)
             maps = step.inputs[0].zero_()
             self._stamp(maps, frame, questions)
-            for kept, feature in zip(step.inputs[1:], features, strict=True):
-                kept.copy_(feature)
             logits, *quality = (output[:count] for output in step.replay())
-        soft = _from_square(logits, frame).sigmoid()[:, 0].to(self.runtime.dtype)  # (B, rows, cols)
+        soft = _from_square(logits, frame, self.network.aligned).sigmoid()[:, 0].to(self.runtime.dtype)  # (B, rows, cols)
         masks, *judged = self.runtime.download(soft > THRESHOLD, *quality)
         qualities = [float(q) for q in judged[0]] if judged else [None] * count
         if not self.runtime.on_cuda:
@@ -134,7 +135,7 @@ class HotPath:
 
     def _click(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
-        logits, quality = self.network.decode(self.network.fuse(features, maps))
+        logits, quality = self.network.sketch(self.network.fuse(features, maps))
         return (logits.float(),) if quality is None else (logits.float(), quality.float())
 
     def _recorded(self, count: int, features: tuple[Tensor, ...]) -> Recording:
@@ -143,7 +144,12 @@ class HotPath:
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
             inputs = (maps, *(feature.clone() for feature in features))
             self._clicks[count] = Recording(self._step(self._click), inputs)
-        return self._clicks[count]
+        step, loaded = self._clicks[count], self._loaded.get(count)
+        if loaded is None or loaded() is not features[0]:
+            for kept, feature in zip(step.inputs[1:], features, strict=True):
+                kept.copy_(feature)
+            self._loaded[count] = weakref.ref(features[0])
+        return step
 
     def _step(self, step: Step) -> Step:
         if not self.runtime.compiled:
@@ -209,9 +215,26 @@ def _on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     return canvas
 
 
-def _from_square(logits: Tensor, frame: Frame) -> Tensor:
+def _from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
     """Logits (B, 1, s, s) over the square brought to the frame's crop, (B, 1, rows, cols)."""
+    size, short = frame.size, logits.shape[-1]
     rows, cols = frame.content
-    if logits.shape[-1] != frame.size and not rows == cols == frame.size:
-        logits = F.interpolate(logits, (frame.size, frame.size), mode="bilinear")
+    # A logit can stand for several pixels of the square: where these are not all shown, they are made first.
+    between = short != size and (aligned or not rows == cols == size)
+    if logits.is_cuda:  # everything at once, as one matrix along each axis
+        lift = (short, size, between, aligned, logits.device)
+        return _lifting(rows, frame.crop[2], *lift) @ logits @ _lifting(cols, frame.crop[3], *lift).t()
+    if between:
+        logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=aligned)
     return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
+
+
+@lru_cache(maxsize=64)
+def _lifting(
+    content: int, crop: int, short: int, size: int, between: bool, aligned: bool, device: torch.device
+) -> Tensor:
+    """What `_from_square` does along one axis, as a matrix (crop, short)."""
+    matrix = torch.eye(short, device=device)[None]  # (1, short of the logits, short of the axis)
+    if between:
+        matrix = F.interpolate(matrix, size, mode="linear", align_corners=aligned)
+    return F.interpolate(matrix[..., :content], crop, mode="linear")[0].t().contiguous()

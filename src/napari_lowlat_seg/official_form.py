@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .frame import Frame
 from .model.backbones import Attention, Block
@@ -122,7 +122,8 @@ class OfficialForm:
         return F.interpolate(soft, (size, size), mode="bilinear")
 
 
-def _block(x: Tensor, block: Block) -> Tensor:
+def _block(x: Tensor, block: nn.Module) -> Tensor:
+    assert isinstance(block, Block)
     x = x + _attention(block.norm1(x), block.attn)
     out: Tensor = x + block.mlp(block.norm2(x))
     return out

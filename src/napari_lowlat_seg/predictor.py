@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -106,9 +107,10 @@ class Predictor:
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
         plane = to_uint8(pixels, intensity_window(pixels) if window is None else window)
-        if np.may_share_memory(plane, pixels):
-            plane = plane.copy()  # 8-bit pixels come back as they are, and a camera writes over its buffer
-        return self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
+        seen = self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
+        if np.may_share_memory(plane, pixels):  # 8-bit pixels come back as they are,
+            seen = replace(seen, image=plane.copy())  # and a camera writes over its buffer
+        return seen
 
     def predict(
         self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None = None
@@ -287,7 +289,10 @@ def load_predictor(
         For an unknown name, an unusable file or a device that is not there.
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
-    predictor = Predictor(load_model(model), runtime, closer_look, name=str(model))
+    network = load_model(model)
+    if runtime.precision == "bf16" and not network.bf16:
+        runtime = Runtime(runtime.device)
+    predictor = Predictor(network, runtime, closer_look, name=str(model))
     if runtime.on_cuda:
         predictor.warm_up()
     return predictor

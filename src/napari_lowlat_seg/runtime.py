@@ -107,27 +107,21 @@ class Runtime:
         return [pinned.numpy() for pinned in here]
 
     @contextmanager
-    def inference(self, *, embedding: bool = False) -> Iterator[None]:
-        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside.
-
-        On a CPU an `embedding` is made in float32 all the same: bf16 there cost more mask than it saved time
-        (docs/decisions/hot-path.md).
-        """
+    def inference(self) -> Iterator[None]:
+        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside."""
         kind = self.device.partition(":")[0]
-        short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding
+        short = not self.on_cuda and self.precision in ("fp16", "bf16")
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         try:
             if self.on_cuda:
                 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
                     self.precision == "tf32"
                 )
-            with torch.inference_mode(), torch.autocast(kind, self._short() if short else None, enabled=short):
+            dtype = DTYPES[self.precision] if short else None
+            with torch.inference_mode(), torch.autocast(kind, dtype, enabled=short):
                 yield
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-    def _short(self) -> torch.dtype:
-        return DTYPES[self.precision]
 
 
 def available_devices() -> tuple[str, ...]:

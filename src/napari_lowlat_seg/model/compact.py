@@ -152,6 +152,7 @@ class Compact(Network):
     mean: Tensor
     std: Tensor
     fit: Fit = "letterbox"
+    bf16 = True
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -182,7 +183,10 @@ class Compact(Network):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         quarter, eighth, deep = self.encoder(((image - self.mean) / self.std).to(self.dtype))
-        return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
+        # What is kept is kept in full: all clicks start from it, and bf16 here shows in the masks.
+        with torch.autocast(image.device.type, enabled=False):
+            quarter, eighth, deep = (x.to(self.dtype) for x in (quarter, eighth, deep))
+            return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""

@@ -33,6 +33,11 @@ class Network(nn.Module, ABC):
         How a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    aligned
+        Whether the outermost logits of `sketch` lie on the square's corners, as the original has it, rather
+        than half a logit inside.
+    bf16
+        Whether bf16 products on a processor were measured to draw the same masks (docs/decisions/hot-path.md).
     pad
         RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
@@ -41,6 +46,8 @@ class Network(nn.Module, ABC):
     radius: int
     fit: Fit
     regions: Regions
+    aligned: bool = False
+    bf16: bool = False
     pad: tuple[float, float, float] = MEAN
 
     @property
@@ -63,6 +70,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, s, s) on a grid that covers the square, and a predicted IoU (B,) or None."""
+
+    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """As `decode`, with the logits on the network's own grid: who resizes them does it only once."""
+        return self.decode(fused)
 
     def forward(self, image: Tensor, maps: Tensor) -> Tensor:
         """Logits (B, 1, s, s) straight from images and maps, as training needs them."""

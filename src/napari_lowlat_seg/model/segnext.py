@@ -292,6 +292,7 @@ class SegNext(Network):
 
     mean: Tensor
     std: Tensor
+    aligned = True
 
     def __init__(self, config: SegNextConfig) -> None:
         super().__init__()
@@ -325,10 +326,11 @@ class SegNext(Network):
         return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
 
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        side = (self.size, self.size)
-        logits = self.head_logits(fused).float()
-        logits = F.interpolate(logits, side, mode="bilinear", align_corners=True)
-        return logits, None  # (B, 1, S, S)
+        logits, side = self.head_logits(fused).float(), (self.size, self.size)
+        return F.interpolate(logits, side, mode="bilinear", align_corners=True), None  # (B, 1, S, S)
+
+    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        return self.head_logits(fused).float(), None  # (B, 1, 4g, 4g)
 
     def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:
         """The head's own logits (B, 1, 4g, 4g), before any upsampling."""
