@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.latency import blobs, latency, peak_ram, run_latency
+from napari_lowlat_seg.latency import latency, peak_ram, run_latency
 from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.samples import blobs
 
 Export = Callable[..., tuple[Path, Path]]
 

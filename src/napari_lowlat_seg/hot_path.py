@@ -1,8 +1,8 @@
 """The hot path: pixels and prompts to probabilities on one device, in as few steps as the device allows.
 
-On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous answer is
-resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same steps run one by
-one. Why: docs/decisions/hot-path.md.
+On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous answer
+is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same steps run one
+by one. Why: docs/decisions/hot-path.md.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class HotPath:
         """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
         crop = frame.cut(plane)
         with self._turn, self.runtime.inference():
-            # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out ready.
+            # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
             resizing = self.runtime if self.runtime.on_cuda else Runtime()
             pixels = resizing.upload(crop if crop.ndim == 3 else crop[..., None])
             pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
-            image = _on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
+            image = on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
             image = image.contiguous(memory_format=torch.channels_last)  # (1, 3, S, S)
             if not self.runtime.on_cuda:
                 return self.network.encode(image.to(self.runtime.device))
@@ -119,14 +119,15 @@ class HotPath:
         count = len(questions)
         if not self.runtime.on_cuda:
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
-            self._stamp(maps, frame, questions)
+            self.stamp(maps, frame, questions)
             logits, *quality = self._click(maps, *features)
         else:
             step = self._recorded(1 if count == 1 else BATCH, features)
             maps = step.inputs[0].zero_()
-            self._stamp(maps, frame, questions)
+            self.stamp(maps, frame, questions)
             logits, *quality = (output[:count] for output in step.replay())
-        soft = _from_square(logits, frame, self.network.aligned).sigmoid()[:, 0].to(self.runtime.dtype)  # (B, rows, cols)
+        soft = from_square(logits, frame, self.network.aligned).sigmoid()[:, 0]  # (B, rows, cols)
+        soft = soft.to(self.runtime.dtype)
         masks, *judged = self.runtime.download(soft > THRESHOLD, *quality)
         qualities = [float(q) for q in judged[0]] if judged else [None] * count
         if not self.runtime.on_cuda:
@@ -157,7 +158,7 @@ class HotPath:
         compiled: Step = torch.compile(step, dynamic=False)
         return compiled
 
-    def _stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:
+    def stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:
         """Write prompts and previous answers into maps (B, 3, S, S) that hold zeros."""
         radius, regions = self.network.radius, self.network.regions
         places = []
@@ -178,7 +179,7 @@ class HotPath:
         seen = frame.cut(previous)
         soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
         soft = soft.to(self.runtime.device, torch.float32)[None, None]
-        prior = _on_square(soft, frame, soft.new_zeros(1))[0, 0]
+        prior = on_square(soft, frame, soft.new_zeros(1))[0, 0]
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
             dense = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
             cover = self.runtime.upload(dense)
@@ -199,7 +200,7 @@ def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     return newest
 
 
-def _on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
+def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     """Crop pixels (1, C, rows, cols) on the square of a frame, padded with `fill` (F,): (1, F, S, S).
 
     The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
@@ -215,7 +216,7 @@ def _on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     return canvas
 
 
-def _from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
+def from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
     """Logits (B, 1, s, s) over the square brought to the frame's crop, (B, 1, rows, cols)."""
     size, short = frame.size, logits.shape[-1]
     rows, cols = frame.content
@@ -233,7 +234,7 @@ def _from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
 def _lifting(
     content: int, crop: int, short: int, size: int, between: bool, aligned: bool, device: torch.device
 ) -> Tensor:
-    """What `_from_square` does along one axis, as a matrix (crop, short)."""
+    """What `from_square` does along one axis, as a matrix (crop, short)."""
     matrix = torch.eye(short, device=device)[None]  # (1, short of the logits, short of the axis)
     if between:
         matrix = F.interpolate(matrix, size, mode="linear", align_corners=aligned)

@@ -102,10 +102,8 @@ class OfficialForm:
         side = network.backbone.grid
         seen = x.transpose(1, 2).reshape(1, -1, side, side)
         neck, head = network.neck, network.head
-        levels = [
-            conv(level(seen))
-            for level, conv in zip((neck.down_4, neck.down_8, neck.down_16, neck.down_32), head.convs, strict=True)
-        ]
+        pyramid = (neck.down_4, neck.down_8, neck.down_16, neck.down_32)
+        levels = [conv(level(seen)) for level, conv in zip(pyramid, head.convs, strict=True)]
         levels = [F.interpolate(x, levels[0].shape[-2:], mode="bilinear") for x in levels]
         logits = head.seg_conv(head.fusion_conv(torch.cat(levels, dim=1)))
         logits = F.interpolate(logits, (network.size, network.size), mode="bilinear", align_corners=True)

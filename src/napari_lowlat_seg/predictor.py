@@ -57,19 +57,19 @@ class Predictor:
         if closer_look not in get_args(CloserLook):
             raise ValueError(f"closer_look is 'auto' or 'off'; got {closer_look!r}")
         self.model = _fingerprint(network)
-        self._hot = HotPath(network, runtime)
+        self.hot_path = HotPath(network, runtime)
         self.closer_look = closer_look
         self.name = name or self.model
 
     @property
     def network(self) -> Network:
         """The network, where it computes."""
-        return self._hot.network
+        return self.hot_path.network
 
     @property
     def runtime(self) -> Runtime:
         """Device and precision."""
-        return self._hot.runtime
+        return self.hot_path.runtime
 
     @property
     def size(self) -> int:
@@ -78,7 +78,7 @@ class Predictor:
 
     def warm_up(self) -> None:
         """Pay now what the first picture and the first click would pay; `load_predictor` does it on a GPU."""
-        self._hot.warm_up()
+        self.hot_path.warm_up()
 
     def embed(
         self,
@@ -194,7 +194,7 @@ class Predictor:
         earlier = [None] * len(prompts) if previous is None else list(previous)
         if len(earlier) != len(prompts):
             raise ValueError(
-                f"expected one previous prediction or None for each object, got {len(earlier)} for {len(prompts)}"
+                f"expected a previous prediction or None for each of {len(prompts)} objects, got {len(earlier)}"
             )
         for asked, before in zip(prompts, earlier, strict=True):
             self._check(embedding, asked, before)
@@ -216,9 +216,7 @@ class Predictor:
             and has_room(look.frame, object_box(prompts, previous.mask))
         )
 
-    def _check(
-        self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None
-    ) -> None:
+    def _check(self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None) -> None:
         if embedding.model != self.model:
             raise ValueError(
                 f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again"
@@ -246,18 +244,18 @@ class Predictor:
 
     def _draw(self, seen: Embedding, questions: Sequence[Question]) -> list[Drawing]:
         try:
-            return self._hot.draw(seen.features, seen.frame, questions)
+            return self.hot_path.draw(seen.features, seen.frame, questions)
         except torch.cuda.OutOfMemoryError:
             self._leave_device()
-        return self._hot.draw(seen.features, seen.frame, questions)
+        return self.hot_path.draw(seen.features, seen.frame, questions)
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of what `frame` shows of a uint8 plane."""
         try:
-            return Embedding(self._hot.embed(plane, frame), frame, plane, self.model)
+            return Embedding(self.hot_path.embed(plane, frame), frame, plane, self.model)
         except torch.cuda.OutOfMemoryError:
             self._leave_device()
-        return Embedding(self._hot.embed(plane, frame), frame, plane, self.model)
+        return Embedding(self.hot_path.embed(plane, frame), frame, plane, self.model)
 
     def _leave_device(self) -> None:
         """Go on without the GPU: slower, but nothing is lost; embeddings made there still serve."""
@@ -266,7 +264,7 @@ class Predictor:
             "close what else uses the GPU and load the model again to return to it",
             stacklevel=4,
         )
-        self._hot = HotPath(self.network.float(), Runtime.find("cpu"))
+        self.hot_path = HotPath(self.network.float(), Runtime.find("cpu"))
 
 
 def load_predictor(
@@ -298,9 +296,7 @@ def load_predictor(
     return predictor
 
 
-def _pasted(
-    drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None
-) -> Prediction:
+def _pasted(drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None) -> Prediction:
     """A drawing of a frame's crop on the whole plane; beside it stays what `around` has."""
     if drawing.mask.shape == frame.shape or around is None:
         return Prediction(drawing.soft, drawing.quality, frame, look, drawing.mask)

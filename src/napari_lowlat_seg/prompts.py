@@ -223,7 +223,7 @@ def dense_maps(
 
 
 def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.ndarray:
-    """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,), flat indices into (3, S, S).
+    """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,) flat indices of (3, S, S).
 
     Pixels may be listed twice; regions are passed over. Raises ValueError for a stroke outside the plane.
     """

@@ -36,7 +36,7 @@ class Footprint:
 
 
 def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as `swept` has them."""
+    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as in `swept`."""
     if radius < 0:
         raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
     side = np.arange(-radius, radius + 1)

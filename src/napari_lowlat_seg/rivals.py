@@ -4,7 +4,10 @@ A `Segmenter` is anything with a name that embeds a picture and answers prompts.
 from a line of text, so that a worker process can make its own:
 
     default                      any model of ours, by name or path; default@off without the closer look
+    default@off@fp32             in another precision than the device's own: fp32, tf32, fp16 or bf16
     segnext-vitb-sax2-random     the original's geometry with random weights: for latency, not for quality
+    segnext-vitb-sax2-random@official        the same weights the way the original runs them, eager float32
+    segnext-vitb-sax2-random@compiled        with torch's compiler, on CUDA
     onnx-sam:ENC.onnx,DEC.onnx,LABEL         a SAM-like pair of ONNX files; the label is optional
     onnx-sam-plain:ENC.onnx,DEC.onnx,LABEL   the same without feeding its mask back
 """
@@ -12,8 +15,8 @@ from a line of text, so that a worker process can make its own:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +65,15 @@ class Ours:
 
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Any:
         return self.predictor.predict(embedding, prompts, previous)
+
+    def answers(self, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
+        """One or two answers, the quicker first."""
+        yield from self.predictor.answers(embedding, prompts, previous)
+
+    def predict_batch(self, embedding: Any, prompts: Sequence[Sequence[Prompt]]) -> list[Any]:
+        """The quick answers for many objects at once."""
+        found: list[Any] = self.predictor.predict_batch(embedding, prompts)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,19 +275,46 @@ def load_segmenter(
             raise ValueError(f"expected {kind}:ENCODER.onnx,DECODER.onnx[,LABEL], got {spec!r}")
         name = label or Path(decoder).stem
         return OnnxSam(encoder, decoder, name, feedback=kind == "onnx-sam", threads=threads, device=device)
+    return _ours(spec, device, closer_look)
+
+
+def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
     from . import predictor as engine  # here, so that listing and reading need no torch
+    from .runtime import DTYPES, Runtime
 
-    name, look = spec, closer_look
-    if spec.endswith(("@off", "@auto")):
-        name, _, look = spec.rpartition("@")
+    name, marks = spec, set[str]()
+    while name.rpartition("@")[2] in {"off", "auto", "compiled", "official", *DTYPES} and "@" in name:
+        name, _, mark = name.rpartition("@")
+        marks.add(mark)
+    look = next((mark for mark in marks if mark in ("off", "auto")), closer_look)
+    precision: Any = next((mark for mark in marks if mark in DTYPES), None)
+    if not marks - {"off", "auto"} and name not in _RANDOM:
+        return Ours(spec, engine.load_predictor(name, device, look))  # type: ignore[arg-type]
+    from .model.checkpoints import load_model
+    from .model.segnext import SegNext, SegNextConfig
+
+    runtime = replace(Runtime.find(device, precision), compiled="compiled" in marks)
     if name in _RANDOM:
-        from .model.segnext import SegNext, SegNextConfig
-        from .runtime import Runtime
+        import torch
 
-        network = SegNext(SegNextConfig.vit_b(fusion_blocks=_RANDOM[name]))
-        made = engine.Predictor(network, Runtime.find(device), "off")
-        return Ours(name, made, "random weights")
-    return Ours(spec, engine.load_predictor(name, device, look))  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            network: Any = SegNext(SegNextConfig.vit_b(fusion_blocks=_RANDOM[name]))
+        look = "off"
+    else:
+        network = load_model(name)
+    if "official" in marks:
+        from .official_form import OfficialForm
+
+        if not isinstance(network, SegNext):
+            raise ValueError(f"only a SegNext has an official form, {name} has none; leave @official out")
+        return OfficialForm(network, runtime.device, spec)
+    if precision is None and runtime.precision == "bf16" and not network.bf16:
+        runtime = replace(runtime, precision="fp32")
+    made = engine.Predictor(network, runtime, look)  # type: ignore[arg-type]
+    if runtime.on_cuda:
+        made.warm_up()
+    return Ours(spec, made, f"{'random weights, ' if name in _RANDOM else ''}{runtime.precision}")
 
 
 # The original's geometries, to be timed only.

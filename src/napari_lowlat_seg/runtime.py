@@ -64,8 +64,8 @@ class Runtime:
             there = ", ".join(present)
             raise ValueError(f"device {device!r} is not available; choose 'auto' or one of {there}")
         if precision is None:
-            short: Precision = "fp16" if chosen.startswith("cuda") else "bf16"
-            precision = short if chosen.startswith("cuda") or chosen == "cpu" and has_bf16() else "fp32"
+            short: Precision = "bf16" if chosen == "cpu" and has_bf16() else "fp32"
+            precision = "fp16" if chosen.startswith("cuda") else short
         return cls(chosen, precision)
 
     @property
@@ -91,7 +91,7 @@ class Runtime:
         return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=self.device)
 
     def upload(self, array: np.ndarray) -> Tensor:
-        """A copy of a numpy array on this device, of the array's own type; the device need not be waited for."""
+        """A copy of a numpy array on this device, of the array's own type; nobody waits for the device."""
         there = torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, pin_memory=self.on_cuda)
         there.numpy()[...] = array
         return there.to(self.device, non_blocking=True)

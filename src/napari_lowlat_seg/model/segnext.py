@@ -113,9 +113,9 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)
 
 
-# What follows are the layers of neck and head on channels-last maps (B, h, w, C), as products of matrices. The
-# library's kernel for a group norm over a whole map works through it with one block of threads, which is two
-# thirds of a click on a GPU; here two plain reductions find the moments and the next product applies them.
+# What follows are the layers of neck and head on channels-last maps (B, h, w, C), as products of matrices.
+# The library's kernel for a group norm over a whole map works through it with one block of threads, which is
+# two thirds of a click on a GPU; here plain reductions find the moments and the next product applies them.
 
 
 def _mixed(x: Tensor, conv: nn.Module) -> Tensor:
@@ -165,7 +165,7 @@ def _summed(parts: list[Tensor]) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _resizing(short: int, long: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Bilinear resizing of `short` values to `long` as a matrix (long, short); exact in half precision too."""
+    """Bilinear resizing of `short` values to `long` as a matrix (long, short); exact in half precision."""
     ones = torch.eye(short, device=device)[None, None]
     return F.interpolate(ones, (long, short), mode="bilinear")[0, 0].to(dtype)
 
@@ -284,7 +284,8 @@ class Head(nn.Module):
         mixed = F.relu(_summed(parts))  # (B, 4g, 4g, dim)
         if self.training:
             mixed = self.dropout(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return _mixed(mixed, self.seg_conv).permute(0, 3, 1, 2)
+        logits: Tensor = _mixed(mixed, self.seg_conv).permute(0, 3, 1, 2)
+        return logits
 
 
 class SegNext(Network):
@@ -320,7 +321,8 @@ class SegNext(Network):
         if not self.config.use_disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
         (seen,) = features
-        x = seen.flatten(2).transpose(1, 2) + self.visual_prompts_encoder(maps.to(self.dtype))  # (B, g * g, C)
+        prompts = self.visual_prompts_encoder(maps.to(self.dtype))
+        x = seen.flatten(2).transpose(1, 2) + prompts  # (B, g * g, C)
         for block in self.fusion_blocks:
             x = block(x)
         return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
