@@ -17,14 +17,21 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("capable", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_the_cpu_is_always_there(monkeypatch, capable, precision) -> None:
+def test_the_cpu_is_always_there(monkeypatch: pytest.MonkeyPatch, capable, precision) -> None:
     """And multiplies in bf16 where it has instructions for that."""
     monkeypatch.setattr(runtime, "has_bf16", lambda: capable)
     assert available_devices()[-1] == "cpu"
     assert Runtime.find("cpu") == Runtime("cpu", precision)
 
 
-def test_tf32_is_asked_for_inside_only(monkeypatch) -> None:
+def test_embeddings_are_made_in_full_on_a_processor() -> None:
+    """Whatever the precision of its clicks."""
+    layer = nn.Linear(4, 4)
+    with Runtime("cpu", "bf16").inference(embedding=True):
+        assert layer(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_tf32_is_asked_for_inside_only() -> None:
     """Torch's global switch is back where it was."""
     before = torch.backends.cuda.matmul.allow_tf32
     with Runtime("cuda:0", "tf32").inference():

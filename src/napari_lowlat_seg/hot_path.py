@@ -1,8 +1,8 @@
 """The hot path: pixels and prompts to probabilities on one device, in as few steps as the device allows.
 
-On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous answer
-is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same steps run one
-by one. Why: docs/decisions/hot-path.md.
+On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous
+answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same steps
+run one by one. Why: docs/decisions/hot-path.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class HotPath:
     def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
         """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
         crop = frame.cut(plane)
-        with self._turn, self.runtime.inference():
+        with self._turn, self.runtime.inference(embedding=True):
             # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
             resizing = self.runtime if self.runtime.on_cuda else Runtime()
             pixels = resizing.upload(crop if crop.ndim == 3 else crop[..., None])

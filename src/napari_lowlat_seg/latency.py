@@ -45,7 +45,7 @@ def latency(
         models: with different names.
         image: (H, W) or (H, W, 3).
         embeds, clicks: how often each is measured, after a warm-up.
-        sat_seconds: "segment anything" time: the picture embedded once and one positive click on each of
+        sat_seconds: "segment anything": the picture embedded once and one positive click on each of
             16 x 16 places, (32 + 64 i, 32 + 64 j) of the picture stretched to 1024 x 1024, as SegNext's
             script has them, one by one. They are visited evenly for at most so many seconds a model, and the rest
             extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
@@ -161,8 +161,8 @@ def run_latency(
 
 
 def device_of(model: Segmenter) -> str:
-    """The torch device of one of our own models, "cpu" for anything else."""
-    runtime = getattr(getattr(model, "predictor", None), "runtime", None)
+    """The torch device of a model that tells it, "cpu" for anything else."""
+    runtime = getattr(getattr(model, "predictor", None), "runtime", model)
     return str(getattr(runtime, "device", "cpu"))
 
 

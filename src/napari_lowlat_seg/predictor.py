@@ -194,7 +194,8 @@ class Predictor:
         earlier = [None] * len(prompts) if previous is None else list(previous)
         if len(earlier) != len(prompts):
             raise ValueError(
-                f"expected a previous prediction or None for each of {len(prompts)} objects, got {len(earlier)}"
+                f"expected a previous prediction or None for each of {len(prompts)} objects, got "
+                f"{len(earlier)}"
             )
         for asked, before in zip(prompts, earlier, strict=True):
             self._check(embedding, asked, before)

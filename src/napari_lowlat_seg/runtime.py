@@ -107,10 +107,14 @@ class Runtime:
         return [pinned.numpy() for pinned in here]
 
     @contextmanager
-    def inference(self) -> Iterator[None]:
-        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside."""
+    def inference(self, *, embedding: bool = False) -> Iterator[None]:
+        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside.
+
+        What is not CUDA makes an `embedding` in float32 all the same: all clicks start from it, and bf16 there
+        shows in the masks (docs/decisions/hot-path.md).
+        """
         kind = self.device.partition(":")[0]
-        short = not self.on_cuda and self.precision in ("fp16", "bf16")
+        short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         try:
             if self.on_cuda:

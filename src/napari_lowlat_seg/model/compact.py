@@ -183,10 +183,7 @@ class Compact(Network):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         quarter, eighth, deep = self.encoder(((image - self.mean) / self.std).to(self.dtype))
-        # What is kept is kept in full: all clicks start from it, and bf16 here shows in the masks.
-        with torch.autocast("cpu", enabled=False):
-            quarter, eighth, deep = (x.to(self.dtype) for x in (quarter, eighth, deep))
-            return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
+        return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""

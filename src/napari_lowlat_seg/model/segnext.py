@@ -199,7 +199,8 @@ def _mixed_normed(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     shift = (norm.bias - mean.flatten(1, 2) * slope) @ weight.to(slope.dtype)  # (B, 1, D)
     shift = shift if conv.bias is None else shift + conv.bias
     scaled = (slope.transpose(1, 2) * weight).to(x.dtype)  # (B, C, D)
-    return torch.baddbmm(shift.to(x.dtype), x.flatten(1, 2), scaled).unflatten(1, x.shape[1:3])
+    mixed = torch.baddbmm(shift.to(x.dtype), x.flatten(1, 2), scaled)
+    return mixed.view(*x.shape[:3], -1)
 
 
 class Neck(nn.Module):
