@@ -1,8 +1,8 @@
 """The hot path: pixels and prompts to probabilities on one device, in as few steps as the device allows.
 
 On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous
-answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same steps
-run one by one. Why: docs/decisions/hot-path.md.
+answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same
+steps run one by one. Why: docs/decisions/hot-path.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .rivals import Segmenter, load_segmenter
 from .samples import blobs
 
 WARM_UP = 2
+PAUSE = 0.05  # seconds between models: the idle threads of the one before keep a core busy for a while
 SAT_SIDE = 16
 
 
@@ -46,9 +47,9 @@ def latency(
         image: (H, W) or (H, W, 3).
         embeds, clicks: how often each is measured, after a warm-up.
         sat_seconds: "segment anything": the picture embedded once and one positive click on each of
-            16 x 16 places, (32 + 64 i, 32 + 64 j) of the picture stretched to 1024 x 1024, as SegNext's
-            script has them, one by one. They are visited evenly for at most so many seconds a model, and the rest
-            extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
+            16 x 16 places, (32 + 64 i, 32 + 64 j) of the picture stretched to 1024 x 1024, as in the
+            original's script, one by one. They are visited evenly for at most so many seconds a model, and
+            the rest extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
         progress: called after each step of each model.
 
     Returns:
@@ -61,6 +62,7 @@ def latency(
     embeddings: dict[str, Any] = {}
     for turn in range(embeds + 1):  # the first is the warm-up
         for model in models:
+            sleep(PAUSE)
             start = perf_counter()
             embeddings[model.name] = model.embed(image)
             settle(model)
@@ -69,6 +71,7 @@ def latency(
     walks = {model.name: _Walk(model, embeddings[model.name], image.shape[:2]) for model in models}
     for turn in range(clicks + WARM_UP):
         for model in models:
+            sleep(PAUSE)
             seconds = walks[model.name].step()
             click_times[model.name] += [seconds] if turn >= WARM_UP else []
             progress()

@@ -259,7 +259,8 @@ def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
     kinds = list(dict.fromkeys(curve["kind"] for curve in report["costs"]))
     figure = plotting()(figsize=(9, 0.8 * len(rows) + 3.2 * -(-len(kinds) // 2) + 1.6), layout="constrained")
     down = 1 + -(-len(kinds) // 2)
-    bars = figure.add_subplot(down, 1, 1)
+    cells = figure.add_gridspec(down, 2)
+    bars = figure.add_subplot(cells[0, :])
     for place, row in enumerate(rows):
         left = 0.0
         for colour, (stage, seconds) in enumerate(row["stages"]["click"].items()):
@@ -270,8 +271,8 @@ def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
     bars.set_xlabel("ms of a click, every stage waited for; dashed: floor", fontsize=8)
     if rows:
         bars.legend(fontsize=7, ncols=5)
-    for place, kind in enumerate(kinds, 3):
-        axes = figure.add_subplot(down, 2, place)
+    for place, kind in enumerate(kinds):
+        axes = figure.add_subplot(cells[1 + place // 2, place % 2])
         for curve in (curve for curve in report["costs"] if curve["kind"] == kind):
             times = [1000 * s for s in curve["seconds"]]
             axes.loglog(curve["amounts"], times, marker=".", label=curve["label"])

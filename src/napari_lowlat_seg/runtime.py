@@ -110,8 +110,8 @@ class Runtime:
     def inference(self, *, embedding: bool = False) -> Iterator[None]:
         """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside.
 
-        What is not CUDA makes an `embedding` in float32 all the same: all clicks start from it, and bf16 there
-        shows in the masks (docs/decisions/hot-path.md).
+        What is not CUDA makes an `embedding` in float32 all the same: all clicks start from it, and bf16
+        there shows in the masks (docs/decisions/hot-path.md).
         """
         kind = self.device.partition(":")[0]
         short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding

@@ -37,7 +37,8 @@ class Network(nn.Module, ABC):
         Whether the outermost logits of `sketch` lie on the square's corners, as the original has it, rather
         than half a logit inside.
     bf16
-        Whether clicks with bf16 products on a processor were seen to draw the same masks (docs/decisions/hot-path.md).
+        Whether clicks with bf16 products on a processor were seen to draw the same masks
+        (docs/decisions/hot-path.md).
     pad
         RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
