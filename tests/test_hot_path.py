@@ -48,7 +48,7 @@ def test_ours_equals_the_published_form(network, image) -> None:
 
 
 def test_many_objects_at_once_equal_one_by_one(network, image) -> None:
-    """With and without earlier answers, in order."""
+    """With and without earlier answers."""
     predictor = Predictor(network, Runtime(), "off")
     embedding = predictor.embed(image)
     asked = [

@@ -92,7 +92,8 @@ class Runtime:
 
     def upload(self, array: np.ndarray) -> Tensor:
         """A copy of a numpy array on this device, of the array's own type; nobody waits for the device."""
-        there = torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, pin_memory=self.on_cuda)
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        there = torch.empty(array.shape, dtype=dtype, pin_memory=self.on_cuda)
         there.numpy()[...] = array
         return there.to(self.device, non_blocking=True)
 
