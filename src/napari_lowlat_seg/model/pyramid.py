@@ -20,7 +20,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 # What follows are the layers of neck and head on channels-last maps (B, h, w, C), as products of matrices.
 # The library's kernel for a group norm over a whole map works through it with one block of threads, which is
-# two thirds of a click on a GPU; here plain reductions find the moments and the next product applies them.
+# most of a click on a GPU; here plain reductions find the moments and the next product applies them.
 
 
 def _mixed(x: Tensor, conv: nn.Module) -> Tensor:
