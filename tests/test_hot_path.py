@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from napari_lowlat_seg import runtime
 from napari_lowlat_seg.frame import Frame
 from napari_lowlat_seg.hot_path import HotPath, _lifting, from_square
+from napari_lowlat_seg.model.checkpoints import save_model
 from napari_lowlat_seg.model.pyramid import _resizing
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.official_form import OfficialForm
-from napari_lowlat_seg.predictor import Predictor
+from napari_lowlat_seg.predictor import Predictor, load_predictor
 from napari_lowlat_seg.prompts import Box, Click, Scribble, dense_maps
+from napari_lowlat_seg.raster import disks
 from napari_lowlat_seg.runtime import Runtime
 
 TINY = replace(
@@ -149,3 +152,17 @@ def test_stroke_maps_equal_disks_one_by_one() -> None:
         row, col = frame.pixels([click.at])[0]
         expected[1 if click.positive else 2][(rows - row) ** 2 + (cols - col) ** 2 <= 9] = 1
     np.testing.assert_array_equal(dense_maps(clicks, frame, radius=3), expected)
+
+
+def test_a_disk_needs_a_radius() -> None:
+    """Negative ones are a mistake."""
+    with pytest.raises(ValueError, match="a disk needs a radius of 0 or more pixels; got -1"):
+        disks(np.zeros((1, 2), np.int64), -1, 8)
+
+
+def test_bf16_is_for_networks_that_were_checked(network, tmp_path, monkeypatch) -> None:
+    """The default model takes it where the processor has it, a SegNext keeps float32."""
+    monkeypatch.setattr(runtime, "has_bf16", lambda: True)
+    path = save_model(network, tmp_path / "mine.safetensors")
+    assert load_predictor(str(path), "cpu").runtime == Runtime("cpu", "fp32")
+    assert load_predictor("default", "cpu").runtime == Runtime("cpu", "bf16")
