@@ -17,7 +17,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A name or file, NAME@off without closer look, or onnx-sam:ENCODER,DECODER[,LABEL]. Repeatable.",
+        help="A name or file, NAME@off without closer look, NAME@fp32, or onnx-sam:ENCODER,DECODER[,LABEL]. "
+        "Repeatable.",
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
@@ -93,9 +94,11 @@ def latency(
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
+    curves: Annotated[bool, typer.Option(help="Also measure how our cost grows with the work.")] = False,
     json: Json = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
 ) -> None:
-    """Time to embed, click p50 and p95, segment-anything grid, memory."""
+    """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
     found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
     if found is None:
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
@@ -110,7 +113,9 @@ def latency(
             clicks=clicks,
             sat_seconds=sat_seconds,
             memory=memory,
+            curves=curves,
             json=json,
+            plot=plot,
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
