@@ -25,6 +25,7 @@ ENGINE = sorted(
     if "plugin" not in path.parts and path.name != "__main__.py"
 )
 VOCABULARY = ["volume", "frame", "prompts", "simulate", "io", "datasets", "samples"]
+VOCABULARY += ["propagate", "many_objects", "interpolate", "anchors", "region", "ome_zarr"]
 PUBLIC = [
     "Box",
     "Click",

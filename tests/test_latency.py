@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.latency import blobs, latency, peak_ram, run_latency
+from napari_lowlat_seg.latency import grid, latency, peak_ram, run_latency
 from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.samples import blobs
 
 Export = Callable[..., tuple[Path, Path]]
 
@@ -29,7 +30,7 @@ class Counter:
     name: str
     log: list[tuple[str, int]]
     form: str = "fake"
-    answers: list[Any] = field(default_factory=list)
+    given: list[Any] = field(default_factory=list)
 
     def embed(self, image: np.ndarray) -> tuple[int, ...]:
         self.log.append((self.name, 0))
@@ -59,15 +60,39 @@ def test_segment_anything_clicks_the_whole_grid() -> None:
 
     class Places(Counter):
         def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
-            self.answers.append(prompts[-1])
+            self.given.append(prompts[-1])
             return super().predict(embedding, prompts, previous)
 
     model = Places("a", [])
     [row] = latency([model], np.zeros((32, 48)), embeds=1, clicks=1, sat_seconds=1e9)
-    grid = model.answers[-256:]
+    places = model.given[-256:]
     assert row["sat_clicks"] == 256
-    assert len({prompt.at for prompt in grid}) == 256
-    assert all(0 <= prompt.at[0] < 32 and 0 <= prompt.at[1] < 48 for prompt in grid)
+    assert len({prompt.at for prompt in places}) == 256
+    assert all(0 <= prompt.at[0] < 32 and 0 <= prompt.at[1] < 48 for prompt in places)
+
+
+def test_the_grid_is_the_original_scripts() -> None:
+    """(32 + 64 i, 32 + 64 j) of 1024, on a picture of any size."""
+    places = grid((512, 2048))
+    assert (places[0].at, places[1].at, places[16].at) == ((16.0, 64.0), (16.0, 192.0), (48.0, 64.0))
+    assert len(places) == 256
+
+
+def test_first_and_final_answers_are_told_apart() -> None:
+    """A model that answers twice is timed twice; the next click gets its final answer."""
+
+    class Twice(Counter):
+        def answers(self, embedding, prompts, previous):  # type: ignore[no-untyped-def]
+            self.answers_before.append(previous)
+            yield self.predict(embedding, prompts, previous)
+            self.final = Answer(np.ones(embedding, bool))
+            yield self.final
+
+    model = Twice("a", [])
+    model.answers_before = []  # type: ignore[attr-defined]
+    [row] = latency([model], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=0)
+    assert row["first_p50_s"] <= row["click_p50_s"]
+    assert model.answers_before[1].mask.all()  # type: ignore[attr-defined]
 
 
 def test_a_slow_grid_is_extrapolated() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from napari_lowlat_seg import predictor as module
 from napari_lowlat_seg.frame import Frame
+from napari_lowlat_seg.hot_path import HotPath, Question
 from napari_lowlat_seg.model.checkpoints import save_model
 from napari_lowlat_seg.model.network import Network
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
@@ -250,14 +251,14 @@ def test_regions_without_a_previous_answer_are_the_prior() -> None:
 
 def test_a_crop_is_answered_in_its_own_pixels() -> None:
     """What a closer look needs: embed a crop of the plane, answer over the crop."""
-    engine = echo()
     plane = np.zeros((100, 120), np.uint8)
     frame = Frame((100, 120), 32, (40, 60, 32, 32))
     previous = np.zeros((100, 120), np.float32)
     previous[50:60, 70:90] = 1
-    probability, quality = engine._answer(engine._embed_frame(plane, frame), [Click((45, 65))], previous)
-    assert (probability.shape, quality) == ((32, 32), 0.75)
-    np.testing.assert_array_equal(probability > 0.5, previous[40:72, 60:92] > 0)
+    path = HotPath(Echo(), Runtime())
+    [drawing] = path.draw(path.embed(plane, frame), frame, [Question([Click((45, 65))], previous)])
+    assert (drawing.soft.shape, drawing.quality) == ((32, 32), 0.75)
+    np.testing.assert_array_equal(drawing.mask, previous[40:72, 60:92] > 0)
 
 
 def test_a_predictor_is_loaded_from_a_file(tmp_path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_lowlat_seg.onnx_sam import OnnxSam, SamPrediction, _sam_prompts
 from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.rivals import OnnxSam, SamPrediction, _sam_prompts, load_segmenter
+from napari_lowlat_seg.rivals import load_segmenter
 
 Export = Callable[..., tuple[Path, Path]]
 
@@ -207,3 +208,16 @@ def test_an_unknown_model_of_ours_is_refused() -> None:
     """By the engine, which lists what there is."""
     with pytest.raises(ValueError, match="no-such-model"):
         load_segmenter("no-such-model@off")
+
+
+def test_a_name_says_precision_and_look() -> None:
+    """Marks in any order; the table tells them apart."""
+    made = load_segmenter("default@fp32@off", device="cpu")
+    assert (made.name, made.form) == ("default@fp32@off", "fp32")
+    assert made.predictor.closer_look == "off"  # type: ignore[attr-defined]
+
+
+def test_only_a_segnext_has_an_official_form() -> None:
+    """The compact model was never published."""
+    with pytest.raises(ValueError, match="only a SegNext has an official form, default has none; leave @off"):
+        load_segmenter("default@official", device="cpu")

@@ -13,12 +13,42 @@ from napari_lowlat_seg.runtime import Runtime, available_devices
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two CUDA devices."""
     monkeypatch.setattr(runtime, "available_devices", lambda: ("cuda:0", "cuda:1", "cpu"))
+    monkeypatch.setattr(runtime, "has_bf16", lambda: False)
 
 
-def test_the_cpu_is_always_there() -> None:
-    """And computes in float32."""
+@pytest.mark.parametrize(("capable", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_cpu_is_always_there(monkeypatch: pytest.MonkeyPatch, capable, precision) -> None:
+    """And multiplies in bf16 where it has instructions for that."""
+    monkeypatch.setattr(runtime, "has_bf16", lambda: capable)
     assert available_devices()[-1] == "cpu"
-    assert Runtime.find("cpu") == Runtime("cpu", "fp32")
+    assert Runtime.find("cpu") == Runtime("cpu", precision)
+
+
+def test_embeddings_are_made_in_full_on_a_processor() -> None:
+    """Whatever the precision of its clicks."""
+    layer = nn.Linear(4, 4)
+    with Runtime("cpu", "bf16").inference(embedding=True):
+        assert layer(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_tf32_is_asked_for_inside_only() -> None:
+    """Torch's global switch is back where it was."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    with Runtime("cuda:0", "tf32").inference():
+        assert torch.backends.cuda.matmul.allow_tf32
+    with Runtime("cuda:0", "fp32").inference():
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+def test_arrays_travel_in_their_own_type() -> None:
+    """Up and down again, never shared."""
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    tensor = Runtime().upload(array)
+    tensor += 1
+    assert tensor.dtype == torch.uint8
+    (back,) = Runtime().download(tensor)
+    np.testing.assert_array_equal(back, array + 1)
 
 
 @pytest.mark.usefixtures("devices")
@@ -44,7 +74,7 @@ def test_a_device_that_is_not_there_lists_those_that_are(asked) -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     """The message names the known ones."""
-    with pytest.raises(ValueError, match="precision is one of fp32, fp16, bf16; got 'int8'"):
+    with pytest.raises(ValueError, match="precision is one of fp32, tf32, fp16, bf16; got 'int8'"):
         Runtime("cpu", "int8")  # type: ignore[arg-type]
 
 

@@ -17,7 +17,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A name or file, NAME@off without closer look, or onnx-sam:ENCODER,DECODER[,LABEL]. Repeatable.",
+        help="A name or file, NAME@off without closer look, NAME@fp32, or onnx-sam:ENCODER,DECODER[,LABEL]. "
+        "Repeatable.",
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
@@ -93,9 +94,11 @@ def latency(
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
+    curves: Annotated[bool, typer.Option(help="Also measure how our cost grows with the work.")] = False,
     json: Json = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
 ) -> None:
-    """Time to embed, click p50 and p95, segment-anything grid, memory."""
+    """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
     found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
     if found is None:
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
@@ -110,7 +113,40 @@ def latency(
             clicks=clicks,
             sat_seconds=sat_seconds,
             memory=memory,
+            curves=curves,
             json=json,
+            plot=plot,
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
+
+
+@app.command()
+def volume(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A 3-D image.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference, of the same shape.")],
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", help="A label, or several joined by + as one object. Repeatable."),
+    ] = None,
+    axis: Annotated[int | None, typer.Option(help="The axis to walk. Default: 0, or 2 for NIfTI.")] = None,
+    planes: Annotated[str, typer.Option(metavar="A:B", help="Only this part of the volume.")] = ":",
+    corrections: Annotated[int, typer.Option(min=0, help="Planes corrected at most.")] = 12,
+    model: Annotated[str, typer.Option("--model", "-m", help="A name or file.")] = MODEL,
+    device: Device = DEVICE,
+    json: Json = None,
+) -> None:
+    """3-D Dice and actions of a simulated annotator: propagation beside copying and interpolation."""
+    from napari_lowlat_seg.benchmark_volume import run_volume
+
+    run_volume(
+        model,
+        image,
+        labels,
+        objects=objects or (),
+        axis=axis,
+        planes=planes,
+        corrections=corrections,
+        device=device,
+        json=json,
+    )

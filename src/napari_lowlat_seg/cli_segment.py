@@ -15,12 +15,14 @@ from napari_lowlat_seg.io import (
     NIFTI_SUFFIXES,
     check_labels_path,
     default_axis,
+    is_ome_zarr,
     read_volume,
     write_labels,
 )
 from napari_lowlat_seg.prompt_texts import read_box, read_click, read_strokes
 from napari_lowlat_seg.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.propagate import embed_plane, propagate
+from napari_lowlat_seg.region import cut, moved, region_of
 from napari_lowlat_seg.volume import Plane, Volume
 
 
@@ -64,17 +66,23 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
     from napari_lowlat_seg.predictor import load_predictor
 
     predictor = load_predictor(model, device=device)
-    answers = {plane: _answer(predictor, volume, plane, items) for plane, items in prompts.items()}
-    labels = np.zeros(volume.shape, np.uint32)
+    labels = _Labels(output, volume, wanted.label)
+    start = next(iter(prompts))
+    rows, cols = (volume.shape[a] for a in start.axes)
+    region = region_of((rows, cols), [prompt for items in prompts.values() for prompt in items])
+    part = cut(volume, region, start)
+    answers = {
+        plane: _answer(predictor, part, plane, [moved(prompt, region) for prompt in items])
+        for plane, items in prompts.items()
+    }
     for plane, answer in answers.items():
-        labels[plane.key()][answer.mask] = wanted.label
-    filled = sum(bool(answer.mask.any()) for answer in answers.values())
+        labels.add(plane, answer.mask, region.corner)
     if planes:
-        walk = propagate(predictor, volume, answers, planes)
-        for plane, answer in _progress(walk, len(planes) - len(answers)):
-            labels[plane.key()][answer.mask] = wanted.label
-            filled += 1
-    write_labels(output, labels, volume)
+        walk = propagate(predictor, part, answers, planes)
+        final = (step for step in walk if step.final)
+        for step in _progress(final, len(planes) - len(answers)):
+            labels.add(step.plane, step.answer.mask, region.corner)
+    labels.finish()
     return {
         "input": str(image),
         "output": str(output),
@@ -82,10 +90,39 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
         "device": predictor.runtime.device,
         "label": wanted.label,
         "prompts": sum(len(items) for items in prompts.values()),
-        "planes": filled,
-        "voxels": int(np.count_nonzero(labels)),
+        "planes": labels.planes,
+        "voxels": labels.voxels,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+class _Labels:
+    """Where the object is written: to an OME-Zarr at once, to a file when all is known."""
+
+    def __init__(self, output: Path, volume: Volume, label: int) -> None:
+        self._output, self._volume, self._label = output, volume, label
+        self._zarr: Any = None
+        if is_ome_zarr(output):
+            from napari_lowlat_seg.ome_zarr import OmeZarrLabels
+
+            self._zarr = OmeZarrLabels(output, volume)
+        else:
+            self._whole = np.zeros(volume.shape, np.uint32)
+        self.planes = self.voxels = 0
+
+    def add(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int]) -> None:
+        """A plane is added once; its mask lies at a corner of it."""
+        self.planes += bool(mask.any())
+        self.voxels += int(np.count_nonzero(mask))
+        if self._zarr is not None:
+            self._zarr.write(plane, mask, self._label, corner)
+        else:
+            (top, left), (rows, cols) = corner, mask.shape
+            self._whole[plane.key()][top : top + rows, left : left + cols][mask] = self._label
+
+    def finish(self) -> None:
+        if self._zarr is None:
+            write_labels(self._output, self._whole, self._volume)
 
 
 def read_prompts(wanted: Wanted, volume: Volume, axis: int) -> dict[Plane, list[Prompt]]:

@@ -30,13 +30,21 @@ SPECK = 0.02  # parts of a mask smaller than this share of its largest part do n
 def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
     """The box of the positive prompts and the mask (H, W) bool less its specks, None if both are empty."""
     step = max(1, math.ceil(max(mask.shape) / 512))  # a box needs no finer grid
-    parts, count = label(mask[::step, ::step])
+    coarse = mask[::step, ::step]
     boxes = [prompt.bounds() for prompt in prompts if prompt.positive]
-    if count:
+    rows, cols = np.flatnonzero(coarse.any(axis=1)), np.flatnonzero(coarse.any(axis=0))
+    if rows.size:  # looking for parts is what costs: only where there is something
+        top, left = rows[0], cols[0]
+        parts, _ = label(coarse[top : rows[-1] + 1, left : cols[-1] + 1])
         areas = np.bincount(parts.ravel())[1:]
         boxes += [
-            (rows.start * step, cols.start * step, (rows.stop - 1) * step, (cols.stop - 1) * step)
-            for area, (rows, cols) in zip(areas, find_objects(parts), strict=True)
+            (
+                (top + down.start) * step,
+                (left + across.start) * step,
+                (top + down.stop - 1) * step,
+                (left + across.stop - 1) * step,
+            )
+            for area, (down, across) in zip(areas, find_objects(parts), strict=True)
             if area >= SPECK * areas.max()
         ]
     if not boxes:

@@ -207,8 +207,8 @@ def _segment(
     found.masks[start] = answers[-1].mask
     started = time.perf_counter()
     walk = propagate(predictor, volume, {start: answers[-1]}, volume.planes(scene.axis), embed=embed)
-    for plane, answer in _progress(walk, f"{scene.name}: {target.name}"):
-        found.masks[plane] = answer.mask
+    for step in _progress(walk, f"{scene.name}: {target.name}"):
+        found.masks[step.plane] = step.answer.mask
     found.carry_seconds = time.perf_counter() - started
     return found
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 Fit = Literal["letterbox", "official"]
 
 Points = np.ndarray | Sequence[Sequence[float]]
+Pixels = TypeVar("Pixels")
 """(N, 2) numbers (row, col)."""
 
 
@@ -155,11 +156,12 @@ class Frame:
         inside = np.where(pairs == edge, edge - 1e-6, pairs)
         return np.floor(self.to_network(inside) + 0.5).astype(np.int64)
 
-    def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """The crop of an array (rows, cols, ...) of the plane's shape, as a view."""
+    def cut(self, pixels: Pixels) -> Pixels:
+        """The crop of an array or tensor (rows, cols, ...) of the plane's shape, as a view."""
         self._check(pixels, self.shape)
         top, left, rows, cols = self.crop
-        return pixels[top : top + rows, left : left + cols]
+        crop: Pixels = pixels[top : top + rows, left : left + cols]  # type: ignore[index]
+        return crop
 
     def place(self, pixels: np.ndarray, into: np.ndarray) -> np.ndarray:
         """Write an array of the crop's shape to its place in `into`, of the plane's shape; returns `into`."""
@@ -167,7 +169,7 @@ class Frame:
         self.cut(into)[...] = pixels
         return into
 
-    def _check(self, pixels: np.ndarray, expected: tuple[int, int]) -> None:
+    def _check(self, pixels: Any, expected: tuple[int, int]) -> None:
         if tuple(pixels.shape[:2]) != tuple(expected):
             raise ValueError(f"this frame needs pixels of shape {expected}; got {tuple(pixels.shape[:2])}")
 

@@ -20,6 +20,7 @@ from napari_lowlat_seg.volume import Volume
 
 TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ZARR_SUFFIXES = (".ome.zarr", ".zarr")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _PER_MICROMETRE = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -39,7 +40,8 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
     Parameters
     ----------
     path
-        .tif, .tiff (plain, ImageJ, OME), .nii, .nii.gz, .png, .jpg, .jpeg or .webp.
+        .tif, .tiff (plain, ImageJ, OME), .nii, .nii.gz, .png, .jpg, .jpeg or .webp; or the folder of an
+        OME-Zarr, .zarr, which is opened and not loaded.
     channel
         Which channel to segment, counted from 0; None for gray and RGB images. The fourth axis of a NIfTI
         file counts as channels when a channel is given.
@@ -53,17 +55,22 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
     """
     path = Path(path)
     read = _READERS[_suffix(path, tuple(_READERS), "images")]
-    if not path.is_file():
+    if not (path.is_dir() if read is _read_zarr else path.is_file()):
         raise FileNotFoundError(f"no image file at {path}; check the path")
     try:
         data, spacing, channel_axis, header = read(path, channel)
+    except ImportError:
+        raise
     except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(f"{path} cannot be read: it is damaged or of another kind ({reason})") from error
     if channel is not None and channel_axis is None:
         raise ValueError(f"{path} has no channels, its shape is {data.shape}; leave out channel {channel}")
+    if channel is None and channel_axis is not None and data.shape[channel_axis] == 1:
+        channel = 0  # nothing to choose from
     try:
-        return Volume(data, spacing, channel_axis, channel, name=path.name, header=header)
+        window = getattr(header, "window", None)
+        return Volume(data, spacing, channel_axis, channel, window, name=path.name, header=header)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -126,9 +133,16 @@ def default_axis(path: str | Path) -> int:
     return 2 if str(path).lower().endswith(NIFTI_SUFFIXES) else 0
 
 
+def is_ome_zarr(path: str | Path) -> bool:
+    """Whether a path is meant to be the folder of an OME-Zarr."""
+    return str(path).lower().endswith(ZARR_SUFFIXES)
+
+
 def check_labels_path(path: str | Path) -> Path:
     """The path, if `write_labels` can write there: to be asked before hours of work. Raises as it does."""
     path = Path(path)
+    if is_ome_zarr(path):
+        return path
     _suffix(path, tuple(_WRITERS), "labels")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; make it first")
@@ -139,7 +153,7 @@ def check_labels_path(path: str | Path) -> Path:
     return path
 
 
-_Read = tuple[np.ndarray, tuple[float, ...] | None, int | None, Any]
+_Read = tuple[Any, tuple[float, ...] | None, int | None, Any]
 
 
 def _read_tiff(path: Path, channel: int | None) -> _Read:
@@ -212,6 +226,12 @@ def _read_nifti(path: Path, channel: int | None) -> _Read:
     zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()[:ndim]]
     spacing = tuple(zoom if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in zooms)
     return data, spacing, channel_axis, image.header.copy()
+
+
+def _read_zarr(path: Path, channel: int | None) -> _Read:
+    from .ome_zarr import open_image
+
+    return open_image(path)
 
 
 def _read_picture(path: Path, channel: int | None) -> _Read:
@@ -290,6 +310,7 @@ _Write = Callable[[Path, np.ndarray, Volume | None], None]
 _READERS: dict[str, Callable[[Path, int | None], _Read]] = {
     **dict.fromkeys(TIFF_SUFFIXES, _read_tiff),
     **dict.fromkeys(NIFTI_SUFFIXES, _read_nifti),
+    **dict.fromkeys(ZARR_SUFFIXES, _read_zarr),
     **dict.fromkeys(PICTURE_SUFFIXES, _read_picture),
 }
 _WRITERS: dict[str, _Write] = {

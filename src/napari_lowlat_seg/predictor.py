@@ -12,75 +12,27 @@ predictor.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .answers import THRESHOLD
 from .closer_look import closer_frame, has_room, object_box, shows
 from .frame import Frame
+from .hot_path import Drawing, HotPath, Question
 from .model.checkpoints import load_model
 from .model.network import Network
-from .prompts import Prompt, Region, dense_maps
+from .prediction import Embedding as Embedding
+from .prediction import Prediction as Prediction
+from .prompts import Prompt
 from .runtime import Runtime
 from .volume import intensity_window, to_uint8
 
 CloserLook = Literal["auto", "off"]
-
-
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """What a network saw in one picture, through one frame.
-
-    Attributes
-    ----------
-    features
-        The encoder's tensors, on the predictor's device.
-    frame
-        How the picture lies on the network's square.
-    image
-        The whole plane as the network's eye has it, (H, W) or (H, W, 3) uint8.
-    model
-        Fingerprint of the network that made it; another network refuses it.
-    """
-
-    features: tuple[Tensor, ...]
-    frame: Frame
-    image: np.ndarray
-    model: str
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """An answer in plane pixels.
-
-    Attributes
-    ----------
-    probability
-        (H, W) float32 in [0, 1].
-    quality
-        The network's own estimate of its IoU in [0, 1], or None if it makes none.
-    frame
-        The frame of the embedding that was asked.
-    look
-        The embedding of a closer look if one was taken; the next `predict` may use it again.
-    """
-
-    probability: np.ndarray
-    quality: float | None
-    frame: Frame
-    look: Embedding | None = None
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(H, W) bool: probability above 0.49."""
-        mask: np.ndarray = self.probability > THRESHOLD
-        return mask
 
 
 class Predictor:
@@ -104,15 +56,28 @@ class Predictor:
         if closer_look not in get_args(CloserLook):
             raise ValueError(f"closer_look is 'auto' or 'off'; got {closer_look!r}")
         self.model = _fingerprint(network)
-        self.network = runtime.prepare(network)
-        self.runtime = runtime
+        self.hot_path = HotPath(network, runtime)
         self.closer_look = closer_look
         self.name = name or self.model
+
+    @property
+    def network(self) -> Network:
+        """The network, where it computes."""
+        return self.hot_path.network
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device and precision."""
+        return self.hot_path.runtime
 
     @property
     def size(self) -> int:
         """Side of the network's square input in pixels."""
         return self.network.size
+
+    def warm_up(self) -> None:
+        """Pay now what the first picture and the first click would pay; `load_predictor` does it on a GPU."""
+        self.hot_path.warm_up()
 
     def embed(
         self,
@@ -141,9 +106,10 @@ class Predictor:
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
         plane = to_uint8(pixels, intensity_window(pixels) if window is None else window)
-        if np.may_share_memory(plane, pixels):
-            plane = plane.copy()  # 8-bit pixels come back as they are, and a camera writes over its buffer
-        return self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
+        seen = self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
+        if np.may_share_memory(plane, pixels):  # 8-bit pixels come back as they are,
+            seen = replace(seen, image=plane.copy())  # and a camera writes over its buffer
+        return seen
 
     def predict(
         self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None = None
@@ -180,17 +146,7 @@ class Predictor:
         answered again, from a larger crop or the whole plane. Parameters and errors are those of `predict`.
         """
         frame = embedding.frame
-        if embedding.model != self.model:
-            raise ValueError(
-                f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again"
-            )
-        if not prompts and previous is None:
-            raise ValueError("expected a prompt or a previous prediction, got neither; add a click")
-        if previous is not None and previous.probability.shape != frame.shape:
-            raise ValueError(
-                f"the previous prediction has shape {previous.probability.shape}, the image {frame.shape}; "
-                "pass the last prediction of the same image or None"
-            )
+        self._check(embedding, prompts, previous)
         # All that is known of a new object are its prompts. Its first closer look judges by them alone: fed
         # the whole plane's coarse mask, it would repeat that mask's mistakes.
         new = previous is None
@@ -214,6 +170,40 @@ class Predictor:
             look = self._embed_frame(embedding.image, wanted)
             yield self._drawn(look, prompts, None if new else previous, previous, look)
 
+    def predict_batch(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Sequence[Prompt]],
+        previous: Sequence[Prediction | None] | None = None,
+    ) -> list[Prediction]:
+        """The quick answers for many objects of one picture at once: no closer look is taken.
+
+        Parameters
+        ----------
+        embedding
+            As `predict` takes it.
+        prompts, previous
+            For each object what `predict` takes; `previous` may be left out for all.
+
+        Raises
+        ------
+        ValueError
+            As `predict`, and for lists of different lengths.
+        """
+        earlier = [None] * len(prompts) if previous is None else list(previous)
+        if len(earlier) != len(prompts):
+            raise ValueError(
+                f"expected a previous prediction or None for each of {len(prompts)} objects, got "
+                f"{len(earlier)}"
+            )
+        for asked, before in zip(prompts, earlier, strict=True):
+            self._check(embedding, asked, before)
+        questions = [
+            Question(asked, None if before is None else before.soft)
+            for asked, before in zip(prompts, earlier, strict=True)
+        ]
+        return [_pasted(drawing, embedding.frame, None, None) for drawing in self._draw(embedding, questions)]
+
     def _serves(
         self, look: Embedding, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction
     ) -> bool:
@@ -226,6 +216,20 @@ class Predictor:
             and has_room(look.frame, object_box(prompts, previous.mask))
         )
 
+    def _check(self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None) -> None:
+        if embedding.model != self.model:
+            raise ValueError(
+                f"this embedding was made by {embedding.model}, not by {self.model}; embed the image again"
+            )
+        if not prompts and previous is None:
+            raise ValueError("expected a prompt or a previous prediction, got neither; add a click")
+        shape = embedding.frame.shape
+        if previous is not None and tuple(previous.soft.shape) != shape:
+            raise ValueError(
+                f"the previous prediction has shape {tuple(previous.soft.shape)}, the image {shape}; "
+                "pass the last prediction of the same image or None"
+            )
+
     def _drawn(
         self,
         seen: Embedding,
@@ -235,47 +239,32 @@ class Predictor:
         look: Embedding | None = None,
     ) -> Prediction:
         """The answer through one embedding, on the whole plane; beside its crop stays what `around` has."""
-        answer, quality = self._answer(seen, prompts, None if previous is None else previous.probability)
-        frame = seen.frame
-        if answer.shape == frame.shape or around is None:
-            return Prediction(answer, quality, frame, look)
-        probability = around.probability.copy()
-        frame.place(answer, probability)
-        return Prediction(probability, quality, frame, look)
+        [drawing] = self._draw(seen, [Question(prompts, None if previous is None else previous.soft)])
+        return _pasted(drawing, seen.frame, around, look)
+
+    def _draw(self, seen: Embedding, questions: Sequence[Question]) -> list[Drawing]:
+        try:
+            return self.hot_path.draw(seen.features, seen.frame, questions)
+        except torch.cuda.OutOfMemoryError:
+            self._leave_device()
+        return self.hot_path.draw(seen.features, seen.frame, questions)
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of what `frame` shows of a uint8 plane."""
-        crop = frame.cut(plane)
-        rgb = crop if crop.ndim == 3 else np.broadcast_to(crop[..., None], (*crop.shape, 3))
-        with self.runtime.inference():
-            pixels = self.runtime.tensor(rgb).permute(2, 0, 1)[None]  # (1, 3, rows, cols)
-            colour = self.runtime.tensor(np.array(self.network.pad))
-            features = self.network.encode(_laid(pixels, frame, colour))  # from (1, 3, S, S)
-        return Embedding(features, frame, plane, self.model)
+        try:
+            return Embedding(self.hot_path.embed(plane, frame), frame, plane, self.model)
+        except torch.cuda.OutOfMemoryError:
+            self._leave_device()
+        return Embedding(self.hot_path.embed(plane, frame), frame, plane, self.model)
 
-    def _answer(
-        self, embedding: Embedding, prompts: Sequence[Prompt], previous: np.ndarray | None
-    ) -> tuple[np.ndarray, float | None]:
-        """Probability (rows, cols) over the frame's crop, and the quality; `previous` covers the plane."""
-        frame = embedding.frame
-        network = self.network
-        maps = dense_maps(prompts, frame, radius=network.radius, regions=network.regions)  # (3, S, S)
-        with self.runtime.inference():
-            if previous is not None:
-                maps[0] = self._prior(frame, prompts, previous)
-            fused = network.fuse(embedding.features, self.runtime.tensor(maps)[None])
-            logits, quality = network.decode(fused)
-            probability = _lifted(logits.float(), frame).sigmoid()[0, 0].cpu().numpy()
-        return probability, None if quality is None else float(quality[0])
-
-    def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray) -> np.ndarray:
-        """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
-        soft = self.runtime.tensor(frame.cut(previous))[None, None]
-        prior = _laid(soft, frame, soft.new_zeros(1))[0, 0].cpu().numpy()
-        for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
-            cover = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
-            prior = np.maximum(prior, cover) if region.positive else np.minimum(prior, 1 - cover)
-        return prior
+    def _leave_device(self) -> None:
+        """Go on without the GPU: slower, but nothing is lost; embeddings made there still serve."""
+        warnings.warn(
+            f"{self.runtime.device} is out of memory, so {self.name} goes on with the processor; "
+            "close what else uses the GPU and load the model again to return to it",
+            stacklevel=4,
+        )
+        self.hot_path = HotPath(self.network.float(), Runtime.find("cpu"))
 
 
 def load_predictor(
@@ -298,44 +287,29 @@ def load_predictor(
         For an unknown name, an unusable file or a device that is not there.
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
-    return Predictor(load_model(model), runtime, closer_look, name=str(model))
+    network = load_model(model)
+    if runtime.precision == "bf16" and not network.bf16:
+        runtime = Runtime(runtime.device)
+    predictor = Predictor(network, runtime, closer_look, name=str(model))
+    if runtime.on_cuda:
+        predictor.warm_up()
+    return predictor
 
 
-def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
-    """The regions that no click or scribble follows, oldest first.
-
-    Every other region is older than the previous prediction, which has answered it.
-    """
-    newest: list[Region] = []
-    for prompt in reversed(prompts):
-        if not isinstance(prompt, Region):
-            break
-        newest.insert(0, prompt)
-    return newest
-
-
-def _laid(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
-    """Crop pixels (1, C, rows, cols) on the square of a frame, (1, C, S, S), padded with `fill` (C,).
-
-    The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
-    survive.
-    """
-    rows, cols = frame.content
-    smooth = frame.fit == "letterbox" and pixels.shape[1] == 3  # masks are smooth already and asked for often
-    seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
-    if rows == cols == frame.size:
-        return seen
-    canvas = fill[:, None, None].repeat(1, 1, frame.size, frame.size)  # (1, C, S, S)
-    canvas[..., :rows, :cols] = seen
-    return canvas
-
-
-def _lifted(logits: Tensor, frame: Frame) -> Tensor:
-    """Logits (1, 1, s, s) over the square brought to the frame's crop, (1, 1, rows, cols)."""
-    rows, cols = frame.content
-    if logits.shape[-1] != frame.size and not rows == cols == frame.size:
-        logits = F.interpolate(logits, (frame.size, frame.size), mode="bilinear")
-    return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
+def _pasted(drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None) -> Prediction:
+    """A drawing of a frame's crop on the whole plane; beside it stays what `around` has."""
+    if drawing.mask.shape == frame.shape or around is None:
+        return Prediction(drawing.soft, drawing.quality, frame, look, drawing.mask)
+    mask = around.mask.copy()
+    frame.place(drawing.mask, mask)
+    if isinstance(drawing.soft, Tensor):
+        there = around.soft
+        soft = there.clone() if isinstance(there, Tensor) else torch.from_numpy(there).to(drawing.soft)
+        frame.cut(soft)[...] = drawing.soft
+        return Prediction(soft, drawing.quality, frame, look, mask)
+    probability = around.probability.copy()
+    frame.place(drawing.soft, probability)
+    return Prediction(probability, drawing.quality, frame, look, mask)
 
 
 def _fingerprint(network: Network) -> str:

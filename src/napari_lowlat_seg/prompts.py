@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.raster import Footprint, area_mean, filled, overlap, swept
+from napari_lowlat_seg.raster import Footprint, area_mean, disks, filled, overlap, swept
 
 Point = tuple[float, float]
 Bounds = tuple[float, float, float, float]
@@ -212,21 +212,37 @@ def dense_maps(
     if regions not in ("prior", "channel"):
         raise ValueError(f"regions must be 'prior' or 'channel'; got {regions!r}")
     prompts = tuple(prompts)
-    for prompt in prompts:
-        _check_inside(prompt, frame)
     maps = np.zeros((3, frame.size, frame.size), np.float32)
     for prompt in prompts:
         if isinstance(prompt, Box | Polygon | Mask):
+            _check_inside(prompt, frame)
             _fill(maps, prompt, frame, regions)
     # Strokes are 1, the largest value: they may come last and all together, whatever the order of prompts.
-    for channel, positive in ((1, True), (2, False)):
-        strokes = [
-            _segments(p, frame) for p in prompts if isinstance(p, Click | Scribble) and p.positive == positive
-        ]
-        if strokes:
-            rows, cols = swept(np.concatenate(strokes), radius, (frame.size, frame.size))
-            maps[channel, rows, cols] = 1.0
+    maps.reshape(-1)[stroke_pixels(prompts, frame, radius)] = 1.0
     return maps
+
+
+def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.ndarray:
+    """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,) flat indices of (3, S, S).
+
+    Pixels may be listed twice; regions are passed over. Raises ValueError for a stroke outside the plane.
+    """
+    prompts = [prompt for prompt in prompts if isinstance(prompt, Click | Scribble)]
+    found = [np.zeros(0, np.int64)]
+    for channel, positive in ((1, True), (2, False)):
+        clicks = [p.at for p in prompts if isinstance(p, Click) and p.positive == positive]
+        lines = [p for p in prompts if isinstance(p, Scribble) and p.positive == positive]
+        drawn = []
+        if clicks:
+            _check_points(np.array(clicks), "Click", frame)
+            drawn.append(disks(frame.pixels(clicks), radius, frame.size))
+        for line in lines:
+            _check_inside(line, frame)
+        if lines:
+            segments = np.concatenate([_segments(line, frame) for line in lines])
+            drawn.append(swept(segments, radius, (frame.size, frame.size)))
+        found += [(channel * frame.size + rows) * frame.size + cols for rows, cols in drawn]
+    return np.concatenate(found)
 
 
 def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
@@ -263,12 +279,15 @@ def _check_inside(prompt: Prompt, frame: Frame) -> None:
         if prompt.pixels.shape != frame.shape:
             raise ValueError(f"a mask must have the plane's shape {frame.shape}; got {prompt.pixels.shape}")
         return
-    points = np.asarray(prompt.points)
+    _check_points(np.asarray(prompt.points), type(prompt).__name__, frame)
+
+
+def _check_points(points: np.ndarray, kind: str, frame: Frame) -> None:
     outside = np.any((points < -0.5) | (points > np.asarray(frame.shape) - 0.5), axis=1)
     if outside.any():
         row, col = (float(v) for v in points[np.argmax(outside)])
         raise ValueError(
-            f"{type(prompt).__name__} at (row, col) = ({row:g}, {col:g}) is outside the plane of shape "
+            f"{kind} at (row, col) = ({row:g}, {col:g}) is outside the plane of shape "
             f"{frame.shape}; rows go from 0 to {frame.shape[0] - 1}, columns from 0 to {frame.shape[1] - 1}"
         )
 

@@ -1,38 +1,42 @@
 """One object carried through many planes: from the planes where it is known to their neighbours, one by one.
 
 Each plane is asked with two hints from the plane before it: the mask found there, and a click at the place
-deepest inside that mask where both images look alike. The walk ends where the object does.
+deepest inside that mask where both images look alike. The walk ends where the object does. A plane between
+two anchors is reached from both, and both answers are mixed. Why so: docs/decisions/propagation.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import edt
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
+from napari_lowlat_seg.anchors import gaps_between, places_of, touched
+from napari_lowlat_seg.likeness import gray, seed, visible
 from napari_lowlat_seg.prompts import Click, Prompt
-from napari_lowlat_seg.volume import Plane, Volume, to_uint8
+from napari_lowlat_seg.volume import Plane, Volume
 
 LEAST_OVERLAP = 0.3
 """The object has ended, or the answer is another object, when its IoU with the plane before is below this."""
 
-LIKENESS = 3.0
+LIKENESS = 1.0
 """The object has ended, too, when its mean brightness leaves that on the anchor by more than so many of the
 anchor's standard deviations and `LEAST_CHANGE`: a mask that finds no edge any more creeps on for ever."""
 
-LEAST_CHANGE = 10.0
+LEAST_CHANGE = 4.0
 """Gray levels of 255 that the mean brightness may always change."""
 
-BLUR = 2.0
-"""Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
+FAINT = 0.01
+"""Probabilities below this are not kept while a plane waits for its answer from the other side."""
 
 
 class Answer(Protocol):
-    """What is known of the object on one plane."""
+    """What is known of the object on one plane: a dataclass, so that `dataclasses.replace` can vary it."""
+
+    @property
+    def probability(self) -> np.ndarray: ...
 
     @property
     def mask(self) -> np.ndarray: ...
@@ -51,6 +55,33 @@ class Engine(Protocol[A]):
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: A | None) -> A: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Carried(Generic[A]):
+    """The object on a plane it was carried to.
+
+    Attributes
+    ----------
+    plane
+        Where.
+    answer
+        What was found; of the engine's type, its probability mixed from two where two anchors are near.
+    confidence
+        An estimate of the IoU, 0 to 1: how sure the answer is inside its mask, times the square root of how
+        well masks agree (along the walk from the only anchor, or of the walks from both).
+    final
+        False while the walk from the second anchor is still to come: the plane will be answered again.
+    """
+
+    plane: Plane
+    answer: A
+    confidence: float
+    final: bool = True
+
+
+class Cancelled(Exception):
+    """Raised inside a walk when its caller does not want it any more."""
+
+
 def embed_plane(predictor: Engine[Any], volume: Volume, plane: Plane) -> Any:
     """The embedding of one plane, with the volume's intensity window and the plane's spacing."""
     return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
@@ -62,13 +93,16 @@ def propagate(
     anchors: Mapping[Plane, A],
     planes: Sequence[Plane],
     *,
+    changed: Iterable[Plane] | None = None,
     embed: Callable[[Plane], Any] | None = None,
     least_overlap: float = LEAST_OVERLAP,
-) -> Iterator[tuple[Plane, A]]:
-    """Each plane to which the object could be carried, with its answer; the anchors are not repeated.
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Carried[A]]:
+    """Each plane to which the object could be carried; the anchors are not repeated.
 
-    From every anchor the object walks in both directions: to the end of `planes`, or half-way to the next
-    anchor. A walk stops where the overlap with the plane before falls below `least_overlap`, empty masks
+    From the outermost anchors the object walks to the ends of `planes`. Between two anchors it walks from
+    both, and a plane is answered twice: first as seen from the earlier anchor (`final` is False), then for
+    good. A walk stops where the overlap with the plane before falls below `least_overlap`, empty masks
     included, where the object is no longer as bright as on the anchor (`LIKENESS`), and before a plane
     without a finite pixel. The generator may be closed after any plane. Nothing given is changed.
 
@@ -79,95 +113,217 @@ def propagate(
     volume
         The planes' pixels. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
     anchors
-        The answers on the planes where the user has given prompts. Empty masks among them are walls.
+        The answers on the planes where the user has given prompts. Empty masks among them are walls: the
+        object walks half-way to them.
     planes
         The range to fill, in spatial order, anchors included.
+    changed
+        Planes whose anchor is new, other or gone: only what `anchors.affected` names is carried anew. None
+        for all.
     embed
         Gives the embedding of a plane, for callers that keep embeddings; `embed_plane` by default.
     least_overlap
         IoU of neighbouring planes, 0 to 1.
+    cancelled
+        Asked before and after each embedding; when true, the walk ends.
 
     Raises
     ------
     ValueError
         When called, if there is no anchor or one is not among the planes.
     """
-    places = sorted(planes.index(anchor) for anchor in anchors if anchor in planes)
-    if not places or len(places) < len(anchors):
-        raise ValueError(
-            f"propagation needs at least one plane with an answer, and all of them in its range of "
-            f"{len(planes)} planes; got {len(places)} of {len(anchors)} inside"
-        )
-    make = embed or (lambda plane: embed_plane(predictor, volume, plane))
-    walk = _Walk(predictor, volume, make, least_overlap)
-    routes = [_routes(places, i, len(planes)) for i in range(len(places))]
-    return (
-        found
-        for place, pair in zip(places, routes)
-        for route in pair
-        for found in walk.along([planes[i] for i in route], planes[place], anchors[planes[place]])
+    steps = journey(
+        predictor,
+        volume,
+        anchors,
+        planes,
+        changed=changed,
+        embed=embed,
+        least_overlap=least_overlap,
+        cancelled=cancelled,
     )
+    return (step for step in steps if isinstance(step, Carried))
 
 
-def _routes(places: list[int], i: int, count: int) -> tuple[range, range]:
-    """Forwards and backwards from anchor i: to the end, or half-way to its neighbour."""
-    place = places[i]
-    last = (place + places[i + 1]) // 2 if i + 1 < len(places) else count - 1
-    first = (places[i - 1] + place) // 2 + 1 if i > 0 else 0
-    return range(place + 1, last + 1), range(place - 1, first - 1, -1)
+def journey(
+    predictor: Engine[A],
+    volume: Volume,
+    anchors: Mapping[Plane, A],
+    planes: Sequence[Plane],
+    *,
+    changed: Iterable[Plane] | None = None,
+    embed: Callable[[Plane], Any] | None = None,
+    least_overlap: float = LEAST_OVERLAP,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Plane | Carried[A]]:
+    """`propagate`, with each plane named before it is asked: who carries many objects asks plane by plane."""
+    places = places_of(anchors, planes)
+    gaps = touched(gaps_between(places), planes, changed)
+    walk = _Walk(
+        predictor,
+        volume,
+        dict(anchors),
+        planes,
+        embed or (lambda plane: embed_plane(predictor, volume, plane)),
+        least_overlap,
+        cancelled,
+    )
+    return _until_cancelled(step for gap in gaps for step in walk.gap(*gap))
+
+
+def worst(carried: Iterable[Carried[Any]]) -> Plane | None:
+    """The plane where a correction is likely to matter most: most pixels times lack of confidence.
+
+    None if nothing was carried; the first of several equal ones. Empty masks count as one pixel.
+    """
+    items = [item for item in carried if item.final]
+    if not items:
+        return None
+    doubt = [(1 - item.confidence) * max(1, int(item.answer.mask.sum())) for item in items]
+    return items[int(np.argmax(doubt))].plane
+
+
+def _until_cancelled(steps: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from steps
+    except Cancelled:
+        return
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One plane of one walk: `chain` is the product of the overlaps since the anchor."""
+
+    place: int
+    answer: Any
+    chain: float
 
 
 @dataclass(frozen=True)
 class _Walk:
     predictor: Engine[Any]
     volume: Volume
+    anchors: dict[Plane, Any]
+    planes: Sequence[Plane]
     embed: Callable[[Plane], Any]
     least_overlap: float
+    cancelled: Callable[[], bool]
 
-    def along(self, route: Sequence[Plane], start: Plane, answer: Any) -> Iterator[tuple[Plane, Any]]:
+    def gap(self, lo: int | None, hi: int | None) -> Iterator[Plane | Carried[Any]]:
+        """The planes between two anchors, or beyond one."""
+        if lo is None or hi is None:
+            if hi is not None:
+                yield from self._alone(hi, range(hi - 1, -1, -1))
+            if lo is not None:
+                yield from self._alone(lo, range(lo + 1, len(self.planes)))
+        elif self._mask(lo).any() and self._mask(hi).any():
+            yield from self._from_both(lo, hi)
+        else:
+            half = (lo + hi) // 2
+            yield from self._alone(lo, range(lo + 1, half + 1))
+            yield from self._alone(hi, range(hi - 1, half, -1))
+
+    def _mask(self, place: int) -> np.ndarray:
+        mask: np.ndarray = self.anchors[self.planes[place]].mask
+        return mask
+
+    def _alone(self, start: int, route: range) -> Iterator[Plane | Carried[Any]]:
+        for step in self._along(start, route):
+            yield step if isinstance(step, Plane) else self._carried(step)
+
+    def _carried(self, step: _Step, *, final: bool = True) -> Carried[Any]:
+        confidence = _sureness(step.answer) * step.chain**0.5
+        return Carried(self.planes[step.place], step.answer, confidence, final)
+
+    def _from_both(self, lo: int, hi: int) -> Iterator[Plane | Carried[Any]]:
+        """Forwards, and backwards with both answers mixed. Weights fall with the square of the distance."""
+        seen: dict[int, _Folded] = {}
+        for step in self._along(lo, range(lo + 1, hi)):
+            if isinstance(step, Plane):
+                yield step
+            else:
+                seen[step.place] = _Folded.of(step)
+                yield self._carried(step, final=False)
+        for step in self._along(hi, range(hi - 1, lo, -1)):
+            if isinstance(step, Plane):
+                yield step
+            elif step.place not in seen:
+                yield self._carried(step)
+            else:
+                other = seen.pop(step.place).unfolded()
+                near = (step.place - lo) / (hi - lo)
+                yield self._mixed(other, (1 - near) ** 2 * other.chain, step, near**2 * step.chain)
+        for folded in seen.values():
+            yield self._carried(folded.unfolded())
+
+    def _mixed(self, first: _Step, weight: float, second: _Step, other_weight: float) -> Carried[Any]:
+        share = weight / (weight + other_weight)
+        probability = share * first.answer.probability + (1 - share) * second.answer.probability
+        answer = replace(_carried(second.answer), probability=probability.astype(np.float32))
+        confidence = _sureness(answer) * _overlap(first.answer.mask, second.answer.mask) ** 0.5
+        return Carried(self.planes[second.place], answer, confidence)
+
+    def _along(self, start: int, route: range) -> Iterator[Plane | _Step]:
+        """Each plane before it is asked, and then its answer, until the object ends."""
+        answer, chain = self.anchors[self.planes[start]], 1.0
         if not answer.mask.any():
             return
-        before = self._gray(start)
+        before = gray(self.volume, self.planes[start])
         inside = before[answer.mask]
         usual, change = float(inside.mean()), LIKENESS * float(inside.std()) + LEAST_CHANGE
-        for plane in route:
-            if not self._visible(plane):
+        for place in route:
+            plane = self.planes[place]
+            yield plane
+            if not visible(self.volume, plane):
                 return
-            here = self._gray(plane)
+            here = gray(self.volume, plane)
             click = Click(seed(answer.mask, before, here, self.volume.plane_spacing(plane)))
-            following = self.predictor.predict(self.embed(plane), [click], _carried(answer))
-            if not following.mask.any() or _overlap(answer.mask, following.mask) < self.least_overlap:
+            self._check()
+            embedding = self.embed(plane)
+            self._check()
+            following = _carried(self.predictor.predict(embedding, [click], _carried(answer)))
+            overlap = _overlap(answer.mask, following.mask) if following.mask.any() else 0.0
+            if not following.mask.any() or overlap < self.least_overlap:
                 return
             if abs(float(here[following.mask].mean()) - usual) > change:
                 return
-            yield plane, following
+            chain *= overlap
+            yield _Step(place, following, chain)
             answer, before = following, here
 
-    def _visible(self, plane: Plane) -> bool:
-        """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
-        pixels = self.volume.plane(plane)
-        return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
-
-    def _gray(self, plane: Plane) -> np.ndarray:
-        pixels = to_uint8(self.volume.plane(plane), self.volume.window).astype(np.float32)
-        return pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+    def _check(self) -> None:
+        if self.cancelled():
+            raise Cancelled
 
 
-def seed(
-    mask: np.ndarray, before: np.ndarray, here: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
-) -> tuple[int, int]:
-    """(row, col) deep inside a mask, where two gray images, smoothed, look alike; not for empty masks.
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """A step that waits for its other half, so thin that a long gap between two anchors fits in memory."""
 
-    The place with the largest depth * exp(-(difference / spread)^2), spread being the standard deviation of
-    the first image inside the mask plus one gray level.
-    """
-    depth = edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, black_border=True, parallel=1)
-    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
-    spread = float(first[mask].std()) + 1.0
-    score = depth * np.exp(-(((second - first) / spread) ** 2))
-    # Where nothing looks alike the score may underflow; depth alone decides then.
-    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
-    return int(row), int(col)
+    step: _Step
+    shape: tuple[int, ...]
+    corner: tuple[int, int]
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, step: _Step) -> _Folded:
+        probability = step.answer.probability
+        rows, cols = (np.flatnonzero((probability > FAINT).any(axis=axis)) for axis in (1, 0))
+        values = probability[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].astype(np.float16)
+        thin = replace(step, answer=replace(step.answer, probability=np.zeros((0, 0), np.float32)))
+        return cls(thin, probability.shape, (int(rows[0]), int(cols[0])), values)
+
+    def unfolded(self) -> _Step:
+        probability = np.zeros(self.shape, np.float32)
+        (top, left), (rows, cols) = self.corner, self.values.shape
+        probability[top : top + rows, left : left + cols] = self.values
+        return replace(self.step, answer=replace(self.step.answer, probability=probability))
+
+
+def _sureness(answer: Answer) -> float:
+    """Mean probability inside the mask; 0 for an empty one."""
+    mask = answer.mask
+    return float(answer.probability[mask].mean()) if mask.any() else 0.0
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> float:

@@ -35,6 +35,18 @@ class Footprint:
         return cls((top, left), pixels)
 
 
+def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as in `swept`."""
+    if radius < 0:
+        raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
+    side = np.arange(-radius, radius + 1)
+    down, across = np.nonzero(side[:, None] ** 2 + side**2 <= radius**2)
+    rows = (centres[:, :1] + down - radius).ravel()
+    cols = (centres[:, 1:] + across - radius).ravel()
+    inside = (rows >= 0) & (rows < size) & (cols >= 0) & (cols < size)
+    return rows[inside], cols[inside]
+
+
 def swept(segments: np.ndarray, radius: float, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the grid pixels within `radius` of some segment; one pixel may be listed twice.
 

@@ -130,6 +130,9 @@ def _number(value: float, key: str) -> str:
     )
 
 
+LATENCIES = ("embed_s", "first_p50_s", "first_p95_s", "click_p50_s", "click_p95_s", "click_p99_s")
+
+
 def latency_table(report: Mapping[str, Any]) -> str:
     """The rows of a latency report as a table of plain text."""
     rows, cols = report["size"]
@@ -137,11 +140,15 @@ def latency_table(report: Mapping[str, Any]) -> str:
         "model",
         "form",
         "device",
-        "embed s",
-        "click p50 ms",
-        "p95 ms",
-        "p99 ms",
+        "embed ms",
+        "first p50 ms",
+        "p95",
+        "final p50 ms",
+        "p95",
+        "p99",
         "SAT s",
+        "first",
+        "batch",
         "RAM MiB",
         "GPU MiB",
     )
@@ -152,16 +159,44 @@ def latency_table(report: Mapping[str, Any]) -> str:
             row["model"],
             row["form"],
             row["device"],
-            f"{row['embed_s']:.3f}",
-            *(f"{1000 * row[key]:.1f}" for key in ("click_p50_s", "click_p95_s", "click_p99_s")),
+            *(f"{1000 * row[key]:.4g}" for key in LATENCIES),
             "-"
             if row["sat_s"] is None
-            else f"{row['sat_s']:.1f}" + ("" if row["sat_clicks"] == 256 else "*"),
+            else f"{row['sat_s']:.3g}" + ("" if row["sat_clicks"] == 256 else "*"),
+            *("-" if row[key] is None else f"{row[key]:.3g}" for key in ("sat_first_s", "sat_batch_s")),
             *("-" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_ram_mib", "peak_gpu_mib")),
         )
     extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
     note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
     return _text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+
+
+def volume_table(report: Mapping[str, Any]) -> str:
+    """The rows of a volume report as a table of plain text."""
+    dice = {
+        "dice_one": "1 plane",
+        "dice_ten": "every 10th",
+        "dice_c1": "+1",
+        "dice_c3": "+3",
+        "dice_c5": "+5",
+    }
+    ious = {"iou_one": "IoU 1 plane", "iou_ten": "IoU every 10th"}
+    actions = {"actions_ten": "actions 10th", "actions_90": "to .90", "actions_95": "to .95"}
+    table = Table("object", "method", *dice.values(), *ious.values(), *actions.values())
+    for column in table.columns[2:]:
+        column.justify = "right"
+    last = None
+    for row in report["rows"]:
+        if last is not None and row["object"] != last:
+            table.add_section()
+        table.add_row(
+            row["object"] if row["object"] != last else "",
+            row["method"],
+            *(f"{row[key]:.3f}" for key in (*dice, *ious)),
+            *("-" if row[key] is None else str(row[key]) for key in actions),
+        )
+        last = row["object"]
+    return _text(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
 
 
 def _text(table: Table, title: str) -> str:
@@ -239,6 +274,43 @@ def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
     if panels:
         lines = figure.axes[0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
+    """Stages beside the floor of every model of ours, and its cost curves if there are any.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    rows = [row for row in report["rows"] if "stages" in row]
+    kinds = list(dict.fromkeys(curve["kind"] for curve in report["costs"]))
+    figure = plotting()(figsize=(9, 0.8 * len(rows) + 3.2 * -(-len(kinds) // 2) + 1.6), layout="constrained")
+    down = 1 + -(-len(kinds) // 2)
+    cells = figure.add_gridspec(down, 2)
+    bars = figure.add_subplot(cells[0, :])
+    for place, row in enumerate(rows):
+        left = 0.0
+        for colour, (stage, seconds) in enumerate(row["stages"]["click"].items()):
+            bars.barh(place, 1000 * seconds, left=left, color=f"C{colour}", label=None if place else stage)
+            left += 1000 * seconds
+        bars.plot([1000 * row["floor"]["click_s"]] * 2, [place - 0.4, place + 0.4], "k--")
+    bars.set_yticks(range(len(rows)), [row["model"] for row in rows], fontsize=8)
+    bars.set_xlabel("ms of a click, every stage waited for; dashed: floor", fontsize=8)
+    if rows:
+        bars.legend(fontsize=7, ncols=5)
+    for place, kind in enumerate(kinds):
+        axes = figure.add_subplot(cells[1 + place // 2, place % 2])
+        for curve in (curve for curve in report["costs"] if curve["kind"] == kind):
+            times = [1000 * s for s in curve["seconds"]]
+            axes.loglog(curve["amounts"], times, marker=".", label=curve["label"])
+        first, last = curve["amounts"][0], curve["amounts"][-1]
+        steepest = last / first if curve["touched"] == "linear" else (last / first) ** 2
+        end = 1000 * curve["seconds"][-1]
+        axes.loglog([first, last], [end / steepest, end], "k:", label=f"{curve['touched']} growth")
+        axes.set_title(f"ms against {kind}", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
+}  # fmt: skip
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -30,11 +32,15 @@ class Runtime:
     device
         As torch spells it: "cpu", "cuda:0", "mps".
     precision
-        "fp32", "fp16" or "bf16". Weights stay float32; only the products are made shorter.
+        "fp32", "tf32" (CUDA's float32 with short products), "fp16" or "bf16". On a CUDA device the weights
+        take this type too; elsewhere they stay float32 and only the products are made shorter.
+    compiled
+        Let torch's compiler fuse the steps on a CUDA device: a minute at load, then the fastest clicks.
     """
 
     device: str = "cpu"
     precision: Precision = "fp32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
@@ -44,7 +50,8 @@ class Runtime:
     def find(cls, device: str = "auto", precision: Precision | None = None) -> Runtime:
         """The runtime for `device`: "auto" takes the first CUDA device, then Apple's "mps", then the CPU.
 
-        Without a `precision`, CUDA multiplies in half precision and everything else in float32.
+        Without a `precision`, CUDA multiplies in fp16 and the CPU in bf16 if it has instructions for it;
+        everything else in float32.
 
         Raises
         ------
@@ -56,7 +63,20 @@ class Runtime:
         if chosen not in present:
             there = ", ".join(present)
             raise ValueError(f"device {device!r} is not available; choose 'auto' or one of {there}")
-        return cls(chosen, precision or ("fp16" if chosen.startswith("cuda") else "fp32"))
+        if precision is None:
+            short: Precision = "bf16" if chosen == "cpu" and has_bf16() else "fp32"
+            precision = "fp16" if chosen.startswith("cuda") else short
+        return cls(chosen, precision)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the device is one of CUDA's, whose steps can be recorded."""
+        return self.device.startswith("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights, features and maps."""
+        return DTYPES[self.precision] if self.on_cuda else torch.float32
 
     def prepare(self, network: AnyModule) -> AnyModule:
         """The network on this device, in evaluation mode, convolutions laid out channels last.
@@ -64,20 +84,49 @@ class Runtime:
         That is the layout in which layer norms and linear layers read a map without copying it.
         """
         laid: AnyModule = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return laid.to(self.device).eval()
+        return laid.to(self.device, self.dtype).eval()
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A float32 copy of a numpy array on this device."""
         return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=self.device)
 
+    def upload(self, array: np.ndarray) -> Tensor:
+        """A copy of a numpy array on this device, of the array's own type; nobody waits for the device."""
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        there = torch.empty(array.shape, dtype=dtype, pin_memory=self.on_cuda)
+        there.numpy()[...] = array
+        return there.to(self.device, non_blocking=True)
+
+    def download(self, *tensors: Tensor) -> list[np.ndarray]:
+        """Tensors of this device as numpy arrays, with one wait for all of them."""
+        if not self.on_cuda:
+            return [tensor.cpu().numpy() for tensor in tensors]
+        here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for pinned, tensor in zip(here, tensors, strict=True):
+            pinned.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return [pinned.numpy() for pinned in here]
+
     @contextmanager
-    def inference(self) -> Iterator[None]:
-        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside."""
+    def inference(self, *, embedding: bool = False) -> Iterator[None]:
+        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside.
+
+        What is not CUDA makes an `embedding` in float32 all the same: all clicks start from it, and bf16
+        there shows in the masks (docs/decisions/hot-path.md).
+        """
         kind = self.device.partition(":")[0]
-        short = self.precision != "fp32"
-        dtype = DTYPES[self.precision] if short else None
-        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=short):
-            yield
+        short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            if self.on_cuda:
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+                    self.precision == "tf32"
+                )
+            dtype = DTYPES[self.precision] if short else None
+            with torch.inference_mode(), torch.autocast(kind, dtype, enabled=short):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def available_devices() -> tuple[str, ...]:
@@ -85,3 +134,9 @@ def available_devices() -> tuple[str, ...]:
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return (*cuda, *mps, "cpu")
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bf16 itself; elsewhere it would be slower than float32."""
+    told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch < 2.6 cannot say
+    return bool(told is not None and told())

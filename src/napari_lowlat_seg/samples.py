@@ -1,9 +1,13 @@
-"""Where the shipped sample data lies: a real EM stack and a real MRI volume, each with an outline.
+"""Pictures to begin with: real samples that are shipped (an EM stack, an MRI volume), and one that is drawn.
 
 Origin and licence of each file are in ``sample_data/README.md``.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+
+import numpy as np
 
 SAMPLES = (
     "em_fly_medulla.tif",
@@ -45,3 +49,16 @@ def sample_path(name: str) -> Path:
     raise FileNotFoundError(
         f"expected the sample {name} in {places}, found it in neither; reinstall napari-lowlat-seg"
     )
+
+
+def blobs(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """A (rows, cols) uint8 picture of soft blobs and grain, always the same for one seed."""
+    rng = np.random.default_rng(seed)
+    rows, cols = (np.linspace(0, 1, n, dtype=np.float32) for n in size)
+    picture = rng.normal(0, 0.08, size).astype(np.float32)
+    for _ in range(24):
+        height, row, col, spread = rng.uniform([0.2, 0, 0, 0.02], [0.6, 1, 1, 0.1])
+        picture += height * np.exp(-((rows[:, None] - row) ** 2 + (cols - col) ** 2) / spread**2).astype(
+            np.float32
+        )
+    return (255 * np.clip(picture, 0, 1)).astype(np.uint8)

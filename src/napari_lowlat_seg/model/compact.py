@@ -152,6 +152,7 @@ class Compact(Network):
     mean: Tensor
     std: Tensor
     fit: Fit = "letterbox"
+    bf16 = True
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -181,13 +182,13 @@ class Compact(Network):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
-        quarter, eighth, deep = self.encoder((image - self.mean) / self.std)
+        quarter, eighth, deep = self.encoder(((image - self.mean) / self.std).to(self.dtype))
         return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
         deep, thin8, thin4 = features
-        prompts4 = F.gelu(self.maps4(maps))  # (B, c4, S/4, S/4)
+        prompts4 = F.gelu(self.maps4(maps.to(self.dtype)))  # (B, c4, S/4, S/4)
         prompts8 = F.gelu(self.maps8(prompts4))  # (B, c8, S/8, S/8)
         x = deep + self.maps16(prompts8)  # (B, C, S/16, S/16)
         for block in self.blocks:

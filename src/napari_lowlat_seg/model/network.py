@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 # ImageNet's RGB statistics on the scale 0..255: every encoder of the family was trained with them.
@@ -32,6 +33,12 @@ class Network(nn.Module, ABC):
         How a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    aligned
+        Whether the outermost logits of `sketch` lie on the square's corners, as the original has it, rather
+        than half a logit inside.
+    bf16
+        Whether clicks with bf16 products on a processor were seen to draw the same masks
+        (docs/decisions/hot-path.md).
     pad
         RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
@@ -40,7 +47,14 @@ class Network(nn.Module, ABC):
     radius: int
     fit: Fit
     regions: Regions
+    aligned: bool = False
+    bf16: bool = False
     pad: tuple[float, float, float] = MEAN
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; pictures and maps may come as float32 and are brought to it."""
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -57,6 +71,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, s, s) on a grid that covers the square, and a predicted IoU (B,) or None."""
+
+    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """As `decode`, with the logits on the network's own grid: who resizes them does it only once."""
+        return self.decode(fused)
 
     def forward(self, image: Tensor, maps: Tensor) -> Tensor:
         """Logits (B, 1, s, s) straight from images and maps, as training needs them."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .backbones import Block, PatchEmbed, PlainViT
 from .network import MEAN, STD, Fit, Network, Regions
+from .pyramid import Head, Neck
 
 # tanh(2 d / radius) is 1 in float32 from here on, so a click's distance map need not reach further.
 SATURATED = 4.6
@@ -108,83 +109,12 @@ BOUNDS: dict[str, tuple[int, int]] = {
 }
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(1, channels)
-
-
-class Neck(nn.Module):
-    """One map to a pyramid of four. Note where the original has no GELU between two convolutions."""
-
-    def __init__(self, dim: int, outs: tuple[int, int, int, int]) -> None:
-        super().__init__()
-        fine, half, coarse = max(2 * outs[0], dim // 2), max(outs[1], dim // 2), max(outs[3], 2 * dim)
-        self.down_4 = nn.Sequential(
-            nn.ConvTranspose2d(dim, fine, 2, stride=2),
-            _norm(fine),
-            nn.GELU(),
-            nn.ConvTranspose2d(fine, fine // 2, 2, stride=2),
-            _norm(fine // 2),
-            nn.Conv2d(fine // 2, outs[0], 1),
-            _norm(outs[0]),
-            nn.GELU(),
-        )
-        self.down_8 = nn.Sequential(
-            nn.ConvTranspose2d(dim, half, 2, stride=2),
-            _norm(half),
-            nn.Conv2d(half, outs[1], 1),
-            _norm(outs[1]),
-            nn.GELU(),
-        )
-        self.down_16 = nn.Sequential(nn.Conv2d(dim, outs[2], 1), _norm(outs[2]), nn.GELU())
-        self.down_32 = nn.Sequential(
-            nn.Conv2d(dim, coarse, 2, stride=2),
-            _norm(coarse),
-            nn.Conv2d(coarse, outs[3], 1),
-            _norm(outs[3]),
-            nn.GELU(),
-        )
-
-    def forward(self, x: Tensor) -> list[Tensor]:  # (B, C, g, g) -> sides 4g, 2g, g, g / 2
-        return [self.down_4(x), self.down_8(x), self.down_16(x), self.down_32(x)]
-
-
-class ConvReLU(nn.Module):
-    """A 1x1 convolution with bias, then ReLU."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, 1)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv(x))
-
-
-class Head(nn.Module):
-    """The pyramid to logits (B, 1, 4g, 4g)."""
-
-    def __init__(self, dims: tuple[int, ...], dim: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(ConvReLU(channels, dim) for channels in dims)
-        self.fusion_conv = ConvReLU(len(dims) * dim, dim)
-        self.dropout = nn.Dropout2d(0.1)
-        self.seg_conv = nn.Conv2d(dim, 1, 1)
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        # A 1x1 convolution commutes with bilinear resizing: each level meets its own columns of the fusion's
-        # weight at its own size, which spares resizing and convolving 4 * dim channels at 1/4. Same to 1e-6.
-        columns = self.fusion_conv.conv.weight.chunk(len(levels), dim=1)
-        parts = [F.conv2d(conv(x), w) for x, conv, w in zip(levels, self.convs, columns, strict=True)]
-        mixed = parts[0] + self.fusion_conv.conv.bias[:, None, None]  # type: ignore[index]
-        for part in parts[1:]:  # (B, dim, side, side)
-            mixed = mixed + F.interpolate(part, mixed.shape[-2:], mode="bilinear")
-        logits: Tensor = self.seg_conv(self.dropout(F.relu(mixed)))
-        return logits
-
-
 class SegNext(Network):
     """The published network. `SegNext(config).load_state_dict(official)` is strict and fits."""
+
+    mean: Tensor
+    std: Tensor
+    aligned = True
 
     def __init__(self, config: SegNextConfig) -> None:
         super().__init__()
@@ -195,6 +125,8 @@ class SegNext(Network):
         self.fit = config.fit
         self.regions = config.regions
         c = config
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.backbone = PlainViT(c.size, c.patch, c.dim, c.depth, c.heads, c.mlp_ratio, c.global_every)
         self.visual_prompts_encoder = PatchEmbed(3, c.dim, c.patch)
         self.fusion_blocks = nn.ModuleList(
@@ -204,22 +136,24 @@ class SegNext(Network):
         self.head = Head(c.neck_dims, c.head_dim)
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        return (self.backbone((image - mean) / std),)  # (B, C, g, g)
+        return (self.backbone(((image - self.mean) / self.std).to(self.dtype)),)  # (B, C, g, g)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         if not self.config.use_disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
         (seen,) = features
-        x = seen.flatten(2).transpose(1, 2) + self.visual_prompts_encoder(maps)  # (B, g * g, C)
+        prompts = self.visual_prompts_encoder(maps.to(self.dtype))
+        x = seen.flatten(2).transpose(1, 2) + prompts  # (B, g * g, C)
         for block in self.fusion_blocks:
             x = block(x)
         return (x.transpose(1, 2).unflatten(2, seen.shape[-2:]),)  # (B, C, g, g)
 
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        side = (self.size, self.size)
-        logits = F.interpolate(self.head_logits(fused), side, mode="bilinear", align_corners=True)
-        return logits, None  # (B, 1, S, S)
+        logits, side = self.head_logits(fused).float(), (self.size, self.size)
+        return F.interpolate(logits, side, mode="bilinear", align_corners=True), None  # (B, 1, S, S)
+
+    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        return self.head_logits(fused).float(), None  # (B, 1, 4g, 4g)
 
     def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:
         """The head's own logits (B, 1, 4g, 4g), before any upsampling."""

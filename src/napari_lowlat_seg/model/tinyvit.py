@@ -69,7 +69,8 @@ class WindowAttention(nn.Module):
         windows, tokens, width = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)  # (windows, heads, N, width / heads); upstream keeps q, k, v per head
-        bias = self.attention_biases[:, self.offsets]  # (heads, N, N)
+        # With four axes, or torch's fused kernel for the CPU does not take it.
+        bias = self.attention_biases[:, self.offsets][None]  # (1, heads, N, N)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         mixed: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, width))
         return mixed

@@ -172,7 +172,8 @@ def gaps(desk: Desk, seconds: float) -> list[float]:
             plane = desk.talk.plane
             if len(desk.talk.session.state(plane).prompts) >= CLICKS:
                 desk.talk.clear()
-                desk.talk.grid.look_at(desk.viewer.dims, Plane(((plane.position + 1) % len(desk.layer.data), None, None)))
+                following = (plane.position + 1) % len(desk.layer.data)
+                desk.talk.grid.look_at(desk.viewer.dims, Plane((following, None, None)))
             desk.click(*random.uniform(300, 700, 2))
 
     hand.timeout.connect(act)

@@ -1,0 +1,241 @@
+"""The hot path: pixels and prompts to probabilities on one device, in as few steps as the device allows.
+
+On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous
+answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same
+steps run one by one. Why: docs/decisions/hot-path.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .answers import THRESHOLD
+from .frame import Frame
+from .graphs import Recording, Step
+from .model.network import Network
+from .prompts import Click, Prompt, Region, dense_maps, stroke_pixels
+from .runtime import Runtime
+
+BATCH = 8  # objects a recorded step answers at once
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """All prompts of one object, and its probability (H, W) before the newest of them, if there is one."""
+
+    prompts: Sequence[Prompt]
+    previous: np.ndarray | Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """An answer over a frame's crop: `soft` (rows, cols) where it was computed, `mask` on the host."""
+
+    soft: np.ndarray | Tensor
+    mask: np.ndarray
+    quality: float | None
+
+
+class HotPath:
+    """A network on a device; keeps recorded steps and no picture.
+
+    Parameters
+    ----------
+    network
+        Any member of the family; it is moved to the device.
+    runtime
+        Device and precision.
+    """
+
+    def __init__(self, network: Network, runtime: Runtime) -> None:
+        self.network = runtime.prepare(network)
+        self.runtime = runtime
+        self._encoder: Recording | None = None
+        self._clicks: dict[int, Recording] = {}  # by number of objects
+        self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
+        self._turn = threading.Lock()  # recorded steps have one set of inputs
+
+    def warm_up(self) -> None:
+        """Pay now what the first picture and the first click would pay: recording, or choosing kernels."""
+        image = np.zeros((self.network.size, self.network.size), np.uint8)
+        frame = Frame.whole(image.shape, self.network.size, self.network.fit)
+        features = self.embed(image, frame)
+        for count in (1, BATCH) if self.runtime.on_cuda else (1,):
+            self.draw(features, frame, [Question([Click((0.0, 0.0))])] * count)
+
+    def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
+        """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
+        crop = frame.cut(plane)
+        with self._turn, self.runtime.inference(embedding=True):
+            # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
+            resizing = self.runtime if self.runtime.on_cuda else Runtime()
+            pixels = resizing.upload(crop if crop.ndim == 3 else crop[..., None])
+            pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
+            image = on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
+            image = image.contiguous(memory_format=torch.channels_last)  # (1, 3, S, S)
+            if not self.runtime.on_cuda:
+                return self.network.encode(image.to(self.runtime.device))
+            if self._encoder is None:
+                self._encoder = Recording(self._step(self.network.encode), (torch.empty_like(image),))
+            self._encoder.inputs[0].copy_(image)
+            return tuple(feature.clone() for feature in self._encoder.replay())
+
+    def draw(
+        self, features: tuple[Tensor, ...], frame: Frame, questions: Sequence[Question]
+    ) -> list[Drawing]:
+        """The answers to any number of questions about one picture, in order.
+
+        Out of memory on a CUDA device, one is answered at a time.
+        """
+        most = BATCH if self.runtime.on_cuda else 1
+        features = tuple(x.to(self.runtime.device, self.runtime.dtype) for x in features)
+        drawings: list[Drawing] = []
+        while len(drawings) < len(questions):
+            part = questions[len(drawings) : len(drawings) + most]
+            try:
+                with self._turn, self.runtime.inference():
+                    drawings += self._draw(features, frame, part)
+            except torch.cuda.OutOfMemoryError:
+                if most == 1:
+                    raise
+                self._clicks.pop(BATCH, None)
+                torch.cuda.empty_cache()
+                most = 1
+        return drawings
+
+    def _draw(
+        self, features: tuple[Tensor, ...], frame: Frame, questions: Sequence[Question]
+    ) -> list[Drawing]:
+        size = self.network.size
+        count = len(questions)
+        if not self.runtime.on_cuda:
+            maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
+            self.stamp(maps, frame, questions)
+            logits, *quality = self._click(maps, *features)
+        else:
+            step = self._recorded(1 if count == 1 else BATCH, features)
+            maps = step.inputs[0].zero_()
+            self.stamp(maps, frame, questions)
+            logits, *quality = (output[:count] for output in step.replay())
+        soft = from_square(logits, frame, self.network.aligned).sigmoid()[:, 0]  # (B, rows, cols)
+        soft = soft.to(self.runtime.dtype)
+        masks, *judged = self.runtime.download(soft > THRESHOLD, *quality)
+        qualities = [float(q) for q in judged[0]] if judged else [None] * count
+        if not self.runtime.on_cuda:
+            return [Drawing(*one) for one in zip(soft.numpy(), masks, qualities, strict=True)]
+        return [Drawing(*one) for one in zip(soft, masks, qualities, strict=True)]
+
+    def _click(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+        """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
+        logits, quality = self.network.sketch(self.network.fuse(features, maps))
+        return (logits.float(),) if quality is None else (logits.float(), quality.float())
+
+    def _recorded(self, count: int, features: tuple[Tensor, ...]) -> Recording:
+        if count not in self._clicks:
+            size = self.network.size
+            maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
+            inputs = (maps, *(feature.clone() for feature in features))
+            self._clicks[count] = Recording(self._step(self._click), inputs)
+        step, loaded = self._clicks[count], self._loaded.get(count)
+        if loaded is None or loaded() is not features[0]:
+            for kept, feature in zip(step.inputs[1:], features, strict=True):
+                kept.copy_(feature)
+            self._loaded[count] = weakref.ref(features[0])
+        return step
+
+    def _step(self, step: Step) -> Step:
+        if not self.runtime.compiled:
+            return step
+        compiled: Step = torch.compile(step, dynamic=False)
+        return compiled
+
+    def stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:
+        """Write prompts and previous answers into maps (B, 3, S, S) that hold zeros."""
+        radius, regions = self.network.radius, self.network.regions
+        places = []
+        for sample, asked in enumerate(questions):
+            if any(isinstance(prompt, Region) for prompt in asked.prompts):
+                dense = dense_maps(asked.prompts, frame, radius=radius, regions=regions)
+                maps[sample].copy_(self.runtime.upload(dense))
+            else:
+                places.append(stroke_pixels(asked.prompts, frame, radius) + sample * maps[0].numel())
+        if places:
+            maps.view(-1).index_fill_(0, self.runtime.upload(np.concatenate(places)), 1.0)
+        for sample, asked in enumerate(questions):
+            if asked.previous is not None:
+                maps[sample, 0] = self._prior(frame, asked.prompts, asked.previous)
+
+    def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray | Tensor) -> Tensor:
+        """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
+        seen = frame.cut(previous)
+        soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
+        soft = soft.to(self.runtime.device, torch.float32)[None, None]
+        prior = on_square(soft, frame, soft.new_zeros(1))[0, 0]
+        for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
+            dense = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
+            cover = self.runtime.upload(dense)
+            prior = torch.maximum(prior, cover) if region.positive else torch.minimum(prior, 1 - cover)
+        return prior
+
+
+def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
+    """The regions that no click or scribble follows, oldest first.
+
+    Every other region is older than the previous prediction, which has answered it.
+    """
+    newest: list[Region] = []
+    for prompt in reversed(prompts):
+        if not isinstance(prompt, Region):
+            break
+        newest.insert(0, prompt)
+    return newest
+
+
+def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
+    """Crop pixels (1, C, rows, cols) on the square of a frame, padded with `fill` (F,): (1, F, S, S).
+
+    The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
+    survive. Gray pictures are resized once and shown in all F channels.
+    """
+    rows, cols = frame.content
+    smooth = frame.fit == "letterbox" and len(fill) == 3  # masks are smooth already and asked for often
+    seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
+    if rows == cols == frame.size:
+        return seen.expand(-1, len(fill), -1, -1)
+    canvas = fill[:, None, None].repeat(1, 1, frame.size, frame.size)  # (1, F, S, S)
+    canvas[..., :rows, :cols] = seen
+    return canvas
+
+
+def from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
+    """Logits (B, 1, s, s) over the square brought to the frame's crop, (B, 1, rows, cols)."""
+    size, short = frame.size, logits.shape[-1]
+    rows, cols = frame.content
+    # A logit can stand for several pixels of the square: where these are not all shown, they are made first.
+    between = short != size and (aligned or not rows == cols == size)
+    if logits.is_cuda:  # everything at once, as one matrix along each axis
+        lift = (short, size, between, aligned, logits.device)
+        return _lifting(rows, frame.crop[2], *lift) @ logits @ _lifting(cols, frame.crop[3], *lift).t()
+    if between:
+        logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=aligned)
+    return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
+
+
+@lru_cache(maxsize=64)
+def _lifting(
+    content: int, crop: int, short: int, size: int, between: bool, aligned: bool, device: torch.device
+) -> Tensor:
+    """What `from_square` does along one axis, as a matrix (crop, short)."""
+    matrix = torch.eye(short, device=device)[None]  # (1, short of the logits, short of the axis)
+    if between:
+        matrix = F.interpolate(matrix, size, mode="linear", align_corners=aligned)
+    return F.interpolate(matrix[..., :content], crop, mode="linear")[0].t().contiguous()

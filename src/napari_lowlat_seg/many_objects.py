@@ -1,0 +1,135 @@
+"""Many objects carried through a volume in one go: every plane is embedded once, whoever needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from napari_lowlat_seg.prompts import Click
+from napari_lowlat_seg.propagate import LEAST_OVERLAP, A, Carried, Engine, embed_plane, journey
+from napari_lowlat_seg.volume import Plane, Volume
+
+
+def seed_anchors(
+    predictor: Engine[A],
+    volume: Volume,
+    points: Sequence[Sequence[float]],
+    axis: int = 0,
+    *,
+    embed: Callable[[Plane], Any] | None = None,
+) -> dict[int, dict[Plane, A]]:
+    """Every point as an object of its own: its number, from 1, and its answer on the plane of the point.
+
+    Parameters
+    ----------
+    points
+        One number per spatial axis of the volume, pixel centres on integers.
+    axis
+        Along which the objects will be carried.
+    embed
+        Gives the embedding of a plane; `embed_plane` by default, once for all points of a plane.
+
+    Raises
+    ------
+    ValueError
+        For a point with another number of coordinates, or outside the volume.
+    """
+    make = embed or (lambda plane: embed_plane(predictor, volume, plane))
+    placed: dict[Plane, list[tuple[int, Click]]] = {}
+    for number, point in enumerate(points, start=1):
+        if len(point) != volume.ndim or not all(
+            -0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape, strict=True)
+        ):
+            raise ValueError(
+                f"a seed needs {volume.ndim} coordinates inside a volume of {volume.shape}; got "
+                f"{tuple(point)}"
+            )
+        whole = [min(max(round(x), 0), n - 1) for x, n in zip(point, volume.shape, strict=True)]
+        row, col = volume.planes(axis)[0].axes
+        walked = [x for a, x in enumerate(whole) if a not in (row, col)]
+        plane = volume.plane_at(walked, axis)
+        placed.setdefault(plane, []).append((number, Click((point[row], point[col]))))
+    anchors: dict[int, dict[Plane, A]] = {}
+    for plane, seeds in placed.items():
+        embedding = make(plane)
+        for number, click in seeds:
+            anchors[number] = {plane: predictor.predict(embedding, [click], None)}
+    return dict(sorted(anchors.items()))
+
+
+def propagate_many(
+    predictor: Engine[A],
+    volume: Volume,
+    objects: Mapping[int, Mapping[Plane, A]],
+    planes: Sequence[Plane],
+    *,
+    embed: Callable[[Plane], Any] | None = None,
+    least_overlap: float = LEAST_OVERLAP,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Carried[A]]]:
+    """(object, carried) for each object and plane, as `propagate` would carry each alone.
+
+    All objects advance together, up and down the planes like a lift, so that an embedding is made once per
+    passage, not once per object. Parameters and errors are those of `propagate`; `objects` maps the number of
+    an object to its anchors, all of which lie in `planes`.
+    """
+    lift = _Lift(embed or (lambda plane: embed_plane(predictor, volume, plane)))
+    journeys = {
+        number: journey(
+            predictor,
+            volume,
+            anchors,
+            planes,
+            embed=lift.embed,
+            least_overlap=least_overlap,
+            cancelled=cancelled,
+        )
+        for number, anchors in objects.items()
+    }
+    return _ride(journeys, {plane: place for place, plane in enumerate(planes)})
+
+
+def _ride(
+    journeys: dict[int, Iterator[Plane | Carried[Any]]], places: dict[Plane, int]
+) -> Iterator[tuple[int, Carried[Any]]]:
+    """Serve whoever waits at the nearest plane ahead; turn round where nobody waits ahead."""
+    waiting: dict[int, int] = {}
+    for number, steps in journeys.items():
+        yield from _until_next_plane(number, steps, places, waiting)
+    here, direction = 0, 1
+    while waiting:
+        ahead = [place for place in waiting.values() if (place - here) * direction >= 0]
+        if not ahead:
+            direction = -direction
+            continue
+        here = min(ahead, key=lambda place: (place - here) * direction)
+        for number in [n for n, place in waiting.items() if place == here]:
+            yield from _until_next_plane(number, journeys[number], places, waiting)
+
+
+def _until_next_plane(
+    number: int,
+    steps: Iterator[Plane | Carried[Any]],
+    places: dict[Plane, int],
+    waiting: dict[int, int],
+) -> Iterator[tuple[int, Carried[Any]]]:
+    """What one object finds, until it names the next plane; then it waits there."""
+    waiting.pop(number, None)
+    for step in steps:
+        if isinstance(step, Plane):
+            waiting[number] = places[step]
+            return
+        yield number, step
+
+
+class _Lift:
+    """The embedding of the plane where the objects are."""
+
+    def __init__(self, make: Callable[[Plane], Any]) -> None:
+        self._make = make
+        self._at: tuple[Plane, Any] | None = None
+
+    def embed(self, plane: Plane) -> Any:
+        if self._at is None or self._at[0] != plane:
+            self._at = (plane, self._make(plane))
+        return self._at[1]

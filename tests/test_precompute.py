@@ -1,0 +1,142 @@
+"""Embedding ahead: what a cluster writes is what one process writes, and nothing is made twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from napari_lowlat_seg import cli
+from napari_lowlat_seg.embedding_cache import EmbeddingCache, EmbeddingKey
+from napari_lowlat_seg.io import read_volume
+from napari_lowlat_seg.model.checkpoints import save_model
+from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.precompute import EmbedJob, run_embed, run_job
+from napari_lowlat_seg.predictor import Predictor, load_predictor
+from napari_lowlat_seg.propagate import embed_plane
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of random weights that takes milliseconds."""
+    torch.manual_seed(0)
+    config = SegNextConfig(
+        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
+    )
+    return save_model(SegNext(config).eval(), tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A TIFF of 20 planes of noise, 16 bits."""
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.random.default_rng(0).integers(0, 999, (20, 30, 40)).astype(np.uint16))
+    return path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_click_finds_the_embedding_that_was_made_ahead(tiny: Path, stack: Path, tmp_path: Path) -> None:
+    """Same key, same features as embedding it now."""
+    done = run_embed(stack, tmp_path / "cache", model=str(tiny), device="cpu")
+    assert (done["planes"], done["made"]) == (20, 20)
+    predictor = load_predictor(str(tiny), device="cpu")
+    volume = read_volume(stack).with_window()
+    plane = volume.planes()[13]
+    cache = EmbeddingCache(folder=tmp_path / "cache")
+    found = cache.get(EmbeddingKey.of(predictor, volume, plane))
+    assert found is not None
+    fresh = EmbeddingCache().ensure(
+        EmbeddingKey.of(predictor, volume, plane), lambda: embed_plane(predictor, volume, plane)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found.features, fresh.features))
+    assert cache.nbytes.disk == done["bytes"]
+
+
+def test_it_goes_on_where_it_stopped(tiny: Path, stack: Path, tmp_path: Path) -> None:
+    """What is there is not made again; what was lost is, to the byte."""
+    folder = tmp_path / "cache"
+    run_embed(stack, folder, model=str(tiny), device="cpu")
+    before = _files(folder)
+    for name in list(before)[:3]:
+        (folder / name).unlink()
+    assert run_embed(stack, folder, model=str(tiny), device="cpu")["made"] == 3
+    assert _files(folder) == before
+
+
+def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path) -> None:
+    """Two workers, batches of planes, every file equal."""
+    pytest.importorskip("distributed")
+    run_embed(stack, tmp_path / "one", model=str(tiny), device="cpu")
+    done = run_embed(stack, tmp_path / "two", model=str(tiny), device="cpu", workers=2)
+    assert (done["planes"], done["made"]) == (20, 20)
+    assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_a_plane_of_nan_is_passed_over(tiny: Path, tmp_path: Path) -> None:
+    """Registered stacks have such planes."""
+    data = np.random.default_rng(0).normal(size=(3, 20, 20)).astype(np.float32)
+    data[1] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack")
+    done = run_embed(tmp_path / "a.tif", tmp_path / "cache", model=str(tiny), device="cpu")
+    assert (done["planes"], done["made"]) == (3, 2)
+
+
+def test_other_errors_are_not_passed_over(tiny: Path, stack: Path, tmp_path: Path) -> None:
+    """A window that is none is a mistake, not an empty plane."""
+    volume = read_volume(stack)
+    planes = tuple(volume.planes()[:1])
+    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, (9.0, 1.0), planes)
+    with pytest.raises(ValueError, match=r"needs finite low < high; got \(9\.0, 1\.0\)"):
+        run_job(job)
+
+
+def test_a_full_disk_does_not_pass_for_success(
+    tiny: Path, stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job fails, and a cluster would try it elsewhere."""
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    planes = tuple(read_volume(stack).planes()[:2])
+    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, None, planes)
+    with (
+        pytest.warns(RuntimeWarning, match="No space left"),
+        pytest.raises(OSError, match=r"cannot be written to .*cache; make room there"),
+    ):
+        run_job(job)
+
+
+def test_the_command_says_what_it_did(
+    tiny: Path, stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And refuses an axis that is not there."""
+    arguments = ["embed", str(stack), "-o", str(tmp_path / "cache"), "--model", str(tiny), "--device", "cpu"]
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments, "--axis", "1"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("30 planes, 30 of them new, ")
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments, "--axis", "7"])
+    assert left.value.code == 2
+    assert "axis must be from 0 to 2" in capsys.readouterr().err
+
+
+def test_a_job_carries_all_that_a_worker_needs(tiny: Path, stack: Path, tmp_path: Path) -> None:
+    """The window comes with it: a worker that has other planes must not choose another."""
+    planes = tuple(read_volume(stack).planes()[:1])
+    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, (0.0, 500.0), planes)
+    assert run_job(job) == (1, 1)
+    assert run_job(job) == (0, 1)
+    assert run_job(replace(job, window=(0.0, 600.0))) == (1, 1)
+    predictor: Predictor = load_predictor(str(tiny), device="cpu")
+    volume = replace(read_volume(stack), window=(0.0, 600.0))
+    assert EmbeddingKey.of(predictor, volume, planes[0]) in EmbeddingCache(folder=tmp_path / "cache")
