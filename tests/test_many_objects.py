@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ class Known:
     @property
     def mask(self) -> np.ndarray:
         return self.probability > 0.49
+
+    def redrawn(self, probability):
+        return replace(self, probability=probability)
 
 
 class Oracle:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_lowlat_seg import predictor as module
 from napari_lowlat_seg.frame import Frame
 from napari_lowlat_seg.hot_path import HotPath, Question
 from napari_lowlat_seg.model.checkpoints import save_model
@@ -268,4 +267,3 @@ def test_a_predictor_is_loaded_from_a_file(tmp_path) -> None:
     loaded = load_predictor(str(path), device="cpu", closer_look="off")
     assert (loaded.size, loaded.closer_look, loaded.name) == (64, "off", str(path))
     assert loaded.model == tiny().model
-    assert module.THRESHOLD == 0.49

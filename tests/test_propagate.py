@@ -29,6 +29,9 @@ class Known:
     def mask(self) -> np.ndarray:
         return self.probability > 0.49
 
+    def redrawn(self, probability):
+        return replace(self, probability=probability)
+
 
 class Oracle:
     """Answers with the bright part of the image under the click, and remembers how it was asked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -65,6 +65,10 @@ class Prediction:
             return self.soft
         probability: np.ndarray = self.soft.float().cpu().numpy()
         return probability
+
+    def redrawn(self, probability: np.ndarray) -> Prediction:
+        """This answer with another probability, (H, W) float32, and no closer look."""
+        return replace(self, soft=probability, look=None, fetched=None)
 
     @cached_property
     def mask(self) -> np.ndarray:

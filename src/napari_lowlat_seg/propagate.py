@@ -33,13 +33,16 @@ FAINT = 0.01
 
 
 class Answer(Protocol):
-    """What is known of the object on one plane: a dataclass, so that `dataclasses.replace` can vary it."""
+    """What is known of the object on one plane."""
 
     @property
     def probability(self) -> np.ndarray: ...
 
     @property
     def mask(self) -> np.ndarray: ...
+
+    def redrawn(self, probability: np.ndarray) -> Any:
+        """The same with another probability; a closer look is left behind."""
 
 
 A = TypeVar("A", bound=Answer)
@@ -259,7 +262,7 @@ class _Walk:
     def _mixed(self, first: _Step, weight: float, second: _Step, other_weight: float) -> Carried[Any]:
         share = weight / (weight + other_weight)
         probability = share * first.answer.probability + (1 - share) * second.answer.probability
-        answer = replace(_carried(second.answer), probability=probability.astype(np.float32))
+        answer = second.answer.redrawn(probability.astype(np.float32))
         confidence = _sureness(answer) * _overlap(first.answer.mask, second.answer.mask) ** 0.5
         return Carried(self.planes[second.place], answer, confidence)
 
@@ -310,14 +313,14 @@ class _Folded:
         probability = step.answer.probability
         rows, cols = (np.flatnonzero((probability > FAINT).any(axis=axis)) for axis in (1, 0))
         values = probability[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].astype(np.float16)
-        thin = replace(step, answer=replace(step.answer, probability=np.zeros((0, 0), np.float32)))
+        thin = replace(step, answer=step.answer.redrawn(np.zeros((0, 0), np.float32)))
         return cls(thin, probability.shape, (int(rows[0]), int(cols[0])), values)
 
     def unfolded(self) -> _Step:
         probability = np.zeros(self.shape, np.float32)
         (top, left), (rows, cols) = self.corner, self.values.shape
         probability[top : top + rows, left : left + cols] = self.values
-        return replace(self.step, answer=replace(self.step.answer, probability=probability))
+        return replace(self.step, answer=self.step.answer.redrawn(probability))
 
 
 def _sureness(answer: Answer) -> float:

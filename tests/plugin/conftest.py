@@ -17,7 +17,8 @@ def _lacking() -> str:
 
 
 # What a user would be shown counts as a failure. napari says of every turned image that it shows it so.
-STRICT = ("error::UserWarning", "error::RuntimeWarning", "error::FutureWarning", "ignore:Non-orthogonal slicing")
+KINDS = ("UserWarning", "RuntimeWarning", "FutureWarning")
+STRICT = (*(f"error::{kind}" for kind in KINDS), "ignore:Non-orthogonal slicing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
