@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings are errors; skip with the reason, or fail with it where the run was asked to open windows."""
     for item in items:
         if "plugin" in item.path.parts:
-            for rule in STRICT:
-                item.add_marker(pytest.mark.filterwarnings(rule))
+            for rule in reversed(STRICT):
+                item.add_marker(pytest.mark.filterwarnings(rule), append=False)  # a test may know better
     lacking = _lacking()
     if not lacking:
         return
