@@ -168,13 +168,15 @@ def gaps(desk: Desk, seconds: float) -> list[float]:
     beat.timeout.connect(tick)
 
     def act() -> None:
-        if not desk.talk.session.unanswered:
+        held = desk.talk.questions.held
+        if held or not desk.talk.session.unanswered:
             plane = desk.talk.plane
             if len(desk.talk.session.state(plane).prompts) >= CLICKS:
                 desk.talk.clear()
                 following = (plane.position + 1) % len(desk.layer.data)
                 desk.talk.grid.look_at(desk.viewer.dims, Plane((following, None, None)))
             desk.click(*random.uniform(300, 700, 2))
+            hand.setInterval(300 if held else 20)  # as fast as answers come
 
     hand.timeout.connect(act)
     hand.start(20)
@@ -229,8 +231,11 @@ def main() -> None:
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} before")
     accepting()
     desk = Desk(stack())
-    for model in ("default", "slow", "busy"):
-        desk.use(model)
+    for model in ("default", "nothing", "slow", "busy"):
+        if model == "nothing":
+            desk.talk.hold(True)  # prompts come and go, and nothing is asked
+        else:
+            desk.use(model)
         if model == "default":
             for name, times in zip(("first mask", "last mask"), clicks(desk, chosen.planes)):
                 p50, p95 = np.percentile(times, [50, 95])
@@ -239,6 +244,7 @@ def main() -> None:
                 )
         found = gaps(desk, chosen.seconds)
         p50, p99 = np.percentile(found, [50, 99])
+        desk.talk.hold(False)
         print(f"\ngaps, {model}: p50 {p50:.1f} ms, p99 {p99:.0f} ms, max {max(found):.0f} ms", flush=True)
     desk.viewer.close()
     print(f"\nload {os.getloadavg()[0]:.1f} after")

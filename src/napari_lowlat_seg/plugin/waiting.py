@@ -38,6 +38,7 @@ class Waiting(QObject):
         for signal, slot in (
             (worker.started, self._start),
             (worker.progressed, self._advance),
+            (worker.answered, self._end),  # there is a mask to look at: nobody waits any more
             (worker.idle, self._end),
         ):
             signal.connect(slot, Qt.ConnectionType.QueuedConnection)
@@ -51,8 +52,8 @@ class Waiting(QObject):
         self._what = what
         if self._bar is not None:
             self._bar.set_description(what)
-        elif not self._soon.isActive():
-            self._soon.start()
+        else:
+            self._soon.start()  # anew: a bar is for one step that lasts, not for many short ones
 
     def _show(self) -> None:
         self._bar = _Bar(desc=self._what, total=0, cancel_callback=self._cancel)
