@@ -318,6 +318,16 @@ def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(
     assert (labels == 1).sum() == 0
 
 
+def test_reopening_where_accepting_has_just_freed_the_pixel_finds_the_background(session, labels):
+    """The object in hand was cleared: the accept takes the label away that the click was aimed at."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    session.reopen(FIRST, (3, 3))
+    session.clear()
+    assert not session.reopen(FIRST, (3, 3))
+    assert not labels.any()
+
+
 def test_a_label_from_elsewhere_can_be_reopened(session, labels):
     """Its mask becomes a drawn one, continued from and freed like an object of our own."""
     labels[1, 2:8, 2:8] = 5

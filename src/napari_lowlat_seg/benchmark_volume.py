@@ -21,6 +21,7 @@ from .interpolate import interpolate
 from .io import default_axis, read_volume
 from .likeness import gray, seed
 from .predictor import Prediction, Predictor, load_predictor
+from .prompt_texts import read_range
 from .prompts import Click
 from .propagate import Carried, embed_plane, propagate, worst
 from .reports import machine, save_json, volume_table
@@ -315,13 +316,7 @@ def run_volume(
 
 
 def _range(text: str, length: int) -> slice:
-    first, colon, last = text.partition(":")
-    try:
-        low, high = int(first or 0), int(last or length - 1)
-    except ValueError:
-        low, high = 0, -1
-    if not colon or not 0 <= low <= high < length:
-        raise ValueError(f"planes must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
+    low, high = read_range(text, length, "planes")
     return slice(low, high + 1)
 
 

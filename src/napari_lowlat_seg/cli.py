@@ -15,7 +15,17 @@ from typing import Annotated, Any
 import typer
 
 from napari_lowlat_seg import cli_benchmark, cli_models
-from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device, Model
+from napari_lowlat_seg.cli_options import (
+    DEVICE,
+    MODEL,
+    Axis,
+    Channel,
+    Device,
+    Model,
+    Scheduler,
+    Workers,
+    extras,
+)
 
 app = typer.Typer(
     name="lowlat-seg",
@@ -153,10 +163,8 @@ def segment(
         channel=channel,
         label=label,
     )
-    try:
+    with extras():
         done = run_segment(image, output, wanted, model=model, device=device)
-    except ImportError as error:  # OME-Zarr is an extra
-        raise ValueError(str(error)) from error
     if as_json:
         print(json.dumps(done))
     else:
@@ -168,21 +176,17 @@ def segment(
 def embed(
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="CACHE", help="Folder of embeddings.")],
-    axis: Annotated[
-        int | None, typer.Option(help="The axis to walk along. Default: 0, or 2 for NIfTI.")
-    ] = None,
-    channel: Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")] = 0,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
-    ] = None,
+    axis: Axis = None,
+    channel: Channel = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
     """Embed all planes of VOLUME into CACHE, so that clicks there need not wait. Goes on where it stopped."""
     from napari_lowlat_seg.precompute import run_embed
 
-    try:
+    with extras():
         done = run_embed(
             image,
             output,
@@ -193,8 +197,6 @@ def embed(
             workers=workers,
             scheduler=scheduler,
         )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
     print(f"{done['planes']} planes, {done['made']} of them new, {done['bytes'] / 2**20:.0f} MiB: {output}")
 
 
@@ -203,21 +205,17 @@ def seeds(
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
-    axis: Annotated[
-        int | None, typer.Option(help="The axis to walk along. Default: 0, or 2 for NIfTI.")
-    ] = None,
-    channel: Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")] = 0,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
-    ] = None,
+    axis: Axis = None,
+    channel: Channel = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
     """Every point of POINTS becomes an object, carried through VOLUME; all of them in one go."""
     from napari_lowlat_seg.seed_batch import run_seeds
 
-    try:
+    with extras():
         done = run_seeds(
             image,
             points,
@@ -229,8 +227,6 @@ def seeds(
             workers=workers,
             scheduler=scheduler,
         )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
     print(f"{done['objects']} objects, {done['voxels']} voxels in {done['seconds']:.1f} s: {output}")
 
 

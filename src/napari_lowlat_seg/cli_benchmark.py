@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device
+from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device, extras
 
 app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -66,7 +66,7 @@ def quality(
         components=components,
         sets=tuple(sets or ()),
     )
-    try:
+    with extras():
         run_quality(
             model,
             dataset,
@@ -81,8 +81,6 @@ def quality(
             plot=plot,
             options=chosen,
         )
-    except ImportError as error:  # a plot or a rival needs a library that is not installed
-        raise ValueError(str(error)) from error
 
 
 @app.command()
@@ -104,7 +102,7 @@ def latency(
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
     from napari_lowlat_seg.benchmark import run_latency
 
-    try:
+    with extras():
         run_latency(
             model,
             (int(found[1]), int(found[2])),
@@ -117,8 +115,6 @@ def latency(
             json=json,
             plot=plot,
         )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
 
 
 @app.command()

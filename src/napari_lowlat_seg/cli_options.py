@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -11,6 +13,21 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A name of `lowlat-seg models list`, or a .safetensors or .pth file."),
 ]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:1 or mps.")]
+Axis = Annotated[int | None, typer.Option(help="The axis to walk along. Default: 0, or 2 for NIfTI.")]
+Channel = Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
+]
 
 MODEL = "default"
 DEVICE = "auto"
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Inside, a library that is not installed is a wrong call: its sentence says which extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(str(error)) from error

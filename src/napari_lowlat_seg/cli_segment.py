@@ -19,7 +19,7 @@ from napari_lowlat_seg.io import (
     read_volume,
     write_labels,
 )
-from napari_lowlat_seg.prompt_texts import read_box, read_click, read_strokes
+from napari_lowlat_seg.prompt_texts import read_box, read_click, read_range, read_strokes
 from napari_lowlat_seg.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.propagate import embed_plane, propagate
 from napari_lowlat_seg.region import cut, moved, region_of
@@ -159,13 +159,7 @@ def carried_range(text: str, volume: Volume, prompted: Sequence[Plane], axis: in
         raise ValueError("a 2-D image has one plane only; leave out --propagate")
     axis %= volume.ndim
     length = volume.shape[axis]
-    first, colon, last = text.partition(":")
-    try:
-        low, high = int(first or 0), int(last or length - 1)
-    except ValueError:
-        low, high = 0, -1
-    if not colon or not 0 <= low <= high < length:
-        raise ValueError(f"--propagate must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
+    low, high = read_range(text, length, "--propagate")
     index = list(prompted[0].index)
     planes = [Plane((*index[:axis], place, *index[axis + 1 :])) for place in range(low, high + 1)]
     outside = [plane for plane in prompted if plane not in planes]
@@ -225,8 +219,7 @@ def _check_inside(prompt: Prompt, volume: Volume, plane: Plane) -> None:
     from napari_lowlat_seg.frame import Frame
     from napari_lowlat_seg.prompts import dense_maps
 
-    rows, cols = (volume.shape[axis] for axis in plane.axes)
-    dense_maps([prompt], Frame.whole((rows, cols), 1), radius=0)
+    dense_maps([prompt], Frame.whole(volume.sides(plane), 1), radius=0)
 
 
 def _progress(walk: Iterable[Any], total: int) -> Iterable[Any]:

@@ -102,7 +102,7 @@ class Session:
     @property
     def unanswered(self) -> tuple[Plane, ...]:
         """Planes where the object in hand waits for an answer."""
-        return tuple(plane for plane, _ in self._here() if self.request(plane) is not None)
+        return tuple(plane for plane, state in self._here() if not state.answered)
 
     @property
     def can_undo(self) -> bool:
@@ -208,21 +208,24 @@ class Session:
     def reopen(self, plane: Plane, at: tuple[float, float]) -> bool:
         """Take the object at a pixel of a plane in hand again, with its prompts; False on the background.
 
-        The object in hand is accepted first. A label that nobody made in this session becomes an object
-        whose mask on this plane is what carries that label.
+        The object in hand is accepted first, which may itself change what the pixel carries. A label that
+        nobody made in this session becomes an object whose mask on this plane is what carries that label.
 
         Raises ValueError as `accept` does, and for a pixel outside the plane.
         """
         if self.labels is None:
             return False
-        rows, cols = (self.volume.shape[axis] for axis in plane.axes)
+        rows, cols = self.volume.sides(plane)
         row, col = (int(np.floor(x + 0.5)) for x in at)
         if not (0 <= row < rows and 0 <= col < cols):
             raise ValueError(f"pixel ({row}, {col}) is outside the plane of {rows} x {cols} pixels")
-        label = int(self.labels.read(plane, (row, col, row + 1, col + 1))[0, 0])
-        if label == 0:
+        pixel = (row, col, row + 1, col + 1)
+        if not self.labels.read(plane, pixel).any():
             return False
         self.accept()
+        label = int(self.labels.read(plane, pixel)[0, 0])
+        if label == 0:
+            return False
         self._do(self._reopening(plane, (row, col), label))
         return True
 
@@ -293,8 +296,7 @@ class Session:
 
     def _whole(self, plane: Plane) -> np.ndarray:
         mask = self.mask(plane)
-        rows, cols = (self.volume.shape[axis] for axis in plane.axes)
-        return np.zeros((rows, cols), np.bool_) if mask is None else mask
+        return np.zeros(self.volume.sides(plane), np.bool_) if mask is None else mask
 
     def _changed(self, plane: Plane, state: PlaneState) -> tuple[Key, PlaneState, PlaneState]:
         return (self._current, plane), self.state(plane), replace(state, ticket=next(self._tickets))
@@ -333,8 +335,7 @@ class Session:
                 return Step(f"reopen object {label}", plane, (self._current, number))
         # Nobody made it here: it becomes an object of its own.
         assert self.labels is not None
-        rows, cols = (self.volume.shape[axis] for axis in plane.axes)
-        written, mask = found_object(self.labels, plane, (rows, cols), label)
+        written, mask = found_object(self.labels, plane, self.volume.sides(plane), label)
         number = next(self._numbers)
         drawn = Answer.from_mask(mask)
         state = PlaneState((), drawn, drawn, drawn, 0, True, next(self._tickets))

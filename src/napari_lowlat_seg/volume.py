@@ -210,6 +210,11 @@ class Volume:
         others = [a for a in range(self.ndim) if self.ndim == 2 or a != axis % self.ndim]
         return sorted(set(range(self.ndim)) - set(others[-2:]))
 
+    def sides(self, plane: Plane) -> tuple[int, int]:
+        """Rows and columns of a plane."""
+        row, col = plane.axes
+        return self.shape[row], self.shape[col]
+
     def plane_spacing(self, plane: Plane) -> tuple[float, float]:
         """World units per (row, column) of a plane; (1, 1) when the spacing is unknown."""
         row, col = plane.axes

@@ -533,7 +533,7 @@ def test_an_imported_model_is_chosen(widget, tmp_path):
 
 
 def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
-    """The sentence of the command line, from a process of its own."""
+    """The sentence of the engine, from a process of its own."""
     (tmp_path / "notes.pth").write_text("no model")
     with pytest.raises(ValueError, match=r"notes\.pth is damaged or"):
         importing(tmp_path / "notes.pth")()

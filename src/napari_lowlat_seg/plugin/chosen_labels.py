@@ -10,7 +10,7 @@ from napari_lowlat_seg.session import Session
 
 from .grid import Grid
 from .keys import KeyTable
-from .label_layer import LabelLayer, fits, make_labels
+from .label_layer import LabelLayer, make_labels
 from .worker import Worker
 
 
@@ -71,9 +71,6 @@ class ChosenLabels:
 
         Raises ValueError, in one sentence, if the layer does not lie on the image's voxels.
         """
-        why_not = None if layer is None else fits(layer, self._grid)
-        if why_not:
-            raise ValueError(why_not)
         store = None if layer is None else LabelLayer(layer, self._grid)
         self._exchange(store)
         self._session.use_labels(None)

@@ -20,7 +20,7 @@ from napari_lowlat_seg.timeline import Step
 from napari_lowlat_seg.volume import Plane
 
 from .chosen_labels import ChosenLabels
-from .gestures import Gestures
+from .gestures import SHAPES, Gestures
 from .grid import grid_of
 from .keys import KeyTable
 from .preview import Preview
@@ -29,7 +29,7 @@ from .questions import Questions
 from .sight import Sight
 from .worker import Worker
 
-TOOLS = ("scribble", "box", "lasso")
+TOOLS = tuple(SHAPES)
 NO_PLANE = "prompts wait: go back to a 2-D view of the image"
 
 
@@ -110,7 +110,7 @@ class Conversation:
         self.prompts.replaced.connect(self._bind_keys)
         self.sight.attach()
         self.viewer.layers.events.removed.connect(self._removed)
-        for event in self._places():
+        for event in self.grid.place_events:
             event.connect(self._placed)
         self.labels.attach()
         self.questions.attach()
@@ -123,7 +123,7 @@ class Conversation:
         self.attached = False
         self.questions.detach()
         self.labels.detach()
-        for event in self._places():
+        for event in self.grid.place_events:
             event.disconnect(self._placed)
         self.sight.detach()
         self.viewer.layers.events.removed.disconnect(self._removed)
@@ -429,11 +429,6 @@ class Conversation:
         for layer in self._bound:
             self._keys.unbind(layer)
         self._bound = []
-
-    def _places(self) -> list[Any]:
-        """What napari tells when the image's place changes."""
-        names = ("scale", "translate", "rotate", "shear", "affine", "units")
-        return [getattr(self.layer.events, name) for name in names]
 
     @staticmethod
     def _try(work: Any) -> Any:

@@ -162,8 +162,13 @@ class Grid:
 
     def sides(self, plane: Plane) -> tuple[int, int]:
         """Rows and columns of a plane."""
-        row, col = plane.axes
-        return self.volume.shape[row], self.volume.shape[col]
+        return self.volume.sides(plane)
+
+    @property
+    def place_events(self) -> list[Any]:
+        """What napari tells when the image's place changes, and `place` with it."""
+        names = ("scale", "translate", "rotate", "shear", "affine", "units")
+        return [getattr(self.layer.events, name) for name in names]
 
     def slab(self, plane: Plane, *, flat: bool = True) -> tuple[tuple[int, ...], Place]:
         """Shape and place of a layer that is one voxel thick, for the pixels of one plane.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.model.known import WEIGHTS, known_names, known_path
+from napari_lowlat_seg.responder_process import in_child
 
 from .controls import Choice, Chooser, action_button, told
 
@@ -146,22 +145,9 @@ class ModelForm(QWidget):
 def importing(file: Path) -> Callable[[], str]:
     """Work that writes a model file as one of ours and gives its name.
 
-    It runs in a process of its own, because reading the file needs torch, and raises ValueError with the
-    sentence of the command line.
+    It runs in a process of its own, because reading the file needs torch. Raises as `import_model` does.
     """
-
-    def work() -> str:
-        command = [sys.executable, "-m", "napari_lowlat_seg", "models", "import", str(file)]
-        hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # Windows would flash a console
-        ran = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, creationflags=hidden
-        )
-        if ran.returncode:
-            said = ran.stderr.strip().splitlines() or [f"importing {file} ended with {ran.returncode}"]
-            raise ValueError(said[-1])
-        return Path(ran.stdout.strip()).stem
-
-    return work
+    return lambda: Path(in_child("napari_lowlat_seg.model.checkpoints:import_model", str(file))).stem
 
 
 def _described(name: str) -> str:

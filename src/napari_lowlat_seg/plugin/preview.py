@@ -266,11 +266,7 @@ class Preview:
 
     def _moves(self) -> list[Any]:
         """The events after which the layer no longer lies where it should."""
-        events = self._grid.layer.events
-        image = [
-            getattr(events, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")
-        ]
-        return [*image, self._viewer.dims.events.ndisplay]
+        return [*self._grid.place_events, self._viewer.dims.events.ndisplay]
 
     def _scrolls(self) -> tuple[Any, Any]:
         return self._viewer.dims.events.point, self._viewer.dims.events.order

@@ -40,7 +40,7 @@ class Questions:
     """
 
     landed = Signal(Plane, bool)
-    """A mask of the session has changed, on this plane; whether a better one may come."""
+    """A mask of the session has changed, on this plane; whether it is the last one of its request."""
 
     tried = Signal(str, Plane, np.ndarray)
     """Why was tried ("stroke" or "hover"), where, and the mask."""
@@ -58,9 +58,8 @@ class Questions:
         self._view: Plane | None = None
         self._asked: Request | None = None
         self._first = 0.0  # seconds until the first answer to the newest request
-        self._given_up: set[int] = (
-            set()
-        )  # tickets that failed or were cancelled: not asked again by scrolling
+        # Tickets that failed or were cancelled: scrolling does not ask for them again.
+        self._given_up: set[int] = set()
 
     def attach(self) -> None:
         """Listen, and choose the intensity window of the volume if it has none."""
