@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.answers import Answer, Finish
+from napari_lowlat_seg.carrying import Carrying, way_through
 from napari_lowlat_seg.label_edits import ArrayLabels, Policy
 from napari_lowlat_seg.prompts import Box, Click, Scribble
+from napari_lowlat_seg.propagate import Carried
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane, Volume
 
@@ -457,12 +459,31 @@ PLANES = [FIRST, SECOND, CORONAL, Plane((None, None, 4))]
 actions = st.lists(
     st.tuples(
         st.sampled_from(["add", "land", "remove", "paint", "accept", "clear", "reopen", "brush", "undo",
-                         "redo", "label", "semantic", "policy"]),
+                         "redo", "label", "semantic", "policy", "carry", "seeds"]),
         st.sampled_from(PLANES),
         st.integers(0, 2**32 - 1),
     ),
     max_size=40,
 )  # fmt: skip
+
+
+def carry(session, plane, rng, *, seeds):
+    """A run whose answers come as they like, that may be cut short at any moment."""
+    way = way_through(session.volume, plane)
+    try:
+        if seeds:
+            run = Carrying.seeds(session, way, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
+        else:
+            run = Carrying.propagation(session, way)
+    except ValueError:
+        return  # there is nothing to carry
+    numbers = list(run.walk.seeds or run.walk.anchors)
+    sides = session.volume.sides(plane)
+    for _ in range(rng.integers(5)):
+        where = way[rng.integers(len(way))]
+        run.land(numbers[rng.integers(len(numbers))], Carried(where, answer(rng.random(sides) > 0.5), 0.5))
+    if rng.integers(2):
+        run.finish()
 
 
 def play(session, labels, action, plane, seed):
@@ -495,6 +516,8 @@ def play(session, labels, action, plane, seed):
         labels[plane.key()][mask] = int(rng.integers(4))
         edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
         session.stroke([edit] if edit else [])
+    elif action in ("carry", "seeds"):
+        carry(session, plane, rng, seeds=action == "seeds")
     elif action == "undo":
         session.undo()
     elif action == "redo":
@@ -542,7 +565,7 @@ def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):
     labels = np.where(rng.random(SHAPE) > 0.7, 40 + rng.integers(1, 4, SHAPE), 0).astype(np.uint16)
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
     for action, plane, seed in script:
-        if action in ("policy", "brush", "semantic", "label", "undo", "redo"):
+        if action in ("policy", "brush", "semantic", "label", "undo", "redo", "seeds"):
             continue
         before, mine = labels.copy(), session.label
         if action == "reopen":

@@ -76,6 +76,17 @@ class Answer:
         whole[inside(self.box)] = table[self._steps]
         return whole
 
+    @property
+    def mask(self) -> np.ndarray:
+        """(rows, cols) bool: probability above 0.49."""
+        mask = np.zeros(self.shape, np.bool_)
+        mask[inside(self.box)] = self.above(THRESHOLD)
+        return mask
+
+    def redrawn(self, probability: np.ndarray) -> Answer:
+        """This answer with another probability, (rows, cols) in [0, 1]."""
+        return Answer.of(probability, self.quality)
+
     def above(self, threshold: float) -> np.ndarray:
         """Where the probability is above `threshold`, as a bool array of the size of the box."""
         above: np.ndarray = self._steps > LEVELS * threshold + 0.5

@@ -6,19 +6,19 @@ import edt
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from .volume import Plane, Volume, to_uint8
+from .volume import Pictures, Plane, to_uint8
 
 BLUR = 2.0
 """Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
 
 
-def visible(volume: Volume, plane: Plane) -> bool:
+def visible(volume: Pictures, plane: Plane) -> bool:
     """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
     pixels = volume.plane(plane)
     return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
 
 
-def gray(volume: Volume, plane: Plane) -> np.ndarray:
+def gray(volume: Pictures, plane: Plane) -> np.ndarray:
     """(rows, cols) float32 from 0 to 255, through the volume's window; the mean of colours."""
     pixels = to_uint8(volume.plane(plane), volume.window).astype(np.float32)
     return pixels if pixels.ndim == 2 else pixels.mean(axis=2)

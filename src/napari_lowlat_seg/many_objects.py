@@ -7,7 +7,7 @@ from typing import Any
 
 from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.propagate import LEAST_OVERLAP, A, Carried, Engine, embed_plane, journey
-from napari_lowlat_seg.volume import Plane, Volume
+from napari_lowlat_seg.volume import Pictures, Plane, Volume
 
 
 def seed_anchors(
@@ -59,7 +59,7 @@ def seed_anchors(
 
 def propagate_many(
     predictor: Engine[A],
-    volume: Volume,
+    volume: Pictures,
     objects: Mapping[int, Mapping[Plane, A]],
     planes: Sequence[Plane],
     *,

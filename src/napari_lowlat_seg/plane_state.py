@@ -35,6 +35,9 @@ class PlaneState:
         Whether `answer` belongs to these prompts.
     ticket
         A number that no other state has; an answer that carries another ticket is stale.
+    confidence
+        Of an answer that was carried here from other planes, an estimate of its IoU, 0 to 1; None where a
+        person has spoken.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -44,6 +47,12 @@ class PlaneState:
     since: int = 0
     answered: bool = True
     ticket: int = 0
+    confidence: float | None = None
+
+    @property
+    def anchor(self) -> bool:
+        """Whether a person has said what the object is here, and the mask is there."""
+        return self.answered and self.answer is not None and self.confidence is None
 
     @property
     def asked(self) -> tuple[Prompt, ...]:
@@ -64,21 +73,20 @@ class PlaneState:
         kept = 0
         while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
             kept += 1
+        said = replace(self, prompts=prompts, confidence=None)
         if kept == len(self.prompts):
-            return replace(self, prompts=prompts, previous=self.base, answered=False)
+            return replace(said, previous=self.base, answered=False)
         since = min(self.since, kept)
         if len(prompts) > since:
-            return replace(self, prompts=prompts, previous=self.drawn, since=since, answered=False)
+            return replace(said, previous=self.drawn, since=since, answered=False)
         # Nothing is left to ask beyond what the drawing shows.
-        return replace(
-            self, prompts=prompts, answer=self.drawn, previous=self.drawn, since=since, answered=True
-        )
+        return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
 
     def painted(self, mask: np.ndarray) -> PlaneState:
         """This state with a (rows, cols) bool mask drawn by hand; later prompts continue from it."""
-        drawn = Answer.from_mask(mask)
+        drawn, since = Answer.from_mask(mask), len(self.prompts)
         return replace(
-            self, answer=drawn, previous=drawn, drawn=drawn, since=len(self.prompts), answered=True
+            self, answer=drawn, previous=drawn, drawn=drawn, since=since, answered=True, confidence=None
         )
 
 

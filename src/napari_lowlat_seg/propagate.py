@@ -16,7 +16,7 @@ import numpy as np
 from napari_lowlat_seg.anchors import gaps_between, places_of, touched
 from napari_lowlat_seg.likeness import gray, seed, visible
 from napari_lowlat_seg.prompts import Click, Prompt
-from napari_lowlat_seg.volume import Plane, Volume
+from napari_lowlat_seg.volume import Pictures, Plane
 
 LEAST_OVERLAP = 0.3
 """The object has ended, or the answer is another object, when its IoU with the plane before is below this."""
@@ -85,14 +85,14 @@ class Cancelled(Exception):
     """Raised inside a walk when its caller does not want it any more."""
 
 
-def embed_plane(predictor: Engine[Any], volume: Volume, plane: Plane) -> Any:
+def embed_plane(predictor: Engine[Any], volume: Pictures, plane: Plane) -> Any:
     """The embedding of one plane, with the volume's intensity window and the plane's spacing."""
     return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
 
 
 def propagate(
     predictor: Engine[A],
-    volume: Volume,
+    volume: Pictures,
     anchors: Mapping[Plane, A],
     planes: Sequence[Plane],
     *,
@@ -150,7 +150,7 @@ def propagate(
 
 def journey(
     predictor: Engine[A],
-    volume: Volume,
+    volume: Pictures,
     anchors: Mapping[Plane, A],
     planes: Sequence[Plane],
     *,
@@ -205,7 +205,7 @@ class _Step:
 @dataclass(frozen=True)
 class _Walk:
     predictor: Engine[Any]
-    volume: Volume
+    volume: Pictures
     anchors: dict[Plane, Any]
     planes: Sequence[Plane]
     embed: Callable[[Plane], Any]
@@ -263,7 +263,7 @@ class _Walk:
         share = weight / (weight + other_weight)
         probability = share * first.answer.probability + (1 - share) * second.answer.probability
         answer = second.answer.redrawn(probability.astype(np.float32))
-        confidence = _sureness(answer) * _overlap(first.answer.mask, second.answer.mask) ** 0.5
+        confidence = _sureness(answer) * overlap(first.answer.mask, second.answer.mask) ** 0.5
         return Carried(self.planes[second.place], answer, confidence)
 
     def _along(self, start: int, route: range) -> Iterator[Plane | _Step]:
@@ -285,12 +285,12 @@ class _Walk:
             embedding = self.embed(plane)
             self._check()
             following = _carried(self.predictor.predict(embedding, [click], _carried(answer)))
-            overlap = _overlap(answer.mask, following.mask) if following.mask.any() else 0.0
-            if not following.mask.any() or overlap < self.least_overlap:
+            kept = overlap(answer.mask, following.mask) if following.mask.any() else 0.0
+            if not following.mask.any() or kept < self.least_overlap:
                 return
             if abs(float(here[following.mask].mean()) - usual) > change:
                 return
-            chain *= overlap
+            chain *= kept
             yield _Step(place, following, chain)
             answer, before = following, here
 
@@ -329,7 +329,7 @@ def _sureness(answer: Answer) -> float:
     return float(answer.probability[mask].mean()) if mask.any() else 0.0
 
 
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two masks that are not both empty."""
     return float(np.count_nonzero(first & second) / np.count_nonzero(first | second))
 

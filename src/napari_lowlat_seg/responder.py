@@ -8,9 +8,10 @@ torch is imported inside functions only: a window may import this room.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from .answers import Answer
 from .child import Interrupted
 from .model.known import WEIGHTS
 from .plane_state import Request
+from .prompts import Prompt
+from .propagate import Carried
+from .volume import Plane
+from .walks import Walk, walked
 
 if TYPE_CHECKING:
     from .predictor import CloserLook, Embedding, Predictor
@@ -117,6 +122,33 @@ class Responder:
         except Interrupted:
             return
 
+    def carry(
+        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = never
+    ) -> Iterator[tuple[int, Carried[Answer]]]:
+        """(object, where it was found) for every plane that the objects of a walk reach, as they come.
+
+        Parameters
+        ----------
+        sources
+            Of the walk's planes, in their order; all have one intensity window.
+        newer
+            Once it is true nothing more comes, and the network stops in the middle.
+
+        Raises ValueError as `propagate.propagate` does, and whatever reading pixels raises.
+        """
+        seen = _Seen(dict(zip(walk.planes, sources, strict=True)))
+        try:
+            with self._until(newer):
+                yield from walked(
+                    _Engine(self._predictor),
+                    seen,
+                    walk,
+                    lambda plane: self._embedding(seen.source(plane)),
+                    newer,
+                )
+        except Interrupted:
+            return
+
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model: model, device, precision, size (side of its input in pixels), parameters,
         licence, and what the maker of this responder added."""
@@ -185,6 +217,40 @@ class Responder:
     def _look_up(self, *_: object) -> None:
         if self._newer():
             raise Interrupted
+
+
+class _Seen:
+    """Planes for a walk: it looks at each more than once, and at one after the other."""
+
+    def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
+        self._sources = sources
+        self.plane = lru_cache(maxsize=2)(lambda plane: sources[plane].read())
+        self.window = next(iter(sources.values())).window
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]:
+        return self._sources[plane].spacing
+
+    def source(self, plane: Plane) -> PlaneSource:
+        return replace(self._sources[plane], read=lambda: self.plane(plane))
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """A predictor that speaks in answers, which are kept and travel."""
+
+    predictor: Predictor
+
+    def embed(self, image: Any, window: Any, spacing: Any) -> Any:
+        return self.predictor.embed(image, window, spacing)
+
+    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Answer | None) -> Answer:
+        from .predictor import Prediction
+
+        before = None
+        if previous is not None:
+            before = Prediction(previous.probability, previous.quality, embedding.frame)
+        made = self.predictor.predict(embedding, prompts, before)
+        return Answer.of(made.probability, made.quality)
 
 
 def load_responder(

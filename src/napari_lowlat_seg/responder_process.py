@@ -10,8 +10,9 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from cachetools import LRUCache
 from .answers import Answer
 from .child import Channel, Child, ChildEnded, Interrupted
 from .plane_state import Request
+from .propagate import Carried
 from .responder import (
     CACHE_BYTES,
     Newer,
@@ -29,6 +31,7 @@ from .responder import (
     load_responder,
     never,
 )
+from .walks import Walk
 
 LOAD = "napari_lowlat_seg.responder:load_responder"
 
@@ -94,6 +97,17 @@ class ResponderProcess:
         child, services = self._running(), {"read": source.read}
         try:
             yield from child.ask("respond", (request, self._numbered(source)), services, newer)
+        except Interrupted:
+            return
+
+    def carry(
+        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = never
+    ) -> Iterator[tuple[int, Carried[Answer]]]:
+        """As `Responder.carry`; pixels are read here, plane by plane, as the objects reach them."""
+        child, services = self._running(), {"read": lambda place: sources[place].read()}
+        numbered = [self._numbered(source) for source in sources]
+        try:
+            yield from child.ask("carry", (walk, numbered), services, newer)
         except Interrupted:
             return
 
@@ -183,7 +197,8 @@ def serve() -> None:
     """What the child runs."""
     channel = Channel()
     desk = _Desk(channel)
-    channel.serve({"load": desk.load, "embed": desk.embed, "respond": desk.respond, "call": desk.call})
+    verbs = ("load", "embed", "respond", "carry", "call")
+    channel.serve({verb: getattr(desk, verb) for verb in verbs})
 
 
 class _Desk:
@@ -206,6 +221,15 @@ class _Desk:
         answers: Iterator[tuple[Answer, bool]]
         answers = self._responder.respond(request, self._here(source), self._channel.stopped)
         return answers
+
+    def carry(self, walk: Walk, sources: Sequence[PlaneSource]) -> Iterator[tuple[int, Carried[Answer]]]:
+        here = [
+            replace(source, read=partial(self._channel.call, "read", place))
+            for place, source in enumerate(sources)
+        ]
+        found: Iterator[tuple[int, Carried[Answer]]]
+        found = self._responder.carry(walk, here, self._channel.stopped)
+        return found
 
     def call(self, entry: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         yield _called(entry, arguments, self._progress)

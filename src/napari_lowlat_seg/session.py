@@ -23,7 +23,7 @@ from .answers import Answer, Finish, finished
 from .label_edits import LabelEdit, LabelStore, Policy, found_object, object_edits
 from .plane_state import PlaneState, Request
 from .prompts import Prompt
-from .timeline import LIMIT_BYTES, Key, ObjectRecord, Step, Timeline
+from .timeline import LIMIT_BYTES, Key, ObjectRecord, OpenStep, Step, Timeline
 from .volume import Plane, Volume
 
 _NOTHING = PlaneState()
@@ -66,6 +66,7 @@ class Session:
         self._records = {1: ObjectRecord(1)}
         self._current = 1
         self._highest = 0
+        self._growing: OpenStep | None = None
         if labels is not None:
             self.use_labels(labels, labels.highest())
 
@@ -99,6 +100,10 @@ class Session:
         """The prompts of the object in hand, for every plane that has some."""
         return {plane: state.prompts for plane, state in self._here() if state.prompts}
 
+    def record(self, number: int) -> ObjectRecord:
+        """What is known of an object as a whole."""
+        return self._records[number]
+
     @property
     def unanswered(self) -> tuple[Plane, ...]:
         """Planes where the object in hand waits for an answer."""
@@ -107,7 +112,8 @@ class Session:
     @property
     def can_undo(self) -> bool:
         """Whether there is a step to undo."""
-        return bool(self.timeline.done)
+        growing = self._growing is not None and not self._growing.nothing
+        return growing or bool(self.timeline.done)
 
     @property
     def can_redo(self) -> bool:
@@ -177,7 +183,7 @@ class Session:
         self._highest = max(self._highest, record.label)
         number = next(self._numbers)
         records = (
-            (self._current, record, ObjectRecord(record.label, self.labels, written)),
+            (self._current, record, replace(record, store=self.labels, written=written)),
             (number, None, ObjectRecord(self._next_label())),
         )
         plane, change = next(iter(masks)), (self._current, number)
@@ -229,6 +235,39 @@ class Session:
         self._do(self._reopening(plane, (row, col), label))
         return True
 
+    def open_step(self, title: str, plane: Plane | None) -> OpenStep:
+        """Begin a step that grows until `close_step`, or until anything else is done or undone."""
+        self.close_step()
+        here = (self._current, self._current)
+        self._growing = OpenStep(title, plane, here, self._states, self._records)
+        return self._growing
+
+    def open_objects(self, count: int) -> tuple[OpenStep, list[int]]:
+        """Begin so many objects in one growing step, with the next free labels: the step and their numbers.
+
+        The object in hand is accepted first, and there is another one in hand afterwards. Raises ValueError
+        as `accept` does.
+        """
+        self.accept()
+        self.close_step()
+        numbers = [next(self._numbers) for _ in range(count)]
+        first, before, self._current = self.label, self._current, next(self._numbers)
+        title = f"{count} objects"
+        step = self._growing = OpenStep(title, None, (before, self._current), self._states, self._records)
+        for place, number in enumerate(numbers):
+            step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
+            self._highest = max(self._highest, self._records[number].label)
+        step.set_record(self._current, ObjectRecord(first if self.semantic else self._highest + 1))
+        return step, numbers
+
+    def close_step(self) -> None:
+        """The step that was growing has all it will get."""
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            step = growing.close()
+            if not growing.nothing:
+                self.timeline.push(step)
+
     def stroke(self, edits: Iterable[LabelEdit]) -> None:
         """Take note of a brush stroke that has changed the labels already."""
         edits = tuple(edits)
@@ -242,6 +281,7 @@ class Session:
 
         Objects in the old ones cannot be reopened while these are in use.
         """
+        self.close_step()
         self.labels = labels
         self._highest = highest
         if not self.semantic and not self.finished_object:
@@ -249,6 +289,7 @@ class Session:
 
     def undo(self) -> Step | None:
         """Take back the newest step and say which it was; None at the beginning."""
+        self.close_step()
         step = self.timeline.back()
         if step is not None:
             self._write(step, [edit.reversed() for edit in reversed(step.edits)])
@@ -259,6 +300,7 @@ class Session:
 
     def redo(self) -> Step | None:
         """Do the step again that was undone last and say which it was; None at the end."""
+        self.close_step()
         step = self.timeline.forth()
         if step is not None:
             self._write(step, step.edits)
@@ -306,6 +348,7 @@ class Session:
         self._do(Step(title, plane, here, (self._changed(plane, state),)))
 
     def _do(self, step: Step) -> None:
+        self.close_step()
         self._apply(step)
         self.timeline.push(step)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from .answers import Answer
 from .label_edits import LabelEdit, LabelStore
 from .plane_state import PlaneState, weight
 from .volume import Plane
@@ -19,6 +20,25 @@ LIMIT_BYTES = 256 * 2**20
 
 Key = tuple[int, Plane]
 """The number of an object and the plane on which something is known of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """How an object was carried through planes the last time.
+
+    Attributes
+    ----------
+    anchors
+        What it was carried from.
+    planes
+        The range, in spatial order.
+    reached
+        The planes that were answered.
+    """
+
+    anchors: Mapping[Plane, Answer]
+    planes: tuple[Plane, ...]
+    reached: frozenset[Plane]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +53,14 @@ class ObjectRecord:
         The labels into which it was accepted; None before.
     written
         What made it there on each plane, from what was beneath.
+    trace
+        How it was carried; None if it never was.
     """
 
     label: int
     store: LabelStore | None = None
     written: Mapping[Plane, LabelEdit] = field(default_factory=dict)
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +102,67 @@ class Step:
             if after.answer is not None and after.answer is not before.answer:
                 size += after.answer.nbytes
         return size
+
+
+class OpenStep:
+    """A step that grows while something runs. What it says is so at once, and is undone as one step.
+
+    Parameters
+    ----------
+    title, plane
+        As `Step` has them.
+    current
+        The object in hand before and after.
+    states, records
+        All that is known, by key and by number; changed in place.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        plane: Plane | None,
+        current: tuple[int, int],
+        states: dict[Key, PlaneState],
+        records: dict[int, ObjectRecord],
+    ) -> None:
+        self.open = True
+        self._title, self._plane, self._current = title, plane, current
+        self._all_states, self._all_records = states, records
+        self._states: dict[Key, PlaneState] = {}
+        self._records: dict[int, ObjectRecord | None] = {}
+        self._edits: list[LabelEdit] = []
+        self._store: LabelStore | None = None
+
+    def set_state(self, key: Key, state: PlaneState) -> None:
+        """What is known of an object on a plane from now on."""
+        self._states.setdefault(key, self._all_states.get(key, PlaneState()))
+        self._all_states[key] = state
+
+    def set_record(self, number: int, record: ObjectRecord) -> None:
+        """What is known of an object from now on."""
+        self._records.setdefault(number, self._all_records.get(number))
+        self._all_records[number] = record
+
+    def write(self, store: LabelStore, edit: LabelEdit) -> None:
+        """Change labels; always the same ones."""
+        store.write([edit])
+        self._store = store
+        self._edits.append(edit)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it has changed nothing so far."""
+        return not (self._states or self._records or self._edits)
+
+    def close(self) -> Step:
+        """The whole step; it grows no more."""
+        self.open = False
+        states = ((key, before, self._all_states[key]) for key, before in self._states.items())
+        records = ((n, before, self._all_records[n]) for n, before in self._records.items())
+        edits = tuple(self._edits)
+        return Step(
+            self._title, self._plane, self._current, tuple(states), tuple(records), edits, self._store
+        )
 
 
 class Timeline:

@@ -93,6 +93,17 @@ class Plane:
         return tuple(slice(None) if i is None else i for i in self.index)
 
 
+class Pictures(Protocol):
+    """Planes to be looked at; a `Volume` is one way to have them."""
+
+    @property
+    def window(self) -> tuple[float, float] | None: ...
+
+    def plane(self, plane: Plane) -> np.ndarray: ...
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """An image of two or more spatial axes, read plane by plane.
