@@ -17,6 +17,8 @@ from napari_lowlat_seg.predictor import Predictor
 from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.responder import PlaneSource, Responder, load_responder
 from napari_lowlat_seg.runtime import Runtime
+from napari_lowlat_seg.volume import Plane
+from napari_lowlat_seg.walks import Walk
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,71 @@ def test_no_answer_follows_once_something_newer_came(responder, network, source)
     assert list(answers) == []
     assert list(responder.respond(Asked((Click((200, 200)),)), source, lambda: True)) == []
     assert network.encoded == 1
+
+
+def walk_of(pixels: np.ndarray, *, read: list[int] | None = None) -> tuple[Walk, list[PlaneSource]]:
+    """From the middle one of some planes, where the object is a square in the middle."""
+    planes = tuple(Plane((z, None, None)) for z in range(len(pixels)))
+
+    def source(z: int) -> PlaneSource:
+        def look() -> np.ndarray:
+            if read is not None:
+                read.append(z)
+            picture: np.ndarray = pixels[z]
+            return picture
+
+        return PlaneSource(z, look, (0.0, 255.0))
+
+    mask = np.zeros(pixels.shape[1:], bool)
+    mask[90:110, 90:110] = True
+    anchor = {planes[len(pixels) // 2]: Answer.from_mask(mask)}
+    return Walk(planes, {7: anchor}), [source(z) for z in range(len(pixels))]
+
+
+def test_an_object_is_carried_through_planes_that_are_read_once(network) -> None:
+    """Embeddings are kept: the second time nothing is embedded and the answers are the same."""
+    responder = Responder(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    read: list[int] = []
+    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8), read=read)
+    found = list(responder.carry(walk, sources))
+    assert [(number, item.plane.position) for number, item in found] == [(7, 1), (7, 0), (7, 3), (7, 4)]
+    assert all(item.answer.mask[100, 100] for _, item in found)
+    assert sorted(read) == [0, 1, 2, 2, 3, 4]  # the anchor is where both ways begin
+    encoded = network.encoded
+    again = list(responder.carry(walk, sources))
+    assert [item.confidence for _, item in again] == [item.confidence for _, item in found]
+    assert network.encoded == encoded == 4
+
+
+def test_a_seed_is_answered_first_and_then_carried(responder) -> None:
+    """Its own plane comes with confidence 1."""
+    walk, sources = walk_of(np.full((3, 200, 200), 90, np.uint8))
+    seeds = {4: (walk.planes[1], Click((60, 60))), 5: (walk.planes[1], Click((140, 140)))}
+    found = list(responder.carry(Walk(walk.planes, seeds=seeds), sources))
+    assert [(number, item.plane.position) for number, item in found[:2]] == [(4, 1), (5, 1)]
+    assert found[0][1].confidence == 1.0
+    assert {number for number, _ in found[2:]} == {4, 5}
+
+
+def test_shapes_are_mixed_without_the_network(responder, network) -> None:
+    """Between two outlines, as sure as they agree."""
+    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
+    square = next(iter(walk.anchors[7].values()))
+    ends = {walk.planes[0]: square, walk.planes[4]: square}
+    found = list(responder.carry(Walk(walk.planes, {7: ends}, shapes=True), sources))
+    assert [(item.plane.position, item.confidence) for _, item in found] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert network.encoded == 0
+    assert list(responder.carry(Walk(walk.planes, {7: ends}, shapes=True), sources, lambda: True)) == []
+
+
+def test_a_walk_that_nobody_wants_stops_in_the_middle_of_the_network(network) -> None:
+    """What has come so far stays with who asked."""
+    responder = Responder(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
+    found = []
+    for item in responder.carry(walk, sources, lambda: len(found) == 1 and network.encoded > 1):
+        found.append(item)
+    assert len(found) == 1
 
 
 def test_errors_are_the_predictors_own(responder, source) -> None:

@@ -21,12 +21,14 @@ from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.responder import PlaneSource, Responder, load_responder
 from napari_lowlat_seg.responder_process import ResponderProcess, in_child, open_responder
 from napari_lowlat_seg.volume import Plane
+from napari_lowlat_seg.walks import Walk
 
 FAKE = '''
 import os, time
 import numpy as np
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import Interrupted
+from napari_lowlat_seg.propagate import Carried
 
 class Odd(LookupError):
     def __init__(self, one, two):
@@ -66,6 +68,13 @@ class Fake:
         while self.model == "slow" and not newer():
             time.sleep(0.01)
         yield Answer.from_mask(pixels > 0), True
+    def carry(self, walk, sources, newer):
+        for plane, source in zip(walk.planes, sources):
+            yield 3, Carried(plane, Answer.from_mask(source.read() > 5), 0.5)
+            while self.model == "slow" and not newer():
+                time.sleep(0.01)
+            if newer():
+                raise Interrupted
 
 def load(model, device, closer_look, *, cache_bytes, progress):
     if model == "missing":
@@ -161,6 +170,29 @@ def test_pixels_of_any_layout_arrive(make, pixels) -> None:
     np.testing.assert_array_equal(
         answer.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
     )
+
+
+def planes_of(pixels: np.ndarray) -> tuple[Walk, list[PlaneSource]]:
+    """A walk through planes whose pixels are read here."""
+    walk = Walk(tuple(Plane((z, None, None)) for z in range(len(pixels))))
+    return walk, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
+
+
+def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
+    """The sources keep their order."""
+    pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    found = list(make().carry(*planes_of(pixels)))
+    assert [(number, item.plane.position) for number, item in found] == [(3, 0), (3, 1)]
+    assert all(np.array_equal(item.answer.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
+
+
+def test_a_walk_that_is_not_wanted_any_more_ends(make) -> None:
+    """And the child serves on."""
+    process, found = make("slow"), []
+    for item in process.carry(*planes_of(np.zeros((5, 2, 2), np.uint8)), lambda: bool(found)):
+        found.append(item)
+    assert len(found) == 1
+    assert process.describe()["model"] == "slow"
 
 
 def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> None:

@@ -16,9 +16,13 @@ from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import ChildEnded, Interrupted
 from napari_lowlat_seg.plugin import waiting
 from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.propagate import Carried
 from napari_lowlat_seg.responder import PlaneSource
 from napari_lowlat_seg.responder_process import ResponderProcess
+from napari_lowlat_seg.volume import Plane
+from napari_lowlat_seg.walks import Walk
 
+WALK = Walk(tuple(Plane((z, None, None)) for z in range(3)))
 ANSWER = Answer.from_mask(np.ones((2, 2), bool))
 
 
@@ -65,6 +69,17 @@ class Scripted:
         yield ANSWER, False
         self._wait(self.last_door, newer)
         yield ANSWER, True
+
+    def carry(
+        self, walk: Walk, sources: Any, newer: Callable[[], bool]
+    ) -> Iterator[tuple[int, Carried[Answer]]]:
+        if self.error is not None:
+            raise self.error
+        for place in walk.planes:
+            yield 1, Carried(place, ANSWER, 0.5)
+            while not self.last_door.wait(0.005):
+                if newer():
+                    return
 
     def restart(self) -> None:
         self.done.append("restart")
@@ -121,6 +136,54 @@ def test_a_request_is_answered_on_the_main_thread(qtbot, worker, told) -> None:
         worker.ask(Asked("a"), plane("1"))
     assert told == [("embedded", "1", 0.25), ("a", False), ("a", True)]
     assert set(threads) == {threading.main_thread()}
+
+
+@pytest.fixture
+def carried(worker) -> list[Any]:
+    """The planes that a worker tells of, and how it ended."""
+    said: list[Any] = []
+    worker.carried.connect(lambda walk, number, found: said.append(found.plane.position))
+    worker.arrived.connect(lambda walk, whole: said.append("end" if whole else "cut short"))
+    return said
+
+
+def test_a_walk_is_told_plane_by_plane(qtbot, worker, carried) -> None:
+    """And then that it has arrived."""
+    with qtbot.waitSignal(worker.idle):
+        worker.carry(WALK, [plane(str(z)) for z in range(3)])
+    assert carried == [0, 1, 2, "end"]
+
+
+@pytest.mark.parametrize("end", ["ask", "stop", "cancel", "error"])
+def test_a_walk_ends_early(qtbot, worker, responder, carried, told, end) -> None:
+    """For a request of the user's, when stopped, with everything else, and when it fails."""
+    responder.last_door.clear()
+    if end == "error":
+        responder.error = ValueError("no such plane")
+    with qtbot.waitSignal(worker.idle):
+        worker.carry(WALK, [])
+        qtbot.waitUntil(lambda: bool(carried) or end == "error")
+        if end == "ask":
+            worker.ask(Asked("a"), plane("1"))
+            qtbot.waitUntil(lambda: ("a", False) in told)
+            responder.last_door.set()
+        elif end != "error":
+            {"stop": worker.stop_carrying, "cancel": worker.cancel}[end]()
+    assert carried == ["cut short"] if end == "error" else [0, "cut short"]
+    assert ("a", True) in told if end == "ask" else True
+    assert told == [("failed", "no such plane")] if end == "error" else True
+
+
+def test_a_walk_that_was_stopped_before_it_began_is_forgotten(qtbot, worker, responder, carried) -> None:
+    """What was asked before it is still answered."""
+    responder.answer_door.clear()
+    with qtbot.waitSignal(worker.idle):
+        worker.ask(Asked("a"), plane("1"))
+        worker.carry(WALK, [])
+        worker.stop_carrying()
+        responder.answer_door.set()
+    assert carried == ["cut short"]
+    assert "answer a" in responder.done
 
 
 def test_what_takes_time_is_named(qtbot, worker) -> None:

@@ -27,6 +27,7 @@ from .preview import Preview
 from .prompt_layers import PromptLayers
 from .questions import Questions
 from .sight import Sight
+from .through_planes import ThroughPlanes
 from .worker import Worker
 
 TOOLS = tuple(SHAPES)
@@ -90,6 +91,10 @@ class Conversation:
         self.questions.said.connect(self._say)
         self.sight = Sight(viewer, self.grid)
         self.sight.moved.connect(self._moved)
+        self.through = ThroughPlanes(self.grid, self.session, self.sight, self.questions, self.labels, worker)
+        self.through.changed.connect(self._carried)
+        self.through.landed.connect(self._carried_to)
+        self.through.said.connect(self._say)
         self.attached = False
         self._stroking = False
         self._accepting = False
@@ -114,6 +119,7 @@ class Conversation:
             event.connect(self._placed)
         self.labels.attach()
         self.questions.attach()
+        self.through.attach()
         self._refresh()
 
     def detach(self) -> None:
@@ -121,6 +127,7 @@ class Conversation:
         if not self.attached:
             return
         self.attached = False
+        self.through.detach()
         self.questions.detach()
         self.labels.detach()
         for event in self.grid.place_events:
@@ -288,6 +295,7 @@ class Conversation:
     def cancel(self) -> None:
         """Stop what is running; prompts stay."""
         self._accepting = False
+        self.through.stop()
         self._drop_trial()
         self.questions.cancel()
         self.said.emit("cancelled")
@@ -371,6 +379,15 @@ class Conversation:
             self._show_mask()
         if self._accepting:
             self.accept()
+        self.through.resume()
+
+    def _carried_to(self, plane: Plane) -> None:
+        if plane == self._plane:
+            self._show_mask()
+
+    def _carried(self) -> None:
+        """A run has begun, which clears what it will answer anew, or ended, with objects of its own."""
+        self._refresh()
 
     def _tried(self, why: str, plane: Plane, mask: np.ndarray) -> None:
         if why == "hover":
@@ -417,6 +434,8 @@ class Conversation:
         self.changed.emit()
         if self._accepting and not self.labels.reading:
             self.accept()
+        if not self.labels.reading:
+            self.through.resume()
 
     def _bind_keys(self) -> None:
         """Our keys work on our layers, whichever they are now."""

@@ -31,12 +31,20 @@ class Action:
         Its key as delivered, in napari's words: "Ctrl+Shift+Z".
     held
         Whether the method is called with True when the key goes down and with False when it comes up.
+    part
+        The part of the conversation whose method it is; "" for its own.
     """
 
     name: str
     title: str
     key: str
     held: bool = False
+    part: str = ""
+
+    def call(self, conversation: Any, *given: bool) -> None:
+        """Do it."""
+        owner = getattr(conversation, self.part) if self.part else conversation
+        getattr(owner, self.name)(*given)
 
 
 ACTIONS = (
@@ -55,6 +63,11 @@ ACTIONS = (
     Action("prompt_tool", "Back to clicking", "Shift+Q"),
     Action("hold", "Postpone predictions while pressed", "H", held=True),
     Action("toggle_hover", "Preview under the cursor", "Shift+H"),
+    Action("carry", "Propagate through the planes", "Shift+J", part="through"),
+    Action("interpolate", "Interpolate between the planes", "Shift+K", part="through"),
+    Action("next_anchor", "Next plane with prompts", "Shift+N", part="through"),
+    Action("worst_plane", "Plane that needs a look most", "Shift+W", part="through"),
+    Action("all_seeds", "Every seed becomes an object", "Shift+U", part="through"),
     Action("cancel", "Cancel what is running", "Escape"),
 )
 
@@ -203,7 +216,7 @@ class _Bound:
         def press(layer: Any) -> None:
             native = self._native(key)
             if native is None:
-                getattr(self.verbs, action.name)()
+                action.call(self.verbs)
             else:
                 native(layer)
                 self._drawing = False
@@ -212,9 +225,9 @@ class _Bound:
 
     def _held(self, action: Action) -> Callable[[Any], Any]:
         def press(layer: Any) -> Any:
-            getattr(self.verbs, action.name)(True)
+            action.call(self.verbs, True)
             yield
-            getattr(self.verbs, action.name)(False)
+            action.call(self.verbs, False)
 
         return press
 

@@ -57,12 +57,14 @@ class Questions:
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
+        self._ready_said = False
         self._first = 0.0  # seconds until the first answer to the newest request
         # Tickets that failed or were cancelled: scrolling does not ask for them again.
         self._given_up: set[int] = set()
 
     def attach(self) -> None:
         """Listen, and choose the intensity window of the volume if it has none."""
+        self._ready_said = False
         self._worker.answered.connect(self._answered)
         self._worker.embedded.connect(self._embedded)
         self._worker.failed.connect(self._failed)
@@ -84,7 +86,7 @@ class Questions:
         """The plane in view: it is embedded before its first click, and what waits there comes first."""
         self._view = plane
         if plane is not None and self._ready:
-            self._worker.look(self._source(plane))
+            self._worker.look(self.source(plane))
             self.ask()
 
     def ask(self) -> None:
@@ -114,26 +116,30 @@ class Questions:
         self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
         self._worker.cancel()
 
+    def source(self, plane: Plane) -> PlaneSource:
+        """Where the pixels of a plane come from."""
+        volume = self.session.volume
+        name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
+        key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
+        return PlaneSource(key, lambda: volume.plane(plane), volume.window, spacing, name)
+
     @property
     def _ready(self) -> bool:
         return self.session.volume.window is not None
 
     def _send(self, request: Request) -> None:
         self._sent.add(request)
-        self._worker.ask(request, self._source(request.plane))
-
-    def _source(self, plane: Plane) -> PlaneSource:
-        volume = self.session.volume
-        name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
-        key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
-        return PlaneSource(key, lambda: volume.plane(plane), volume.window, spacing, name)
+        self._worker.ask(request, self.source(request.plane))
 
     def _windowed(self, volume: Volume) -> None:
         self.session.volume = volume
         self.look(self._view)
 
     def _embedded(self, key: Any, seconds: float) -> None:
-        if self._view is not None and key == self._source(self._view).key and not self.session.unanswered:
+        """A plane that was warm is no news, but for the first one."""
+        seen = self._view is not None and key == self.source(self._view).key
+        if seen and not self.session.unanswered and (seconds or not self._ready_said):
+            self._ready_said = True
             self.said.emit("ready")
 
     def _failed(self, sentence: str) -> None:
@@ -145,6 +151,7 @@ class Questions:
     def _loaded(self, facts: dict[str, Any]) -> None:
         """Another model may answer what the last one could not."""
         self._given_up.clear()
+        self._ready_said = False
         self.look(self._view)
 
     def _answered(self, request: Request, answer: Answer, final: bool, seconds: float) -> None:

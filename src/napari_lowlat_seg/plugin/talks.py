@@ -45,6 +45,9 @@ class Talks:
 
     said = Signal(str)
 
+    stirred = Signal()
+    """What is shown along the planes may differ; comes often."""
+
     def __init__(self, converse: Callable[..., Any]) -> None:
         self._converse = converse
         self._known: dict[tuple[Any, View], Any] = {}
@@ -78,6 +81,7 @@ class Talks:
         if self.current is not None:
             self.current.changed.disconnect(self._on_changed)
             self.current.said.disconnect(self._on_said)
+            self.current.through.stirred.disconnect(self._on_stirred)
             self.current.detach()
             self.current = None
         if layer is not None:
@@ -88,6 +92,7 @@ class Talks:
             self.current = self._known[layer, view]
             self.current.changed.connect(self._on_changed)
             self.current.said.connect(self._on_said)
+            self.current.through.stirred.connect(self._on_stirred)
             self.current.attach()
         self.changed.emit()
 
@@ -121,6 +126,9 @@ class Talks:
 
     def _on_said(self, sentence: str) -> None:
         self.said.emit(sentence)
+
+    def _on_stirred(self) -> None:
+        self.stirred.emit()
 
     def _begin(self, layer: Any, view: View) -> Any:
         talk, stored = self._converse(layer, **asdict(view)), settings()

@@ -38,6 +38,7 @@ class Waiting(QObject):
         for signal, slot in (
             (worker.started, self._start),
             (worker.progressed, self._advance),
+            (worker.carried, self._count),
             (worker.answered, self._end),  # there is a mask to look at: nobody waits any more
             (worker.idle, self._end),
         ):
@@ -65,6 +66,13 @@ class Waiting(QObject):
             self._bar.total = total
         self._bar.set_description(f"downloading the model, {done / 1e6:.0f} MB")
         self._bar.update(done - self._bar.n)
+
+    def _count(self, walk: Any, number: int, found: Any) -> None:
+        """One plane of a walk that may end sooner than its range does."""
+        if self._bar is not None and found.final:
+            self._bar.total = len(walk.planes) * (len(walk.seeds) or 1)
+            self._bar.set_description(f"{self._what}, plane {found.plane.position}")
+            self._bar.update(1)
 
     def _end(self) -> None:
         self._soon.stop()

@@ -34,6 +34,8 @@ from .settings import (
     stored_keys,
 )
 from .talks import Talks, View
+from .volume_form import BUTTONS as VOLUME_BUTTONS
+from .volume_form import VolumeForm
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class LowlatWidget(QWidget):
         self.buttons = {
             name: action_button(text, partial(self._verb, name)) for name, text in BUTTONS.items()
         }
+        self.volume = VolumeForm()
         self.details = DetailsForm(self.model)
         self.shortcuts = told(
             action_button("Shortcuts…", self.show_shortcuts),
@@ -115,6 +118,9 @@ class LowlatWidget(QWidget):
         )
         self._follow = QTimer(self)  # napari is still at it when it tells of a new layer
         self._follow.setSingleShot(True)
+        self._stir = QTimer(self)  # planes come and go faster than anybody looks at the strip
+        self._stir.setSingleShot(True)
+        self._stir.setInterval(40)
 
     def _lay_out(self) -> None:
         inner = QWidget()
@@ -130,7 +136,7 @@ class LowlatWidget(QWidget):
         column.addLayout(form)
         column.addWidget(self.state)
         column.addLayout(grid)
-        for part in (self.polarity, self.tool, self.fold, self.shortcuts, self.cancel):
+        for part in (self.polarity, self.tool, self.volume, self.fold, self.shortcuts, self.cancel):
             column.addWidget(part)
         column.addStretch()
         outer = QVBoxLayout(self)
@@ -151,6 +157,12 @@ class LowlatWidget(QWidget):
         details.postpone.connect(self._postpone)
         details.adopt.connect(self._adopt)
         details.view.connect(lambda view: self.turn_to(self.conversation.layer, view))
+        volume = self.volume
+        volume.verb.connect(lambda name: self._through(lambda through: getattr(through, name)()))
+        volume.ranged.connect(lambda *ends: self._through(lambda through: setattr(through, "range", ends)))
+        volume.directed.connect(lambda way: self._through(lambda through: setattr(through, "direction", way)))
+        volume.seeded.connect(lambda layer: self._through(lambda through: setattr(through, "points", layer)))
+        volume.went.connect(lambda position: self._through(lambda through: through.look_at(position)))
         self.model.wanted.connect(self._load)
         self.model.cancelled.connect(self._cancel)
         self.model.file_chosen.connect(self.import_file)
@@ -161,6 +173,8 @@ class LowlatWidget(QWidget):
         self.worker.idle.connect(self._rest)
         self.talks.changed.connect(self._show)
         self.talks.said.connect(self._say)
+        self.talks.stirred.connect(self._stir_soon)
+        self._stir.timeout.connect(lambda: self._through(self.volume.show_through))
         self.keys.changed.connect(self._keys_changed)
         self._follow.timeout.connect(self._follow_layers)
         for event in self._layer_events():
@@ -209,7 +223,8 @@ class LowlatWidget(QWidget):
         """Reads everything that is shown."""
         talk = self.conversation
         self.image.offer([(layer.name, layer) for layer in self._images()], talk and talk.layer)
-        for control in (*self.buttons.values(), self.polarity, self.tool, self.labels, self.details.of_image):
+        of_image = (self.polarity, self.tool, self.labels, self.volume, self.details.of_image)
+        for control in (*self.buttons.values(), *of_image):
             control.setEnabled(talk is not None)
         if talk is None:
             self.labels.offer([("new", None)], None)
@@ -221,6 +236,7 @@ class LowlatWidget(QWidget):
         self.buttons["redo"].setEnabled(talk.session.can_redo)
         self.polarity.show_value(talk.positive)
         self.tool.show_value(talk.tool)
+        self.volume.show_through(talk.through)
         self.details.show_settings(talk)
         self.details.show_view(talk.layer, self.talks.view)
 
@@ -228,7 +244,9 @@ class LowlatWidget(QWidget):
         self.labels.offer([("new", None), *self._named(Labels, self.talks.previews())], talk.labels.layer)
         adopted = self.talks.adopted
         ours = [one for one in (talk.prompts.points, talk.prompts.shapes) if one not in adopted]
-        self.details.show_layers(self._named(Points, ours), self._named(Shapes, ours), adopted)
+        points = self._named(Points, ours)
+        self.details.show_layers(points, self._named(Shapes, ours), adopted)
+        self.volume.show_points([one for one in points if one[1] is not adopted[0]])
 
     def _named(self, kind: Any, ours: list[Any]) -> list[tuple[str, Any]]:
         """Name and layer of all that are the user's."""
@@ -237,9 +255,9 @@ class LowlatWidget(QWidget):
 
     def _show_keys(self) -> None:
         """Writes the keys onto the buttons and into the tooltips."""
-        keys = self.keys.keys
-        for name, button in self.buttons.items():
-            button.setText(f"{BUTTONS[name]}  [{keys[name]}]" if keys[name] else BUTTONS[name])
+        keys, texts = self.keys.keys, BUTTONS | VOLUME_BUTTONS
+        for name, button in (self.buttons | self.volume.buttons).items():
+            button.setText(f"{texts[name]}  [{keys[name]}]" if keys[name] else texts[name])
             told(button, TITLES[name], f"Key: {keys[name] or 'none'}")
         self.polarity.explain(
             f"What the next click or stroke says of what it touches. Key: {keys['toggle_polarity']}"
@@ -274,6 +292,14 @@ class LowlatWidget(QWidget):
             remember("labels", semantic=value)
         elif name in ("tool", "hover"):
             remember("prompts", **{name: value})
+
+    def _stir_soon(self) -> None:
+        if not self._stir.isActive():
+            self._stir.start()
+
+    def _through(self, do: Callable[[Any], object]) -> None:
+        if self.conversation is not None:
+            do(self.conversation.through)
 
     def _postpone(self, on: bool) -> None:
         self.conversation.hold(on)
@@ -346,6 +372,7 @@ class LowlatWidget(QWidget):
             return
         self._open = False
         self._follow.stop()
+        self._stir.stop()
         self._start.stop()
         for event in self._layer_events():
             event.disconnect(self._on_layers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,14 +18,16 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import ChildEnded, Interrupted
 from napari_lowlat_seg.plugin.waiting import Waiting
+from napari_lowlat_seg.propagate import Carried
 from napari_lowlat_seg.responder import Newer, PlaneSource, Progress
+from napari_lowlat_seg.walks import Walk
 
 LOG = logging.getLogger(__name__)
 
 PATIENCE = 150
 """Milliseconds after a cancel until a responder that is still at work is restarted."""
 
-URGENCY = ("load", "ask", "trial", "look")
+URGENCY = ("load", "ask", "trial", "look", "carry")
 """Kinds of jobs, the most urgent first."""
 
 TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
@@ -40,6 +42,10 @@ class AnyResponder(Protocol):
     def respond(
         self, request: Any, source: PlaneSource, newer: Newer = ...
     ) -> Iterator[tuple[Answer, bool]]: ...
+
+    def carry(
+        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = ...
+    ) -> Iterator[tuple[int, Carried[Answer]]]: ...
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
 
@@ -57,6 +63,8 @@ class _Job:
     source: PlaneSource | None = None
     request: Any = None
     shown: bool = False  # whether its first answer is on the screen
+    sources: Sequence[PlaneSource] = ()
+    what: str = ""
     asked: float = field(default_factory=time.perf_counter)
 
     @property
@@ -79,6 +87,10 @@ class Worker(QObject):
         (key of the source, seconds; 0.0 if it was there already).
     answered
         (request, answer, whether it is the last one, seconds since it was asked for).
+    carried
+        (walk, object, where it was found).
+    arrived
+        (walk, whether all of it was carried): nothing more will come of it.
     failed
         str: one sentence.
     idle
@@ -90,6 +102,8 @@ class Worker(QObject):
     loaded = Signal(object)
     embedded = Signal(object, float)
     answered = Signal(object, object, bool, float)
+    carried = Signal(object, int, object)
+    arrived = Signal(object, bool)
     failed = Signal(str)
     idle = Signal()
     _told = Signal(object)  # from any thread: (epoch or None, function, arguments)
@@ -107,6 +121,7 @@ class Worker(QObject):
         self._wanted: dict[str, _Job] = {}
         self._busy: _Job | None = None
         self._impatient_of: _Job | None = None
+        self._walk: Walk | None = None
         self._epoch = 0  # what was asked for in an earlier one is not wanted any more
         self._closed = False
         self._waiting = Waiting(self)
@@ -132,6 +147,19 @@ class Worker(QObject):
         with self._wake:
             self._want(_Job("look", self._epoch, source))
 
+    def carry(self, walk: Walk, sources: Sequence[PlaneSource], what: str = "propagating") -> None:
+        """Carries objects through planes, whose sources these are, until something else is asked."""
+        self.stop_carrying()
+        with self._wake:
+            self._walk = walk
+            self._want(_Job("carry", self._epoch, request=walk, sources=sources, what=what))
+
+    def stop_carrying(self) -> None:
+        """Drops the walk that was asked for, and nothing else."""
+        with self._wake:
+            self._wanted.pop("carry", None)
+        self._end_walk(self._walk, False)
+
     def run(self, work: Callable[[], Any], done: Callable[[Any], object]) -> None:
         """Does other work on a thread of its own and hands what it gives to `done`, on the main thread."""
 
@@ -151,6 +179,7 @@ class Worker(QObject):
             self._impatient_of = self._busy
         if self._impatient_of is not None:
             self._patience.start()
+        self._end_walk(self._walk, False)
 
     def close(self) -> None:
         """Ends thread and responder and returns at once. Nothing is told any more."""
@@ -170,6 +199,11 @@ class Worker(QObject):
         """Whether something is under way or waiting."""
         with self._wake:
             return self._busy is not None or bool(self._wanted)
+
+    def _end_walk(self, walk: Walk | None, whole: bool) -> None:
+        if walk is not None and walk is self._walk:
+            self._walk = None
+            self.arrived.emit(walk, whole)
 
     def _want(self, job: _Job) -> None:
         self._wanted[job.kind] = job
@@ -193,6 +227,7 @@ class Worker(QObject):
             "ask": self._answer,
             "trial": self._answer,
             "look": self._embed,
+            "carry": self._carry,
         }
         while (job := self._next()) is not None:
             try:
@@ -259,6 +294,21 @@ class Worker(QObject):
             self._emit(job.epoch, self.answered.emit, job.request, answer, final, seconds)
             job.shown = True
 
+    def _carry(self, job: _Job) -> None:
+        walk = job.request
+
+        def left() -> bool:
+            return job.epoch != self._epoch or walk is not self._walk or "ask" in self._wanted
+
+        self._emit(job.epoch, self.started.emit, job.what)
+        whole = False
+        try:
+            for number, found in self._loaded().carry(walk, job.sources, left):
+                self._emit(job.epoch, self.carried.emit, walk, number, found)
+            whole = not left()
+        finally:
+            self._emit(None, self._end_walk, walk, whole)
+
     def _loaded(self) -> AnyResponder:
         if self._responder is None:
             raise RuntimeError("no model is loaded; choose one first")
@@ -291,6 +341,7 @@ class Worker(QObject):
                 return  # nobody wants to know
             if job.kind == "load":
                 self._wanted.clear()  # nothing of that could be answered
+                self._emit(None, self._end_walk, self._walk, False)
             elif isinstance(error, ChildEnded):
                 self._wanted.setdefault("load", _Job("load", self._epoch))
         self._emit(job.epoch, self.failed.emit, sentence(error))

@@ -1,0 +1,101 @@
+"""The part of the widget for volumes: how far an object is carried, and how sure of it the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from qtpy.QtCore import QSignalBlocker, Signal
+from qtpy.QtWidgets import QFormLayout, QGridLayout, QHBoxLayout, QVBoxLayout, QWidget
+
+from .controls import Choice, Chooser, action_button
+from .details_form import Number
+from .strip import Strip
+from .through_planes import DIRECTIONS
+
+BUTTONS = {
+    "carry": "Propagate",
+    "interpolate": "Interpolate",
+    "next_anchor": "Next anchor",
+    "worst_plane": "Worst plane",
+    "all_seeds": "All seeds",
+}
+
+
+class VolumeForm(QWidget):
+    """Shows where the object in hand is along the planes, and tells what its user wants."""
+
+    verb = Signal(str)
+    """The name of a verb of `ThroughPlanes`."""
+
+    ranged = Signal(int, int)
+    directed = Signal(str)
+    seeded = Signal(object)
+    """The Points layer whose points are the seeds; None if there is none."""
+
+    went = Signal(int)
+    """The position of the plane to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        self.strip = Strip()
+        self.strip.clicked.connect(self.went)
+        column.addWidget(self.strip)
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self._first = Number("First plane", "Objects are not carried to planes before this one.", 0, 0)
+        self._last = Number("Last plane", "Objects are not carried to planes behind this one.", 0, 0)
+        ends = QWidget()
+        row = QHBoxLayout(ends)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._first)
+        row.addWidget(self._last)
+        for number in (self._first, self._last):
+            number.valueChanged.connect(
+                lambda _value: self.ranged.emit(int(self._first.value()), int(self._last.value()))
+            )
+        self.direction = Choice(
+            "Direction",
+            "Which way from the planes with prompts the object is carried",
+            [("↔ both", DIRECTIONS[0]), ("→ on", DIRECTIONS[1]), ("← back", DIRECTIONS[2])],
+        )
+        self.direction.chosen.connect(lambda way: self.directed.emit(way))
+        form.addRow("Planes", ends)
+        form.addRow(self.direction)
+        column.addLayout(form)
+        grid = QGridLayout()
+        self.buttons = {
+            name: action_button(text, partial(self.verb.emit, name)) for name, text in BUTTONS.items()
+        }
+        *beside, all_seeds = self.buttons.values()
+        for index, button in enumerate(beside):
+            grid.addWidget(button, index // 2, index % 2)
+        column.addLayout(grid)
+        self.seeds = Chooser("Seeds", "A Points layer with one point in each object.")
+        self.seeds.chosen.connect(self.seeded)
+        row = QHBoxLayout()
+        row.addWidget(self.seeds, 1)
+        row.addWidget(all_seeds)
+        column.addLayout(row)
+
+    def show_through(self, through: Any) -> None:
+        """Reads everything that there is to show along the planes; nothing is told back."""
+        way, ends = through.way, through.range
+        for number, value in ((self._first, ends[0]), (self._last, ends[1])):
+            with QSignalBlocker(number):
+                number.setRange(0, max(0, len(way) - 1))
+                number.setValue(value)
+        self.direction.show_value(through.direction)
+        self.strip.show_marks(len(way), ends, through.strip())
+        self.strip.show_here(through.position)
+        self.setEnabled(bool(way))
+
+    def show_points(self, points: Iterable[tuple[str, Any]]) -> None:
+        """The user's Points layers; the last one is chosen unless another one was."""
+        named = list(points)
+        chosen, layers = self.seeds.value(), [layer for _, layer in named]
+        self.seeds.offer(named, chosen if chosen in layers else next(reversed(layers), None))
+        self.seeded.emit(self.seeds.value())
