@@ -452,6 +452,27 @@ def test_planes_by_key_and_each_its_own_state(desk, neurons):
     assert it.talk().plane == Plane((1, None, None))  # undo shows where it happens
 
 
+def test_a_neuron_is_carried_through_its_neighbours(desk, neurons):
+    """One click, one key: the planes beside it follow the neuron; accepted and undone as a whole."""
+    it = desk(neurons[0][21:26], plane=Plane((2, None, None)))
+    it.hand.click((228, 95))
+    first = mask_of(it)
+    it.hand.key("Shift+J")
+    it.until(lambda: not it.talk().through.running and not it.worker.busy)
+    truth = neurons[1][21:26] == neurons[1][23, 228, 95]
+    found = [it.talk().session.mask(Plane((z, None, None))) for z in range(5)]
+    assert np.array_equal(found[2], first)
+    assert min(iou(mask, true) for mask, true in zip(found, truth, strict=True)) > 0.7
+    assert [z for z, sure in it.talk().through.strip() if sure is None] == [2]
+    it.hand.key("J")
+    assert np.array_equal(mask_of(it), found[3])
+    it.hand.key("Enter")
+    assert np.array_equal(it.talk().labels.layer.data == 1, np.stack(found))
+    it.hand.key("Ctrl+Z")
+    it.hand.key("Ctrl+Z")
+    assert [z for z, _ in it.talk().through.strip()] == [2]
+
+
 def test_holding_postpones_and_cancel_drops(desk, neurons):
     """H down: prompts gather. H up: one answer for all of them."""
     it = desk(neurons[0][:2])

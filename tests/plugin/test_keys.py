@@ -14,6 +14,7 @@ class Verbs:
 
     def __init__(self):
         self.told = []
+        self.through = self
 
     def __getattr__(self, name):
         return lambda *given: self.told.append((name, *given))

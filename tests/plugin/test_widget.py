@@ -37,6 +37,27 @@ from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
 FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}
 
 
+class Through:
+    """What goes through planes: twelve of them, and writes down what it is told."""
+
+    stirred = PySignal()
+
+    def __init__(self, told):
+        self.told, self.way, self.range, self.position = told, tuple(range(12)), (0, 11), 3
+        self.direction, self.points, self.marks = "both", None, [(3, None), (4, 0.5)]
+
+    def strip(self):
+        return self.marks
+
+    def look_at(self, position):
+        self.told.append(("look_at", position))
+
+    def __getattr__(self, name):
+        if name in DEFAULTS:
+            return lambda: self.told.append(name)
+        raise AttributeError(name)
+
+
 class Talk:
     """A conversation that keeps what it is set to and writes down what it is told."""
 
@@ -54,6 +75,7 @@ class Talk:
         self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
         self.labels = SimpleNamespace(layer=None)
         self.questions = SimpleNamespace(held=False)
+        self.through = Through(self.told)
 
     def hold(self, held):
         self.questions.held = held
@@ -83,6 +105,8 @@ class Worker(QObject):
     idle = Signal()
     embedded = Signal(object, float)
     answered = Signal(object, object, bool, float)
+    carried = Signal(object, int, object)
+    arrived = Signal(object, bool)
 
     def __init__(self):
         super().__init__()
@@ -444,12 +468,15 @@ def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget,
     press(widget.tool, "Lasso")
     choose(widget.labels, "nuclei")
     choose(widget.details._points, "mine")
-    for button in widget.buttons.values():
+    for button in (*widget.buttons.values(), *widget.volume.buttons.values()):
         button.click()
     widget.cancel.click()
+    widget.volume._first.setValue(1)
+    widget.volume.strip.clicked.emit(2)
     talk = widget.conversation
     assert (talk.positive, talk.tool, talk.labels.layer) == (False, "lasso", labels)
     assert talk.finish == Finish(0.6, 1.5, True, True)
+    assert (talk.through.range, talk.through.position) == ((1, 2), 2)
     choose(widget.details._axis, names(widget.details._axis)[1])
     widget.turn_to(image, View())
     assert widget.conversation is talk
@@ -459,6 +486,28 @@ def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget,
     settle()
     assert widget.talks.previews() == []
     assert own in viewer.layers
+
+
+def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, qtbot):
+    """Buttons, range, direction, the strip and the seeds; a point layer that comes is offered at once."""
+    viewer.add_image(np.zeros((12, 8, 9)), name="stack")
+    viewer.add_points(np.zeros((1, 3)), name="seeds")
+    settle()
+    form, through = widget.volume, widget.conversation.through
+    through.told.clear()
+    for button in form.buttons.values():
+        button.click()
+    form.went.emit(7)
+    assert through.told == ["carry", "interpolate", "next_anchor", "worst_plane", "all_seeds", ("look_at", 7)]
+    form._last.setValue(8)
+    press(form.direction, "← back")
+    assert (through.range, through.direction, through.points.name) == ((0, 8), "backward", "seeds")
+    assert form.strip.accessibleDescription() == (
+        "1 planes with prompts, 1 carried; least sure on plane 4, 50 %"
+    )
+    through.marks = []
+    through.stirred.emit()
+    qtbot.waitUntil(lambda: form.strip.accessibleDescription() == "0 planes with prompts, 0 carried")
 
 
 # Models
