@@ -7,7 +7,7 @@ move in two directions. Where labels live (a numpy array, zarr, a napari layer) 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -112,6 +112,12 @@ class LabelEdit:
         rows, cols = self.box[2] - self.box[0], self.box[3] - self.box[1]
         bits = np.frombuffer(zlib.decompress(self._changed), np.uint8)
         return np.unpackbits(bits, count=rows * cols).astype(np.bool_).reshape(rows, cols)
+
+    def holds(self, at: tuple[int, int]) -> bool:
+        """Whether this pixel of the plane changes."""
+        row, col = at[0] - self.box[0], at[1] - self.box[1]
+        changed = self.changed
+        return 0 <= row < changed.shape[0] and 0 <= col < changed.shape[1] and bool(changed[row, col])
 
     def reversed(self) -> LabelEdit:
         """The edit that takes this one back."""
@@ -247,6 +253,23 @@ def object_edits(
     after = beneath.copy()
     after[mask[inside(box)] & policy.allows(beneath)] = label
     return LabelEdit.between(plane, box, now, after), LabelEdit.between(plane, box, beneath, after)
+
+
+def volume_edits(
+    labels: LabelStore,
+    masks: Mapping[Plane, np.ndarray],
+    label: int,
+    policy: Policy,
+    written: Mapping[Plane, LabelEdit],
+) -> tuple[list[LabelEdit], dict[Plane, LabelEdit]]:
+    """`object_edits` on all planes of an object: the edits to write, and what makes it on each plane."""
+    edits: list[LabelEdit] = []
+    made: dict[Plane, LabelEdit] = {}
+    for plane, mask in masks.items():
+        edit, whole = object_edits(labels, plane, mask, label, policy, written.get(plane))
+        edits += [edit] if edit is not None else []
+        made |= {plane: whole} if whole is not None else {}
+    return edits, made
 
 
 def found_object(

@@ -130,6 +130,13 @@ def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, 
     return tuple(prompt for prompt in prompts if agrees(prompt))
 
 
+def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:
+    """What a change of prompts is called: "click", "remove prompts", "change prompts"."""
+    if len(new) == len(old) + 1:
+        return type(new[-1]).__name__.lower()
+    return "remove prompts" if len(new) < len(old) else "change prompts"
+
+
 def weight(prompts: Sequence[Prompt]) -> int:
     """Bytes of prompts, about: a point is a tuple of two floats."""
     size = 0

@@ -20,8 +20,8 @@ from itertools import count
 import numpy as np
 
 from .answers import Answer, Finish, finished
-from .label_edits import LabelEdit, LabelStore, Policy, found_object, object_edits
-from .plane_state import PlaneState, Request
+from .label_edits import LabelEdit, LabelStore, Policy, found_object, volume_edits
+from .plane_state import PlaneState, Request, edit_title
 from .prompts import Prompt
 from .timeline import LIMIT_BYTES, Key, ObjectRecord, OpenStep, Step, Timeline
 from .volume import Plane, Volume
@@ -134,7 +134,7 @@ class Session:
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
             return False
-        self._change(_edit_title(old.prompts, new), plane, old.edited(new))
+        self._change(edit_title(old.prompts, new), plane, old.edited(new))
         return True
 
     def paint(self, plane: Plane, mask: np.ndarray) -> None:
@@ -167,15 +167,11 @@ class Session:
         before = self._written(self._current)
         masks = {plane: self._whole(plane) for plane, state in self._here() if state.answer is not None}
         masks |= {plane: self._whole(plane) for plane in before if plane not in masks}
-        if masks and self.labels is None:
+        if not masks:
+            return False
+        if self.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
-        edits: list[LabelEdit] = []
-        written: dict[Plane, LabelEdit] = {}
-        for plane, mask in masks.items():
-            assert self.labels is not None
-            edit, whole = object_edits(self.labels, plane, mask, record.label, self.policy, before.get(plane))
-            edits += [edit] if edit is not None else []
-            written |= {plane: whole} if whole is not None else {}
+        edits, written = volume_edits(self.labels, masks, record.label, self.policy, before)
         if not edits and not before:
             return False
         # A late answer must not change the mask of an object that has been written.
@@ -374,7 +370,7 @@ class Session:
         """The step that takes the object with this label at this pixel in hand."""
         for number, record in self._records.items():
             edit = self._written(number).get(plane)
-            if edit is not None and record.label == label and _holds(edit, at):
+            if edit is not None and record.label == label and edit.holds(at):
                 return Step(f"reopen object {label}", plane, (self._current, number))
         # Nobody made it here: it becomes an object of its own.
         assert self.labels is not None
@@ -385,17 +381,3 @@ class Session:
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
         states = (((number, plane), _NOTHING, state),)
         return Step(f"reopen object {label}", plane, (self._current, number), states, records)
-
-
-def _edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:
-    """What a change of prompts is called: "click", "remove scribble", "change prompts"."""
-    if len(new) == len(old) + 1:
-        return type(new[-1]).__name__.lower()
-    return "remove prompts" if len(new) < len(old) else "change prompts"
-
-
-def _holds(edit: LabelEdit, at: tuple[int, int]) -> bool:
-    """Whether an edit changed a pixel of its plane."""
-    row, col = at[0] - edit.box[0], at[1] - edit.box[1]
-    changed = edit.changed
-    return 0 <= row < changed.shape[0] and 0 <= col < changed.shape[1] and bool(changed[row, col])

@@ -6,7 +6,7 @@ says; all of them may be called at any moment. Everything that takes time is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.answers import Finish
-from napari_lowlat_seg.prompts import Click, Prompt
+from napari_lowlat_seg.prompts import Prompt
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.timeline import Step
 from napari_lowlat_seg.volume import Plane
@@ -28,6 +28,7 @@ from .prompt_layers import PromptLayers
 from .questions import Questions
 from .sight import Sight
 from .through_planes import ThroughPlanes
+from .trials import Trials
 from .worker import Worker
 
 TOOLS = tuple(SHAPES)
@@ -82,12 +83,12 @@ class Conversation:
         self.session = Session(self.grid.volume)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
         self.preview = Preview(viewer, self.grid)
-        self.gestures = Gestures(viewer, self.grid, self.prompts, self._stroke, self._hovered)
         self.questions = Questions(self.session, worker, layer.name)
+        self.trials = Trials(self.session, self.questions, self.prompts, self.preview)
+        self.gestures = Gestures(viewer, self.grid, self.prompts, self.trials.stroke, self.trials.hover)
         self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self)
         self.labels.changed.connect(self._labels_changed)
         self.questions.landed.connect(self._landed)
-        self.questions.tried.connect(self._tried)
         self.questions.said.connect(self._say)
         self.sight = Sight(viewer, self.grid)
         self.sight.moved.connect(self._moved)
@@ -96,7 +97,6 @@ class Conversation:
         self.through.landed.connect(self._carried_to)
         self.through.said.connect(self._say)
         self.attached = False
-        self._stroking = False
         self._accepting = False
         self._plane: Plane | None = None
         self._bound: list[Any] = []
@@ -176,7 +176,7 @@ class Conversation:
     @hover.setter
     def hover(self, hover: bool) -> None:
         self.gestures.hover = hover
-        self._drop_trial()
+        self.trials.drop()
         self.changed.emit()
 
     @property
@@ -296,7 +296,7 @@ class Conversation:
         """Stop what is running; prompts stay."""
         self._accepting = False
         self.through.stop()
-        self._drop_trial()
+        self.trials.drop()
         self.questions.cancel()
         self.said.emit("cancelled")
 
@@ -319,28 +319,10 @@ class Conversation:
         touched = [plane for plane in planes if self.session.edit(plane, read.get(plane, ()))]
         if touched:
             self._accepting = False
-            self._drop_trial()
+            self.trials.drop()
             self._show_mask()
             self.questions.ask()
             self.changed.emit()
-
-    def _stroke(
-        self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
-    ) -> None:
-        """A stroke under way: drawn at once, and answered as often as the model can."""
-        self._stroking = not final
-        if final:
-            self.preview.stroke(None)
-            return
-        self.preview.stroke(points, bool(prompts and prompts[0].positive), kind)
-        if prompts:
-            self.questions.ask_trial(plane, prompts, "stroke")
-
-    def _hovered(self, plane: Plane, at: tuple[float, float] | None) -> None:
-        if at is None:
-            self._drop_trial()
-        elif not self.session.unanswered:
-            self.questions.ask_trial(plane, [Click(at, self.positive)], "hover")
 
     def _painted(self, plane: Plane, mask: np.ndarray) -> None:
         self.session.paint(plane, mask)
@@ -356,15 +338,13 @@ class Conversation:
         if before is None or before.axes != self._plane.axes:
             self.prompts.show(self.session.prompted(), self._plane.axes)
         if before != self._plane:
-            self._drop_trial()
+            self.trials.drop()
             self._show_mask()
             self.questions.look(self._plane)
 
     def _placed(self) -> None:
         """The image has been moved or scaled: its prompts go with it."""
-        for layer in self.prompts.present:
-            for name, value in self.grid.place.items() if layer is not None else ():
-                setattr(layer, name, value)
+        self.prompts.follow()
 
     def _removed(self, event: Any) -> None:
         if event.value is self.labels.layer:
@@ -375,7 +355,7 @@ class Conversation:
     # What the worker says
 
     def _landed(self, plane: Plane, final: bool) -> None:
-        if plane == self._plane and not self._stroking:
+        if plane == self._plane and not self.trials.stroking:
             self._show_mask()
         if self._accepting:
             self.accept()
@@ -389,17 +369,7 @@ class Conversation:
         """A run has begun, which clears what it will answer anew, or ended, with objects of its own."""
         self._refresh()
 
-    def _tried(self, why: str, plane: Plane, mask: np.ndarray) -> None:
-        if why == "hover":
-            self.preview.contour(mask)
-        elif plane == self._plane:
-            self.preview.show(plane, mask)
-
     # How it is done
-
-    def _drop_trial(self) -> None:
-        self.questions.forget()
-        self.preview.contour(None)
 
     def _say(self, sentence: str) -> None:
         self.said.emit(sentence)  # a signal cannot be connected to another one
@@ -411,7 +381,7 @@ class Conversation:
     def _refresh(self) -> None:
         """Show the session as it is."""
         self._plane = self.plane
-        self._drop_trial()
+        self.trials.drop()
         if self._plane is None:
             self.said.emit(NO_PLANE)
         else:

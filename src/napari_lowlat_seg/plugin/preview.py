@@ -97,6 +97,11 @@ class Preview:
         if self.layer in self._viewer.layers:
             self._viewer.layers.remove(self.layer)
 
+    @property
+    def plane(self) -> Plane:
+        """The plane shown last."""
+        return self._plane
+
     def show(self, plane: Plane, mask: np.ndarray | None) -> None:
         """Show this (rows, cols) bool mask of the plane, or that it has none.
 

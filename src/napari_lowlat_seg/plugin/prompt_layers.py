@@ -153,6 +153,12 @@ class PromptLayers:
         layers = {kind: rows.layer for kind, rows in self._table.sources.items()}
         return layers.get("points"), layers.get("shapes")
 
+    def follow(self) -> None:
+        """Lie where the image lies now."""
+        for layer in self.present:
+            for name, value in self.grid.place.items() if layer is not None else ():
+                setattr(layer, name, value)
+
     @property
     def next_positive(self) -> bool:
         """The sign that a prompt added now gets."""

@@ -60,19 +60,22 @@ class Waiting(QObject):
         self._bar = _Bar(desc=self._what, total=0, cancel_callback=self._cancel)
 
     def _advance(self, done: int, total: int | None) -> None:
-        if self._bar is None:
-            return
-        if total:
-            self._bar.total = total
-        self._bar.set_description(f"downloading the model, {done / 1e6:.0f} MB")
-        self._bar.update(done - self._bar.n)
+        if self._bar is not None:
+            self._tell(f"downloading the model, {done / 1e6:.0f} MB", done, total)
 
     def _count(self, walk: Any, number: int, found: Any) -> None:
         """One plane of a walk that may end sooner than its range does."""
         if self._bar is not None and found.final:
-            self._bar.total = len(walk.planes) * (len(walk.seeds) or 1)
-            self._bar.set_description(f"{self._what}, plane {found.plane.position}")
-            self._bar.update(1)
+            total = len(walk.planes) * (len(walk.seeds) or 1)
+            self._tell(f"{self._what}, plane {found.plane.position}", self._bar.n + 1, total)
+
+    def _tell(self, what: str, done: int, total: int | None) -> None:
+        bar = self._bar
+        if total:
+            bar.total = total
+        bar.set_description(what)
+        if bar is self._bar:  # the event loop was turned meanwhile
+            bar.update(done - bar.n)
 
     def _end(self) -> None:
         self._soon.stop()
