@@ -264,7 +264,7 @@ def test_accept_and_carry_wait_for_the_mask(desk):
 
 
 def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(desk):
-    """The form is off, and the keys say why."""
+    """The form is off, and the keys say why; with a picture there is no form."""
     desk.viewer.dims.ndisplay = 3
     desk.through.carry()
     assert desk.widget.sentence.startswith("there is one plane only")
@@ -272,3 +272,5 @@ def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(desk):
     assert desk.widget.sentence.startswith("there is one plane only")
     desk.viewer.dims.ndisplay = 2
     desk.qtbot.waitUntil(lambda: desk.widget.volume.isEnabled())
+    desk.widget.turn_to(desk.viewer.add_image(np.zeros((8, 9)), name="picture"))
+    assert desk.widget.volume.isHidden()

@@ -44,6 +44,7 @@ class Through:
 
     def __init__(self, told):
         self.told, self.way, self.range, self.position = told, tuple(range(12)), (0, 11), 3
+        self.deep = len(self.way) > 1
         self.direction, self.points, self.marks = "both", None, [(3, None), (4, 0.5)]
 
     def strip(self):

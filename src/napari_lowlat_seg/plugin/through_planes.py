@@ -86,6 +86,11 @@ class ThroughPlanes:
     # What there is
 
     @property
+    def deep(self) -> bool:
+        """Whether the image has planes to go through at all."""
+        return self._grid.volume.ndim > 2
+
+    @property
     def way(self) -> tuple[Plane, ...]:
         """The planes that the viewer scrolls through, in order; empty in 3-D, and where there is only one."""
         plane = self._sight.plane

@@ -92,6 +92,7 @@ class VolumeForm(QWidget):
         self.strip.show_marks(len(way), ends, through.strip())
         self.strip.show_here(through.position)
         self.setEnabled(bool(way))
+        self.setVisible(through.deep)
 
     def show_points(self, points: Iterable[tuple[str, Any]]) -> None:
         """The user's Points layers; the last one is chosen unless another one was."""
