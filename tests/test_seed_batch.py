@@ -99,9 +99,9 @@ def test_other_points_are_refused(tmp_path: Path, text: str, message: str) -> No
         read_points(path, Volume(np.zeros((3, 4, 5), np.uint8)))
 
 
-def test_a_cluster_gives_the_same_labels(tmp_path: Path) -> None:
-    """A network of random weights, more seeds than a job holds, two workers; from the command line."""
-    pytest.importorskip("distributed")
+@pytest.fixture
+def noise(tmp_path: Path) -> list[str]:
+    """A stack of noise with 20 seeds, and a network of random weights: what `lowlat-seg seeds` is given."""
     torch.manual_seed(0)
     config = SegNextConfig(
         size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
@@ -113,16 +113,32 @@ def test_a_cluster_gives_the_same_labels(tmp_path: Path) -> None:
     )
     points = np.column_stack([rng.integers(0, n, 20) for n in (4, 30, 30)])
     (tmp_path / "p.csv").write_text("\n".join(",".join(map(str, p)) for p in points.tolist()))
-    run_seeds(tmp_path / "a.tif", tmp_path / "p.csv", tmp_path / "one.tif", model=str(model), device="cpu")
+    return [str(tmp_path / "a.tif"), str(tmp_path / "p.csv"), "--model", str(model), "--device", "cpu"]
+
+
+def _seeds(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main(
-            ["seeds", str(tmp_path / "a.tif"), str(tmp_path / "p.csv"), "-o", str(tmp_path / "two.tif"),
-             "--model", str(model), "--device", "cpu", "--workers", "2"]
-        )  # fmt: skip
+        cli.main(["seeds", *arguments])
     assert left.value.code == 0
-    one, two = (np.asarray(read_volume(tmp_path / f"{name}.tif").data) for name in ("one", "two"))
-    assert one.any()
-    np.testing.assert_array_equal(one, two)
+
+
+def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> None:
+    """A network of random weights, more seeds than a job holds, two workers; from the command line."""
+    pytest.importorskip("distributed")
+    _seeds([*noise, "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "-o", str(tmp_path / "two.tif"), "--workers", "2"])
+    assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+    noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed to a job, so that there is a middle."""
+    monkeypatch.setattr(seed_batch, "TOGETHER", 1)
+    _seeds([*noise, "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "-o", str(tmp_path / "two.tif"), "--scheduler", deadly_cluster])
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
 def test_a_picture_has_no_planes_to_carry_seeds_through(tmp_path: Path) -> None:
