@@ -51,7 +51,7 @@ def blocks() -> np.ndarray:
 
 
 def test_each_sure_object_is_found_once(blocks: np.ndarray) -> None:
-    """Parts that touch nobody are objects of their own; the dim, the small and the background are left out."""
+    """The dim one, the small one and the background are left out."""
     labels = everything(Bright(), blocks)
     expected = np.zeros_like(blocks, np.uint32)
     expected[5:25, 5:25], expected[30:55, 5:30] = 1, 2

@@ -147,18 +147,18 @@ def test_other_rules_find_other_files(rods: Path, bright: Bright, tmp_path: Path
 
 @pytest.fixture
 def noise(tmp_path: Path) -> tuple[Path, Path]:
-    """24 planes of smooth noise, and a network of random weights that takes milliseconds."""
+    """12 planes of smooth noise, and a network of random weights that takes milliseconds."""
     torch.manual_seed(0)
     config = SegNextConfig(
         size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
     )
     model = save_model(SegNext(config).eval(), tmp_path / "tiny.safetensors")
-    data = np.random.default_rng(0).integers(0, 255, (24, 8, 8), np.uint8).repeat(5, 1).repeat(5, 2)
+    data = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8).repeat(5, 1).repeat(5, 2)
     tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, metadata={"axes": "ZYX"})
     return tmp_path / "a.tif", model
 
 
-ALL_IN = Rules(grid=16, stability=0, least_area=1, most_area=1)
+ALL_IN = Rules(grid=8, stability=0, least_area=1, most_area=1)
 """A network of random weights is sure of nothing."""
 
 
@@ -177,31 +177,24 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
 
 
 def test_the_command_says_what_it_found(
-    noise: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rods: Path, bright: Bright, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With two workers of its own, and the same labels as without."""
-    pytest.importorskip("distributed")
-    image, model = noise
-    run_everything(
-        image,
-        tmp_path / "one.tif",
-        model=str(model),
-        device="cpu",
-        rules=Rules(grid=4, stability=0, least_area=9),
-    )
-    arguments = [
-        "everything", str(image), "-o", str(tmp_path / "two.tif"), "--grid", "4", "--stability", "0",
-        "--min-area", "9", "--workers", "2", "--model", str(model), "--device", "cpu",
-    ]  # fmt: skip
+    """Its options are the rules; an impossible axis is refused."""
+    arguments = ["everything", str(rods), "-o", str(tmp_path / "l.tif"), "--min-area", "200"]
     with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
+        cli.main([*arguments, "--grid", "8", "--stability", "0.5"])
     assert left.value.code == 0
-    assert " objects on 24 planes in " in capsys.readouterr().out
-    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+    assert capsys.readouterr().out.startswith("1 objects on 6 planes in ")
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments, "--axis", "7"])
+    assert left.value.code == 2
+    assert "axis must be from 0 to 2" in capsys.readouterr().err
 
 
 def test_more_than_three_axes_are_refused(tmp_path: Path) -> None:
     """Objects would be linked from one time to the next."""
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 3, 20, 20), np.uint8), imagej=True)
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((2, 3, 20, 20), np.uint8), imagej=True, metadata={"axes": "TZYX"}
+    )
     with pytest.raises(ValueError, match=r"in 2-D and 3-D images; .* has shape \(2, 3, 20, 20\)"):
         run_everything(tmp_path / "a.tif", tmp_path / "l.tif")

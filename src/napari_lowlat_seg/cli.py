@@ -207,13 +207,19 @@ def seeds(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
     axis: Axis = None,
     channel: Channel = None,
+    consensus: Annotated[
+        bool,
+        typer.Option(
+            "--consensus", help="Carry along all three axes; a table beside LABELS lists disputes."
+        ),
+    ] = False,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
     """Every point of POINTS becomes an object, carried through VOLUME; all of them in one go."""
-    from napari_lowlat_seg.seed_batch import run_seeds
+    from napari_lowlat_seg.seed_batch import DISPUTES, run_seeds
 
     with extras():
         done = run_seeds(
@@ -224,10 +230,13 @@ def seeds(
             device=device,
             axis=axis,
             channel=channel,
+            agreed=consensus,
             workers=workers,
             scheduler=scheduler,
         )
     print(f"{done['objects']} objects, {done['voxels']} voxels in {done['seconds']:.1f} s: {output}")
+    if consensus:
+        print(f"{done['disputes']} places where the axes disagree: {output}{DISPUTES}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""One object carried along all three axes: what most of them say, and where they disagree.
+"""One object carried along all three axes: what they agree on, and where they do not.
 
 A click in a volume lies on three planes. Carried along each of the three axes the object is seen by three
 observers who drift differently, and where they disagree somebody should look. Only the boxes around the
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import edt
 import numpy as np
+from scipy.ndimage import binary_opening, find_objects, label
 
+from napari_lowlat_seg.answers import THRESHOLD
 from napari_lowlat_seg.many_objects import object_anchors, propagate_many
 from napari_lowlat_seg.prompts import Click
 from napari_lowlat_seg.propagate import FAINT, Engine
@@ -20,6 +24,9 @@ from napari_lowlat_seg.region import Region, cut, region_of
 from napari_lowlat_seg.volume import Plane, Volume
 
 AXES = 3
+
+AGREED = 0.65
+"""A voxel belongs to the object when its mean probability over the three axes is above this."""
 
 Voxel = tuple[int, int, int]
 Point = Sequence[float]
@@ -33,22 +40,126 @@ class Solid:
     probability: np.ndarray
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A place where the axes disagree.
+
+    Attributes
+    ----------
+    position
+        The disputed voxel farthest from what is not disputed: the place to look at.
+    voxels
+        How many are disputed there, the skin that is two voxels thin or less left out.
+    claimed_by
+        The axes that see the object at `position`.
+    """
+
+    position: Voxel
+    voxels: int
+    claimed_by: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """What three walks say of one object.
+
+    Attributes
+    ----------
+    corner
+        The first voxel of the box that holds all they say.
+    probability
+        (3, a, b, c) float16: by the axis walked along, inside the box.
+    """
+
+    corner: Voxel
+    probability: np.ndarray
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(a, b, c) bool: the object by their vote (`AGREED`)."""
+        mask: np.ndarray = self.probability.sum(axis=0, dtype=np.float32) > AXES * AGREED
+        return mask
+
+    @cached_property
+    def claims(self) -> np.ndarray:
+        """(3, a, b, c) bool: the object as each of them sees it."""
+        claims: np.ndarray = self.probability > np.float16(THRESHOLD)
+        return claims
+
+    @property
+    def agreement(self) -> float:
+        """Voxels that all three see, as a share of those that any sees, 0 to 1; 1 where nobody sees any."""
+        seen = int(np.count_nonzero(self.claims.any(axis=0)))
+        return int(np.count_nonzero(self.claims.all(axis=0))) / seen if seen else 1.0
+
+    def spots(self, spacing: Sequence[float] | None = None) -> list[Spot]:
+        """Where they disagree, the largest place first.
+
+        Walks never agree to the voxel, so a skin of one or two voxels around the object is no dispute: what
+        counts is what a cross of seven voxels fits into.
+        """
+        disputed = binary_opening(self.claims.any(axis=0) & ~self.claims.all(axis=0))
+        parts, _ = label(disputed)
+        spots = []
+        for number, box in enumerate(find_objects(parts), start=1):
+            inside = np.ascontiguousarray(parts[box] == number)
+            depth = edt.edt(inside, anisotropy=tuple(spacing or (1.0,) * AXES), black_border=True, parallel=1)
+            deepest = np.unravel_index(int(np.argmax(depth)), inside.shape)
+            at = tuple(int(part.start + i) for part, i in zip(box, deepest, strict=True))
+            a, b, c = (int(low + i) for low, i in zip(self.corner, at, strict=True))
+            claimed = np.flatnonzero(self.claims[(slice(None), *at)])
+            spots.append(Spot((a, b, c), int(np.count_nonzero(inside)), tuple(int(axis) for axis in claimed)))
+        return sorted(spots, key=lambda spot: (-spot.voxels, spot.position))
+
+
+def consensus(
+    predictor: Engine[Any], volume: Volume, objects: Mapping[int, Sequence[Point]]
+) -> dict[int, Consensus]:
+    """Objects carried along all three axes; those of which no walk finds anything are left out.
+
+    Parameters
+    ----------
+    predictor
+        Answers for the planes; see `propagate.Engine`.
+    volume
+        Three spatial axes. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
+    objects
+        Points (one number per axis, pixel centres on integers) by the number of their object. Each point is
+        a click on the plane of each axis that it lies on.
+
+    Raises
+    ------
+    ValueError
+        For another number of axes, and for points with another number of coordinates or outside the volume.
+    """
+    if volume.ndim != AXES:
+        raise ValueError(f"a consensus of three axes needs a volume of 3; got shape {volume.shape}")
+    walks = [carried_along(predictor, volume, objects, axis) for axis in range(AXES)]
+    found = {}
+    for number in objects:
+        seen = [walk.get(number) for walk in walks]
+        if any(seen):
+            found[number] = _together(seen)
+    return found
+
+
+def _together(seen: Sequence[Solid | None]) -> Consensus:
+    """Three solids in one box; None saw nothing."""
+    there = [solid for solid in seen if solid is not None]
+    low, high = _bounds(there)
+    probability = np.zeros((AXES, *(high - low)), np.float16)
+    for axis, solid in enumerate(seen):
+        if solid is not None:
+            probability[(axis, *_within(low, solid))] = solid.probability
+    return Consensus((int(low[0]), int(low[1]), int(low[2])), probability)
+
+
 def carried_along(
     predictor: Engine[Any], volume: Volume, objects: Mapping[int, Sequence[Point]], axis: int
 ) -> dict[int, Solid]:
     """What a walk along one axis finds of each object; objects of which it finds nothing are left out.
 
-    Parameters
-    ----------
-    volume
-        Three spatial axes. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
-    objects
-        Points (one number per axis, pixel centres on integers) by the number of their object.
-
-    Raises
-    ------
-    ValueError
-        For a point with another number of coordinates, or outside the volume.
+    Parameters and errors are those of `consensus`.
     """
     planes = volume.planes(axis)
     row, col = planes[0].axes
@@ -87,12 +198,18 @@ def _piece(plane: Plane, probability: np.ndarray, region: Region) -> Solid:
 
 def _joined(pieces: Sequence[Solid]) -> Solid:
     """Pieces that do not overlap, in one box."""
-    low = np.min([piece.corner for piece in pieces], axis=0)
-    high = np.max([np.add(piece.corner, piece.probability.shape) for piece in pieces], axis=0)
+    low, high = _bounds(pieces)
     whole = np.zeros(high - low, np.float16)
     for piece in pieces:
         whole[_within(low, piece)] = piece.probability
     return Solid((int(low[0]), int(low[1]), int(low[2])), whole)
+
+
+def _bounds(pieces: Sequence[Solid]) -> tuple[np.ndarray, np.ndarray]:
+    """The first voxel of a box around all pieces, and the one behind its last."""
+    low = np.min([piece.corner for piece in pieces], axis=0)
+    high = np.max([np.add(piece.corner, piece.probability.shape) for piece in pieces], axis=0)
+    return low, high
 
 
 def _within(corner: Sequence[int] | np.ndarray, piece: Solid) -> tuple[slice, ...]:
