@@ -107,7 +107,7 @@ class Consensus:
             deepest = np.unravel_index(int(np.argmax(depth)), inside.shape)
             at = tuple(int(part.start + i) for part, i in zip(box, deepest, strict=True))
             a, b, c = (int(low + i) for low, i in zip(self.corner, at, strict=True))
-            claimed = np.flatnonzero(self.claims[(slice(None), *at)])
+            claimed = np.flatnonzero(self.claims[:, at[0], at[1], at[2]])
             spots.append(Spot((a, b, c), int(np.count_nonzero(inside)), tuple(int(axis) for axis in claimed)))
         return sorted(spots, key=lambda spot: (-spot.voxels, spot.position))
 
@@ -150,7 +150,7 @@ def _together(seen: Sequence[Solid | None]) -> Consensus:
     probability = np.zeros((AXES, *(high - low)), np.float16)
     for axis, solid in enumerate(seen):
         if solid is not None:
-            probability[(axis, *_within(low, solid))] = solid.probability
+            probability[axis][_within(low, solid)] = solid.probability
     return Consensus((int(low[0]), int(low[1]), int(low[2])), probability)
 
 
