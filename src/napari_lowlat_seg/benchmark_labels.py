@@ -26,10 +26,10 @@ CLOSE = 0.75
 def label_scores(found: np.ndarray, truth: np.ndarray, least: int = 1) -> dict[str, float]:
     """Scores of integer labels of any shape, 0 for nothing.
 
-    Keys: objects and found (how many in the reference and in the labels), recall_50 and recall_75 (share of the
-    reference's objects that one label meets with a higher IoU), precision_50, quality (panoptic), dice (mean
-    over the reference's objects, each with its best label), rand_error, covered (share of voxels with a label).
-    Objects of the reference of fewer than `least` voxels need not be found; a label that meets one is right.
+    Keys: objects and found (how many in the reference and in the labels), recall_50 and recall_75 (share of
+    the reference's objects that one label meets with a higher IoU), precision_50, quality (panoptic), dice
+    (mean over the reference's objects, each with its best label), rand_error, covered (share of voxels with a
+    label). Objects of the reference of fewer than `least` voxels need not be found, but may be.
 
     Raises ValueError for arrays of different shapes and a reference without an object so large.
     """

@@ -7,7 +7,7 @@ object are kept, never three volumes. How they vote and when it pays: docs/decis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,11 +47,11 @@ class Spot:
     Attributes
     ----------
     position
-        The disputed voxel farthest from what is not disputed: the place to look at.
+        The voxel deepest inside: the place to look at.
     voxels
-        How many are disputed there, the skin that is two voxels thin or less left out.
+        How many are disputed there by the same axes, the skin that is two voxels thin or less left out.
     claimed_by
-        The axes that see the object at `position`.
+        The axes that see the object there; the others do not.
     """
 
     position: Voxel
@@ -98,18 +98,21 @@ class Consensus:
         Walks never agree to the voxel, so a skin of one or two voxels around the object is no dispute: what
         counts is what a cross of seven voxels fits into.
         """
-        disputed = binary_opening(self.claims.any(axis=0) & ~self.claims.all(axis=0))
-        parts, _ = label(disputed)
-        spots = []
+        by = sum(self.claims[axis].astype(np.uint8) << axis for axis in range(AXES))
+        everybody = (1 << AXES) - 1
+        spots = [spot for some in range(1, everybody) for spot in self._claimed(by == some, some, spacing)]
+        return sorted(spots, key=lambda spot: (-spot.voxels, spot.position))
+
+    def _claimed(self, where: np.ndarray, some: int, spacing: Sequence[float] | None) -> Iterator[Spot]:
+        """The connected places that the axes of the bits in `some` claim, and only they."""
+        claimed = tuple(axis for axis in range(AXES) if some >> axis & 1)
+        parts, _ = label(binary_opening(where))
         for number, box in enumerate(find_objects(parts), start=1):
             inside = np.ascontiguousarray(parts[box] == number)
             depth = edt.edt(inside, anisotropy=tuple(spacing or (1.0,) * AXES), black_border=True, parallel=1)
             deepest = np.unravel_index(int(np.argmax(depth)), inside.shape)
-            at = tuple(int(part.start + i) for part, i in zip(box, deepest, strict=True))
-            a, b, c = (int(low + i) for low, i in zip(self.corner, at, strict=True))
-            claimed = np.flatnonzero(self.claims[:, at[0], at[1], at[2]])
-            spots.append(Spot((a, b, c), int(np.count_nonzero(inside)), tuple(int(axis) for axis in claimed)))
-        return sorted(spots, key=lambda spot: (-spot.voxels, spot.position))
+            a, b, c = (int(x + y.start + z) for x, y, z in zip(self.corner, box, deepest, strict=True))
+            yield Spot((a, b, c), int(np.count_nonzero(inside)), claimed)
 
 
 def consensus(
