@@ -72,7 +72,7 @@ def test_three_who_agree_have_nothing_to_list(block: Volume) -> None:
     assert list(found) == [7]
     np.testing.assert_array_equal(_whole(found[7], block.shape), np.asarray(block.data) == 100)
     assert found[7].corner == (3, 5, 6)
-    assert found[7].probability.shape == (3, 6, 10, 10)
+    assert found[7].claims.shape == (3, 6, 10, 10)
     assert found[7].agreement == 1
     assert found[7].spots() == []
 
@@ -95,40 +95,41 @@ def _corners(*sides: int) -> int:
 
 def test_a_skin_is_no_dispute() -> None:
     """Walks never agree to the voxel."""
-    probability = np.zeros((3, 10, 10, 10), np.float16)
-    probability[:, 2:8, 2:8, 2:8] = 1
-    probability[0, 1:9, 1:9, 1:9] = 1
-    assert Consensus((0, 0, 0), probability).spots() == []
-    assert Consensus((0, 0, 0), probability[:, :0]).agreement == 1
+    claims = np.zeros((3, 10, 10, 10), bool)
+    claims[:, 2:8, 2:8, 2:8] = True
+    claims[0, 1:9, 1:9, 1:9] = True
+    assert Consensus((0, 0, 0), claims).spots() == []
+    assert Consensus((0, 0, 0), claims[:, :0]).agreement == 1
 
 
 def test_the_largest_dispute_comes_first() -> None:
     """Each with the place deepest inside, in voxels of the whole volume, and who claims it."""
-    probability = np.zeros((3, 9, 9, 30), np.float16)
-    probability[1:, 3:6, 3:6, 3:6] = 1
-    probability[0, 2:7, 2:7, 20:25] = 1
+    claims = np.zeros((3, 9, 9, 30), bool)
+    claims[1:, 3:6, 3:6, 3:6] = True
+    claims[0, 2:7, 2:7, 20:25] = True
     small, large = 3**3 - _corners(3, 3, 3), 5**3 - _corners(5, 5, 5)
-    assert Consensus((10, 20, 30), probability).spots() == [
+    assert Consensus((10, 20, 30), claims).spots() == [
         Spot((14, 24, 52), large, (0,)),
         Spot((14, 24, 34), small, (1, 2)),
     ]
 
 
-def test_the_vote_is_by_mean_probability() -> None:
-    """Two who are sure carry a third who doubts; two who are half sure do not."""
-    probability = np.array([[0.9, 0.9, 0.4, 0.7], [0.9, 0.9, 0.4, 0.7], [0.2, 0.0, 0.9, 0.7]], np.float16)
-    found = Consensus((0, 0, 0), probability.reshape(3, 1, 1, 4))
-    assert found.mask.ravel().tolist() == [True, False, False, True]
+def test_two_of_three_are_enough() -> None:
+    """Whichever two."""
+    claims = np.array([[1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 0, 0], [1, 0, 1, 1, 0, 0]], bool).reshape(3, 1, 1, 6)
+    found = Consensus((0, 0, 0), claims)
+    assert found.mask.ravel().tolist() == [True, True, True, True, False, False]
+    assert found.agreement == 1 / 5
 
 
 def test_points_of_one_object_ask_together(leaky: Volume) -> None:
     """Two of two brightnesses on one plane give both there; on two planes each is an anchor."""
     together = carried_along(Bright(), leaky, {1: [(5, 10, 10), (5, 10, 18)]}, 0)[1]
-    assert (together.corner, together.probability.shape) == ((3, 5, 6), (6, 10, 16))
-    assert (together.probability[2] > 0).all()
+    assert (together.corner, together.mask.shape) == ((3, 5, 6), (6, 10, 16))
+    assert together.mask[2].all()
     apart = carried_along(Bright(), leaky, {1: [(4, 10, 10), (7, 10, 18)]}, 0)[1]
-    assert (apart.probability[1] > 0).tolist() == 10 * [10 * [True] + 6 * [False]]
-    assert (apart.probability[4] > 0).tolist() == 10 * [10 * [False] + 6 * [True]]
+    assert apart.mask[1].tolist() == 10 * [10 * [True] + 6 * [False]]
+    assert apart.mask[4].tolist() == 10 * [10 * [False] + 6 * [True]]
 
 
 def test_huge_planes_are_cut_and_the_object_is_where_it_is(
@@ -140,7 +141,7 @@ def test_huge_planes_are_cut_and_the_object_is_where_it_is(
         monkeypatch.setattr(region, name, value)
     cut = consensus(Bright(), block, SEED)[7]
     assert cut.corner == whole.corner
-    np.testing.assert_array_equal(cut.probability, whole.probability)
+    np.testing.assert_array_equal(cut.claims, whole.claims)
 
 
 def test_an_object_that_nobody_sees_is_left_out(block: Volume) -> None:

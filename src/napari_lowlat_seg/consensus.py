@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import edt
 import numpy as np
 from scipy.ndimage import binary_opening, find_objects, label
 
-from napari_lowlat_seg.answers import THRESHOLD
 from napari_lowlat_seg.many_objects import object_anchors, propagate_many
 from napari_lowlat_seg.prompts import Click
-from napari_lowlat_seg.propagate import FAINT, Engine
+from napari_lowlat_seg.propagate import Engine
 from napari_lowlat_seg.region import Region, cut, region_of
 from napari_lowlat_seg.volume import Plane, Volume
 
 AXES = 3
 
-AGREED = 0.65
-"""A voxel belongs to the object when its mean probability over the three axes is above this."""
+MAJORITY = 2
+"""A voxel belongs to the object when so many of the three axes see it there."""
 
 Voxel = tuple[int, int, int]
 Point = Sequence[float]
@@ -34,10 +32,10 @@ Point = Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class Solid:
-    """Part of a volume: the first voxel of a box, and (a, b, c) float16 probabilities in it; 0 outside."""
+    """Part of a volume: the first voxel of a box, and (a, b, c) bool in it; False outside."""
 
     corner: Voxel
-    probability: np.ndarray
+    mask: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,24 +65,18 @@ class Consensus:
     ----------
     corner
         The first voxel of the box that holds all they say.
-    probability
-        (3, a, b, c) float16: by the axis walked along, inside the box.
+    claims
+        (3, a, b, c) bool: the object as each walk sees it, by the axis walked along, inside the box.
     """
 
     corner: Voxel
-    probability: np.ndarray
+    claims: np.ndarray
 
-    @cached_property
+    @property
     def mask(self) -> np.ndarray:
-        """(a, b, c) bool: the object by their vote (`AGREED`)."""
-        mask: np.ndarray = self.probability.sum(axis=0, dtype=np.float32) > AXES * AGREED
+        """(a, b, c) bool: the object by their vote (`MAJORITY`)."""
+        mask: np.ndarray = self.claims.sum(axis=0, dtype=np.uint8) >= MAJORITY
         return mask
-
-    @cached_property
-    def claims(self) -> np.ndarray:
-        """(3, a, b, c) bool: the object as each of them sees it."""
-        claims: np.ndarray = self.probability > np.float16(THRESHOLD)
-        return claims
 
     @property
     def agreement(self) -> float:
@@ -150,11 +142,11 @@ def _together(seen: Sequence[Solid | None]) -> Consensus:
     """Three solids in one box; None saw nothing."""
     there = [solid for solid in seen if solid is not None]
     low, high = _bounds(there)
-    probability = np.zeros((AXES, *(high - low)), np.float16)
+    claims = np.zeros((AXES, *(high - low)), bool)
     for axis, solid in enumerate(seen):
         if solid is not None:
-            probability[axis][_within(low, solid)] = solid.probability
-    return Consensus((int(low[0]), int(low[1]), int(low[2])), probability)
+            claims[axis][_within(low, solid)] = solid.mask
+    return Consensus((int(low[0]), int(low[1]), int(low[2])), claims)
 
 
 def carried_along(
@@ -178,43 +170,42 @@ def carried_along(
         moved = {n: [tuple(np.subtract(point, offset)) for point in points] for n, points in group.items()}
         anchors = object_anchors(predictor, part, moved, axis)
         for number, one in anchors.items():
-            pieces[number] = [_piece(plane, answer.probability, region) for plane, answer in one.items()]
+            pieces[number] = [_piece(plane, answer.mask, region) for plane, answer in one.items()]
         for number, step in propagate_many(predictor, part, anchors, part.planes(axis)):
             if step.final:
-                pieces[number].append(_piece(step.plane, step.answer.probability, region))
-    found = {number: [piece for piece in some if piece.probability.size] for number, some in pieces.items()}
+                pieces[number].append(_piece(step.plane, step.answer.mask, region))
+    found = {number: [piece for piece in some if piece.mask.size] for number, some in pieces.items()}
     return {number: _joined(some) for number, some in found.items() if some}
 
 
-def _piece(plane: Plane, probability: np.ndarray, region: Region) -> Solid:
+def _piece(plane: Plane, mask: np.ndarray, region: Region) -> Solid:
     """One plane of an answer, cut to its box; empty if the answer is."""
-    seen = probability > FAINT
-    rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
-        return Solid((0, 0, 0), np.zeros((0, 0, 0), np.float16))
-    values = probability[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].astype(np.float16)
+        return Solid((0, 0, 0), np.zeros((0, 0, 0), bool))
+    inside = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
     across = next(axis for axis, at in enumerate(plane.index) if at is not None)
     corner = [region.top + int(rows[0]), region.left + int(cols[0])]
     corner.insert(across, plane.position)
-    return Solid((corner[0], corner[1], corner[2]), np.expand_dims(values, across))
+    return Solid((corner[0], corner[1], corner[2]), np.expand_dims(inside, across))
 
 
 def _joined(pieces: Sequence[Solid]) -> Solid:
     """Pieces that do not overlap, in one box."""
     low, high = _bounds(pieces)
-    whole = np.zeros(high - low, np.float16)
+    whole = np.zeros(high - low, bool)
     for piece in pieces:
-        whole[_within(low, piece)] = piece.probability
+        whole[_within(low, piece)] = piece.mask
     return Solid((int(low[0]), int(low[1]), int(low[2])), whole)
 
 
 def _bounds(pieces: Sequence[Solid]) -> tuple[np.ndarray, np.ndarray]:
     """The first voxel of a box around all pieces, and the one behind its last."""
     low = np.min([piece.corner for piece in pieces], axis=0)
-    high = np.max([np.add(piece.corner, piece.probability.shape) for piece in pieces], axis=0)
+    high = np.max([np.add(piece.corner, piece.mask.shape) for piece in pieces], axis=0)
     return low, high
 
 
 def _within(corner: Sequence[int] | np.ndarray, piece: Solid) -> tuple[slice, ...]:
     starts = np.subtract(piece.corner, corner)
-    return tuple(slice(int(a), int(a) + n) for a, n in zip(starts, piece.probability.shape, strict=True))
+    return tuple(slice(int(a), int(a) + n) for a, n in zip(starts, piece.mask.shape, strict=True))
