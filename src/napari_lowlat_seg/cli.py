@@ -209,9 +209,7 @@ def seeds(
     channel: Channel = None,
     consensus: Annotated[
         bool,
-        typer.Option(
-            "--consensus", help="Carry along all three axes; a table beside LABELS lists disputes."
-        ),
+        typer.Option("--consensus", help="Carry along all three axes; a table beside LABELS lists disputes."),
     ] = False,
     workers: Workers = 0,
     scheduler: Scheduler = None,
