@@ -1,8 +1,12 @@
 """What several test files share."""
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,38 @@ def run_python() -> Callable[[str], str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture
+def deadly_cluster() -> Iterator[str]:
+    """The address of a cluster of two workers, one of whom is killed when the first two tasks are done.
+
+    At the end it fails unless the death came while tasks were left.
+    """
+    if sys.platform == "win32":
+        pytest.skip("needs SIGKILL")
+    distributed = pytest.importorskip("distributed")
+    left: list[int] = []
+    with distributed.LocalCluster(
+        2, threads_per_worker=1, dashboard_address=":0", silence_logs=40
+    ) as cluster:
+        over = threading.Event()
+
+        def kill_one() -> None:
+            while not over.is_set() and not left:
+                states = [task.state for task in list(cluster.scheduler.tasks.values())]
+                if states.count("memory") >= 2:
+                    os.kill(cluster.workers[0].pid, signal.SIGKILL)
+                    left.append(len(states) - states.count("memory"))
+                time.sleep(0.002)
+
+        thread = threading.Thread(target=kill_one)
+        thread.start()
+        yield cluster.scheduler_address
+        over.set()
+        thread.join()
+    assert left, "no worker was killed"
+    assert left[0] > 0, "the worker was killed when all was done"
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,24 @@ def test_every_level_is_the_finest_one_thinned(
     np.testing.assert_array_equal(labels.plane(Plane((0, None, None))), expected[0])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_planes_along_any_axis_reach_every_level(axis: int, tmp_path: Path) -> None:
+    """Only the last two axes are thinned: a plane across one of them is not on every level."""
+    like = Volume(np.zeros((3, 40, 1100), np.uint8))
+    written = OmeZarrLabels(tmp_path / "w.zarr", like)
+    filled = OmeZarrLabels(tmp_path / "f.zarr", like)
+    expected = np.zeros(like.shape, np.uint32)
+    for plane in like.planes(axis)[1:3]:
+        labels = np.arange(np.prod(like.sides(plane)), dtype=np.uint32).reshape(like.sides(plane)) % 7
+        expected[plane.key()] = labels
+        filled.fill(plane, labels)
+        for label in range(1, 7):
+            written.write(plane, labels == label, label)
+    for k, (one, other) in enumerate(zip(written.levels, filled.levels)):
+        np.testing.assert_array_equal(one[...], expected[:, :: 2**k, :: 2**k])
+        np.testing.assert_array_equal(other[...], expected[:, :: 2**k, :: 2**k])
+
+
 def test_labels_can_be_gone_on_with(tmp_path: Path) -> None:
     """In another session; chunks in which nothing was written take no room."""
     like = Volume(np.zeros((8, 2000, 2000), np.uint8))

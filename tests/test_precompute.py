@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 
-from napari_lowlat_seg import cli
+from napari_lowlat_seg import cli, precompute
 from napari_lowlat_seg.embedding_cache import EmbeddingCache, EmbeddingKey
 from napari_lowlat_seg.io import read_volume
 from napari_lowlat_seg.model.checkpoints import save_model
@@ -77,6 +77,18 @@ def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path
     done = run_embed(stack, tmp_path / "two", model=str(tiny), device="cpu", workers=2)
     assert (done["planes"], done["made"]) == (20, 20)
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+    tiny: Path, stack: Path, deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is there and whole; what the dead left is no embedding."""
+    monkeypatch.setattr(precompute, "BATCH", 1)
+    run_embed(stack, tmp_path / "one", model=str(tiny), device="cpu")
+    done = run_embed(stack, tmp_path / "two", model=str(tiny), device="cpu", scheduler=deadly_cluster)
+    assert done["planes"] == 20
+    written, expected = _files(tmp_path / "two"), _files(tmp_path / "one")
+    assert {name: written[name] for name in expected} == expected
 
 
 def test_a_plane_of_nan_is_passed_over(tiny: Path, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import tifffile
 import torch
 
 from napari_lowlat_seg import cli, seed_batch
+from napari_lowlat_seg.consensus import Spot
 from napari_lowlat_seg.io import read_volume
 from napari_lowlat_seg.model.checkpoints import save_model
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.predictor import Prediction
-from napari_lowlat_seg.seed_batch import read_points, run_seeds
+from napari_lowlat_seg.seed_batch import DISPUTES, read_points, run_seeds, write_disputes
 from napari_lowlat_seg.volume import Volume
 
 
@@ -72,6 +73,28 @@ def test_where_two_claim_a_pixel_the_lower_number_keeps_it(
     assert np.unique(labels).tolist() == [0, 1]
 
 
+def test_a_consensus_lists_where_the_axes_disagree(rods: Path, tmp_path: Path) -> None:
+    """Along the rods they end where the volume does; across them all is one brightness: nothing to list."""
+    (tmp_path / "p.csv").write_text("2,10,10\n4,25,30\n")
+    done = run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif", agreed=True)
+    data = np.asarray(read_volume(rods).data)
+    expected = np.where(data == 100, 1, np.where(data == 200, 2, 0))
+    np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.tif").data), expected)
+    assert (done["objects"], done["voxels"], done["disputes"]) == (2, 6 * (100 + 300), 0)
+    assert (tmp_path / f"l.tif{DISPUTES}").read_text().splitlines() == [
+        "index,axis-0,axis-1,axis-2,object,voxels,claimed-by"
+    ]
+
+
+def test_disputes_are_a_table_that_napari_opens(tmp_path: Path) -> None:
+    """The largest first, whichever job came first."""
+    small, large = Spot((1, 2, 3), 40, (0, 2)), Spot((4, 5, 6), 90, (1,))
+    write_disputes(tmp_path / "d.csv", [(1, small), (2, large), (3, large)])
+    assert (tmp_path / "d.csv").read_text().splitlines()[1:] == [
+        "0,4,5,6,2,90,1", "1,4,5,6,3,90,1", "2,1,2,3,1,40,0+2",
+    ]  # fmt: skip
+
+
 def test_napari_s_own_points_file_is_read(tmp_path: Path) -> None:
     """Header and index are passed over."""
     path = tmp_path / "p.csv"
@@ -99,9 +122,9 @@ def test_other_points_are_refused(tmp_path: Path, text: str, message: str) -> No
         read_points(path, Volume(np.zeros((3, 4, 5), np.uint8)))
 
 
-def test_a_cluster_gives_the_same_labels(tmp_path: Path) -> None:
-    """A network of random weights, more seeds than a job holds, two workers; from the command line."""
-    pytest.importorskip("distributed")
+@pytest.fixture
+def noise(tmp_path: Path) -> list[str]:
+    """A stack of noise with 20 seeds, and a network of random weights: what `lowlat-seg seeds` is given."""
     torch.manual_seed(0)
     config = SegNextConfig(
         size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
@@ -113,16 +136,33 @@ def test_a_cluster_gives_the_same_labels(tmp_path: Path) -> None:
     )
     points = np.column_stack([rng.integers(0, n, 20) for n in (4, 30, 30)])
     (tmp_path / "p.csv").write_text("\n".join(",".join(map(str, p)) for p in points.tolist()))
-    run_seeds(tmp_path / "a.tif", tmp_path / "p.csv", tmp_path / "one.tif", model=str(model), device="cpu")
+    return [str(tmp_path / "a.tif"), str(tmp_path / "p.csv"), "--model", str(model), "--device", "cpu"]
+
+
+def _seeds(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main(
-            ["seeds", str(tmp_path / "a.tif"), str(tmp_path / "p.csv"), "-o", str(tmp_path / "two.tif"),
-             "--model", str(model), "--device", "cpu", "--workers", "2"]
-        )  # fmt: skip
+        cli.main(["seeds", *arguments])
     assert left.value.code == 0
-    one, two = (np.asarray(read_volume(tmp_path / f"{name}.tif").data) for name in ("one", "two"))
-    assert one.any()
-    np.testing.assert_array_equal(one, two)
+
+
+def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> None:
+    """A network of random weights, more seeds than a job holds, two workers; from the command line."""
+    pytest.importorskip("distributed")
+    _seeds([*noise, "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "-o", str(tmp_path / "two.tif"), "--workers", "2"])
+    assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+    noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds to a job, so that there is a middle."""
+    monkeypatch.setattr(seed_batch, "TOGETHER", 2)
+    _seeds([*noise, "--consensus", "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "--consensus", "-o", str(tmp_path / "two.tif"), "--scheduler", deadly_cluster])
+    for end in ("", DISPUTES):
+        assert (tmp_path / f"two.tif{end}").read_bytes() == (tmp_path / f"one.tif{end}").read_bytes()
 
 
 def test_a_picture_has_no_planes_to_carry_seeds_through(tmp_path: Path) -> None:

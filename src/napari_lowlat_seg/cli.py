@@ -207,13 +207,17 @@ def seeds(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
     axis: Axis = None,
     channel: Channel = None,
+    consensus: Annotated[
+        bool,
+        typer.Option("--consensus", help="Carry along all three axes; a table beside LABELS lists disputes."),
+    ] = False,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
     """Every point of POINTS becomes an object, carried through VOLUME; all of them in one go."""
-    from napari_lowlat_seg.seed_batch import run_seeds
+    from napari_lowlat_seg.seed_batch import DISPUTES, run_seeds
 
     with extras():
         done = run_seeds(
@@ -224,10 +228,46 @@ def seeds(
             device=device,
             axis=axis,
             channel=channel,
+            agreed=consensus,
             workers=workers,
             scheduler=scheduler,
         )
     print(f"{done['objects']} objects, {done['voxels']} voxels in {done['seconds']:.1f} s: {output}")
+    if consensus:
+        print(f"{done['disputes']} places where the axes disagree: {output}{DISPUTES}")
+
+
+@app.command()
+def everything(
+    image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
+    axis: Axis = None,
+    channel: Channel = None,
+    grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
+    stability: Annotated[float, typer.Option(min=0, max=1, help="More gives fewer and surer objects.")] = 0.2,
+    min_area: Annotated[int, typer.Option(min=1, help="Least pixels of an object on a plane.")] = 50,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    model: Model = MODEL,
+    device: Device = DEVICE,
+) -> None:
+    """Label everything in VOLUME, without prompts: a grid of clicks on each plane, linked plane to plane."""
+    from napari_lowlat_seg.everything import Rules
+    from napari_lowlat_seg.everything_batch import run_everything
+
+    with extras():
+        done = run_everything(
+            image,
+            output,
+            rules=Rules(grid=grid, stability=stability, least_area=min_area),
+            model=model,
+            device=device,
+            axis=axis,
+            channel=channel,
+            workers=workers,
+            scheduler=scheduler,
+        )
+    print(f"{done['objects']} objects on {done['planes']} planes in {done['seconds']:.1f} s: {output}")
 
 
 @app.command()

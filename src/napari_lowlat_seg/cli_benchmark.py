@@ -146,3 +146,19 @@ def volume(
         device=device,
         json=json,
     )
+
+
+@app.command()
+def labels(
+    found: Annotated[Path, typer.Argument(metavar="LABELS", help="What is to be judged.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Of the same shape.")],
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Pieces of a label that do not touch are objects of their own.")
+    ] = False,
+    least: Annotated[int, typer.Option(min=1, help="Least voxels of an object that must be found.")] = 1,
+    json: Json = None,
+) -> None:
+    """Recall, panoptic quality and Rand error of labels, wherever they come from."""
+    from napari_lowlat_seg.benchmark_labels import run_labels
+
+    run_labels(found, reference, parts=parts, least=least, json=json)

@@ -34,27 +34,47 @@ def seed_anchors(
     ValueError
         For a point with another number of coordinates, or outside the volume.
     """
+    objects = {number: (point,) for number, point in enumerate(points, start=1)}
+    return object_anchors(predictor, volume, objects, axis, embed=embed)
+
+
+def object_anchors(
+    predictor: Engine[A],
+    volume: Volume,
+    objects: Mapping[int, Sequence[Sequence[float]]],
+    axis: int = 0,
+    *,
+    embed: Callable[[Plane], Any] | None = None,
+) -> dict[int, dict[Plane, A]]:
+    """The answers of objects on the planes of their points; all points of an object on a plane ask together.
+
+    `objects` maps the number of an object to its points; else as `seed_anchors`.
+    """
     make = embed or (lambda plane: embed_plane(predictor, volume, plane))
-    placed: dict[Plane, list[tuple[int, Click]]] = {}
-    for number, point in enumerate(points, start=1):
-        if len(point) != volume.ndim or not all(
-            -0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape, strict=True)
-        ):
-            raise ValueError(
-                f"a seed needs {volume.ndim} coordinates inside a volume of {volume.shape}; got "
-                f"{tuple(point)}"
-            )
-        whole = [min(max(round(x), 0), n - 1) for x, n in zip(point, volume.shape, strict=True)]
-        row, col = volume.planes(axis)[0].axes
-        walked = [x for a, x in enumerate(whole) if a not in (row, col)]
-        plane = volume.plane_at(walked, axis)
-        placed.setdefault(plane, []).append((number, Click((point[row], point[col]))))
+    placed: dict[Plane, dict[int, list[Click]]] = {}
+    for number, points in objects.items():
+        for point in points:
+            plane, click = _placed(volume, point, axis)
+            placed.setdefault(plane, {}).setdefault(number, []).append(click)
     anchors: dict[int, dict[Plane, A]] = {}
-    for plane, seeds in placed.items():
+    for plane, asked in placed.items():
         embedding = make(plane)
-        for number, click in seeds:
-            anchors[number] = {plane: predictor.predict(embedding, [click], None)}
+        for number, clicks in asked.items():
+            anchors.setdefault(number, {})[plane] = predictor.predict(embedding, clicks, None)
     return dict(sorted(anchors.items()))
+
+
+def _placed(volume: Volume, point: Sequence[float], axis: int) -> tuple[Plane, Click]:
+    if len(point) != volume.ndim or not all(
+        -0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape, strict=True)
+    ):
+        raise ValueError(
+            f"a seed needs {volume.ndim} coordinates inside a volume of {volume.shape}; got {tuple(point)}"
+        )
+    whole = [min(max(round(x), 0), n - 1) for x, n in zip(point, volume.shape, strict=True)]
+    row, col = volume.planes(axis)[0].axes
+    walked = [x for a, x in enumerate(whole) if a not in (row, col)]
+    return volume.plane_at(walked, axis), Click((point[row], point[col]))
 
 
 def propagate_many(

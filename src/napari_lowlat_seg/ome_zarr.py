@@ -6,7 +6,7 @@ of their own; every write changes the same place on all levels, so that the pyra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,15 +127,30 @@ class OmeZarrLabels:
         top, left = int(rows[0]), int(cols[0])
         part = mask[top : rows[-1] + 1, left : cols[-1] + 1]
         start = (top + corner[0], left + corner[1])
-        for level, array in enumerate(self.levels):
-            step = 2**level
-            first = tuple(-(-low // step) for low in start)  # the first row and column that this level shows
-            thin = part[first[0] * step - start[0] :: step, first[1] * step - start[1] :: step]
+        for array, shown, steps in self._shown(plane):
+            # The first row and column that this level shows.
+            first = [-(-low // step) for low, step in zip(start, steps)]
+            rest = tuple(slice(at * step - low, None, step) for at, step, low in zip(first, steps, start))
+            thin = part[rest]
             if thin.any():
-                region = _region(plane, first, thin.shape)
+                region = _region(shown, first, thin.shape)
                 old = np.asarray(array[region])
                 free = thin & ((old == 0) | (old > label)) if lowest else thin
                 array[region] = np.where(free, np.asarray(label, old.dtype), old)
+
+    def fill(self, plane: Plane, labels: np.ndarray) -> None:
+        """Give every pixel of a plane its label: (rows, cols) integers of 0 or more."""
+        for array, shown, (down, across) in self._shown(plane):
+            array[shown.key()] = labels[::down, ::across]
+
+    def _shown(self, plane: Plane) -> Iterator[tuple[Any, Plane, tuple[int, int]]]:
+        """The levels that show a plane: array, the plane there, and every how many-th row and column."""
+        row, col = plane.axes
+        for level, array in enumerate(self.levels):
+            steps = [1] * (len(plane.index) - 2) + [2**level] * 2
+            if all(at is None or at % step == 0 for at, step in zip(plane.index, steps)):
+                there = tuple(None if at is None else at // step for at, step in zip(plane.index, steps))
+                yield array, Plane(there), (steps[row], steps[col])
 
     def plane(self, plane: Plane) -> np.ndarray:
         """The labels of one plane, at full size."""

@@ -1,7 +1,8 @@
 """Every point an object: many seeds carried through a volume in one go, here or on a cluster.
 
 Seeds that look at the same tile are one job, so a plane is embedded once for all of them. Where objects claim
-the same pixel the lower number keeps it; so the labels do not depend on who was finished first.
+the same pixel the lower number keeps it; so the labels do not depend on who was finished first. With a
+consensus each object is carried along all three axes; a table beside the labels lists where they disagree.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .io import check_labels_path, default_axis, is_ome_zarr, read_volume, write_labels
+from .consensus import Spot, consensus
+from .io import check_labels_path, default_axis, is_ome_zarr, read_volume, write_labels, write_whole
 from .many_objects import propagate_many, seed_anchors
 from .ome_zarr import OmeZarrLabels
 from .precompute import the_predictor, the_volume
@@ -27,6 +29,9 @@ from .volume import Plane, Volume
 
 TOGETHER = 16
 """Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
+
+DISPUTES = ".disputes.csv"
+"""What is added to the name of the labels for the table of places where the axes disagree."""
 
 Part = tuple[int, Plane, tuple[int, int], np.ndarray]
 """(number, plane, corner in the plane, mask)."""
@@ -58,7 +63,11 @@ class SeedJob:
     seeds: tuple[tuple[int, tuple[float, ...]], ...]
 
 
-def run_seed_job(job: SeedJob) -> list[Part]:
+Done = tuple[list[Part], list[tuple[int, Spot]]]
+"""What a job has found, and where the axes disagree on it, by the object's number."""
+
+
+def run_seed_job(job: SeedJob) -> Done:
     """All that the seeds of a job reach, each mask cut to its bounding box."""
     predictor = the_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
@@ -75,7 +84,22 @@ def run_seed_job(job: SeedJob) -> list[Part]:
     for number, step in propagate_many(predictor, part, anchors, planes):
         if step.final:
             found.append(_boxed(number, step.plane, step.answer.mask, job.region))
-    return [one for one in found if one[3].size]
+    return [one for one in found if one[3].size], []
+
+
+def run_consensus_job(job: SeedJob) -> Done:
+    """What the three axes agree on for the seeds of a job, and where they do not."""
+    predictor = the_predictor(job.model, job.device)
+    volume = replace(the_volume(job.image, job.channel), window=job.window)
+    parts: list[Part] = []
+    spots: list[tuple[int, Spot]] = []
+    for number, agreed in consensus(predictor, volume, {n: (point,) for n, point in job.seeds}).items():
+        spots += [(number, spot) for spot in agreed.spots(volume.spacing)]
+        top, left = (low for axis, low in enumerate(agreed.corner) if axis != job.axis)
+        for place, mask in enumerate(np.moveaxis(agreed.mask, job.axis, 0), start=agreed.corner[job.axis]):
+            if mask.any():
+                parts.append((number, volume.plane_at([place], job.axis), (top, left), mask.copy()))
+    return parts, spots
 
 
 def run_seeds(
@@ -87,6 +111,7 @@ def run_seeds(
     device: str = "auto",
     axis: int | None = None,
     channel: int | None = None,
+    agreed: bool = False,
     workers: int = 0,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
@@ -100,10 +125,13 @@ def run_seeds(
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     axis, workers, scheduler
         As of `precompute.run_embed`.
+    agreed
+        Carry along all three axes; where they disagree is written beside the labels (`write_disputes`).
 
     Returns
     -------
-    "objects", "voxels" (claimed ones counted once for each claim) and "seconds".
+    "objects", "voxels" (claimed ones counted once for each claim), "disputes" (0 without a consensus) and
+    "seconds".
 
     Raises
     ------
@@ -126,16 +154,41 @@ def run_seeds(
         for some in (group[i : i + TOGETHER] for i in range(0, len(group), TOGETHER))
     ]
     labels = OmeZarrLabels(output, volume) if is_ome_zarr(output) else _ArrayLabels(volume)
-    voxels = 0
+    voxels, disputes = 0, []
+    work = run_consensus_job if agreed else run_seed_job
     with connected(scheduler, workers) as client, _bar(len(jobs)) as bar:
-        for parts in map(run_seed_job, jobs) if client is None else spread(client, run_seed_job, jobs):
+        for parts, spots in map(work, jobs) if client is None else spread(client, work, jobs):
+            disputes += spots
             for number, plane, corner, mask in parts:
                 labels.write(plane, mask, number, corner, lowest=True)
                 voxels += int(np.count_nonzero(mask))
             bar.update()
     if isinstance(labels, _ArrayLabels):
         write_labels(output, labels.whole, volume)
-    return {"objects": len(seeds), "voxels": voxels, "seconds": round(time.perf_counter() - started, 3)}
+    if agreed:
+        write_disputes(output.with_name(output.name + DISPUTES), disputes)
+    seconds = round(time.perf_counter() - started, 3)
+    return {"objects": len(seeds), "voxels": voxels, "disputes": len(disputes), "seconds": seconds}
+
+
+def write_disputes(path: Path, disputes: Sequence[tuple[int, Spot]]) -> None:
+    """Write (object, place) as a table, the largest place first; napari opens it as points.
+
+    Columns: index, axis-0, axis-1, axis-2 (the voxel), object, voxels, claimed-by (axes, such as "0+2").
+    """
+    order = sorted(disputes, key=lambda one: (-one[1].voxels, one[0], one[1].position))
+    rows = [
+        (i, *spot.position, number, spot.voxels, "+".join(map(str, spot.claimed_by)))
+        for i, (number, spot) in enumerate(order)
+    ]
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("index", "axis-0", "axis-1", "axis-2", "object", "voxels", "claimed-by"))
+            table.writerows(rows)
+
+    write_whole(path, write)
 
 
 def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:
