@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -78,6 +78,10 @@ class Predictor:
     def warm_up(self) -> None:
         """Pay now what the first picture and the first click would pay; `load_predictor` does it on a GPU."""
         self.hot_path.warm_up()
+
+    def interrupt_by(self, look: Callable[[], object]) -> None:
+        """Calls `look` again and again while the network computes; what it raises stops the network there."""
+        self.hot_path.interrupt_by(look)
 
     def embed(
         self,
@@ -289,7 +293,7 @@ def load_predictor(
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
     network = load_model(model)
     if runtime.precision == "bf16" and not network.bf16:
-        runtime = Runtime(runtime.device)
+        runtime = replace(runtime, precision="fp32")
     predictor = Predictor(network, runtime, closer_look, name=str(model))
     if runtime.on_cuda:
         predictor.warm_up()
