@@ -65,8 +65,8 @@ class HotPath:
         self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
         self._turn = threading.Lock()  # recorded steps have one set of inputs
         self._look: Callable[[], object] = _nothing_newer
-        self._encode: Step = self.network.encode
-        self._click: Step = self._clicked
+        self.encode: Step = self.network.encode  # on a processor OpenVINO may take both steps over
+        self.click: Step = self._clicked
         if runtime.openvino:
             self._convert()
 
@@ -95,7 +95,7 @@ class HotPath:
             image = on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
             image = image.contiguous(memory_format=torch.channels_last)  # (1, 3, S, S)
             if not self.runtime.on_cuda:
-                return self._encode(image.to(self.runtime.device))
+                return self.encode(image.to(self.runtime.device))
             if self._encoder is None:
                 self._encoder = Recording(self._step(self.network.encode), (torch.empty_like(image),))
             self._encoder.inputs[0].copy_(image)
@@ -132,7 +132,7 @@ class HotPath:
         if not self.runtime.on_cuda:
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
             self.stamp(maps, frame, questions)
-            logits, *quality = self._click(maps, *features)
+            logits, *quality = self.click(maps, *features)
         else:
             step = self._recorded(1 if count == 1 else BATCH, features)
             maps = step.inputs[0].zero_()
@@ -156,7 +156,7 @@ class HotPath:
         from .openvino_steps import Refused, compiled_steps
 
         try:
-            self._encode, self._click = compiled_steps(
+            self.encode, self.click = compiled_steps(
                 self.network, self._clicked, self.runtime.precision, lambda: self._look()
             )
         except Refused as problem:

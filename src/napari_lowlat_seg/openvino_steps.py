@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ class CompiledStep:
             while not _over(request):
                 pass
             raise
-        return tuple(
-            torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(self._outputs)
-        )
+        return tuple(torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(self._outputs))
 
 
 def compiled_steps(
@@ -123,31 +122,37 @@ def _compiled_steps(
     network: Network, click: Step, hint: str, look: Look
 ) -> tuple[CompiledStep, CompiledStep]:
     core = openvino().Core()
-    side = (1, 3, network.size, network.size)
     folder = cache_dir() / "openvino" / _key(network)
-    if not (folder / "click.xml").is_file():
-        started = time.perf_counter()
-        image, maps = torch.rand(side) * 255, torch.rand(side)
-        with torch.no_grad():
-            features = tuple(network.encode(image))
-            models = {
-                "encode": _converted(network, network.encode, image),
-                "click": _converted(network, click, maps, *features),
-            }
-            expected = click(maps, *features)
-        encode = CompiledStep(_compiled(core, models["encode"], "f32"), look)
-        answer = CompiledStep(_compiled(core, models["click"], hint), look)
-        _check("encode", encode(image), features, "f32")
-        _check("click", answer(maps, *features), expected, hint)
-        _store(models, folder)
-        seconds = time.perf_counter() - started
-        logging.getLogger(__name__).info("converted for OpenVINO in %.1f s, kept in %s", seconds, folder)
-        return encode, answer
-    os.utime(folder)
-    return (
-        CompiledStep(_compiled(core, str(folder / "encode.xml"), "f32"), look),
-        CompiledStep(_compiled(core, str(folder / "click.xml"), hint), look),
-    )
+
+    def compiled(models: dict[str, Any]) -> tuple[CompiledStep, CompiledStep]:
+        return (
+            CompiledStep(_compiled(core, models["encode"], "f32"), look),
+            CompiledStep(_compiled(core, models["click"], hint), look),
+        )
+
+    try:
+        steps = compiled({name: core.read_model(f"{folder}/{name}.xml") for name in ("encode", "click")})
+        os.utime(folder)
+        return steps
+    except (OSError, RuntimeError):
+        pass  # there is none yet, or it is spoilt
+    started = time.perf_counter()
+    side = (1, 3, network.size, network.size)
+    image, maps = torch.rand(side) * 255, torch.rand(side)
+    with torch.no_grad():
+        features = network.encode(image)
+        expected = click(maps, *features)
+        models = {
+            "encode": _converted(network, network.encode, image),
+            "click": _converted(network, click, maps, *features),
+        }
+    encode, answer = compiled(models)
+    _check("encode", encode(image), features, "f32")
+    _check("click", answer(maps, *features), expected, hint)
+    _store(models, folder)
+    seconds = time.perf_counter() - started
+    logging.getLogger(__name__).info("converted for OpenVINO in %.1f s, kept in %s", seconds, folder)
+    return encode, answer
 
 
 def _compiled(core: Any, model: Any, hint: str) -> Any:
@@ -177,17 +182,17 @@ class _Traced(nn.Module):
 
 def _converted(network: Network, step: Step, *inputs: Tensor) -> Any:
     shapes = [openvino().PartialShape(list(x.shape)) for x in inputs]
-    traced = torch.jit.trace(_Traced(network, step).eval(), inputs, check_trace=False)
-    return openvino().convert_model(traced, example_input=inputs, input=shapes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's: shapes are fixed, and branches hang on them only
+        traced = torch.jit.trace(_Traced(network, step).eval(), inputs, check_trace=False)
+        return openvino().convert_model(traced, example_input=inputs, input=shapes)
 
 
-def _check(
-    name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...], hint: str
-) -> None:
+def _check(name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...], hint: str) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         apart, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
         if not apart <= CLOSE[hint] * max(largest, 1.0):
-            raise Refused(f"{name} differs from torch's by {apart:.3g} where the largest value is {largest:.3g}")
+            raise Refused(f"its {name} differs from torch's by {apart:.3g} at values up to {largest:.3g}")
 
 
 def _key(network: Network) -> str:
@@ -211,12 +216,18 @@ def _store(models: dict[str, Any], folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
             for name, model in models.items():
                 openvino().save_model(model, f"{made}/new/{name}.xml", compress_to_fp16=False)
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(f"{made}/new", folder)
-        by_use = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in by_use[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        _forget(folder.parent)
     except OSError:
         return
+
+
+def _forget(place: Path) -> None:
+    """Leaves the converted networks that were used last."""
+    by_use = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)
+    for old in by_use[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _over(request: Any) -> bool:
