@@ -85,8 +85,9 @@ class Full(HotPath):
         raise torch.cuda.OutOfMemoryError("full")
 
 
-def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
+def test_out_of_memory_goes_on_with_the_processor(network, image, monkeypatch) -> None:
     """One warning, and the answer of a predictor that was there all the time."""
+    monkeypatch.setattr(runtime, "has_openvino", lambda: False)
     expected = Predictor(network, Runtime.find("cpu"), "off")
     embedding = expected.embed(image)
     predictor = Predictor(network, Runtime(), "off", name="mine")
@@ -163,6 +164,7 @@ def test_a_disk_needs_a_radius() -> None:
 def test_bf16_is_for_networks_that_were_checked(network, tmp_path, monkeypatch) -> None:
     """The default model takes it where the processor has it, a SegNext keeps float32."""
     monkeypatch.setattr(runtime, "has_bf16", lambda: True)
+    monkeypatch.setattr(runtime, "has_openvino", lambda: False)
     path = save_model(network, tmp_path / "mine.safetensors")
     assert load_predictor(str(path), "cpu").runtime == Runtime("cpu", "fp32")
     assert load_predictor("default", "cpu").runtime == Runtime("cpu", "bf16")

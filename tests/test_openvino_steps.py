@@ -33,7 +33,7 @@ FULL = Runtime("cpu", "fp32", openvino=True)
 
 
 class Small(Network):
-    """A few layers, so that converting takes no time; one of them is wide."""
+    """A few layers, so that converting takes no time; one of them works long enough to be stopped in."""
 
     def __init__(self, settings: str = "") -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> 
 
 def test_other_numbers_than_torchs_are_refused() -> None:
     """A converter's mistake must not draw masks."""
-    with pytest.raises(Refused, match=r"its encode differs from torch's by 1 at values up to 1"):
+    with pytest.raises(Refused, match=r"its encode differs from torch's by 1 at values up to 0\."):
         steps_of(Odd())
 
 
@@ -247,11 +247,6 @@ def test_it_is_used_where_it_is_installed(monkeypatch, installed) -> None:
     assert not Runtime.find("cuda").openvino
 
 
-def test_a_benchmark_can_do_without() -> None:
-    """To measure both side by side."""
-    assert not load_segmenter("default@torch@off", device="cpu").predictor.runtime.openvino  # type: ignore[attr-defined]
-
-
 def test_nothing_is_told_to_its_makers(run_python) -> None:
     """Importing OpenVINO would send an event."""
     told = run_python(
@@ -262,7 +257,7 @@ def test_nothing_is_told_to_its_makers(run_python) -> None:
 
 
 def test_whole_sequences_draw_the_same_masks() -> None:
-    """The embedded model as users have it, through 20 clicks: mean IoU with torch in float32 at least 0.995."""
+    """The embedded model as users have it, 20 clicks: mean IoU with torch in float32 at least 0.995."""
     theirs = load_segmenter("default@torch@fp32@off", device="cpu").predictor  # type: ignore[attr-defined]
     ours = Predictor(theirs.network, Runtime.find("cpu"), "off")
     assert ours.runtime.openvino
