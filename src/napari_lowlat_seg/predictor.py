@@ -268,7 +268,7 @@ class Predictor:
             "close what else uses the GPU and load the model again to return to it",
             stacklevel=4,
         )
-        self.hot_path = HotPath(self.network.float(), Runtime.find("cpu"))
+        self.hot_path = HotPath(self.network.float(), suited(Runtime.find("cpu"), self.network))
 
 
 def load_predictor(
@@ -292,12 +292,20 @@ def load_predictor(
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
     network = load_model(model)
-    if runtime.precision == "bf16" and not network.bf16:
-        runtime = replace(runtime, precision="fp32")
-    predictor = Predictor(network, runtime, closer_look, name=str(model))
+    predictor = Predictor(network, suited(runtime, network), closer_look, name=str(model))
     if runtime.on_cuda:
         predictor.warm_up()
     return predictor
+
+
+def suited(runtime: Runtime, network: Network) -> Runtime:
+    """A runtime without the shortcuts that were not checked with this network."""
+    short = runtime.precision == "bf16" and not network.bf16
+    return replace(
+        runtime,
+        precision="fp32" if short else runtime.precision,
+        openvino=runtime.openvino and network.openvino,
+    )
 
 
 def _pasted(drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None) -> Prediction:

@@ -128,8 +128,8 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
         if not isinstance(network, SegNext):
             raise ValueError(f"only a SegNext has an official form, {name} has none; leave @official out")
         return OfficialForm(network, runtime.device, spec)
-    if precision is None and runtime.precision == "bf16" and not network.bf16:
-        runtime = replace(runtime, precision="fp32")
+    suited = engine.suited(runtime, network)
+    runtime = suited if precision is None else replace(suited, precision=precision)
     made = engine.Predictor(network, runtime, look)  # type: ignore[arg-type]
     if runtime.on_cuda:
         made.warm_up()
