@@ -12,10 +12,11 @@ from napari_lowlat_seg import runtime
 from napari_lowlat_seg.frame import Frame
 from napari_lowlat_seg.hot_path import HotPath, _lifting, from_square
 from napari_lowlat_seg.model.checkpoints import save_model
+from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.model.pyramid import _resizing
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.official_form import OfficialForm
-from napari_lowlat_seg.predictor import Predictor, load_predictor
+from napari_lowlat_seg.predictor import Predictor, load_predictor, suited
 from napari_lowlat_seg.prompts import Box, Click, Scribble, dense_maps
 from napari_lowlat_seg.raster import disks
 from napari_lowlat_seg.runtime import Runtime
@@ -87,7 +88,7 @@ class Full(HotPath):
 
 def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     """One warning, and the answer of a predictor that was there all the time."""
-    expected = Predictor(network, Runtime.find("cpu"), "off")
+    expected = Predictor(network, Runtime(), "off")
     embedding = expected.embed(image)
     predictor = Predictor(network, Runtime(), "off", name="mine")
     predictor.hot_path = Full(network, Runtime())
@@ -160,9 +161,11 @@ def test_a_disk_needs_a_radius() -> None:
         disks(np.zeros((1, 2), np.int64), -1, 8)
 
 
-def test_bf16_is_for_networks_that_were_checked(network, tmp_path, monkeypatch) -> None:
-    """The default model takes it where the processor has it, a SegNext keeps float32."""
+def test_shortcuts_are_for_networks_that_were_checked(network, tmp_path, monkeypatch) -> None:
+    """The default model takes them where the processor has them, a SegNext keeps torch and float32."""
     monkeypatch.setattr(runtime, "has_bf16", lambda: True)
+    monkeypatch.setattr(runtime, "has_openvino", lambda: True)
+    found = Runtime.find("cpu")
+    assert suited(found, Compact(CompactConfig(size=256))) == Runtime("cpu", "bf16", openvino=True)
     path = save_model(network, tmp_path / "mine.safetensors")
     assert load_predictor(str(path), "cpu").runtime == Runtime("cpu", "fp32")
-    assert load_predictor("default", "cpu").runtime == Runtime("cpu", "bf16")

@@ -212,8 +212,8 @@ def test_an_unknown_model_of_ours_is_refused() -> None:
 
 def test_a_name_says_precision_and_look() -> None:
     """Marks in any order; the table tells them apart."""
-    made = load_segmenter("default@fp32@off", device="cpu")
-    assert (made.name, made.form) == ("default@fp32@off", "fp32")
+    made = load_segmenter("default@torch@fp32@off", device="cpu")
+    assert (made.name, made.form) == ("default@torch@fp32@off", "fp32")
     assert made.predictor.closer_look == "off"  # type: ignore[attr-defined]
 
 

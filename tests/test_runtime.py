@@ -14,12 +14,14 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two CUDA devices."""
     monkeypatch.setattr(runtime, "available_devices", lambda: ("cuda:0", "cuda:1", "cpu"))
     monkeypatch.setattr(runtime, "has_bf16", lambda: False)
+    monkeypatch.setattr(runtime, "has_openvino", lambda: False)
 
 
 @pytest.mark.parametrize(("capable", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_the_cpu_is_always_there(monkeypatch: pytest.MonkeyPatch, capable, precision) -> None:
     """And multiplies in bf16 where it has instructions for that."""
     monkeypatch.setattr(runtime, "has_bf16", lambda: capable)
+    monkeypatch.setattr(runtime, "has_openvino", lambda: False)
     assert available_devices()[-1] == "cpu"
     assert Runtime.find("cpu") == Runtime("cpu", precision)
 

@@ -66,8 +66,7 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
         shape = (1, 3, network.size, network.size)
         maps = torch.zeros(shape, device=runtime.device, dtype=runtime.dtype)
         path.stamp(maps, frame, [asked])
-        fused = network.fuse(embedding.features, maps)
-        logits = network.sketch(fused)[0].float()
+        logits = path.click(maps, *embedding.features)[0]
         embed: dict[str, Callable[[], object]] = {
             "8 bits": lambda: to_uint8(image, intensity_window(image)).copy(),
             "resize": lambda: on_square(rgb, frame, pad),
@@ -75,8 +74,7 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
         }
         click: dict[str, Callable[[], object]] = {
             "prompts": lambda: path.stamp(maps.zero_(), frame, [asked]),
-            "fuse": lambda: network.fuse(embedding.features, maps),
-            "draw": lambda: network.sketch(fused),
+            **_drawing(predictor, embedding.features, maps),
             "mask": lambda: runtime.download(
                 from_square(logits, frame, network.aligned).sigmoid() > THRESHOLD
             ),
@@ -89,7 +87,18 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
 
 def _encoded(predictor: Predictor, shown: Tensor) -> tuple[Tensor, ...]:
     with predictor.runtime.inference(embedding=True):
-        return predictor.network.encode(shown)
+        return predictor.hot_path.encode(shown)
+
+
+def _drawing(
+    predictor: Predictor, features: tuple[Tensor, ...], maps: Tensor
+) -> dict[str, Callable[[], object]]:
+    """The network's own stages of a click: OpenVINO has them as one."""
+    network = predictor.network
+    if predictor.runtime.openvino:
+        return {"fuse and draw": lambda: predictor.hot_path.click(maps, *features)}
+    fused = network.fuse(features, maps)
+    return {"fuse": lambda: network.fuse(features, maps), "draw": lambda: network.sketch(fused)}
 
 
 def floor(predictor: Predictor) -> dict[str, float]:

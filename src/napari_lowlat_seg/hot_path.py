@@ -2,14 +2,15 @@
 
 On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous
 answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same
-steps run one by one. Why: docs/decisions/hot-path.md.
+steps run one by one, the network's own by OpenVINO where it is installed. Why: docs/decisions/hot-path.md.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -63,6 +64,17 @@ class HotPath:
         self._clicks: dict[int, Recording] = {}  # by number of objects
         self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
         self._turn = threading.Lock()  # recorded steps have one set of inputs
+        self._look: Callable[[], object] = _nothing_newer
+        self.encode: Step = self.network.encode  # on a processor OpenVINO may take both steps over
+        self.click: Step = self._clicked
+        if runtime.openvino:
+            self._convert()
+
+    def interrupt_by(self, look: Callable[[], object]) -> None:
+        """Calls `look` again and again while the network computes; what it raises stops the network there."""
+        self._look = look
+        for module in self.network.modules():
+            module.register_forward_pre_hook(lambda *_: look())
 
     def warm_up(self) -> None:
         """Pay now what the first picture and the first click would pay: recording, or choosing kernels."""
@@ -83,7 +95,7 @@ class HotPath:
             image = on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
             image = image.contiguous(memory_format=torch.channels_last)  # (1, 3, S, S)
             if not self.runtime.on_cuda:
-                return self.network.encode(image.to(self.runtime.device))
+                return self.encode(image.to(self.runtime.device))
             if self._encoder is None:
                 self._encoder = Recording(self._step(self.network.encode), (torch.empty_like(image),))
             self._encoder.inputs[0].copy_(image)
@@ -120,7 +132,7 @@ class HotPath:
         if not self.runtime.on_cuda:
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
             self.stamp(maps, frame, questions)
-            logits, *quality = self._click(maps, *features)
+            logits, *quality = self.click(maps, *features)
         else:
             step = self._recorded(1 if count == 1 else BATCH, features)
             maps = step.inputs[0].zero_()
@@ -134,17 +146,33 @@ class HotPath:
             return [Drawing(*one) for one in zip(soft.numpy(), masks, qualities, strict=True)]
         return [Drawing(*one) for one in zip(soft, masks, qualities, strict=True)]
 
-    def _click(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+    def _clicked(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
         logits, quality = self.network.sketch(self.network.fuse(features, maps))
         return (logits.float(),) if quality is None else (logits.float(), quality.float())
+
+    def _convert(self) -> None:
+        """Hand the network's steps to OpenVINO; where it refuses them they stay with torch."""
+        from .openvino_steps import Refused, compiled_steps
+
+        try:
+            self.encode, self.click = compiled_steps(
+                self.network, self._clicked, self.runtime.precision, lambda: self._look()
+            )
+        except Refused as problem:
+            self.runtime = replace(self.runtime, openvino=False)
+            warnings.warn(
+                f"OpenVINO does not run this network ({problem}), so torch does, more slowly; uninstall "
+                "openvino or install another release",
+                stacklevel=4,
+            )
 
     def _recorded(self, count: int, features: tuple[Tensor, ...]) -> Recording:
         if count not in self._clicks:
             size = self.network.size
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
             inputs = (maps, *(feature.clone() for feature in features))
-            self._clicks[count] = Recording(self._step(self._click), inputs)
+            self._clicks[count] = Recording(self._step(self._clicked), inputs)
         step, loaded = self._clicks[count], self._loaded.get(count)
         if loaded is None or loaded() is not features[0]:
             for kept, feature in zip(step.inputs[1:], features, strict=True):
@@ -185,6 +213,10 @@ class HotPath:
             cover = self.runtime.upload(dense)
             prior = torch.maximum(prior, cover) if region.positive else torch.minimum(prior, 1 - cover)
         return prior
+
+
+def _nothing_newer() -> None:
+    """Nobody has asked for an interruption."""
 
 
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -78,6 +78,10 @@ class Predictor:
     def warm_up(self) -> None:
         """Pay now what the first picture and the first click would pay; `load_predictor` does it on a GPU."""
         self.hot_path.warm_up()
+
+    def interrupt_by(self, look: Callable[[], object]) -> None:
+        """Calls `look` again and again while the network computes; what it raises stops the network there."""
+        self.hot_path.interrupt_by(look)
 
     def embed(
         self,
@@ -264,7 +268,7 @@ class Predictor:
             "close what else uses the GPU and load the model again to return to it",
             stacklevel=4,
         )
-        self.hot_path = HotPath(self.network.float(), Runtime.find("cpu"))
+        self.hot_path = HotPath(self.network.float(), suited(Runtime.find("cpu"), self.network))
 
 
 def load_predictor(
@@ -288,12 +292,20 @@ def load_predictor(
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
     network = load_model(model)
-    if runtime.precision == "bf16" and not network.bf16:
-        runtime = Runtime(runtime.device)
-    predictor = Predictor(network, runtime, closer_look, name=str(model))
+    predictor = Predictor(network, suited(runtime, network), closer_look, name=str(model))
     if runtime.on_cuda:
         predictor.warm_up()
     return predictor
+
+
+def suited(runtime: Runtime, network: Network) -> Runtime:
+    """A runtime without the shortcuts that were not checked with this network."""
+    short = runtime.precision == "bf16" and not network.bf16
+    return replace(
+        runtime,
+        precision="fp32" if short else runtime.precision,
+        openvino=runtime.openvino and network.openvino,
+    )
 
 
 def _pasted(drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None) -> Prediction:

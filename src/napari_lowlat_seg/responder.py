@@ -89,8 +89,7 @@ class Responder:
         self._facts = facts
         self._kept: LRUCache[Hashable, Embedding] = LRUCache(cache_bytes, _bytes_of)
         self._newer: Newer = never
-        for module in predictor.network.modules():
-            module.register_forward_pre_hook(self._look_up)
+        predictor.interrupt_by(self._look_up)
 
     def embed(self, source: PlaneSource, newer: Newer = never) -> float:
         """Makes the embedding of a plane; seconds that it took, 0.0 if it was there already.
@@ -98,7 +97,7 @@ class Responder:
         Raises
         ------
         Interrupted
-            As soon as `newer()` is true; it is asked before every layer of the network.
+            As soon as `newer()` is true; it is asked before every layer of the network, or every 10 ms.
         ValueError
             For pixels that the predictor refuses; and whatever reading them raises.
         """
@@ -214,7 +213,7 @@ class Responder:
         finally:
             self._newer = never
 
-    def _look_up(self, *_: object) -> None:
+    def _look_up(self) -> None:
         if self._newer():
             raise Interrupted
 

@@ -5,6 +5,7 @@ from a line of text, so that a worker process can make its own:
 
     default                      any model of ours, by name or path; default@off without the closer look
     default@off@fp32             in another precision than the device's own: fp32, tf32, fp16 or bf16
+    default@torch                on a processor, with torch although OpenVINO is installed
     segnext-vitb-sax2-random     the original's geometry with random weights: for latency, not for quality
     segnext-vitb-sax2-random@official        the same weights the way the original runs them, eager float32
     segnext-vitb-sax2-random@compiled        with torch's compiler, on CUDA
@@ -98,7 +99,8 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
     from .runtime import DTYPES, Runtime
 
     name, marks = spec, set[str]()
-    while name.rpartition("@")[2] in {"off", "auto", "compiled", "official", *DTYPES} and "@" in name:
+    known = {"off", "auto", "compiled", "official", "torch", *DTYPES}
+    while name.rpartition("@")[2] in known and "@" in name:
         name, _, mark = name.rpartition("@")
         marks.add(mark)
     look = next((mark for mark in marks if mark in ("off", "auto")), closer_look)
@@ -109,6 +111,8 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
     from .model.segnext import SegNext, SegNextConfig
 
     runtime = replace(Runtime.find(device, precision), compiled="compiled" in marks)
+    if "torch" in marks:
+        runtime = replace(runtime, openvino=False)
     if name in _RANDOM:
         import torch
 
@@ -124,12 +128,14 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
         if not isinstance(network, SegNext):
             raise ValueError(f"only a SegNext has an official form, {name} has none; leave @official out")
         return OfficialForm(network, runtime.device, spec)
-    if precision is None and runtime.precision == "bf16" and not network.bf16:
-        runtime = replace(runtime, precision="fp32")
+    suited = engine.suited(runtime, network)
+    runtime = suited if precision is None else replace(suited, precision=precision)
     made = engine.Predictor(network, runtime, look)  # type: ignore[arg-type]
     if runtime.on_cuda:
         made.warm_up()
-    return Ours(spec, made, f"{'random weights, ' if name in _RANDOM else ''}{runtime.precision}")
+    engine_name = ", OpenVINO" if made.runtime.openvino else ""
+    random = "random weights, " if name in _RANDOM else ""
+    return Ours(spec, made, f"{random}{runtime.precision}{engine_name}")
 
 
 # The original's geometries, to be timed only.

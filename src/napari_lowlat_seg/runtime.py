@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -36,11 +37,14 @@ class Runtime:
         take this type too; elsewhere they stay float32 and only the products are made shorter.
     compiled
         Let torch's compiler fuse the steps on a CUDA device: a minute at load, then the fastest clicks.
+    openvino
+        Let OpenVINO run the network on the processor; where it cannot, torch does after one warning.
     """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     compiled: bool = False
+    openvino: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
@@ -51,7 +55,7 @@ class Runtime:
         """The runtime for `device`: "auto" takes the first CUDA device, then Apple's "mps", then the CPU.
 
         Without a `precision`, CUDA multiplies in fp16 and the CPU in bf16 if it has instructions for it;
-        everything else in float32.
+        everything else in float32. On the CPU, OpenVINO runs the network if it is installed.
 
         Raises
         ------
@@ -66,7 +70,7 @@ class Runtime:
         if precision is None:
             short: Precision = "bf16" if chosen == "cpu" and has_bf16() else "fp32"
             precision = "fp16" if chosen.startswith("cuda") else short
-        return cls(chosen, precision)
+        return cls(chosen, precision, openvino=chosen == "cpu" and has_openvino())
 
     @property
     def on_cuda(self) -> bool:
@@ -140,3 +144,8 @@ def has_bf16() -> bool:
     """Whether the processor multiplies in bf16 itself; elsewhere it would be slower than float32."""
     told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch < 2.6 cannot say
     return bool(told is not None and told())
+
+
+def has_openvino() -> bool:
+    """Whether the extra is installed that runs networks faster on a processor."""
+    return find_spec("openvino") is not None

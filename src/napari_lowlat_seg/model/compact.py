@@ -153,6 +153,7 @@ class Compact(Network):
     std: Tensor
     fit: Fit = "letterbox"
     bf16 = True
+    openvino = True
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()

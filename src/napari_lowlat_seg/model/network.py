@@ -39,6 +39,8 @@ class Network(nn.Module, ABC):
     bf16
         Whether clicks with bf16 products on a processor were seen to draw the same masks
         (docs/decisions/hot-path.md).
+    openvino
+        Whether its form for OpenVINO was measured, and found to be worth its conversion and its memory.
     pad
         RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
     """
@@ -49,6 +51,7 @@ class Network(nn.Module, ABC):
     regions: Regions
     aligned: bool = False
     bf16: bool = False
+    openvino: bool = False
     pad: tuple[float, float, float] = MEAN
 
     @property

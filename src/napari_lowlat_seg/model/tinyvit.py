@@ -124,6 +124,11 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # Traced for a converter, which would copy the map to permute it: the same by sums over the channels.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            apart = x - x.mean(1, keepdim=True)
+            scale = torch.rsqrt((apart * apart).mean(1, keepdim=True) + self.eps)
+            return apart * scale * self.weight[:, None, None] + self.bias[:, None, None]
         last = x.permute(0, 2, 3, 1)
         return F.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
