@@ -67,7 +67,7 @@ class Fake:
             time.sleep(0.01)
         yield Answer.from_mask(pixels > 0), True
 
-def load(model, device, closer_look, *, cache_bytes, progress):
+def load(model, device, closer_look, *, progress, **room):
     if model == "missing":
         raise ValueError("unknown model 'missing'; choose another")
     if model == "far":
