@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -18,6 +19,7 @@ from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.precompute import EmbedJob, run_embed, run_job
 from napari_lowlat_seg.predictor import Predictor, load_predictor
 from napari_lowlat_seg.propagate import embed_plane
+from napari_lowlat_seg.volume import Volume
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,24 @@ def test_a_click_finds_the_embedding_that_was_made_ahead(tiny: Path, stack: Path
     )
     assert all(torch.equal(a, b) for a, b in zip(found.features, fresh.features))
     assert cache.nbytes.disk == done["bytes"]
+
+
+@pytest.mark.parametrize(("axis", "count"), [(None, 5), (0, 3), (2, 5)])
+def test_a_scan_is_embedded_as_a_window_shows_it(
+    tiny: Path, tmp_path: Path, axis: int | None, count: int
+) -> None:
+    """(z, y, x), across the axis of the file that was asked for; beside the file if no folder was."""
+    path = tmp_path / "scan.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 999, (3, 4, 5)).astype(np.int16)
+    scan = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2.5, 1]))
+    scan.to_filename(path)
+    done = run_embed(path, model=str(tiny), device="cpu", axis=axis)
+    assert (done["made"], done["folder"]) == (count, tmp_path / "scan.nii.gz.embeddings")
+    shown = Volume(voxels.transpose(), (2.5, 1, 1)).with_window()
+    predictor = load_predictor(str(tiny), device="cpu")
+    cache = EmbeddingCache(0, 0, done["folder"])
+    planes = shown.planes(2 if axis == 0 else 0)
+    assert all(EmbeddingKey.of(predictor, shown, plane) in cache for plane in planes)
 
 
 def test_it_goes_on_where_it_stopped(tiny: Path, stack: Path, tmp_path: Path) -> None:
