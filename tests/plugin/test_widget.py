@@ -97,7 +97,7 @@ class Worker(QObject):
     def look(self, source):
         """Nothing to embed with."""
 
-    ask = look
+    ask = ahead = look
 
     def cancel(self):
         self.cancels += 1

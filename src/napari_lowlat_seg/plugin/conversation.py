@@ -320,7 +320,7 @@ class Conversation:
         self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
     ) -> None:
         """A stroke under way: drawn at once, and answered as often as the model can."""
-        self._stroking = not final
+        self._stroking = self.questions.drawing = not final
         if final:
             self.preview.stroke(None)
             return
