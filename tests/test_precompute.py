@@ -14,22 +14,10 @@ import torch
 from napari_lowlat_seg import cli
 from napari_lowlat_seg.embedding_cache import EmbeddingCache, EmbeddingKey
 from napari_lowlat_seg.io import read_volume
-from napari_lowlat_seg.model.checkpoints import save_model
-from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.precompute import EmbedJob, run_embed, run_job
 from napari_lowlat_seg.predictor import Predictor, load_predictor
 from napari_lowlat_seg.propagate import embed_plane
 from napari_lowlat_seg.volume import Volume
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights that takes milliseconds."""
-    torch.manual_seed(0)
-    config = SegNextConfig(
-        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
-    )
-    return save_model(SegNext(config).eval(), tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -202,7 +202,8 @@ def embed(
             workers=workers,
             scheduler=scheduler,
         )
-    print(f"{done['planes']} planes, {done['made']} of them new, {done['bytes'] / 2**20:.0f} MiB: {done['folder']}")
+    size = f"{done['bytes'] / 2**20:.0f} MiB"
+    print(f"{done['planes']} planes, {done['made']} of them new, {size}: {done['folder']}")
 
 
 @app.command()

@@ -66,7 +66,7 @@ class Frame:
             raise ValueError(f"fit must be 'letterbox' or 'official'; got {self.fit!r}")
         if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
             raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
-        # The same pixels in nm and in mm are one frame: who embeds ahead may know another unit than the window.
+        # In nm and in mm it is one frame: who embeds ahead may know another unit than the window.
         object.__setattr__(self, "spacing", tuple(round(s / min(spacing), 10) for s in spacing))
         top, left, rows, cols = crop
         if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:

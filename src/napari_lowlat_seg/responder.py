@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from .predictor import CloserLook, Embedding, Predictor
 
 CACHE_BYTES = 2**30
-"""Room in memory: a quarter for closer looks, the rest for planes, half of that ready to use on the device."""
+"""Room in memory: a quarter for closer looks, the rest for planes, half of it ready on the device."""
 
 KNOWN = 10_000
-"""Planes whose keys are remembered; those of another one are found by reading its pixels once more."""
+"""Planes whose keys are remembered; that of another one is found by reading its pixels once more."""
+
+PICTURE = Plane()
+"""The only plane of a 2-D image."""
 
 Newer = Callable[[], bool]
 Progress = Callable[[int, int | None], object]
@@ -65,7 +68,7 @@ class PlaneSource:
     window: tuple[float, float] | None = None
     spacing: tuple[float, float] = (1.0, 1.0)
     name: str = "the plane"
-    plane: Plane = Plane()
+    plane: Plane = PICTURE
     folders: tuple[Path, ...] = ()
 
     @property
@@ -283,7 +286,7 @@ def _kept_folder() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         warnings.warn(
-            f"embeddings cannot be kept in {folder} ({error.strerror or error}); they are kept in memory only",
+            f"embeddings cannot be kept in {folder} ({error.strerror or error}); they are in memory only",
             RuntimeWarning,
             stacklevel=3,
         )

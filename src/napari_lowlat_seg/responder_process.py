@@ -160,10 +160,11 @@ def open_responder(
 
     The latter takes as long as loading the model takes: call it off the main thread.
     """
-    room = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
-    if can_start_interpreters():
-        return ResponderProcess(model, device, closer_look, **room)
-    return load_responder(model, device, closer_look, **room)  # type: ignore[arg-type]
+    make: Any = ResponderProcess if can_start_interpreters() else load_responder
+    made: ResponderProcess | Responder = make(
+        model, device, closer_look, cache_bytes=cache_bytes, disk_bytes=disk_bytes
+    )
+    return made
 
 
 def in_child(entry: str, *arguments: Any, progress: Progress | None = None) -> Any:

@@ -61,7 +61,8 @@ def test_another_orientation_begins_anew():
     """The axis of the old one may be shown now."""
     turned = Heading(0, -1).after(Plane((5, None, None)), Plane((None, 2, None)))
     assert turned == Heading()
-    assert positions(turned.planes(Plane((None, 2, None)), (9, 9, 9), 1)) == [(None, 3, None), (None, 1, None)]
+    planes = turned.planes(Plane((None, 2, None)), (9, 9, 9), 1)
+    assert positions(planes) == [(None, 3, None), (None, 1, None)]
 
 
 def test_a_picture_has_no_neighbours_and_no_reach_none():

@@ -179,7 +179,7 @@ class DetailsForm(QWidget):
 
     def _embedding_rows(self, form: QFormLayout) -> None:
         self._ahead = Number(
-            "Planes ahead", "Planes made ready ahead of the one in view, and then behind it; 0 for none.", 0, 200
+            "Planes ahead", "Planes made ready ahead of the one in view, then behind it; 0 for none.", 0, 200
         )
         self._memory = Number("Memory", "Room for planes that are ready, in memory.", 64, 2**20)
         self._disk = Number(

@@ -9,7 +9,7 @@ from napari_lowlat_seg.volume import Plane
 
 @dataclass(frozen=True)
 class Heading:
-    """Where somebody scrolls: along an axis of the volume (None for the last that has a position), +1 or -1."""
+    """Where somebody scrolls: along an axis (None for the last that has a position), +1 or -1."""
 
     axis: int | None = None
     step: int = 1

@@ -68,14 +68,14 @@ def remember_policy(policy: Policy) -> None:
         remember("labels", policy=policy.kind)
 
 
-def stored_room() -> dict[str, int]:
+def stored_room() -> dict[str, Any]:
     """Room for embeddings, as `responder_process.open_responder` takes it."""
     stored = settings().embeddings
     return {"cache_bytes": stored.memory * 2**20, "disk_bytes": stored.disk * 2**20}
 
 
 def embedding_folders(layer: Any) -> tuple[Path, ...]:
-    """Where embeddings of an image layer may have been put: beside its file, and in the folder of the settings.
+    """Where embeddings of an image layer may have been put: beside its file, and in the settings' folder.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ PATIENCE = 150
 """Milliseconds after a cancel until a responder that is still at work is restarted."""
 
 URGENCY = ("load", "ask", "trial", "look", "ahead")
-"""Kinds of jobs, the most urgent first. The last one is nobody's wish yet: it is not told of, nor waited for."""
+"""Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""
 
 TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 """Errors whose sentence was written for people; any other is a mistake of ours and says its kind."""
