@@ -266,6 +266,21 @@ def test_a_look_more_than_half_done_is_finished_for_another_look(qtbot, worker, 
     responder.embed_door.set()
 
 
+def test_a_plane_ahead_that_was_looked_at_counts_as_one(qtbot, worker, responder) -> None:
+    """More than half done, it is finished although the user is one further by now."""
+    worker._typical = 0.02
+    responder.embed_door.clear()
+    worker.ahead([plane("1")])
+    qtbot.waitUntil(lambda: busy_with(worker, "1"))
+    worker.look(plane("1"))
+    qtbot.wait(40)
+    worker.look(plane("2"))
+    qtbot.wait(40)
+    assert busy_with(worker, "1")
+    responder.embed_door.set()
+    qtbot.waitUntil(lambda: responder.done == ["embed 1", "embed 2"])
+
+
 def test_planes_ahead_are_dropped_by_cancel_and_by_none(qtbot, worker, responder) -> None:
     """What is under way stops too."""
     for stop in (worker.cancel, lambda: worker.ahead(())):

@@ -59,6 +59,7 @@ class _Job:
     shown: bool = False  # whether its first answer is on the screen
     after: tuple[PlaneSource, ...] = ()  # what to embed ahead once this one is
     dropped: bool = False
+    looked_at: bool = False  # while it was embedded ahead
     begun: float = 0.0
     asked: float = field(default_factory=time.perf_counter)
 
@@ -137,6 +138,8 @@ class Worker(QObject):
     def look(self, source: PlaneSource) -> None:
         """Embeds a plane when nothing more urgent is left; a newer look replaces an older one."""
         with self._wake:
+            if self._busy is not None and self._busy.identity == source.identity:
+                self._busy.looked_at = True
             self._want(_Job("look", self._epoch, source))
 
     def ahead(self, sources: Sequence[PlaneSource]) -> None:
@@ -328,9 +331,11 @@ class Worker(QObject):
             return False
         if newest.kind == "ahead":
             return job.kind == "ahead" and job.identity not in {source.identity for source in newest.after}
-        if newest.kind == "look" and job.kind == "look":
+        if newest.kind == "look" and job.kind == "ahead" and newest.identity in self._ready:
+            return False
+        if newest.kind == "look" and (job.kind == "look" or job.looked_at):
             return time.perf_counter() - job.begun < self._typical / 2 or not self._typical
-        return newest.kind != "look" or job.kind != "ahead" or newest.identity not in self._ready
+        return True
 
     def _superseded(self, job: _Job) -> bool:
         """Whether an answer is not worth finishing.
