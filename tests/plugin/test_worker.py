@@ -251,7 +251,7 @@ def test_a_look_at_what_is_being_embedded_ahead_does_not_begin_anew(qtbot, worke
     qtbot.waitUntil(lambda: "embed 4" in responder.done)
 
 
-def test_a_look_more_than_half_done_is_finished_for_another_look(qtbot, worker, responder) -> None:
+def test_a_look_a_quarter_done_is_finished_for_another_look(qtbot, worker, responder) -> None:
     """Who scrolls faster than the network finds some planes embedded; who asks does not wait for it."""
     worker._typical = 0.02
     responder.embed_door.clear()
@@ -267,7 +267,7 @@ def test_a_look_more_than_half_done_is_finished_for_another_look(qtbot, worker, 
 
 
 def test_a_plane_ahead_that_was_looked_at_counts_as_one(qtbot, worker, responder) -> None:
-    """More than half done, it is finished although the user is one further by now."""
+    """A quarter done, it is finished although the user is one further by now."""
     worker._typical = 0.02
     responder.embed_door.clear()
     worker.ahead([plane("1")])

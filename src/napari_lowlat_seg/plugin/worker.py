@@ -319,7 +319,7 @@ class Worker(QObject):
         """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now.
 
         A plane on which something was asked is left only for another such plane. One that was looked at is
-        finished when more than half is done: somebody who scrolls faster than the network would find nothing
+        finished when a quarter is done: somebody who scrolls faster than the network would find nothing
         embedded at all. One ahead is finished before a look at a plane that is embedded already.
         """
         if job.epoch != self._epoch or job.dropped:
@@ -334,7 +334,7 @@ class Worker(QObject):
         if newest.kind == "look" and job.kind == "ahead" and newest.identity in self._ready:
             return False
         if newest.kind == "look" and (job.kind == "look" or job.looked_at):
-            return time.perf_counter() - job.begun < self._typical / 2 or not self._typical
+            return time.perf_counter() - job.begun < self._typical / 4 or not self._typical
         return True
 
     def _superseded(self, job: _Job) -> bool:
