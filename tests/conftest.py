@@ -59,6 +59,21 @@ def deadly_cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of random weights that takes milliseconds."""
+    import torch
+
+    from napari_lowlat_seg.model.checkpoints import save_model
+    from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
+
+    torch.manual_seed(0)
+    config = SegNextConfig(
+        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
+    )
+    return save_model(SegNext(config).eval(), tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
 def export_sam(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
     """Write a network with a SAM export's inputs and outputs, that takes what is bright for the object.
 

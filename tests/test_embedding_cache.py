@@ -217,6 +217,37 @@ def test_a_failure_to_make_is_told_and_nothing_is_kept() -> None:
     assert _says(cache.ensure(_key(0), lambda: _made(0)), 0)
 
 
+def test_who_waits_for_one_that_gives_up_makes_it_himself() -> None:
+    """An interrupted network is no answer to somebody else's question."""
+    cache = EmbeddingCache()
+    started, go = threading.Event(), threading.Event()
+
+    def give_up() -> Embedding:
+        started.set()
+        assert go.wait(10)
+        raise ValueError("interrupted")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.ensure, _key(0), give_up)
+        assert started.wait(10)
+        second = pool.submit(cache.ensure, _key(0), lambda: _made(0))
+        time.sleep(0.05)
+        go.set()
+        assert _says(second.result(10), 0)
+        with pytest.raises(ValueError, match="interrupted"):
+            first.result(10)
+
+
+def test_saving_writes_one_at_once(tmp_path: Path) -> None:
+    """Without a folder there is nothing to do."""
+    for folder in (None, tmp_path):
+        cache = EmbeddingCache(folder=folder)
+        for i in (0, 1):
+            cache.ensure(_key(i), lambda i=i: _made(i))
+        cache.save(_key(1), cache.ensure(_key(1), _refuse))
+    assert [path.name for path in tmp_path.iterdir()] == [_key(1).filename]
+
+
 def test_another_embedding_than_the_key_says_is_refused() -> None:
     """It would be served to everyone who asks for that key."""
     with pytest.raises(

@@ -195,3 +195,9 @@ def test_misfitting_arguments_are_refused() -> None:
         frame.around((0, 0, np.nan, 1), 0, 0)
     with pytest.raises(ValueError, match=r"margin of 0 or more; got .* and -1"):
         frame.around((0, 0, 1, 1), -1, 0)
+
+
+def test_a_spacing_counts_by_its_ratio() -> None:
+    """Who knows it in nm and who knows it in um see one frame."""
+    assert Frame.whole((8, 8), 16, spacing=(10, 30)) == Frame.whole((8, 8), 16, spacing=(0.01, 0.03))
+    assert Frame.whole((8, 8), 16, spacing=(3, 6)).spacing == (1.0, 2.0)

@@ -12,7 +12,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from napari_lowlat_seg.io import check_labels_path, default_axis, read_volume, write_labels
+from napari_lowlat_seg.io import (
+    as_shown,
+    check_labels_path,
+    default_axis,
+    embeddings_folder,
+    read_volume,
+    write_labels,
+)
 from napari_lowlat_seg.samples import sample_path
 from napari_lowlat_seg.volume import Plane, Volume
 
@@ -377,3 +384,27 @@ def test_files_are_read_without_torch_and_napari() -> None:
     code = "import sys, napari_lowlat_seg.io; print({'torch', 'napari', 'nibabel'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_scan_is_shown_with_its_axes_turned_round() -> None:
+    """(i, j, k) to (z, y, x), channels last; what only the file knows is left behind."""
+    data = np.arange(2 * 3 * 4 * 2).reshape(2, 3, 4, 2)
+    scan = Volume(data, (1, 2, 3), channel_axis=3, channel=1, window=(0, 9), header="of the file")
+    shown = as_shown(scan, "a.NII.gz")
+    assert (shown.shape, shown.spacing, shown.channel) == ((4, 3, 2), (3, 2, 1), 1)
+    assert (shown.window, shown.header) == (None, None)
+    there = scan.plane(Plane((None, None, 3)))
+    assert np.array_equal(shown.plane(Plane((3, None, None))), there.transpose())
+
+
+def test_other_images_are_shown_as_they_are() -> None:
+    """The same array, not a copy."""
+    volume = Volume(np.zeros((2, 3, 4)), (1, 2, 3), window=(0, 9))
+    shown = as_shown(volume, "a.tif")
+    assert shown.data is volume.data
+    assert (shown.spacing, shown.window) == (volume.spacing, None)
+
+
+def test_embeddings_lie_beside_their_image() -> None:
+    """Under the whole name, so that a.tif and a.nii do not share a folder."""
+    assert embeddings_folder("data/a.ome.tif") == Path("data/a.ome.tif.embeddings")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -13,21 +14,10 @@ import torch
 from napari_lowlat_seg import cli, precompute
 from napari_lowlat_seg.embedding_cache import EmbeddingCache, EmbeddingKey
 from napari_lowlat_seg.io import read_volume
-from napari_lowlat_seg.model.checkpoints import save_model
-from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.precompute import EmbedJob, run_embed, run_job
 from napari_lowlat_seg.predictor import Predictor, load_predictor
 from napari_lowlat_seg.propagate import embed_plane
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights that takes milliseconds."""
-    torch.manual_seed(0)
-    config = SegNextConfig(
-        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
-    )
-    return save_model(SegNext(config).eval(), tmp_path_factory.mktemp("model") / "tiny.safetensors")
+from napari_lowlat_seg.volume import Volume
 
 
 @pytest.fixture
@@ -57,6 +47,24 @@ def test_a_click_finds_the_embedding_that_was_made_ahead(tiny: Path, stack: Path
     )
     assert all(torch.equal(a, b) for a, b in zip(found.features, fresh.features))
     assert cache.nbytes.disk == done["bytes"]
+
+
+@pytest.mark.parametrize(("axis", "count"), [(None, 5), (0, 3), (2, 5)])
+def test_a_scan_is_embedded_as_a_window_shows_it(
+    tiny: Path, tmp_path: Path, axis: int | None, count: int
+) -> None:
+    """(z, y, x), across the axis of the file that was asked for; beside the file if no folder was."""
+    path = tmp_path / "scan.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 999, (3, 4, 5)).astype(np.int16)
+    scan = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2.5, 1]))
+    scan.to_filename(path)
+    done = run_embed(path, model=str(tiny), device="cpu", axis=axis)
+    assert (done["made"], done["folder"]) == (count, tmp_path / "scan.nii.gz.embeddings")
+    shown = Volume(voxels.transpose(), (2.5, 1, 1)).with_window()
+    predictor = load_predictor(str(tiny), device="cpu")
+    cache = EmbeddingCache(0, 0, done["folder"])
+    planes = shown.planes(2 if axis == 0 else 0)
+    assert all(EmbeddingKey.of(predictor, shown, plane) in cache for plane in planes)
 
 
 def test_it_goes_on_where_it_stopped(tiny: Path, stack: Path, tmp_path: Path) -> None:

@@ -83,20 +83,91 @@ def test_a_plane_is_embedded_once(responder, network, source) -> None:
     assert network.encoded == 1
 
 
-@pytest.mark.parametrize("other", [{"key": "plane 1"}, {"window": (0.0, 9.0)}, {"spacing": (1.0, 2.0)}])
+OTHERS = [
+    {"key": "plane 1", "plane": Plane((1, None, None))},
+    {"key": "plane 1", "read": lambda: np.ones((400, 400), np.uint8)},
+    {"window": (0.0, 9.0)},
+    {"spacing": (1.0, 2.0)},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_another_plane_window_or_spacing_is_another_embedding(responder, network, source, other) -> None:
-    """All that an embedding depends on is in its identity."""
+    """All that an embedding depends on is in its key."""
     responder.embed(source)
     responder.embed(replace(source, **other))
     assert network.encoded == 2
 
 
+@pytest.mark.parametrize("other", [{"key": "opened again"}, {"spacing": (10.0, 10.0)}])
+def test_the_same_pixels_are_embedded_once_whoever_shows_them(responder, network, source, other) -> None:
+    """Keys are by content; a spacing counts by its ratio."""
+    responder.embed(source)
+    assert responder.embed(replace(source, **other)) == 0.0
+    assert network.encoded == 1
+
+
+def test_pixels_that_changed_are_another_plane(network, source) -> None:
+    """An embedding that has fallen out is made of what is there now, and not served under the old name."""
+    responder = Responder(Predictor(network, Runtime(), "off"), 10)
+    pixels = source.read().copy()
+    edited = replace(source, read=lambda: pixels)
+    first = responder._embedding(edited).features[0].clone()
+    pixels[:] = 0
+    assert not torch.equal(responder._embedding(edited).features[0], first)
+
+
 def test_embeddings_unused_for_longest_are_forgotten(network, source) -> None:
-    """What is kept is bounded in bytes: here there is room for one plane."""
-    responder = Responder(Predictor(network, Runtime(), "off"), 300_000)
-    for key in ("a", "b", "b", "a"):
-        responder.embed(replace(source, key=key))
-    assert network.encoded == 3
+    """What is kept is bounded in bytes: here there is room for one plane ready and one in half precision."""
+    responder = Responder(Predictor(network, Runtime(), "off"), 8 * 220_000 // 3)
+    for number in (0, 1, 0, 2, 0, 1, 0):
+        pixels = np.full((400, 400), number, np.uint8)
+        responder.embed(replace(source, key=number, read=lambda pixels=pixels: pixels))
+    assert network.encoded == 4
+
+
+def test_what_was_kept_in_a_folder_is_there_the_next_time(network, source, tmp_path) -> None:
+    """Also when the first process was killed: its files are written at once, up to their bound."""
+    predictor = Predictor(network, Runtime(), "off")
+    assert Responder(predictor, 10, tmp_path, 2**20).embed(source) > 0
+    again = Responder(predictor, 2**24, tmp_path, 2**20)
+    assert again.embed(replace(source, key="another session")) == 0.0
+    assert network.encoded == 1
+    assert Responder(predictor, 10, tmp_path / "small", 1000).embed(source) > 0
+    assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_what_others_embedded_ahead_is_found_and_left_alone(network, source, tmp_path) -> None:
+    """In any folder of the source that exists; nothing is written there."""
+    predictor = Predictor(network, Runtime())
+    Responder(predictor, 10, tmp_path / "ahead", 2**20).embed(source)
+    before = {path.name for path in (tmp_path / "ahead").iterdir()}
+    there = replace(source, folders=(tmp_path / "none", tmp_path / "ahead"))
+    responder = Responder(predictor, 2**24)
+    assert responder.embed(there) == 0.0
+    assert responder.embed(replace(there, read=unread)) == 0.0
+    assert network.encoded == 1
+    responder.embed(replace(there, key="other", read=lambda: np.ones((9, 9))))
+    assert {path.name for path in (tmp_path / "ahead").iterdir()} == before
+    assert len(list(responder.respond(Asked((Click((200, 200)),)), there))) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_told_of_and_done_without(monkeypatch, tmp_path) -> None:
+    """The model loads all the same."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*embeddings \(.*\); they are"):
+        responder = load_responder("default", "cpu", disk_bytes=2**20)
+    assert responder.describe()["model"] == "default"
+
+
+def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
+    """Only where room on the disk was given."""
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
+    load_responder("default", "cpu")
+    assert list(tmp_path.iterdir()) == []
+    load_responder("default", "cpu", disk_bytes=2**20)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]
 
 
 def test_an_embedding_larger_than_the_cache_still_answers(network, source) -> None:

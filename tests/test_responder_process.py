@@ -76,7 +76,7 @@ class Fake:
             if newer():
                 raise Interrupted
 
-def load(model, device, closer_look, *, cache_bytes, progress):
+def load(model, device, closer_look, *, progress, **room):
     if model == "missing":
         raise ValueError("unknown model 'missing'; choose another")
     if model == "far":

@@ -175,7 +175,12 @@ def segment(
 @app.command()
 def embed(
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="CACHE", help="Folder of embeddings.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="CACHE", help="Folder; default: VOLUME.embeddings, where napari looks."
+        ),
+    ] = None,
     axis: Axis = None,
     channel: Channel = None,
     workers: Workers = 0,
@@ -197,7 +202,8 @@ def embed(
             workers=workers,
             scheduler=scheduler,
         )
-    print(f"{done['planes']} planes, {done['made']} of them new, {done['bytes'] / 2**20:.0f} MiB: {output}")
+    size = f"{done['bytes'] / 2**20:.0f} MiB"
+    print(f"{done['planes']} planes, {done['made']} of them new, {size}: {done['folder']}")
 
 
 @app.command()

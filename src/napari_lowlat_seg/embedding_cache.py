@@ -71,9 +71,21 @@ class EmbeddingKey:
     def of(cls, predictor: Model, volume: Volume, plane: Plane) -> EmbeddingKey:
         """The key of a whole plane as `propagate.embed_plane` embeds it. Reads the plane's pixels."""
         pixels = volume.plane(plane)
+        return cls.of_pixels(predictor, pixels, plane, volume.window, volume.plane_spacing(plane))
+
+    @classmethod
+    def of_pixels(
+        cls,
+        predictor: Model,
+        pixels: np.ndarray,
+        plane: Plane,
+        window: tuple[float, float] | None,
+        spacing: tuple[float, float],
+    ) -> EmbeddingKey:
+        """The key of a plane's pixels (H, W) or (H, W, 3) as `Predictor.embed` embeds them."""
         fit: Fit = predictor.network.fit
-        frame = Frame.whole(pixels.shape[:2], predictor.size, fit, volume.plane_spacing(plane))
-        return cls(content_digest(pixels), plane, frame, volume.window, predictor.model)
+        frame = Frame.whole(pixels.shape[:2], predictor.size, fit, spacing)
+        return cls(content_digest(pixels), plane, frame, window, predictor.model)
 
     @property
     def filename(self) -> str:
@@ -145,14 +157,17 @@ class EmbeddingCache:
         """The embedding of a key, made by `make` if there is none; two threads that ask at once make it once.
 
         Raises ValueError if `make` gives an embedding of another frame or model than the key says, and
-        whatever `make` raises; nothing is kept then.
+        whatever `make` raises; nothing is kept then. Who waits for another thread's `make` that fails, as one
+        that is interrupted does, makes it himself.
         """
-        with self._lock:
-            pending = self._making.get(key)
-            if pending is None:
-                mine = self._making[key] = Future()
-        if pending is not None:
-            return pending.result()
+        mine: Future[Embedding] = Future()
+        while True:
+            with self._lock:
+                pending = self._making.setdefault(key, mine)
+            if pending is mine:
+                break
+            if pending.exception() is None:
+                return pending.result()
         try:
             found = self.get(key)
             if found is None:
@@ -189,6 +204,11 @@ class EmbeddingCache:
         disk = 0 if self._disk is None else self._disk.nbytes
         with self._lock:
             return HeldBytes(int(self._device.currsize), int(self._host.currsize), disk)
+
+    def save(self, key: EmbeddingKey, embedding: Embedding) -> None:
+        """Write an embedding to the folder now, if there is one: a process that is killed cannot `flush`."""
+        if self._disk is not None:
+            self._write(key, pack(embedding))
 
     def flush(self) -> None:
         """Write all that is held in memory to the folder, if there is one; to be called before leaving."""

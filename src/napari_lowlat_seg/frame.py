@@ -37,6 +37,7 @@ class Frame:
         "official": each axis stretched to S, and clicks rounded as SegNext does (uncbiag/SegNext 4c45ce8).
     spacing
         Row and column pixel size in any common unit; letterbox makes the network's pixels square with it.
+        Only the ratio counts and is kept: the smaller size becomes 1.
 
     Examples
     --------
@@ -65,6 +66,8 @@ class Frame:
             raise ValueError(f"fit must be 'letterbox' or 'official'; got {self.fit!r}")
         if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
             raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
+        # In nm and in mm it is one frame: who embeds ahead may know another unit than the window.
+        object.__setattr__(self, "spacing", tuple(round(s / min(spacing), 10) for s in spacing))
         top, left, rows, cols = crop
         if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:
             raise ValueError(f"crop (top, left, rows, cols) must lie inside the plane of {shape}; got {crop}")

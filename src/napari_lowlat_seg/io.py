@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -131,6 +131,31 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def default_axis(path: str | Path) -> int:
     """The axis along which a file's planes are usually viewed: the third of NIfTI (axial), else the first."""
     return 2 if str(path).lower().endswith(NIFTI_SUFFIXES) else 0
+
+
+def as_shown(volume: Volume, path: str | Path) -> Volume:
+    """The volume of a file as a viewer shows it: NIfTI's axes turned round, (i, j, k) to (z, y, x).
+
+    Without `header`, which speaks of the file's axes, and without the file's own intensity window, which a
+    viewer's layer does not carry along.
+    """
+    shown = replace(volume, header=None, window=None)
+    if not str(path).lower().endswith(NIFTI_SUFFIXES):
+        return shown
+    axes = [axis for axis in range(len(volume.data.shape)) if axis != volume.channel_axis][::-1]
+    channels = [] if volume.channel_axis is None else [volume.channel_axis]
+    return replace(
+        shown,
+        data=np.asarray(volume.data).transpose(*axes, *channels),
+        spacing=None if volume.spacing is None else volume.spacing[::-1],
+        channel_axis=-1 if channels else None,
+    )
+
+
+def embeddings_folder(image: str | Path) -> Path:
+    """Where embeddings of an image file are looked for: beside it, `scan.nii.gz.embeddings`."""
+    image = Path(image)
+    return image.with_name(f"{image.name}.embeddings")
 
 
 def is_ome_zarr(path: str | Path) -> bool:

@@ -1,4 +1,6 @@
-"""All planes of a volume embedded before anyone asks, into a folder that `EmbeddingCache` reads.
+"""All planes of a volume embedded before anyone asks, into a folder that the plugin finds.
+
+They are embedded as a window shows them: NIfTI as (z, y, x), through the intensities that it would choose.
 
 One process walks plane by plane; a Dask cluster takes the planes in batches. Both may be stopped and started
 again at any time, also by force: what is in the folder is not made again, and half a file is never read.
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .embedding_cache import EmbeddingCache, EmbeddingKey
-from .io import default_axis, read_volume
+from .io import NIFTI_SUFFIXES, as_shown, default_axis, embeddings_folder, read_volume
 from .likeness import visible
 from .predictor import Predictor, load_predictor
 from .propagate import embed_plane
@@ -75,7 +77,7 @@ def run_job(job: EmbedJob) -> tuple[int, int]:
     Raises OSError if the folder lacks an embedding afterwards: a full disk must not pass for success.
     """
     predictor = the_predictor(job.model, job.device)
-    volume = replace(the_volume(job.image, job.channel), window=job.window)
+    volume = replace(as_shown(the_volume(job.image, job.channel), job.image), window=job.window)
     cache = EmbeddingCache(0, 0, job.folder, None, predictor.runtime.device)
     made = 0
     for plane, new in zip(job.planes, embed_planes(predictor, volume, job.planes, cache)):
@@ -87,7 +89,7 @@ def run_job(job: EmbedJob) -> tuple[int, int]:
 
 def run_embed(
     image: Path,
-    folder: Path,
+    folder: Path | None = None,
     *,
     model: str = "default",
     device: str = "auto",
@@ -101,9 +103,9 @@ def run_embed(
     Parameters
     ----------
     folder
-        Made if it does not exist.
+        Made if it does not exist. None for the one beside the image where the plugin looks.
     axis
-        The axis to walk along; 0, or 2 for NIfTI.
+        The axis of the file to walk along; 0, or 2 for NIfTI, as windows do.
     workers
         Processes of a Dask cluster on this machine; 0 works in this process.
     scheduler
@@ -111,7 +113,7 @@ def run_embed(
 
     Returns
     -------
-    "planes", "made" (the others were there already) and "bytes" of the folder.
+    "planes", "made" (the others were there already), "folder" and its "bytes".
 
     Raises
     ------
@@ -122,8 +124,9 @@ def run_embed(
     ImportError
         For a cluster without Dask.
     """
-    volume = read_volume(image, channel=channel).with_window()
-    planes = volume.planes(default_axis(image) if axis is None else axis)
+    volume = as_shown(read_volume(image, channel=channel), image).with_window()
+    planes = _planes(volume, image, default_axis(image) if axis is None else axis)
+    folder = embeddings_folder(image) if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     job = EmbedJob(image.resolve(), folder.resolve(), model, device, channel, volume.window, tuple(planes))
     size = 1 if scheduler is None and workers == 0 else BATCH
@@ -134,7 +137,13 @@ def run_embed(
             made += new
             bar.update(count)
     held = EmbeddingCache(0, 0, folder).nbytes.disk
-    return {"planes": len(planes), "made": made, "bytes": held}
+    return {"planes": len(planes), "made": made, "folder": folder, "bytes": held}
+
+
+def _planes(volume: Volume, image: Path, axis: int) -> list[Plane]:
+    """The planes across an axis of the file, in the volume as it is shown."""
+    turned = image.name.lower().endswith(NIFTI_SUFFIXES) and 0 <= axis < volume.ndim
+    return volume.planes(volume.ndim - 1 - axis if turned else axis)
 
 
 def _bar(total: int) -> Any:

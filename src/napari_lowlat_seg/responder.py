@@ -8,10 +8,12 @@ torch is imported inside functions only: a window may import this room.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from cachetools import LRUCache
 
 from .answers import Answer
 from .child import Interrupted
-from .model.known import WEIGHTS
+from .model.known import WEIGHTS, cache_dir
 from .plane_state import Request
 from .prompts import Prompt
 from .propagate import Carried
@@ -27,9 +29,17 @@ from .volume import Plane
 from .walks import Walk, walked
 
 if TYPE_CHECKING:
+    from .embedding_cache import EmbeddingCache, EmbeddingKey
     from .predictor import CloserLook, Embedding, Predictor
 
 CACHE_BYTES = 2**30
+"""Room in memory: a quarter for closer looks, the rest for planes, half of it ready on the device."""
+
+KNOWN = 10_000
+"""Planes whose keys are remembered; that of another one is found by reading its pixels once more."""
+
+PICTURE = Plane()
+"""The only plane of a 2-D image."""
 
 Newer = Callable[[], bool]
 Progress = Callable[[int, int | None], object]
@@ -51,6 +61,10 @@ class PlaneSource:
         Size of a pixel along rows and columns; only the ratio counts.
     name
         What to call the plane in messages.
+    plane
+        Which one of its volume it is.
+    folders
+        Where `lowlat-seg embed` may have left its embedding. They are read, never written to.
     """
 
     key: Hashable
@@ -58,6 +72,8 @@ class PlaneSource:
     window: tuple[float, float] | None = None
     spacing: tuple[float, float] = (1.0, 1.0)
     name: str = "the plane"
+    plane: Plane = PICTURE
+    folders: tuple[Path, ...] = ()
 
     @property
     def identity(self) -> Hashable:
@@ -78,21 +94,44 @@ class Responder:
     predictor
         Of any model on any device.
     cache_bytes
-        Room for embeddings of planes and of closer looks together; those unused for longest go first. One
-        that is larger than all of it is made anew each time.
+        Room in memory for embeddings of planes and of closer looks together; those unused for longest go
+        first. One that is larger than its share is made anew each time.
+    folder
+        Where planes' embeddings are kept for the next time as well, None for nowhere.
+    disk_bytes
+        Room in that folder.
     facts
         What `describe` says beside what the predictor knows itself.
     """
 
-    def __init__(self, predictor: Predictor, cache_bytes: int = CACHE_BYTES, **facts: Any) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        cache_bytes: int = CACHE_BYTES,
+        folder: Path | None = None,
+        disk_bytes: int = 0,
+        **facts: Any,
+    ) -> None:
+        from .embedding_cache import EmbeddingCache
+
+        looks, on_device = cache_bytes // 4, 3 * cache_bytes // 8
+        device = predictor.runtime.device
+        in_host = cache_bytes - looks - on_device
         self._predictor = predictor
         self._facts = facts
-        self._kept: LRUCache[Hashable, Embedding] = LRUCache(cache_bytes, _bytes_of)
+        self._open: Callable[[], EmbeddingCache] = lambda: EmbeddingCache(
+            on_device, in_host, folder, disk_bytes, device
+        )
+        self._planes = self._open()
+        self._looks: LRUCache[Hashable, Embedding] = LRUCache(looks, _bytes_of)
+        self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(KNOWN)  # by identity of the source
+        self._shelves: dict[Path, EmbeddingCache] = {}  # folders that others have filled
+        self._encoded = 0  # planes that the network has embedded
         self._newer: Newer = never
         predictor.interrupt_by(self._look_up)
 
     def embed(self, source: PlaneSource, newer: Newer = never) -> float:
-        """Makes the embedding of a plane; seconds that it took, 0.0 if it was there already.
+        """Makes the embedding of a plane; seconds that it took, 0.0 if it was kept, here or in a folder.
 
         Raises
         ------
@@ -101,11 +140,10 @@ class Responder:
         ValueError
             For pixels that the predictor refuses; and whatever reading them raises.
         """
-        began = time.perf_counter()
-        warm = ("plane", source.identity) in self._kept
+        began, before = time.perf_counter(), self._encoded
         with self._until(newer):
             self._embedding(source)
-        return 0.0 if warm else time.perf_counter() - began
+        return 0.0 if self._encoded == before else time.perf_counter() - began
 
     def respond(
         self, request: Request, source: PlaneSource, newer: Newer = never
@@ -166,26 +204,28 @@ class Responder:
         """Nothing: a thread cannot be ended, it stops at the next layer of the network."""
 
     def close(self) -> None:
-        """Forgets all embeddings."""
-        self._kept.clear()
+        """Forgets all embeddings in memory."""
+        self._planes = self._open()
+        self._looks.clear()
 
     def _answers(self, request: Request, source: PlaneSource, newer: Newer) -> Iterator[tuple[Answer, bool]]:
         embedding = self._embedding(source)
-        about = ("look", request.object, source.identity)
+        about = (request.object, source.identity)
         previous = request.previous
         before = None
         if previous is not None:
             from .predictor import Prediction
 
-            look = self._kept.get(about)
+            look = self._looks.get(about)
             before = Prediction(previous.probability, previous.quality, embedding.frame, look)
         answer = None
         # Whether an answer is the last one is known when the next one is there, or none. The quick one must
         # not wait for that: it goes out as one that may be bettered, and once more when it was not.
         for prediction in self._predictor.answers(embedding, request.prompts, before):
             answer = Answer.of(prediction.probability, prediction.quality)
-            if request.ticket and prediction.look is not None:
-                self._keep(about, prediction.look)
+            look = prediction.look
+            if request.ticket and look is not None and _bytes_of(look) <= self._looks.maxsize:
+                self._looks[about] = look
             yield answer, not request.ticket
             if not request.ticket or newer():
                 return
@@ -193,17 +233,41 @@ class Responder:
             yield answer, True
 
     def _embedding(self, source: PlaneSource) -> Embedding:
-        about = ("plane", source.identity)
-        known = self._kept.get(about)
+        from .embedding_cache import EmbeddingKey
+
+        last = self._keys.get(source.identity)
+        known = None if last is None else self._planes.get(last)
         if known is not None:
             return known
-        made = self._predictor.embed(source.read(), source.window, source.spacing)
-        self._keep(about, made)
-        return made
+        pixels = np.asarray(source.read())
+        if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif":
+            return self._made(source, pixels)  # which says what is wrong with them
+        # Who reads the pixels makes the key anew: they may have changed since the last time.
+        key = EmbeddingKey.of_pixels(self._predictor, pixels, source.plane, source.window, source.spacing)
+        self._keys[source.identity] = key
+        before = self._encoded
+        embedding = self._planes.ensure(key, lambda: self._shelved(key, source) or self._made(source, pixels))
+        if self._encoded > before:
+            self._planes.save(key, embedding)
+        return embedding
 
-    def _keep(self, about: Hashable, embedding: Embedding) -> None:
-        if _bytes_of(embedding) <= self._kept.maxsize:
-            self._kept[about] = embedding
+    def _shelved(self, key: EmbeddingKey, source: PlaneSource) -> Embedding | None:
+        """What others have left of it in one of the source's folders."""
+        from .embedding_cache import EmbeddingCache
+
+        for folder in source.folders:
+            if folder not in self._shelves and folder.is_dir():
+                device = self._predictor.runtime.device
+                self._shelves[folder] = EmbeddingCache(0, 0, folder, 0, device)
+            found = self._shelves[folder].get(key) if folder in self._shelves else None
+            if found is not None:
+                return found
+        return None
+
+    def _made(self, source: PlaneSource, pixels: np.ndarray) -> Embedding:
+        made = self._predictor.embed(pixels, source.window, source.spacing)
+        self._encoded += 1
+        return made
 
     @contextmanager
     def _until(self, newer: Newer) -> Iterator[None]:
@@ -258,9 +322,13 @@ def load_responder(
     closer_look: CloserLook = "auto",
     *,
     cache_bytes: int = CACHE_BYTES,
+    disk_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Responder:
     """The responder for a model on a device; see `predictor.load_predictor` for its arguments and errors.
+
+    Embeddings take up to `cache_bytes` of memory and `disk_bytes` beside the downloaded models; none is
+    written there if that is 0.
 
     A model that is not on this machine is downloaded first: `progress` is told (bytes so far, bytes in all or
     None), and what it raises cancels the download.
@@ -271,7 +339,23 @@ def load_responder(
     row = WEIGHTS.get(model)
     if row is not None and row.url and not model_info(model)["downloaded"]:
         download_model(model, progress)
-    return Responder(load_predictor(model, device, closer_look), cache_bytes)
+    folder = _kept_folder() if disk_bytes else None
+    return Responder(load_predictor(model, device, closer_look), cache_bytes, folder, disk_bytes)
+
+
+def _kept_folder() -> Path | None:
+    """Where embeddings are kept from one session to the next; None, with a warning, if it cannot be made."""
+    folder = cache_dir() / "embeddings"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(
+            f"embeddings cannot be kept in {folder} ({error.strerror or error}); they are in memory only",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    return folder
 
 
 def _bytes_of(embedding: Embedding) -> int:

@@ -53,8 +53,8 @@ class ResponderProcess:
     ----------
     model, device, closer_look
         As `predictor.load_predictor` has them.
-    cache_bytes
-        As `Responder` has it.
+    cache_bytes, disk_bytes
+        As `load_responder` has them.
     threads
         Processor threads of the network; None for OMP_NUM_THREADS if that is set, else all but one, so that
         the window keeps one.
@@ -71,11 +71,13 @@ class ResponderProcess:
         closer_look: str = "auto",
         *,
         cache_bytes: int = CACHE_BYTES,
+        disk_bytes: int = 0,
         threads: int | None = None,
         niceness: int = NICENESS,
         load: str = LOAD,
     ) -> None:
-        self._content = (load, (model, device, closer_look), cache_bytes)
+        room = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
+        self._content = (load, (model, device, closer_look), room)
         self._environment, self._niceness = _threads(threads), niceness
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
         self._numbers = itertools.count(1)
@@ -161,15 +163,22 @@ class ResponderProcess:
 
 
 def open_responder(
-    model: str = "default", device: str = "auto", closer_look: str = "auto"
+    model: str = "default",
+    device: str = "auto",
+    closer_look: str = "auto",
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    disk_bytes: int = 0,
 ) -> ResponderProcess | Responder:
     """A responder in a process of its own; in this one where no further interpreter can be started.
 
     The latter takes as long as loading the model takes: call it off the main thread.
     """
-    if can_start_interpreters():
-        return ResponderProcess(model, device, closer_look)
-    return load_responder(model, device, closer_look)  # type: ignore[arg-type]
+    make: Any = ResponderProcess if can_start_interpreters() else load_responder
+    made: ResponderProcess | Responder = make(
+        model, device, closer_look, cache_bytes=cache_bytes, disk_bytes=disk_bytes
+    )
+    return made
 
 
 def in_child(entry: str, *arguments: Any, progress: Progress | None = None) -> Any:
@@ -208,9 +217,8 @@ class _Desk:
         self._channel = channel
         self._responder: Any = None
 
-    def load(self, entry: str, arguments: tuple[Any, ...], cache_bytes: int) -> Iterator[dict[str, Any]]:
-        options = {"cache_bytes": cache_bytes, "progress": self._progress}
-        self._responder = _found(entry)(*arguments, **options)
+    def load(self, entry: str, arguments: tuple[Any, ...], room: dict[str, int]) -> Iterator[dict[str, Any]]:
+        self._responder = _found(entry)(*arguments, **room, progress=self._progress)
         threads = os.environ["OMP_NUM_THREADS"]
         yield {**self._responder.describe(), "process": os.getpid(), "threads": int(threads)}
 

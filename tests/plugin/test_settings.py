@@ -19,7 +19,9 @@ from napari_lowlat_seg.plugin.settings import (
     stored_finish,
     stored_keys,
     stored_policy,
+    stored_room,
 )
+from napari_lowlat_seg.responder import CACHE_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,7 @@ def test_what_is_delivered_is_what_the_engine_starts_with():
         "auto",
         "auto",
     )
+    assert stored_room() == {"cache_bytes": CACHE_BYTES, "disk_bytes": 0}
 
 
 def test_the_widget_is_in_both_menus_and_the_palette(manifest):

@@ -5,6 +5,7 @@ import re
 import threading
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 from napari.layers import Labels, Points, Shapes
@@ -112,9 +113,11 @@ class Worker(QObject):
     def __init__(self):
         super().__init__()
         self.loads, self.ran, self.cancels, self.closed = [], [], 0, 0
+        self.rooms = []
 
     def load(self, make):
         self.loads.append(make.args)
+        self.rooms.append(make.keywords)
 
     def run(self, work, done):
         self.ran.append((work, done))
@@ -122,7 +125,7 @@ class Worker(QObject):
     def look(self, source):
         """Nothing to embed with."""
 
-    ask = look
+    ask = ahead = look
 
     def cancel(self):
         self.cancels += 1
@@ -389,6 +392,52 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
     assert (talk.finish, talk.session.policy) == (Finish(fill_holes=True), Policy("overwrite"))
     assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
     assert settings().finish.fill_holes
+
+
+def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, settle):
+    """The number is remembered; swapping back to an image brings the number of today."""
+    first = on_image.conversation
+    assert first.questions.reach == 8
+    on_image.details._ahead.setValue(3)
+    assert (first.questions.reach, settings().embeddings.ahead) == (3, 3)
+    viewer.add_image(np.zeros((4, 5)), name="other")
+    settle()
+    choose(on_image.image, "other")
+    assert on_image.conversation.questions.reach == 3
+    on_image.details._ahead.setValue(0)
+    choose(on_image.image, first.layer.name)
+    assert on_image.conversation.questions.reach == 0
+
+
+def test_room_for_embeddings_loads_the_model_with_it(on_image):
+    """Once it is typed, and only if it is another; it is remembered."""
+    details, loads = on_image.details, on_image.worker.loads
+    before = len(loads)
+    details._memory.setValue(256)
+    details._disk.setValue(2048)
+    assert len(loads) == before
+    details._disk.editingFinished.emit()
+    details._disk.editingFinished.emit()
+    assert loads[before:] == [("default", "auto", "auto")]
+    assert on_image.worker.rooms[-1] == {"cache_bytes": 2**28, "disk_bytes": 2**31}
+    assert (settings().embeddings.memory, settings().embeddings.disk) == (256, 2048)
+
+
+def test_embeddings_are_looked_for_beside_the_file_and_in_the_folder_of_the_settings(
+    viewer, on_image, settle, tmp_path
+):
+    """An image that comes from no file has the second place only."""
+    settings().embeddings.folder = str(tmp_path / "all")
+    nibabel.Nifti1Image(np.zeros((9, 8, 3), np.uint8), np.eye(4)).to_filename(tmp_path / "stack.nii")
+    viewer.open(tmp_path / "stack.nii", plugin=PLUGIN)
+    settle()
+    choose(on_image.image, "stack")
+    beside = tmp_path / "stack.nii.embeddings"
+    assert on_image.conversation.questions.folders == (beside, tmp_path / "all")
+    viewer.add_image(np.zeros((4, 5)), name="made up")
+    settle()
+    choose(on_image.image, "made up")
+    assert on_image.conversation.questions.folders == (tmp_path / "all",)
 
 
 def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, settle):

@@ -260,6 +260,150 @@ def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(qtbot, wor
     assert responder.done == ["embed 2", "embed 2", "answer a"]
 
 
+def test_planes_ahead_are_embedded_when_nothing_else_is_to_be_done(qtbot, worker, responder, told) -> None:
+    """One after the other, after the answer and the look; nobody waits for them and no bar shows them."""
+    said: list[str] = []
+    worker.started.connect(said.append)
+    worker.ahead([plane(key) for key in "34"])
+    worker.look(plane("2"))
+    worker.ask(Asked("a"), plane("1"))
+    qtbot.waitUntil(lambda: ("embedded", "4", 0.25) in told)
+    assert responder.done[-4:] == ["answer a", "embed 2", "embed 3", "embed 4"]
+    assert set(said) <= {"embedding plane 1", "predicting", "embedding plane 2"}
+    assert not worker.busy
+
+
+def busy_with(worker, key) -> bool:
+    return worker._busy is not None and worker._busy.source is not None and worker._busy.source.key == key
+
+
+@pytest.mark.parametrize("ticket", [1, 0, None], ids=["ask", "trial", "look"])
+def test_a_request_interrupts_what_is_embedded_ahead(qtbot, worker, responder, ticket) -> None:
+    """It goes first, and the planes ahead go on where they were."""
+    responder.embed_door.clear()
+    worker.ahead([plane(key) for key in "23"])
+    qtbot.waitUntil(lambda: busy_with(worker, "2"))
+    assert not worker.busy
+    if ticket is None:
+        worker.look(plane("1"))
+    else:
+        worker.ask(Asked("a", ticket), plane("1"))
+    qtbot.waitUntil(lambda: busy_with(worker, "1"))
+    assert worker.busy
+    responder.embed_door.set()
+    qtbot.waitUntil(lambda: len([one for one in responder.done if one.startswith("embed")]) == 3)
+    assert [one for one in responder.done if one.startswith("embed")] == ["embed 1", "embed 2", "embed 3"]
+
+
+def test_a_look_at_what_is_being_embedded_ahead_does_not_begin_anew(qtbot, worker, responder) -> None:
+    """Nor does one at a plane that is embedded already, nor planes ahead that hold the one under way."""
+    with qtbot.waitSignal(worker.idle):
+        worker.look(plane("1"))
+    responder.embed_door.clear()
+    worker.ahead([plane(key) for key in "23"])
+    qtbot.waitUntil(lambda: busy_with(worker, "2"))
+    under_way = worker._busy
+    worker.look(plane("1"))
+    worker.ahead([plane(key) for key in "324"])
+    qtbot.wait(40)
+    assert worker._busy is under_way
+    worker.look(plane("2"))
+    qtbot.wait(40)
+    assert worker._busy is under_way
+    responder.embed_door.set()
+    qtbot.waitUntil(lambda: "embed 4" in responder.done)
+
+
+def test_a_look_a_quarter_done_is_finished_for_another_look(qtbot, worker, responder) -> None:
+    """Who scrolls faster than the network finds some planes embedded; who asks does not wait for it."""
+    worker._typical = 0.02
+    responder.embed_door.clear()
+    worker.look(plane("1"))
+    qtbot.waitUntil(lambda: busy_with(worker, "1"))
+    qtbot.wait(40)
+    worker.look(plane("2"))
+    qtbot.wait(40)
+    assert busy_with(worker, "1")
+    worker.ask(Asked("a"), plane("3"))
+    qtbot.waitUntil(lambda: busy_with(worker, "3"))
+    responder.embed_door.set()
+
+
+def test_a_plane_ahead_that_was_looked_at_counts_as_one(qtbot, worker, responder) -> None:
+    """A quarter done, it is finished although the user is one further by now."""
+    worker._typical = 0.02
+    responder.embed_door.clear()
+    worker.ahead([plane("1")])
+    qtbot.waitUntil(lambda: busy_with(worker, "1"))
+    worker.look(plane("1"))
+    qtbot.wait(40)
+    worker.look(plane("2"))
+    qtbot.wait(40)
+    assert busy_with(worker, "1")
+    responder.embed_door.set()
+    qtbot.waitUntil(lambda: responder.done == ["embed 1", "embed 2"])
+
+
+def test_planes_ahead_are_dropped_by_cancel_and_by_none(qtbot, worker, responder) -> None:
+    """What is under way stops too."""
+    for stop in (worker.cancel, lambda: worker.ahead(())):
+        responder.embed_door.clear()
+        worker.ahead([plane(key) for key in "12"])
+        qtbot.waitUntil(lambda: busy_with(worker, "1"))
+        stop()
+        qtbot.waitUntil(lambda: worker._busy is None)
+        responder.embed_door.set()
+    qtbot.wait(30)
+    assert [one for one in responder.done if one.startswith("embed")] == []
+
+
+def test_a_plane_ahead_that_cannot_be_embedded_is_left_out(qtbot, worker, responder, told) -> None:
+    """Whoever looks at it is told."""
+
+    def empty() -> Any:
+        raise ValueError("no finite pixel")
+
+    worker.ahead([PlaneSource("1", empty), plane("2")])
+    qtbot.waitUntil(lambda: told == [("embedded", "2", 0.25)])
+    with qtbot.waitSignal(worker.failed):
+        worker.look(PlaneSource("1", empty))
+
+
+@dataclass
+class Fragile(Scripted):
+    """One that cannot embed ahead."""
+
+    raised: type[Exception] = ChildEnded
+
+    def embed(self, source: PlaneSource, newer: Callable[[], bool]) -> float:
+        self.done.append(f"embed {source.key}")
+        raise self.raised("it has ended")
+
+
+def test_planes_ahead_end_a_responder_once(qtbot, worker) -> None:
+    """Told once; what has ended it is not tried again until a model is loaded."""
+    fragile = Fragile()
+    with qtbot.waitSignal(worker.idle):
+        worker.load(lambda: fragile)
+    with qtbot.waitSignals([worker.failed, worker.loaded]):
+        worker.ahead([plane(key) for key in "12"])
+    worker.ahead([plane("3")])
+    qtbot.waitUntil(lambda: worker._busy is None)
+    assert [one for one in fragile.done if one.startswith("embed")] == ["embed 1"]
+
+
+def test_planes_ahead_stop_where_memory_does(qtbot, worker, told, caplog) -> None:
+    """It goes to the log: nobody has asked for them."""
+    fragile = Fragile(raised=MemoryError)
+    with qtbot.waitSignal(worker.idle):
+        worker.load(lambda: fragile)
+    worker.ahead([plane(key) for key in "12"])
+    qtbot.waitUntil(lambda: "planes are not embedded ahead: it has ended" in caplog.text)
+    qtbot.waitUntil(lambda: worker._busy is None)
+    assert told == []
+    assert [one for one in fragile.done if one.startswith("embed")] == ["embed 1"]
+
+
 def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder, told) -> None:
     """A responder that listens goes on to live."""
     responder.answer_door.clear()

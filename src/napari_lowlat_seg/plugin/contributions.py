@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.io import NIFTI_SUFFIXES, read_volume
+from napari_lowlat_seg.io import NIFTI_SUFFIXES, as_shown, read_volume
 from napari_lowlat_seg.samples import sample_path
 
 LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
@@ -73,11 +73,10 @@ def _scan(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
     """The voxels of a NIfTI file with the axes turned round, (i, j, k) to (z, y, x), and their place."""
     volume = read_volume(path)
     space, time = (_UNITS.get(unit, "pixel") for unit in volume.header.get_xyzt_units())
-    data = np.asarray(volume.data)
-    turned = tuple(range(volume.ndim))[::-1]
+    shown = as_shown(volume, path)
     place = {
-        "scale": (volume.spacing or (1.0,) * volume.ndim)[::-1],
+        "scale": shown.spacing or (1.0,) * volume.ndim,
         "units": (time, space, space, space)[-volume.ndim :],
         "axis_labels": ("t", "z", "y", "x")[-volume.ndim :],
     }
-    return data.transpose(*turned, *range(volume.ndim, data.ndim)), place
+    return np.asarray(shown.data), place

@@ -39,6 +39,9 @@ class DetailsForm(QWidget):
     postpone = Signal(bool)
     adopt = Signal(object, object)
     view = Signal(object)
+    ahead = Signal(int)
+    room = Signal(int, int)
+    """MiB of memory and of disk for embeddings."""
 
     def __init__(self, model: ModelForm) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class DetailsForm(QWidget):
         form.addRow("Device", model.device)
         form.addRow("Runs on", model.found)
         form.addRow("Closer look", model.closer_look)
+        self._embedding_rows(form)
         form.addRow(model.import_button)
         column.addWidget(self.of_image)
         column.addWidget(rest)
@@ -166,6 +170,35 @@ class DetailsForm(QWidget):
         form.addRow("Channel axis", self._axis)
         form.addRow("Channel", self._channel)
         form.addRow("Intensities", self._intensities)
+
+    def show_embeddings(self, ahead: int, memory: int, disk: int) -> None:
+        """Planes ahead, and MiB of memory and of disk."""
+        self._room = (memory, disk)
+        for control, value in ((self._ahead, ahead), (self._memory, memory), (self._disk, disk)):
+            _silently(control.setValue, control, value)
+
+    def _embedding_rows(self, form: QFormLayout) -> None:
+        self._ahead = Number(
+            "Planes ahead", "Planes made ready ahead of the one in view, then behind it; 0 for none.", 0, 200
+        )
+        self._memory = Number("Memory", "Room for planes that are ready, in memory.", 64, 2**20)
+        self._disk = Number(
+            "Disk", "Room for planes that stay ready until the next time; copies of them are kept.", 0, 2**20
+        )
+        self._ahead.valueChanged.connect(lambda planes: self.ahead.emit(int(planes)))
+        for control in (self._memory, self._disk):
+            control.setSuffix(" MiB")
+            control.setSingleStep(256)
+            control.editingFinished.connect(self._emit_room)  # not with every step: the model is loaded anew
+        form.addRow("Planes ahead", self._ahead)
+        form.addRow("Memory", self._memory)
+        form.addRow("Disk", self._disk)
+
+    def _emit_room(self) -> None:
+        room = (int(self._memory.value()), int(self._disk.value()))
+        if room != self._room:
+            self._room = room
+            self.room.emit(*room)
 
     def _emit_policy(self) -> None:
         self.policy.emit(Policy(self._policy.value(), int(self._within.value())))

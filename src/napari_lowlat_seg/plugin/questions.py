@@ -7,6 +7,7 @@ and a hovering mouse ask too; their answers are shown and not kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 from weakref import WeakSet
@@ -21,6 +22,7 @@ from napari_lowlat_seg.responder import PlaneSource
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane, Volume
 
+from .lookahead import Heading
 from .worker import Worker
 
 Why = Literal["stroke", "hover"]
@@ -51,6 +53,11 @@ class Questions:
     def __init__(self, session: Session, worker: Worker, name: str) -> None:
         self.session = session
         self.held = False
+        self.folders: tuple[Path, ...] = ()
+        """Where embeddings of this image may lie."""
+        self._reach = 0
+        self._heading = Heading()
+        self._drawing = False
         self._worker, self._name = worker, name
         self._picture = uuid4().hex  # in the keys of its embeddings
         self._sent: WeakSet[Request] = WeakSet()
@@ -77,6 +84,7 @@ class Questions:
         """Stop listening; what is on its way is dropped."""
         self.forget()
         self._view = None
+        self._look_ahead()
         self._worker.answered.disconnect(self._answered)
         self._worker.embedded.disconnect(self._embedded)
         self._worker.failed.disconnect(self._failed)
@@ -84,10 +92,34 @@ class Questions:
 
     def look(self, plane: Plane | None) -> None:
         """The plane in view: it is embedded before its first click, and what waits there comes first."""
+        if plane is not None:
+            self._heading = self._heading.after(self._view, plane)
         self._view = plane
         if plane is not None and self._ready:
             self._worker.look(self.source(plane))
             self.ask()
+        self._look_ahead()
+
+    @property
+    def reach(self) -> int:
+        """How many planes are embedded ahead of the one in view, and then behind it; 0 for none."""
+        return self._reach
+
+    @reach.setter
+    def reach(self, reach: int) -> None:
+        self._reach = reach
+        self._look_ahead()
+
+    @property
+    def drawing(self) -> bool:
+        """Whether a stroke is under way; nothing is embedded ahead then."""
+        return self._drawing
+
+    @drawing.setter
+    def drawing(self, drawing: bool) -> None:
+        if drawing != self._drawing:
+            self._drawing = drawing
+            self._look_ahead()
 
     def ask(self) -> None:
         """Ask what waits for an answer, if anything does and nothing holds it back."""
@@ -121,11 +153,20 @@ class Questions:
         volume = self.session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
         key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
-        return PlaneSource(key, lambda: volume.plane(plane), volume.window, spacing, name)
+        return PlaneSource(
+            key, lambda: volume.plane(plane), volume.window, spacing, name, plane, self.folders
+        )
 
     @property
     def _ready(self) -> bool:
         return self.session.volume.window is not None
+
+    def _look_ahead(self) -> None:
+        if self._view is None or not self._ready or self._drawing:
+            self._worker.ahead(())
+        else:
+            planes = self._heading.planes(self._view, self.session.volume.shape, self._reach)
+            self._worker.ahead([self.source(plane) for plane in planes])
 
     def _send(self, request: Request) -> None:
         self._sent.add(request)

@@ -7,12 +7,14 @@ and writes what its user changes; two open widgets do not disturb each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_warning
 
 from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.io import embeddings_folder
 from napari_lowlat_seg.label_edits import Policy
 
 from .keys import ACTIONS, KeyTable
@@ -21,7 +23,7 @@ PLUGIN = "napari-lowlat-seg"
 
 
 def settings() -> Any:
-    """The settings by group: `.model`, `.prompts`, `.finish`, `.labels`, `.keys`; assigning saves."""
+    """The settings by group, each named as in the manifest: `.model`, `.prompts`, ...; assigning saves."""
     return get_plugin_settings(PLUGIN)
 
 
@@ -64,6 +66,25 @@ def remember_policy(policy: Policy) -> None:
     """Saves the policy, unless it speaks of one label: that label means something in one volume only."""
     if policy.kind != "within":
         remember("labels", policy=policy.kind)
+
+
+def stored_room() -> dict[str, Any]:
+    """Room for embeddings, as `responder_process.open_responder` takes it."""
+    stored = settings().embeddings
+    return {"cache_bytes": stored.memory * 2**20, "disk_bytes": stored.disk * 2**20}
+
+
+def embedding_folders(layer: Any) -> tuple[Path, ...]:
+    """Where embeddings of an image layer may have been put: beside its file, and in the settings' folder.
+
+    Parameters
+    ----------
+    layer
+        One of napari's; it may come from no file, or from several.
+    """
+    file, folder = layer.source.path, settings().embeddings.folder
+    beside = [embeddings_folder(file)] if isinstance(file, str | Path) and Path(file).name else []
+    return (*beside, *([Path(folder).expanduser()] if folder else []))
 
 
 def stored_keys() -> KeyTable:

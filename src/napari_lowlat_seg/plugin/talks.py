@@ -8,7 +8,7 @@ from typing import Any
 
 from psygnal import Signal
 
-from .settings import settings, stored_finish, stored_policy
+from .settings import embedding_folders, settings, stored_finish, stored_policy
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Talks:
                 self._known[layer, view] = self._begin(layer, view)
             self._views[layer] = view
             self.current = self._known[layer, view]
+            questions, reach = self.current.questions, settings().embeddings.ahead
+            questions.folders, questions.reach = embedding_folders(layer), reach
             self.current.changed.connect(self._on_changed)
             self.current.said.connect(self._on_said)
             self.current.through.stirred.connect(self._on_stirred)

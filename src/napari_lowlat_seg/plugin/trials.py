@@ -41,7 +41,7 @@ class Trials:
         self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
     ) -> None:
         """A stroke under way: drawn at once, and answered as often as the model can."""
-        self.stroking = not final
+        self.stroking = self._questions.drawing = not final
         if final:
             self._preview.stroke(None)
             return

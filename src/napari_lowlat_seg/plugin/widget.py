@@ -32,6 +32,7 @@ from .settings import (
     remember_policy,
     settings,
     stored_keys,
+    stored_room,
 )
 from .talks import Talks, View
 from .volume_form import BUTTONS as VOLUME_BUTTONS
@@ -108,6 +109,8 @@ class LowlatWidget(QWidget):
         }
         self.volume = VolumeForm()
         self.details = DetailsForm(self.model)
+        room = settings().embeddings
+        self.details.show_embeddings(room.ahead, room.memory, room.disk)
         self.shortcuts = told(
             action_button("Shortcuts…", self.show_shortcuts),
             "Shortcuts",
@@ -156,6 +159,8 @@ class LowlatWidget(QWidget):
         details.hover.connect(lambda on: self._set("hover", on))
         details.postpone.connect(self._postpone)
         details.adopt.connect(self._adopt)
+        details.ahead.connect(self._look_ahead)
+        details.room.connect(self._give_room)
         details.view.connect(lambda view: self.turn_to(self.conversation.layer, view))
         volume = self.volume
         volume.verb.connect(lambda name: self._through(lambda through: getattr(through, name)()))
@@ -305,6 +310,16 @@ class LowlatWidget(QWidget):
         self.conversation.hold(on)
         remember("prompts", postpone=on)
 
+    def _look_ahead(self, planes: int) -> None:
+        remember("embeddings", ahead=planes)
+        if self.conversation is not None:
+            self.conversation.questions.reach = planes
+
+    def _give_room(self, memory: int, disk: int) -> None:
+        """Loads the model anew: what holds the embeddings is made with it."""
+        remember("embeddings", memory=memory, disk=disk)
+        self.model.want()
+
     def _adopt(self, points: Any, shapes: Any) -> None:
         self._try(lambda: self.talks.adopt(points, shapes))
         self._show()
@@ -316,7 +331,8 @@ class LowlatWidget(QWidget):
             self.worker.cancel()
 
     def _load(self, wanted: Wanted) -> None:
-        self.worker.load(partial(open_responder, wanted.name, wanted.device, wanted.closer_look))
+        model = (wanted.name, wanted.device, wanted.closer_look)
+        self.worker.load(partial(open_responder, *model, **stored_room()))
         remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
 
     def _started(self, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ LOG = logging.getLogger(__name__)
 PATIENCE = 150
 """Milliseconds after a cancel until a responder that is still at work is restarted."""
 
-URGENCY = ("load", "ask", "trial", "look", "carry")
-"""Kinds of jobs, the most urgent first."""
+URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")
+"""Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""
 
 TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 """Errors whose sentence was written for people; any other is a mistake of ours and says its kind."""
@@ -65,6 +65,10 @@ class _Job:
     shown: bool = False  # whether its first answer is on the screen
     sources: Sequence[PlaneSource] = ()
     what: str = ""
+    after: tuple[PlaneSource, ...] = ()  # what to embed ahead once this one is
+    dropped: bool = False
+    looked_at: bool = False  # while it was embedded ahead
+    begun: float = 0.0
     asked: float = field(default_factory=time.perf_counter)
 
     @property
@@ -94,7 +98,7 @@ class Worker(QObject):
     failed
         str: one sentence.
     idle
-        Nothing is left to do.
+        Nothing is left to do, but to embed ahead.
     """
 
     started = Signal(str)
@@ -124,6 +128,9 @@ class Worker(QObject):
         self._walk: Walk | None = None
         self._epoch = 0  # what was asked for in an earlier one is not wanted any more
         self._closed = False
+        self._ready: set[Hashable] = set()  # identities of planes that were embedded
+        self._typical = 0.0  # seconds that an embedding took last
+        self._ahead_allowed = True
         self._waiting = Waiting(self)
         self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
         self._thread.start()
@@ -133,6 +140,7 @@ class Worker(QObject):
         self.cancel()
         with self._wake:
             self._make = make_responder
+            self._ahead_allowed = True
             self._want(_Job("load", self._epoch))
 
     def ask(self, request: Any, source: PlaneSource) -> None:
@@ -145,6 +153,8 @@ class Worker(QObject):
     def look(self, source: PlaneSource) -> None:
         """Embeds a plane when nothing more urgent is left; a newer look replaces an older one."""
         with self._wake:
+            if self._busy is not None and self._busy.identity == source.identity:
+                self._busy.looked_at = True
             self._want(_Job("look", self._epoch, source))
 
     def carry(self, walk: Walk, sources: Sequence[PlaneSource], what: str = "propagating") -> None:
@@ -159,6 +169,19 @@ class Worker(QObject):
         with self._wake:
             self._wanted.pop("carry", None)
         self._end_walk(self._walk, False)
+
+    def ahead(self, sources: Sequence[PlaneSource]) -> None:
+        """Embeds these planes, the first one first, whenever nothing else is to be done; none ends that.
+
+        They take the place of those of the last call. A plane that is under way and wanted again is finished.
+        Nothing is said of them but `embedded`; a plane that cannot be embedded is left out.
+        """
+        with self._wake:
+            self._wanted.pop("ahead", None)
+            if sources:
+                self._want(_Job("ahead", self._epoch, sources[0], after=tuple(sources[1:])))
+            elif self._busy is not None and self._busy.kind == "ahead":
+                self._busy.dropped = True
 
     def run(self, work: Callable[[], Any], done: Callable[[Any], object]) -> None:
         """Does other work on a thread of its own and hands what it gives to `done`, on the main thread."""
@@ -196,9 +219,9 @@ class Worker(QObject):
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way or waiting."""
+        """Whether something is under way or waiting that was asked for; embedding ahead does not count."""
         with self._wake:
-            return self._busy is not None or bool(self._wanted)
+            return any(job.kind != "ahead" for job in (self._busy, *self._wanted.values()) if job is not None)
 
     def _end_walk(self, walk: Walk | None, whole: bool) -> None:
         if walk is not None and walk is self._walk:
@@ -228,6 +251,7 @@ class Worker(QObject):
             "trial": self._answer,
             "look": self._embed,
             "carry": self._carry,
+            "ahead": self._embed_ahead,
         }
         while (job := self._next()) is not None:
             try:
@@ -240,7 +264,7 @@ class Worker(QObject):
     def _next(self) -> _Job | None:
         """The most urgent job; waits for one. None when closed."""
         with self._wake:
-            if self._busy is not None and not self._wanted:
+            if self._busy is not None and not self._wanted.keys() - {"ahead"}:
                 self._emit(None, self.idle.emit)
             self._busy = None
             while not self._wanted and not self._closed:
@@ -253,6 +277,7 @@ class Worker(QObject):
 
     def _load(self, job: _Job) -> None:
         self._emit(job.epoch, self.started.emit, "loading the model")
+        self._ready.clear()
         with self._wake:
             make, self._make = self._make, None
             old = self._responder
@@ -281,9 +306,35 @@ class Worker(QObject):
             self._emit(job.epoch, self.started.emit, f"embedding {source.name}")
             return source.read()
 
-        seconds = self._loaded().embed(replace(source, read=read), lambda: self._left(job))
+        job.begun = time.perf_counter()
+        told = source if job.kind == "ahead" else replace(source, read=read)
+        seconds = self._loaded().embed(told, lambda: self._left(job))
+        self._ready.add(source.identity)
+        self._typical = seconds or self._typical
         if seconds or job.kind == "look":
             self._emit(job.epoch, self.embedded.emit, source.key, seconds)
+
+    def _embed_ahead(self, job: _Job) -> None:
+        """One plane of those ahead; the others wait, and so does this one if something came between."""
+        assert job.source is not None
+        rest: tuple[PlaneSource, ...] = job.after
+        try:
+            if self._ahead_allowed:
+                self._embed(job)
+        except Interrupted:
+            rest = (job.source, *job.after)
+        except ChildEnded:
+            self._ahead_allowed = False  # the next one might end it again, and so on for ever
+            raise
+        except (ValueError, OSError) as error:  # whoever looks at this plane is told
+            LOG.debug("%s was not embedded ahead: %s", job.source.name, error)
+        except Exception as error:
+            LOG.warning("planes are not embedded ahead: %s", sentence(error))
+            rest = ()
+        with self._wake:
+            gone = job.dropped or job.epoch != self._epoch or "ahead" in self._wanted
+            if rest and not gone:
+                self._want(_Job("ahead", self._epoch, rest[0], after=rest[1:]))
 
     def _answer(self, job: _Job) -> None:
         self._embed(job)
@@ -317,13 +368,24 @@ class Worker(QObject):
     def _left(self, job: _Job) -> bool:
         """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now.
 
-        A plane on which something was asked is left only for another such plane.
+        A plane on which something was asked is left only for another such plane. One that was looked at is
+        finished when a quarter is done: somebody who scrolls faster than the network would find nothing
+        embedded at all. One ahead is finished before a look at a plane that is embedded already.
         """
-        if job.epoch != self._epoch:
+        if job.epoch != self._epoch or job.dropped:
             return True
-        rivals = ("ask",) if job.kind == "ask" else ("ask", "trial", "look")
-        newest = next((self._wanted[kind] for kind in rivals if kind in self._wanted), None)
-        return newest is not None and newest.identity != job.identity
+        rivals = ("ask",) if job.kind == "ask" else ("ask", "trial", "look", "ahead")
+        wanted = dict(self._wanted)
+        newest = next((wanted[kind] for kind in rivals if kind in wanted), None)
+        if newest is None or newest.identity == job.identity:
+            return False
+        if newest.kind == "ahead":
+            return job.kind == "ahead" and job.identity not in {source.identity for source in newest.after}
+        if newest.kind == "look" and job.kind == "ahead" and newest.identity in self._ready:
+            return False
+        if newest.kind == "look" and (job.kind == "look" or job.looked_at):
+            return time.perf_counter() - job.begun < self._typical / 4 or not self._typical
+        return True
 
     def _superseded(self, job: _Job) -> bool:
         """Whether an answer is not worth finishing.
