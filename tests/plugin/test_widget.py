@@ -372,7 +372,7 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
     viewer.add_labels(np.zeros((3, 3), int), name="small")
     viewer.add_layer(on_image.conversation.preview.layer)
     settle()
-    assert names(on_image.labels) == ["new", "nuclei", "small"]
+    assert names(on_image.labels) == ["new", "new on disk…", "from disk…", "nuclei", "small"]
     choose(on_image.labels, "nuclei")
     assert on_image.conversation.labels.layer == fits
     choose(on_image.labels, "small")

@@ -6,7 +6,8 @@ says; all of them may be called at any moment. Everything that takes time is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from napari_lowlat_seg.timeline import Step
 from napari_lowlat_seg.volume import Plane
 
 from .chosen_labels import ChosenLabels
+from .disk_labels import fit_memory
 from .gestures import SHAPES, Gestures
 from .grid import grid_of
 from .keys import KeyTable
@@ -49,6 +51,8 @@ class Conversation:
     level, channel_axis, channel, intensities
         What of the image is segmented; see `grid_of`. "displayed" takes the layer's contrast limits for black
         and white, "automatic" chooses them from the data.
+    fit
+        Whether labels of a shape are kept in memory.
 
     Raises
     ------
@@ -73,6 +77,7 @@ class Conversation:
         channel_axis: int | None = None,
         channel: int = 0,
         intensities: Literal["automatic", "displayed"] = "automatic",
+        fit: Callable[..., bool] = fit_memory,
     ) -> None:
         self.viewer, self.layer = viewer, layer
         self._keys = keys
@@ -83,8 +88,9 @@ class Conversation:
         self.preview = Preview(viewer, self.grid)
         self.gestures = Gestures(viewer, self.grid, self.prompts, self._stroke, self._hovered)
         self.questions = Questions(self.session, worker, layer.name)
-        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self)
+        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
         self.labels.changed.connect(self._labels_changed)
+        self.labels.failed.connect(self._labels_failed)
         self.questions.landed.connect(self._landed)
         self.questions.tried.connect(self._tried)
         self.questions.said.connect(self._say)
@@ -202,8 +208,11 @@ class Conversation:
             self.said.emit("will be accepted when the mask is there")
             self.questions.ask()
             return
-        self._accepting = False
-        self.labels.ensure()
+        ready = self._try(self.labels.ensure)
+        self._accepting = ready is False
+        if not ready:
+            self.said.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
+            return
         label = self.session.label
         written = self._try(self.session.accept)
         if written is False:
@@ -298,6 +307,10 @@ class Conversation:
         Raises ValueError, in one sentence, if the layer does not lie on the image's voxels.
         """
         self.labels.use(layer)
+
+    def keep_labels(self, path: Path) -> None:
+        """Write to labels on disk from now on: an OME-Zarr at `path`, which is made or gone on with."""
+        self.labels.keep_at(path)
 
     def adopt(self, points: Any | None = None, shapes: Any | None = None) -> None:
         """Read prompts from layers of the user's instead of our own; None goes back to our own."""
@@ -418,6 +431,11 @@ class Conversation:
         if self._accepting and not self.labels.reading:
             self.accept()
 
+    def _labels_failed(self, sentence: str) -> None:
+        self._accepting = False
+        show_warning(sentence)
+        self.said.emit(sentence)
+
     def _bind_keys(self) -> None:
         """Our keys work on our layers, whichever they are now."""
         self._unbind_keys()
@@ -435,6 +453,6 @@ class Conversation:
         """What `work` gives; None after telling the user why it could not be done."""
         try:
             return work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a full disk under the labels, for one
             show_warning(str(error))
             return None
