@@ -110,12 +110,12 @@ def test_an_object_found_in_the_labels_could_have_been_written():
     labels = np.zeros((2, 4, 4), np.uint8)
     labels[1, 1:3] = 4
     store = ArrayLabels(labels)
-    edit, mask = found_object(store, PLANE, (4, 4), 4)
+    edit, mask = found_object(store, PLANE, (0, 0, 4, 4), 4)
     assert np.array_equal(mask, labels[1] == 4)
     store.write([edit.reversed()])
     assert not labels.any()
     with pytest.raises(ValueError, match=r"no voxel of plane .* carries label 4"):
-        found_object(store, PLANE, (4, 4), 4)
+        found_object(store, PLANE, (0, 0, 4, 4), 4)
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,8 @@ class PlaneState:
             self, prompts=prompts, answer=self.drawn, previous=self.drawn, since=since, answered=True
         )
 
-    def painted(self, mask: np.ndarray) -> PlaneState:
-        """This state with a (rows, cols) bool mask drawn by hand; later prompts continue from it."""
-        drawn = Answer.from_mask(mask)
+    def painted(self, drawn: Answer) -> PlaneState:
+        """This state with a mask drawn by hand; later prompts continue from it."""
         return replace(
             self, answer=drawn, previous=drawn, drawn=drawn, since=len(self.prompts), answered=True
         )

@@ -14,8 +14,9 @@ import numpy as np
 from napari.utils.notifications import show_warning
 from psygnal import Signal
 
-from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.answers import Finish, Patch
 from napari_lowlat_seg.prompts import Click, Prompt
+from napari_lowlat_seg.region import TILING, Tiling
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.timeline import Step
 from napari_lowlat_seg.volume import Plane
@@ -53,6 +54,8 @@ class Conversation:
         and white, "automatic" chooses them from the data.
     fit
         Whether labels of a shape are kept in memory.
+    tiling
+        Which planes are too large to be looked at whole, and the tiles that are instead.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class Conversation:
         channel: int = 0,
         intensities: Literal["automatic", "displayed"] = "automatic",
         fit: Callable[..., bool] = fit_memory,
+        tiling: Tiling = TILING,
     ) -> None:
         self.viewer, self.layer = viewer, layer
         self._keys = keys
@@ -85,17 +89,18 @@ class Conversation:
         self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
         self.session = Session(self.grid.volume)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
-        self.preview = Preview(viewer, self.grid)
+        self.preview = Preview(viewer, self.grid, tiling)
         self.gestures = Gestures(viewer, self.grid, self.prompts, self._stroke, self._hovered)
-        self.questions = Questions(self.session, worker, layer.name)
+        self.sight = Sight(viewer, self.grid)
+        self.questions = Questions(self.session, worker, layer.name, tiling, self.sight.field)
         self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
         self.labels.changed.connect(self._labels_changed)
         self.labels.failed.connect(self._labels_failed)
         self.questions.landed.connect(self._landed)
         self.questions.tried.connect(self._tried)
         self.questions.said.connect(self._say)
-        self.sight = Sight(viewer, self.grid)
         self.sight.moved.connect(self._moved)
+        self.sight.panned.connect(self._panned)
         self.attached = False
         self._stroking = False
         self._accepting = False
@@ -272,11 +277,11 @@ class Conversation:
 
     def brush(self) -> None:
         """Paint on the mask; the model continues from what is painted."""
-        self.preview.brush(erase=False)
+        self.preview.brush(erase=False, field=self._field)
 
     def eraser(self) -> None:
         """Erase from the mask; the model continues from what is left."""
-        self.preview.brush(erase=True)
+        self.preview.brush(erase=True, field=self._field)
 
     def prompt_tool(self) -> None:
         """Back to clicking and dragging."""
@@ -347,8 +352,8 @@ class Conversation:
         elif not self.session.unanswered:
             self.questions.ask_trial(plane, [Click(at, self.positive)], "hover")
 
-    def _painted(self, plane: Plane, mask: np.ndarray) -> None:
-        self.session.paint(plane, mask)
+    def _painted(self, plane: Plane, mask: Patch) -> None:
+        self.session.paint(plane, mask.pixels, mask.corner)
         self.changed.emit()
 
     def _moved(self) -> None:
@@ -364,6 +369,14 @@ class Conversation:
             self._drop_trial()
             self._show_mask()
             self.questions.look(self._plane)
+
+    def _panned(self) -> None:
+        self.questions.panned()
+
+    @property
+    def _field(self) -> tuple[float, float, float, float] | None:
+        """What is seen of the plane in view."""
+        return None if self.plane is None else self.sight.field(self.plane)
 
     def _placed(self) -> None:
         """The image has been moved or scaled: its prompts go with it."""
@@ -385,7 +398,7 @@ class Conversation:
         if self._accepting:
             self.accept()
 
-    def _tried(self, why: str, plane: Plane, mask: np.ndarray) -> None:
+    def _tried(self, why: str, plane: Plane, mask: Patch) -> None:
         if why == "hover":
             self.preview.contour(mask)
         elif plane == self._plane:
@@ -402,7 +415,7 @@ class Conversation:
 
     def _show_mask(self) -> None:
         if self._plane is not None:
-            self.preview.show(self._plane, self.session.mask(self._plane))
+            self.preview.show(self._plane, self.session.patch(self._plane))
 
     def _refresh(self) -> None:
         """Show the session as it is."""

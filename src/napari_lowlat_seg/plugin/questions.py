@@ -6,17 +6,17 @@ and a hovering mouse ask too; their answers are shown and not kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 from uuid import uuid4
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-import numpy as np
 from psygnal import Signal
 
-from napari_lowlat_seg.answers import Answer, finished
+from napari_lowlat_seg.answers import Answer, Patch, finished_patch
 from napari_lowlat_seg.plane_state import Request
-from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.prompts import Click, Prompt
+from napari_lowlat_seg.region import TILING, Region, Tiling, cut, region_of, within
 from napari_lowlat_seg.responder import PlaneSource
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane, Volume
@@ -37,23 +37,39 @@ class Questions:
         Answers; it may be asked by other sessions too.
     name
         Of the image, for messages about its only plane.
+    tiling
+        Which planes are too large to be embedded whole; of those a tile is.
+    seen
+        (row, col, stop row, stop col) of what the viewer shows of a plane, for a tile before the first click;
+        None to wait for the click.
     """
 
     landed = Signal(Plane, bool)
     """A mask of the session has changed, on this plane; whether it is the last one of its request."""
 
-    tried = Signal(str, Plane, np.ndarray)
+    tried = Signal(str, Plane, Patch)
     """Why was tried ("stroke" or "hover"), where, and the mask."""
 
     said = Signal(str)
     """The state in a few words."""
 
-    def __init__(self, session: Session, worker: Worker, name: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        worker: Worker,
+        name: str,
+        tiling: Tiling = TILING,
+        seen: Callable[[Plane], tuple[float, float, float, float]] | None = None,
+    ) -> None:
         self.session = session
+        self._tiling, self._seen = tiling, seen
+        self._tiles: dict[Plane, Region] = {}  # the newest one of each plane
+        self._looked: Any = None  # the key of what is embedded before the first click
         self.held = False
         self._worker, self._name = worker, name
         self._picture = uuid4().hex  # in the keys of its embeddings
-        self._sent: WeakSet[Request] = WeakSet()
+        # What was sent, and for a tile of a huge plane: what was meant, and which tile.
+        self._sent: WeakKeyDictionary[Request, tuple[Request, Region] | None] = WeakKeyDictionary()
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
@@ -83,9 +99,27 @@ class Questions:
     def look(self, plane: Plane | None) -> None:
         """The plane in view: it is embedded before its first click, and what waits there comes first."""
         self._view = plane
-        if plane is not None and self._ready:
-            self._worker.look(self._source(plane))
-            self.ask()
+        if plane is None or not self._ready:
+            return
+        region = self._tile_in_view(plane)
+        if region is None:
+            self._looked = None
+            self.said.emit("ready")
+        else:
+            self._tiles[plane] = region
+            source = self._source(plane, region)
+            self._looked = source.key
+            self._worker.look(source)
+        self.ask()
+
+    def panned(self) -> None:
+        """Another part of the plane is in view: on a huge plane, another tile may be."""
+        plane = self._view
+        if plane is None or not self._ready or not self._huge(plane):
+            return
+        region = self._tile_in_view(plane)
+        if region is not None and self._source(plane, region).key != self._looked:
+            self.look(plane)
 
     def ask(self) -> None:
         """Ask what waits for an answer, if anything does and nothing holds it back."""
@@ -119,21 +153,53 @@ class Questions:
         return self.session.volume.window is not None
 
     def _send(self, request: Request) -> None:
-        self._sent.add(request)
-        self._worker.ask(request, self._source(request.plane))
+        plane = request.plane
+        if not self._huge(plane) or not request.prompts:
+            self._sent[request] = None
+            self._worker.ask(request, self._source(plane))
+            return
+        sides, now = self.session.volume.sides(plane), self._tiles.get(plane)
+        region = region_of(sides, request.prompts, self._tiling, now)
+        if request.ticket:
+            self._tiles[plane] = region
+        sent = within(request, region)
+        self._sent[sent] = (request, region)
+        self._worker.ask(sent, self._source(plane, region))
 
-    def _source(self, plane: Plane) -> PlaneSource:
+    def _source(self, plane: Plane, region: Region | None = None) -> PlaneSource:
         volume = self.session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
-        key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
-        return PlaneSource(key, lambda: volume.plane(plane), volume.window, spacing, name)
+        key: tuple[Any, ...] = (self._picture, plane.index)
+        spacing, part = volume.plane_spacing(plane), volume
+        if region is not None and self._huge(plane):
+            key, part = (*key, region), cut(volume, region, plane)
+        return PlaneSource(key, lambda: part.plane(plane), volume.window, spacing, name)
+
+    def _huge(self, plane: Plane) -> bool:
+        return max(self.session.volume.sides(plane)) > self._tiling.large
+
+    def _tile_in_view(self, plane: Plane) -> Region | None:
+        """The tile in the middle of what is seen; None if too much is seen to know where a click will be."""
+        sides = self.session.volume.sides(plane)
+        if not self._huge(plane):
+            return Region(0, 0, *sides)
+        if self._seen is None:
+            return None
+        top, left, bottom, right = self._seen(plane)
+        if max(bottom - top, right - left) > 2 * self._tiling.side:
+            return None
+        middle = (
+            min(max(0.0, (top + bottom) / 2), sides[0] - 1),
+            min(max(0.0, (left + right) / 2), sides[1] - 1),
+        )
+        return region_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
 
     def _windowed(self, volume: Volume) -> None:
         self.session.volume = volume
         self.look(self._view)
 
     def _embedded(self, key: Any, seconds: float) -> None:
-        if self._view is not None and key == self._source(self._view).key and not self.session.unanswered:
+        if self._view is not None and key == self._looked and not self.session.unanswered:
             self.said.emit("ready")
 
     def _failed(self, sentence: str) -> None:
@@ -150,8 +216,13 @@ class Questions:
     def _answered(self, request: Request, answer: Answer, final: bool, seconds: float) -> None:
         if request not in self._sent:
             return  # another session's
+        meant = self._sent[request]
+        if meant is not None:
+            request, region = meant
+            sides = self.session.volume.sides(request.plane)
+            answer = answer.on(sides, region.corner).laid_over(request.previous, region.box)
         if self._trial is not None and request is self._trial[0]:
-            self.tried.emit(self._trial[1], request.plane, finished(answer, self.session.finish))
+            self.tried.emit(self._trial[1], request.plane, finished_patch(answer, self.session.finish))
         elif self.session.land(request, answer):
             self._asked = None if final else self._asked
             self.said.emit(self._times(seconds, final))
