@@ -51,7 +51,8 @@ class LabelPyramid:
     @classmethod
     def of(cls, levels: Sequence[Any]) -> LabelPyramid:
         """The labels in arrays that somebody else has opened, with the OME-Zarr group that they lie in."""
-        return cls(levels, group_around(levels[0]))
+        group = group_around(levels[0])
+        return cls(levels if group is None else label_levels(group), group)
 
     def read(self, key: Key) -> np.ndarray:
         """A copy of the labels inside a box, with all axes."""

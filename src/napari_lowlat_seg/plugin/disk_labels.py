@@ -22,6 +22,7 @@ from napari_lowlat_seg.plugin.grid import Grid
 from napari_lowlat_seg.plugin.label_layer import LabelLayer
 from napari_lowlat_seg.plugin.labels_fit import fits, laid_on, written_pyramid
 from napari_lowlat_seg.plugin.layer_list import add_quietly
+from napari_lowlat_seg.plugin.lazy_array import LazyArray
 from napari_lowlat_seg.volume import Plane, Volume
 
 IN_MEMORY = 2**30
@@ -56,9 +57,8 @@ class DiskLabels:
             raise ValueError(unfit)
         self.layer = getattr(layer, "__wrapped__", layer)
         self._laid_out, self._pyramid = laid_out, pyramid
-        if any(shown is not written for shown, written in zip(self.layer.data, pyramid.levels, strict=True)):
-            # dask would go on showing what it has read before.
-            self.layer.data = list(pyramid.levels)
+        if not all(isinstance(level, LazyArray) for level in self.layer.data):
+            self._show()
 
     def attach(self, on_stroke: Callable[[Sequence[LabelEdit]], None]) -> None:
         """Nothing: napari lets nobody paint on a pyramid."""
@@ -75,7 +75,15 @@ class DiskLabels:
         """Make the edits, on all levels; what is in view is drawn anew."""
         for edit in edits:
             self._pyramid.write(self._laid_out.key(edit.plane, edit.box), edit)
+        self.layer.data[-1].renew()
         self.layer.refresh()
+
+    def _show(self) -> None:
+        """Let napari see what is on disk: dask arrays would show what they have read before."""
+        # napari begins with the coarsest level then, and with these corners of whichever it showed before.
+        coarsest = np.array(self._pyramid.levels[-1].shape)
+        self.layer.corner_pixels = np.stack([np.zeros_like(coarsest), coarsest - 1])
+        self.layer.data = LazyArray.pyramid(self._pyramid.levels)
 
     def highest(self) -> int:
         """The highest label; see `LabelPyramid.highest` for how long it may take."""
@@ -109,7 +117,7 @@ def shown(viewer: Any, grid: Grid, pyramid: LabelPyramid) -> DiskLabels | LabelL
     Small ones have one level only, which napari can paint on as on any other.
     """
     first, *more = pyramid.levels
-    data = [first, *more] if more else first
+    data = LazyArray.pyramid(pyramid.levels) if more else first
     name = f"{grid.layer.name} [lowlat] objects"
     layer = Labels(data, multiscale=bool(more), name=name, **grid.place)
     add_quietly(viewer, layer, above=grid.layer)

@@ -13,6 +13,7 @@ from napari_lowlat_seg.label_edits import Box
 from napari_lowlat_seg.label_pyramid import LabelPyramid
 from napari_lowlat_seg.ome_zarr import found_labels, label_levels
 from napari_lowlat_seg.plugin.grid import Grid, unit_ratio
+from napari_lowlat_seg.plugin.lazy_array import LazyArray
 from napari_lowlat_seg.volume import Plane
 
 ALIGNED = 0.25
@@ -108,7 +109,7 @@ def written_pyramid(layer: Any) -> LabelPyramid | None:
 
     Readers hand out dask arrays, which only look like the file; then the file itself is opened.
     """
-    levels = list(layer.data)
+    levels = [level.data if isinstance(level, LazyArray) else level for level in layer.data]
     if all(_writable(one) and (isinstance(one, np.ndarray) or hasattr(one, "store_path")) for one in levels):
         return LabelPyramid.of(levels)
     group = layer.source.path and found_labels(layer.source.path, layer.name, tuple(levels[0].shape))
