@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import zarr
+from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
 from napari_lowlat_seg.answers import Answer
@@ -148,6 +149,17 @@ def test_the_tile_in_view_is_embedded_before_the_click(it):
     assert second.previous.shape == (200, 200)
     zoom(it.viewer, (200, 200))
     it.until(lambda: len(it.responder.embedded) == 2)
+
+
+def test_without_a_place_for_labels_nothing_is_lost(it):
+    """An image of no file has no beside: the user is told what to do, and the object waits."""
+    it.hand.click((620, 730))
+    it.quiet()
+    it.talk.accept()
+    assert it.widget.sentence == "not accepted: there are no labels"
+    assert any("“new on disk…”" in str(record) for record in notification_manager.records)
+    assert seen(it).any()
+    assert it.talk.label == 1
 
 
 def test_the_brush_paints_on_what_is_in_view(it):

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
     QComboBox,
+    QFileDialog,
     QKeySequenceEdit,
     QLineEdit,
     QProgressBar,
@@ -60,6 +61,9 @@ class Talk:
 
     def adopt(self, points, shapes):
         self.told.append(("adopt", points, shapes))
+
+    def keep_labels(self, path):
+        self.told.append(("labels", path))
 
     def use_labels(self, layer):
         if layer is not None and layer.data.shape != self.layer.data.shape:
@@ -364,6 +368,19 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
     assert (talk.finish, talk.session.policy) == (Finish(fill_holes=True), Policy("overwrite"))
     assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
     assert settings().finish.fill_holes
+
+
+@pytest.mark.parametrize("way", ["new on disk…", "from disk…"])
+def test_labels_on_disk_are_asked_for(on_image, tmp_path, way):
+    """What was chosen before stays in front until a folder is given."""
+    (tmp_path / "l.zarr").mkdir()
+    choose(on_image.labels, way)
+    assert on_image.labels.currentText() == "new"
+    dialog = on_image.findChild(QFileDialog)
+    dialog.findChild(QLineEdit).setText(str(tmp_path / "l.zarr"))
+    dialog.fileSelected.emit(str(tmp_path / "l.zarr"))
+    assert on_image.conversation.told[-1] == ("labels", tmp_path / "l.zarr")
+    dialog.close()
 
 
 def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, settle):
