@@ -4,9 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from napari_lowlat_seg.answers import THRESHOLD, Answer, Finish, bounds, finished
+from napari_lowlat_seg.answers import THRESHOLD, Answer, Finish, bounds, finished, finished_patch
 
 
 @pytest.fixture
@@ -110,3 +112,38 @@ def test_bounds_hold_all_that_is_not_zero():
     mask = np.zeros((7, 9), bool)
     mask[2, 3] = mask[5, 1] = True
     assert bounds(mask) == (2, 1, 6, 4)
+
+
+@given(st.data())
+def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None:
+    """Pixel by pixel; what lies beside the tile is cut, and laid over what was there it leaves the rest."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    tile, plane = (7, 9), (20, 24)
+    corner = (data.draw(st.integers(0, 13)), data.draw(st.integers(0, 15)))
+    density = data.draw(st.sampled_from([0.0, 0.05, 0.9]))
+    new = Answer.of((rng.random(tile) * (rng.random(tile) < density)).astype(np.float32))
+    old = Answer.of((rng.random(plane) * (rng.random(plane) < density)).astype(np.float32))
+    placed = new.on(plane, corner)
+    expected = np.zeros(plane, np.float32)
+    part = (slice(corner[0], corner[0] + 7), slice(corner[1], corner[1] + 9))
+    expected[part] = new.probability
+    np.testing.assert_array_equal(placed.probability, expected)
+    np.testing.assert_array_equal(placed.on(tile, (-corner[0], -corner[1])).probability, new.probability)
+    np.testing.assert_array_equal(old.on(tile, (-corner[0], -corner[1])).probability, old.probability[part])
+    both = old.probability
+    both[part] = new.probability
+    box = (*corner, corner[0] + 7, corner[1] + 9)
+    np.testing.assert_array_equal(placed.laid_over(old, box).probability, both)
+    np.testing.assert_array_equal(placed.laid_over(None, box).probability, expected)
+
+
+def test_a_mask_is_the_same_where_it_is_and_whole() -> None:
+    """With a pixel of background around it, except at the edge of the plane."""
+    probability = np.zeros((30, 40), np.float32)
+    probability[0:4, 10:20] = 0.9
+    patch = finished_patch(Answer.of(probability), Finish())
+    assert patch.box == (0, 9, 5, 21)
+    np.testing.assert_array_equal(patch.on((30, 40)), probability > 0.5)
+    np.testing.assert_array_equal(patch.on((3, 5), (2, 8)), probability[2:5, 8:13] > 0.5)
+    assert not patch.on((3, 5), (20, 30)).any()
+    assert finished_patch(Answer.of(probability * 0), Finish()).pixels.size == 0

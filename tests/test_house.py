@@ -27,6 +27,7 @@ ENGINE = sorted(
 )
 VOCABULARY = ["volume", "frame", "prompts", "simulate", "io", "datasets", "samples"]
 VOCABULARY += ["propagate", "many_objects", "interpolate", "anchors", "region", "ome_zarr"]
+VOCABULARY += ["label_pyramid"]
 PUBLIC = [
     "Box",
     "Click",

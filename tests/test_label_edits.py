@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from napari_lowlat_seg.label_edits import ArrayLabels, LabelEdit, Policy, found_object, object_edits
+from napari_lowlat_seg.answers import Patch
+from napari_lowlat_seg.label_edits import ArrayLabels, LabelEdit, Policy, around, found_object, object_edits
 from napari_lowlat_seg.volume import Plane
 
 PLANE = Plane((1, None, None))
@@ -110,12 +111,12 @@ def test_an_object_found_in_the_labels_could_have_been_written():
     labels = np.zeros((2, 4, 4), np.uint8)
     labels[1, 1:3] = 4
     store = ArrayLabels(labels)
-    edit, mask = found_object(store, PLANE, (4, 4), 4)
+    edit, mask = found_object(store, PLANE, (0, 0, 4, 4), 4)
     assert np.array_equal(mask, labels[1] == 4)
     store.write([edit.reversed()])
     assert not labels.any()
     with pytest.raises(ValueError, match=r"no voxel of plane .* carries label 4"):
-        found_object(store, PLANE, (4, 4), 4)
+        found_object(store, PLANE, (0, 0, 4, 4), 4)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,40 @@ def test_unknown_policies_are_refused(make, message):
     """The sentence lists what there is."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class HugeLabels:
+    """Labels of 9000 x 9000 pixels, kept only where they are, that write down what is read."""
+
+    def __init__(self, box):
+        self.box, self.read_pixels = box, 0
+
+    def read(self, plane, box):
+        self.read_pixels += (box[2] - box[0]) * (box[3] - box[1])
+        return Patch(self.box[:2], np.full((self.box[2] - self.box[0], self.box[3] - self.box[1]), 7)).on(
+            (box[2] - box[0], box[3] - box[1]), box[:2]
+        )
+
+
+@pytest.mark.parametrize("box", [(4000, 5000, 4100, 5100), (0, 8000, 3000, 9000), (10, 10, 8990, 20)])
+def test_of_a_huge_plane_only_what_is_around_an_object_is_read(box):
+    """As far as it reaches and no further; in a plane of usual size the whole is."""
+    labels = HugeLabels(box)
+    at = (box[0] + 50, (box[1] + box[3]) // 2)
+    found = around(labels, PLANE, at, (9000, 9000), 7)
+    _, mask = found_object(labels, PLANE, found, 7)
+    assert mask.sum() == (box[2] - box[0]) * (box[3] - box[1])
+    if box[2] - box[0] == 100:
+        assert labels.read_pixels < 2.2e6
+    assert around(labels, PLANE, at, (4096, 4096), 7) == (0, 0, 4096, 4096)
+
+
+def test_an_object_may_be_given_by_a_part_of_its_plane():
+    """The edits are those of the whole mask."""
+    mask = np.zeros((9, 9), bool)
+    mask[3:6, 4:8] = True
+    whole = object_edits(ArrayLabels(np.zeros((9, 9), int)), Plane(), mask, 3, Policy())
+    part = object_edits(
+        ArrayLabels(np.zeros((9, 9), int)), Plane(), mask[2:7, 3:9], 3, Policy(), corner=(2, 3)
+    )
+    assert part == whole

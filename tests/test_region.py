@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.region import HALO, TILE, Region, cut, moved, region_of
+from napari_lowlat_seg.region import HALO, TILE, Region, Tiling, cut, moved, region_of, within
 from napari_lowlat_seg.volume import Plane, Volume
 
 HUGE = (20_000, 30_000)
@@ -101,3 +103,30 @@ def test_a_mask_is_cut_to_its_region() -> None:
     pixels[12:15, 22:25] = True
     found = moved(Mask(pixels, positive=False), Region(10, 20, 10, 15))
     assert found == Mask(pixels[10:20, 20:35], positive=False)
+
+
+SMALL = Tiling(large=300, side=200, halo=32)
+
+
+def test_a_tile_in_use_stays_in_use() -> None:
+    """While half a halo is left around all prompts, or the plane ends there; no second embedding for it."""
+    now = region_of((1000, 1000), [Click((300, 300))], SMALL)
+    assert now == Region(240, 240, 200, 200)
+    assert region_of((1000, 1000), [Click((256, 423))], SMALL, now) == now
+    assert region_of((1000, 1000), [Click((255, 423))], SMALL, now) != now
+    corner = region_of((1000, 1000), [Click((0, 0))], SMALL)
+    assert region_of((1000, 1000), [Click((0, 0)), Click((183, 183))], SMALL, corner) == corner
+
+
+def test_a_request_is_asked_in_the_pixels_of_its_tile() -> None:
+    """Prompts and previous mask are moved; the request itself stays what it was."""
+    mask = np.zeros((1000, 1000), bool)
+    mask[290:310, 200:260] = True
+    previous = Answer.from_mask(mask)
+    asked = Request(3, 1, Plane(), (Click((300, 301)), Box((250, 251), (310, 312))), previous)
+    region = region_of((1000, 1000), asked.prompts, SMALL)
+    sent = within(asked, region)
+    assert sent.prompts == (Click((82, 82)), Box((32, 32), (92, 93)))
+    assert sent.previous is not None
+    np.testing.assert_array_equal(sent.previous.probability, mask[218:440, 219:440])
+    assert (sent.ticket, sent.object, asked.previous) == (3, 1, previous)

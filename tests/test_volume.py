@@ -308,3 +308,32 @@ def test_unusable_pixels_are_refused(pixels: np.ndarray, window, message: str) -
     """Each with one sentence."""
     with pytest.raises(ValueError, match=message):
         to_uint8(pixels, window)
+
+
+class Watched:
+    """An array that writes down how many pixels are read of it."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data, self.shape, self.dtype, self.read = data, data.shape, data.dtype, 0
+
+    def __getitem__(self, key):
+        part = self.data[key]
+        self.read += part.size
+        return part
+
+
+def test_of_huge_planes_blocks_are_sampled() -> None:
+    """The window and the identity of 25 megapixels come from sixteen blocks, and bytes need none."""
+    data = np.broadcast_to(np.arange(5000, dtype=np.uint16), (5000, 5000))
+    watched = Watched(data)
+    low, high = Volume(watched).with_window().window
+    assert low < 100
+    assert high > 4900
+    assert watched.read == 16 * 256 * 256
+    assert Volume(watched).identity == Volume(data).identity
+    narrow = Watched(np.zeros((5000, 60), np.uint16))
+    assert Volume(narrow).with_window().window == (0.0, 1.0)
+    assert narrow.read == 4 * 256 * 60
+    byte = Watched(np.zeros((3, 5000, 5000), np.uint8))
+    assert Volume(byte).with_window().window == (0.0, 255.0)
+    assert byte.read == 0

@@ -8,7 +8,7 @@ are exact.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,9 +83,52 @@ class Answer:
         mask[inside(self.box)] = self.above(THRESHOLD)
         return mask
 
+    @property
+    def pixels(self) -> int:
+        """How many there are in `mask`."""
+        return int(np.count_nonzero(self.above(THRESHOLD)))
+
     def redrawn(self, probability: np.ndarray) -> Answer:
         """This answer with another probability, (rows, cols) in [0, 1]."""
         return Answer.of(probability, self.quality)
+
+    def on(self, shape: tuple[int, int], corner: tuple[int, int]) -> Answer:
+        """The same answer on a plane of another shape, its first pixel at a corner; what lies beside is cut.
+
+        A tile's answer goes to its plane with the tile's corner, and back with the corner negated.
+        """
+        (top, left), box = corner, self.box
+        if box == (0, 0, 0, 0):
+            return replace(self, shape=shape)
+        moved = (box[0] + top, box[1] + left, box[2] + top, box[3] + left)
+        kept = (max(0, moved[0]), max(0, moved[1]), min(shape[0], moved[2]), min(shape[1], moved[3]))
+        if kept == moved:
+            return replace(self, shape=shape, box=moved)
+        if kept[0] >= kept[2] or kept[1] >= kept[3]:
+            return replace(self, shape=shape, box=(0, 0, 0, 0), packed=zlib.compress(b"", 1))
+        steps = self._steps[kept[0] - moved[0] : kept[2] - moved[0], kept[1] - moved[1] : kept[3] - moved[1]]
+        return self._placed(shape, kept[:2], steps)
+
+    def laid_over(self, before: Answer | None, box: tuple[int, int, int, int]) -> Answer:
+        """This answer inside a box of the plane, and outside of it the one before."""
+        if before is None or _within(before.box, box):
+            return self
+        parts = [one for one in (self, before) if one.box != (0, 0, 0, 0)]
+        top, left = (min(one.box[side] for one in parts) for side in (0, 1))
+        shape = (max(one.box[2] for one in parts) - top, max(one.box[3] for one in parts) - left)
+        steps, *more = (Patch(one.box[:2], one._steps).on(shape, (top, left)) for one in reversed(parts))
+        low, high = (
+            (max(0, box[0] - top), max(0, box[1] - left)),
+            (max(0, box[2] - top), max(0, box[3] - left)),
+        )
+        steps[low[0] : high[0], low[1] : high[1]] = 0
+        for inner in more:
+            np.maximum(steps, inner, out=steps)
+        return self._placed(self.shape, (top, left), steps)
+
+    def _placed(self, shape: tuple[int, int], corner: tuple[int, int], steps: np.ndarray) -> Answer:
+        part = self._packed(steps, self.quality, self.drawn)
+        return replace(part, shape=shape).on(shape, corner)
 
     def above(self, threshold: float) -> np.ndarray:
         """Where the probability is above `threshold`, as a bool array of the size of the box."""
@@ -136,21 +179,58 @@ class Finish:
 
 def finished(answer: Answer, finish: Finish) -> np.ndarray:
     """The (rows, cols) bool mask of an answer; one drawn by hand is taken as it is. Does not mutate."""
-    mask = np.zeros(answer.shape, np.bool_)
+    return finished_patch(answer, finish).on(answer.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The part of a plane where something is.
+
+    Attributes
+    ----------
+    corner
+        (row, col) of its first pixel in the plane.
+    pixels
+        (rows, cols) of any type; all other pixels of the plane are 0.
+    """
+
+    corner: tuple[int, int]
+    pixels: np.ndarray
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(row, col, stop row, stop col) in the plane."""
+        (top, left), (rows, cols) = self.corner, self.pixels.shape
+        return top, left, top + rows, left + cols
+
+    def on(self, shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """What a part of the plane, of this shape and at this corner, shows of it."""
+        shown = np.zeros(shape, self.pixels.dtype)
+        top, left, bottom, right = (at - corner[i % 2] for i, at in enumerate(self.box))
+        part = self.pixels[max(0, -top) : max(0, shape[0] - top), max(0, -left) : max(0, shape[1] - left)]
+        if part.size:
+            shown[max(0, top) : bottom, max(0, left) : right] = part
+        return shown
+
+
+NOWHERE = Patch((0, 0), np.zeros((0, 0), np.bool_))
+"""The mask of an object that is not on a plane."""
+
+
+def finished_patch(answer: Answer, finish: Finish) -> Patch:
+    """The bool mask of an answer where it is, as `finished` has it, with a pixel of background around it."""
     plain = answer.above(THRESHOLD if answer.drawn else finish.threshold)
     if not plain.any():
-        return mask
-    if answer.drawn:
-        mask[inside(answer.box)] = plain
-        return mask
-    from scipy import ndimage  # a quarter of a second, which a window has not when it opens
-
+        return NOWHERE
     # What finishing can reach lies around the box; beyond the plane there is nothing to reach.
-    reach = int(np.ceil(4 * finish.smooth)) + 1
+    reach = 1 if answer.drawn else int(np.ceil(4 * finish.smooth)) + 1
     top, left = max(0, answer.box[0] - reach), max(0, answer.box[1] - reach)
     bottom, right = min(answer.shape[0], answer.box[2] + reach), min(answer.shape[1], answer.box[3] + reach)
-    mask[inside(answer.box)] = plain
-    part = mask[top:bottom, left:right]
+    part = Patch(answer.box[:2], plain).on((bottom - top, right - left), (top, left))
+    if answer.drawn:
+        return Patch((top, left), part)
+    from scipy import ndimage  # a quarter of a second, which a window has not when it opens
+
     if finish.smooth:
         part[:] = ndimage.gaussian_filter(part.astype(np.float32), finish.smooth, mode="nearest") > 0.5
     if finish.fill_holes:
@@ -159,7 +239,7 @@ def finished(answer: Answer, finish: Finish) -> np.ndarray:
         labels, count = ndimage.label(part)
         if count > 1:
             part[:] = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return mask
+    return Patch((top, left), part)
 
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -170,6 +250,12 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     cols = np.flatnonzero(mask[top:bottom].any(axis=0))
     return (top, int(cols[0]), bottom, int(cols[-1]) + 1)
+
+
+def _within(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    return box == (0, 0, 0, 0) or (
+        box[0] >= other[0] and box[1] >= other[1] and box[2] <= other[2] and box[3] <= other[3]
+    )
 
 
 def inside(box: tuple[int, int, int, int]) -> tuple[slice, slice]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .anchors import affected
-from .answers import Answer, finished
+from .answers import Answer, finished_patch
 from .label_edits import object_edits
 from .plane_state import PlaneState
 from .prompts import Prompt
@@ -48,7 +48,7 @@ class Carrying:
         Raises ValueError if it is shown on none of them, and if nothing has changed since the last time.
         """
         anchors = _anchors(session, planes)
-        if not any(answer.mask.any() for answer in anchors.values()):
+        if not any(answer.pixels for answer in anchors.values()):
             raise ValueError(
                 f"propagation needs the object on at least one of the {len(planes)} planes of its range; "
                 "click on it there first"
@@ -74,9 +74,9 @@ class Carrying:
         """
         outlines = {}
         for plane in _anchors(session, planes):
-            mask = session.mask(plane)
-            if mask is not None and mask.any():
-                outlines[plane] = Answer.from_mask(mask)
+            patch = session.patch(plane)
+            if patch is not None and patch.pixels.any():
+                outlines[plane] = Answer.from_mask(patch.pixels).on(session.volume.sides(plane), patch.corner)
         if len(outlines) < 2:
             raise ValueError(
                 f"interpolation needs the object on two planes of its range, got {len(outlines)}; click on "
@@ -158,8 +158,10 @@ class Carrying:
     def _write(self, number: int, plane: Plane, answer: Answer) -> None:
         session, record = self._session, self._session.record(number)
         assert session.labels is not None
-        mask = finished(answer, session.finish)
-        edit, whole = object_edits(session.labels, plane, mask, record.label, session.policy)
+        mask = finished_patch(answer, session.finish)
+        edit, whole = object_edits(
+            session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
+        )
         if edit is not None:
             self._step.write(session.labels, edit)
         if whole is not None:

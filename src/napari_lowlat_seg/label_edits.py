@@ -13,10 +13,14 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from .answers import bounds, inside
+from .answers import Patch, bounds, inside
 from .volume import ArrayLike, Plane
 
 Box = tuple[int, int, int, int]
+
+SEARCHED = 4096
+"""Planes of more rows or columns are not read whole to find an object that was made elsewhere."""
+
 Kind = Literal["keep", "overwrite", "within"]
 
 
@@ -204,6 +208,7 @@ def object_edits(
     label: int,
     policy: Policy,
     written: LabelEdit | None = None,
+    corner: tuple[int, int] = (0, 0),
 ) -> tuple[LabelEdit | None, LabelEdit | None]:
     """What writing an object on one plane changes; nothing is written here.
 
@@ -212,7 +217,7 @@ def object_edits(
     labels
         Is read around the object.
     plane, mask
-        The object, (rows, cols) bool.
+        The object, (rows, cols) bool: the whole plane, or a part of it that begins at `corner`.
     label
         Its label, 1 or more.
     policy
@@ -232,6 +237,9 @@ def object_edits(
     The edit to write, and the edit that makes the whole object from what is beneath it; None where empty.
     """
     tight = bounds(mask)
+    part = mask[inside(tight)]
+    if tight != (0, 0, 0, 0):
+        tight = (tight[0] + corner[0], tight[1] + corner[1], tight[2] + corner[0], tight[3] + corner[1])
     box = tight if written is None else _union(tight, written.box)
     if box == (0, 0, 0, 0):
         return None, None
@@ -246,18 +254,18 @@ def object_edits(
     if written is not None:
         top, left = written.box[0] - box[0], written.box[1] - box[1]
         rows, cols = written.changed.shape
-        part = beneath[top : top + rows, left : left + cols]
-        before = part.copy()
+        old = beneath[top : top + rows, left : left + cols]
+        before = old.copy()
         written.reversed().apply(before)
-        part[:] = np.where(part == written.highest, before, part)
+        old[:] = np.where(old == written.highest, before, old)
     after = beneath.copy()
-    after[mask[inside(box)] & policy.allows(beneath)] = label
+    after[Patch(tight[:2], part).on(beneath.shape, box[:2]) & policy.allows(beneath)] = label
     return LabelEdit.between(plane, box, now, after), LabelEdit.between(plane, box, beneath, after)
 
 
 def volume_edits(
     labels: LabelStore,
-    masks: Mapping[Plane, np.ndarray],
+    masks: Mapping[Plane, Patch],
     label: int,
     policy: Policy,
     written: Mapping[Plane, LabelEdit],
@@ -266,20 +274,40 @@ def volume_edits(
     edits: list[LabelEdit] = []
     made: dict[Plane, LabelEdit] = {}
     for plane, mask in masks.items():
-        edit, whole = object_edits(labels, plane, mask, label, policy, written.get(plane))
+        edit, whole = object_edits(labels, plane, mask.pixels, label, policy, written.get(plane), mask.corner)
         edits += [edit] if edit is not None else []
         made |= {plane: whole} if whole is not None else {}
     return edits, made
 
 
-def found_object(
-    labels: LabelStore, plane: Plane, shape: tuple[int, int], label: int
-) -> tuple[LabelEdit, np.ndarray]:
-    """What carries a label on a plane, as if it had been written over background; and its (rows, cols) mask.
+def around(labels: LabelStore, plane: Plane, at: tuple[int, int], sides: tuple[int, int], label: int) -> Box:
+    """A box around what carries a label at a pixel: the whole plane, unless that is huge.
+
+    Of a huge one it is read in growing boxes until the label does not touch the edge; parts of the object
+    that lie further off are not found.
+    """
+    if max(sides) <= SEARCHED:
+        return (0, 0, *sides)
+    reach = SEARCHED // 8
+    while True:
+        top, left = (max(0, place - reach) for place in at)
+        bottom, right = (min(length, place + reach) for place, length in zip(at, sides))
+        box = (top, left, bottom, right)
+        tight = bounds(labels.read(plane, box) == label)
+        free = (
+            tight[0] > 0 or top == 0, tight[1] > 0 or left == 0,
+            tight[2] < bottom - top or bottom == sides[0], tight[3] < right - left or right == sides[1],
+        )  # fmt: skip
+        if all(free):
+            return box
+        reach *= 2
+
+
+def found_object(labels: LabelStore, plane: Plane, box: Box, label: int) -> tuple[LabelEdit, np.ndarray]:
+    """What carries a label in a box, as if it had been written over background; and its mask in the box.
 
     Raises ValueError if nothing carries it.
     """
-    box = (0, 0, *shape)
     now = labels.read(plane, box)
     mask = now == label
     edit = LabelEdit.between(plane, box, np.where(mask, now.dtype.type(0), now), now)

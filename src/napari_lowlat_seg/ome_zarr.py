@@ -21,6 +21,9 @@ SIDE = 512
 SMALLEST = 512
 """Levels are halved until rows and columns are no more than this."""
 
+HIGHEST = "lowlat-seg-highest"
+"""The attribute of labels that says their highest id; without it they are searched for it."""
+
 SAMPLED_CHUNKS = 16
 """A window is chosen from so many chunks of the coarsest level."""
 
@@ -87,19 +90,11 @@ class OmeZarrLabels:
     """
 
     def __init__(self, path: str | Path, like: Volume) -> None:
-        zarr = _zarr()
-        path = Path(path)
-        if path.exists():
-            group = zarr.open_group(path, mode="r+")
-            about = dict(group.attrs).get("ome", {})
-            shape = group["0"].shape if "0" in group else None
-            if "image-label" not in about or shape != like.shape:
-                raise ValueError(
-                    f"{path} must be labels of shape {like.shape} or not exist; it has shape {shape}"
-                )
-        else:
-            group = _created(zarr, path, like)
-        self.levels: tuple[Any, ...] = tuple(group[name] for name in sorted(group.array_keys(), key=int))
+        group = labels_group(path, like)
+        # Whoever writes here does not keep count, and what was counted before may be wrong from now on.
+        if HIGHEST in group.attrs:
+            del group.attrs[HIGHEST]
+        self.levels: tuple[Any, ...] = label_levels(group)
 
     def write(
         self,
@@ -157,6 +152,57 @@ class OmeZarrLabels:
         return np.asarray(self.levels[0][plane.key()])
 
 
+def labels_group(path: str | Path, like: Volume) -> Any:
+    """The zarr group of labels for a volume: opened for writing where it exists, made where not.
+
+    Raises ValueError if there is something else at the path, and ImportError without zarr and ome-zarr.
+    """
+    zarr = _zarr()
+    path = Path(path)
+    if not path.exists():
+        return _created(zarr, path, like)
+    try:
+        group = zarr.open_group(path, mode="r+")
+        levels = label_levels(group)
+    except (OSError, KeyError):  # a file, an empty folder, a group without its arrays
+        levels = ()
+    shape = levels[0].shape if levels else None
+    if shape != like.shape:
+        raise ValueError(f"{path} must be labels of shape {like.shape} or not exist; it has shape {shape}")
+    return group
+
+
+def label_levels(group: Any) -> tuple[Any, ...]:
+    """The arrays of a group of labels, the finest first; none of a group that holds no labels."""
+    about = dict(group.attrs)
+    about = about.get("ome", about)
+    images = about.get("multiscales")
+    if "image-label" not in about or not images:
+        return ()
+    return tuple(group[level["path"]] for level in images[0]["datasets"])
+
+
+def group_around(array: Any) -> Any | None:
+    """The group of labels that an open array is a level of; None if it is none, or not in a zarr at all."""
+    if not hasattr(array, "store_path"):
+        return None
+    group = _zarr().open_group(array.store, path=array.path.rpartition("/")[0], mode="r+")
+    return group if label_levels(group) else None
+
+
+def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | None:
+    """The group of labels of this shape at a path, or of this name in the image there; None without one."""
+    for place in (Path(path), Path(path) / "labels" / name):
+        try:
+            group = _zarr().open_group(place, mode="r+")
+        except (ImportError, OSError):
+            continue
+        levels = label_levels(group)
+        if levels and levels[0].shape == shape:
+            return group
+    return None
+
+
 def _region(plane: Plane, first: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
     spans = iter(slice(low, low + count) for low, count in zip(first, shape))
     return tuple(next(spans) if i is None else i for i in plane.index)
@@ -196,7 +242,7 @@ def _created(zarr: Any, path: Path, like: Volume) -> Any:
 
 
 def _axis(name: str, unit: str | None) -> dict[str, str]:
-    axis = {"name": name, "type": "time" if name == "t" else "space"}
+    axis = {"name": name, "type": {"t": "time", "c": "channel"}.get(name, "space")}
     return axis if unit is None else axis | {"unit": unit}
 
 

@@ -82,9 +82,9 @@ class PlaneState:
         # Nothing is left to ask beyond what the drawing shows.
         return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
 
-    def painted(self, mask: np.ndarray) -> PlaneState:
-        """This state with a (rows, cols) bool mask drawn by hand; later prompts continue from it."""
-        drawn, since = Answer.from_mask(mask), len(self.prompts)
+    def painted(self, drawn: Answer) -> PlaneState:
+        """This state with a mask drawn by hand; later prompts continue from it."""
+        since = len(self.prompts)
         return replace(
             self, answer=drawn, previous=drawn, drawn=drawn, since=since, answered=True, confidence=None
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .plane_state import Request
 from .prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from .volume import ArrayLike, Plane, Volume
 
@@ -23,6 +24,18 @@ TILE = 2048
 
 HALO = 256
 """Pixels around a tile's core that are context only: prompts within the core pick the tile."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """From which rows or columns on a plane is cut into tiles, their side and their halo, all in pixels."""
+
+    large: int = LARGE
+    side: int = TILE
+    halo: int = HALO
+
+
+TILING = Tiling()
 
 
 @dataclass(frozen=True)
@@ -39,27 +52,42 @@ class Region:
         """(row, col) of the first pixel."""
         return self.top, self.left
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(row, col, stop row, stop col)."""
+        return self.top, self.left, self.top + self.rows, self.left + self.cols
 
-def region_of(shape: tuple[int, int], prompts: Iterable[Prompt]) -> Region:
+
+def region_of(
+    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: Region | None = None
+) -> Region:
     """Where to look for the object of these prompts, in planes of this shape.
 
     The tile whose core holds the middle of the prompts, so that prompts near each other share a tile and its
-    embedding; grown where the prompts do not fit in. Planes up to `LARGE` are one region.
+    embedding; grown where the prompts do not fit in. Planes up to `tiling.large` are one region. A tile that
+    is in use, `now`, stays in use while half a halo is left around the prompts.
     """
-    if max(shape) <= LARGE:
+    if max(shape) <= tiling.large:
         return Region(0, 0, *shape)
     bounds = np.array([prompt.bounds() for prompt in prompts])
     low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
-    spans = [_span(float(a), float(b), n) for a, b, n in zip(low, high, shape)]
+    if now is not None:
+        least = [at if at == 0 else at + tiling.halo // 2 for at in now.corner]
+        ends = zip(now.box[2:], shape)
+        most = [end if end == n else end - tiling.halo // 2 for end, n in ends]
+        if (low >= np.array(least) - 0.5).all() and (high <= np.array(most) - 0.5).all():
+            return now
+    spans = [_span(float(a), float(b), n, tiling) for a, b, n in zip(low, high, shape)]
     return Region(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
-def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    core = TILE - 2 * HALO
-    start = int((low + high) / 2 // core) * core - HALO
-    start = max(0, min(start, length - TILE))
-    first = max(0, min(start, int(low) - HALO))
-    last = min(length, max(start + TILE, int(high) + 1 + HALO))
+def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, int]:
+    side, halo = min(tiling.side, length), tiling.halo
+    core = tiling.side - 2 * halo
+    start = int((low + high) / 2 // core) * core - halo
+    start = max(0, min(start, length - side))
+    first = max(0, min(start, int(low) - halo))
+    last = min(length, max(start + side, int(high) + 1 + halo))
     return first, last - first
 
 
@@ -114,6 +142,15 @@ def moved(prompt: Prompt, region: Region) -> Prompt:
         return Box(first, last, positive=prompt.positive)
     assert isinstance(prompt, Scribble | Polygon)
     return replace(prompt, points=_shifted(prompt.points, region))
+
+
+def within(request: Request, region: Region) -> Request:
+    """A request in the pixels of a region; its answer belongs `Answer.on` the plane at the same corner."""
+    previous = request.previous
+    if previous is not None:
+        previous = previous.on((region.rows, region.cols), (-region.top, -region.left))
+    prompts = tuple(moved(prompt, region) for prompt in request.prompts)
+    return replace(request, prompts=prompts, previous=previous)
 
 
 def _shifted(points: Sequence[tuple[float, float]], region: Region) -> tuple[tuple[float, float], ...]:

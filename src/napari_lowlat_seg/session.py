@@ -19,8 +19,8 @@ from itertools import count
 
 import numpy as np
 
-from .answers import Answer, Finish, finished
-from .label_edits import LabelEdit, LabelStore, Policy, found_object, volume_edits
+from .answers import NOWHERE, Answer, Finish, Patch, finished, finished_patch
+from .label_edits import LabelEdit, LabelStore, Policy, around, found_object, volume_edits
 from .plane_state import PlaneState, Request, edit_title
 from .prompts import Prompt
 from .timeline import LIMIT_BYTES, Key, ObjectRecord, OpenStep, Step, Timeline
@@ -96,6 +96,11 @@ class Session:
         answer = self.state(plane).answer
         return None if answer is None else finished(answer, self.finish)
 
+    def patch(self, plane: Plane) -> Patch | None:
+        """The same mask where it is, for planes that are too large to be looked at whole."""
+        answer = self.state(plane).answer
+        return None if answer is None else finished_patch(answer, self.finish)
+
     def prompted(self) -> dict[Plane, tuple[Prompt, ...]]:
         """The prompts of the object in hand, for every plane that has some."""
         return {plane: state.prompts for plane, state in self._here() if state.prompts}
@@ -137,9 +142,13 @@ class Session:
         self._change(edit_title(old.prompts, new), plane, old.edited(new))
         return True
 
-    def paint(self, plane: Plane, mask: np.ndarray) -> None:
-        """Replace the mask of the object in hand by one drawn by hand; later prompts continue from it."""
-        self._change("brush", plane, self.state(plane).painted(mask))
+    def paint(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> None:
+        """Replace the mask of the object in hand by one drawn by hand; later prompts continue from it.
+
+        `mask` is (rows, cols) bool, the whole plane or a part of it that begins at `corner`.
+        """
+        drawn = Answer.from_mask(mask).on(self.volume.sides(plane), corner)
+        self._change("brush", plane, self.state(plane).painted(drawn))
 
     def clear(self) -> bool:
         """Forget all prompts and masks of the object in hand, on all planes; False if there are none.
@@ -165,8 +174,8 @@ class Session:
         """
         record = self._records[self._current]
         before = self._written(self._current)
-        masks = {plane: self._whole(plane) for plane, state in self._here() if state.answer is not None}
-        masks |= {plane: self._whole(plane) for plane in before if plane not in masks}
+        answered = [plane for plane, state in self._here() if state.answer is not None]
+        masks = {plane: self.patch(plane) or NOWHERE for plane in dict.fromkeys((*answered, *before))}
         if not masks:
             return False
         if self.labels is None:
@@ -332,10 +341,6 @@ class Session:
     def _here(self) -> list[tuple[Plane, PlaneState]]:
         return [(key[1], state) for key, state in self._states.items() if key[0] == self._current]
 
-    def _whole(self, plane: Plane) -> np.ndarray:
-        mask = self.mask(plane)
-        return np.zeros(self.volume.sides(plane), np.bool_) if mask is None else mask
-
     def _changed(self, plane: Plane, state: PlaneState) -> tuple[Key, PlaneState, PlaneState]:
         return (self._current, plane), self.state(plane), replace(state, ticket=next(self._tickets))
 
@@ -374,9 +379,11 @@ class Session:
                 return Step(f"reopen object {label}", plane, (self._current, number))
         # Nobody made it here: it becomes an object of its own.
         assert self.labels is not None
-        written, mask = found_object(self.labels, plane, self.volume.sides(plane), label)
+        sides = self.volume.sides(plane)
+        box = around(self.labels, plane, at, sides, label)
+        written, mask = found_object(self.labels, plane, box, label)
         number = next(self._numbers)
-        drawn = Answer.from_mask(mask)
+        drawn = Answer.from_mask(mask).on(sides, box[:2])
         state = PlaneState((), drawn, drawn, drawn, 0, True, next(self._tickets))
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
         states = (((number, plane), _NOTHING, state),)

@@ -22,6 +22,12 @@ SAMPLED_PLANES = 9
 SAMPLED_SIDE = 256
 """A sampled plane is thinned to about this many rows and columns."""
 
+HUGE_SIDE = 4096
+"""Planes of more rows or columns are not read whole for a sample, but blocks of them."""
+
+SAMPLED_BLOCKS = 4
+"""Of a huge plane so many blocks along each side, of `SAMPLED_SIDE` pixels, evenly spaced from end to end."""
+
 SAMPLED_PIXELS = 2**22
 """Percentiles are taken of about this many pixels: of every pixel up to twice as many."""
 
@@ -235,6 +241,8 @@ class Volume:
         """This volume with one intensity window for all planes, chosen from a sample, if it has none."""
         if self.window is not None:
             return self
+        if np.dtype(self.data.dtype) in (np.uint8, np.bool_):  # the same whatever the pixels are
+            return replace(self, window=intensity_window(np.zeros(1, self.data.dtype)))
         sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
         if sample.dtype.kind == "f" and not np.isfinite(sample).any():
             # Registered stacks may be empty but for a few planes, which the sample missed.
@@ -257,9 +265,22 @@ class Volume:
         total = int(np.prod(walked, dtype=np.int64))
         for flat in np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PLANES)).round().astype(np.int64)):
             positions = (int(i) for i in np.unravel_index(int(flat), walked)) if walked else ()
-            pixels = self.plane(Plane((*positions, None, None)))
+            plane = Plane((*positions, None, None))
+            if max(self.shape[-2:]) > HUGE_SIDE:
+                yield from self._blocks(plane)
+                continue
+            pixels = self.plane(plane)
             rows, cols = (max(1, n // SAMPLED_SIDE) for n in pixels.shape[:2])
             yield pixels[::rows, ::cols]
+
+    def _blocks(self, plane: Plane) -> Iterator[np.ndarray]:
+        """Small parts of one plane, the corners among them, of which nothing else is read."""
+        for corner in itertools.product(*(_spread(n) for n in self.shape[-2:])):
+            key: list[int | slice] = list(plane.key())
+            key[-2:] = (slice(at, at + SAMPLED_SIDE) for at in corner)
+            if self.channel_axis is not None:
+                key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
+            yield np.asarray(self.data[tuple(key)])
 
     def _check_plane(self, plane: Plane) -> None:
         fits = len(plane.index) == self.ndim and all(
@@ -267,6 +288,12 @@ class Volume:
         )
         if not fits:
             raise ValueError(f"plane {plane.index} is not inside a volume of shape {self.shape}")
+
+
+def _spread(length: int) -> list[int]:
+    """Where blocks begin along a side."""
+    ends = np.linspace(0, max(0, length - SAMPLED_SIDE), SAMPLED_BLOCKS)
+    return [int(at) for at in np.unique(ends.astype(np.int64))]
 
 
 def intensity_window(pixels: np.ndarray) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def sources_of(layer, plane, *folders):
     session = Session(grid_of(layer).volume.with_window())
     worker = Jotter()
     questions = Questions(session, worker, layer.name)
-    questions.folders, questions.reach = folders, 2
+    questions.sources.folders, questions.reach = folders, 2
     questions.look(plane)
     return worker.looked + worker.planned
 

@@ -348,7 +348,11 @@ def test_a_stroke_on_another_channel_is_none_of_ours():
         (np.zeros(SHAPE, int), {"scale": (1, 1, 1)}, "lies up to 8.0 voxels away from 'scan'"),
         (np.zeros(SHAPE, int), {"translate": (0, 1, 0)}, "lies up to 1.0 voxels away from 'scan'"),
         (np.broadcast_to(np.zeros(SHAPE, int), SHAPE), {}, "is open for reading only"),
-        ([np.zeros(SHAPE, int), np.zeros((5, 6, 7), int)], {}, "is a pyramid, which napari cannot write to"),
+        (
+            [da.zeros(SHAPE, dtype=int), da.zeros((5, 6, 7), dtype=int)],
+            {},
+            "is a pyramid that cannot be written to",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_named_with_the_reason(viewer, grid, data, place, message):

@@ -134,7 +134,7 @@ def wait_for(qtbot, responder, *numbers):
 
 def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, responder, questions, tmp_path):
     """The plane in view, those ahead, those behind; and each once. They say where else to look."""
-    questions.folders = (tmp_path,)
+    questions.sources.folders = (tmp_path,)
     questions.look(Plane((10, None, None)))
     wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7)
     questions.look(Plane((9, None, None)))

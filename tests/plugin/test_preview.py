@@ -39,7 +39,7 @@ def painted():
 def preview(viewer, grid, painted):
     """An attached preview, in view at AXIAL."""
     preview = Preview(viewer, grid)
-    preview.attach(lambda plane, mask: painted.append((plane, mask)))
+    preview.attach(lambda plane, mask: painted.append((plane, mask.pixels)))
     return preview
 
 

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
     QComboBox,
+    QFileDialog,
     QKeySequenceEdit,
     QLineEdit,
     QProgressBar,
@@ -84,6 +85,9 @@ class Talk:
 
     def adopt(self, points, shapes):
         self.told.append(("adopt", points, shapes))
+
+    def keep_labels(self, path):
+        self.told.append(("labels", path))
 
     def use_labels(self, layer):
         if layer is not None and layer.data.shape != self.layer.data.shape:
@@ -433,11 +437,24 @@ def test_embeddings_are_looked_for_beside_the_file_and_in_the_folder_of_the_sett
     settle()
     choose(on_image.image, "stack")
     beside = tmp_path / "stack.nii.embeddings"
-    assert on_image.conversation.questions.folders == (beside, tmp_path / "all")
+    assert on_image.conversation.questions.sources.folders == (beside, tmp_path / "all")
     viewer.add_image(np.zeros((4, 5)), name="made up")
     settle()
     choose(on_image.image, "made up")
-    assert on_image.conversation.questions.folders == (tmp_path / "all",)
+    assert on_image.conversation.questions.sources.folders == (tmp_path / "all",)
+
+
+@pytest.mark.parametrize("way", ["new on disk…", "from disk…"])
+def test_labels_on_disk_are_asked_for(on_image, tmp_path, way):
+    """What was chosen before stays in front until a folder is given."""
+    (tmp_path / "l.zarr").mkdir()
+    choose(on_image.labels, way)
+    assert on_image.labels.currentText() == "new"
+    dialog = on_image.findChild(QFileDialog)
+    dialog.findChild(QLineEdit).setText(str(tmp_path / "l.zarr"))
+    dialog.fileSelected.emit(str(tmp_path / "l.zarr"))
+    assert on_image.conversation.told[-1] == ("labels", tmp_path / "l.zarr")
+    dialog.close()
 
 
 def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, settle):
@@ -446,7 +463,7 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
     viewer.add_labels(np.zeros((3, 3), int), name="small")
     viewer.add_layer(on_image.conversation.preview.layer)
     settle()
-    assert names(on_image.labels) == ["new", "nuclei", "small"]
+    assert names(on_image.labels) == ["new", "new on disk…", "from disk…", "nuclei", "small"]
     choose(on_image.labels, "nuclei")
     assert on_image.conversation.labels.layer == fits
     choose(on_image.labels, "small")

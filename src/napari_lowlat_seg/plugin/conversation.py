@@ -6,20 +6,22 @@ says; all of them may be called at any moment. Everything that takes time is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from napari.utils.notifications import show_warning
 from psygnal import Signal
 
-from napari_lowlat_seg.answers import Finish
+from napari_lowlat_seg.answers import Finish, Patch
 from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.region import TILING, Tiling
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.timeline import Step
 from napari_lowlat_seg.volume import Plane
 
 from .chosen_labels import ChosenLabels
+from .disk_labels import fit_memory
 from .gestures import SHAPES, Gestures
 from .grid import grid_of
 from .keys import KeyTable
@@ -51,6 +53,10 @@ class Conversation:
     level, channel_axis, channel, intensities
         What of the image is segmented; see `grid_of`. "displayed" takes the layer's contrast limits for black
         and white, "automatic" chooses them from the data.
+    fit
+        Whether labels of a shape are kept in memory.
+    tiling
+        Which planes are too large to be looked at whole, and the tiles that are instead.
 
     Raises
     ------
@@ -75,6 +81,8 @@ class Conversation:
         channel_axis: int | None = None,
         channel: int = 0,
         intensities: Literal["automatic", "displayed"] = "automatic",
+        fit: Callable[..., bool] = fit_memory,
+        tiling: Tiling = TILING,
     ) -> None:
         self.viewer, self.layer = viewer, layer
         self._keys = keys
@@ -82,16 +90,18 @@ class Conversation:
         self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
         self.session = Session(self.grid.volume)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
-        self.preview = Preview(viewer, self.grid)
-        self.questions = Questions(self.session, worker, layer.name)
+        self.preview = Preview(viewer, self.grid, tiling)
+        self.sight = Sight(viewer, self.grid)
+        self.questions = Questions(self.session, worker, layer.name, tiling, self.sight.field)
         self.trials = Trials(self.session, self.questions, self.prompts, self.preview)
         self.gestures = Gestures(viewer, self.grid, self.prompts, self.trials.stroke, self.trials.hover)
-        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self)
+        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
         self.labels.changed.connect(self._labels_changed)
+        self.labels.failed.connect(self._labels_failed)
         self.questions.landed.connect(self._landed)
         self.questions.said.connect(self._say)
-        self.sight = Sight(viewer, self.grid)
         self.sight.moved.connect(self._moved)
+        self.sight.panned.connect(self._panned)
         self.through = ThroughPlanes(self.grid, self.session, self.sight, self.questions, self.labels, worker)
         self.through.changed.connect(self._carried)
         self.through.landed.connect(self._carried_to)
@@ -209,8 +219,11 @@ class Conversation:
             self.said.emit("will be accepted when the mask is there")
             self.questions.ask()
             return
-        self._accepting = False
-        self.labels.ensure()
+        ready = self._try(self.labels.ensure)
+        self._accepting = ready is False
+        if not ready:
+            self.said.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
+            return
         label = self.session.label
         written = self._try(self.session.accept)
         if written is False:
@@ -270,11 +283,11 @@ class Conversation:
 
     def brush(self) -> None:
         """Paint on the mask; the model continues from what is painted."""
-        self.preview.brush(erase=False)
+        self.preview.brush(erase=False, field=self._field)
 
     def eraser(self) -> None:
         """Erase from the mask; the model continues from what is left."""
-        self.preview.brush(erase=True)
+        self.preview.brush(erase=True, field=self._field)
 
     def prompt_tool(self) -> None:
         """Back to clicking and dragging."""
@@ -307,6 +320,10 @@ class Conversation:
         """
         self.labels.use(layer)
 
+    def keep_labels(self, path: Path) -> None:
+        """Write to labels on disk from now on: an OME-Zarr at `path`, which is made or gone on with."""
+        self.labels.keep_at(path)
+
     def adopt(self, points: Any | None = None, shapes: Any | None = None) -> None:
         """Read prompts from layers of the user's instead of our own; None goes back to our own."""
         self.prompts.adopt(points, shapes)
@@ -324,8 +341,8 @@ class Conversation:
             self.questions.ask()
             self.changed.emit()
 
-    def _painted(self, plane: Plane, mask: np.ndarray) -> None:
-        self.session.paint(plane, mask)
+    def _painted(self, plane: Plane, mask: Patch) -> None:
+        self.session.paint(plane, mask.pixels, mask.corner)
         self.changed.emit()
 
     def _moved(self) -> None:
@@ -341,6 +358,14 @@ class Conversation:
             self.trials.drop()
             self._show_mask()
             self.questions.look(self._plane)
+
+    def _panned(self) -> None:
+        self.questions.panned()
+
+    @property
+    def _field(self) -> tuple[float, float, float, float] | None:
+        """What is seen of the plane in view."""
+        return None if self.plane is None else self.sight.field(self.plane)
 
     def _placed(self) -> None:
         """The image has been moved or scaled: its prompts go with it."""
@@ -376,7 +401,7 @@ class Conversation:
 
     def _show_mask(self) -> None:
         if self._plane is not None:
-            self.preview.show(self._plane, self.session.mask(self._plane))
+            self.preview.show(self._plane, self.session.patch(self._plane))
 
     def _refresh(self) -> None:
         """Show the session as it is."""
@@ -407,6 +432,11 @@ class Conversation:
         if not self.labels.reading:
             self.through.resume()
 
+    def _labels_failed(self, sentence: str) -> None:
+        self._accepting = False
+        show_warning(sentence)
+        self.said.emit(sentence)
+
     def _bind_keys(self) -> None:
         """Our keys work on our layers, whichever they are now."""
         self._unbind_keys()
@@ -424,6 +454,6 @@ class Conversation:
         """What `work` gives; None after telling the user why it could not be done."""
         try:
             return work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a full disk under the labels, for one
             show_warning(str(error))
             return None

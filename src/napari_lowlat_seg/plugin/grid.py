@@ -170,8 +170,10 @@ class Grid:
         names = ("scale", "translate", "rotate", "shear", "affine", "units")
         return [getattr(self.layer.events, name) for name in names]
 
-    def slab(self, plane: Plane, *, flat: bool = True) -> tuple[tuple[int, ...], Place]:
-        """Shape and place of a layer that is one voxel thick, for the pixels of one plane.
+    def slab(
+        self, plane: Plane, *, flat: bool = True, box: tuple[int, int, int, int] | None = None
+    ) -> tuple[tuple[int, ...], Place]:
+        """Shape and place of a layer that is one voxel thick, for the pixels of one plane, or of a box of it.
 
         With `flat`, for 2-D display: the voxel is as thick as the image, so the layer shows at every plane of
         this orientation and need not move, drawn where napari draws the planes. Without, for 3-D display: it
@@ -191,8 +193,11 @@ class Grid:
         if flat and abs(np.linalg.det(inverse)) > 0:
             moved[shown] = 0
             moved[hidden] = np.linalg.solve(inverse, start[hidden])
+        box = box or (0, 0, *self.sides(plane))
+        moved = moved + world[:-1, shown] @ np.array(box[:2], np.float64)
         place["translate"] = place["translate"] + np.linalg.solve(place["affine"][:-1, :-1], moved)
-        return tuple(n if axis in shown else 1 for axis, n in enumerate(self.shape)), place
+        lengths = dict(zip(shown, (box[2] - box[0], box[3] - box[1]), strict=True))
+        return tuple(lengths.get(axis, 1) for axis in range(self.ndim)), place
 
     def look_at(self, dims: Any, plane: Plane) -> None:
         """Move the viewer to a plane; the order of axes changes only when it has to, channels stay.

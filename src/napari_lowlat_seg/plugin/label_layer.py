@@ -7,7 +7,6 @@ doors of its layers, with the slower public one behind them.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,9 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_lowlat_seg.label_edits import Box, LabelEdit
-from napari_lowlat_seg.plugin.grid import Grid, unit_ratio
+from napari_lowlat_seg.label_pyramid import highest_label
+from napari_lowlat_seg.plugin.grid import Grid
+from napari_lowlat_seg.plugin.labels_fit import fits, laid_on
 from napari_lowlat_seg.plugin.layer_list import add_quietly
 from napari_lowlat_seg.plugin.painted import Piece
 from napari_lowlat_seg.volume import Plane
@@ -27,9 +28,6 @@ OnStroke = Callable[[Sequence[LabelEdit]], None]
 
 HISTORY = 100
 """How many steps napari's labels remember."""
-
-ALIGNED = 0.25
-"""Labels fit an image if no corner voxel lies further from its own than this many voxels."""
 
 
 class LabelLayer:
@@ -49,13 +47,14 @@ class LabelLayer:
     """
 
     def __init__(self, layer: Any, grid: Grid) -> None:
-        unfit, laid_out = fits(layer, grid), _laid_out(layer, grid)
+        unfit, laid_out = fits(layer, grid), laid_on(layer, grid)
         if unfit is not None or laid_out is None:
             raise ValueError(unfit)
         # The viewer that plugins get hands out wrapped layers, which warn about private doors.
         self.layer = getattr(layer, "__wrapped__", layer)
         self.grid = grid
-        self._axes, self._fixed = laid_out
+        self._laid_out = laid_out
+        self._axes, self._fixed = laid_out.axes, laid_out.fixed
         self._done: deque[_Written] = deque(maxlen=HISTORY)
         self._undone: deque[_Written] = deque(maxlen=HISTORY)
         self._on_stroke: OnStroke | None = None
@@ -96,19 +95,10 @@ class LabelLayer:
 
     def highest(self) -> int:
         """The highest label, 0 where there is none. Reads everything, so it may take a moment."""
-        data = self.layer.data
-        parts = (data,) if isinstance(data, np.ndarray) else (data[i] for i in range(data.shape[0]))
-        return max(0, *(int(np.max(np.asarray(part))) for part in parts))
+        return highest_label(self.layer.data)
 
     def _key(self, plane: Plane, box: Box) -> tuple[slice, ...]:
-        """The numpy key of a box, with slices of length 1 on all other axes."""
-        key = [slice(0, 1)] * self.layer.ndim
-        for axis, position in self._fixed.items():
-            key[axis] = slice(position, position + 1)
-        sides = iter((slice(box[0], box[2]), slice(box[1], box[3])))
-        for axis, at in zip(self._axes, plane.index, strict=True):
-            key[axis] = next(sides) if at is None else slice(at, at + 1)
-        return tuple(key)
+        return self._laid_out.key(plane, box)
 
     def _paint(self, edit: LabelEdit, value: int, mask: np.ndarray) -> None:
         key = self._key(edit.plane, edit.box)
@@ -233,67 +223,6 @@ def make_labels(viewer: Any, grid: Grid) -> LabelLayer:
     layer = Labels(np.zeros(grid.shape, np.uint16), name=f"{grid.layer.name} [lowlat] objects", **grid.place)
     add_quietly(viewer, layer, above=grid.layer)
     return LabelLayer(layer, grid)
-
-
-def fits(layer: Any, grid: Grid) -> str | None:
-    """Why a Labels layer cannot take the objects of an image, in one sentence; None if it can."""
-    name, image = repr(layer.name), repr(grid.layer.name)
-    if layer.multiscale:
-        return f"{name} is a pyramid, which napari cannot write to; choose labels of one level"
-    laid_out = _laid_out(layer, grid)
-    if laid_out is None:
-        return (
-            f"{name} has shape {tuple(layer.data.shape)} but {image} needs {grid.shape}; "
-            "choose labels of that shape or let new ones be made"
-        )
-    if not _writable(layer.data):
-        return f"{name} is open for reading only; open its file for writing or let new labels be made"
-    away = _displaced(layer, grid, laid_out[0])
-    if away > ALIGNED:
-        return (
-            f"{name} lies up to {away:.1f} voxels away from {image}; "
-            "give it the image's scale and position or let new labels be made"
-        )
-    return None
-
-
-def _laid_out(layer: Any, grid: Grid) -> tuple[tuple[int, ...], dict[int, int]] | None:
-    """The layer axis of each volume axis, and the position on the others; None where shapes do not fit.
-
-    Channels may be one slab for all, be missing where they come first, or be there one by one, as in labels
-    that napari's own button makes: then objects are written at the channel that is segmented.
-    """
-    missing = grid.ndim - layer.ndim
-    if missing not in (0, 1) or (missing == 1 and grid.channel_axis != 0):
-        return None
-    axes = tuple(axis - missing for axis in grid.axes)
-    shape = tuple(int(n) for n in layer.data.shape)
-    if tuple(shape[axis] for axis in axes) != grid.volume.shape:
-        return None
-    fixed: dict[int, int] = {}
-    if grid.channel_axis is not None and not missing:
-        channels = shape[grid.channel_axis]
-        if channels not in (1, round(grid.factors[grid.channel_axis])):
-            return None
-        fixed[grid.channel_axis] = 0 if channels == 1 else int(grid.volume.channel or 0)
-    return axes, fixed
-
-
-def _displaced(layer: Any, grid: Grid, axes: Sequence[int]) -> float:
-    """How many voxels the layer is away from the grid, at the worst corner of the volume."""
-    ends = [(0, n - 1) for n in grid.shape]
-    corners = np.array(list(itertools.product(*ends)), dtype=np.float64)
-    world = corners @ grid.matrix[:-1, :-1].T + grid.matrix[:-1, -1]
-    units = zip(grid.layer.units[-layer.ndim :], layer.units, strict=True)
-    ratio = [unit_ratio(ours, theirs) for ours, theirs in units]
-    there = np.array([layer.world_to_data(at[-layer.ndim :] * ratio) for at in world])
-    return float(np.abs(there[:, axes] - corners[:, grid.axes]).max())
-
-
-def _writable(data: Any) -> bool:
-    if isinstance(data, np.ndarray):
-        return bool(data.flags.writeable)
-    return not getattr(data, "read_only", False)
 
 
 def redraw(layer: Any, part: tuple[slice, ...] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 It is drawn into in place, and only the rectangle that changed is drawn anew: a mask of a 1024 x 1024 plane is
 on its way to the screen in a few milliseconds. In 2-D display the layer shows at every plane, because moving
-it would make napari slice all layers again; what is seen is taken away when the plane changes.
+it would make napari slice all layers again; what is seen is taken away when the plane changes. Of a huge
+plane it covers a box only, as large as a tile or as what is to be seen.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_lowlat_seg.answers import bounds, inside
+from napari_lowlat_seg.answers import Patch, bounds, inside
 from napari_lowlat_seg.frame import Points
 from napari_lowlat_seg.plugin.grid import Grid, Place
 from napari_lowlat_seg.plugin.label_layer import redraw
 from napari_lowlat_seg.plugin.layer_list import add_quietly
 from napari_lowlat_seg.plugin.prompt_rows import NEGATIVE_COLOR, POSITIVE_COLOR
 from napari_lowlat_seg.raster import swept
+from napari_lowlat_seg.region import TILING, Tiling
 from napari_lowlat_seg.volume import Plane
 
 MASK, POSITIVE, NEGATIVE, CONTOUR = 1, 2, 3, 4
@@ -35,9 +37,10 @@ COLORS: dict[int | None, str] = {
 """Amber stays apart from the prompts' blue and orange for every kind of eye, on dark and light images."""
 
 LINES_PER_SIDE = 250
-"""A stroke or contour is drawn this many times thinner than the plane's longer side."""
+"""A stroke or contour is drawn this many times thinner than the longer side of the plane, or of a tile."""
 
-OnPaint = Callable[[Plane, np.ndarray], None]
+OnPaint = Callable[[Plane, Patch], None]
+Box = tuple[int, int, int, int]
 
 
 class Preview:
@@ -49,6 +52,8 @@ class Preview:
         Gets the layer, on top, when attached.
     grid
         Where the image lies.
+    tiling
+        Which planes are too large for a layer that covers them.
 
     Attributes
     ----------
@@ -56,15 +61,16 @@ class Preview:
         A Labels layer of `MASK`, `POSITIVE`, `NEGATIVE` and `CONTOUR`, locked against deletion by hand.
     """
 
-    def __init__(self, viewer: Any, grid: Grid) -> None:
-        self._viewer, self._grid = viewer, grid
+    def __init__(self, viewer: Any, grid: Grid, tiling: Tiling = TILING) -> None:
+        self._viewer, self._grid, self._tiling = viewer, grid, tiling
         self._plane = grid.plane(viewer.dims) or Plane((*(0 for _ in grid.axes[2:]), None, None))
         self._at = self._plane  # what the layer was laid out for: it stays behind while nothing is to be seen
-        self._mask: np.ndarray | None = None
-        self._outline: np.ndarray | None = None
-        self._stroke: np.ndarray | None = None
+        self._box = self._least(self._plane)  # of the plane, which the layer covers
+        self._mask: Patch | None = None
+        self._outline: Patch | None = None
+        self._stroke: Patch | None = None
         self._on_paint: OnPaint | None = None
-        shape, place = grid.slab(self._plane)
+        shape, place = grid.slab(self._plane, box=self._box)
         colors = {None: "transparent", 0: "transparent", **COLORS}
         self.layer = Labels(
             np.zeros(shape, np.uint8),
@@ -102,15 +108,15 @@ class Preview:
         """The plane shown last."""
         return self._plane
 
-    def show(self, plane: Plane, mask: np.ndarray | None) -> None:
-        """Show this (rows, cols) bool mask of the plane, or that it has none.
+    def show(self, plane: Plane, mask: Patch | np.ndarray | None) -> None:
+        """Show this bool mask, of the plane or a part of it, or that it has none.
 
         On another plane than before, a stroke under way and a contour are gone.
         """
         if plane != self._plane:
             self._outline = self._stroke = None
         self._plane = plane
-        self._mask = None if mask is None else np.array(mask, dtype=np.bool_)
+        self._mask = None if mask is None else _patch(mask)
         self._draw()
 
     def stroke(self, points: Points | None, positive: bool = True, kind: str = "scribble") -> None:
@@ -131,16 +137,23 @@ class Preview:
         if points is not None and len(points):
             line = _closed(np.asarray(points, dtype=np.float64), kind)
             ends = np.stack([line[: max(1, len(line) - 1)], line[1:] if len(line) > 1 else line], axis=1)
-            self._stroke = np.zeros(self._grid.sides(self._plane), np.uint8)
-            where = swept(np.round(ends).astype(np.int64), self._width - 0.5, self._stroke.shape)
-            self._stroke[where] = POSITIVE if positive else NEGATIVE
+            sides = np.array(self._grid.sides(self._plane))
+            low = np.clip(np.floor(line.min(axis=0)).astype(int) - self._width, 0, sides - 1)
+            high = np.clip(np.ceil(line.max(axis=0)).astype(int) + self._width + 1, low + 1, sides)
+            pixels = np.zeros((high[0] - low[0], high[1] - low[1]), np.uint8)
+            where = swept(np.round(ends).astype(np.int64) - low, self._width - 0.5, pixels.shape)
+            pixels[where] = POSITIVE if positive else NEGATIVE
+            self._stroke = Patch((int(low[0]), int(low[1])), pixels)
         self._draw()
 
-    def contour(self, mask: np.ndarray | None) -> None:
-        """Outline this (rows, cols) bool mask on the plane shown last; None takes the outline away."""
+    def contour(self, mask: Patch | np.ndarray | None) -> None:
+        """Outline this bool mask on the plane shown last; None takes the outline away."""
         if mask is None and self._outline is None:
             return
-        self._outline = None if mask is None else _edge(np.asarray(mask, dtype=np.bool_), self._width)
+        self._outline = None
+        if mask is not None:
+            part = _patch(mask)
+            self._outline = Patch(part.corner, _edge(part.pixels, self._width))
         self._draw()
 
     def clear(self) -> None:
@@ -148,9 +161,14 @@ class Preview:
         self._mask = self._outline = self._stroke = None
         self._draw()
 
-    def brush(self, *, erase: bool) -> None:
-        """Hand the user napari's brush or eraser, for the mask."""
+    def brush(self, *, erase: bool, field: tuple[float, float, float, float] | None = None) -> None:
+        """Hand the user napari's brush or eraser, for the mask.
+
+        Of a huge plane they reach what is seen, `field`, as far as that is no larger than a tile.
+        """
         self._outline = self._stroke = None
+        if field is not None and self._box != (0, 0, *self._grid.sides(self._at)):
+            self._cover([self._least(self._plane, field)])
         self._viewer.layers.selection.active = self.layer
         self.layer.selected_label = MASK
         self.layer.mode = "erase" if erase else "paint"
@@ -158,18 +176,54 @@ class Preview:
 
     @property
     def _width(self) -> int:
-        return max(1, round(max(self._grid.sides(self._plane)) / LINES_PER_SIDE))
+        box = self._least(self._plane)
+        return max(1, round(max(box[2] - box[0], box[3] - box[1]) / LINES_PER_SIDE))
+
+    def _least(self, plane: Plane, field: tuple[float, float, float, float] | None = None) -> Box:
+        """The whole plane; of a huge one a box of a tile's size, in the middle of a field."""
+        rows, cols = self._grid.sides(plane)
+        if max(rows, cols) <= self._tiling.large:
+            return 0, 0, rows, cols
+        field = field or (0, 0, rows, cols)
+        spans = []
+        for low, high, length in ((field[0], field[2], rows), (field[1], field[3], cols)):
+            side = min(self._tiling.side, length)
+            first = min(max(0, round((low + high - side) / 2)), length - side)
+            spans.append((first, first + side))
+        return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+    def _cover(self, boxes: list[Box]) -> None:
+        """Lay the layer out so that it covers these boxes of the plane, which is huge."""
+        top, left = (min(box[side] for box in boxes) for side in (0, 1))
+        bottom, right = (max(box[side] for box in boxes) for side in (2, 3))
+        least = self._least(self._plane, (top, left, bottom, right))
+        self._box = (
+            min(top, least[0]), min(left, least[1]), max(bottom, least[2]), max(right, least[3]),
+        )  # fmt: skip
+        self._move()
+
+    @property
+    def _covers(self) -> bool:
+        """Whether the layer covers all that is to be seen."""
+        seen = [part.box for part in (self._mask, self._outline, self._stroke) if part and part.pixels.size]
+        low, high = self._box[:2], self._box[2:]
+        return all(
+            box[0] >= low[0] and box[1] >= low[1] and box[2] <= high[0] and box[3] <= high[1] for box in seen
+        )
 
     def _draw(self) -> None:
         """Bring the layer to what is to be seen; where that is nothing, it need not move."""
         self._ensure()
         wanted = self._wanted()
-        if not self._lies and (wanted is not None or self._brushing):
+        if not self._lies and (wanted or self._brushing):
+            self._box = self._least(self._plane)
             self._move()
+        if wanted and not self._covers:
+            self._cover([part.box for part in (self._mask, self._outline, self._stroke) if part])
         self._fill(wanted)
 
-    def _fill(self, wanted: np.ndarray | None) -> None:
-        shown = self._shown()
+    def _fill(self, seen: bool) -> None:
+        shown, wanted = self._shown(), self._composed() if seen else None
         box = bounds(shown != (0 if wanted is None else wanted))
         if box != (0, 0, 0, 0):
             shown[inside(box)] = 0 if wanted is None else wanted[inside(box)]
@@ -183,24 +237,34 @@ class Preview:
             and any(part is not None for part in seen)
             and self._grid.plane(dims) != self._plane
         ):
-            self._fill(None)
+            self._fill(False)
 
-    def _wanted(self) -> np.ndarray | None:
-        """The labels of the plane, uint8 (rows, cols); None for none."""
-        if self._outline is None and self._stroke is None:
-            return None if self._mask is None else self._mask.view(np.uint8)
-        wanted = np.zeros(self._grid.sides(self._plane), np.uint8)
-        if self._mask is not None:
-            wanted[...] = self._mask
+    def _wanted(self) -> bool:
+        """Whether there is anything to be seen."""
+        return any(part is not None for part in (self._mask, self._outline, self._stroke))
+
+    def _composed(self) -> np.ndarray:
+        """What is to be seen, uint8, of the size of the layer."""
+        shape, corner = self._sides, self._box[:2]
+        if self._mask is None:
+            wanted = np.zeros(shape, np.uint8)
+        else:
+            wanted = self._mask.on(shape, corner).view(np.uint8)
         if self._outline is not None:
-            wanted[self._outline] = CONTOUR
+            wanted[self._outline.on(shape, corner)] = CONTOUR
         if self._stroke is not None:
-            np.copyto(wanted, self._stroke, where=self._stroke > 0)
+            stroke = self._stroke.on(shape, corner)
+            np.copyto(wanted, stroke, where=stroke > 0)
         return wanted
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of the layer."""
+        return self._box[2] - self._box[0], self._box[3] - self._box[1]
 
     def _shown(self) -> np.ndarray:
         """The layer's pixels as (rows, cols), to be read and written."""
-        pixels: np.ndarray = self.layer.data.reshape(self._grid.sides(self._at))
+        pixels: np.ndarray = self.layer.data.reshape(self._sides)
         return pixels
 
     def _redraw(self, box: tuple[int, int, int, int]) -> None:
@@ -241,7 +305,7 @@ class Preview:
         self._lay(self._slab()[1])
 
     def _slab(self) -> tuple[tuple[int, ...], Place]:
-        return self._grid.slab(self._at, flat=self._viewer.dims.ndisplay == 2)
+        return self._grid.slab(self._at, flat=self._viewer.dims.ndisplay == 2, box=self._box)
 
     def _lay(self, place: Place) -> None:
         for name, value in place.items():
@@ -261,13 +325,13 @@ class Preview:
         """Brush and eraser change the mask; napari tells of some strokes before it writes them."""
         mask = np.zeros(self.layer.data.shape, np.bool_)
         if self._mask is not None:
-            mask[...] = self._mask.reshape(mask.shape)
+            mask[...] = self._mask.on(self._sides, self._box[:2]).reshape(mask.shape)
         for atom in event.value:
             part = mask[atom.slice_key]
             part[... if atom.mask is None else atom.mask] = atom.new_value != 0
-        self._mask = mask.reshape(self._grid.sides(self._at))
+        self._mask = Patch(self._box[:2], mask.reshape(self._sides))
         if self._on_paint is not None:
-            self._on_paint(self._plane, self._mask.copy())
+            self._on_paint(self._plane, Patch(self._box[:2], self._mask.pixels.copy()))
 
     def _moves(self) -> list[Any]:
         """The events after which the layer no longer lies where it should."""
@@ -275,6 +339,13 @@ class Preview:
 
     def _scrolls(self) -> tuple[Any, Any]:
         return self._viewer.dims.events.point, self._viewer.dims.events.order
+
+
+def _patch(mask: Patch | np.ndarray) -> Patch:
+    """A mask of the whole plane as a part of it; copied, because it may be painted on."""
+    if isinstance(mask, Patch):
+        return Patch(mask.corner, mask.pixels.astype(np.bool_))
+    return Patch((0, 0), np.array(mask, dtype=np.bool_))
 
 
 def _closed(points: np.ndarray, kind: str) -> np.ndarray:

@@ -6,23 +6,22 @@ and a hovering mouse ask too; their answers are shown and not kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
-from uuid import uuid4
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-import numpy as np
 from psygnal import Signal
 
-from napari_lowlat_seg.answers import Answer, finished
+from napari_lowlat_seg.answers import Answer, Patch, finished_patch
 from napari_lowlat_seg.plane_state import Request
 from napari_lowlat_seg.prompts import Prompt
+from napari_lowlat_seg.region import TILING, Region, Tiling
 from napari_lowlat_seg.responder import PlaneSource
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane, Volume
 
 from .lookahead import Heading
+from .sources import Sources
 from .worker import Worker
 
 Why = Literal["stroke", "hover"]
@@ -44,23 +43,30 @@ class Questions:
     landed = Signal(Plane, bool)
     """A mask of the session has changed, on this plane; whether it is the last one of its request."""
 
-    tried = Signal(str, Plane, np.ndarray)
+    tried = Signal(str, Plane, Patch)
     """Why was tried ("stroke" or "hover"), where, and the mask."""
 
     said = Signal(str)
     """The state in a few words."""
 
-    def __init__(self, session: Session, worker: Worker, name: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        worker: Worker,
+        name: str,
+        tiling: Tiling = TILING,
+        seen: Callable[[Plane], tuple[float, float, float, float]] | None = None,
+    ) -> None:
         self.session = session
+        self.sources = Sources(session, name, tiling, seen)
         self.held = False
-        self.folders: tuple[Path, ...] = ()
-        """Where embeddings of this image may lie."""
         self._reach = 0
         self._heading = Heading()
         self._drawing = False
-        self._worker, self._name = worker, name
-        self._picture = uuid4().hex  # in the keys of its embeddings
-        self._sent: WeakSet[Request] = WeakSet()
+        self._worker = worker
+        self._looked: Any = None  # the key of what is embedded before the first click
+        # What was sent; for a tile of a huge plane, what was meant, and which tile.
+        self._sent: WeakKeyDictionary[Request, tuple[Request, Region] | None] = WeakKeyDictionary()
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
@@ -96,9 +102,18 @@ class Questions:
             self._heading = self._heading.after(self._view, plane)
         self._view = plane
         if plane is not None and self._ready:
-            self._worker.look(self.source(plane))
+            self._look(self.sources.in_view(plane))
             self.ask()
         self._look_ahead()
+
+    def panned(self) -> None:
+        """Another part of the plane is in view: on a huge plane, another tile may be."""
+        plane = self._view
+        if plane is not None and self._ready and self.sources.huge(plane):
+            source = self.sources.in_view(plane)
+            if source is not None and source.key != self._looked:
+                self._look(source)
+                self.ask()
 
     @property
     def reach(self) -> int:
@@ -148,29 +163,30 @@ class Questions:
         self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
         self._worker.cancel()
 
-    def source(self, plane: Plane) -> PlaneSource:
-        """Where the pixels of a plane come from."""
-        volume = self.session.volume
-        name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
-        key, spacing = (self._picture, plane.index), volume.plane_spacing(plane)
-        return PlaneSource(
-            key, lambda: volume.plane(plane), volume.window, spacing, name, plane, self.folders
-        )
-
     @property
     def _ready(self) -> bool:
         return self.session.volume.window is not None
 
+    def _look(self, source: PlaneSource | None) -> None:
+        self._looked = None if source is None else source.key
+        if source is None:
+            self.said.emit("ready")
+        else:
+            self._worker.look(source)
+
     def _look_ahead(self) -> None:
-        if self._view is None or not self._ready or self._drawing:
+        """Tiles are not embedded ahead: nobody knows where on the next plane a click will be."""
+        view = self._view
+        if view is None or not self._ready or self._drawing or self.sources.huge(view):
             self._worker.ahead(())
         else:
-            planes = self._heading.planes(self._view, self.session.volume.shape, self._reach)
-            self._worker.ahead([self.source(plane) for plane in planes])
+            planes = self._heading.planes(view, self.session.volume.shape, self._reach)
+            self._worker.ahead([self.sources.of(plane) for plane in planes])
 
     def _send(self, request: Request) -> None:
-        self._sent.add(request)
-        self._worker.ask(request, self.source(request.plane))
+        sent, source, region = self.sources.of_request(request)
+        self._sent[sent] = None if region is None else (request, region)
+        self._worker.ask(sent, source)
 
     def _windowed(self, volume: Volume) -> None:
         self.session.volume = volume
@@ -178,7 +194,7 @@ class Questions:
 
     def _embedded(self, key: Any, seconds: float) -> None:
         """A plane that was warm is no news, but for the first one."""
-        seen = self._view is not None and key == self.source(self._view).key
+        seen = self._view is not None and key == self._looked
         if seen and not self.session.unanswered and (seconds or not self._ready_said):
             self._ready_said = True
             self.said.emit("ready")
@@ -198,8 +214,13 @@ class Questions:
     def _answered(self, request: Request, answer: Answer, final: bool, seconds: float) -> None:
         if request not in self._sent:
             return  # another session's
+        meant = self._sent[request]
+        if meant is not None:
+            request, region = meant
+            sides = self.session.volume.sides(request.plane)
+            answer = answer.on(sides, region.corner).laid_over(request.previous, region.box)
         if self._trial is not None and request is self._trial[0]:
-            self.tried.emit(self._trial[1], request.plane, finished(answer, self.session.finish))
+            self.tried.emit(self._trial[1], request.plane, finished_patch(answer, self.session.finish))
         elif self.session.land(request, answer):
             self._asked = None if final else self._asked
             self.said.emit(self._times(seconds, final))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from psygnal import Signal
 
 from napari_lowlat_seg.volume import Plane
@@ -25,6 +26,9 @@ class Sight:
     moved = Signal()
     """Perhaps another plane, another orientation, or 3-D."""
 
+    panned = Signal()
+    """Perhaps another part of the plane."""
+
     def __init__(self, viewer: Any, grid: Grid) -> None:
         self._viewer, self._grid = viewer, grid
 
@@ -42,15 +46,31 @@ class Sight:
         at = self._grid.to_plane(self._viewer.cursor.position, plane, self._viewer.dims)
         return (plane, at) if self._grid.inside(plane, [at])[0] else None
 
+    def field(self, plane: Plane) -> tuple[float, float, float, float]:
+        """(row, col, stop row, stop col) around what the canvas shows of the plane in view."""
+        camera, dims = self._viewer.scene.camera, self._viewer.dims
+        half = np.asarray(self._viewer.canvas.size, np.float64) / camera.zoom / 2
+        corners = []
+        for sign in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            position = np.array(dims.point, np.float64)
+            position[list(dims.displayed)] = np.asarray(camera.center)[-2:] + sign * half
+            corners.append(self._grid.to_plane(position.tolist(), plane, dims))
+        (top, left), (bottom, right) = np.min(corners, axis=0), np.max(corners, axis=0)
+        return float(top), float(left), float(bottom), float(right)
+
     def attach(self) -> None:
-        """Listen to the sliders."""
+        """Listen to the sliders and the camera."""
         for event in self._events():
             event.connect(self._tell)
+        for event in self._camera():
+            event.connect(self._tell_panned)
 
     def detach(self) -> None:
         """Stop listening."""
         for event in self._events():
             event.disconnect(self._tell)
+        for event in self._camera():
+            event.disconnect(self._tell_panned)
 
     def look_at(self, plane: Plane) -> None:
         """Show a plane; a 3-D view stays as it is."""
@@ -70,5 +90,12 @@ class Sight:
         events = self._viewer.dims.events
         return events.point, events.order, events.ndisplay
 
+    def _camera(self) -> tuple[Any, ...]:
+        events = self._viewer.scene.camera.events
+        return events.center, events.zoom
+
     def _tell(self) -> None:
         self.moved.emit()
+
+    def _tell_panned(self) -> None:
+        self.panned.emit()

@@ -91,7 +91,7 @@ class Talks:
             self._views[layer] = view
             self.current = self._known[layer, view]
             questions, reach = self.current.questions, settings().embeddings.ahead
-            questions.folders, questions.reach = embedding_folders(layer), reach
+            questions.sources.folders, questions.reach = embedding_folders(layer), reach
             self.current.changed.connect(self._on_changed)
             self.current.said.connect(self._on_said)
             self.current.through.stirred.connect(self._on_stirred)

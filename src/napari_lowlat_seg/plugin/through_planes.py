@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from psygnal import Signal
 from napari_lowlat_seg.carrying import Carrying, marks, next_anchor, way_through, worst_plane
 from napari_lowlat_seg.prompts import Click, Prompt
 from napari_lowlat_seg.propagate import Carried
+from napari_lowlat_seg.region import Region
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane
+from napari_lowlat_seg.walks import Walk
 
 from .chosen_labels import ChosenLabels
 from .grid import Grid
@@ -68,6 +71,8 @@ class ThroughPlanes:
         self._questions, self._labels, self._worker = questions, labels, worker
         self._ranges: dict[int, tuple[int, int]] = {}
         self._run: Carrying | None = None
+        self._sent: Walk | None = None  # what is under way, in the pixels of its tile if planes are huge
+        self._tile: Region | None = None
         self._pending: Callable[[], None] | None = None
 
     def attach(self) -> None:
@@ -205,11 +210,13 @@ class ThroughPlanes:
             self._questions.ask()
             return
         try:
-            run = self._run = make()
+            self._run = make()
+            self._sent, sources, self._tile = self._questions.sources.of_walk(self._run.walk)
         except ValueError as error:
             show_warning(str(error))
+            self.stop()
             return
-        self._worker.carry(run.walk, [self._questions.source(plane) for plane in run.walk.planes], what)
+        self._worker.carry(self._sent, sources, what)
         self.changed.emit()
 
     def _sown(self, points: Any) -> Carrying:
@@ -253,11 +260,14 @@ class ThroughPlanes:
 
     def _carried(self, walk: Any, number: int, found: Carried[Any]) -> None:
         run = self._run
-        if run is None or walk is not run.walk:
+        if run is None or walk is not self._sent:
             return
         if not run.wanted:  # the user has done something else
             self.stop()
             return
+        if self._tile is not None:
+            sides = self._session.volume.sides(found.plane)
+            found = replace(found, answer=found.answer.on(sides, self._tile.corner))
         try:
             if run.land(number, found):
                 self.landed.emit(found.plane)
@@ -268,7 +278,7 @@ class ThroughPlanes:
 
     def _arrived(self, walk: Any, whole: bool) -> None:
         run = self._run
-        if run is None or walk is not run.walk:
+        if run is None or walk is not self._sent:
             return
         if not whole:  # it failed, or was cancelled elsewhere
             self.stop()

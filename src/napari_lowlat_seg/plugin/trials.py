@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from napari_lowlat_seg.answers import Patch
 from napari_lowlat_seg.prompts import Click, Prompt
 from napari_lowlat_seg.session import Session
 from napari_lowlat_seg.volume import Plane
@@ -61,7 +62,7 @@ class Trials:
         self._questions.forget()
         self._preview.contour(None)
 
-    def _tried(self, why: str, plane: Plane, mask: np.ndarray) -> None:
+    def _tried(self, why: str, plane: Plane, mask: Patch) -> None:
         if why == "hover":
             self._preview.contour(mask)
         elif plane == self._preview.plane:

@@ -22,6 +22,8 @@ from napari_lowlat_seg.responder_process import open_responder
 from .controls import Choice, Chooser, Fold, Scrolled, action_button, told
 from .conversation import Conversation
 from .details_form import DetailsForm
+from .disk_labels import beside
+from .folder_dialog import FOLDERS, ON_DISK, ask_for_folder
 from .keys import ACTIONS
 from .keys_dialog import KeysDialog
 from .model_form import ModelForm, Wanted, importing
@@ -148,7 +150,7 @@ class LowlatWidget(QWidget):
 
     def _connect(self) -> None:
         self.image.chosen.connect(self.turn_to)
-        self.labels.chosen.connect(lambda layer: self._try(lambda: self.conversation.use_labels(layer)))
+        self.labels.chosen.connect(self._choose_labels)
         self.polarity.chosen.connect(lambda positive: self._set("positive", positive))
         self.tool.chosen.connect(lambda tool: self._set("tool", tool))
         details = self.details
@@ -246,7 +248,8 @@ class LowlatWidget(QWidget):
         self.details.show_view(talk.layer, self.talks.view)
 
     def _show_layers(self, talk: Any) -> None:
-        self.labels.offer([("new", None), *self._named(Labels, self.talks.previews())], talk.labels.layer)
+        theirs = self._named(Labels, self.talks.previews())
+        self.labels.offer([("new", None), *ON_DISK, *theirs], talk.labels.layer)
         adopted = self.talks.adopted
         ours = [one for one in (talk.prompts.points, talk.prompts.shapes) if one not in adopted]
         points = self._named(Points, ours)
@@ -305,6 +308,14 @@ class LowlatWidget(QWidget):
     def _through(self, do: Callable[[Any], object]) -> None:
         if self.conversation is not None:
             do(self.conversation.through)
+
+    def _choose_labels(self, chosen: Any) -> None:
+        """A layer, None for a new one, or a way to find a folder."""
+        if chosen not in FOLDERS:
+            self._try(lambda: self.conversation.use_labels(chosen))
+            return
+        self._show()  # until a folder is chosen, what was chosen before counts
+        ask_for_folder(self, chosen, beside(self.conversation.layer), self.conversation.keep_labels)
 
     def _postpone(self, on: bool) -> None:
         self.conversation.hold(on)

@@ -1,0 +1,195 @@
+"""Planes too large to be looked at whole, in a real window with the real widget; huge is 300 pixels here."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import zarr
+from napari.utils.notifications import notification_manager
+from qtpy.QtWidgets import QApplication
+
+from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.plugin.conversation import Conversation
+from napari_lowlat_seg.plugin.widget import LowlatWidget
+from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.region import Region, Tiling
+from napari_lowlat_seg.volume import Plane
+
+from .hand import Hand
+
+pytest.importorskip("ome_zarr")
+
+SMALL = Tiling(large=300, side=200, halo=32)
+SHAPE = (5, 900, 1000)
+BRIGHT = (slice(600, 640), slice(700, 760))
+"""One object on every plane, in the tile from 512 and 648 on."""
+
+
+class Brightness:
+    """A responder to whom an object is what is bright; it writes down what pixels it gets."""
+
+    def __init__(self):
+        self.embedded, self.asked, self._known = [], [], {}
+
+    def describe(self, progress=None):
+        return {"model": "brightness", "device": "cpu", "precision": "float32", "size": 64, "licence": "none"}
+
+    def embed(self, source, newer=lambda: False):
+        if source.identity in self._known:
+            return 0.0
+        self._known[source.identity] = pixels = source.read()
+        self.embedded.append(pixels.shape)
+        return 0.01
+
+    def respond(self, request, source, newer=lambda: False):
+        self.asked.append(request)
+        yield Answer.of((self._known[source.identity] > 100).astype(np.float32)), True
+
+    def restart(self):
+        pass
+
+    close = restart
+
+
+class Ready(Worker):
+    """A worker whose model is there already."""
+
+    def __init__(self, responder):
+        super().__init__()
+        self.responder = responder
+
+    def load(self, make_responder):
+        super().load(lambda: self.responder)
+
+
+@pytest.fixture
+def it(make_napari_viewer_proxy, qtbot, tmp_path):
+    """A window with a bright bar in a stack of huge planes on disk, the widget, and a hand."""
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.window.resize(1300, 900)
+    array = zarr.open_array(tmp_path / "a.zarr", mode="w", shape=SHAPE, chunks=(1, 128, 128), dtype=np.uint8)
+    array[:, *BRIGHT] = 200
+    layer = viewer.add_image(array, name="stack", contrast_limits=(0, 255))
+    converse = partial(Conversation, tiling=SMALL, fit=lambda shape: False)
+    responder = Brightness()
+    widget = LowlatWidget(viewer, Ready(responder), converse)
+    viewer.window.add_dock_widget(widget, name="Segment")
+    desk = type("Desk", (), {})()
+    desk.viewer, desk.layer, desk.widget, desk.responder, desk.place = (
+        viewer,
+        layer,
+        widget,
+        responder,
+        tmp_path,
+    )
+    desk.until = lambda true: qtbot.waitUntil(true, timeout=30_000)
+    desk.until(lambda: widget.conversation is not None and widget.sentence == "ready")
+    desk.talk = widget.conversation
+    desk.hand = Hand(viewer, desk.talk.grid)
+    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.talk.session.unanswered)
+    return desk
+
+
+def zoom(viewer, at):
+    """Look at a place of the plane from near enough to see less than two tiles."""
+    viewer.scene.camera.center = at
+    viewer.scene.camera.zoom = 4
+    QApplication.processEvents()
+
+
+def seen(desk):
+    """The mask on the screen, as (rows, cols) of the plane."""
+    layer = desk.talk.preview.layer
+    corner = np.round(layer.data_to_world((0, 0, 0)))[1:].astype(int)
+    part = np.asarray(layer.data)[0] == 1
+    mask = np.zeros(SHAPE[1:], bool)
+    mask[corner[0] : corner[0] + part.shape[0], corner[1] : corner[1] + part.shape[1]] = part
+    return mask
+
+
+def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
+    """The plane is never read whole; mask and labels lie where the object is, these on all levels."""
+    expected = np.zeros(SHAPE[1:], bool)
+    expected[BRIGHT] = True
+    assert it.responder.embedded == []  # everything is in view: nobody knows where the click will be
+    it.hand.click((620, 730))
+    it.quiet()
+    assert it.responder.embedded == [(200, 200)]
+    plane = it.talk.plane
+    assert it.talk.session.state(plane).answer.shape == SHAPE[1:]
+    assert np.array_equal(it.talk.session.mask(plane), expected)
+    assert np.array_equal(seen(it), expected)
+    assert max(it.talk.preview.layer.data.shape) == 200
+    it.talk.keep_labels(it.place / "l.ome.zarr")
+    it.talk.accept()
+    it.until(lambda: it.talk.label == 2)
+    levels = zarr.open_group(it.place / "l.ome.zarr")
+    assert np.array_equal(levels["0"][plane.index[0]] == 1, expected)
+    assert np.array_equal(levels["1"][plane.index[0]] == 1, expected[::2, ::2])
+    assert not seen(it).any()
+    it.hand.key("Ctrl+Z")
+    assert not levels["0"][plane.index[0]].any()
+    assert np.array_equal(seen(it), expected)
+    it.hand.key("Ctrl+Shift+Z")
+    assert it.talk.session.reopen(plane, (620, 730))
+
+
+def test_the_tile_in_view_is_embedded_before_the_click(it):
+    """And another one when the picture is moved; a click and its correction stay on one tile."""
+    zoom(it.viewer, (620, 730))
+    it.until(lambda: it.responder.embedded == [(200, 200)])
+    it.quiet()
+    it.hand.click((620, 730))
+    it.quiet()
+    it.hand.click((650, 800), key="Ctrl")
+    it.quiet()
+    assert it.responder.embedded == [(200, 200)]
+    (_, second) = it.responder.asked
+    assert [prompt.positive for prompt in second.prompts] == [True, False]
+    assert second.previous.shape == (200, 200)
+    zoom(it.viewer, (200, 200))
+    it.until(lambda: len(it.responder.embedded) == 2)
+
+
+def test_without_a_place_for_labels_nothing_is_lost(it):
+    """An image of no file has no beside: the user is told what to do, and the object waits."""
+    it.hand.click((620, 730))
+    it.quiet()
+    it.talk.accept()
+    assert it.widget.sentence == "not accepted: there are no labels"
+    assert any("“new on disk…”" in str(record) for record in notification_manager.records)
+    assert seen(it).any()
+    assert it.talk.label == 1
+
+
+def test_the_brush_paints_on_what_is_in_view(it):
+    """The layer goes where the user looks, and what is painted lies there in the plane."""
+    zoom(it.viewer, (300, 400))
+    it.quiet()
+    it.talk.brush()
+    layer = it.talk.preview.layer
+    corner = np.round(layer.data_to_world((0, 0, 0)))[1:].astype(int)
+    assert (corner < (300, 400)).all()
+    layer.brush_size = 5
+    layer.paint((0, *(np.array((300, 400)) - corner)), 1)
+    mask = it.talk.session.mask(it.talk.plane)
+    assert mask[300, 400]
+    assert 10 < mask.sum() < 40
+    it.talk.undo()
+    assert it.talk.session.mask(it.talk.plane) is None
+    assert not seen(it).any()
+
+
+def test_other_planes_and_axes_are_huge_too(it):
+    """Across the rows a plane is 5 x 1000; the preview is laid out anew."""
+    it.talk.grid.look_at(it.viewer.dims, Plane((None, 620, None)))
+    it.until(lambda: it.talk.plane == Plane((None, 620, None)))
+    it.viewer.reset_view()
+    it.talk.prompts.points.add((2, 620, 730))
+    it.quiet()
+    mask = it.talk.session.mask(it.talk.plane)
+    assert mask.shape == (5, 1000)
+    assert mask[:, 700:760].all()
+    assert mask.sum() == 300
+    assert it.responder.embedded[-1] == (5, 200)
+    assert it.talk.questions._tiles[it.talk.plane] == Region(0, 648, 5, 200)
