@@ -157,16 +157,16 @@ def test_a_folder_that_cannot_be_made_is_told_of_and_done_without(monkeypatch, t
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "file"))
     with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*embeddings \(.*\); they are"):
-        responder = load_responder("default", "cpu", disk_bytes=2**20)
+        responder = load_responder("default@torch", "cpu", disk_bytes=2**20)
     assert responder.describe()["model"] == "default"
 
 
 def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
     """Only where room on the disk was given."""
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
-    load_responder("default", "cpu")
+    load_responder("default@torch", "cpu")
     assert list(tmp_path.iterdir()) == []
-    load_responder("default", "cpu", disk_bytes=2**20)
+    load_responder("default@torch", "cpu", disk_bytes=2**20)
     assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]
 
 
@@ -249,7 +249,7 @@ def walk_of(pixels: np.ndarray, *, read: list[int] | None = None) -> tuple[Walk,
             picture: np.ndarray = pixels[z]
             return picture
 
-        return PlaneSource(z, look, (0.0, 255.0))
+        return PlaneSource(z, look, (0.0, 255.0), plane=planes[z])
 
     mask = np.zeros(pixels.shape[1:], bool)
     mask[90:110, 90:110] = True

@@ -1,5 +1,6 @@
 """Annotating as a person does: the dock widget in a real window, the shipped data, the embedded model."""
 
+import threading
 from types import SimpleNamespace
 
 import dask.array
@@ -20,7 +21,9 @@ LONG = 60_000
 
 
 class Lent:
-    """The one process of all tests, which no widget may end."""
+    """The one process of all tests, which no widget may end, and which serves one worker at a time."""
+
+    turn = threading.Lock()
 
     def __init__(self, responder):
         self._responder = responder
@@ -29,7 +32,16 @@ class Lent:
     def respond(self, *asked):
         if self.broken:
             raise ValueError(self.broken)
-        return self._responder.respond(*asked)
+        with self.turn:
+            yield from self._responder.respond(*asked)
+
+    def embed(self, *asked):
+        with self.turn:
+            return self._responder.embed(*asked)
+
+    def carry(self, *asked):
+        with self.turn:
+            yield from self._responder.carry(*asked)
 
     def close(self):
         pass

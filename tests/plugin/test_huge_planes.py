@@ -192,4 +192,4 @@ def test_other_planes_and_axes_are_huge_too(it):
     assert mask[:, 700:760].all()
     assert mask.sum() == 300
     assert it.responder.embedded[-1] == (5, 200)
-    assert it.talk.questions._tiles[it.talk.plane] == Region(0, 648, 5, 200)
+    assert it.talk.questions.sources._tiles[it.talk.plane] == Region(0, 648, 5, 200)

@@ -77,7 +77,7 @@ class Talk:
         self.prompts = SimpleNamespace(points=Points(ndim=2), shapes=Shapes(ndim=2))
         self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
         self.labels = SimpleNamespace(layer=None)
-        self.questions = SimpleNamespace(held=False)
+        self.questions = SimpleNamespace(held=False, sources=SimpleNamespace(folders=()))
         self.through = Through(self.told)
 
     def hold(self, held):
