@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from napari_lowlat_seg.demo import MAX_PROMPTS, SCENES, dice, run_demo
+from napari_lowlat_seg.intensities import to_uint8
 from napari_lowlat_seg.io import read_volume
 from napari_lowlat_seg.montage import CAPTION, GAP, NEGATIVE, POSITIVE, Panel, draw_panels
 from napari_lowlat_seg.predictor import Prediction
 from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.samples import sample_path
-from napari_lowlat_seg.volume import to_uint8
 
 EM, MRI = SCENES
 

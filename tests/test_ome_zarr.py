@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.intensities import intensity_window
 from napari_lowlat_seg.io import check_labels_path, read_volume
 from napari_lowlat_seg.ome_zarr import OmeZarrLabels
-from napari_lowlat_seg.volume import Plane, Volume, intensity_window
+from napari_lowlat_seg.volume import Plane, Volume
 
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("ome_zarr")

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from napari_lowlat_seg.volume import Plane, Volume, intensity_window, to_uint8
+from napari_lowlat_seg.intensities import intensity_window, to_uint8
+from napari_lowlat_seg.volume import Plane, Volume
 
 
 @pytest.fixture

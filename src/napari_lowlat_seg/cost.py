@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from .answers import THRESHOLD
 from .frame import Frame
 from .hot_path import Question, from_square, on_square
+from .intensities import intensity_window, to_uint8
 from .model.network import Network
 from .predictor import Embedding, Predictor
 from .prompts import Click, Prompt
 from .runtime import DTYPES, Runtime
 from .samples import blobs
-from .volume import Volume, intensity_window, to_uint8
+from .volume import Volume
 
 REPEATS = 5
 AMOUNTS = {

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.intensities import to_uint8
 from napari_lowlat_seg.io import read_volume, write_labels, write_whole
 from napari_lowlat_seg.montage import Colour, Panel, draw_panels
 from napari_lowlat_seg.prompts import Click, Prompt, Scribble
 from napari_lowlat_seg.propagate import embed_plane, propagate
 from napari_lowlat_seg.samples import sample_path
 from napari_lowlat_seg.simulate import annotate
-from napari_lowlat_seg.volume import Plane, Volume, to_uint8
+from napari_lowlat_seg.volume import Plane, Volume
 
 MAX_PROMPTS = 5
 """Prompts per object in all, corrections included."""

@@ -6,7 +6,8 @@ import edt
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from .volume import Pictures, Plane, to_uint8
+from .intensities import to_uint8
+from .volume import Pictures, Plane
 
 BLUR = 2.0
 """Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from .answers import THRESHOLD
 from .frame import Frame
+from .intensities import intensity_window, to_uint8
 from .model.backbones import Attention, Block
 from .model.network import MEAN, STD
 from .model.segnext import SegNext
 from .prompts import Click, Prompt
-from .volume import intensity_window, to_uint8
 
 FAR = 1e6  # squared distance of a slot without a click
 

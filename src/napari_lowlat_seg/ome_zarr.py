@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .volume import Plane, Volume, intensity_window
+from .intensities import intensity_window
+from .volume import Plane, Volume
 
 SIDE = 512
 """Rows and columns of a chunk of labels; along other axes a chunk is one voxel long."""

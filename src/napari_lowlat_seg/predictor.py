@@ -24,13 +24,13 @@ from torch import Tensor
 from .closer_look import closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .hot_path import Drawing, HotPath, Question
+from .intensities import intensity_window, to_uint8
 from .model.checkpoints import load_model
 from .model.network import Network
 from .prediction import Embedding as Embedding
 from .prediction import Prediction as Prediction
 from .prompts import Prompt
 from .runtime import Runtime
-from .volume import intensity_window, to_uint8
 
 CloserLook = Literal["auto", "off"]
 

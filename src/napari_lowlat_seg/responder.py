@@ -11,8 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,9 @@ from .answers import Answer
 from .child import Interrupted
 from .model.known import WEIGHTS, cache_dir
 from .plane_state import Request
-from .prompts import Prompt
 from .propagate import Carried
 from .volume import Plane
+from .walk_engine import AnswerEngine, SeenPlanes
 from .walks import Walk, walked
 
 if TYPE_CHECKING:
@@ -173,11 +172,11 @@ class Responder:
 
         Raises ValueError as `propagate.propagate` does, and whatever reading pixels raises.
         """
-        seen = _Seen(dict(zip(walk.planes, sources, strict=True)))
+        seen = SeenPlanes(dict(zip(walk.planes, sources, strict=True)))
         try:
             with self._until(newer):
                 yield from walked(
-                    _Engine(self._predictor),
+                    AnswerEngine(self._predictor),
                     seen,
                     walk,
                     lambda plane: self._embedding(seen.source(plane)),
@@ -280,40 +279,6 @@ class Responder:
     def _look_up(self) -> None:
         if self._newer():
             raise Interrupted
-
-
-class _Seen:
-    """Planes for a walk: it looks at each more than once, and at one after the other."""
-
-    def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
-        self._sources = sources
-        self.plane = lru_cache(maxsize=2)(lambda plane: sources[plane].read())
-        self.window = next(iter(sources.values())).window
-
-    def plane_spacing(self, plane: Plane) -> tuple[float, float]:
-        return self._sources[plane].spacing
-
-    def source(self, plane: Plane) -> PlaneSource:
-        return replace(self._sources[plane], read=lambda: self.plane(plane))
-
-
-@dataclass(frozen=True)
-class _Engine:
-    """A predictor that speaks in answers, which are kept and travel."""
-
-    predictor: Predictor
-
-    def embed(self, image: Any, window: Any, spacing: Any) -> Any:
-        return self.predictor.embed(image, window, spacing)
-
-    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Answer | None) -> Answer:
-        from .predictor import Prediction
-
-        before = None
-        if previous is not None:
-            before = Prediction(previous.probability, previous.quality, embedding.frame)
-        made = self.predictor.predict(embedding, prompts, before)
-        return Answer.of(made.probability, made.quality)
 
 
 def load_responder(

@@ -564,7 +564,7 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
     through.told.clear()
     for button in form.buttons.values():
         button.click()
-    form.went.emit(7)
+    form.strip.clicked.emit(7)
     assert through.told == ["carry", "interpolate", "next_anchor", "worst_plane", "all_seeds", ("look_at", 7)]
     form._last.setValue(8)
     press(form.direction, "← back")

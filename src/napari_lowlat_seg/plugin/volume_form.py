@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Signal
+from qtpy.QtCore import QSignalBlocker
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QHBoxLayout, QVBoxLayout, QWidget
 
 from .controls import Choice, Chooser, action_button
@@ -24,25 +24,21 @@ BUTTONS = {
 
 
 class VolumeForm(QWidget):
-    """Shows where the object in hand is along the planes, and tells what its user wants."""
+    """Shows where the object in hand is along the planes, and does what its user wants with it.
 
-    verb = Signal(str)
-    """The name of a verb of `ThroughPlanes`."""
+    Parameters
+    ----------
+    through
+        Gives the `ThroughPlanes` of the image in front; None without one.
+    """
 
-    ranged = Signal(int, int)
-    directed = Signal(str)
-    seeded = Signal(object)
-    """The Points layer whose points are the seeds; None if there is none."""
-
-    went = Signal(int)
-    """The position of the plane to look at."""
-
-    def __init__(self) -> None:
+    def __init__(self, through: Callable[[], Any]) -> None:
         super().__init__()
+        self._through = through
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         self.strip = Strip()
-        self.strip.clicked.connect(self.went)
+        self.strip.clicked.connect(lambda position: self._do("look_at", position))
         column.addWidget(self.strip)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -55,34 +51,35 @@ class VolumeForm(QWidget):
         row.addWidget(self._last)
         for number in (self._first, self._last):
             number.valueChanged.connect(
-                lambda _value: self.ranged.emit(int(self._first.value()), int(self._last.value()))
+                lambda _value: self._set("range", (int(self._first.value()), int(self._last.value())))
             )
         self.direction = Choice(
             "Direction",
             "Which way from the planes with prompts the object is carried",
             [("↔ both", DIRECTIONS[0]), ("→ on", DIRECTIONS[1]), ("← back", DIRECTIONS[2])],
         )
-        self.direction.chosen.connect(lambda way: self.directed.emit(way))
+        self.direction.chosen.connect(lambda way: self._set("direction", way))
         form.addRow("Planes", ends)
         form.addRow(self.direction)
         column.addLayout(form)
         grid = QGridLayout()
-        self.buttons = {
-            name: action_button(text, partial(self.verb.emit, name)) for name, text in BUTTONS.items()
-        }
+        self.buttons = {name: action_button(text, partial(self._do, name)) for name, text in BUTTONS.items()}
         *beside, all_seeds = self.buttons.values()
         for index, button in enumerate(beside):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(grid)
         self.seeds = Chooser("Seeds", "A Points layer with one point in each object.")
-        self.seeds.chosen.connect(self.seeded)
+        self.seeds.chosen.connect(lambda layer: self._set("points", layer))
         row = QHBoxLayout()
         row.addWidget(self.seeds, 1)
         row.addWidget(all_seeds)
         column.addLayout(row)
 
-    def show_through(self, through: Any) -> None:
+    def refresh(self) -> None:
         """Reads everything that there is to show along the planes; nothing is told back."""
+        through = self._through()
+        if through is None:
+            return
         way, ends = through.way, through.range
         for number, value in ((self._first, ends[0]), (self._last, ends[1])):
             with QSignalBlocker(number):
@@ -99,4 +96,14 @@ class VolumeForm(QWidget):
         named = list(points)
         chosen, layers = self.seeds.value(), [layer for _, layer in named]
         self.seeds.offer(named, chosen if chosen in layers else next(reversed(layers), None))
-        self.seeded.emit(self.seeds.value())
+        self._set("points", self.seeds.value())
+
+    def _do(self, verb: str, *given: Any) -> None:
+        through = self._through()
+        if through is not None:
+            getattr(through, verb)(*given)
+
+    def _set(self, name: str, value: Any) -> None:
+        through = self._through()
+        if through is not None:
+            setattr(through, name, value)

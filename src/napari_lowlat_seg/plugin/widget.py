@@ -109,7 +109,7 @@ class LowlatWidget(QWidget):
         self.buttons = {
             name: action_button(text, partial(self._verb, name)) for name, text in BUTTONS.items()
         }
-        self.volume = VolumeForm()
+        self.volume = VolumeForm(lambda: self.conversation and self.conversation.through)
         self.details = DetailsForm(self.model)
         room = settings().embeddings
         self.details.show_embeddings(room.ahead, room.memory, room.disk)
@@ -164,12 +164,6 @@ class LowlatWidget(QWidget):
         details.ahead.connect(self._look_ahead)
         details.room.connect(self._give_room)
         details.view.connect(lambda view: self.turn_to(self.conversation.layer, view))
-        volume = self.volume
-        volume.verb.connect(lambda name: self._through(lambda through: getattr(through, name)()))
-        volume.ranged.connect(lambda *ends: self._through(lambda through: setattr(through, "range", ends)))
-        volume.directed.connect(lambda way: self._through(lambda through: setattr(through, "direction", way)))
-        volume.seeded.connect(lambda layer: self._through(lambda through: setattr(through, "points", layer)))
-        volume.went.connect(lambda position: self._through(lambda through: through.look_at(position)))
         self.model.wanted.connect(self._load)
         self.model.cancelled.connect(self._cancel)
         self.model.file_chosen.connect(self.import_file)
@@ -181,7 +175,7 @@ class LowlatWidget(QWidget):
         self.talks.changed.connect(self._show)
         self.talks.said.connect(self._say)
         self.talks.stirred.connect(self._stir_soon)
-        self._stir.timeout.connect(lambda: self._through(self.volume.show_through))
+        self._stir.timeout.connect(self.volume.refresh)
         self.keys.changed.connect(self._keys_changed)
         self._follow.timeout.connect(self._follow_layers)
         for event in self._layer_events():
@@ -243,7 +237,7 @@ class LowlatWidget(QWidget):
         self.buttons["redo"].setEnabled(talk.session.can_redo)
         self.polarity.show_value(talk.positive)
         self.tool.show_value(talk.tool)
-        self.volume.show_through(talk.through)
+        self.volume.refresh()
         self.details.show_settings(talk)
         self.details.show_view(talk.layer, self.talks.view)
 
@@ -304,10 +298,6 @@ class LowlatWidget(QWidget):
     def _stir_soon(self) -> None:
         if not self._stir.isActive():
             self._stir.start()
-
-    def _through(self, do: Callable[[Any], object]) -> None:
-        if self.conversation is not None:
-            do(self.conversation.through)
 
     def _choose_labels(self, chosen: Any) -> None:
         """A layer, None for a new one, or a way to find a folder."""

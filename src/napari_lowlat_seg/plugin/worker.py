@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.child import ChildEnded, Interrupted
+from napari_lowlat_seg.plugin.jobs import URGENCY, Job, gives_way
 from napari_lowlat_seg.plugin.waiting import Waiting
 from napari_lowlat_seg.propagate import Carried
 from napari_lowlat_seg.responder import Newer, PlaneSource, Progress
@@ -26,9 +27,6 @@ LOG = logging.getLogger(__name__)
 
 PATIENCE = 150
 """Milliseconds after a cancel until a responder that is still at work is restarted."""
-
-URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")
-"""Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""
 
 TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 """Errors whose sentence was written for people; any other is a mistake of ours and says its kind."""
@@ -52,28 +50,6 @@ class AnyResponder(Protocol):
     def restart(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(eq=False)
-class _Job:
-    """Something for the thread to do."""
-
-    kind: str
-    epoch: int
-    source: PlaneSource | None = None
-    request: Any = None
-    shown: bool = False  # whether its first answer is on the screen
-    sources: Sequence[PlaneSource] = ()
-    what: str = ""
-    after: tuple[PlaneSource, ...] = ()  # what to embed ahead once this one is
-    dropped: bool = False
-    looked_at: bool = False  # while it was embedded ahead
-    begun: float = 0.0
-    asked: float = field(default_factory=time.perf_counter)
-
-    @property
-    def identity(self) -> Any:
-        return None if self.source is None else self.source.identity
 
 
 class Worker(QObject):
@@ -122,9 +98,9 @@ class Worker(QObject):
         self._make: Callable[[], AnyResponder] | None = None
         self._responder: AnyResponder | None = None
         self._wake = threading.Condition()
-        self._wanted: dict[str, _Job] = {}
-        self._busy: _Job | None = None
-        self._impatient_of: _Job | None = None
+        self._wanted: dict[str, Job] = {}
+        self._busy: Job | None = None
+        self._impatient_of: Job | None = None
         self._walk: Walk | None = None
         self._epoch = 0  # what was asked for in an earlier one is not wanted any more
         self._closed = False
@@ -141,28 +117,28 @@ class Worker(QObject):
         with self._wake:
             self._make = make_responder
             self._ahead_allowed = True
-            self._want(_Job("load", self._epoch))
+            self._want(Job("load", self._epoch))
 
     def ask(self, request: Any, source: PlaneSource) -> None:
         """Answers a request; the newest replaces older ones, a real one trials (ticket 0) as well."""
         with self._wake:
             if request.ticket:
                 self._wanted.pop("trial", None)
-            self._want(_Job("ask" if request.ticket else "trial", self._epoch, source, request))
+            self._want(Job("ask" if request.ticket else "trial", self._epoch, source, request))
 
     def look(self, source: PlaneSource) -> None:
         """Embeds a plane when nothing more urgent is left; a newer look replaces an older one."""
         with self._wake:
             if self._busy is not None and self._busy.identity == source.identity:
                 self._busy.looked_at = True
-            self._want(_Job("look", self._epoch, source))
+            self._want(Job("look", self._epoch, source))
 
     def carry(self, walk: Walk, sources: Sequence[PlaneSource], what: str = "propagating") -> None:
         """Carries objects through planes, whose sources these are, until something else is asked."""
         self.stop_carrying()
         with self._wake:
             self._walk = walk
-            self._want(_Job("carry", self._epoch, request=walk, sources=sources, what=what))
+            self._want(Job("carry", self._epoch, request=walk, sources=sources, what=what))
 
     def stop_carrying(self) -> None:
         """Drops the walk that was asked for, and nothing else."""
@@ -179,7 +155,7 @@ class Worker(QObject):
         with self._wake:
             self._wanted.pop("ahead", None)
             if sources:
-                self._want(_Job("ahead", self._epoch, sources[0], after=tuple(sources[1:])))
+                self._want(Job("ahead", self._epoch, sources[0], after=tuple(sources[1:])))
             elif self._busy is not None and self._busy.kind == "ahead":
                 self._busy.dropped = True
 
@@ -228,7 +204,7 @@ class Worker(QObject):
             self._walk = None
             self.arrived.emit(walk, whole)
 
-    def _want(self, job: _Job) -> None:
+    def _want(self, job: Job) -> None:
         self._wanted[job.kind] = job
         self._wake.notify()
 
@@ -239,13 +215,13 @@ class Worker(QObject):
             if stuck is None or stuck is not self._impatient_of or responder is None:
                 return
             if stuck.kind != "load":
-                self._wanted.setdefault("load", _Job("load", self._epoch))
+                self._wanted.setdefault("load", Job("load", self._epoch))
         responder.restart()
 
     # Below: on the worker's thread.
 
     def _work(self) -> None:
-        verbs: dict[str, Callable[[_Job], None]] = {
+        verbs: dict[str, Callable[[Job], None]] = {
             "load": self._load,
             "ask": self._answer,
             "trial": self._answer,
@@ -261,7 +237,7 @@ class Worker(QObject):
             except Exception as error:
                 self._fail(job, error)
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """The most urgent job; waits for one. None when closed."""
         with self._wake:
             if self._busy is not None and not self._wanted.keys() - {"ahead"}:
@@ -275,7 +251,7 @@ class Worker(QObject):
             self._busy = self._wanted.pop(kind)
             return self._busy
 
-    def _load(self, job: _Job) -> None:
+    def _load(self, job: Job) -> None:
         self._emit(job.epoch, self.started.emit, "loading the model")
         self._ready.clear()
         with self._wake:
@@ -298,7 +274,7 @@ class Worker(QObject):
         facts = responder.describe(lambda *bytes_: self._emit(job.epoch, self.progressed.emit, *bytes_))
         self._emit(job.epoch, self.loaded.emit, facts)
 
-    def _embed(self, job: _Job) -> None:
+    def _embed(self, job: Job) -> None:
         assert job.source is not None
         source = job.source
 
@@ -314,7 +290,7 @@ class Worker(QObject):
         if seconds or job.kind == "look":
             self._emit(job.epoch, self.embedded.emit, source.key, seconds)
 
-    def _embed_ahead(self, job: _Job) -> None:
+    def _embed_ahead(self, job: Job) -> None:
         """One plane of those ahead; the others wait, and so does this one if something came between."""
         assert job.source is not None
         rest: tuple[PlaneSource, ...] = job.after
@@ -334,9 +310,9 @@ class Worker(QObject):
         with self._wake:
             gone = job.dropped or job.epoch != self._epoch or "ahead" in self._wanted
             if rest and not gone:
-                self._want(_Job("ahead", self._epoch, rest[0], after=rest[1:]))
+                self._want(Job("ahead", self._epoch, rest[0], after=rest[1:]))
 
-    def _answer(self, job: _Job) -> None:
+    def _answer(self, job: Job) -> None:
         self._embed(job)
         self._emit(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
@@ -345,7 +321,7 @@ class Worker(QObject):
             self._emit(job.epoch, self.answered.emit, job.request, answer, final, seconds)
             job.shown = True
 
-    def _carry(self, job: _Job) -> None:
+    def _carry(self, job: Job) -> None:
         walk = job.request
 
         def left() -> bool:
@@ -365,29 +341,13 @@ class Worker(QObject):
             raise RuntimeError("no model is loaded; choose one first")
         return self._responder
 
-    def _left(self, job: _Job) -> bool:
-        """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now.
-
-        A plane on which something was asked is left only for another such plane. One that was looked at is
-        finished when a quarter is done: somebody who scrolls faster than the network would find nothing
-        embedded at all. One ahead is finished before a look at a plane that is embedded already.
-        """
+    def _left(self, job: Job) -> bool:
+        """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now."""
         if job.epoch != self._epoch or job.dropped:
             return True
-        rivals = ("ask",) if job.kind == "ask" else ("ask", "trial", "look", "ahead")
-        wanted = dict(self._wanted)
-        newest = next((wanted[kind] for kind in rivals if kind in wanted), None)
-        if newest is None or newest.identity == job.identity:
-            return False
-        if newest.kind == "ahead":
-            return job.kind == "ahead" and job.identity not in {source.identity for source in newest.after}
-        if newest.kind == "look" and job.kind == "ahead" and newest.identity in self._ready:
-            return False
-        if newest.kind == "look" and (job.kind == "look" or job.looked_at):
-            return time.perf_counter() - job.begun < self._typical / 4 or not self._typical
-        return True
+        return gives_way(job, dict(self._wanted), self._ready, self._typical)
 
-    def _superseded(self, job: _Job) -> bool:
+    def _superseded(self, job: Job) -> bool:
         """Whether an answer is not worth finishing.
 
         A first answer is, else a stroke that is faster than the network would never see one; a better one
@@ -397,7 +357,7 @@ class Worker(QObject):
             return True
         return "ask" in self._wanted and (job.shown or job.kind == "trial")
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         with self._wake:
             if job.epoch != self._epoch:
                 return  # nobody wants to know
@@ -405,7 +365,7 @@ class Worker(QObject):
                 self._wanted.clear()  # nothing of that could be answered
                 self._emit(None, self._end_walk, self._walk, False)
             elif isinstance(error, ChildEnded):
-                self._wanted.setdefault("load", _Job("load", self._epoch))
+                self._wanted.setdefault("load", Job("load", self._epoch))
         self._emit(job.epoch, self.failed.emit, sentence(error))
 
     # Between the threads.
