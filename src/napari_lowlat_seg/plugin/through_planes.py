@@ -146,7 +146,11 @@ class ThroughPlanes:
         if points is None:
             self.said.emit("choose a Points layer with one point in each object first")
             return
-        self._labels.ensure()
+        try:
+            self._labels.ensure()
+        except ValueError as error:
+            show_warning(str(error))
+            return
         self._begin(lambda: self._sown(points), "carrying the seeds")
 
     def next_anchor(self) -> None:
@@ -272,7 +276,7 @@ class ThroughPlanes:
             if run.land(number, found):
                 self.landed.emit(found.plane)
                 self.stirred.emit()
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a full disk under the labels, for one
             show_warning(str(error))
             self.stop()
 
