@@ -1,9 +1,11 @@
 """An object carried through planes in a real window, by a responder that knows the truth."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from napari.utils.notifications import notification_manager
 
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -27,7 +29,7 @@ class Knowing:
     """Answers with the objects that the first click touches; behind a shut door a walk waits."""
 
     def __init__(self, *objects):
-        self.objects, self.open, self.broken = objects, True, ""
+        self.objects, self.open, self.broken, self.looks = objects, True, "", None
 
     def describe(self, progress=None):
         return {"model": "truth", "device": "cpu", "precision": "float32", "licence": "none"}
@@ -42,7 +44,11 @@ class Knowing:
         return Answer.of(np.where(mask, np.float32(0.9), np.float32(0)))
 
     def respond(self, request, source, newer):
-        yield self.predict(request.plane, request.prompts, None), True
+        best = self.predict(request.plane, request.prompts, None)
+        if self.looks is not None:
+            yield best.redrawn(best.probability * (np.arange(SHAPE[2]) < 25)), False
+            self.looks.wait(5)
+        yield best, True
 
     def carry(self, walk, sources, newer):
         if self.broken:
@@ -196,10 +202,8 @@ def test_a_run_that_fails_is_told_and_ends(desk):
     assert desk.widget.sentence == "plane 7 cannot be read: the file is gone"
 
 
-def test_without_a_click_there_is_nothing_to_carry(desk, capsys):
+def test_without_a_click_there_is_nothing_to_carry(desk):
     """A warning says what to do; nothing changes."""
-    from napari.utils.notifications import notification_manager
-
     desk.hand.key("Shift+J")
     assert "click on it there first" in notification_manager.records[-1].message
     assert not desk.talk.session.can_undo
@@ -244,8 +248,6 @@ def test_every_point_of_a_layer_becomes_an_object(desk):
 
 def test_seeds_with_other_axes_are_refused(desk):
     """One sentence says which layer."""
-    from napari.utils.notifications import notification_manager
-
     desk.through.points = desk.viewer.add_points([[3, 3]], name="flat")
     desk.through.all_seeds()
     assert "need points with 3 coordinates, got 2 in 'flat'" in notification_manager.records[-1].message
@@ -261,6 +263,20 @@ def test_accept_and_carry_wait_for_the_mask(desk):
     desk.qtbot.waitUntil(lambda: desk.talk.session.can_undo and len(desk.through.strip()) == 9)
     desk.qtbot.waitUntil(lambda: not desk.through.running)
     assert np.array_equal(masks(desk), desk.objects[0])
+
+
+def test_what_is_carried_is_the_last_answer_and_not_the_quick_one(desk):
+    """Pressed between the two: the second run finds nothing to do."""
+    desk.truth.looks = threading.Event()
+    desk.hand.click((20, 25))
+    desk.qtbot.waitUntil(lambda: desk.talk.session.state(Plane((6, None, None))).answer is not None)
+    desk.hand.key("Shift+J")
+    assert not desk.through.running
+    desk.truth.looks.set()
+    desk.qtbot.waitUntil(lambda: len(desk.through.strip()) == 9 and not desk.through.running)
+    assert np.array_equal(masks(desk), desk.objects[0])
+    desk.hand.key("Shift+J")
+    assert "nothing has changed" in notification_manager.records[-1].message
 
 
 def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(desk):

@@ -136,6 +136,11 @@ class Questions:
             self._drawing = drawing
             self._look_ahead()
 
+    @property
+    def asking(self) -> bool:
+        """Whether a request is under way whose last answer has not come yet."""
+        return self._asked is not None and self._worker.busy
+
     def ask(self) -> None:
         """Ask what waits for an answer, if anything does and nothing holds it back."""
         if not self._ready or self.held:
@@ -160,6 +165,7 @@ class Questions:
     def cancel(self) -> None:
         """Stop what is running. Prompts stay, and the next one asks for all of them."""
         self.forget()
+        self._asked = None
         self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
         self._worker.cancel()
 
@@ -219,10 +225,11 @@ class Questions:
             request, region = meant
             sides = self.session.volume.sides(request.plane)
             answer = answer.on(sides, region.corner).laid_over(request.previous, region.box)
+        if final and request is self._asked:
+            self._asked = None
         if self._trial is not None and request is self._trial[0]:
             self.tried.emit(self._trial[1], request.plane, finished_patch(answer, self.session.finish))
         elif self.session.land(request, answer):
-            self._asked = None if final else self._asked
             self.said.emit(self._times(seconds, final))
             self.landed.emit(request.plane, final)
             if final:

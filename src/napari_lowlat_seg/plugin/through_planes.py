@@ -203,12 +203,12 @@ class ThroughPlanes:
         return planes
 
     def _begin(self, make: Callable[[], Carrying], what: str) -> None:
-        """Start a run, once all prompts are answered and the labels are known."""
+        """Start a run, once all prompts are answered for good and the labels are known."""
         if not self.way:
             self.said.emit(FLAT)
             return
         self.stop()
-        if self._session.unanswered or self._labels.reading:
+        if self._session.unanswered or self._questions.asking or self._labels.reading:
             self._pending = lambda: self._begin(make, what)
             self.said.emit(f"{what} begins when the mask is there")
             self._questions.ask()
