@@ -36,8 +36,8 @@ class Questions:
         Whose requests are asked, and where answers land.
     worker
         Answers; it may be asked by other sessions too.
-    name
-        Of the image, for messages about its only plane.
+    name, tiling, seen
+        As `Sources` has them.
     """
 
     landed = Signal(Plane, bool)
