@@ -13,13 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
 
 from napari_lowlat_seg import __version__, cli
 from napari_lowlat_seg.io import read_volume, write_labels
-from napari_lowlat_seg.model.checkpoints import save_model
-from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.volume import Plane, Volume
 
 
@@ -32,16 +29,6 @@ class Done(NamedTuple):
 
 
 Call = Callable[..., Done]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights that takes milliseconds."""
-    torch.manual_seed(0)
-    config = SegNextConfig(
-        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
-    )
-    return save_model(SegNext(config).eval(), tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from .answers import Answer, finished_patch
 from .label_edits import object_edits
 from .plane_state import PlaneState
 from .prompts import Prompt
-from .propagate import Carried
+from .propagate import Carried, doubt
 from .session import Session
 from .timeline import OpenStep, Trace
 from .volume import Plane, Volume
@@ -180,13 +180,6 @@ class Mark(NamedTuple):
         """Whether a person has spoken there."""
         return self.confidence is None
 
-    @property
-    def doubt(self) -> float:
-        """How much a correction is likely to matter, as `propagate.worst` counts it."""
-        return (1 - (1.0 if self.confidence is None else self.confidence)) * max(
-            1, int(self.answer.mask.sum())
-        )
-
 
 def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
     """The planes on which the object in hand is known, in the order given."""
@@ -196,8 +189,12 @@ def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
 
 def worst_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
     """The carried plane where a correction is likely to matter most; None if nothing was carried."""
-    carried = [mark for mark in marks(session, planes) if not mark.anchor]
-    return max(carried, key=lambda mark: mark.doubt).plane if carried else None
+    doubts = {
+        plane: doubt(confidence, answer.pixels)
+        for plane, answer, confidence in marks(session, planes)
+        if confidence is not None
+    }
+    return max(doubts, key=lambda plane: doubts[plane], default=None)
 
 
 def next_anchor(session: Session, planes: Sequence[Plane], here: Plane) -> Plane | None:

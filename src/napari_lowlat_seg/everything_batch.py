@@ -19,7 +19,7 @@ import numpy as np
 
 from .everything import DEFAULT, Rules, everything
 from .io import check_labels_path, default_axis, is_ome_zarr, read_volume, write_labels, write_whole
-from .likeness import visible
+from .likeness import any_finite
 from .linking import linked
 from .ome_zarr import OmeZarrLabels
 from .precompute import the_predictor, the_volume
@@ -71,7 +71,7 @@ def look_at(job: EverythingJob) -> list[tuple[Plane, Path]]:
         digest = hashlib.blake2b(about.encode() + pixels.tobytes(), digest_size=16).hexdigest()
         path = job.folder / f"{digest}.npz"
         if not path.exists():
-            if visible(volume, plane):
+            if any_finite(pixels):
                 labels = everything(predictor, pixels, job.window, spacing, job.rules)
             else:
                 labels = np.zeros(volume.sides(plane), np.uint32)
@@ -127,7 +127,7 @@ def run_everything(
     jobs = [replace(job, planes=job.planes[i : i + size]) for i in range(0, len(planes), size)]
     files: dict[Plane, Path] = {}
     with connected(scheduler, workers) as client, _bar(len(planes)) as bar:
-        for done in map(look_at, jobs) if client is None else spread(client, look_at, jobs):
+        for done in spread(client, look_at, jobs):
             files |= done
             bar.update(len(done))
     objects = _write(output, volume, labels, [(plane, files[plane]) for plane in planes])

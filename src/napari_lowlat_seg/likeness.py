@@ -15,7 +15,11 @@ BLUR = 2.0
 
 def visible(volume: Pictures, plane: Plane) -> bool:
     """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
-    pixels = volume.plane(plane)
+    return any_finite(volume.plane(plane))
+
+
+def any_finite(pixels: np.ndarray) -> bool:
+    """Whether a picture has a pixel that is a number."""
     return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
 
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from .embedding_cache import EmbeddingCache, EmbeddingKey
 from .io import NIFTI_SUFFIXES, as_shown, default_axis, embeddings_folder, read_volume
-from .likeness import visible
+from .likeness import any_finite
 from .predictor import Predictor, load_predictor
-from .propagate import embed_plane
 from .spread import connected, spread
 from .volume import Plane, Volume
 
@@ -58,17 +57,20 @@ class EmbedJob:
 
 def embed_planes(
     predictor: Predictor, volume: Volume, planes: Sequence[Plane], cache: EmbeddingCache
-) -> Iterator[bool]:
-    """For each plane in turn, whether it had to be embedded (True) or was there (False).
+) -> Iterator[EmbeddingKey | None]:
+    """For each plane in turn its key if it had to be embedded, None if it was there. Reads each plane once.
 
     A plane without a finite pixel cannot be embedded and counts as there.
     """
     for plane in planes:
-        key = EmbeddingKey.of(predictor, volume, plane)
-        new = key not in cache and visible(volume, plane)
-        if new:
-            cache.ensure(key, lambda plane=plane: embed_plane(predictor, volume, plane))  # type: ignore[misc]
-        yield new
+        pixels, spacing = volume.plane(plane), volume.plane_spacing(plane)
+        key = EmbeddingKey.of_pixels(predictor, pixels, plane, volume.window, spacing)
+        if key in cache or not any_finite(pixels):
+            yield None
+            continue
+        made = predictor.embed(pixels, volume.window, spacing)
+        cache.ensure(key, lambda made=made: made)  # type: ignore[misc]
+        yield key
 
 
 def run_job(job: EmbedJob) -> tuple[int, int]:
@@ -80,9 +82,9 @@ def run_job(job: EmbedJob) -> tuple[int, int]:
     volume = replace(as_shown(the_volume(job.image, job.channel), job.image), window=job.window)
     cache = EmbeddingCache(0, 0, job.folder, None, predictor.runtime.device)
     made = 0
-    for plane, new in zip(job.planes, embed_planes(predictor, volume, job.planes, cache)):
-        made += new
-        if new and EmbeddingKey.of(predictor, volume, plane) not in cache:
+    for key in embed_planes(predictor, volume, job.planes, cache):
+        made += key is not None
+        if key is not None and key not in cache:
             raise OSError(f"the embeddings cannot be written to {job.folder}; make room there")
     return made, len(job.planes)
 
@@ -133,7 +135,7 @@ def run_embed(
     jobs = [replace(job, planes=job.planes[i : i + size]) for i in range(0, len(planes), size)]
     made = 0
     with connected(scheduler, workers) as client, _bar(len(planes)) as bar:
-        for new, count in map(run_job, jobs) if client is None else spread(client, run_job, jobs):
+        for new, count in spread(client, run_job, jobs):
             made += new
             bar.update(count)
     held = EmbeddingCache(0, 0, folder).nbytes.disk

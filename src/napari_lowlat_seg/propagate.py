@@ -182,8 +182,13 @@ def worst(carried: Iterable[Carried[Any]]) -> Plane | None:
     items = [item for item in carried if item.final]
     if not items:
         return None
-    doubt = [(1 - item.confidence) * max(1, int(item.answer.mask.sum())) for item in items]
-    return items[int(np.argmax(doubt))].plane
+    doubts = [doubt(item.confidence, int(item.answer.mask.sum())) for item in items]
+    return items[int(np.argmax(doubts))].plane
+
+
+def doubt(confidence: float, pixels: int) -> float:
+    """How much a correction is likely to matter where an answer of so many pixels has this confidence."""
+    return (1 - confidence) * max(1, pixels)
 
 
 def _until_cancelled(steps: Iterator[Any]) -> Iterator[Any]:

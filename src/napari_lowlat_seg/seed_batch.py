@@ -157,7 +157,7 @@ def run_seeds(
     voxels, disputes = 0, []
     work = run_consensus_job if agreed else run_seed_job
     with connected(scheduler, workers) as client, _bar(len(jobs)) as bar:
-        for parts, spots in map(work, jobs) if client is None else spread(client, work, jobs):
+        for parts, spots in spread(client, work, jobs):
             disputes += spots
             for number, plane, corner, mask in parts:
                 labels.write(plane, mask, number, corner, lowest=True)

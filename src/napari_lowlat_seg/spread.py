@@ -64,7 +64,13 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
 
 
 def spread(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """The results in the order in which they come. The first error that repeats itself is raised."""
+    """The results in the order in which they come; without a client (None) the work is done here, in turn.
+
+    The first error that repeats itself is raised.
+    """
+    if client is None:
+        yield from map(work, jobs)
+        return
     from dask.distributed import as_completed
 
     # Not pure: what a task leaves behind is its point, and a result kept from earlier would skip it.

@@ -95,7 +95,7 @@ class Slow:
         return 0.1
 
     def respond(self, request, source, newer):
-        raise NotImplementedError
+        raise AssertionError("nothing is asked here")
 
     def restart(self):
         """Nothing."""
