@@ -14,7 +14,8 @@ from torch import Tensor
 from napari_lowlat_seg.frame import Frame
 from napari_lowlat_seg.model.backbones import NOMINAL_WINDOW, PlainViT
 from napari_lowlat_seg.model.checkpoints import load_file as load_network
-from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig, distance_maps
+from napari_lowlat_seg.model.disks import distance_maps
+from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.predictor import Prediction, Predictor
 from napari_lowlat_seg.prompts import Click, dense_maps
 from napari_lowlat_seg.runtime import Runtime

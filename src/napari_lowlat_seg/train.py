@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model.checkpoints import save_model
 from .model.compact import Compact, CompactConfig
+from .model.dino import resample
 from .model.tinyvit import resize_windows
 from .training_data import Ahead, Views
 from .training_losses import round_loss
@@ -41,14 +42,18 @@ class TrainConfig:
         Folder of the pictures, and folder that the run writes.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model; none if empty.
+        A model without a second encoder, or with fewer fusion blocks, may start one that has them: what is
+        new adds nothing at first.
+    start_vit
+        A .safetensors file of weights for the second encoder, on any grid and patch; see `resample`.
     device
         "auto", "cpu", "cuda" or "cuda:1".
     steps, warmup
         Optimiser steps in all, and those of the linear warm-up.
     batch
         Views per step and device.
-    rate, encoder_rate
-        Peak learning rates of the new parts and of the encoder.
+    rate, encoder_rate, vit_rate
+        Peak learning rates of the new parts, of the encoder, and of the second encoder.
     decay, clip
         Weight decay (of weights, not of biases and norms), and the largest norm of the gradient.
     average
@@ -72,12 +77,14 @@ class TrainConfig:
     data: str = "data"
     out: str = "run"
     start: str = ""
+    start_vit: str = ""
     device: str = "auto"
     steps: int = 6000
     warmup: int = 200
     batch: int = 64
     rate: float = 6e-4
     encoder_rate: float = 1.2e-4
+    vit_rate: float = 3e-5
     decay: float = 0.05
     clip: float = 1.0
     average: float = 0.999
@@ -140,10 +147,30 @@ def starting_network(config: TrainConfig) -> Compact:
     network = Compact(CompactConfig(**config.model))
     if config.start:
         state = {name: value.float() for name, value in load_file(config.start).items()}
-        whole = "deep.weight" in state
-        target = network if whole else network.encoder
-        target.load_state_dict(state if whole else resize_windows(state, network.encoder))
+        if "deep.weight" in state:
+            _start_whole(network, state)
+        else:
+            network.encoder.load_state_dict(resize_windows(state, network.encoder))
+    if config.start_vit:
+        if network.vit is None:
+            raise ValueError("expected a model with a second encoder for `start_vit`; set `vit_depth`")
+        state = {name: value.float() for name, value in load_file(config.start_vit).items()}
+        # norms and join are new: no other network has them
+        network.vit.load_state_dict({**network.vit.state_dict(), **resample(state, network.vit)})
     return network
+
+
+def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
+    """Load a whole model; the parts that it lacks are a second encoder and further fusion blocks."""
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    unknown = [*unexpected, *(name for name in missing if not name.startswith(("vit.", "blocks.")))]
+    if unknown:
+        raise ValueError(f"expected weights for the model of the config, got none or others for {unknown[:3]}")
+    for number, block in enumerate(network.blocks):
+        if f"blocks.{number}.local.weight" in missing:
+            for part in (block.local, block.attn.proj, block.fc2):  # a block of residuals that are zero
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
 
 
 class Run:
@@ -152,17 +179,20 @@ class Run:
     def __init__(self, config: TrainConfig, device: str) -> None:
         self.network = starting_network(config).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoder = list(self.network.encoder.parameters())
-        inside = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        encoder, vit, rest = [], [], []
+        for name, parameter in self.network.named_parameters():
+            known = name.startswith("vit.") and not name.startswith(("vit.norms.", "vit.join."))
+            part = encoder if name.startswith("encoder.") else vit if known else rest
+            part.append(parameter)
         groups = [
             {"params": [p for p in part if (p.ndim > 1) == weighty], "lr": rate, "top": rate,
              "weight_decay": config.decay if weighty else 0.0}
-            for part, rate in ((encoder, config.encoder_rate), (rest, config.rate))
+            for part, rate in ((encoder, config.encoder_rate), (vit, config.vit_rate), (rest, config.rate))
             for weighty in (True, False)
+            if part
         ]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.startswith("cuda"))
-        self.parameters = encoder + rest
+        self.parameters = encoder + vit + rest
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.step = 0
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dino import HEAD, TAPS, Dino
+from .disks import distance_maps
 from .network import MEAN, STD, Fit, Network, Regions
 from .tinyvit import ChannelNorm, TinyViT
 
@@ -28,6 +30,8 @@ BOUNDS = {
     "skip8": (8, 512),
     "skip4": (8, 512),
     "radius": (1, 16),
+    "vit_depth": (0, 48),
+    "vit_width": (64, 1536),
 }
 
 
@@ -52,6 +56,11 @@ class CompactConfig:
         Radius of a click's disk in network pixels.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    disks
+        Whether clicks are disks. Otherwise they are maps of tanh(2 d / radius), d the distance to the nearest
+        click: for the paper's ablation "no disk".
+    vit_depth, vit_width
+        Blocks and channels of a second encoder, a plain ViT (see `Dino`); none if the depth is 0.
 
     Raises
     ------
@@ -70,6 +79,9 @@ class CompactConfig:
     windows: tuple[int, int, int] = (8, 16, 8)
     radius: int = 3
     regions: Regions = "channel"
+    disks: bool = True
+    vit_depth: int = 0
+    vit_width: int = 384
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # JSON has lists only
@@ -84,6 +96,11 @@ class CompactConfig:
             )
         if len(self.windows) != 3 or not all(1 <= side <= 64 for side in self.windows):
             raise ValueError(f"the compact model needs three windows of 1..64 tokens, got {self.windows}")
+        if self.vit_depth % TAPS or self.vit_width % HEAD:
+            raise ValueError(
+                f"the compact model needs a vit_depth in steps of {TAPS} and a vit_width in steps of {HEAD}, "
+                f"got vit_depth {self.vit_depth}, vit_width {self.vit_width}"
+            )
         if self.regions not in get_args(Regions):
             raise ValueError(f"regions is one of {get_args(Regions)}, got {self.regions!r}")
 
@@ -158,12 +175,15 @@ class Compact(Network):
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.config = config
-        self.size, self.radius, self.regions = config.size, config.radius, config.regions
+        self.size, self.regions = config.size, config.regions
+        # Distances start from the click's own pixel, so its disk is asked for as small as it can be.
+        self.radius = config.radius if config.disks else 0
         c, c8, c4 = config.width, config.skip8, config.skip4
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         # 1. once per image
         self.encoder = TinyViT(config.windows)
+        self.vit = Dino(config.size, config.vit_width, config.vit_depth, c) if config.vit_depth else None
         self.deep = nn.Conv2d(256, c, 1)
         self.thin8 = nn.Conv2d(128, c8, 1)
         self.thin4 = nn.Conv2d(64, c4, 1)
@@ -183,12 +203,16 @@ class Compact(Network):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
-        quarter, eighth, deep = self.encoder(((image - self.mean) / self.std).to(self.dtype))
-        return self.deep(deep), self.thin8(eighth), self.thin4(quarter)
+        image = ((image - self.mean) / self.std).to(self.dtype)
+        quarter, eighth, tiny = self.encoder(image)
+        deep = self.deep(tiny) if self.vit is None else self.deep(tiny) + self.vit(image)
+        return deep, self.thin8(eighth), self.thin4(quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
         deep, thin8, thin4 = features
+        if not self.config.disks:
+            maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
         prompts4 = F.gelu(self.maps4(maps.to(self.dtype)))  # (B, c4, S/4, S/4)
         prompts8 = F.gelu(self.maps8(prompts4))  # (B, c8, S/8, S/8)
         x = deep + self.maps16(prompts8)  # (B, C, S/16, S/16)

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Block, PatchEmbed, PlainViT
+from .disks import distance_maps
 from .network import MEAN, STD, Fit, Network, Regions
 from .pyramid import Head, Neck
 
-# tanh(2 d / radius) is 1 in float32 from here on, so a click's distance map need not reach further.
-SATURATED = 4.6
 
 
 @dataclass(frozen=True)
@@ -159,23 +158,3 @@ class SegNext(Network):
         """The head's own logits (B, 1, 4g, 4g), before any upsampling."""
         logits: Tensor = self.head(self.neck(fused[0]))
         return logits
-
-
-def distance_maps(points: Tensor, radius: int) -> Tensor:
-    """tanh(2 d / radius), d the distance to the nearest pixel that is not zero; 1 where a channel has none.
-
-    `points` is (B, C, H, W) and not changed. Because tanh saturates, the cost is O(pixels covered) and not
-    O(points x H x W).
-    """
-    height, width = points.shape[-2:]
-    reach = int(SATURATED * radius) + 1
-    side = torch.arange(-reach, reach + 1, device=points.device)
-    down, right = (offsets.flatten() for offsets in torch.meshgrid(side, side, indexing="ij"))
-    stamp = torch.tanh(2.0 * torch.sqrt((down**2 + right**2).float()) / radius)
-    sample, channel, row, col = (index[:, None] for index in points.nonzero(as_tuple=True))
-    rows, cols = row + down, col + right  # (points, stamp)
-    inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-    flat = ((sample * points.shape[1] + channel) * height + rows) * width + cols
-    nearest = points.new_ones(points.numel())
-    nearest.scatter_reduce_(0, flat[inside], stamp.to(points.dtype).expand_as(flat)[inside], "amin")
-    return nearest.view(points.shape)
