@@ -303,9 +303,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     checkpoint = out / "checkpoint.pt"
     if resume and checkpoint.exists():
         run.load(checkpoint, device)
-    sets = read_sets(Path(config.data), config.domains, config.shares, device, config.limit)
+    sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     seed = config.seed + 1_000_000 * rank + run.step  # no device ever meets the views of another
-    source = Views(sets, run.network.size, config.batch, seed, torch.tensor(run.network.pad))
+    source = Views(sets, run.network.size, config.batch, seed, torch.tensor(run.network.pad), device)
     views = Ahead(source) if device.startswith("cuda") else source
     generator = torch.Generator(device).manual_seed(seed)
     encode: Callable[..., Any] = run.network.encode

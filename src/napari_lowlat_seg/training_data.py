@@ -92,46 +92,119 @@ def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
     return matrix.copy()
 
 
-def cut(
-    picture: Picture, target: Tensor, view: tuple[float, float, float], matrix: NDArray[np.float64], size: int
-) -> Tensor:
-    """A view as the network gets it, (5, S, S) float: RGB in 0..255, coverage by the target, validity.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One view to be cut.
 
-    Parameters
+    Attributes
     ----------
-    target
-        (H, W) bool.
+    picture
+        Its number in the atlas.
+    targets
+        The ids, one or two, that are the object.
     view
         Top, left and side in picture pixels.
     matrix
         From `warp`: applied about the centre of what the view shows of the picture.
-    size
-        Side S.
     """
-    top, left, side = view
-    rows, cols = target.shape
-    device = target.device
-    steps = (torch.arange(size, device=device) + 0.5) / size - 0.5
-    # the content keeps the top left corner, as a letterboxed frame has it: warp about the content's centre
-    high, wide = min(side, rows - top), min(side, cols - left)
-    (yy, yx), (xy, xx) = matrix.tolist()
-    down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
-    y = steps[:, None] * side + (side - down) / 2
-    x = steps[None, :] * side + (side - across) / 2
-    where_y = yy * y + yx * x + (top + high / 2)
-    where_x = xy * y + xx * x + (left + wide / 2)
-    valid = (where_y >= top) & (where_y < top + high) & (where_x >= left) & (where_x < left + wide)
-    if (
-        abs(yy) != 1 or abs(xx) != 1
-    ):  # a turned view shows what lies beside it too, as far as the picture goes
-        valid = (where_y >= 0) & (where_y < rows) & (where_x >= 0) & (where_x < cols)
-    stack = torch.cat([picture.pixels.float(), target[None].float()])
-    if side / size > 1.5:  # no aliasing when the view is shrunk
-        stack = F.avg_pool2d(stack, 2, ceil_mode=True)
-        where_y, where_x, rows, cols = where_y / 2, where_x / 2, stack.shape[1], stack.shape[2]
-    grid = torch.stack([2 * where_x / cols - 1, 2 * where_y / rows - 1], -1)[None]
-    seen = F.grid_sample(stack[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return torch.cat([seen, valid[None].float()])
+
+    picture: int
+    targets: tuple[int, ...]
+    view: tuple[float, float, float]
+    matrix: NDArray[np.float64]
+
+
+class Atlas:
+    """All pictures end to end on one device, so that the views of a batch are cut in one go.
+
+    View by view, a batch cost the host more time than a training step cost the device.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], device: str) -> None:
+        self.shapes = [(one.ids.shape[0], one.ids.shape[1]) for one in pictures]
+        self.starts = np.cumsum([0] + [rows * cols for rows, cols in self.shapes])
+        total = int(self.starts[-1])
+        self.pixels = torch.empty((total, 3), dtype=torch.uint8, device=device)
+        self.ids = torch.empty(total, dtype=torch.int32, device=device)
+        for one, start in zip(pictures, self.starts.tolist(), strict=False):
+            span = slice(start, start + one.ids.numel())
+            self.pixels[span] = one.pixels.permute(1, 2, 0).reshape(-1, 3).to(device)
+            self.ids[span] = one.ids.flatten().to(device)
+
+    def cut(self, cuts: Sequence[Cut], size: int) -> Tensor:
+        """Views as the network gets them, (B, 5, S, S) float: RGB in 0..255, coverage, validity."""
+        numbers = np.array([self._geometry(one, size) for one in cuts], dtype=np.float32)
+        places = np.array(
+            [
+                (self.starts[one.picture], *self.shapes[one.picture], one.targets[0], one.targets[-1])
+                for one in cuts
+            ],
+            dtype=np.int64,
+        )
+        device = self.ids.device
+        geometry, where = (_uploaded(array, device) for array in (numbers, places))
+        shrinks = any(one.view[2] > FLAT * size for one in cuts)
+        sample = _compiled_sample if self.ids.is_cuda else _sample
+        return sample(self.pixels, self.ids, geometry, where, size, shrinks)
+
+    def _geometry(self, one: Cut, size: int) -> tuple[float, ...]:
+        """The numbers that `_sample` needs of a view, in its order."""
+        top, left, side = one.view
+        rows, cols = self.shapes[one.picture]
+        (yy, yx), (xy, xx) = one.matrix.tolist()
+        # the content keeps the top left corner, as a letterboxed frame has it: warp about the content's centre
+        high, wide = min(side, rows - top), min(side, cols - left)
+        down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
+        # a turned view shows what lies beside it too, as far as the picture goes
+        still = abs(yy) == 1 and abs(xx) == 1
+        bounds = (top, left, top + high, left + wide) if still else (0.0, 0.0, rows, cols)
+        spread = side / size / 4 if side > FLAT * size else 0.0
+        middle = (top + high / 2, left + wide / 2)
+        return (side, (side - down) / 2, (side - across) / 2, yy, yx, xy, xx, *middle, *bounds, spread)
+
+
+FLAT = 1.5  # picture pixels per view pixel up to which one sample is enough; beyond it four are averaged
+
+
+def _uploaded(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array on the device; nobody waits for it there."""
+    here = torch.from_numpy(array)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
+
+
+def _sample(pixels: Tensor, ids: Tensor, geometry: Tensor, where: Tensor, size: int, shrinks: bool) -> Tensor:
+    """What `Atlas.cut` gives: bilinear samples, pixel centres at halves, the border repeated outside."""
+    side, from_y, from_x, yy, yx, xy, xx, mid_y, mid_x, top, left, bottom, right, spread = (
+        column[:, None, None] for column in geometry.unbind(1)
+    )
+    start, rows, cols, one, other = (column[:, None, None] for column in where.unbind(1))
+    steps = (torch.arange(size, device=ids.device) + 0.5) / size - 0.5
+    y = steps[None, :, None] * side + from_y
+    x = steps[None, None, :] * side + from_x
+    at_y = yy * y + yx * x + mid_y  # (B, S, S), in picture pixels
+    at_x = xy * y + xx * x + mid_x
+    valid = (at_y >= top) & (at_y < bottom) & (at_x >= left) & (at_x < right)
+    colour = torch.zeros((*at_y.shape, 3), device=ids.device)
+    cover = torch.zeros_like(at_y)
+    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)] if shrinks else [(0, 0)]
+    for step_y, step_x in corners:  # of the view's own pixel grid
+        sub_y = (at_y + spread * (yy * step_y + yx * step_x) - 0.5).clamp_min(0).minimum(rows - 1.0)
+        sub_x = (at_x + spread * (xy * step_y + xx * step_x) - 0.5).clamp_min(0).minimum(cols - 1.0)
+        low_y, low_x = sub_y.floor(), sub_x.floor()
+        for down in (0, 1):
+            for across in (0, 1):
+                row = (low_y.long() + down).minimum(rows - 1)
+                col = (low_x.long() + across).minimum(cols - 1)
+                share_y = (sub_y - low_y) if down else (1 - (sub_y - low_y))
+                share = share_y * ((sub_x - low_x) if across else (1 - (sub_x - low_x))) / len(corners)
+                index = start + row * cols + col
+                colour = colour + share[..., None] * pixels[index]
+                found = ids[index]
+                cover = cover + share * ((found == one) | (found == other))
+    return torch.cat([colour.permute(0, 3, 1, 2), cover[:, None], valid[:, None].float()], 1)
+
+
+_compiled_sample = torch.compile(_sample, dynamic=False)
 
 
 def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -180,41 +253,46 @@ class Views:
         Two sources with one seed give the same batches on the same device.
     mean
         RGB (3,) on the scale 0..255 that padding is filled with.
+    device
+        Where all pictures are kept and the views are made.
     """
 
-    def __init__(self, sets: Sequence[PictureSet], size: int, batch: int, seed: int, mean: Tensor) -> None:
-        self.sets, self.size, self.batch = sets, size, batch
-        self.device = sets[0].pictures[0].pixels.device
+    def __init__(
+        self, sets: Sequence[PictureSet], size: int, batch: int, seed: int, mean: Tensor, device: str = "cpu"
+    ) -> None:
+        self.size, self.batch = size, batch
+        self.device = torch.device(device)
+        self.pictures = [picture for one in sets for picture in one.pictures]
+        self.free = [one.name not in UPRIGHT for one in sets for _ in one.pictures]
+        self.atlas = Atlas(self.pictures, device)
         self.mean = mean.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        shares = np.array([one.share for one in sets])
-        self.shares = shares / shares.sum()
+        # summed up once: numpy's own choice would do it for every view
+        shares = np.concatenate([np.full(len(one.pictures), one.share / len(one.pictures)) for one in sets])
+        self.shares = np.cumsum(shares / shares.sum())
+        self.chances = [np.cumsum(one.areas**0.3) for one in self.pictures]
 
-    def one(self) -> Tensor:
-        """One view (5, S, S), not yet recoloured; see `cut`."""
+    def one(self) -> Cut:
+        """What the next view shows."""
         rng = self.rng
-        chosen = self.sets[rng.choice(len(self.sets), p=self.shares)]
-        picture = chosen.pictures[rng.integers(len(chosen.pictures))]
-        weight = picture.areas**0.3
-        index = rng.choice(len(weight), p=weight / weight.sum())
+        number = min(int(np.searchsorted(self.shares, rng.random())), len(self.pictures) - 1)
+        picture, chances = self.pictures[number], self.chances[number]
+        index = min(int(np.searchsorted(chances, rng.random() * chances[-1])), len(chances) - 1)
         members = [index]
-        if len(weight) > 1 and rng.random() < 0.08:  # two neighbours as one object
+        if len(chances) > 1 and rng.random() < 0.08:  # two neighbours as one object
             middle = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
             apart = np.hypot(*(middle - middle[index]).T)
             apart[index] = np.inf
             members.append(int(apart.argmin()))
-        target = picture.ids == int(picture.objects[index])
-        for other in members[1:]:
-            target = target | (picture.ids == int(picture.objects[other]))
         box = np.concatenate([picture.boxes[members, :2].min(0), picture.boxes[members, 2:].max(0)])
-        shape = (target.shape[0], target.shape[1])
-        view = choose_view(rng, shape, box, float(picture.areas[members].sum()))
-        return cut(picture, target, view, warp(rng, free=chosen.name not in UPRIGHT), self.size)
+        view = choose_view(rng, self.atlas.shapes[number], box, float(picture.areas[members].sum()))
+        targets = tuple(int(target) for target in picture.objects[members])
+        return Cut(number, targets, view, warp(rng, self.free[number]))
 
     def next(self) -> Batch:
         """A fresh batch; where a warp lost the target, `truth` is empty."""
-        views: Tensor = torch.stack([self.one() for _ in range(self.batch)])
+        views = self.atlas.cut([self.one() for _ in range(self.batch)], self.size)
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
         truth = (half[:, :1] > 0.5).float() * valid

@@ -1,4 +1,4 @@
-"""Training pictures: every one lies decoded on the device, with the objects that may be targets.
+"""Training pictures: every one lies decoded in memory, with the objects that may be targets.
 
 A folder holds DOMAIN/images/SET/NAME.* and DOMAIN/masks/SET/NAME.png, whose pixel values are object ids.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,7 @@ def read_picture(image_path: Path, mask_path: Path, least_area: int) -> Picture 
 
 
 def read_sets(
-    root: Path, domains: dict[str, float], extra: dict[str, float], device: str, limit: int | None = None
+    root: Path, domains: dict[str, float], extra: dict[str, float], limit: int | None = None
 ) -> list[PictureSet]:
     """All sets under `root`: `DOMAIN/images/SET/NAME.*` with `DOMAIN/masks/SET/NAME.png`.
 
@@ -105,8 +105,6 @@ def read_sets(
         Share of all views for every domain. Its sets divide it by the square root of their sizes.
     extra
         Factors on the share of single sets.
-    device
-        Where the decoded pictures are kept; all of them must fit.
     limit
         Pictures per set, the first in order of name; all if None.
 
@@ -119,7 +117,7 @@ def read_sets(
     sets: list[PictureSet] = []
     for domain, share in domains.items():
         folders = sorted(path for path in (root / domain / "images").glob("*") if path.is_dir())
-        loaded = [(folder.name, _read_set(folder, device, limit)) for folder in folders]
+        loaded = [(folder.name, _read_set(folder, limit)) for folder in folders]
         loaded = [(name, pictures) for name, pictures in loaded if pictures]
         if not loaded:
             raise ValueError(
@@ -138,15 +136,11 @@ def read_sets(
     return sets
 
 
-def _read_set(folder: Path, device: str, limit: int | None) -> list[Picture]:
+def _read_set(folder: Path, limit: int | None) -> list[Picture]:
     """The pictures of `DOMAIN/images/SET` that show an object."""
     masks = folder.parents[1] / "masks" / folder.name
     least = LEAST_AREAS.get(folder.name, LEAST_AREA)
     with ThreadPoolExecutor() as pool:
         paths = sorted(folder.iterdir())[:limit]
         read = pool.map(lambda path: read_picture(path, masks / f"{path.stem}.png", least), paths)
-        return [
-            replace(one, pixels=one.pixels.to(device), ids=one.ids.to(device))
-            for one in read
-            if one is not None
-        ]
+        return [one for one in read if one is not None]
