@@ -9,6 +9,8 @@ from a line of text, so that a worker process can make its own:
     segnext-vitb-sax2-random     the original's geometry with random weights: for latency, not for quality
     segnext-vitb-sax2-random@official        the same weights the way the original runs them, eager float32
     segnext-vitb-sax2-random@compiled        with torch's compiler, on CUDA
+    mobile-sam-random@official               MobileSAM's network the way it was published, eager float32
+    efficient-sam-ti-random@official         EfficientSAM-Ti's; random weights, for latency, not for quality
     onnx-sam:ENC.onnx,DEC.onnx,LABEL         a SAM-like pair of ONNX files; the label is optional
     onnx-sam-plain:ENC.onnx,DEC.onnx,LABEL   the same without feeding its mask back
 """
@@ -91,7 +93,19 @@ def load_segmenter(
             raise ValueError(f"expected {kind}:ENCODER.onnx,DECODER.onnx[,LABEL], got {spec!r}")
         name = label or Path(decoder).stem
         return OnnxSam(encoder, decoder, name, feedback=kind == "onnx-sam", threads=threads, device=device)
+    if spec.partition("@")[0] in _PUBLISHED:
+        return _published(spec, device)
     return _ours(spec, device, closer_look)
+
+
+def _published(spec: str, device: str) -> Segmenter:
+    name, _, mark = spec.partition("@")
+    if mark != "official":
+        raise ValueError(f"{name} is here in its published form alone, got {spec!r}; use {name}@official")
+    from .runtime import Runtime  # here, so that listing and reading need no torch
+    from .sam_form import SamForm
+
+    return SamForm.random(name, Runtime.find(device).device, spec)
 
 
 def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
@@ -137,6 +151,9 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
     random = "random weights, " if name in _RANDOM else ""
     return Ours(spec, made, f"{random}{runtime.precision}{engine_name}")
 
+
+# SAM's kin with random weights, to be timed only.
+_PUBLISHED = ("mobile-sam-random", "efficient-sam-ti-random")
 
 # The original's geometries, to be timed only.
 _RANDOM = {"segnext-vitb-sax1-random": 1, "segnext-vitb-sax2-random": 2}
