@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.model.official import segnext_config
 from napari_lowlat_seg.model.disks import distance_maps
+from napari_lowlat_seg.model.official import segnext_config
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.predictor import Prediction, Predictor
 from napari_lowlat_seg.prompts import Click, dense_maps, swept

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from napari_lowlat_seg.model.checkpoints import load_model, save_model
 from napari_lowlat_seg.model.compact import Compact, CompactConfig
+from napari_lowlat_seg.model.dino import Dino
 from napari_lowlat_seg.model.tinyvit import UPSTREAM_WINDOWS, TinyViT
 from napari_lowlat_seg.train import Run, TrainConfig, learning_rate, read_config, train, train_from_config
 from napari_lowlat_seg.training_losses import dice_loss, normalized_focal_loss, round_loss
@@ -305,3 +306,63 @@ def test_a_run_starts_from_a_whole_model(tiny: TrainConfig, tmp_path: Path) -> N
     save_model(trained, tmp_path / "whole.safetensors")
     network = Run(replace(tiny, start=str(tmp_path / "whole.safetensors")), "cpu").network
     assert same(dict(network.state_dict()), dict(trained.state_dict()))
+
+
+def test_a_run_starts_from_a_smaller_model_and_answers_as_it_does(tiny: TrainConfig, tmp_path: Path) -> None:
+    """A second encoder and a further block are new; what they add is nothing until they learn."""
+    torch.manual_seed(4)
+    trained = Compact(CompactConfig(**MODEL)).eval()
+    save_model(trained, tmp_path / "whole.safetensors")
+    larger = {**MODEL, "blocks": 2, "vit_depth": 4, "vit_width": 64}
+    config = replace(tiny, model=larger, start=str(tmp_path / "whole.safetensors"))
+    network = Run(config, "cpu").network.eval()
+    image, maps = torch.rand(1, 3, 256, 256) * 255, (torch.rand(1, 3, 256, 256) > 0.99).float()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image, maps), trained(image, maps), rtol=0, atol=1e-5)
+    assert network.vit is not None
+
+
+def test_a_model_of_another_width_is_no_start(tiny: TrainConfig, tmp_path: Path) -> None:
+    """What is neither second encoder nor further block must be there."""
+    trained = Compact(CompactConfig(**MODEL))
+    state = {name: value for name, value in trained.state_dict().items() if name != "norm.weight"}
+    from safetensors.torch import save_file
+
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"the weights of the config's model, got .* \['norm.weight'\]"):
+        Run(replace(tiny, start=str(tmp_path / "part.safetensors")), "cpu")
+
+
+def test_the_second_encoder_starts_from_a_vit_of_another_patch_and_learns_slowly(
+    tiny: TrainConfig, tmp_path: Path
+) -> None:
+    """Blocks are loaded as they are, the patch kernel resampled; its rate is its own, the join's is not."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(4)
+    vit = {k: v for k, v in Dino(256, 64, 4, 8).state_dict().items() if not k.startswith(("norms.", "join."))}
+    vit["patch_embed.proj.weight"] = torch.randn(64, 3, 14, 14)
+    save_file({name: value.half() for name, value in vit.items()}, tmp_path / "vit.safetensors")
+    larger = {**MODEL, "vit_depth": 4, "vit_width": 64}
+    config = replace(tiny, model=larger, start_vit=str(tmp_path / "vit.safetensors"), vit_rate=1e-7)
+    run = Run(config, "cpu")
+    own = run.network.vit
+    assert own is not None
+    name = "blocks.2.mlp.fc1.weight"
+    assert torch.equal(own.state_dict()[name], vit[name].half().float())
+    slow = {id(p) for group in run.optimizer.param_groups if group["top"] == 1e-7 for p in group["params"]}
+    assert id(own.blocks[0].attn.qkv.weight) in slow
+    assert id(own.join.weight) not in slow
+
+
+def test_weights_of_a_vit_need_a_second_encoder(tiny: TrainConfig) -> None:
+    """The error says which setting makes one."""
+    with pytest.raises(ValueError, match=r"a model with a second encoder for `start_vit`; set `vit_depth`"):
+        Run(replace(tiny, start_vit="vit.safetensors"), "cpu")
+
+
+def test_a_base_model_trains(tiny: TrainConfig) -> None:
+    """Two steps with a second encoder: its blocks move, and the file loads as what it is."""
+    larger = {**MODEL, "vit_depth": 4, "vit_width": 64}
+    loaded = load_model(train(replace(tiny, model=larger)))
+    assert loaded.config == CompactConfig(**larger)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .model.checkpoints import save_model
-from .model.compact import Compact, CompactConfig
+from .model.compact import Compact, CompactConfig, FusionBlock
 from .model.dino import resample
 from .model.tinyvit import resize_windows
 from .training_data import Ahead, Views
@@ -165,12 +165,13 @@ def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
     missing, unexpected = network.load_state_dict(state, strict=False)
     unknown = [*unexpected, *(name for name in missing if not name.startswith(("vit.", "blocks.")))]
     if unknown:
-        raise ValueError(f"expected weights for the model of the config, got none or others for {unknown[:3]}")
+        raise ValueError(f"expected the weights of the config's model, got none or others for {unknown[:3]}")
     for number, block in enumerate(network.blocks):
         if f"blocks.{number}.local.weight" in missing:
+            assert isinstance(block, FusionBlock)
             for part in (block.local, block.attn.proj, block.fc2):  # a block of residuals that are zero
                 nn.init.zeros_(part.weight)
-                nn.init.zeros_(part.bias)
+                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
 
 
 class Run:
@@ -179,7 +180,9 @@ class Run:
     def __init__(self, config: TrainConfig, device: str) -> None:
         self.network = starting_network(config).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoder, vit, rest = [], [], []
+        encoder: list[nn.Parameter] = []
+        vit: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
             known = name.startswith("vit.") and not name.startswith(("vit.norms.", "vit.join."))
             part = encoder if name.startswith("encoder.") else vit if known else rest

@@ -152,7 +152,7 @@ class Atlas:
         top, left, side = one.view
         rows, cols = self.shapes[one.picture]
         (yy, yx), (xy, xx) = one.matrix.tolist()
-        # the content keeps the top left corner, as a letterboxed frame has it: warp about the content's centre
+        # the content keeps the top left corner, as in a letterboxed frame: warp about the content's centre
         high, wide = min(side, rows - top), min(side, cols - left)
         down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
         # a turned view shows what lies beside it too, as far as the picture goes

@@ -30,8 +30,8 @@ BOUNDS = {
     "skip8": (8, 512),
     "skip4": (8, 512),
     "radius": (1, 16),
-    "vit_depth": (0, 48),
-    "vit_width": (64, 1536),
+    "vit_depth": (0, 24),
+    "vit_width": (64, 1024),
 }
 
 

@@ -51,13 +51,14 @@ class Dino(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.patch_embed(image)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embed
-        every, seen = len(self.blocks) // TAPS, []
+        every = len(self.blocks) // TAPS
+        seen: list[Tensor] = []
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
             if number % every == 0:
                 seen.append(self.norms[len(seen)](x[:, 1:]))
         joined: Tensor = self.join(torch.cat(seen, -1))  # (B, g * g, out)
-        return joined.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return joined.transpose(1, 2).reshape(len(x), -1, self.grid, self.grid)
 
 
 def resample(state: dict[str, Tensor], network: Dino) -> dict[str, Tensor]:

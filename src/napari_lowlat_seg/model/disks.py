@@ -1,4 +1,4 @@
-"""Clicks as distances instead of disks: the other encoding in the original's code, for the ablation "no disk"."""
+"""Clicks as distances instead of disks, the other encoding of the original: for the ablation "no disk"."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SATURATED = 4.6
 def distance_maps(points: Tensor, radius: int) -> Tensor:
     """tanh(2 d / radius), d the distance to the nearest pixel that is 1; 1 where a channel has none.
 
-    `points` is (B, C, H, W) in [0, 1] and not changed; a pixel of a lesser value v gets 1 - v at most. Squared
-    distances are minima along the rows, then along the columns, over the reach where tanh is not 1 yet: no
-    step depends on values, so the steps can be recorded.
+    `points` is (B, C, H, W) in [0, 1] and not changed; a pixel of a lesser value v gets 1 - v at most.
+    Squared distances are minima along the rows, then along the columns, over the reach where tanh is not 1
+    yet: no step depends on values, so the steps can be recorded.
     """
     reach = int(SATURATED * radius) + 1
     far = float(4 * reach**2)

@@ -21,7 +21,6 @@ from .network import MEAN, STD, Fit, Network, Regions
 from .pyramid import Head, Neck
 
 
-
 @dataclass(frozen=True)
 class SegNextConfig:
     """The geometry of a SegNext; the defaults are those of the released ViT-B models.
