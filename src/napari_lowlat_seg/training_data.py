@@ -308,14 +308,18 @@ class Ahead:
     def __init__(self, views: Views) -> None:
         self.queue: Queue[tuple[Batch, torch.cuda.Event]] = Queue(maxsize=2)
         self.stream = torch.cuda.Stream(views.device)
+        self._make(views)  # here, so that the compiler is done with the views before others ask for it
         Thread(target=self._fill, args=(views,), daemon=True).start()
 
-    def _fill(self, views: Views) -> None:
+    def _make(self, views: Views) -> None:
         torch.cuda.set_device(views.device)
         with torch.cuda.stream(self.stream):
-            while True:
-                batch = views.next()
-                self.queue.put((batch, self.stream.record_event()))
+            batch = views.next()
+            self.queue.put((batch, self.stream.record_event()))
+
+    def _fill(self, views: Views) -> None:
+        while True:
+            self._make(views)
 
     def next(self) -> Batch:
         """The next batch; the calling stream waits for it, the host does not."""
