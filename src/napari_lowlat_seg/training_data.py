@@ -303,26 +303,34 @@ class Views:
 
 
 class Ahead:
-    """The batches of a source, prepared on a stream of their own while the device is busy training."""
+    """The batches of a source, prepared on a stream of their own while the device is busy training.
 
-    def __init__(self, views: Views) -> None:
+    The first few are made by who asks for them: meanwhile the network is compiled, and a thread beside the
+    compiler may not call what is compiled itself.
+    """
+
+    def __init__(self, views: Views, alone: int = 10) -> None:
+        self.views, self.alone = views, alone
         self.queue: Queue[tuple[Batch, torch.cuda.Event]] = Queue(maxsize=2)
         self.stream = torch.cuda.Stream(views.device)
-        self._make(views)  # here, so that the compiler is done with the views before others ask for it
-        Thread(target=self._fill, args=(views,), daemon=True).start()
 
-    def _make(self, views: Views) -> None:
-        torch.cuda.set_device(views.device)
+    def _make(self) -> None:
+        torch.cuda.set_device(self.views.device)
         with torch.cuda.stream(self.stream):
-            batch = views.next()
+            batch = self.views.next()
             self.queue.put((batch, self.stream.record_event()))
 
-    def _fill(self, views: Views) -> None:
+    def _fill(self) -> None:
         while True:
-            self._make(views)
+            self._make()
 
     def next(self) -> Batch:
         """The next batch; the calling stream waits for it, the host does not."""
+        if self.alone > 0:
+            self._make()
+        elif self.alone == 0:
+            Thread(target=self._fill, daemon=True).start()
+        self.alone -= 1
         batch, ready = self.queue.get()
         here = torch.cuda.current_stream()
         here.wait_event(ready)
