@@ -28,6 +28,8 @@ BOUNDS = {
     "skip8": (8, 512),
     "skip4": (8, 512),
     "radius": (1, 16),
+    "quality_slope": (0.01, 100),
+    "quality_shift": (-20, 20),
 }
 
 
@@ -52,6 +54,9 @@ class CompactConfig:
         Radius of a click's disk in network pixels.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    quality_slope, quality_shift
+        Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the judge's
+        logit x (Platt scaling). 1 and 0 leave it as it was trained.
 
     Raises
     ------
@@ -70,6 +75,8 @@ class CompactConfig:
     windows: tuple[int, int, int] = (8, 16, 8)
     radius: int = 3
     regions: Regions = "channel"
+    quality_slope: float = 1.0
+    quality_shift: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # JSON has lists only
@@ -208,4 +215,8 @@ class Compact(Network):
         )  # (B, 1, S/16, S/16)
         within = (x * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-3)
         seen = torch.cat([within, x.mean((2, 3)), inside.mean((2, 3))], 1)  # (B, 2 C + 1)
-        return logits, self.judge(seen)[:, 0].sigmoid()
+        judged = self.judge(seen)[:, 0]
+        slope, shift = self.config.quality_slope, self.config.quality_shift
+        if (slope, shift) != (1, 0):  # numbers of the file: a judge without a correction costs no kernel
+            judged = slope * judged + shift
+        return logits, judged.sigmoid()
