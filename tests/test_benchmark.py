@@ -268,6 +268,16 @@ def test_the_folder_of_a_result_must_exist(root: Path) -> None:
         run_quality(["default"], "folder", root, gallery=root / "nowhere" / "gallery")
 
 
+def test_a_gallery_is_no_file(root: Path) -> None:
+    """What lies there is not touched."""
+    (root / "g").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"the gallery is a folder of pictures, and .*g is a file; take another"
+    ):
+        run_quality(["default"], "folder", root, gallery=root / "g")
+    assert (root / "g").read_text() == "mine"
+
+
 def test_a_gallery_of_nothing_is_refused(root: Path) -> None:
     """One object is the least."""
     with pytest.raises(ValueError, match="a gallery shows at least 1 worst object of each domain, got 0"):

@@ -155,6 +155,8 @@ def run_quality(
     for path in (json, plot, gallery):
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise ValueError(f"the folder of {path} must exist; make it first")
+    if gallery is not None and Path(gallery).exists() and not Path(gallery).is_dir():
+        raise ValueError(f"the gallery is a folder of pictures, and {gallery} is a file; take another name")
     if plot is not None:
         plotting()
     targets = find_targets(dataset, root, limit, options)
@@ -205,11 +207,11 @@ def _drawn(
             wanted.setdefault(curve.object, []).append((key, place, curve))
     again = [target for target in targets if target.name in wanted]
     tiles: dict[tuple[str, str], list[tuple[int, Image.Image]]] = {key: [] for key in worst}
-    with tqdm(total=len(again), unit="object", desc="gallery") as progress:
+    with tqdm(total=sum(map(len, worst.values())), unit="object", desc="gallery") as progress:
         for done in _spread(partial(_tiles, wanted), job, again, workers):
             for key, place, tile in done:
                 tiles[key].append((place, tile))
-            progress.update()
+            progress.update(len(done))
     return {key: [tile for _, tile in sorted(part, key=lambda one: one[0])] for key, part in tiles.items()}
 
 
