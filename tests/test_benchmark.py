@@ -25,6 +25,11 @@ class Answer:
     mask: np.ndarray
 
 
+@dataclass(frozen=True)
+class Judged(Answer):
+    quality: np.float32 | None
+
+
 @dataclass
 class Slow:
     """A model that finds one more row of the picture's bright object with every prompt."""
@@ -65,6 +70,26 @@ def test_every_model_is_asked_about_every_object(samples: list[Sample]) -> None:
     assert curves[0][0].ious == pytest.approx((0.1, 0.2, 0.3, 0.4))
     assert curves[0][1].ious == pytest.approx((0.5, 1.0, 1.0, 1.0))
     assert (curves[2][0].group, curves[2][0].object, curves[2][0].area) == ("set1", "1#1", 100 / 600)
+
+
+class Proud(Slow):
+    """One that finds its masks better than they are, each a little less, and has no opinion on the third."""
+
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> Answer:
+        quality = None if len(prompts) == 3 else np.float32(1 - len(prompts) / 8)
+        return Judged(super().predict(embedding, prompts, previous).mask, quality)
+
+
+def test_what_a_model_predicts_of_its_masks_is_kept(samples: list[Sample]) -> None:
+    """As plain numbers, as far as it was asked; None for a model without a judge."""
+    models = [Proud("proud"), Proud("content", rows=5), Slow("silent")]
+    first = next(iter(quality(models, samples, max_clicks=4)))
+    assert [curve.predicted for curve in first] == [
+        (0.875, 0.75, None, 0.5),
+        (0.875, 0.75, None, None),
+        (None, None, None, None),
+    ]
+    assert first[1].ious == pytest.approx((0.5, 1, 1, 1))
 
 
 def test_a_picture_is_embedded_once(samples: list[Sample]) -> None:
@@ -137,6 +162,65 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_pa
         assert picture.size[0] > 300
 
 
+def test_a_run_tells_how_true_the_predicted_iou_is(root: Path, specs: list[str], tmp_path: Path) -> None:
+    """In a second table, in JSON and in a plot beside the first; the files of ONNX models are not ours."""
+    shown: list[str] = []
+    report = run_quality(specs, "folder", root, max_clicks=3, plot=tmp_path / "o.png", show=shown.append)
+    rows = {(row["model"], row["group"]): row for row in report["calibration"]}
+    assert list(rows) == [(m, g) for m in ("good", "bad") for g in ("a", "b", "all objects")]
+    assert rows["good", "a"]["bias"] == -0.5  # it always says 0.5, and it is always right
+    assert "after prompts 1, 3" in shown[1]
+    assert (tmp_path / "o-calibration.png").is_file()
+    assert report["sha256"] == dict.fromkeys(specs)
+
+
+def test_without_a_judge_there_is_no_calibration(root: Path, tiny: Path, tmp_path: Path) -> None:
+    """No second table and no second plot; a model of ours is told by its file."""
+    shown: list[str] = []
+    plot = tmp_path / "o.png"
+    report = run_quality(
+        [str(tiny)], "folder", root, max_clicks=1, device="cpu", plot=plot, show=shown.append
+    )
+    assert (report["calibration"], len(shown)) == ([], 1)
+    assert not (tmp_path / "o-calibration.png").exists()
+    assert len(report["sha256"][str(tiny)]) == 64
+
+
+def test_the_worst_objects_are_listed_and_drawn(root: Path, specs: list[str], tmp_path: Path) -> None:
+    """One picture a model and domain; in JSON with or without pictures."""
+    file = tmp_path / "o.json"
+    run_quality(specs, "folder", root, max_clicks=3, json=file, gallery=tmp_path / "g", worst=1, show=None)
+    files = ["bad-a.png", "bad-b.png", "good-a.png", "good-b.png"]
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == files
+    worst = json.loads(file.read_text())["worst"]
+    assert [(part["model"], part["domain"]) for part in worst] == [
+        ("good", "a"),
+        ("bad", "a"),
+        ("good", "b"),
+        ("bad", "b"),
+    ]
+    assert worst[0]["objects"] == [
+        {
+            "set": "a",
+            "name": "a/x#1",
+            "object": 1,
+            "area": 256 / 4096,
+            "score": 1.0,
+            "ious": {"1": 1.0, "3": 1.0},
+        }
+    ]
+
+
+def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: Path) -> None:
+    """Byte for byte, in the order of the ranks; a second run writes over the first."""
+    for workers, folder in ((1, "alone"), (2, "shared"), (1, "shared")):
+        run_quality(
+            specs, "folder", root, max_clicks=2, workers=workers, gallery=tmp_path / folder, show=None
+        )
+        for path in (tmp_path / "alone").iterdir():
+            assert path.read_bytes() == (tmp_path / folder / path.name).read_bytes()
+
+
 def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
     """Two processes, in the order of the data set all the same."""
     alone = run_quality(specs, "folder", root, max_clicks=2, show=None)
@@ -153,7 +237,7 @@ def test_a_workers_error_reaches_the_caller(root: Path, specs: list[str]) -> Non
 def test_an_interrupt_keeps_what_is_done(
     root: Path, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C after the first object: one curve a model, marked as incomplete."""
+    """Ctrl-C after the first object: one curve a model, marked as incomplete, without a gallery."""
 
     def interrupted(*args: object, **kwargs: object) -> Any:
         done = next(iter(quality(*args, **kwargs)))  # type: ignore[arg-type]
@@ -162,8 +246,10 @@ def test_an_interrupt_keeps_what_is_done(
 
     monkeypatch.setattr(benchmark, "quality", interrupted)
     shown: list[str] = []
-    report = run_quality(specs, "folder", root, max_clicks=2, json=tmp_path / "o.json", show=shown.append)
+    file, gallery = tmp_path / "o.json", tmp_path / "g"
+    report = run_quality(specs, "folder", root, max_clicks=2, json=file, gallery=gallery, show=shown.append)
     assert (report["complete"], len(report["curves"])) == (False, 2)
+    assert not (tmp_path / "g").exists()
     assert json.loads((tmp_path / "o.json").read_text())["complete"] is False
     assert "interrupted: part of the objects" in shown[0]
 
@@ -178,3 +264,21 @@ def test_the_folder_of_a_result_must_exist(root: Path) -> None:
     """Checked before hours of work."""
     with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
         run_quality(["default"], "folder", root, json=root / "nowhere" / "out.json")
+    with pytest.raises(ValueError, match=r"the folder of .*nowhere.gallery must exist; make it first"):
+        run_quality(["default"], "folder", root, gallery=root / "nowhere" / "gallery")
+
+
+def test_a_gallery_is_no_file(root: Path) -> None:
+    """What lies there is not touched."""
+    (root / "g").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"the gallery is a folder of pictures, and .*g is a file; take another"
+    ):
+        run_quality(["default"], "folder", root, gallery=root / "g")
+    assert (root / "g").read_text() == "mine"
+
+
+def test_a_gallery_of_nothing_is_refused(root: Path) -> None:
+    """One object is the least."""
+    with pytest.raises(ValueError, match="a gallery shows at least 1 worst object of each domain, got 0"):
+        run_quality(["default"], "folder", root, worst=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from napari_lowlat_seg import __version__, cli
 from napari_lowlat_seg.io import read_volume, write_labels
+from napari_lowlat_seg.model.checkpoints import model_path
 from napari_lowlat_seg.volume import Plane, Volume
 
 
@@ -92,6 +94,7 @@ def test_the_version_is_said(call: Call) -> None:
         ["benchmark"],
         ["benchmark", "quality"],
         ["models", "import"],
+        ["models", "calibrate"],
     ],
 )
 def test_every_command_has_help(command: list[str], call: Call) -> None:
@@ -379,6 +382,23 @@ def test_quality_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path
         *("--sat-seconds", 0.1, "--no-memory", "--json", "l.json"),
     )
     assert (done.status, json.loads((tmp_path / "l.json").read_text())["size"]) == (0, [48, 64])
+
+
+def test_a_model_is_calibrated(call: Call, tmp_path: Path) -> None:
+    """From a report on the shipped one; a wrong report is one sentence."""
+    digest = hashlib.sha256(model_path("default").read_bytes()).hexdigest()
+    curve = {"model": "default", "form": "one", "group": "em/a", "area": 0.1}
+    curves = [{**curve, "object": str(i), "ious": [0.6], "predicted": [0.8]} for i in range(50)]
+    report = {"kind": "quality", "dataset": "folder", "sha256": {"default": digest}, "calibration": []}
+    (tmp_path / "q.json").write_text(json.dumps({**report, "curves": curves}))
+    done = call("models", "calibrate", "default", "--from", "q.json", "-o", "out.safetensors")
+    assert (done.status, done.err) == (0, "")
+    assert "0.600" not in done.out
+    assert "0.200" in done.out
+    assert call("models", "info", "out.safetensors").status == 0
+    for more in ((), ("--model-name", "mine")):
+        again = call("models", "calibrate", "default", "--from", "q.json", "-o", "out.safetensors", *more)
+        assert (again.status, again.err.count("\n")) == (2, 1)
 
 
 def test_wrong_benchmarks_and_trainings_give_one_sentence(

@@ -1,5 +1,7 @@
 """The compact model: its shapes, its limits, its file, and what the shipped weights can do."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -8,6 +10,7 @@ import pytest
 import tifffile
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from napari_lowlat_seg.model.checkpoints import load_model, model_path, save_model
 from napari_lowlat_seg.model.compact import BOUNDS, Compact, CompactConfig
@@ -190,6 +193,38 @@ def test_a_half_precision_file_gives_back_the_rounded_network(network: Compact, 
     network.load_state_dict(rounded)
     image, maps = random_inputs(1, 256)
     assert torch.equal(network(image, maps), loaded(image, maps))
+
+
+@torch.inference_mode()
+def test_a_correction_is_a_slope_and_a_shift_of_the_logit(network: Compact) -> None:
+    """Without one the judge's own figure, bit for bit; the mask never changes."""
+    image, maps = random_inputs(2, 256)
+    fused = network.fuse(network.encode(image), maps)
+    said: list[torch.Tensor] = []
+    network.judge.register_forward_hook(lambda *call: said.append(call[-1][:, 0]))
+    logits, plain = network.decode(fused)
+    assert torch.equal(plain, said[0].sigmoid())
+    network.config = replace(TINY, quality_slope=1.5, quality_shift=-0.25)
+    same, corrected = network.decode(fused)
+    assert torch.equal(same, logits)
+    torch.testing.assert_close(corrected, torch.sigmoid(1.5 * said[0] - 0.25))
+
+
+@torch.inference_mode()
+def test_a_file_from_before_corrections_answers_as_ever(network: Compact, tmp_path: Path) -> None:
+    """Its config lacks both fields."""
+    path = save_model(network, tmp_path / "new.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    config = json.loads(facts["config"])
+    del config["quality_slope"], config["quality_shift"]
+    old = tmp_path / "old.safetensors"
+    save_file(network.state_dict(), old, {**facts, "config": json.dumps(config)})
+    image, maps = random_inputs(1, 256)
+    answers = [
+        one.decode(one.fuse(one.encode(image), maps)) for one in (network, load_model(old), load_model(path))
+    ]
+    assert all(torch.equal(a, b) for other in answers[1:] for a, b in zip(answers[0], other, strict=True))
 
 
 def test_the_shipped_weights_are_the_default_config() -> None:

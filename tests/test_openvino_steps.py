@@ -106,6 +106,20 @@ def test_answers_equal_torchs(image, kind) -> None:
     assert (found.quality is None) == (kind == "segnext")
 
 
+def test_a_correction_of_the_predicted_iou_is_converted_too(image) -> None:
+    """Torch's figure, which is not the one without the correction; the cache tells the two apart."""
+    found = []
+    for config in (SLIM, replace(SLIM, quality_slope=3.0, quality_shift=0.5)):
+        torch.manual_seed(1)
+        network = Compact(config)
+        ours, theirs = Predictor(network, FULL, "off"), Predictor(network, Runtime(), "off")
+        assert ours.runtime.openvino
+        said = ours.predict(ours.embed(image), [Click((10, 20))]).quality
+        assert said == pytest.approx(theirs.predict(theirs.embed(image), [Click((10, 20))]).quality, abs=1e-5)
+        found.append(np.log(said / (1 - said)))
+    assert found[1] == pytest.approx(3 * found[0] + 0.5, abs=1e-3)
+
+
 def test_many_objects_equal_one_by_one(network, image) -> None:
     """Steps have a fixed shape, so objects take turns."""
     predictor = Predictor(network, FULL, "off")

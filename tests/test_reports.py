@@ -11,6 +11,7 @@ import pytest
 
 from napari_lowlat_seg.reports import (
     Curve,
+    domain_of,
     latency_table,
     machine,
     quality_table,
@@ -63,6 +64,15 @@ def test_rows_are_by_set_size_and_all(curves: list[Curve]) -> None:
 def test_sizes_have_names(area: float, name: str) -> None:
     """By fraction of the picture, the upper end left out."""
     assert size_of(area) == name
+
+
+@pytest.mark.parametrize(
+    ("group", "dataset", "domain"),
+    [("em/a", "folder", "em"), ("em", "folder", "em"), ("COIFT", "hqseg44k", "hqseg44k")],
+)
+def test_a_domain_is_a_folder_of_sets(group: str, dataset: str, domain: str) -> None:
+    """Elsewhere the data set is the domain, whatever its parts are called."""
+    assert domain_of(group, dataset) == domain
 
 
 def test_a_table_says_which_form_ran(report: dict[str, Any]) -> None:

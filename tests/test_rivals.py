@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from napari_lowlat_seg.onnx_sam import OnnxSam, SamPrediction, _sam_prompts
 from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.rivals import load_segmenter
+from napari_lowlat_seg.rivals import load_segmenter, model_sha256
 
 Export = Callable[..., tuple[Path, Path]]
 
@@ -221,3 +222,11 @@ def test_only_a_segnext_has_an_official_form() -> None:
     """The compact model was never published."""
     with pytest.raises(ValueError, match="only a SegNext has an official form, default has none; leave @off"):
         load_segmenter("default@official", device="cpu")
+
+
+def test_a_model_of_ours_is_known_by_its_file(tiny: Path) -> None:
+    """Whatever stands behind the name; ONNX files, random weights and unknown names have none."""
+    digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
+    assert [model_sha256(f"{tiny}{marks}") for marks in ("", "@off", "@off@fp32")] == [digest] * 3
+    for other in ("onnx-sam:a.onnx,b.onnx", "segnext-vitb-sax2-random@official", "no-such"):
+        assert model_sha256(other) is None

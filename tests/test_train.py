@@ -169,11 +169,15 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
             r"expected settings out of \[.*'steps'.*\], got \['step'\] in .*a\.toml; remove or rename",
         ),
         ("[model]\nsice = 5", r"expected settings out of \['blocks'.*'size'.*\], got \['sice'\]"),
+        (
+            "[model]\nquality_slope = 2.0",
+            r"judge is not corrected yet, got \['quality_slope'\] .* `lowlat-seg models calibrate`",
+        ),
         ("[prompts]\nclicks = 5", r"expected settings out of \['as_prior'.*'click'.*\], got \['clicks'\]"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_there_is(tmp_path: Path, text: str, message: str) -> None:
-    """Broken TOML, and unknown names at the top, in the model and in the prompts."""
+    """Broken TOML, unknown names at the top, in the model and in the prompts, an early correction."""
     path = tmp_path / "a.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -14,22 +14,28 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from .calibration import calibration_table, calibrations, save_calibration_plot
 from .datasets import Options, Sample, Target, by_picture, find_targets, read_samples
+from .gallery import Worst, draw_tile, find_worst, save_gallery, worst_rows
 from .latency import run_latency as run_latency
+from .prompts import Prompt
 from .reports import Curve, cores, machine, plotting, quality_table, save_json, save_plot, summarise
-from .rivals import Segmenter, load_segmenter
+from .rivals import Segmenter, load_segmenter, model_sha256
 from .simulate import FIRST_PROMPTS, annotate
 
 # A task of a worker process: so many objects of one picture. More would leave other workers idle at the end.
 TASK_OBJECTS = 24
+
+Result = TypeVar("Result")
 
 
 def quality(
@@ -74,16 +80,24 @@ def _quality(
 
 
 def _curve(model: Segmenter, embedding: Any, sample: Sample, begin: Any, max_clicks: int) -> Curve:
-    run = annotate(
-        lambda prompts, previous: model.predict(embedding, prompts, previous),
-        sample.truth,
-        first=begin,
-        max_clicks=max_clicks,
-    )
-    ious = np.pad(run.ious, (0, max_clicks - len(run.ious)), mode="edge")
-    area = float((sample.truth == 1).mean())
+    predicted: list[float | None] = []
+
+    def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
+        answer = model.predict(embedding, prompts, previous)
+        quality = getattr(answer, "quality", None)
+        predicted.append(None if quality is None else float(quality))
+        return answer
+
+    run = annotate(predict, sample.truth, first=begin, max_clicks=max_clicks)
+    unused = max_clicks - len(run.ious)
     return Curve(
-        model.name, model.form, sample.group, sample.name, area, tuple(float(value) for value in ious)
+        model.name,
+        model.form,
+        sample.group,
+        sample.name,
+        area=float((sample.truth == 1).mean()),
+        ious=tuple(float(value) for value in np.pad(run.ious, (0, unused), mode="edge")),
+        predicted=(*predicted, *[None] * unused),
     )
 
 
@@ -100,12 +114,14 @@ def run_quality(
     workers: int = 1,
     json: str | Path | None = None,
     plot: str | Path | None = None,
+    gallery: str | Path | None = None,
+    worst: int = 24,
     options: Options | None = None,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
     """The quality benchmark from names to report; shows a table, writes JSON and a plot if asked to.
 
-    Ctrl-C ends it early: what is done is shown and written, with "complete" false.
+    Ctrl-C ends it early: what is done is shown and written, with "complete" false and without a gallery.
 
     Parameters:
         models: lines of text that `rivals.load_segmenter` understands.
@@ -115,12 +131,16 @@ def run_quality(
         closer_look, device: as in `load_segmenter`.
         workers: processes, each with its own models and its share of the cores; on a GPU they share the
             device. 0 takes one process for every two cores.
-        json, plot: files to write; checked before the work starts.
-        show: called with the finished table as text; None for silence.
+        json, plot: files to write; checked before the work starts. Where a model judges itself, a second plot
+            lies beside the first, named -calibration.
+        gallery: folder for a PNG of the worst objects of each model and domain, which are annotated again.
+        worst: how many these are.
+        show: called with each finished table as text; None for silence.
 
     Returns:
-        What the JSON file holds: "rows" (metrics by model and set or size), "curves" (all of them),
-        "complete" and what was run on what.
+        What the JSON file holds: "rows" (metrics by model and set or size), "calibration" (of the predicted
+        IoU, by model and domain), "worst" (objects by model and domain), "curves" (all of them), "complete"
+        and what was run on what; "sha256" tells the files of models of ours.
 
     Raises:
         ValueError: for anything in the call that cannot be used, before the work starts.
@@ -130,9 +150,13 @@ def run_quality(
         raise ValueError(
             f"max_clicks must be at least 1 and workers at least 0, got {max_clicks} and {workers}"
         )
-    for path in (json, plot):
+    if worst < 1:
+        raise ValueError(f"a gallery shows at least 1 worst object of each domain, got {worst}")
+    for path in (json, plot, gallery):
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise ValueError(f"the folder of {path} must exist; make it first")
+    if gallery is not None and Path(gallery).exists() and not Path(gallery).is_dir():
+        raise ValueError(f"the gallery is a folder of pictures, and {gallery} is a file; take another name")
     if plot is not None:
         plotting()
     targets = find_targets(dataset, root, limit, options)
@@ -142,25 +166,53 @@ def run_quality(
     complete = True
     with tqdm(total=len(targets), unit="object", desc=dataset) as progress:
         try:
-            for done in _here(job, targets) if workers == 1 else _in_workers(job, targets, workers):
+            for done in _spread(_curves, job, targets, workers):
                 curves += done
                 progress.update(len(done) // len(models))
         except KeyboardInterrupt:
             complete = False
     places = {target.name: place for place, target in enumerate(targets)}
     curves.sort(key=lambda curve: places[curve.object])
+    found = find_worst(curves, dataset, worst)
     report = {
         "kind": "quality", "dataset": dataset, "models": list(models), "first": first,
         "max_clicks": max_clicks, "limit": limit, "device": device, "closer_look": closer_look,
-        "complete": complete, "machine": machine(), "rows": summarise(curves), "curves": curves,
+        "complete": complete, "machine": machine(), "sha256": {spec: model_sha256(spec) for spec in models},
+        "rows": summarise(curves), "calibration": calibrations(curves, dataset),
+        "worst": worst_rows(found, {target.name: target.label for target in targets}), "curves": curves,
     }  # fmt: skip
     if json is not None:
         save_json(report, json)
     if plot is not None:
         save_plot(report, plot)
+    if plot is not None and report["calibration"]:
+        beside = Path(plot)
+        save_calibration_plot(report, beside.with_stem(f"{beside.stem}-calibration"))
     if show is not None:
         show(quality_table(report))
+    if show is not None and report["calibration"]:
+        show(calibration_table(report))
+    if gallery is not None and complete:
+        save_gallery(_drawn(found, job, targets, workers), Path(gallery), dataset)
     return report
+
+
+def _drawn(
+    worst: Worst, job: _Job, targets: Sequence[Target], workers: int
+) -> dict[tuple[str, str], list[Image.Image]]:
+    """The tiles of the worst objects, in their order."""
+    wanted: _Wanted = {}
+    for key, part in worst.items():
+        for place, curve in enumerate(part):
+            wanted.setdefault(curve.object, []).append((key, place, curve))
+    again = [target for target in targets if target.name in wanted]
+    tiles: dict[tuple[str, str], list[tuple[int, Image.Image]]] = {key: [] for key in worst}
+    with tqdm(total=sum(map(len, worst.values())), unit="object", desc="gallery") as progress:
+        for done in _spread(partial(_tiles, wanted), job, again, workers):
+            for key, place, tile in done:
+                tiles[key].append((place, tile))
+            progress.update(len(done))
+    return {key: [tile for _, tile in sorted(part, key=lambda one: one[0])] for key, part in tiles.items()}
 
 
 @dataclass(frozen=True)
@@ -187,12 +239,48 @@ def _loaded(job: _Job) -> list[Segmenter]:
     ]
 
 
-def _here(job: _Job, targets: Sequence[Target]) -> Iterator[list[Curve]]:
+def _curves(job: _Job, targets: Sequence[Target]) -> Iterator[list[Curve]]:
+    """The curves of one target after the other."""
     yield from quality(job.load(), read_samples(targets), max_clicks=job.max_clicks, first=job.first)
 
 
-def _in_workers(job: _Job, targets: Sequence[Target], workers: int) -> Iterator[list[Curve]]:
-    """Curves as they come from worker processes, which take the next picture when they are done with one."""
+# By object: model and domain, rank from 0, and the curve that was made.
+_Wanted = dict[str, list[tuple[tuple[str, str], int, Curve]]]
+
+
+def _tiles(
+    wanted: _Wanted, job: _Job, targets: Sequence[Target]
+) -> Iterator[list[tuple[tuple[str, str], int, Image.Image]]]:
+    """The tiles of one target after the other."""
+    models = {model.name: model for model in job.load()}
+    image: np.ndarray | None = None
+    embeddings: dict[str, Any] = {}
+    for sample in read_samples(targets):
+        if sample.image is not image:
+            image, embeddings = sample.image, {}
+        made = []
+        for key, place, curve in wanted[sample.name]:
+            model = models[curve.model]
+            if model.name not in embeddings:
+                embeddings[model.name] = model.embed(sample.image)
+            tile = draw_tile(model, embeddings[model.name], sample, curve, place + 1, job.first)
+            made.append((key, place, tile))
+        yield made
+
+
+_Work = Callable[[_Job, Sequence[Target]], Iterator[list[Result]]]
+
+
+def _spread(
+    work: _Work[Result], job: _Job, targets: Sequence[Target], workers: int
+) -> Iterator[list[Result]]:
+    """What the work makes of the targets: here, one by one, or in worker processes, by pictures as they come.
+
+    A worker takes the next picture when it is done with one.
+    """
+    if workers == 1:
+        yield from work(job, targets)
+        return
     tasks = [
         same[i : i + TASK_OBJECTS] for same in by_picture(targets) for i in range(0, len(same), TASK_OBJECTS)
     ]
@@ -201,7 +289,7 @@ def _in_workers(job: _Job, targets: Sequence[Target], workers: int) -> Iterator[
         workers, mp_context=get_context("spawn"), initializer=_quiet, initargs=(job.threads,)
     )
     try:
-        futures = [pool.submit(_task, job, task) for task in tasks]
+        futures = [pool.submit(_task, work, job, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
     except BaseException:  # also Ctrl-C: a picture may take minutes, and nobody waits for its end
@@ -220,5 +308,5 @@ def _quiet(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _task(job: _Job, targets: Sequence[Target]) -> list[Curve]:
-    return [curve for curves in _here(job, targets) for curve in curves]
+def _task(work: _Work[Result], job: _Job, targets: Sequence[Target]) -> list[Result]:
+    return [one for made in work(job, targets) for one in made]

@@ -42,7 +42,14 @@ def quality(
     device: Device = DEVICE,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")] = 1,
     json: Json = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw mIoU against clicks here.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw mIoU against clicks here, calibration beside it."),
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Draw the worst objects of each domain here.")
+    ] = None,
+    worst: Annotated[int, typer.Option(help="How many of each model and domain.")] = 24,
     ignore: Annotated[
         list[str] | None,
         typer.Option(help="Mask value that is not counted, VALUE or SET=VALUE (folder). Repeatable."),
@@ -56,7 +63,7 @@ def quality(
         list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")
     ] = None,
 ) -> None:
-    """NoC, NoF and k-mIoU of a simulated annotator."""
+    """NoC, NoF and k-mIoU of a simulated annotator, and how true the predicted IoU is."""
     from napari_lowlat_seg.benchmark import run_quality
     from napari_lowlat_seg.datasets import Options, per_set
 
@@ -79,6 +86,8 @@ def quality(
             workers=workers,
             json=json,
             plot=plot,
+            gallery=gallery,
+            worst=worst,
             options=chosen,
         )
 

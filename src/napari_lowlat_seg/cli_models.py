@@ -1,4 +1,4 @@
-"""`lowlat-seg models`: which models there are, what is in one, bringing one here."""
+"""`lowlat-seg models`: which models there are, what is in one, bringing one here, calibrating one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="List, describe, download and import models.", no_args_is_help=True, rich_markup_mode=None
+    help="List, describe, download, import and calibrate models.", no_args_is_help=True, rich_markup_mode=None
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -78,3 +78,22 @@ def import_(
     from napari_lowlat_seg.model.checkpoints import import_model
 
     print(import_model(file, out))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or file; it stays as it is.")],
+    report: Annotated[
+        Path, typer.Option("--from", metavar="FILE", help="The JSON of benchmark quality with this model.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The new .safetensors file to write.")
+    ],
+    model_name: Annotated[
+        str | None, typer.Option(help="What the report calls the model, if it has several.")
+    ] = None,
+) -> None:
+    """Fit the predicted IoU to the true one; say what it gains on sets it was not fitted to."""
+    from napari_lowlat_seg.correction import calibrate_model
+
+    calibrate_model(model, report, out, model_name=model_name)

@@ -1,15 +1,15 @@
-"""Pictures of a result: planes side by side, prompts drawn on them, outlines around masks."""
+"""Pictures of a result: planes or cut-outs side by side, prompts drawn on them, outlines around masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-from napari_lowlat_seg.prompts import Box, Click, Mask, Point, Polygon, Prompt
+from napari_lowlat_seg.prompts import Box, Click, Mask, Point, Polygon, Prompt, Scribble
 
 Colour = tuple[int, int, int]
 
@@ -19,6 +19,9 @@ CAPTION = 26
 """Height of the line of text under a panel, in pixels."""
 
 GAP = 6
+
+OUTSIDE = 235
+"""Gray of what lies beyond the plane in a cut-out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +38,95 @@ class Panel:
         Drawn on top: green for positive ones, red for negative ones.
     caption
         One line of text under the plane.
+    mark
+        Radius of a click's mark in drawn pixels.
     """
 
     image: np.ndarray
     outlines: Sequence[tuple[np.ndarray, Colour]] = ()
     prompts: Sequence[Prompt] = ()
     caption: str = ""
+    mark: int = 6
+
+
+def cut_out(panel: Panel, row: int, col: int, side: int, width: int) -> Panel:
+    """A square of a panel, enlarged or shrunk to `width` x `width` pixels; no `Mask` prompt is taken along.
+
+    Parameters
+    ----------
+    row, col
+        Its first pixel; the square may reach beyond the plane.
+    side
+        Its side in pixels of the panel.
+    """
+    scale = width / side
+
+    def moved(points: Sequence[Point]) -> tuple[Point, ...]:
+        return tuple(((r - row + 0.5) * scale - 0.5, (c - col + 0.5) * scale - 0.5) for r, c in points)
+
+    smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX
+    return replace(
+        panel,
+        image=_resized(_square(panel.image, row, col, side, OUTSIDE), width, smooth),
+        outlines=[
+            (_resized(_square(mask, row, col, side, 0), width, Image.Resampling.NEAREST), colour)
+            for mask, colour in panel.outlines
+        ],
+        prompts=[_moved(one, moved) for one in panel.prompts if not isinstance(one, Mask)],
+    )
+
+
+def _square(pixels: np.ndarray, row: int, col: int, side: int, beyond: int) -> np.ndarray:
+    """(side, side, ...) of the pixels' type, with `beyond` where the plane ends."""
+    square = np.full((side, side, *pixels.shape[2:]), beyond, pixels.dtype)
+    top, left = max(row, 0), max(col, 0)
+    seen = pixels[top : max(row + side, 0), left : max(col + side, 0)]
+    square[top - row : top - row + seen.shape[0], left - col : left - col + seen.shape[1]] = seen
+    return square
+
+
+def _resized(pixels: np.ndarray, width: int, how: Image.Resampling) -> np.ndarray:
+    return np.array(Image.fromarray(pixels).resize((width, width), how))
+
+
+def _moved(
+    prompt: Click | Scribble | Box | Polygon, move: Callable[[Sequence[Point]], tuple[Point, ...]]
+) -> Prompt:
+    points = move(prompt.points)
+    if isinstance(prompt, Click):
+        return replace(prompt, at=points[0])
+    if isinstance(prompt, Box):
+        return replace(prompt, start=points[0], end=points[1])
+    return replace(prompt, points=points)
+
+
+def draw_sheet(pictures: Sequence[Image.Image], across: int, title: str) -> Image.Image:
+    """Pictures of one size in rows of `across` under a title, which is cut where the sheet ends."""
+    wide, high = pictures[0].size
+    down = -(-len(pictures) // across)
+    across = min(across, len(pictures))
+    wide, high = wide + 3 * GAP, high + 3 * GAP
+    whole = Image.new("RGB", (across * wide - GAP, down * high - GAP), "white")
+    for place, picture in enumerate(pictures):
+        y, x = divmod(place, across)
+        whole.paste(picture, (GAP + x * wide, GAP + y * high))
+    return with_heading(whole, [title])
+
+
+def with_heading(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The picture under lines of text; a line that is too long loses its middle."""
+    font = ImageFont.load_default(size=15)
+    high = CAPTION * len(lines)
+    whole = Image.new("RGB", (picture.width, high + picture.height), "white")
+    whole.paste(picture, (0, high))
+    canvas = ImageDraw.Draw(whole)
+    for place, line in enumerate(lines):
+        shown, kept = line, len(line)
+        while kept and canvas.textlength(shown, font=font) > picture.width - 4:
+            kept -= 1
+            shown = line[: (kept + 1) // 2] + "..." + line[len(line) - kept // 2 :]
+        canvas.text((2, CAPTION * place + 4), shown, fill="black", font=font)
+    return whole
 
 
 def draw_panels(panels: Sequence[Panel], zoom: int = 2, turned: bool = False) -> Image.Image:
@@ -72,19 +158,21 @@ def _draw(panel: Panel, zoom: int, turned: bool) -> Image.Image:
     image.paste(Image.fromarray(pixels), (0, 0))
     canvas = ImageDraw.Draw(image)
     for prompt in panel.prompts:
-        _draw_prompt(canvas, prompt, zoom, turned)
+        _draw_prompt(canvas, prompt, zoom, turned, panel.mark)
     canvas.text((2, pixels.shape[0] + 5), panel.caption, fill="black", font=ImageFont.load_default(size=15))
     return image
 
 
-def _draw_prompt(canvas: ImageDraw.ImageDraw, prompt: Prompt, zoom: int, turned: bool) -> None:
+def _draw_prompt(canvas: ImageDraw.ImageDraw, prompt: Prompt, zoom: int, turned: bool, mark: int) -> None:
     if isinstance(prompt, Mask):  # an area, not a mark: it shows as an outline if the caller wants it
         return
     colour = POSITIVE if prompt.positive else NEGATIVE
     points = [_place(point, zoom, turned) for point in _corners(prompt)]
     if isinstance(prompt, Click):
         ((x, y),) = points
-        canvas.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour, outline="black", width=2)
+        canvas.ellipse(
+            (x - mark, y - mark, x + mark, y + mark), fill=colour, outline="black", width=2 if mark > 4 else 1
+        )
         return
     canvas.line(points, fill="black", width=6, joint="curve")
     canvas.line(points, fill=colour, width=3, joint="curve")

@@ -35,6 +35,8 @@ class Curve:
         object: its name.
         area: its size as a fraction of the picture.
         ious: after prompt 1 .. K.
+        predicted: the model's own estimate of each; None where it makes none, and where no answer was given
+            because nothing was left to correct.
     """
 
     model: str
@@ -43,6 +45,12 @@ class Curve:
     object: str
     area: float
     ious: tuple[float, ...]
+    predicted: tuple[float | None, ...] = ()
+
+
+def domain_of(group: str, dataset: str) -> str:
+    """What a set is of: the first part of its name in a `folder`, the data set itself elsewhere."""
+    return group.split("/")[0] if dataset == "folder" else dataset
 
 
 def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -89,7 +97,7 @@ def _metrics(curves: Sequence[Curve]) -> dict[str, float]:
 def quality_table(report: Mapping[str, Any]) -> str:
     """The rows of a quality report as a table of plain text."""
     what = f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts"
-    return _text(
+    return text_of(
         _columns(report["rows"]), what + ("" if report["complete"] else " (interrupted: part of the objects)")
     )
 
@@ -168,7 +176,7 @@ def latency_table(report: Mapping[str, Any]) -> str:
         )
     extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
     note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
-    return _text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+    return text_of(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
 
 
 def volume_table(report: Mapping[str, Any]) -> str:
@@ -196,10 +204,11 @@ def volume_table(report: Mapping[str, Any]) -> str:
             *("-" if row[key] is None else str(row[key]) for key in actions),
         )
         last = row["object"]
-    return _text(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
+    return text_of(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
 
 
-def _text(table: Table, title: str) -> str:
+def text_of(table: Table, title: str) -> str:
+    """A table as plain text under its title."""
     table.title = title
     table.title_justify = "left"
     console = Console(width=240, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115

@@ -108,15 +108,37 @@ def _published(spec: str, device: str) -> Segmenter:
     return SamForm.random(name, Runtime.find(device).device, spec)
 
 
-def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
-    from . import predictor as engine  # here, so that listing and reading need no torch
-    from .runtime import DTYPES, Runtime
+def model_sha256(spec: str) -> str | None:
+    """The sha256 of the model file that a line of text names; None where there is none of ours.
+
+    That is so for ONNX files, random weights, and names of nothing.
+    """
+    from .model.checkpoints import model_path
+    from .model.downloads import file_sha256
+
+    try:
+        return file_sha256(model_path(_marks(spec)[0]))
+    except ValueError:
+        return None
+
+
+def _marks(spec: str) -> tuple[str, set[str]]:
+    """The name of a model of ours, and what stands behind its signs @."""
+    from .runtime import DTYPES
 
     name, marks = spec, set[str]()
     known = {"off", "auto", "compiled", "official", "torch", *DTYPES}
     while name.rpartition("@")[2] in known and "@" in name:
         name, _, mark = name.rpartition("@")
         marks.add(mark)
+    return name, marks
+
+
+def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
+    from . import predictor as engine  # here, so that listing and reading need no torch
+    from .runtime import DTYPES, Runtime
+
+    name, marks = _marks(spec)
     look = next((mark for mark in marks if mark in ("off", "auto")), closer_look)
     precision: Any = next((mark for mark in marks if mark in DTYPES), None)
     if not marks - {"off", "auto"} and name not in _RANDOM:

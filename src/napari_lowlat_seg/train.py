@@ -108,7 +108,7 @@ def read_config(path: Path) -> TrainConfig:
     Raises
     ------
     ValueError
-        If the file is no TOML, or names a setting that does not exist.
+        If the file is no TOML, names a setting that does not exist, or corrects a judge before it is trained.
     """
     try:
         given = tomllib.loads(path.read_text())
@@ -128,6 +128,12 @@ def read_config(path: Path) -> TrainConfig:
             raise ValueError(
                 f"expected settings out of {sorted(known)}, got {unknown} in {path}; remove or rename them"
             )
+    early = sorted(set(given.get("model", {})) & {"quality_slope", "quality_shift"})
+    if early:
+        raise ValueError(
+            f"expected a model whose judge is not corrected yet, got {early} in {path}; remove them, "
+            "and fit them to the trained model with `lowlat-seg models calibrate`"
+        )
     if "rounds" in given:
         given["rounds"] = tuple(given["rounds"])
     return TrainConfig(**given)

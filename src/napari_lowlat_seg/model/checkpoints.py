@@ -120,9 +120,51 @@ def save_model(network: Network, path: Path, *, half: bool = False, **notes: str
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     config = json.dumps(asdict(network.config))  # type: ignore[call-overload]
+    return _write(path, state, {**notes, "family": family, "config": config, "sha256": _digest(state)})
+
+
+def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: float, note: str) -> Path:
+    """Writes a model with a correction of its predicted IoU; tensors, their type and its notes stay.
+
+    Parameters
+    ----------
+    slope, shift
+        The logit x of what the model predicts now becomes slope * x + shift; a correction that the model has
+        already comes first.
+    note
+        Where the correction comes from; "calibration" in the metadata.
+
+    Raises
+    ------
+    ValueError
+        For a model that predicts no IoU, a file that is there already, or a correction out of bounds.
+    """
+    source = model_path(str(name_or_path))
+    if source.suffix.lower() != ".safetensors" or "quality_slope" not in (facts := _config(source)):
+        raise ValueError(f"{source.name} predicts no IoU that could be corrected; only compact models do")
+    if into.suffix != ".safetensors" or into.exists():
+        raise ValueError(f"expected the name of a new .safetensors file, got {into}; take another name")
+    config = {
+        **facts,
+        "quality_slope": slope * facts["quality_slope"],
+        "quality_shift": slope * facts["quality_shift"] + shift,
+    }
+    CompactConfig(**config)  # refuses what cannot be loaded again
+    with safe_open(source, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    return _write(into, state, {**_metadata(source), "config": json.dumps(config), "calibration": note})
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """All fields of the config of one of our own files, which is checked."""
+    fields: dict[str, Any] = asdict(_read_safetensors(path)[1])
+    return fields
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(state, part, {**notes, "family": family, "config": config, "sha256": _digest(state)})
+        save_file(dict(state), part, dict(metadata))
         part.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None

@@ -32,6 +32,8 @@ BOUNDS = {
     "radius": (1, 16),
     "vit_depth": (0, 24),
     "vit_width": (64, 1024),
+    "quality_slope": (0.01, 100),
+    "quality_shift": (-20, 20),
 }
 
 
@@ -61,6 +63,9 @@ class CompactConfig:
         click: for the paper's ablation "no disk".
     vit_depth, vit_width
         Blocks and channels of a second encoder, a plain ViT (see `Dino`); none if the depth is 0.
+    quality_slope, quality_shift
+        Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the judge's
+        logit x (Platt scaling). 1 and 0 leave it as it was trained.
 
     Raises
     ------
@@ -82,6 +87,8 @@ class CompactConfig:
     disks: bool = True
     vit_depth: int = 0
     vit_width: int = 384
+    quality_slope: float = 1.0
+    quality_shift: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # JSON has lists only
@@ -232,4 +239,8 @@ class Compact(Network):
         )  # (B, 1, S/16, S/16)
         within = (x * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-3)
         seen = torch.cat([within, x.mean((2, 3)), inside.mean((2, 3))], 1)  # (B, 2 C + 1)
-        return logits, self.judge(seen)[:, 0].sigmoid()
+        judged = self.judge(seen)[:, 0]
+        slope, shift = self.config.quality_slope, self.config.quality_shift
+        if (slope, shift) != (1, 0):  # numbers of the file: a judge without a correction costs no kernel
+            judged = slope * judged + shift
+        return logits, judged.sigmoid()
