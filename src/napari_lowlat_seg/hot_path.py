@@ -223,7 +223,8 @@ class HotPath:
         """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
         seen = frame.cut(previous)
         soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
-        soft = soft.to(self.runtime.device, torch.float32)[None, None]
+        soft = soft.to(self.runtime.device)[None, None]
+        soft = soft if self.runtime.on_cuda else soft.float()  # CUDA resizes half precision in float32
         prior = on_square(soft, frame, soft.new_zeros(1))[0, 0]
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
             dense = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
