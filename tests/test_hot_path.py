@@ -10,7 +10,7 @@ import torch
 
 from napari_lowlat_seg import runtime
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.hot_path import HotPath, _lifting, from_square
+from napari_lowlat_seg.hot_path import BATCH, HotPath, Question
 from napari_lowlat_seg.model.checkpoints import save_model
 from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.model.pyramid import _resizing
@@ -105,6 +105,102 @@ def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     np.testing.assert_array_equal(again.probability, answer.probability)
 
 
+class Steps:
+    """A recording that runs its step when it is replayed, into the same tensors every time."""
+
+    def __init__(self, step, inputs):  # type: ignore[no-untyped-def]
+        self.inputs, self._step = inputs, step
+        self.outputs = step(*inputs)
+
+    def replay(self):  # type: ignore[no-untyped-def]
+        for kept, made in zip(self.outputs, self._step(*self.inputs), strict=True):
+            kept.copy_(made)
+        return self.outputs
+
+
+class Pretended(Runtime):
+    """A processor that is used as a GPU is; what is downloaded arrives only when it is called for."""
+
+    on_cuda = True  # type: ignore[assignment]
+
+    def upload(self, array):  # type: ignore[no-untyped-def]
+        return torch.from_numpy(array.copy())
+
+    def downloading(self, *tensors):  # type: ignore[no-untyped-def]
+        sent = [tensor.clone() for tensor in tensors]
+        return lambda: [tensor.numpy() for tensor in sent]
+
+
+class Recorded(HotPath):
+    """The steps of a GPU without one."""
+
+    def _recording(self, step, inputs):  # type: ignore[no-untyped-def]
+        return Steps(step, inputs)
+
+
+def test_recorded_steps_answer_as_plain_ones(network, image) -> None:
+    """One, and more than two batches; all kinds of prompts; earlier answers; after a question that fails."""
+    plain, path = Predictor(network, Runtime(), "off"), Recorded(network, Pretended())
+    embedding = plain.embed(image)
+    features = path.embed(image, embedding.frame)
+    torch.testing.assert_close(features, embedding.features, rtol=0, atol=0)
+    kinds = [
+        [Click((10, 20)), Click((50, 60), False)],
+        [Scribble([(5, 5), (20, 9)], False), Click((30.5, 79.4))],
+        [Box((3, 3), (40, 50))],
+        [Click((0, 0)), Box((13, 3), (40, 50))],
+    ]
+    for count in (1, 2, 2 * BATCH + 3):
+        asked = [kinds[i % len(kinds)] for i in range(count)]
+        earlier = [plain.predict(embedding, kinds[0]) if i % 3 == 1 else None for i in range(count)]
+        with pytest.raises(ValueError, match="is outside the plane"):
+            path.draw(features, embedding.frame, [Question(asked[0]), Question([Click((99, 0))])])
+        questions = [
+            Question(prompts, before and before.soft) for prompts, before in zip(asked, earlier, strict=True)
+        ]
+        drawings = path.draw(features, embedding.frame, questions)
+        assert len(drawings) == count
+        for prompts, before, drawing in zip(asked, earlier, drawings, strict=True):
+            expected = plain.predict(embedding, prompts, before)
+            np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+            np.testing.assert_array_equal(drawing.mask, drawing.soft.numpy() > 0.49)
+    assert all(not step.inputs[0].any() for step in path._clicks.values())
+
+
+def test_out_of_memory_in_a_batch_loses_no_answer(network, image) -> None:
+    """What was started before arrives, in order, and the rest is answered one at a time."""
+
+    class Small(Recorded):
+        started = 0
+
+        def _started(self, features, frame, questions):  # type: ignore[no-untyped-def]
+            self.started += 1
+            if self.started > 1 and len(questions) > 1:
+                raise torch.cuda.OutOfMemoryError("full")
+            return super()._started(features, frame, questions)
+
+    plain, path = Predictor(network, Runtime(), "off"), Small(network, Pretended())
+    embedding = plain.embed(image)
+    asked = [[Click((float(i), 20))] for i in range(2 * BATCH)]
+    drawings = path.draw(embedding.features, embedding.frame, [Question(prompts) for prompts in asked])
+    assert path.started == 1 + 1 + BATCH
+    for prompts, drawing in zip(asked, drawings, strict=True):
+        expected = plain.predict(embedding, prompts)
+        np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+
+
+def test_the_compiler_sees_the_same_network(network) -> None:
+    """The forms that are only for a compiler, run by torch itself: encoder, and clicks for one and three."""
+    network.eval()
+    maps = torch.rand(3, 3, 96, 96)
+    with torch.inference_mode():
+        seen = network.encode(255 * torch.rand(1, 3, 96, 96))
+        for count in (1, 3):
+            expected = network.head_logits(network.fuse(seen, maps[:count]))
+            found = torch.compile(lambda m: network.head_logits(network.fuse(seen, m)), backend="eager")
+            torch.testing.assert_close(found(maps[:count]), expected, rtol=1e-5, atol=2e-6)
+
+
 def test_warming_up_changes_no_answer(network, image) -> None:
     """It is a picture and a click of its own."""
     predictor = Predictor(network, Runtime(), "off")
@@ -113,28 +209,6 @@ def test_warming_up_changes_no_answer(network, image) -> None:
     np.testing.assert_array_equal(
         before, predictor.predict(predictor.embed(image), [Click((10, 20))]).probability
     )
-
-
-@pytest.mark.parametrize(
-    ("frame", "aligned"),
-    [
-        (Frame((48, 85), 128, (0, 0, 48, 85), "official"), True),
-        (Frame((48, 85), 64, (10, 20, 30, 40)), False),
-        (Frame((50, 50), 128, (0, 0, 50, 50)), False),
-        (Frame((7, 80), 32, (0, 0, 7, 80)), False),
-    ],
-)
-def test_resizing_as_matrices_equals_resizing(frame, aligned) -> None:
-    """Logits on 32 x 32 to a stretched plane, a crop, a full square and a strip."""
-    torch.manual_seed(0)
-    logits = torch.randn(2, 1, 32, 32)
-    between = frame.size != 32 and (aligned or frame.content != (frame.size, frame.size))
-    axes = [
-        _lifting(shown, crop, 32, frame.size, between, aligned, logits.device)
-        for shown, crop in zip(frame.content, frame.crop[2:], strict=True)
-    ]
-    found = axes[0] @ logits @ axes[1].t()
-    torch.testing.assert_close(found, from_square(logits, frame, aligned), rtol=0, atol=2e-6)
 
 
 def test_bilinear_weights_are_exact_in_half_precision() -> None:

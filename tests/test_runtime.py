@@ -51,6 +51,20 @@ def test_arrays_travel_in_their_own_type() -> None:
     assert tensor.dtype == torch.uint8
     (back,) = Runtime().download(tensor)
     np.testing.assert_array_equal(back, array + 1)
+    fetch = Runtime().downloading(tensor, tensor + 1)
+    for found, expected in zip(fetch(), (array + 1, array + 2), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_no_autocast_of_the_caller_reaches_a_gpu() -> None:
+    """Inside it is off, outside it is what it was."""
+    for enabled in (True, False):
+        with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+            before = torch.is_autocast_enabled()
+            with Runtime("cuda:0", "fp16").inference():
+                assert not torch.is_autocast_enabled()
+                assert torch.is_inference_mode_enabled()
+            assert torch.is_autocast_enabled() == before
 
 
 @pytest.mark.usefixtures("devices")

@@ -11,6 +11,8 @@ from napari_lowlat_seg.model.tinyvit import (
     WindowAttention,
     WindowBlock,
     resize_windows,
+    tile_product,
+    tiled,
 )
 
 
@@ -146,3 +148,15 @@ def test_the_same_windows_need_no_fitting() -> None:
     other.load_state_dict(resize_windows(dict(encoder.state_dict()), other))
     image = torch.randn(1, 3, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(encoder(image), other(image), strict=True))
+
+
+@pytest.mark.parametrize(("side", "biased"), [(1, True), (1, False), (2, True), (4, True), (3, True)])
+def test_a_convolution_in_tiles_is_a_product(side: int, biased: bool) -> None:
+    """In either layout of maps and weights; what does not fill a tile is left out."""
+    conv = torch.nn.Conv2d(5, 7, side, side, bias=biased)
+    x = torch.randn(2, 5, 12, 17)
+    for laid in (torch.contiguous_format, torch.channels_last):
+        found = tile_product(conv.to(memory_format=laid), x.contiguous(memory_format=laid))  # type: ignore[call-overload]
+        torch.testing.assert_close(found, conv(x), rtol=1e-5, atol=1e-6)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(tiled(conv, x), conv(x))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import find_objects, label
 
+from .answers import bounds
 from .frame import Frame
 from .prompts import Prompt
 
@@ -32,11 +33,11 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
     step = max(1, math.ceil(max(mask.shape) / 512))  # a box needs no finer grid
     coarse = mask[::step, ::step]
     boxes = [prompt.bounds() for prompt in prompts if prompt.positive]
-    rows, cols = np.flatnonzero(coarse.any(axis=1)), np.flatnonzero(coarse.any(axis=0))
-    if rows.size:  # looking for parts is what costs: only where there is something
-        top, left = rows[0], cols[0]
-        parts, _ = label(coarse[top : rows[-1] + 1, left : cols[-1] + 1])
-        areas = np.bincount(parts.ravel())[1:]
+    top, left, bottom, right = bounds(coarse)
+    if bottom:  # looking for parts is what costs: only where there is something
+        parts, count = label(coarse[top:bottom, left:right])
+        areas = np.bincount(parts.ravel())[1:] if count > 1 else np.ones(1)
+        places = find_objects(parts) if count > 1 else [np.s_[0 : bottom - top, 0 : right - left]]
         boxes += [
             (
                 (top + down.start) * step,
@@ -44,7 +45,7 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
                 (top + down.stop - 1) * step,
                 (left + across.stop - 1) * step,
             )
-            for area, (down, across) in zip(areas, find_objects(parts), strict=True)
+            for area, (down, across) in zip(areas, places, strict=True)
             if area >= SPECK * areas.max()
         ]
     if not boxes:

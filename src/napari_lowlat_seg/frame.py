@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -113,7 +114,7 @@ class Frame:
             starts.append(min(max(first - (wanted - count) // 2, 0), length - wanted))
         return replace(self, crop=(starts[0], starts[1], counts[0], counts[1]))
 
-    @property
+    @cached_property
     def content(self) -> tuple[int, int]:
         """Rows and columns of the network grid that carry image; the rest is padding. Always 1 or more."""
         if self.fit == "official":
@@ -122,7 +123,7 @@ class Frame:
         rows, cols = (max(1, round(self.size * extent / max(extents))) for extent in extents)
         return (rows, cols)
 
-    @property
+    @cached_property
     def scale(self) -> tuple[float, float]:
         """Network pixels per plane pixel along rows and columns: `content` over crop, as a resize has it."""
         rows, cols = self.content

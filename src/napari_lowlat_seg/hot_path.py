@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,6 +64,9 @@ class HotPath:
         self._clicks: dict[int, Recording] = {}  # by number of objects
         self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
         self._turn = threading.Lock()  # recorded steps have one set of inputs
+        # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
+        self._resizing = runtime if runtime.on_cuda else Runtime()
+        self._pad = self._resizing.tensor(np.array(network.pad))
         self._look: Callable[[], object] = _nothing_newer
         self.encode: Step = self.network.encode  # on a processor OpenVINO may take both steps over
         self.click: Step = self._clicked
@@ -88,16 +91,15 @@ class HotPath:
         """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
         crop = frame.cut(plane)
         with self._turn, self.runtime.inference(embedding=True):
-            # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
-            resizing = self.runtime if self.runtime.on_cuda else Runtime()
-            pixels = resizing.upload(crop if crop.ndim == 3 else crop[..., None])
+            pixels = self._resizing.upload(crop if crop.ndim == 3 else crop[..., None])
             pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
-            image = on_square(pixels, frame, resizing.tensor(np.array(self.network.pad)))
-            image = image.contiguous(memory_format=torch.channels_last)  # (1, 3, S, S)
+            image = on_square(pixels, frame, self._pad)  # (1, 3, S, S)
             if not self.runtime.on_cuda:
+                image = image.contiguous(memory_format=torch.channels_last)
                 return self.encode(image.to(self.runtime.device))
             if self._encoder is None:
-                self._encoder = Recording(self._step(self.network.encode), (torch.empty_like(image),))
+                laid = image.contiguous(memory_format=torch.channels_last)
+                self._encoder = self._recording(self.network.encode, (laid.clone(),))
             self._encoder.inputs[0].copy_(image)
             return tuple(feature.clone() for feature in self._encoder.replay())
 
@@ -106,45 +108,61 @@ class HotPath:
     ) -> list[Drawing]:
         """The answers to any number of questions about one picture, in order.
 
-        Out of memory on a CUDA device, one is answered at a time.
+        On a CUDA device many are answered at once, and what follows is prepared and started before the
+        host waits for what came before. Out of memory there, one is answered at a time.
         """
         most = BATCH if self.runtime.on_cuda else 1
         features = tuple(x.to(self.runtime.device, self.runtime.dtype) for x in features)
+        started = 0
+        coming: list[Callable[[], list[Drawing]]] = []  # one or two
         drawings: list[Drawing] = []
-        while len(drawings) < len(questions):
-            part = questions[len(drawings) : len(drawings) + most]
+        while started < len(questions):
+            part = questions[started : started + most]
             try:
                 with self._turn, self.runtime.inference():
-                    drawings += self._draw(features, frame, part)
+                    coming.append(self._started(features, frame, part))
             except torch.cuda.OutOfMemoryError:
                 if most == 1:
                     raise
                 self._clicks.pop(BATCH, None)
                 torch.cuda.empty_cache()
                 most = 1
-        return drawings
+                continue
+            started += len(part)
+            if len(coming) > 1:
+                drawings += coming.pop(0)()
+        return drawings + [drawing for arrive in coming for drawing in arrive()]
 
-    def _draw(
+    def _started(
         self, features: tuple[Tensor, ...], frame: Frame, questions: Sequence[Question]
-    ) -> list[Drawing]:
-        size = self.network.size
-        count = len(questions)
-        if not self.runtime.on_cuda:
-            maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
-            self.stamp(maps, frame, questions)
-            logits, *quality = self.click(maps, *features)
-        else:
+    ) -> Callable[[], list[Drawing]]:
+        """The answers, for which the device has all it needs: whoever calls for them waits."""
+        count, size = len(questions), self.network.size
+        if self.runtime.on_cuda:
             step = self._recorded(1 if count == 1 else BATCH, features)
-            maps = step.inputs[0].zero_()
+            maps, click = step.inputs[0], step.replay
+        else:
+            maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
+            click = partial(self.click, maps, *features)
+        try:
             self.stamp(maps, frame, questions)
-            logits, *quality = (output[:count] for output in step.replay())
-        soft = from_square(logits, frame, self.network.aligned).sigmoid()[:, 0]  # (B, rows, cols)
-        soft = soft.to(self.runtime.dtype)
-        masks, *judged = self.runtime.download(soft > THRESHOLD, *quality)
-        qualities = [float(q) for q in judged[0]] if judged else [None] * count
-        if not self.runtime.on_cuda:
-            return [Drawing(*one) for one in zip(soft.numpy(), masks, qualities, strict=True)]
-        return [Drawing(*one) for one in zip(soft, masks, qualities, strict=True)]
+            logits, *quality = (output[:count] for output in click())
+            logits = from_square(logits, frame, self.network.aligned)[:, 0]  # (B, rows, cols)
+            # Rounded as it is made, and the mask is cut from what was rounded: they always agree.
+            soft = torch.sigmoid(logits, out=logits.new_empty(logits.shape, dtype=self.runtime.dtype))
+            download = self.runtime.downloading(soft > THRESHOLD, *quality)
+        finally:
+            if self.runtime.on_cuda:
+                maps.zero_()  # for the next click, while this one's answer is on its way
+
+        def arrive() -> list[Drawing]:
+            masks, *judged = download()
+            if not self.runtime.on_cuda:
+                return _drawings(soft.cpu().numpy(), masks, judged)
+            # Memory that a GPU writes to takes long to be had: many masks leave theirs to the next.
+            return _drawings(soft, masks.copy() if count > 1 else masks, judged)
+
+        return arrive
 
     def _clicked(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
@@ -172,7 +190,7 @@ class HotPath:
             size = self.network.size
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
             inputs = (maps, *(feature.clone() for feature in features))
-            self._clicks[count] = Recording(self._step(self._clicked), inputs)
+            self._clicks[count] = self._recording(self._clicked, inputs)
         step, loaded = self._clicks[count], self._loaded.get(count)
         if loaded is None or loaded() is not features[0]:
             for kept, feature in zip(step.inputs[1:], features, strict=True):
@@ -180,24 +198,23 @@ class HotPath:
             self._loaded[count] = weakref.ref(features[0])
         return step
 
-    def _step(self, step: Step) -> Step:
-        if not self.runtime.compiled:
-            return step
-        compiled: Step = torch.compile(step, dynamic=False)
-        return compiled
+    def _recording(self, step: Step, inputs: tuple[Tensor, ...]) -> Recording:
+        return Recording(torch.compile(step, dynamic=False) if self.runtime.compiled else step, inputs)
 
     def stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:
         """Write prompts and previous answers into maps (B, 3, S, S) that hold zeros."""
         radius, regions = self.network.radius, self.network.regions
-        places = []
+        places, per_sample = [], maps.stride(0)
         for sample, asked in enumerate(questions):
             if any(isinstance(prompt, Region) for prompt in asked.prompts):
                 dense = dense_maps(asked.prompts, frame, radius=radius, regions=regions)
                 maps[sample].copy_(self.runtime.upload(dense))
             else:
-                places.append(stroke_pixels(asked.prompts, frame, radius) + sample * maps[0].numel())
+                strokes = stroke_pixels(asked.prompts, frame, radius)
+                places.append(strokes + sample * per_sample if sample else strokes)
         if places:
-            maps.view(-1).index_fill_(0, self.runtime.upload(np.concatenate(places)), 1.0)
+            flat = places[0] if len(places) == 1 else np.concatenate(places)
+            maps.view(-1).index_fill_(0, self.runtime.upload(flat), 1.0)
         for sample, asked in enumerate(questions):
             if asked.previous is not None:
                 maps[sample, 0] = self._prior(frame, asked.prompts, asked.previous)
@@ -206,13 +223,19 @@ class HotPath:
         """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
         seen = frame.cut(previous)
         soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
-        soft = soft.to(self.runtime.device, torch.float32)[None, None]
+        soft = soft.to(self.runtime.device)[None, None]
+        soft = soft if self.runtime.on_cuda else soft.float()  # CUDA resizes half precision in float32
         prior = on_square(soft, frame, soft.new_zeros(1))[0, 0]
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
             dense = dense_maps([replace(region, positive=True)], frame, radius=self.network.radius)[0]
             cover = self.runtime.upload(dense)
             prior = torch.maximum(prior, cover) if region.positive else torch.minimum(prior, 1 - cover)
         return prior
+
+
+def _drawings(soft: np.ndarray | Tensor, masks: np.ndarray, judged: list[np.ndarray]) -> list[Drawing]:
+    qualities = [float(q) for q in judged[0]] if judged else [None] * len(masks)
+    return [Drawing(*one) for one in zip(soft, masks, qualities, strict=True)]
 
 
 def _nothing_newer() -> None:
@@ -254,20 +277,6 @@ def from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
     rows, cols = frame.content
     # A logit can stand for several pixels of the square: where these are not all shown, they are made first.
     between = short != size and (aligned or not rows == cols == size)
-    if logits.is_cuda:  # everything at once, as one matrix along each axis
-        lift = (short, size, between, aligned, logits.device)
-        return _lifting(rows, frame.crop[2], *lift) @ logits @ _lifting(cols, frame.crop[3], *lift).t()
     if between:
         logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=aligned)
     return F.interpolate(logits[..., :rows, :cols], frame.crop[2:], mode="bilinear")
-
-
-@lru_cache(maxsize=64)
-def _lifting(
-    content: int, crop: int, short: int, size: int, between: bool, aligned: bool, device: torch.device
-) -> Tensor:
-    """What `from_square` does along one axis, as a matrix (crop, short)."""
-    matrix = torch.eye(short, device=device)[None]  # (1, short of the logits, short of the axis)
-    if between:
-        matrix = F.interpolate(matrix, size, mode="linear", align_corners=aligned)
-    return F.interpolate(matrix[..., :content], crop, mode="linear")[0].t().contiguous()

@@ -227,22 +227,25 @@ def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.nd
 
     Pixels may be listed twice; regions are passed over. Raises ValueError for a stroke outside the plane.
     """
-    prompts = [prompt for prompt in prompts if isinstance(prompt, Click | Scribble)]
-    found = [np.zeros(0, np.int64)]
+    size = frame.size
+    strokes = [prompt for prompt in prompts if isinstance(prompt, Click | Scribble)]
+    clicks = [stroke for stroke in strokes if isinstance(stroke, Click)]
+    found = []
+    if clicks:  # all at once, since every call to numpy is felt in a click
+        at = np.array([click.at for click in clicks])
+        _check_points(at, "Click", frame)
+        channels = np.array([1 if click.positive else 2 for click in clicks])
+        rows, cols, owner = disks(frame.pixels(at), radius, size)
+        found.append((channels[owner] * size + rows) * size + cols)
     for channel, positive in ((1, True), (2, False)):
-        clicks = [p.at for p in prompts if isinstance(p, Click) and p.positive == positive]
-        lines = [p for p in prompts if isinstance(p, Scribble) and p.positive == positive]
-        drawn = []
-        if clicks:
-            _check_points(np.array(clicks), "Click", frame)
-            drawn.append(disks(frame.pixels(clicks), radius, frame.size))
+        lines = [s for s in strokes if isinstance(s, Scribble) and s.positive == positive]
         for line in lines:
             _check_inside(line, frame)
         if lines:
             segments = np.concatenate([_segments(line, frame) for line in lines])
-            drawn.append(swept(segments, radius, (frame.size, frame.size)))
-        found += [(channel * frame.size + rows) * frame.size + cols for rows, cols in drawn]
-    return np.concatenate(found)
+            rows, cols = swept(segments, radius, (size, size))
+            found.append((channel * size + rows) * size + cols)
+    return found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
@@ -283,8 +286,9 @@ def _check_inside(prompt: Prompt, frame: Frame) -> None:
 
 
 def _check_points(points: np.ndarray, kind: str, frame: Frame) -> None:
-    outside = np.any((points < -0.5) | (points > np.asarray(frame.shape) - 0.5), axis=1)
-    if outside.any():
+    beyond = (points < -0.5) | (points > (frame.shape[0] - 0.5, frame.shape[1] - 0.5))
+    if beyond.any():
+        outside = beyond.any(axis=1)
         row, col = (float(v) for v in points[np.argmax(outside)])
         raise ValueError(
             f"{kind} at (row, col) = ({row:g}, {col:g}) is outside the plane of shape "

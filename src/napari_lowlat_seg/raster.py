@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -35,16 +36,28 @@ class Footprint:
         return cls((top, left), pixels)
 
 
-def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as in `swept`."""
+def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as in `swept`.
+
+    The third array says whose each pixel is, 0 to N - 1.
+    """
+    down, across = _disk(radius)
+    rows, cols = centres[:, :1] + down, centres[:, 1:] + across  # (N, pixels of a disk)
+    if centres.size and radius <= centres.min() and centres.max() < size - radius:
+        owner = np.arange(len(centres)).repeat(len(down))
+        return rows.ravel(), cols.ravel(), owner
+    inside = (rows >= 0) & (rows < size) & (cols >= 0) & (cols < size)
+    return rows[inside], cols[inside], inside.nonzero()[0]
+
+
+@lru_cache(maxsize=8)
+def _disk(radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels of a disk, from its middle."""
     if radius < 0:
         raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
     side = np.arange(-radius, radius + 1)
     down, across = np.nonzero(side[:, None] ** 2 + side**2 <= radius**2)
-    rows = (centres[:, :1] + down - radius).ravel()
-    cols = (centres[:, 1:] + across - radius).ravel()
-    inside = (rows >= 0) & (rows < size) & (cols >= 0) & (cols < size)
-    return rows[inside], cols[inside]
+    return down - radius, across - radius
 
 
 def swept(segments: np.ndarray, radius: float, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@ so that "works on the author's machine" is decided in one place and can be faked
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -103,13 +103,26 @@ class Runtime:
 
     def download(self, *tensors: Tensor) -> list[np.ndarray]:
         """Tensors of this device as numpy arrays, with one wait for all of them."""
+        return self.downloading(*tensors)()
+
+    def downloading(self, *tensors: Tensor) -> Callable[[], list[np.ndarray]]:
+        """As `download`, for who has something to do meanwhile: the wait is in the call of what comes back.
+
+        What the device is given afterwards is not waited for.
+        """
         if not self.on_cuda:
-            return [tensor.cpu().numpy() for tensor in tensors]
+            return lambda: [tensor.cpu().numpy() for tensor in tensors]
         here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
         for pinned, tensor in zip(here, tensors, strict=True):
             pinned.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
-        return [pinned.numpy() for pinned in here]
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def fetched() -> list[np.ndarray]:
+            arrived.synchronize()
+            return [pinned.numpy() for pinned in here]
+
+        return fetched
 
     @contextmanager
     def inference(self, *, embedding: bool = False) -> Iterator[None]:
@@ -120,17 +133,26 @@ class Runtime:
         """
         kind = self.device.partition(":")[0]
         short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        try:
-            if self.on_cuda:
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-                    self.precision == "tf32"
-                )
-            dtype = DTYPES[self.precision] if short else None
-            with torch.inference_mode(), torch.autocast(kind, dtype, enabled=short):
+        with torch.inference_mode(), self._tf32() if self.on_cuda else nullcontext():
+            if self.on_cuda and not torch.is_autocast_enabled():
+                yield  # nothing to switch off, and asking autocast to do so is felt in a click
+                return
+            with torch.autocast(kind, DTYPES[self.precision] if short else None, enabled=short):
                 yield
+
+    @contextmanager
+    def _tf32(self) -> Iterator[None]:
+        """Inside: CUDA's float32 products are short if this runtime's precision says so."""
+        switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+        wanted, before = self.precision == "tf32", [switch.allow_tf32 for switch in switches]
+        changed = [pair for pair in zip(switches, before, strict=True) if pair[1] != wanted]
+        try:
+            for switch, _ in changed:
+                switch.allow_tf32 = wanted
+            yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+            for switch, was in changed:
+                switch.allow_tf32 = was
 
 
 def available_devices() -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from .dino import HEAD, TAPS, Dino
 from .disks import distance_maps
+from .gelu import gelu
 from .network import MEAN, STD, Fit, Network, Regions
-from .tinyvit import ChannelNorm, TinyViT
+from .tinyvit import ChannelNorm, TinyViT, tiled
 
 # What a file may ask for: enough for larger members, not enough to fill a machine's memory.
 BOUNDS = {
@@ -127,7 +128,7 @@ class PooledAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, rows, cols, width = x.shape
         q = self.q(x).view(batch, rows * cols, self.heads, -1).transpose(1, 2)
-        pooled = self.norm(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
+        pooled = self.norm(tiled(self.pool, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
         kv = self.kv(pooled).view(batch, pooled.shape[1], 2 * self.heads, -1).transpose(1, 2)
         k, v = kv.chunk(2, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
@@ -151,7 +152,7 @@ class FusionBlock(nn.Module):
         x = x + self.local(x)  # (B, C, g, g)
         last: Tensor = x.permute(0, 2, 3, 1)  # (B, g, g, C)
         last = last + self.attn(self.norm1(last))
-        last = last + self.fc2(F.gelu(self.fc1(self.norm2(last))))
+        last = last + self.fc2(gelu(self.fc1(self.norm2(last))))
         return last.permute(0, 3, 1, 2)
 
 
@@ -166,8 +167,7 @@ class RefineBlock(nn.Module):
         self.narrow = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.narrow(F.gelu(self.widen(self.norm(self.spread(x)))))
-        return out
+        return x + tiled(self.narrow, gelu(tiled(self.widen, self.norm(self.spread(x)))))
 
 
 class Compact(Network):
@@ -212,17 +212,18 @@ class Compact(Network):
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         image = ((image - self.mean) / self.std).to(self.dtype)
         quarter, eighth, tiny = self.encoder(image)
-        deep = self.deep(tiny) if self.vit is None else self.deep(tiny) + self.vit(image)
-        return deep, self.thin8(eighth), self.thin4(quarter)
+        deep = tiled(self.deep, tiny)
+        deep = deep if self.vit is None else deep + self.vit(image)
+        return deep, tiled(self.thin8, eighth), tiled(self.thin4, quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
         deep, thin8, thin4 = features
         if not self.config.disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
-        prompts4 = F.gelu(self.maps4(maps.to(self.dtype)))  # (B, c4, S/4, S/4)
-        prompts8 = F.gelu(self.maps8(prompts4))  # (B, c8, S/8, S/8)
-        x = deep + self.maps16(prompts8)  # (B, C, S/16, S/16)
+        prompts4 = gelu(tiled(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
+        prompts8 = gelu(tiled(self.maps8, prompts4))  # (B, c8, S/8, S/8)
+        x = deep + tiled(self.maps16, prompts8)  # (B, C, S/16, S/16)
         for block in self.blocks:
             x = block(x)
         return self.norm(x), thin8 + prompts8, thin4 + prompts4
@@ -232,7 +233,7 @@ class Compact(Network):
         x, side8, side4 = fused
         y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
         y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
-        logits = F.pixel_shuffle(self.draw(y), 2)  # (B, 1, S/2, S/2)
+        logits = F.pixel_shuffle(tiled(self.draw, y), 2)  # (B, 1, S/2, S/2)
         # the judge sees the fused tokens inside the drawn mask and overall, and how much the mask covers
         inside = F.adaptive_avg_pool2d(
             logits.detach().sigmoid(), (x.shape[-2], x.shape[-1])

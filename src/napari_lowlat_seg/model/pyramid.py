@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .gelu import gelu
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)
@@ -31,13 +33,25 @@ def _mixed(x: Tensor, conv: nn.Module) -> Tensor:
 
 
 def _doubled(x: Tensor, conv: nn.Module) -> Tensor:
-    """A 2x2 transposed convolution of stride 2: (B, h, w, C) -> (B, 2h, 2w, D)."""
+    """A 2x2 transposed convolution of stride 2: (B, h, w, C) -> (B, h, 4w, D), the four of a pixel in a row.
+
+    What follows looks at every pixel alone or at all of them, so `_in_place` may move them last, and once.
+    """
     assert isinstance(conv, nn.ConvTranspose2d)
     assert conv.bias is not None
     batch, rows, cols, _ = x.shape
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * D, C)
-    y = F.linear(x, weight, conv.bias.repeat(4)).view(batch, rows, cols, 2, 2, -1)
-    return y.transpose(2, 3).reshape(batch, 2 * rows, 2 * cols, -1)
+    return F.linear(x, weight, conv.bias.repeat(4)).view(batch, rows, 4 * cols, -1)
+
+
+def _in_place(x: Tensor, times: int) -> Tensor:
+    """Pixels of a map doubled n times where they belong: (B, h, 4^n w, C) -> (B, 2^n h, 2^n w, C)."""
+    batch, rows, length, width = x.shape
+    cols = length >> 2 * times
+    apart = x.reshape(batch, rows, cols, *[2] * (2 * times), width)
+    down, across = range(3, 3 + 2 * times, 2), range(4, 4 + 2 * times, 2)
+    together = apart.permute(0, 1, *down, 2, *across, 3 + 2 * times)
+    return together.reshape(batch, rows << times, cols << times, width)
 
 
 def _halved(x: Tensor, conv: nn.Module) -> Tensor:
@@ -104,8 +118,22 @@ def _mixed_normed(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     shift = (norm.bias - mean.flatten(1, 2) * slope) @ weight.to(slope.dtype)  # (B, 1, D)
     shift = shift if conv.bias is None else shift + conv.bias
     scaled = (slope.transpose(1, 2) * weight).to(x.dtype)  # (B, C, D)
-    mixed = torch.baddbmm(shift.to(x.dtype), x.flatten(1, 2), scaled)
+    if len(x) == 1:  # the product adds it for nothing
+        return F.linear(x, scaled[0].t(), shift[0, 0].to(x.dtype))
+    # Added by itself, which a compiler joins to what follows: `baddbmm` copies it to every pixel first.
+    mixed = torch.bmm(x.flatten(1, 2), scaled) + shift.to(x.dtype)
     return mixed.view(*x.shape[:3], -1)
+
+
+def _drawn(x: Tensor, conv: nn.Module) -> Tensor:
+    """A 1x1 convolution to one channel: (B, h, w, C) -> (B, h, w, 1)."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    if not torch.compiler.is_compiling():
+        return _mixed(x, conv)
+    # As a sum the compiler joins it to what made the map, the largest of all, which then is never written.
+    drawn = (x.float() * conv.weight.flatten().float()).sum(3, keepdim=True) + conv.bias.float()
+    return drawn.to(x.dtype)
 
 
 class Neck(nn.Module):
@@ -143,14 +171,15 @@ class Neck(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, C, g, g) -> sides 4g, 2g, g, g / 2
         x = x.permute(0, 2, 3, 1)  # channels last: every layer below is one matrix product per pixel
         up1, norm1, _, up2, norm2, mix, norm3, _ = self.down_4
-        fine = _doubled(F.gelu(_normed(_doubled(x, up1), norm1)), up2)
-        fine = F.gelu(_normed(_mixed_normed(fine, norm2, mix), norm3))
+        fine = _doubled(gelu(_normed(_doubled(x, up1), norm1)), up2)
+        fine = _in_place(gelu(_normed(_mixed_normed(fine, norm2, mix), norm3)), times=2)
         up1, norm1, mix, norm2, _ = self.down_8
-        half = F.gelu(_normed(_mixed_normed(_doubled(x, up1), norm1, mix), norm2))
+        half = gelu(_normed(_mixed_normed(_doubled(x, up1), norm1, mix), norm2))
+        half = _in_place(half, times=1)
         mix, norm1, _ = self.down_16
-        same = F.gelu(_normed(_mixed(x, mix), norm1))
+        same = gelu(_normed(_mixed(x, mix), norm1))
         down, norm1, mix, norm2, _ = self.down_32
-        coarse = F.gelu(_normed(_mixed_normed(_halved(x, down), norm1, mix), norm2))
+        coarse = gelu(_normed(_mixed_normed(_halved(x, down), norm1, mix), norm2))
         return [level.permute(0, 3, 1, 2) for level in (fine, half, same, coarse)]
 
 
@@ -190,5 +219,4 @@ class Head(nn.Module):
         mixed = F.relu(_summed(parts))  # (B, 4g, 4g, dim)
         if self.training:
             mixed = self.dropout(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        logits: Tensor = _mixed(mixed, self.seg_conv).permute(0, 3, 1, 2)
-        return logits
+        return _drawn(mixed, self.seg_conv).permute(0, 3, 1, 2)

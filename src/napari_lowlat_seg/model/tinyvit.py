@@ -13,10 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .gelu import gelu
+
 WIDTHS = (64, 128, 160, 320)
 HEADS = (0, 4, 5, 10)
 DEPTHS = (2, 2, 6, 2)
 UPSTREAM_WINDOWS = (7, 14, 7)
+
+
+def tiled(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of a map (B, C, H, W) whose kernel is as large as its stride, a 1x1 above all.
+
+    On CUDA torch adds a convolution's bias in a pass of its own; a product of matrices has it for nothing.
+    """
+    out: Tensor = tile_product(conv, x) if x.is_cuda and isinstance(conv, nn.Conv2d) else conv(x)
+    return out
+
+
+def tile_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)` as one product of matrices over square tiles that do not overlap."""
+    side = conv.kernel_size[0]
+    rows, cols = x.shape[2] // side, x.shape[3] // side
+    tiles = x[..., : rows * side, : cols * side].permute(0, 2, 3, 1)
+    tiles = tiles.unflatten(2, (cols, side)).unflatten(1, (rows, side)).transpose(2, 3)  # (B, h, w, s, s, C)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(tiles.flatten(3), weight, conv.bias).permute(0, 3, 1, 2)
 
 
 class ResidualConv(nn.Module):
@@ -29,8 +50,8 @@ class ResidualConv(nn.Module):
         self.conv3 = nn.Conv2d(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        return F.gelu(x + self.conv3(inner))
+        inner = gelu(self.conv2(gelu(tiled(self.conv1, x))))
+        return gelu(x + tiled(self.conv3, inner))
 
 
 class Merge(nn.Module):
@@ -44,8 +65,7 @@ class Merge(nn.Module):
         self.conv3 = nn.Conv2d(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
-        return out
+        return tiled(self.conv3, gelu(self.conv2(gelu(tiled(self.conv1, x)))))
 
 
 class WindowAttention(nn.Module):
@@ -86,7 +106,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        out: Tensor = self.fc2(gelu(self.fc1(self.norm(x))))
         return out
 
 
