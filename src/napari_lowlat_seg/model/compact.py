@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .dino import HEAD, TAPS, Dino
 from .disks import distance_maps
-from .gelu import gelu
 from .network import MEAN, STD, Fit, Network, Regions
 from .tinyvit import ChannelNorm, TinyViT, tiled
 
@@ -152,7 +151,7 @@ class FusionBlock(nn.Module):
         x = x + self.local(x)  # (B, C, g, g)
         last: Tensor = x.permute(0, 2, 3, 1)  # (B, g, g, C)
         last = last + self.attn(self.norm1(last))
-        last = last + self.fc2(gelu(self.fc1(self.norm2(last))))
+        last = last + self.fc2(F.gelu(self.fc1(self.norm2(last))))
         return last.permute(0, 3, 1, 2)
 
 
@@ -167,7 +166,7 @@ class RefineBlock(nn.Module):
         self.narrow = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + tiled(self.narrow, gelu(tiled(self.widen, self.norm(self.spread(x)))))
+        return x + tiled(self.narrow, F.gelu(tiled(self.widen, self.norm(self.spread(x)))))
 
 
 class Compact(Network):
@@ -221,8 +220,8 @@ class Compact(Network):
         deep, thin8, thin4 = features
         if not self.config.disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
-        prompts4 = gelu(tiled(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
-        prompts8 = gelu(tiled(self.maps8, prompts4))  # (B, c8, S/8, S/8)
+        prompts4 = F.gelu(tiled(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
+        prompts8 = F.gelu(tiled(self.maps8, prompts4))  # (B, c8, S/8, S/8)
         x = deep + tiled(self.maps16, prompts8)  # (B, C, S/16, S/16)
         for block in self.blocks:
             x = block(x)

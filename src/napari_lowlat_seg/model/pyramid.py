@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gelu import gelu
-
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)
@@ -125,17 +123,6 @@ def _mixed_normed(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     return mixed.view(*x.shape[:3], -1)
 
 
-def _drawn(x: Tensor, conv: nn.Module) -> Tensor:
-    """A 1x1 convolution to one channel: (B, h, w, C) -> (B, h, w, 1)."""
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    if not torch.compiler.is_compiling():
-        return _mixed(x, conv)
-    # As a sum the compiler joins it to what made the map, the largest of all, which then is never written.
-    drawn = (x.float() * conv.weight.flatten().float()).sum(3, keepdim=True) + conv.bias.float()
-    return drawn.to(x.dtype)
-
-
 class Neck(nn.Module):
     """One map to a pyramid of four. Note where the original has no GELU between two convolutions."""
 
@@ -171,15 +158,15 @@ class Neck(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, C, g, g) -> sides 4g, 2g, g, g / 2
         x = x.permute(0, 2, 3, 1)  # channels last: every layer below is one matrix product per pixel
         up1, norm1, _, up2, norm2, mix, norm3, _ = self.down_4
-        fine = _doubled(gelu(_normed(_doubled(x, up1), norm1)), up2)
-        fine = _in_place(gelu(_normed(_mixed_normed(fine, norm2, mix), norm3)), times=2)
+        fine = _doubled(F.gelu(_normed(_doubled(x, up1), norm1)), up2)
+        fine = _in_place(F.gelu(_normed(_mixed_normed(fine, norm2, mix), norm3)), times=2)
         up1, norm1, mix, norm2, _ = self.down_8
-        half = gelu(_normed(_mixed_normed(_doubled(x, up1), norm1, mix), norm2))
+        half = F.gelu(_normed(_mixed_normed(_doubled(x, up1), norm1, mix), norm2))
         half = _in_place(half, times=1)
         mix, norm1, _ = self.down_16
-        same = gelu(_normed(_mixed(x, mix), norm1))
+        same = F.gelu(_normed(_mixed(x, mix), norm1))
         down, norm1, mix, norm2, _ = self.down_32
-        coarse = gelu(_normed(_mixed_normed(_halved(x, down), norm1, mix), norm2))
+        coarse = F.gelu(_normed(_mixed_normed(_halved(x, down), norm1, mix), norm2))
         return [level.permute(0, 3, 1, 2) for level in (fine, half, same, coarse)]
 
 
@@ -219,4 +206,5 @@ class Head(nn.Module):
         mixed = F.relu(_summed(parts))  # (B, 4g, 4g, dim)
         if self.training:
             mixed = self.dropout(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return _drawn(mixed, self.seg_conv).permute(0, 3, 1, 2)
+        logits: Tensor = _mixed(mixed, self.seg_conv).permute(0, 3, 1, 2)
+        return logits

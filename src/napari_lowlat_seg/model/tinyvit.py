@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gelu import gelu
-
 WIDTHS = (64, 128, 160, 320)
 HEADS = (0, 4, 5, 10)
 DEPTHS = (2, 2, 6, 2)
@@ -50,8 +48,8 @@ class ResidualConv(nn.Module):
         self.conv3 = nn.Conv2d(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = gelu(self.conv2(gelu(tiled(self.conv1, x))))
-        return gelu(x + tiled(self.conv3, inner))
+        inner = F.gelu(self.conv2(F.gelu(tiled(self.conv1, x))))
+        return F.gelu(x + tiled(self.conv3, inner))
 
 
 class Merge(nn.Module):
@@ -65,7 +63,7 @@ class Merge(nn.Module):
         self.conv3 = nn.Conv2d(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return tiled(self.conv3, gelu(self.conv2(gelu(tiled(self.conv1, x)))))
+        return tiled(self.conv3, F.gelu(self.conv2(F.gelu(tiled(self.conv1, x)))))
 
 
 class WindowAttention(nn.Module):
@@ -106,7 +104,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(gelu(self.fc1(self.norm(x))))
+        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
         return out
 
 
