@@ -2,7 +2,6 @@
 
 import json
 import math
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,12 +183,13 @@ def test_a_wrong_file_is_refused_with_what_there_is(tmp_path: Path, text: str, m
         read_config(path)
 
 
-def test_the_recipe_of_the_default_model_is_one_that_runs() -> None:
-    """Its settings exist, its shares of domains sum to 1, and its model is the shipped one."""
-    config = read_config(ROOT / "docs" / "recipes" / "default.toml")
+@pytest.mark.parametrize(("name", "steps"), [("default", 4850), ("default-2", 5576), ("base", 4000)])
+def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
+    """Its settings exist, its shares of domains sum to 1, and the default's model is the shipped one."""
+    config = read_config(ROOT / "docs" / "recipes" / f"{name}.toml")
     assert math.isclose(sum(config.domains.values()), 1)
-    assert CompactConfig(**config.model) == CompactConfig()
-    assert config.steps == tomllib.loads((ROOT / "docs/recipes/default.toml").read_text())["steps"] == 4850
+    assert (CompactConfig(**config.model) == CompactConfig()) == (name != "base")
+    assert config.steps == steps
 
 
 def test_two_steps_leave_a_checkpoint_weights_and_a_log(tiny: TrainConfig, tmp_path: Path) -> None:
