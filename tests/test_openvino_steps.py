@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_lowlat_seg import openvino_steps, runtime
+from napari_lowlat_seg.model.checkpoints import load_model
 from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.model.network import Network
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
@@ -158,10 +159,21 @@ def test_the_second_start_converts_nothing(network, cache, monkeypatch, caplog) 
     monkeypatch.setattr(openvino_steps, "_converted", None)
     again, _ = steps_of(network)
     picture = torch.rand(1, 3, 128, 128) * 255
-    torch.testing.assert_close(encode(picture), again(picture), rtol=0, atol=1e-6)
+    torch.testing.assert_close(encode(picture), again(picture), rtol=0, atol=0)
     assert {path.name for path in cache.glob("Small-128-*/*")} == {
         "click.bin", "click.xml", "encode.bin", "encode.xml"
     }  # fmt: skip
+
+
+def test_the_shipped_model_answers_at_once_as_it_does_later(image) -> None:
+    """Bit by bit, in the precision that the machine has: what is kept is read again before it is used."""
+    network = load_model("default")
+    clicks = [Click((60, 80)), Click((20, 30), positive=False)]
+    found = []
+    for _ in range(2):
+        predictor = Predictor(network, Runtime("cpu", Runtime.find("cpu").precision, openvino=True), "off")
+        found.append(predictor.predict(predictor.embed(image), clicks).probability)
+    np.testing.assert_array_equal(*found)
 
 
 def test_other_weights_or_settings_are_another_network(network) -> None:
@@ -228,10 +240,11 @@ def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> 
         assert torch.equal(found, feature)
 
 
-def test_other_numbers_than_torchs_are_refused() -> None:
+def test_other_numbers_than_torchs_are_refused(cache) -> None:
     """A converter's mistake must not draw masks."""
     with pytest.raises(Refused, match=r"its encode differs from torch's by 1 at values up to 0\."):
         steps_of(Odd())
+    assert not list(cache.glob("Odd-*"))  # nor be found there the next time
 
 
 def test_where_openvino_fails_torch_answers(network, image, monkeypatch) -> None:

@@ -130,8 +130,11 @@ def _compiled_steps(
             CompiledStep(_compiled(core, models["click"], hint), look),
         )
 
+    def kept() -> tuple[CompiledStep, CompiledStep]:
+        return compiled({name: core.read_model(f"{folder}/{name}.xml") for name in ("encode", "click")})
+
     try:
-        steps = compiled({name: core.read_model(f"{folder}/{name}.xml") for name in ("encode", "click")})
+        steps = kept()
         os.utime(folder)
         return steps
     except (OSError, RuntimeError):
@@ -146,10 +149,17 @@ def _compiled_steps(
             "encode": _converted(network, network.encode, image),
             "click": _converted(network, click, maps, *features),
         }
-    encode, answer = compiled(models)
-    _check("encode", encode(image), features, "f32")
-    _check("click", answer(maps, *features), expected, hint)
     _store(models, folder)
+    try:
+        encode, answer = kept()  # as at every later start: what was read rounds otherwise than what was made
+    except (OSError, RuntimeError):
+        encode, answer = compiled(models)
+    try:
+        _check("encode", encode(image), features, "f32")
+        _check("click", answer(maps, *features), expected, hint)
+    except Refused:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     seconds = time.perf_counter() - started
     logging.getLogger(__name__).info("converted for OpenVINO in %.1f s, kept in %s", seconds, folder)
     return encode, answer
