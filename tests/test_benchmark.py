@@ -169,9 +169,11 @@ def test_an_interrupt_keeps_what_is_done(
 
 
 def test_bad_numbers_are_refused_before_the_work(root: Path) -> None:
-    """Both are named."""
-    with pytest.raises(ValueError, match="max_clicks must be at least 1 and workers at least 0, got 0 and 1"):
+    """With what came."""
+    with pytest.raises(ValueError, match="max_clicks must be at least 1, got 0"):
         run_quality(["default"], "folder", root, max_clicks=0)
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        run_quality(["default"], "folder", root, workers=-1)
 
 
 def test_the_folder_of_a_result_must_exist(root: Path) -> None:

@@ -10,26 +10,28 @@ work on models and samples that are at hand.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import active_children, get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from .datasets import Options, Sample, Target, by_picture, find_targets, read_samples
+from .datasets import Options, Sample, find_targets
 from .latency import run_latency as run_latency
-from .reports import Curve, cores, machine, plotting, quality_table, save_json, save_plot, summarise
-from .rivals import Segmenter, load_segmenter
+from .measuring import check_names, over_objects
+from .reports import (
+    Curve,
+    check_folders,
+    machine,
+    plotting,
+    quality_table,
+    save_json,
+    save_plot,
+    summarise,
+)
+from .rivals import Segmenter
 from .simulate import FIRST_PROMPTS, annotate
-
-# A task of a worker process: so many objects of one picture. More would leave other workers idle at the end.
-TASK_OBJECTS = 24
 
 
 def quality(
@@ -50,11 +52,7 @@ def quality(
     """
     if first not in FIRST_PROMPTS:
         raise ValueError(f"the first prompt is one of {', '.join(FIRST_PROMPTS)}; got {first!r}")
-    names = [model.name for model in models]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"expected models of different names, at least one; got {', '.join(names) or 'none'}"
-        )
+    check_names(models)
     return _quality(models, samples, max_clicks, first)
 
 
@@ -113,8 +111,7 @@ def run_quality(
             set.
         max_clicks, first: as in `quality`.
         closer_look, device: as in `load_segmenter`.
-        workers: processes, each with its own models and its share of the cores; on a GPU they share the
-            device. 0 takes one process for every two cores.
+        workers: as in `measuring.over_objects`.
         json, plot: files to write; checked before the work starts.
         show: called with the finished table as text; None for silence.
 
@@ -126,29 +123,21 @@ def run_quality(
         ValueError: for anything in the call that cannot be used, before the work starts.
         ImportError: if a plot or an ONNX model is wanted and its library is missing.
     """
-    if max_clicks < 1 or workers < 0:
-        raise ValueError(
-            f"max_clicks must be at least 1 and workers at least 0, got {max_clicks} and {workers}"
-        )
-    for path in (json, plot):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"the folder of {path} must exist; make it first")
+    if max_clicks < 1:
+        raise ValueError(f"max_clicks must be at least 1, got {max_clicks}")
+    check_folders(json, plot)
     if plot is not None:
         plotting()
     targets = find_targets(dataset, root, limit, options)
-    workers = workers or max(1, cores() // 2)
-    job = _Job(tuple(models), device, closer_look, max(1, cores() // workers), max_clicks, first)
-    curves: list[Curve] = []
-    complete = True
-    with tqdm(total=len(targets), unit="object", desc=dataset) as progress:
-        try:
-            for done in _here(job, targets) if workers == 1 else _in_workers(job, targets, workers):
-                curves += done
-                progress.update(len(done) // len(models))
-        except KeyboardInterrupt:
-            complete = False
-    places = {target.name: place for place, target in enumerate(targets)}
-    curves.sort(key=lambda curve: places[curve.object])
+    curves, complete = over_objects(
+        partial(quality, max_clicks=max_clicks, first=first),
+        models,
+        targets,
+        device=device,
+        closer_look=closer_look,
+        workers=workers,
+        title=dataset,
+    )
     report = {
         "kind": "quality", "dataset": dataset, "models": list(models), "first": first,
         "max_clicks": max_clicks, "limit": limit, "device": device, "closer_look": closer_look,
@@ -161,64 +150,3 @@ def run_quality(
     if show is not None:
         show(quality_table(report))
     return report
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know once, besides its targets."""
-
-    models: tuple[str, ...]
-    device: str
-    closer_look: str
-    threads: int
-    max_clicks: int
-    first: str
-
-    def load(self) -> list[Segmenter]:
-        """The models, made once a process."""
-        return _loaded(self)
-
-
-@lru_cache(maxsize=1)
-def _loaded(job: _Job) -> list[Segmenter]:
-    return [
-        load_segmenter(spec, device=job.device, closer_look=job.closer_look, threads=job.threads)
-        for spec in job.models
-    ]
-
-
-def _here(job: _Job, targets: Sequence[Target]) -> Iterator[list[Curve]]:
-    yield from quality(job.load(), read_samples(targets), max_clicks=job.max_clicks, first=job.first)
-
-
-def _in_workers(job: _Job, targets: Sequence[Target], workers: int) -> Iterator[list[Curve]]:
-    """Curves as they come from worker processes, which take the next picture when they are done with one."""
-    tasks = [
-        same[i : i + TASK_OBJECTS] for same in by_picture(targets) for i in range(0, len(same), TASK_OBJECTS)
-    ]
-    before = set(active_children())
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_quiet, initargs=(job.threads,)
-    )
-    try:
-        futures = [pool.submit(_task, job, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    except BaseException:  # also Ctrl-C: a picture may take minutes, and nobody waits for its end
-        for worker in set(active_children()) - before:
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _quiet(threads: int) -> None:
-    """In a worker: leave Ctrl-C to the parent, and keep to this worker's share of the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def _task(job: _Job, targets: Sequence[Target]) -> list[Curve]:
-    return [curve for curves in _here(job, targets) for curve in curves]

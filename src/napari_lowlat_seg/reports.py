@@ -89,7 +89,7 @@ def _metrics(curves: Sequence[Curve]) -> dict[str, float]:
 def quality_table(report: Mapping[str, Any]) -> str:
     """The rows of a quality report as a table of plain text."""
     what = f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts"
-    return _text(
+    return as_text(
         _columns(report["rows"]), what + ("" if report["complete"] else " (interrupted: part of the objects)")
     )
 
@@ -168,7 +168,7 @@ def latency_table(report: Mapping[str, Any]) -> str:
         )
     extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
     note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
-    return _text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+    return as_text(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
 
 
 def volume_table(report: Mapping[str, Any]) -> str:
@@ -196,10 +196,11 @@ def volume_table(report: Mapping[str, Any]) -> str:
             *("-" if row[key] is None else str(row[key]) for key in actions),
         )
         last = row["object"]
-    return _text(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
+    return as_text(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
 
 
-def _text(table: Table, title: str) -> str:
+def as_text(table: Table, title: str) -> str:
+    """A table as lines of plain text, its title above it."""
     table.title = title
     table.title_justify = "left"
     console = Console(width=240, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -240,11 +241,17 @@ def _version(name: str) -> str | None:
         return None
 
 
+def check_folders(*paths: str | Path | None) -> None:
+    """Raises ValueError for a file to be written whose folder is not there: before the work, not after it."""
+    for path in paths:
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"the folder of {path} must exist; make it first")
+
+
 def save_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report whole or not at all."""
+    """Write a report of plain values and dataclasses whole or not at all."""
     part = Path(f"{path}.part")
-    plain = {**report, "curves": [asdict(curve) for curve in report.get("curves", ())]}
-    part.write_text(json.dumps(plain, indent=1) + "\n")
+    part.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
     part.replace(path)
 
 
