@@ -110,4 +110,12 @@ def test_conduct_counts_masks_turned_inside_out_and_disobedience(truth: np.ndarr
     right = truth == 1
     clicks = [Click((14, 14)), Click((14, 14)), Click((0, 0), positive=False), Click((0, 0), positive=False)]
     found = conduct([run(truth, clicks[:2], [right, ~right]), run(truth, clicks[2:], [right, ~right])])
-    assert found == {"answers": 4, "inside out": 2, "disobeyed": 2}
+    assert found == {"answers": 4, "complement": 2, "inside out": 2, "disobeyed": 2}
+
+
+def test_a_small_part_is_not_inside_out() -> None:
+    """Though all the rest of the plane has more of a large object; ignored pixels count nowhere."""
+    truth = np.zeros(SHAPE, np.int8)
+    truth[:, :40], truth[:20, :40] = -1, 1
+    found = conduct([run(truth, [Click((4, 4))], [square((0, 0), side=5)])])
+    assert found == {"answers": 1, "complement": 1, "inside out": 0, "disobeyed": 0}

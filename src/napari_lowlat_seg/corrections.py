@@ -102,13 +102,21 @@ def far_changes(before: np.ndarray, after: np.ndarray, at: tuple[float, float], 
 
 
 def conduct(runs: Sequence[Run]) -> dict[str, float]:
-    """How many answers there are in some runs, turned inside out, and against the newest click."""
-    inside_out = disobeyed = count = 0
+    """How many answers there are in some runs, and how many of them are not what anybody would expect.
+
+    Keys: answers; complement (the complement of the mask has the higher IoU with the object: also a mask that
+    takes a small part of a large object); inside out (and the mask has a higher IoU with the background than
+    its complement has); disobeyed (the newest click's own pixel is on the wrong side).
+    """
+    counts = {"answers": 0.0, "complement": 0.0, "inside out": 0.0, "disobeyed": 0.0}
     for run in runs:
+        background = np.where(run.truth < 0, run.truth, 1 - run.truth)
         for click, answer in zip(run.clicks, run.answers, strict=True):
             mask = answer.mask
-            count += 1
-            inside_out += bool(iou(run.truth, ~mask) > iou(run.truth, mask))
             row, col = (round(v) for v in click.at)
-            disobeyed += bool(mask[row, col]) != click.positive
-    return {"answers": count, "inside out": inside_out, "disobeyed": disobeyed}
+            better = bool(iou(run.truth, ~mask) > iou(run.truth, mask))
+            counts["answers"] += 1
+            counts["complement"] += better
+            counts["inside out"] += better and bool(iou(background, mask) > iou(background, ~mask))
+            counts["disobeyed"] += bool(mask[row, col]) != click.positive
+    return counts
