@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,3 +222,9 @@ def test_only_a_segnext_has_an_official_form() -> None:
     """The compact model was never published."""
     with pytest.raises(ValueError, match="only a SegNext has an official form, default has none; leave @off"):
         load_segmenter("default@official", device="cpu")
+
+
+def test_ours_can_be_told_how_large_a_pixel_is(tiny: Path) -> None:
+    """Rows three times as thick as columns."""
+    ours: Any = load_segmenter(str(tiny), device="cpu")
+    assert ours.embed_spaced(np.zeros((8, 24), np.uint8), (3.0, 1.0)).frame.spacing == (3.0, 1.0)
