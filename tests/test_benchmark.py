@@ -15,6 +15,7 @@ from PIL import Image
 from napari_lowlat_seg import benchmark
 from napari_lowlat_seg.benchmark import quality, run_quality
 from napari_lowlat_seg.datasets import Sample
+from napari_lowlat_seg.gallery import draw_tiles
 from napari_lowlat_seg.prompts import Box, Polygon, Prompt, Scribble
 
 Export = Callable[..., tuple[Path, Path]]
@@ -254,10 +255,27 @@ def test_an_interrupt_keeps_what_is_done(
     assert "interrupted: part of the objects" in shown[0]
 
 
+def test_an_interrupted_gallery_is_not_written(
+    root: Path, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the first tile: all curves are there."""
+
+    def interrupted(*args: object, **kwargs: object) -> Any:
+        yield next(iter(draw_tiles(*args, **kwargs)))  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "draw_tiles", interrupted)
+    report = run_quality(specs, "folder", root, max_clicks=1, gallery=tmp_path / "g", show=None)
+    assert (report["complete"], len(report["curves"])) == (True, 6)
+    assert not (tmp_path / "g").exists()
+
+
 def test_bad_numbers_are_refused_before_the_work(root: Path) -> None:
-    """Both are named."""
-    with pytest.raises(ValueError, match="max_clicks must be at least 1 and workers at least 0, got 0 and 1"):
+    """With what came."""
+    with pytest.raises(ValueError, match="max_clicks must be at least 1, got 0"):
         run_quality(["default"], "folder", root, max_clicks=0)
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        run_quality(["default"], "folder", root, workers=-1)
 
 
 def test_the_folder_of_a_result_must_exist(root: Path) -> None:

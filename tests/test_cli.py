@@ -93,6 +93,7 @@ def test_the_version_is_said(call: Call) -> None:
         ["models"],
         ["benchmark"],
         ["benchmark", "quality"],
+        ["benchmark", "robustness"],
         ["models", "import"],
         ["models", "calibrate"],
     ],
@@ -353,7 +354,7 @@ def test_models_are_listed_described_and_imported(
     assert call("models", "import", tmp_path / "no.pth").status == 2
 
 
-def test_quality_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path) -> None:
+def test_quality_robustness_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path) -> None:
     """On a small folder of pictures; results go to the terminal and into files."""
     for folder in ("images", "masks"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -377,6 +378,12 @@ def test_quality_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path
         *("--max-clicks", 2, "--json", "q.json"),
     )
     assert (done.status, json.loads((tmp_path / "q.json").read_text())["complete"]) == (0, True)
+    done = call(
+        *("benchmark", "robustness", "--model", tiny, "--dataset", "folder", "--root", "data"),
+        *("--device", "cpu", "--min-area", 9, "--json", "r.json"),
+    )
+    assert (done.status, len(json.loads((tmp_path / "r.json").read_text())["objects"])) == (0, 1)
+    assert "clean, IoU after 1 click" in done.out
     done = call(
         *("benchmark", "latency", "--model", tiny, "--size", "48x64", "--device", "cpu", "--clicks", 2),
         *("--sat-seconds", 0.1, "--no-memory", "--json", "l.json"),
@@ -409,6 +416,10 @@ def test_wrong_benchmarks_and_trainings_give_one_sentence(
         (("benchmark", "latency", "--size", "big"), "a size is rows x columns, such as 1024x768; got 'big'"),
         (("benchmark", "quality", "--dataset", "moon", "--root", "."), "unknown data set 'moon'"),
         (("benchmark", "quality", "--root", "."), "see lowlat-seg benchmark quality --help"),
+        (
+            ("benchmark", "robustness", "--dataset", "folder", "--root", ".", "--ignore", "x"),
+            "expected a whole number or SET=NUMBER, got 'x'",
+        ),
         (("train", "no.toml"), "no configuration file at no.toml; check the path"),
         (("dance",), "No such command 'dance'"),
     ):
@@ -421,7 +432,9 @@ def test_wrong_benchmarks_and_trainings_give_one_sentence(
 
     monkeypatch.setattr("napari_lowlat_seg.benchmark.run_quality", missing)
     monkeypatch.setattr("napari_lowlat_seg.benchmark.run_latency", missing)
-    for arguments in (("quality", "--dataset", "folder", "--root", "."), ("latency",)):
+    monkeypatch.setattr("napari_lowlat_seg.benchmark_robustness.run_robustness", missing)
+    folder = ("--dataset", "folder", "--root", ".")
+    for arguments in (("quality", *folder), ("robustness", *folder), ("latency",)):
         assert call("benchmark", *arguments) == Done(
             2, "", "this needs onnxruntime; install the extra rivals\n"
         )

@@ -17,6 +17,7 @@ from napari_lowlat_seg.gallery import (
     TRUTH,
     WIDTH,
     draw_tile,
+    draw_tiles,
     find_worst,
     save_gallery,
     score,
@@ -100,6 +101,43 @@ class Fixed:
         self.asked += 1
         assert len(prompts) == self.asked
         return Answer(self.masks[min(self.asked, len(self.masks)) - 1])
+
+
+@dataclass
+class Blind:
+    """A model that sees nothing, and counts the pictures it is shown."""
+
+    name: str
+    form: str = "fake"
+    embedded: int = 0
+
+    def embed(self, image: np.ndarray) -> tuple[int, ...]:
+        self.embedded += 1
+        return image.shape
+
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+        return Answer(np.zeros(embedding, bool))
+
+
+def test_tiles_come_for_the_models_that_are_bad_at_an_object() -> None:
+    """Which embed its picture once; the others never see it."""
+    picture, other = np.zeros((30, 30), np.uint8), np.zeros((40, 40), np.uint8)
+    samples = [
+        Sample(image, square(image.shape, 5, 5, 9).astype(np.int8), name, "em/a")
+        for image, name in ((picture, "1"), (picture, "2"), (other, "3"))
+    ]
+    worst = {
+        ("a", "em"): [curve("2", [0.0], "a"), curve("1", [0.5], "a")],
+        ("b", "em"): [curve("2", [0.0], "b"), curve("3", [0.5], "b")],
+    }
+    models = [Blind("a"), Blind("b")]
+    tiles = list(draw_tiles(models, samples, worst=worst, first="click"))
+    assert [[key for key, _ in same] for same in tiles] == [
+        [("a", "1")],
+        [("a", "2"), ("b", "2")],
+        [("b", "3")],
+    ]
+    assert [model.embedded for model in models] == [1, 2]
 
 
 def square(shape: tuple[int, int], row: int, col: int, side: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +231,9 @@ def test_a_model_of_ours_is_known_by_its_file(tiny: Path) -> None:
     assert [model_sha256(f"{tiny}{marks}") for marks in ("", "@off", "@off@fp32")] == [digest] * 3
     for other in ("onnx-sam:a.onnx,b.onnx", "segnext-vitb-sax2-random@official", "no-such"):
         assert model_sha256(other) is None
+
+
+def test_ours_can_be_told_how_large_a_pixel_is(tiny: Path) -> None:
+    """Rows three times as thick as columns."""
+    ours: Any = load_segmenter(str(tiny), device="cpu")
+    assert ours.embed_spaced(np.zeros((8, 24), np.uint8), (3.0, 1.0)).frame.spacing == (3.0, 1.0)

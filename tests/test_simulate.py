@@ -15,6 +15,7 @@ from napari_lowlat_seg.simulate import (
     FIRST_PROMPTS,
     annotate,
     box_around,
+    deepest,
     iou,
     lasso_around,
     miou_at_k,
@@ -137,6 +138,15 @@ def test_a_tie_is_clicked_negative() -> None:
     truth[2:7, 2:7] = 1
     mask[2:7, 12:17] = True
     assert next_click(truth, mask) == Click((4, 14), positive=False)
+
+
+def test_the_deepest_pixel_of_an_object_is_the_middle_of_its_inscribed_disk() -> None:
+    """The border of the picture is an edge; what was clicked is passed over; nothing has no depth."""
+    square = np.zeros((9, 9), bool)
+    square[4:, 4:] = True
+    assert deepest(square) == (3.0, (6, 6))
+    assert deepest(square, [(6, 6)]) == (2.0, (5, 5))
+    assert deepest(np.zeros((9, 9), bool)) == (0.0, (0, 0))
 
 
 def test_no_click_is_left_when_every_wrong_pixel_was_clicked() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from napari_lowlat_seg.cli_options import DEVICE, MODEL, Device, extras
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.datasets import Options
 
 app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,24 +26,36 @@ Models = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
 CloserLook = Annotated[str, typer.Option(help="auto or off.")]
+Dataset = Annotated[
+    str,
+    typer.Option(help="davis, hqseg44k, coco-lvis, coco-mval, sstem, brats, grabcut, berkeley or folder."),
+]
+Root = Annotated[Path, typer.Option(help="The folder of the data set.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many objects of each set.")]
+Workers = Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="Mask value that is not counted, VALUE or SET=VALUE (folder). Repeatable."),
+]
+MinArea = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave out objects of fewer pixels, AREA or SET=AREA (folder). Repeatable."),
+]
+Components = Annotated[bool, typer.Option(help="Every connected part is an object (folder).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")]
 
 
 @app.command()
 def quality(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="davis, hqseg44k, coco-lvis, coco-mval, sstem, brats, grabcut, berkeley or folder."
-        ),
-    ],
-    root: Annotated[Path, typer.Option(help="The folder of the data set.")],
+    dataset: Dataset,
+    root: Root,
     model: Models = [MODEL],  # noqa: B006 - typer copies it
     max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
-    limit: Annotated[int | None, typer.Option(help="At most so many objects of each set.")] = None,
+    limit: Limit = None,
     first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
-    workers: Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")] = 1,
+    workers: Workers = 1,
     json: Json = None,
     plot: Annotated[
         Path | None,
@@ -50,29 +65,14 @@ def quality(
         Path | None, typer.Option(metavar="FOLDER", help="Draw the worst objects of each domain here.")
     ] = None,
     worst: Annotated[int, typer.Option(help="How many of each model and domain.")] = 24,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="Mask value that is not counted, VALUE or SET=VALUE (folder). Repeatable."),
-    ] = None,
-    min_area: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave out objects of fewer pixels, AREA or SET=AREA (folder). Repeatable."),
-    ] = None,
-    components: Annotated[bool, typer.Option(help="Every connected part is an object (folder).")] = False,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")
-    ] = None,
+    ignore: Ignore = None,
+    min_area: MinArea = None,
+    components: Components = False,
+    sets: Sets = None,
 ) -> None:
     """NoC, NoF and k-mIoU of a simulated annotator, and how true the predicted IoU is."""
     from napari_lowlat_seg.benchmark import run_quality
-    from napari_lowlat_seg.datasets import Options, per_set
 
-    chosen = Options(
-        ignore=per_set(ignore or ()),
-        min_area=per_set(min_area or ()),
-        components=components,
-        sets=tuple(sets or ()),
-    )
     with extras():
         run_quality(
             model,
@@ -88,8 +88,53 @@ def quality(
             plot=plot,
             gallery=gallery,
             worst=worst,
-            options=chosen,
+            options=_options(ignore, min_area, components, sets),
         )
+
+
+@app.command()
+def robustness(
+    dataset: Dataset,
+    root: Root,
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    limit: Limit = None,
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    workers: Workers = 1,
+    json: Json = None,
+    ignore: Ignore = None,
+    min_area: MinArea = None,
+    components: Components = False,
+    sets: Sets = None,
+) -> None:
+    """What poor pictures and careless clicks cost; what corrections change far away."""
+    from napari_lowlat_seg.benchmark_robustness import run_robustness
+
+    with extras():
+        run_robustness(
+            model,
+            dataset,
+            root,
+            limit=limit,
+            closer_look=closer_look,
+            device=device,
+            workers=workers,
+            json=json,
+            options=_options(ignore, min_area, components, sets),
+        )
+
+
+def _options(
+    ignore: list[str] | None, min_area: list[str] | None, components: bool, sets: list[str] | None
+) -> Options:
+    from napari_lowlat_seg.datasets import Options, per_set
+
+    return Options(
+        ignore=per_set(ignore or ()),
+        min_area=per_set(min_area or ()),
+        components=components,
+        sets=tuple(sets or ()),
+    )
 
 
 @app.command()

@@ -7,7 +7,7 @@ worst objects are annotated once more, as far as the gallery shows them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,40 @@ def worst_rows(worst: Worst, labels: Mapping[str, int]) -> list[dict[str, Any]]:
             ],
         }
         for (model, domain), part in worst.items()
+    ]
+
+
+def draw_tiles(
+    models: Sequence[Segmenter], samples: Iterable[Sample], *, worst: Worst, first: str
+) -> Iterator[list[tuple[tuple[str, str], Image.Image]]]:
+    """For each sample in turn, its tiles: one for every model that it is among the worst objects of.
+
+    Each stands behind the names of its model and object. Samples of one picture should follow each other and
+    share the image array: a model that draws any of them embeds it once. `first` is as in `draw_tile`.
+    """
+    named = {model.name: model for model in models}
+    image: np.ndarray | None = None
+    embeddings: dict[str, Any] = {}
+    for sample in samples:
+        if sample.image is not image:
+            image, embeddings = sample.image, {}
+        tiles = []
+        for place, curve in _places(worst, sample.name):
+            model = named[curve.model]
+            if curve.model not in embeddings:
+                embeddings[curve.model] = model.embed(image)
+            tile = draw_tile(model, embeddings[curve.model], sample, curve, place, first)
+            tiles.append(((curve.model, curve.object), tile))
+        yield tiles
+
+
+def _places(worst: Worst, name: str) -> list[tuple[int, Curve]]:
+    """The rank of an object, from 1, with each model that it is one of the worst of."""
+    return [
+        (place, curve)
+        for part in worst.values()
+        for place, curve in enumerate(part, 1)
+        if curve.object == name
     ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .prompts import Click, Prompt
-from .reports import latency_table, machine, plotting, save_json, save_latency_plot
+from .reports import check_folders, latency_table, machine, plotting, save_json, save_latency_plot
 from .rivals import Segmenter, load_segmenter
 from .samples import blobs
 
@@ -127,9 +127,7 @@ def run_latency(
     """
     if min(size) < 1 or clicks < 1:
         raise ValueError(f"size and clicks must be at least 1, got {size[0]} x {size[1]} and {clicks}")
-    for path in (json, plot):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"the folder of {path} must exist; make it first")
+    check_folders(json, plot)
     if plot is not None:
         plotting()
     if not models or len(set(models)) < len(models):

@@ -249,11 +249,17 @@ def _version(name: str) -> str | None:
         return None
 
 
+def check_folders(*paths: str | Path | None) -> None:
+    """Raises ValueError for a file to be written whose folder is not there: before the work, not after it."""
+    for path in paths:
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"the folder of {path} must exist; make it first")
+
+
 def save_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report whole or not at all."""
+    """Write a report of plain values and dataclasses whole or not at all."""
     part = Path(f"{path}.part")
-    plain = {**report, "curves": [asdict(curve) for curve in report.get("curves", ())]}
-    part.write_text(json.dumps(plain, indent=1) + "\n")
+    part.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
     part.replace(path)
 
 

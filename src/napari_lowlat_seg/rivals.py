@@ -58,6 +58,10 @@ class Ours:
     def embed(self, image: np.ndarray) -> Any:
         return self.predictor.embed(image)
 
+    def embed_spaced(self, image: np.ndarray, spacing: tuple[float, float]) -> Any:
+        """The embedding of a picture whose pixels have this size along rows and columns."""
+        return self.predictor.embed(image, spacing=spacing)
+
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Any:
         return self.predictor.predict(embedding, prompts, previous)
 

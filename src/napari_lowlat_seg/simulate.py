@@ -110,8 +110,8 @@ def next_click(
     """
     misses, excess = _errors(truth, mask)
     clicked = [(round(p.at[0]), round(p.at[1])) for p in prompts if isinstance(p, Click)]
-    depth_miss, at_miss = _deepest(misses, clicked)
-    depth_excess, at_excess = _deepest(excess, clicked)
+    depth_miss, at_miss = deepest(misses, clicked)
+    depth_excess, at_excess = deepest(excess, clicked)
     if depth_miss == 0 and depth_excess == 0 and not parity:
         return None
     positive = depth_miss > depth_excess
@@ -138,7 +138,7 @@ def scribble_in(truth: np.ndarray) -> Scribble:
     Raises:
         ValueError: if the truth has no object.
     """
-    return Scribble(_stroke(_largest_part(truth)))
+    return Scribble(_stroke(largest_part(truth)))
 
 
 def box_around(truth: np.ndarray, jitter: float = 0.0, rng: np.random.Generator | None = None) -> Box:
@@ -175,7 +175,7 @@ def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.0
     Raises:
         ValueError: if the truth has no object.
     """
-    part = _largest_part(truth)
+    part = largest_part(truth)
     size = float(np.sqrt(part.sum()))
     pad = int(np.ceil(margin * size)) + 2
     top, left, bottom, right = _bounds(part)
@@ -269,22 +269,25 @@ def _bounds(region: np.ndarray) -> tuple[int, int, int, int]:
     return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
-def _deepest(error: np.ndarray, clicked: Sequence[tuple[int, int]]) -> tuple[float, tuple[int, int]]:
-    """Depth and place of the deepest pixel not clicked yet; (0.0, (0, 0)) if there is none.
+def deepest(region: np.ndarray, clicked: Sequence[tuple[int, int]] = ()) -> tuple[float, tuple[int, int]]:
+    """Depth and place of a region's deepest pixel that is not clicked yet; (0.0, (0, 0)) if there is none.
 
-    Distances are measured in the bounding box of the error only. That is exact: all that surrounds the box is
-    background or the border of the picture, and both are edges.
+    The depth is the exact Euclidean distance to the region's edge (the picture's border is one too), in
+    pixels: of a whole object it is the inscribed radius.
+
+    Distances are measured in the bounding box of the region only. That is exact: all that surrounds the box
+    is background or the border of the picture, and both are edges.
     """
-    top, left, bottom, right = _bounds(error)
+    top, left, bottom, right = _bounds(region)
     if bottom == 0:
         return 0.0, (0, 0)
-    depth = edt.edt(np.ascontiguousarray(error[top:bottom, left:right]), black_border=True, parallel=1)
+    depths = edt.edt(np.ascontiguousarray(region[top:bottom, left:right]), black_border=True, parallel=1)
     for row, col in clicked:
         if top <= row < bottom and left <= col < right:
-            depth[row - top, col - left] = 0
-    row, col = divmod(int(depth.argmax()), depth.shape[1])
-    deepest = float(depth[row, col])
-    return (deepest, (top + row, left + col)) if deepest > 0 else (0.0, (0, 0))
+            depths[row - top, col - left] = 0
+    row, col = divmod(int(depths.argmax()), depths.shape[1])
+    depth = float(depths[row, col])
+    return (depth, (top + row, left + col)) if depth > 0 else (0.0, (0, 0))
 
 
 def _object(truth: np.ndarray) -> np.ndarray:
@@ -296,7 +299,7 @@ def _object(truth: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _largest_part(truth: np.ndarray) -> np.ndarray:
+def largest_part(truth: np.ndarray) -> np.ndarray:
     """The largest 8-connected part of the object, (H, W) bool."""
     parts = label(_object(truth), connectivity=2)
     largest: np.ndarray = parts == np.bincount(parts.ravel())[1:].argmax() + 1
