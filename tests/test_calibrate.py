@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from scipy.special import expit, logit
 
+from napari_lowlat_seg.calibrate import Correction, across_sets, calibrate_model, fit
 from napari_lowlat_seg.calibration import Judgements
-from napari_lowlat_seg.correction import Correction, across_sets, calibrate_model, fit
 from napari_lowlat_seg.model.checkpoints import load_model, save_corrected, save_model
 from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.model.downloads import file_sha256
