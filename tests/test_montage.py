@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,6 +89,16 @@ def test_marks_may_be_small() -> None:
         panel = Panel(np.zeros((40, 40), np.uint8), prompts=[Click((20, 20))], mark=mark)
         covered.append((np.asarray(draw_panels([panel], zoom=1))[:40].max(axis=2) > 0).sum())
     assert 2 * covered[0] < covered[1]
+
+
+def test_a_click_beyond_the_plane_leaves_the_caption_alone(panel: Panel) -> None:
+    """Its mark would reach over the text."""
+    rows = panel.image.shape[0]
+    drawn, plain = (
+        np.asarray(draw_panels([replace(panel, prompts=prompts)], zoom=1))
+        for prompts in ([Click((rows + 8.0, 5.0))], [])
+    )
+    np.testing.assert_array_equal(drawn, plain)
 
 
 def test_a_heading_is_cut_to_its_picture() -> None:

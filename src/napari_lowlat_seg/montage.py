@@ -154,11 +154,12 @@ def _draw(panel: Panel, zoom: int, turned: bool) -> Image.Image:
         pixels[find_boundaries(mask.repeat(zoom, 0).repeat(zoom, 1), mode="thick")] = colour
     if turned:
         pixels = np.ascontiguousarray(pixels.swapaxes(0, 1))
+    plane = Image.fromarray(pixels)
+    for prompt in panel.prompts:  # on the plane alone: what lies beyond its edge is not for the caption
+        _draw_prompt(ImageDraw.Draw(plane), prompt, zoom, turned, panel.mark)
     image = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + CAPTION), "white")
-    image.paste(Image.fromarray(pixels), (0, 0))
+    image.paste(plane, (0, 0))
     canvas = ImageDraw.Draw(image)
-    for prompt in panel.prompts:
-        _draw_prompt(canvas, prompt, zoom, turned, panel.mark)
     canvas.text((2, pixels.shape[0] + 5), panel.caption, fill="black", font=ImageFont.load_default(size=15))
     return image
 
