@@ -19,17 +19,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .model.checkpoints import save_model
-from .model.compact import Compact, CompactConfig, FusionBlock
-from .model.dino import resample
-from .model.tinyvit import resize_windows
+from .model.compact import Compact, CompactConfig
 from .training_data import Ahead, Views
 from .training_losses import round_loss
 from .training_pictures import read_sets
 from .training_prompts import Annotator, PromptMix
+from .training_start import starting_network
 
 
 @dataclass(frozen=True)
@@ -147,44 +145,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def starting_network(config: TrainConfig) -> Compact:
-    """The network with the weights that `config.start` names, random ones by `config.seed` elsewhere."""
-    torch.manual_seed(config.seed)
-    network = Compact(CompactConfig(**config.model))
-    if config.start:
-        state = {name: value.float() for name, value in load_file(config.start).items()}
-        if "deep.weight" in state:
-            _start_whole(network, state)
-        else:
-            network.encoder.load_state_dict(resize_windows(state, network.encoder))
-    if config.start_vit:
-        if network.vit is None:
-            raise ValueError("expected a model with a second encoder for `start_vit`; set `vit_depth`")
-        state = {name: value.float() for name, value in load_file(config.start_vit).items()}
-        # norms and join are new: no other network has them
-        network.vit.load_state_dict({**network.vit.state_dict(), **resample(state, network.vit)})
-    return network
-
-
-def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
-    """Load a whole model; the parts that it lacks are a second encoder and further fusion blocks."""
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    unknown = [*unexpected, *(name for name in missing if not name.startswith(("vit.", "blocks.")))]
-    if unknown:
-        raise ValueError(f"expected the weights of the config's model, got none or others for {unknown[:3]}")
-    for number, block in enumerate(network.blocks):
-        if f"blocks.{number}.local.weight" in missing:
-            assert isinstance(block, FusionBlock)
-            for part in (block.local, block.attn.proj, block.fc2):  # a block of residuals that are zero
-                nn.init.zeros_(part.weight)
-                nn.init.zeros_(part.bias)  # type: ignore[arg-type]
-
-
 class Run:
     """Network, optimiser, moving average and step count: what a checkpoint holds."""
 
     def __init__(self, config: TrainConfig, device: str) -> None:
-        self.network = starting_network(config).to(device)
+        shape = CompactConfig(**config.model)
+        self.network = starting_network(shape, config.start, config.start_vit, config.seed).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder: list[nn.Parameter] = []
         vit: list[nn.Parameter] = []
