@@ -1,4 +1,4 @@
-"""The weights that a training run starts from: an encoder's, a whole model's, or those of a smaller member."""
+"""The weights that a training run starts from: of an encoder, of a whole model, or of a smaller member."""
 
 from __future__ import annotations
 
