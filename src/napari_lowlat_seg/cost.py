@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .answers import THRESHOLD
 from .frame import Frame
 from .hot_path import Question, from_square, on_square
-from .intensities import intensity_window, to_uint8
+from .intensities import to_uint8
 from .model.network import Network
 from .predictor import Embedding, Predictor
 from .prompts import Click, Prompt
@@ -55,7 +55,7 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
     Each stage is waited for and nothing is recorded, so on a GPU they add up to more than a click takes.
     """
     path, network, runtime = predictor.hot_path, predictor.network, predictor.runtime
-    plane = to_uint8(image, intensity_window(image))
+    plane = to_uint8(image)
     frame = Frame.whole(plane.shape[:2], network.size, network.fit)
     embedding = predictor.embed(image)
     prompts = [Click((0.4 * plane.shape[0], 0.6 * plane.shape[1])), Click((0.0, 0.0), positive=False)]
@@ -69,7 +69,7 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
         path.stamp(maps, frame, [asked])
         logits = path.click(maps, *embedding.features)[0]
         embed: dict[str, Callable[[], object]] = {
-            "8 bits": lambda: to_uint8(image, intensity_window(image)).copy(),
+            "8 bits": lambda: to_uint8(image).copy(),
             "resize": lambda: on_square(rgb, frame, pad),
             "encode": lambda: _encoded(predictor, shown),
         }

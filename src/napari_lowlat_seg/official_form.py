@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .answers import THRESHOLD
 from .frame import Frame
-from .intensities import intensity_window, to_uint8
+from .intensities import to_uint8
 from .model.backbones import Attention, Block
 from .model.network import MEAN, STD
 from .model.segnext import SegNext
@@ -52,7 +52,7 @@ class OfficialForm:
     def embed(self, image: np.ndarray) -> tuple[Tensor, Frame]:
         """The encoder's map of a picture (H, W) or (H, W, 3)."""
         network = self.network
-        pixels = to_uint8(image, intensity_window(image))
+        pixels = to_uint8(image)
         rgb = pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1)
         frame = Frame.whole(rgb.shape[:2], network.size, network.fit)
         with torch.inference_mode():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .intensities import intensity_window, to_uint8
+from .intensities import to_uint8
 from .prompts import Box, Click, Polygon, Prompt, Scribble
 
 # SAM's own normalisation of 0..255 RGB.
@@ -138,7 +138,7 @@ class OnnxSam:
 
     def embed(self, image: np.ndarray) -> SamEmbedding:
         """The encoder's answer to a picture, (H, W) or (H, W, 3) of any real type; does not mutate it."""
-        pixels = to_uint8(image, intensity_window(image))
+        pixels = to_uint8(image)
         rows, cols = pixels.shape[:2]
         factor = self.size / max(rows, cols)
         fitted = max(1, int(rows * factor + 0.5)), max(1, int(cols * factor + 0.5))

@@ -24,7 +24,7 @@ from torch import Tensor
 from .closer_look import closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .hot_path import Drawing, HotPath, Question
-from .intensities import intensity_window, to_uint8
+from .intensities import to_uint8
 from .model.checkpoints import load_model
 from .model.network import Network
 from .prediction import Embedding as Embedding
@@ -109,7 +109,7 @@ class Predictor:
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
-        plane = to_uint8(pixels, intensity_window(pixels) if window is None else window)
+        plane = to_uint8(pixels, window)
         seen = self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
         if np.may_share_memory(plane, pixels):  # 8-bit pixels come back as they are,
             seen = replace(seen, image=plane.copy())  # and a camera writes over its buffer

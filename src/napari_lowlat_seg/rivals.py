@@ -97,7 +97,9 @@ def load_segmenter(
             raise ValueError(f"expected {kind}:ENCODER.onnx,DECODER.onnx[,LABEL], got {spec!r}")
         name = label or Path(decoder).stem
         return OnnxSam(encoder, decoder, name, feedback=kind == "onnx-sam", threads=threads, device=device)
-    if spec.partition("@")[0] in _PUBLISHED:
+    from .sam_form import NETWORKS  # here, so that listing and reading need no torch
+
+    if spec.partition("@")[0] in NETWORKS:
         return _published(spec, device)
     return _ours(spec, device, closer_look)
 
@@ -106,7 +108,7 @@ def _published(spec: str, device: str) -> Segmenter:
     name, _, mark = spec.partition("@")
     if mark != "official":
         raise ValueError(f"{name} is here in its published form alone, got {spec!r}; use {name}@official")
-    from .runtime import Runtime  # here, so that listing and reading need no torch
+    from .runtime import Runtime
     from .sam_form import SamForm
 
     return SamForm.random(name, Runtime.find(device).device, spec)
@@ -177,9 +179,6 @@ def _ours(spec: str, device: str, closer_look: str) -> Segmenter:
     random = "random weights, " if name in _RANDOM else ""
     return Ours(spec, made, f"{random}{runtime.precision}{engine_name}")
 
-
-# SAM's kin with random weights, to be timed only.
-_PUBLISHED = ("mobile-sam-random", "efficient-sam-ti-random")
 
 # The original's geometries, to be timed only.
 _RANDOM = {"segnext-vitb-sax1-random": 1, "segnext-vitb-sax2-random": 2}

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .frame import Frame
-from .intensities import intensity_window, to_uint8
+from .intensities import to_uint8
 from .model.network import MEAN, STD
 from .model.sam_kin import EfficientSamTi, MobileSam, PublishedSam
 from .prompts import Click, Prompt
@@ -71,7 +71,7 @@ class SamForm:
 
     def embed(self, image: np.ndarray) -> tuple[Tensor, Frame]:
         """The encoder's map of a picture (H, W) or (H, W, 3)."""
-        pixels = to_uint8(image, intensity_window(image))
+        pixels = to_uint8(image)
         frame = Frame.whole(pixels.shape[:2], self.network.size, self.network.fit)
         with torch.inference_mode():
             return self.network.encode(self._laid(Image.fromarray(pixels).convert("RGB"), frame)), frame
