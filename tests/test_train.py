@@ -17,7 +17,13 @@ from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.model.dino import Dino
 from napari_lowlat_seg.model.tinyvit import UPSTREAM_WINDOWS, TinyViT
 from napari_lowlat_seg.train import Run, TrainConfig, learning_rate, read_config, train, train_from_config
-from napari_lowlat_seg.training_losses import dice_loss, normalized_focal_loss, round_loss
+from napari_lowlat_seg.training_losses import (
+    LossMix,
+    boundary_loss,
+    dice_loss,
+    normalized_focal_loss,
+    round_loss,
+)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "nfl.npz"
@@ -110,6 +116,17 @@ def test_dice_is_the_share_of_overlap() -> None:
     assert dice_loss(logits, truth, valid).tolist() == pytest.approx([1 - 33 / 49, 0, 0])
 
 
+def test_the_boundary_counts_what_lies_within_two_pixels_of_the_other() -> None:
+    """The same outline or one 2 pixels aside: 0; one 4 pixels aside: none of 16 near, 1 / 17."""
+    truth = torch.zeros(3, 1, 16, 32)
+    truth[..., 8:] = 1
+    logits = torch.full_like(truth, -100.0)
+    for sample, edge in enumerate((8, 10, 12)):
+        logits[sample, :, :, edge:] = 100
+    loss = boundary_loss(logits, truth, torch.ones_like(truth))
+    assert loss.tolist() == pytest.approx([0, 0, 1 - 1 / 17])
+
+
 def test_the_loss_of_a_round_sees_no_padding() -> None:
     """What the network says there changes neither loss nor IoU."""
     torch.manual_seed(0)
@@ -117,20 +134,22 @@ def test_the_loss_of_a_round_sees_no_padding() -> None:
     valid[..., 10:] = 0
     truth = (torch.rand(2, 1, 16, 16) > 0.5).float() * valid
     logits, quality = torch.randn(2, 1, 16, 16), torch.tensor([0.3, 0.9])
-    loss, iou = round_loss(logits, quality, truth, valid)
+    loss, iou = round_loss(logits, quality, truth, valid, LossMix(boundary=1))
     other = torch.where(valid > 0, logits, 50 * torch.randn_like(logits))
-    assert torch.equal(round_loss(other, quality, truth, valid)[1], iou)
-    torch.testing.assert_close(round_loss(other, quality, truth, valid)[0], loss)
+    assert torch.equal(round_loss(other, quality, truth, valid, LossMix(boundary=1))[1], iou)
+    torch.testing.assert_close(round_loss(other, quality, truth, valid, LossMix(boundary=1))[0], loss)
 
 
-def test_the_loss_of_a_round_is_the_sum_of_its_three_terms() -> None:
-    """Focal, Dice and the squared error of the predicted IoU, whose truth is that of the mask above 0.49."""
+def test_the_loss_of_a_round_is_the_sum_of_its_terms() -> None:
+    """Focal, 2 Dice, 3 boundary, the squared error of the predicted IoU; true is the mask above 0.49."""
     truth = torch.zeros(1, 1, 4, 4)
     truth[..., :2] = 1  # 8 pixels
     logits = torch.full_like(truth, -4.0)
     logits[..., 1:] = 4.0  # 12 pixels, 4 of them right: IoU 4 / 16
-    loss, iou = round_loss(logits, torch.tensor([0.75]), truth, torch.ones_like(truth))
-    terms = normalized_focal_loss(logits, truth) + dice_loss(logits, truth, torch.ones_like(truth))
+    everywhere = torch.ones_like(truth)
+    loss, iou = round_loss(logits, torch.tensor([0.75]), truth, everywhere, LossMix(2, 3))
+    terms = normalized_focal_loss(logits, truth) + 2 * dice_loss(logits, truth, everywhere)
+    terms = terms + 3 * boundary_loss(logits, truth, everywhere)
     assert iou.tolist() == [0.25]
     torch.testing.assert_close(loss, terms + 0.5**2)
 
@@ -172,11 +191,13 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
             "[model]\nquality_slope = 2.0",
             r"judge is not corrected yet, got \['quality_slope'\] .* `lowlat-seg models calibrate`",
         ),
+        ("[looks]\ngrey = 1", r"expected settings out of \['blur'.*'tint'\], got \['grey'\]"),
+        ("[loss]\nbce = 1", r"expected settings out of \['boundary', 'dice'\], got \['bce'\]"),
         ("[prompts]\nclicks = 5", r"expected settings out of \['as_prior'.*'click'.*\], got \['clicks'\]"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_there_is(tmp_path: Path, text: str, message: str) -> None:
-    """Broken TOML, unknown names at the top, in the model and in the prompts, an early correction."""
+    """Broken TOML, unknown names at the top and in every table, an early correction."""
     path = tmp_path / "a.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Training pictures and views: geometry to the half pixel, colours in range, and who gets which share."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.training_data import UPRIGHT, Atlas, Cut, Views, choose_view, recolour, warp
+from napari_lowlat_seg.training_data import UPRIGHT, Atlas, Cut, Looks, Views, choose_view, recolour, warp
 from napari_lowlat_seg.training_pictures import Picture, PictureSet, read_picture, read_sets
 
 STILL = np.eye(2)
@@ -217,17 +218,26 @@ def test_recolouring_stays_in_range_and_in_shape(colours: Tensor) -> None:
     before = colours.clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        out = recolour(colours, generator)
+        out = recolour(colours, Looks(), generator)
         assert out.shape == colours.shape
         assert bool(((out >= 0) & (out <= 255)).all())
     assert torch.equal(colours, before)
+
+
+def test_a_look_comes_as_often_as_it_is_asked_for(colours: Tensor) -> None:
+    """All inverted and nothing else: the picture's complement, but for the blacks that gamma keeps off 0."""
+    nothing = Looks(**dict.fromkeys((one.name for one in fields(Looks)), 0.0))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.allclose(recolour(colours, nothing, generator), colours, atol=0.03)
+    out = recolour(colours, replace(nothing, inverted=1.0), generator)
+    assert torch.allclose(out, 255 - colours, atol=0.03)
 
 
 def test_recolouring_keeps_edges_where_they_are() -> None:
     """A step in the middle stays the steepest place, whatever the look; darker may become brighter."""
     step = torch.full((64, 3, 32, 32), 60.0)
     step[..., 16:] = 190
-    out = recolour(step, torch.Generator().manual_seed(0))
+    out = recolour(step, Looks(), torch.Generator().manual_seed(0))
     slope = out.mean((1, 2)).diff(dim=-1)  # (64, 31)
     assert float((slope.abs().argmax(-1) == 15).float().mean()) > 0.8
     assert 0.02 < float((slope[:, 15] < 0).float().mean()) < 0.3

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -99,7 +100,7 @@ def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: 
     peak = deep.amax((1, 2))
     share = []
     for _ in range(40):
-        at = spot(deep, generator)
+        at = spot(deep, 0.5, generator)
         found = deep[torch.arange(len(at)), at[:, 0], at[:, 1]]
         assert bool((found > 0).all())
         share.append((found / peak).sqrt())
@@ -109,11 +110,18 @@ def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: 
     assert float(shares.min()) < 0.5
 
 
+def test_spots_can_all_be_deepest(blobs: Tensor, generator: torch.Generator) -> None:
+    """As in the evaluation."""
+    deep = depth(blobs[1:])
+    at = spot(deep, 1.0, generator)
+    assert torch.equal(deep[torch.arange(len(at)), at[:, 0], at[:, 1]], deep.amax((1, 2)))
+
+
 def test_a_stroke_shows_only_pixels_of_its_region(blobs: Tensor, generator: torch.Generator) -> None:
     """It passes through its start; what it crosses outside is marked as such."""
     regions = blobs[1:]
     deep = depth(regions)
-    start = spot(deep, generator)
+    start = spot(deep, 0.5, generator)
     at, inside = stroke(deep, start, generator)
     sample = torch.arange(len(at))[:, None].expand(at.shape[:2])
     assert bool(regions[sample[inside], at[..., 0][inside], at[..., 1][inside]].all())
@@ -308,6 +316,38 @@ def test_the_answer_becomes_the_first_channel(generator: torch.Generator) -> Non
     gone = (people.maps[:, 0] == 0).flatten(1).all(1)
     assert 0.79 < float(same.float().mean()) < 0.91
     assert 0.02 < float(gone.float().mean()) < 0.09
+
+
+def test_a_slip_has_the_wrong_sign_where_the_answer_was_right(generator: torch.Generator) -> None:
+    """Positive ones beside the object, negative ones in it, none on errors; both kinds occur."""
+    truth = torch.zeros(40, SIDE, SIDE, dtype=torch.bool)
+    truth[:, 16:48, 16:48] = True
+    answer = torch.zeros(40, 1, SIDE, SIDE)
+    answer[:, :, 24:56, 16:48] = 1  # misses 8 rows, adds 8 others
+    people = annotator(truth, only("click", slip=1.0), generator)
+    people.begin()
+    before = people.maps
+    people.correct(answer)
+    assert bool(people.slipped.all())
+    there = F.max_pool2d(people.maps[:, 1:] - before[:, 1:], 2) > 0
+    shared = truth & (answer[:, 0] > 0.5)
+    neither = ~truth & (answer[:, 0] < 0.5)
+    kinds = []
+    for plus, minus, here, beside in zip(there[:, 0], there[:, 1], shared, neither, strict=True):
+        kinds.append(bool(plus.any()))
+        drawn, allowed = (plus, beside) if plus.any() else (minus, here)
+        assert bool((drawn & allowed).any())
+        assert not bool(plus.any() and minus.any())
+    assert 10 < sum(kinds) < 30
+
+
+def test_nobody_slips_unless_asked(blobs: Tensor, generator: torch.Generator) -> None:
+    """And where nothing is right, there is nothing to spoil."""
+    for mix, answer in ((PromptMix(), 0.3), (only("click", slip=1.0), 1.0)):
+        people = annotator(torch.zeros_like(blobs) if answer == 1 else blobs, mix, generator)
+        people.begin()
+        people.correct(torch.full((len(blobs), 1, SIDE, SIDE), answer))
+        assert not bool(people.slipped.any())
 
 
 def test_neither_truth_nor_answer_are_changed(blobs: Tensor, generator: torch.Generator) -> None:

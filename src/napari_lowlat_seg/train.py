@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .model.checkpoints import save_model
 from .model.compact import Compact, CompactConfig
-from .training_data import Ahead, Views
-from .training_losses import round_loss
+from .training_data import Ahead, Looks, Views
+from .training_losses import LossMix, round_loss
 from .training_pictures import read_sets
 from .training_prompts import Annotator, PromptMix
 from .training_start import starting_network
@@ -68,8 +68,8 @@ class TrainConfig:
         Numbers of prompts per step, one drawn for each step.
     domains, shares
         Share of the views per domain, and factors on single sets; see `read_sets`.
-    model, prompts
-        Fields of `CompactConfig` and of `PromptMix`.
+    model, prompts, looks, loss
+        Fields of `CompactConfig`, `PromptMix`, `Looks` and `LossMix`.
     """
 
     data: str = "data"
@@ -98,6 +98,8 @@ class TrainConfig:
     shares: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, float] = field(default_factory=dict)
+    looks: dict[str, float] = field(default_factory=dict)
+    loss: dict[str, float] = field(default_factory=dict)
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -118,6 +120,8 @@ def read_config(path: Path) -> TrainConfig:
         (TrainConfig, given),
         (CompactConfig, given.get("model", {})),
         (PromptMix, given.get("prompts", {})),
+        (Looks, given.get("looks", {})),
+        (LossMix, given.get("loss", {})),
     )
     for kind, table in tables:
         known = {one.name for one in fields(kind)}
@@ -238,8 +242,9 @@ def one_step(
     for number in range(rounds):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits, quality = answer(features, people.maps)
-        loss, iou = round_loss(logits, quality, batch.truth, batch.valid)
-        total = total + (loss * weight).sum() / weight.sum().clamp(min=1) / rounds
+        loss, iou = round_loss(logits, quality, batch.truth, batch.valid, LossMix(**config.loss))
+        told = weight * ~people.slipped
+        total = total + (loss * told).sum() / told.sum().clamp(min=1) / rounds
         ious.append((iou * weight).sum() / weight.sum().clamp(min=1))
         if number + 1 < rounds:
             with torch.no_grad():
@@ -280,7 +285,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         run.load(checkpoint, device)
     sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     seed = config.seed + 1_000_000 * rank + run.step  # no device ever meets the views of another
-    source = Views(sets, run.network.size, config.batch, seed, torch.tensor(run.network.pad), device)
+    pad = torch.tensor(run.network.pad)
+    source = Views(sets, run.network.size, config.batch, seed, pad, device, Looks(**config.looks))
     views = Ahead(source) if device.startswith("cuda") else source
     generator = torch.Generator(device).manual_seed(seed)
     encode: Callable[..., Any] = run.network.encode

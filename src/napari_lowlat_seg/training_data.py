@@ -207,11 +207,22 @@ def _sample(pixels: Tensor, ids: Tensor, geometry: Tensor, where: Tensor, size: 
 _compiled_sample = torch.compile(_sample, dynamic=False)
 
 
-def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The views (B, 3, S, S) in 0..255 with the looks of other instruments; does not mutate them.
+@dataclass(frozen=True)
+class Looks:
+    """Which share of the views gets which look of other instruments, in [0, 1]."""
 
-    Gray, inverted, gamma, contrast, tint, blur, coarse pixels and noise, each for its own share of the batch.
-    """
+    gray: float = 0.25
+    tint: float = 0.3
+    inverted: float = 0.12
+    gamma: float = 0.5
+    contrast: float = 0.5
+    blur: float = 0.25
+    coarse: float = 0.08
+    noise: float = 0.35
+
+
+def recolour(image: Tensor, looks: Looks, generator: torch.Generator) -> Tensor:
+    """The views (B, 3, S, S) in 0..255 with the looks of other instruments; does not mutate them."""
     batch, device = image.shape[0], image.device
 
     def draw(low: float, high: float, share: float, neutral: float) -> Tensor:
@@ -221,23 +232,23 @@ def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
 
     x = image / 255
     gray = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(x)
-    x = torch.lerp(x, gray, draw(1, 1, 0.25, 0))
+    x = torch.lerp(x, gray, draw(1, 1, looks.gray, 0))
     tint = torch.empty(batch, 3, 1, 1, device=device).uniform_(0.8, 1.2, generator=generator)
-    x = x * torch.lerp(torch.ones_like(tint), tint, draw(0, 1, 0.3, 0))
-    x = torch.lerp(x, 1 - x, draw(1, 1, 0.12, 0))
-    x = x.clamp(1e-4, 1) ** draw(-0.7, 0.7, 0.5, 0).exp()
-    x = (x - 0.5) * draw(0.35, 1.6, 0.5, 1) + 0.5 + draw(-0.25, 0.25, 0.5, 0)
+    x = x * torch.lerp(torch.ones_like(tint), tint, draw(0, 1, looks.tint, 0))
+    x = torch.lerp(x, 1 - x, draw(1, 1, looks.inverted, 0))
+    x = x.clamp(1e-4, 1) ** draw(-0.7, 0.7, looks.gamma, 0).exp()
+    x = (x - 0.5) * draw(0.35, 1.6, looks.contrast, 1) + 0.5 + draw(-0.25, 0.25, looks.contrast, 0)
     ramp = torch.arange(-4, 5, device=device, dtype=x.dtype)
     kernel = torch.exp(-(ramp**2) / 4.5)
     kernel = (kernel / kernel.sum()).expand(3, 1, 9)
     smooth = F.conv2d(x, kernel[:, :, None], padding=(0, 4), groups=3)
     smooth = F.conv2d(smooth, kernel[..., None], padding=(4, 0), groups=3)
-    x = torch.lerp(x, smooth, draw(0.3, 1, 0.25, 0))
+    x = torch.lerp(x, smooth, draw(0.3, 1, looks.blur, 0))
     coarse = F.interpolate(F.avg_pool2d(x, 4), x.shape[-2:], mode="bilinear")
-    x = torch.lerp(x, coarse, draw(1, 1, 0.08, 0))
+    x = torch.lerp(x, coarse, draw(1, 1, looks.coarse, 0))
     noise = torch.randn(x.shape, device=device, generator=generator)
     noise = torch.lerp(noise, noise[:, :1].expand_as(noise), draw(1, 1, 0.6, 0))
-    return (x + noise * draw(0, 0.12, 0.35, 0)).clamp(0, 1) * 255
+    return (x + noise * draw(0, 0.12, looks.noise, 0)).clamp(0, 1) * 255
 
 
 class Views:
@@ -255,11 +266,21 @@ class Views:
         RGB (3,) on the scale 0..255 that padding is filled with.
     device
         Where all pictures are kept and the views are made.
+    looks
+        How they are recoloured.
     """
 
     def __init__(
-        self, sets: Sequence[PictureSet], size: int, batch: int, seed: int, mean: Tensor, device: str = "cpu"
+        self,
+        sets: Sequence[PictureSet],
+        size: int,
+        batch: int,
+        seed: int,
+        mean: Tensor,
+        device: str = "cpu",
+        looks: Looks = Looks(),
     ) -> None:
+        self.looks = looks
         self.size, self.batch = size, batch
         self.device = torch.device(device)
         self.pictures = [picture for one in sets for picture in one.pictures]
@@ -296,7 +317,7 @@ class Views:
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
         truth = (half[:, :1] > 0.5).float() * valid
-        image = recolour(views[:, :3], self.generator)
+        image = recolour(views[:, :3], self.looks, self.generator)
         padding = views[:, 4:] < 0.5
         image = torch.where(padding, self.mean.view(1, 3, 1, 1), image)
         return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid)

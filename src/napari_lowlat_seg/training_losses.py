@@ -5,11 +5,21 @@ All take logits (B, 1, H, W) and give one value per sample, so that samples can 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .answers import THRESHOLD
+
+
+@dataclass(frozen=True)
+class LossMix:
+    """What is added to the normalised focal loss and the judge's error, each times its weight."""
+
+    dice: float = 1.0
+    boundary: float = 0.0
 
 
 def normalized_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
@@ -41,10 +51,31 @@ def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (p.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
 
 
-def round_loss(logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def boundary_loss(logits: Tensor, truth: Tensor, valid: Tensor, width: int = 3, slack: int = 5) -> Tensor:
+    """1 - F1 of the soft outline, (B,) in [0, 1], from logits, truth and validity (B, 1, H, W).
+
+    Outlines are what a maximum over `width` x `width` pixels adds to the background; one counts as found
+    within `slack` x `slack` pixels of the other (Bokhovkin & Burnaev, "Boundary Loss for Remote Sensing
+    Imagery Semantic Segmentation", 2019). One is added to both sides of each fraction.
+    """
+    lines, near = [], []
+    for mask in (logits.sigmoid() * valid, truth):
+        lines.append((F.max_pool2d(1 - mask, width, 1, width // 2) - (1 - mask)) * valid)
+        near.append(F.max_pool2d(lines[-1], slack, 1, slack // 2))
+    precision, recall = (
+        ((line * other).sum((1, 2, 3)) + 1) / (line.sum((1, 2, 3)) + 1)
+        for line, other in zip(lines, reversed(near), strict=True)
+    )
+    return 1 - 2 * precision * recall / (precision + recall)
+
+
+def round_loss(
+    logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor, mix: LossMix
+) -> tuple[Tensor, Tensor]:
     """Loss of every sample (B,) and its IoU (B,), both with padding left out.
 
-    Focal loss and Dice of the mask, and the squared error of the predicted IoU `quality` (B,).
+    Focal loss of the mask, Dice and boundary as `mix` says, and the squared error of the predicted IoU
+    `quality` (B,).
     """
     logits = logits.float()
     labels = torch.where(valid > 0.5, truth, -1.0)
@@ -52,4 +83,8 @@ def round_loss(logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor) ->
     union = torch.maximum(mask, truth).sum((1, 2, 3))
     iou = (mask * truth).sum((1, 2, 3)) / union.clamp(min=1)
     judged = F.mse_loss(quality.float(), iou, reduction="none")
-    return normalized_focal_loss(logits, labels) + dice_loss(logits, truth, valid) + judged, iou
+    loss = normalized_focal_loss(logits, labels) + judged
+    for weight, part in ((mix.dice, dice_loss), (mix.boundary, boundary_loss)):
+        if weight:
+            loss = loss + weight * part(logits, truth, valid)
+    return loss, iou

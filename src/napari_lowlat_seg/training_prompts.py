@@ -29,6 +29,12 @@ class PromptMix:
         Of the first prompts; they need not sum to 1.
     scribble_later, polygon_later
         Of the corrections; the others are clicks.
+    deepest
+        Of the clicks: those at the deepest pixel. Of the others three quarters hit a pixel at least half as
+        deep, the rest any pixel.
+    slip
+        Of the corrections: clicks with the wrong sign, anywhere in what the answer had right. The answer to a
+        slip is nobody's to judge (see `Annotator.slipped`); what counts is that the next prompt repairs it.
     as_prior
         Of the samples: their positive regions enter as the previous mask, those of the others at half
         strength in the positive channel. A network that saw both can be asked which works better.
@@ -41,6 +47,8 @@ class PromptMix:
     mask: float = 0.06
     scribble_later: float = 0.15
     polygon_later: float = 0.04
+    deepest: float = 0.5
+    slip: float = 0.0
     as_prior: float = 0.5
 
 
@@ -81,15 +89,17 @@ def pick(score: Tensor) -> Tensor:
     return torch.stack([flat // score.shape[-1], flat % score.shape[-1]], 1)
 
 
-def spot(deep: Tensor, generator: torch.Generator) -> Tensor:
-    """One pixel (B, 2) per region, given its squared depth (B, H, W): half of the people hit the deepest.
+def spot(deep: Tensor, deepest: float, generator: torch.Generator) -> Tensor:
+    """One pixel (B, 2) per region, given its squared depth (B, H, W): a share of the people hit the deepest.
 
-    Most others hit a pixel at least half as deep, some any pixel. A sample without a region gets (0, 0).
+    Three quarters of the others hit a pixel at least half as deep, the rest any pixel. A sample without a
+    region gets (0, 0).
     """
     batch, device = deep.shape[0], deep.device
     peak = deep.amax((1, 2), keepdim=True)
     kind = torch.rand(batch, 1, 1, device=device, generator=generator)
-    floor = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.88, 0.25, 0.0)) * peak
+    near = deepest + 0.76 * (1 - deepest)
+    floor = torch.where(kind < deepest, 1.0, torch.where(kind < near, 0.25, 0.0)) * peak
     noise = torch.rand(deep.shape, device=device, generator=generator)
     return pick(torch.where((deep >= floor) & (deep > 0), noise + 1, 0.0))
 
@@ -187,6 +197,8 @@ class Annotator:
     maps
         (B, 3, S, S), what they have said so far, in the network's order: previous mask or region prior,
         positive, negative.
+    slipped
+        (B,) bool, whose newest prompt was a slip: told something wrong, no answer is right.
     """
 
     def __init__(
@@ -197,6 +209,7 @@ class Annotator:
         batch, rows, cols = self.truth.shape
         self.maps = torch.zeros(batch, 3, 2 * rows, 2 * cols, device=truth.device)
         self.prior = torch.rand(batch, device=truth.device, generator=generator) < mix.as_prior
+        self.slipped = torch.zeros(batch, dtype=torch.bool, device=truth.device)
 
     def _mark(self, region: Tensor, chosen: Tensor, positive: Tensor) -> None:
         """Fill a region (B, H, W) of the `chosen` (B,): 1 as the prior, or 0.5 in the channel of its sign."""
@@ -216,7 +229,7 @@ class Annotator:
         """Stamp one click or one scribble per sample; an empty region gets nothing."""
         batch = len(deep)
         there = deep.flatten(1).amax(1) > 0
-        at = spot(deep, self.generator)
+        at = spot(deep, self.mix.deepest, self.generator)
         channel = torch.where(positive, 1, 2)
         # a pixel of the half-size maps is two network pixels wide: the click falls on either
         wiggle = torch.randint(0, 2, (batch, 1, 2), device=deep.device, generator=self.generator)
@@ -249,10 +262,22 @@ class Annotator:
         chance = torch.rand(len(deep), device=deep.device, generator=self.generator)
         scribbles = chance < self.mix.scribble_later
         circles = (chance > 1 - self.mix.polygon_later) & ~(self.prior & positive)
+        if self.mix.slip:
+            deep, positive = self._slip(mask, deep, positive)
+            scribbles, circles = scribbles & ~self.slipped, circles & ~self.slipped
         self.maps = self.maps.clone()
         self.maps[:, 0] = self._remember(probability)[:, 0]
         self._draw(deep, positive, ~scribbles & ~circles, scribbles)
         self._mark(loosely(deep > 0, self.generator) & self.valid, circles, positive)
+
+    def _slip(self, mask: Tensor, deep: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        """Where and with which sign the next prompts fall, those of the slips among them; notes who slips."""
+        dice = torch.rand(2, len(deep), device=deep.device, generator=self.generator)
+        here = dice[0] < 0.5  # a negative click in the object, otherwise a positive one beside it
+        right = torch.where(here[:, None, None], self.truth & mask, ~self.truth & ~mask) & self.valid
+        self.slipped = (dice[1] < self.mix.slip) & right.any(2).any(1)
+        deep = torch.where(self.slipped[:, None, None], right.float(), deep)
+        return deep, torch.where(self.slipped, ~here, positive)
 
     def _remember(self, probability: Tensor) -> Tensor:
         """The previous mask (B, 1, S, S) as the next round sees it: mostly as it is, at times coarse or gone.
