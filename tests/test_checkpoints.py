@@ -26,12 +26,18 @@ from napari_lowlat_seg.model.checkpoints import (
     model_path,
     save_model,
 )
-from napari_lowlat_seg.model.known import WEIGHTS, Weights
+from napari_lowlat_seg.model.compact import Compact, CompactConfig
+from napari_lowlat_seg.model.known import WEIGHTS, Weights, known_path, known_sha256
 from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.predictor import load_predictor
 
 TINY = SegNextConfig(
     size=64, dim=16, depth=2, heads=2, fusion_heads=2, neck_dims=(4, 4, 8, 8), head_dim=8, global_every=2
 )
+
+TINY_BASE = CompactConfig(
+    size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1, vit_depth=4, vit_width=64
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -337,7 +343,7 @@ def test_a_damaged_safetensors_file_is_one_sentence(network, tmp_path) -> None:
     [
         (
             "nonsense",
-            r"unknown model 'nonsense'; choose one of default, segnext-sax1, .* or give",
+            r"unknown model 'nonsense'; choose one of default, base, .* or give",
         ),
         ("nowhere/some.pth", r"there is no model file nowhere/some\.pth"),
         ("../segnext-sax1", "unknown model"),
@@ -364,10 +370,10 @@ def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> N
         model_path("segnext-sax1")
 
 
-def test_the_three_official_models_are_listed() -> None:
+def test_the_models_that_can_be_had_are_listed() -> None:
     """Known without a download: family, parameters, size, licence, address."""
     rows = {row["name"]: row for row in list_models()}
-    assert list(rows) == ["default", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
+    assert list(rows) == ["default", "base", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
     hq = rows["segnext-sax2-hq"]
     assert (hq["family"], hq["parameters"], hq["size"]) == ("segnext", 113_789_633, 1024)
     assert (hq["downloaded"], hq["path"], hq["sha256"], hq["bytes"]) == (False, None, None, None)
@@ -393,15 +399,32 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder of a server from which the model "far" can be had as some.pth."""
+def address(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of the files in the folder served."""
     (tmp_path / "served").mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/some.pth"
-        monkeypatch.setitem(WEIGHTS, "far", Weights("segnext", "none", "a test", url))
-        yield tmp_path / "served"
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Path:
+    """The folder of a server from which the model "far" can be had as some.pth."""
+    monkeypatch.setitem(WEIGHTS, "far", Weights("segnext", "none", "a test", f"{address}/some.pth"))
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Path:
+    """The file of a small model of ours on a server; the row of "base" tells its address and sha256."""
+    torch.manual_seed(0)
+    path = save_model(Compact(TINY_BASE).eval(), tmp_path / "served" / "base.safetensors", half=True)
+    row = dataclasses.replace(
+        WEIGHTS["base"], url=f"{address}/base.safetensors", sha256=checkpoints.file_sha256(path)
+    )
+    monkeypatch.setitem(WEIGHTS, "base", row)
+    return path
 
 
 def test_the_first_download_is_the_one_kept_to(official, save, network, remote, cache) -> None:
@@ -412,7 +435,7 @@ def test_the_first_download_is_the_one_kept_to(official, save, network, remote, 
     assert model_info("far")["sha256"] == checkpoints.file_sha256(cache / "far.pth")
     official["state_dict"]["head.seg_conv.bias"] += 1
     save(official).replace(cache / "far.pth")
-    with pytest.raises(ValueError, match=r"far\.pth has changed since it was first imported"):
+    with pytest.raises(ValueError, match=r"far\.pth is not the file it should be: expected sha256"):
         load_model("far")
     (cache / "far.pth").unlink()
     save(official).replace(remote / "some.pth")
@@ -426,6 +449,91 @@ def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> N
     with pytest.raises(ValueError, match=r"far\.pth has the keys 'epoch'"):
         download_model("far", lambda *_: None)
     assert list(cache.iterdir()) == []
+
+
+def test_a_model_of_ours_is_told_of_before_its_download(cache) -> None:
+    """All but the number of bytes is in the table; the parameters are those of its recipe's network."""
+    info = model_info("base")
+    assert (info["family"], info["size"], info["licence"][:10]) == ("compact", 512, "Apache-2.0")
+    assert (info["downloaded"], info["bytes"], info["path"]) == (False, None, None)
+    assert info["url"].endswith("/base.safetensors")
+    assert info["sha256"] == known_sha256("base") == WEIGHTS["base"].sha256
+    assert known_path("base") == cache / "base.safetensors"
+    with torch.device("meta"):
+        network = Compact(CompactConfig(blocks=3, vit_depth=12))
+    assert (info["parameters"], info["size"]) == (sum(p.numel() for p in network.parameters()), network.size)
+
+
+def test_a_model_of_ours_is_downloaded_as_it_is(release, cache) -> None:
+    """Byte for byte and with progress; then it is loaded by its name and listed once."""
+    told: list[tuple[int, int | None]] = []
+    assert download_model("base", lambda *step: told.append(step)) == cache / "base.safetensors"
+    assert (cache / "base.safetensors").read_bytes() == release.read_bytes()
+    assert told[-1] == (release.stat().st_size, release.stat().st_size)
+    release.unlink()
+    assert same_weights(load_model("base"), load_model(cache / "base.safetensors"))
+    assert [row["downloaded"] for row in list_models() if row["name"] == "base"] == [True]
+    assert [file.name for file in cache.iterdir()] == ["base.safetensors"]
+    assert load_predictor("base", "cpu").network.config == TINY_BASE
+
+
+def test_a_model_of_ours_is_downloaded_at_first_use(release, cache) -> None:
+    """By its name alone."""
+    assert same_weights(load_model("base"), load_model(release))
+    assert known_path("base").is_file()
+
+
+def test_a_cancelled_download_of_ours_leaves_nothing(release, cache) -> None:
+    """What the progress raises comes back."""
+
+    def stop(done: int, total: int | None) -> None:
+        raise InterruptedError(f"{done} of {total}")
+
+    with pytest.raises(InterruptedError, match=" of "):
+        download_model("base", stop)
+    assert list(cache.iterdir()) == []
+
+
+def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
+    """On its way, and where the download should lie."""
+    other = save_model(Compact(TINY_BASE).eval(), release)
+    with pytest.raises(ValueError, match=r"base\.safetensors from http.* has sha256 .*; it was not kept"):
+        download_model("base", lambda *_: None)
+    assert list(cache.iterdir()) == []
+    other.rename(cache / "base.safetensors")
+    with pytest.raises(ValueError, match=r"base\.safetensors is not the file it should be: expected sha256"):
+        load_model("base")
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "base (1).safetensors"])
+def test_the_file_of_a_download_can_be_imported_instead(release, cache, name) -> None:
+    """For a machine without network: its sha256 tells what it is, whatever its name, and again is no harm."""
+    brought = release.rename(release.with_name(name))
+    assert [import_model(brought) for _ in range(2)] == 2 * [cache / "base.safetensors"]
+    assert known_path("base").read_bytes() == brought.read_bytes()
+    assert same_weights(load_model("base"), load_model(brought))
+    assert import_model("base") == known_path("base")
+
+
+@pytest.mark.parametrize("name", ["base", "default", "segnext-sax1"])
+def test_no_other_model_is_imported_under_a_known_name(network, tmp_path, cache, name) -> None:
+    """The name would go on to mean the known one; elsewhere the file may be called what it likes."""
+    path = save_model(network, tmp_path / f"{name}.safetensors")
+    digest = checkpoints.file_sha256(path)
+    message = (
+        rf"the name '{name}' is kept for a known model \(sha256 .*\), but .* has sha256 {digest}; rename"
+    )
+    with pytest.raises(ValueError, match=message):
+        import_model(path)
+    assert not cache.exists()
+    assert import_model(path, tmp_path / "kept") == tmp_path / "kept" / f"{name}.safetensors"
+
+
+def test_an_imported_file_of_ours_keeps_its_type_and_notes(network, tmp_path, cache) -> None:
+    """It is copied, not written anew."""
+    path = save_model(network, tmp_path / "mine.safetensors", half=True, licence="none")
+    assert import_model(path).read_bytes() == path.read_bytes()
+    assert [file.name for file in cache.iterdir()] == ["mine.safetensors"]
 
 
 def test_tensors_keep_their_names_in_our_files(network, tmp_path) -> None:

@@ -151,9 +151,7 @@ def test_a_changed_file_is_reported_and_kept(get) -> None:
     """It is the user's to remove."""
     path = get("file", DIGEST)
     path.write_bytes(b"other")
-    with pytest.raises(
-        ValueError, match=f"has changed since it was first imported: expected sha256 {DIGEST}, got"
-    ):
+    with pytest.raises(ValueError, match=f"is not the file it should be: expected sha256 {DIGEST}, got"):
         get("file", DIGEST)
     assert path.read_bytes() == b"other"
 

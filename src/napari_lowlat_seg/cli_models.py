@@ -74,7 +74,7 @@ def import_(
         typer.Option("--out", help="A folder or a .safetensors file; default: where names are looked up."),
     ] = None,
 ) -> None:
-    """Write a model file as safetensors; afterwards its name without the ending can be given as --model."""
+    """Add a model file as safetensors; afterwards its name without the ending can be given as --model."""
     from napari_lowlat_seg.model.checkpoints import import_model
 
     print(import_model(file, out))

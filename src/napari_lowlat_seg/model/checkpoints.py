@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,31 +80,50 @@ def download_model(name: str, progress: Progress | None = None) -> Path:
 
 
 def import_model(path: str | Path, into: str | Path | None = None) -> Path:
-    """Writes the model of any readable file as safetensors and returns the new file.
+    """Brings the model of any readable file to its place as safetensors and returns the new file.
+
+    One of our own files is copied as it is; an official one is written anew.
 
     Parameters
     ----------
     into
         A folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds
-        it by its name without the ending.
+        it by its name without the ending. There, a file with a known model's sha256 becomes its download.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, or if something else is there already.
+        If the file cannot be read, if something else is there already, or if the name is a known model's.
     """
     source = model_path(str(path))
-    network = load_file(source)
-    target = Path(into) if into is not None else cache_dir()
-    if target.suffix != ".safetensors":
-        target = target / f"{source.stem}.safetensors"
-    digest = file_sha256(source)
+    network, digest = load_file(source), file_sha256(source)
+    target = _import_target(source, digest, into)
     if target.exists():
-        if _metadata(target).get("source_sha256") == digest:
+        if digest in (file_sha256(target), _metadata(target).get("source_sha256")):
             return target
         raise ValueError(f"{target} is there already and holds another model; remove it or take another name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return save_model(network, target, source=source.name, source_sha256=digest)
+    if source.suffix.lower() != target.suffix:
+        return save_model(network, target, source=source.name, source_sha256=digest)
+    with _whole(target) as part:
+        shutil.copyfile(source, part)
+    return target
+
+
+def _import_target(source: Path, sha256: str, into: str | Path | None) -> Path:
+    if into is not None:
+        chosen = Path(into)
+        return chosen if chosen.suffix == ".safetensors" else chosen / f"{source.stem}.safetensors"
+    for name, row in WEIGHTS.items():
+        if row.sha256 == sha256:
+            return known_path(name)
+    if source.stem in WEIGHTS:
+        expected = WEIGHTS[source.stem].sha256 or "not published"
+        raise ValueError(
+            f"the name {source.stem!r} is kept for a known model (sha256 {expected}), but {source} has "
+            f"sha256 {sha256}; rename the file, or say where to write it"
+        )
+    return cache_dir() / f"{source.stem}.safetensors"
 
 
 def save_model(network: Network, path: Path, *, half: bool = False, **notes: str) -> Path:
@@ -162,15 +183,23 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(dict(state), part, dict(metadata))
-        part.replace(path)
+        with _whole(path) as part:
+            save_file(dict(state), part, dict(metadata))
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None
+    return path
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes that place at the end, or is gone if anything was raised."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -233,7 +262,10 @@ def _how_to_get(name: str) -> str:
 
 
 def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
-    """File and network of a model from the net. The first file that loads is the one kept to ever after."""
+    """File and network of a model from the net.
+
+    Where the table has no sha256, the first file that loads is the one kept to ever after.
+    """
     path, known = known_path(name), known_sha256(name)
     fetch(WEIGHTS[name].url, path, known, progress)
     digest = file_sha256(path) if known is None else known

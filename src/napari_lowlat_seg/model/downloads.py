@@ -62,7 +62,7 @@ def fetch(
     if path.is_file():
         if sha256 is not None and (got := file_sha256(path)) != sha256:
             raise ValueError(
-                f"{path} has changed since it was first imported: expected sha256 {sha256}, got {got}; "
+                f"{path} is not the file it should be: expected sha256 {sha256}, got {got}; "
                 "remove it to download it again"
             )
         return path

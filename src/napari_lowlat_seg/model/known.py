@@ -13,6 +13,7 @@ import platformdirs
 
 PACKAGED = Path(__file__).parent / "weights"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
+RELEASES = "https://github.com/napari-lowlat-seg/napari-lowlat-seg/releases/download/"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Weights:
     note
         What it is, in one line.
     url
-        Where to download it; empty for files inside the package.
+        Where to download it, a .safetensors file of ours or else an official .pth; empty for files inside
+        the package.
     sha256
         Of the file; empty if its authors publish none: then the first download is the one kept to.
     parameters
@@ -50,6 +52,15 @@ UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbia
 
 WEIGHTS: dict[str, Weights] = {
     "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
+    "base": Weights(
+        "compact",
+        "Apache-2.0; see its model card",
+        "compact model with a DINOv2 ViT-S beside its encoder, for a GPU",
+        RELEASES + "weights-1/base.safetensors",
+        sha256="0" * 64,
+        parameters=30_804_389,
+        size=512,
+    ),
     "segnext-sax1": Weights(
         "segnext",
         UPSTREAM,
@@ -98,12 +109,17 @@ def known_path(name: str) -> Path:
     row = WEIGHTS.get(name)
     if row is None:
         return cache_dir() / f"{Path(name).name}.safetensors" if Path(name).name == name else Path(name)
-    return cache_dir() / f"{name}.pth" if row.url else PACKAGED / f"{name}.safetensors"
+    if not row.url:
+        return PACKAGED / f"{name}.safetensors"
+    # The drive's addresses end in no name at all.
+    ending = ".safetensors" if row.url.endswith(".safetensors") else ".pth"
+    return cache_dir() / f"{name}{ending}"
 
 
 def record_path(name: str) -> Path:
     """Where the sha256 of the first download is kept."""
-    return known_path(name).with_suffix(".pth.sha256")
+    path = known_path(name)
+    return path.with_name(f"{path.name}.sha256")
 
 
 def known_sha256(name: str) -> str | None:
