@@ -13,7 +13,6 @@ import platformdirs
 
 PACKAGED = Path(__file__).parent / "weights"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
-RELEASES = "https://github.com/napari-lowlat-seg/napari-lowlat-seg/releases/download/"
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,6 @@ UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbia
 
 WEIGHTS: dict[str, Weights] = {
     "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
-    "base": Weights(
-        "compact",
-        "Apache-2.0; see its model card",
-        "compact model with a DINOv2 ViT-S beside its encoder, for a GPU",
-        RELEASES + "weights-1/base.safetensors",
-        sha256="0" * 64,
-        parameters=30_804_389,
-        size=512,
-    ),
     "segnext-sax1": Weights(
         "segnext",
         UPSTREAM,
