@@ -239,7 +239,8 @@ def test_a_table_has_a_column_for_each_domain() -> None:
         Findings("m", "fake", group, "o", 0.1, {"clean 1": clean, "noise 1": 0.5})
         for group, clean in (("em/a", 0.5), ("em/b", 0.7), ("med/c", 0.9))
     ]
-    rows = summarise_robustness(findings)
+    assert summarise_robustness(findings, "davis")[0]["values"] == pytest.approx({"davis": 0.7, "all": 0.7})
+    rows = summarise_robustness(findings, "folder")
     assert rows[0]["values"] == pytest.approx({"em": 0.6, "med": 0.9, "all": 0.7})
     text = robustness_table({"dataset": "folder", "complete": False, "rows": rows})
     first, *lines = text.splitlines()

@@ -31,7 +31,7 @@ from .disturbances import (
 )
 from .measuring import Team, check_names, over_objects
 from .prompts import Click
-from .reports import check_folders, machine, save_json, text_of
+from .reports import check_folders, domain_of, machine, save_json, text_of
 from .rivals import Segmenter
 from .simulate import iou, scribble_in
 
@@ -205,17 +205,17 @@ def _embedded(model: Segmenter, picture: np.ndarray, disturbance: Disturbance) -
     return model.embed(picture) if spaced is None else spaced(picture, disturbance.spacing)
 
 
-def summarise_robustness(findings: Sequence[Findings]) -> list[dict[str, Any]]:
+def summarise_robustness(findings: Sequence[Findings], dataset: str) -> list[dict[str, Any]]:
     """One entry a model and row: model, form, row, signed, objects (which it is about), and `values`.
 
-    `values` has a fraction or None for each domain (the first part of a set's name) and for "all".
+    `values` has a fraction or None for each domain (see `domain_of`) and for "all".
     """
     models = list(dict.fromkeys((one.model, one.form) for one in findings))
-    domains = list(dict.fromkeys(one.group.partition("/")[0] for one in findings))
+    domains = list(dict.fromkeys(domain_of(one.group, dataset) for one in findings))
     entries = []
     for model, form in models:
         ours = [one for one in findings if one.model == model]
-        parts = {d: [f.values for f in ours if f.group.partition("/")[0] == d] for d in domains}
+        parts = {d: [f.values for f in ours if domain_of(f.group, dataset) == d] for d in domains}
         parts["all"] = [one.values for one in ours]
         entries += [
             {
@@ -287,7 +287,7 @@ def run_robustness(
     report = {
         "kind": "robustness", "dataset": dataset, "models": list(models), "limit": limit, "device": device,
         "closer_look": closer_look, "complete": complete, "machine": machine(),
-        "rows": summarise_robustness(findings), "objects": findings,
+        "rows": summarise_robustness(findings, dataset), "objects": findings,
     }  # fmt: skip
     if json is not None:
         save_json(report, json)
