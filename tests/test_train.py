@@ -347,6 +347,19 @@ def test_a_run_starts_from_a_smaller_model_and_answers_as_it_does(tiny: TrainCon
     assert network.vit is not None
 
 
+def test_a_run_starts_from_a_model_of_another_input_side(tiny: TrainConfig, tmp_path: Path) -> None:
+    """Only the positions of the second encoder know it: they are laid on the new grid, the rest stays."""
+    torch.manual_seed(4)
+    shape = {**MODEL, "vit_depth": 4, "vit_width": 64}
+    trained = Compact(CompactConfig(**shape))
+    save_model(trained, tmp_path / "whole.safetensors")
+    config = replace(tiny, model={**shape, "size": 512}, start=str(tmp_path / "whole.safetensors"))
+    begun, was = dict(Run(config, "cpu").network.state_dict()), dict(trained.state_dict())
+    assert begun.pop("vit.pos_embed").shape == (1, 32 * 32 + 1, 64)
+    assert was.pop("vit.pos_embed").shape == (1, 16 * 16 + 1, 64)
+    assert same(begun, was)
+
+
 def test_a_model_of_another_width_is_no_start(tiny: TrainConfig, tmp_path: Path) -> None:
     """What is neither second encoder nor further block must be there."""
     trained = Compact(CompactConfig(**MODEL))

@@ -40,8 +40,8 @@ class TrainConfig:
         Folder of the pictures, and folder that the run writes.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model; none if empty.
-        A model without a second encoder, or with fewer fusion blocks, may start one that has them: what is
-        new adds nothing at first.
+        A model of another input side, without a second encoder, or with fewer fusion blocks, may start one
+        that has them: what is new adds nothing at first.
     start_vit
         A .safetensors file of weights for the second encoder, on any grid and patch; see `resample`.
     device

@@ -20,7 +20,8 @@ def starting_network(config: CompactConfig, start: str, start_vit: str, seed: in
         Of the network.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model, which may
-        lack a second encoder and further fusion blocks: what is new adds nothing at first. None if empty.
+        have another input side and lack a second encoder and further fusion blocks: what is new adds nothing
+        at first. None if empty.
     start_vit
         A .safetensors file of weights for the second encoder, on any grid and patch. None if empty.
     seed
@@ -55,6 +56,9 @@ def _floats(path: str) -> dict[str, Tensor]:
 
 def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
     """Load a whole model; the parts that it lacks are a second encoder and further fusion blocks."""
+    if network.vit is not None and "vit.pos_embed" in state:  # the one tensor that knows the input's side
+        vit = {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
+        state = state | {f"vit.{name}": value for name, value in resample(vit, network.vit).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     unknown = [*unexpected, *(name for name in missing if not name.startswith(("vit.", "blocks.")))]
     if unknown:
