@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-from napari_lowlat_seg.closer_look import MARGIN, WORTHWHILE, closer_frame, has_room, object_box, shows
+from napari_lowlat_seg.answers import THRESHOLD
+from napari_lowlat_seg.closer_look import (
+    FIRST_SIGHT,
+    MARGIN,
+    WORTHWHILE,
+    closer_frame,
+    has_room,
+    object_box,
+    shows,
+)
 from napari_lowlat_seg.frame import Frame
 from napari_lowlat_seg.model.compact import Compact, CompactConfig
 from napari_lowlat_seg.predictor import Prediction, Predictor
-from napari_lowlat_seg.prompts import Box, Click
+from napari_lowlat_seg.prompts import Box, Click, Scribble
 from napari_lowlat_seg.runtime import Runtime
 
 SMALL = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8)
@@ -24,7 +36,7 @@ class Drawing(Compact):
     def fuse(self, features, maps):  # type: ignore[no-untyped-def]
         from torch.nn.functional import max_pool2d
 
-        spread = max_pool2d((maps[:, 1:2] > 0.9).float(), 49, 1, 24)
+        spread = max_pool2d((maps[:, 1:2] > 0.4).float(), 49, 1, 24)
         return (20 * spread - 10,)
 
 
@@ -125,6 +137,39 @@ def test_whole_plane_answers_first(predictor, image):
     assert second.look is not None
     assert second.look.frame.crop[2] < 200
     assert 0 < second.mask.sum() < first.mask.sum()  # 24 network pixels are fewer plane pixels there
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share"),
+    [
+        ([Click((200, 150))], FIRST_SIGHT),
+        ([Scribble(((195, 150), (205, 150)))], FIRST_SIGHT),
+        ([Box((190, 140), (210, 160))], 0.0),
+        ([Click((200, 150)), Box((190, 140), (210, 160))], 0.0),
+    ],
+)
+def test_of_clicks_and_scribbles_both_views_have_a_say_at_first(predictor, image, prompts, share):
+    """What says how far the object reaches can be read in one way only."""
+    first, second = predictor.answers(predictor.embed(image), prompts)
+    frame = second.look.frame
+    (alone,) = predictor.predict_batch(second.look, [prompts])
+    whole, closer = frame.cut(first.probability), alone.probability
+    assert not np.array_equal(whole, closer)
+    assert np.allclose(frame.cut(second.probability), (1 - share) * closer + share * whole, atol=1e-6)
+    assert np.array_equal(second.mask, second.probability > THRESHOLD)
+    assert second.quality == alone.quality
+
+
+def test_a_blend_is_the_same_on_a_device(predictor, image):
+    """Tensors stay tensors, and the mask is that of what they hold."""
+    one, other = predictor.answers(predictor.embed(image), [Click((200, 150))])
+    here = one.blended(other, 0.25)
+    there = replace(one, soft=torch.from_numpy(one.probability)).blended(
+        replace(other, soft=torch.from_numpy(other.probability)), 0.25
+    )
+    assert isinstance(there.soft, torch.Tensor)
+    assert np.allclose(here.probability, there.probability, atol=1e-6)
+    assert np.array_equal(there.mask, there.probability > THRESHOLD)
 
 
 def test_later_answers_come_from_the_crop_alone(predictor, image):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .closer_look import closer_frame, has_room, object_box, shows
+from .closer_look import FIRST_SIGHT, closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .hot_path import Drawing, HotPath, Question
 from .intensities import to_uint8
@@ -29,7 +29,7 @@ from .model.checkpoints import load_model
 from .model.network import Network
 from .prediction import Embedding as Embedding
 from .prediction import Prediction as Prediction
-from .prompts import Prompt
+from .prompts import Prompt, Region
 from .runtime import Runtime
 
 CloserLook = Literal["auto", "off"]
@@ -152,8 +152,10 @@ class Predictor:
         frame = embedding.frame
         self._check(embedding, prompts, previous)
         # All that is known of a new object are its prompts. Its first closer look judges by them alone: fed
-        # the whole plane's coarse mask, it would repeat that mask's mistakes.
+        # the whole plane's coarse mask, it would repeat that mask's mistakes. Of clicks and scribbles, which
+        # can mean two things, there are two opinions then, and their mean is right more often than either.
         new = previous is None
+        unsure = new and not any(isinstance(prompt, Region) for prompt in prompts)
         look = None if previous is None else previous.look
         if previous is None or look is None or not self._serves(look, embedding, prompts, previous):
             look = None
@@ -172,7 +174,8 @@ class Predictor:
             yield self._drawn(embedding, prompts, previous, previous)
         elif wanted is not None and wanted != shown:
             look = self._embed_frame(embedding.image, wanted)
-            yield self._drawn(look, prompts, None if new else previous, previous, look)
+            closer = self._drawn(look, prompts, None if new else previous, previous, look)
+            yield closer.blended(previous, FIRST_SIGHT) if unsure else closer
 
     def predict_batch(
         self,
