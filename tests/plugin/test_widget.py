@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
     QComboBox,
+    QDialogButtonBox,
     QFileDialog,
     QKeySequenceEdit,
     QLineEdit,
@@ -681,6 +682,14 @@ def test_a_key_that_napari_does_not_know_is_refused_in_its_row(on_image):
     dialog.fields["accept"].setKeySequence(QKeySequence("Ctrl+é"))
     assert "expected a key such as" in dialog.notes["accept"].text()
     assert on_image.keys.keys["accept"] == "Enter"
+    dialog.close()
+
+
+def test_the_buttons_of_the_table_are_words_alone(on_image):
+    """The desktop's icons know nothing of napari's themes: a black cross on a dark button."""
+    dialog = on_image.show_shortcuts()
+    buttons = dialog.findChild(QDialogButtonBox).buttons()
+    assert [one.text() for one in buttons if not one.icon().isNull()] == []
     dialog.close()
 
 

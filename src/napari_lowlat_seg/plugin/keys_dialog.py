@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtpy.QtCore import QSignalBlocker, Qt
-from qtpy.QtGui import QKeySequence
+from qtpy.QtGui import QIcon, QKeySequence
 from qtpy.QtWidgets import (
     QDialog,
     QDialogButtonBox,
@@ -73,6 +73,7 @@ class KeysDialog(QDialog):
         buttons.rejected.connect(self.reject)
         close = buttons.button(QDialogButtonBox.StandardButton.Close)
         told(close, "Close", "Close this window; the keys are saved already.").setAutoDefault(False)
+        close.setIcon(QIcon())  # the desktop's own is black, on whatever theme napari has
         self.reset = told(action_button("Reset all", self._reset), "Reset all", "All keys as delivered.")
         self.reset.setAutoDefault(False)
         buttons.addButton(self.reset, QDialogButtonBox.ButtonRole.ResetRole)

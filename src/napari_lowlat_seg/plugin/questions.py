@@ -71,7 +71,7 @@ class Questions:
         self._view: Plane | None = None
         self._asked: Request | None = None
         self._ready_said = False
-        self._first = 0.0  # seconds until the first answer to the newest request
+        self._timed, self._first = 0, 0.0  # ticket answered last, seconds to its first answer
         # Tickets that failed or were cancelled: scrolling does not ask for them again.
         self._given_up: set[int] = set()
 
@@ -230,15 +230,16 @@ class Questions:
         if self._trial is not None and request is self._trial[0]:
             self.tried.emit(self._trial[1], request.plane, finished_patch(answer, self.session.finish))
         elif self.session.land(request, answer):
-            self.said.emit(self._times(seconds, final))
+            self.said.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
             if final:
                 self.ask()
 
-    def _times(self, seconds: float, final: bool) -> str:
+    def _times(self, ticket: int, seconds: float, final: bool) -> str:
         """How long an answer took, and the closer look after it where one was taken."""
+        if ticket != self._timed:  # the closer look comes as not final too, and once more as final
+            self._timed, self._first = ticket, seconds
         if not final:
-            self._first = seconds
-            return f"{1000 * seconds:.0f} ms, looking closer"
+            return f"{1000 * self._first:.0f} ms, looking closer"
         closer = f", closer look {1000 * seconds:.0f} ms" if seconds > self._first + 0.05 else ""
         return f"{1000 * self._first:.0f} ms{closer}"

@@ -1,0 +1,69 @@
+"""What the state line says of how long an answer took, told by a worker that sends what it is given."""
+
+import numpy as np
+import pytest
+from psygnal import Signal
+
+from napari_lowlat_seg.answers import Answer
+from napari_lowlat_seg.plugin.questions import Questions
+from napari_lowlat_seg.prompts import Click
+from napari_lowlat_seg.session import Session
+from napari_lowlat_seg.volume import Plane, Volume
+
+PLANE = Plane((1, None, None))
+
+
+class Sender:
+    """A worker that embeds nothing and keeps what it is asked."""
+
+    answered = Signal(object, object, bool, float)
+    embedded = Signal(object, float)
+    failed = Signal(str)
+    loaded = Signal(object)
+    busy = False
+
+    def __init__(self):
+        self.requests = []
+
+    def ask(self, request, source):
+        self.requests.append(request)
+
+    def look(self, source):
+        """Nothing to embed with."""
+
+    ahead = look
+
+
+@pytest.fixture
+def clicked():
+    """`clicked(*answers)`: clicks, answers with these (final, seconds), and gives what is said then."""
+    worker = Sender()
+    session = Session(Volume(np.zeros((3, 8, 8), np.uint8), window=(0, 255)))
+    questions, said = Questions(session, worker, "stack"), []
+    questions.attach()
+    questions.said.connect(said.append)
+
+    def click(*answers):
+        session.add(PLANE, Click((4.0, 4.0)))
+        questions.ask()
+        said.clear()
+        for final, seconds in answers:
+            answer = Answer.of(np.ones((8, 8), np.float32), 0.9)
+            worker.answered.emit(worker.requests[-1], answer, final, seconds)
+        return list(said)
+
+    yield click
+    questions.detach()
+
+
+def test_a_closer_look_is_told_beside_the_answer_before_it(clicked):
+    """It comes as an answer that may be bettered, and once more as the last one."""
+    said = clicked((False, 0.1), (False, 0.3), (True, 0.3))
+    assert said == ["100 ms, looking closer", "100 ms, looking closer", "100 ms, closer look 300 ms"]
+
+
+def test_an_answer_that_was_not_bettered_is_told_by_its_own_time(clicked):
+    """Whatever the click before it took."""
+    clicked((False, 0.1), (False, 0.3), (True, 0.3))
+    assert clicked((False, 0.2), (True, 0.2)) == ["200 ms, looking closer", "200 ms"]
+    assert clicked((True, 0.25)) == ["250 ms"]
