@@ -559,9 +559,11 @@ def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget,
 def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, qtbot):
     """Buttons, range, direction, the strip and the seeds; a point layer that comes is offered at once."""
     viewer.add_image(np.zeros((12, 8, 9)), name="stack")
-    viewer.add_points(np.zeros((1, 3)), name="seeds")
     settle()
     form, through = widget.volume, widget.conversation.through
+    assert (form.seeds.value(), form.seeds.placeholderText()) == (None, "no Points layer")
+    viewer.add_points(np.zeros((1, 3)), name="seeds")
+    settle()
     through.told.clear()
     for button in form.buttons.values():
         button.click()

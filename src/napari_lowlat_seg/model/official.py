@@ -121,7 +121,10 @@ def _unpickled(path: Path) -> Any:
                     f"{path.name} holds Python objects besides tensors and plain values, which could run "
                     f"code; it was not loaded: expected an {NOT_OURS}"
                 ) from None
-            raise ValueError(f"{path.name} is damaged or not a torch file: expected an {NOT_OURS}") from None
+            raise ValueError(
+                f"{path.name} is damaged or not a torch file; download it again or choose another: "
+                f"expected an {NOT_OURS}"
+            ) from None
         except Exception:
             # An archive that ends too early, or never was one, makes torch raise anything.
             raise ValueError(

@@ -69,6 +69,7 @@ class VolumeForm(QWidget):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(grid)
         self.seeds = Chooser("Seeds", "A Points layer with one point in each object.")
+        self.seeds.setPlaceholderText("no Points layer")
         self.seeds.chosen.connect(lambda layer: self._set("points", layer))
         row = QHBoxLayout()
         row.addWidget(self.seeds, 1)
