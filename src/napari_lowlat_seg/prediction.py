@@ -66,14 +66,6 @@ class Prediction:
         probability: np.ndarray = self.soft.float().cpu().numpy()
         return probability
 
-    def blended(self, other: Prediction, share: float) -> Prediction:
-        """This answer with a `share` in [0, 1] of another's probability in its own, on the same plane."""
-        if isinstance(self.soft, Tensor) and isinstance(other.soft, Tensor):
-            soft = self.soft.lerp(other.soft.to(self.soft), share)
-            return replace(self, soft=soft, fetched=(soft > THRESHOLD).cpu().numpy())
-        mixed = self.probability + share * (other.probability - self.probability)  # equals stay what they are
-        return replace(self, soft=mixed, fetched=None)
-
     def redrawn(self, probability: np.ndarray) -> Prediction:
         """This answer with another probability, (H, W) float32, and no closer look."""
         return replace(self, soft=probability, look=None, fetched=None)

@@ -15,12 +15,13 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .answers import THRESHOLD
 from .closer_look import FIRST_SIGHT, closer_frame, has_room, object_box, shows
 from .frame import Frame
 from .hot_path import Drawing, HotPath, Question
@@ -145,7 +146,8 @@ class Predictor:
         """One or two answers, the quicker first: who draws on a screen shows each as it comes.
 
         The whole plane answers first. Where the object covers little of it, a second answer comes from a crop
-        around the object that is embedded once and travels in `Prediction.look`; as long as the prompts and
+        around the object that is embedded once and travels in `Prediction.look` (of a new object's clicks and
+        scribbles, whole plane and crop both have a say in it); as long as the prompts and
         the mask stay inside that crop, later answers come from there alone. An object that outgrows it is
         answered again, from a larger crop or the whole plane. Parameters and errors are those of `predict`.
         """
@@ -174,8 +176,8 @@ class Predictor:
             yield self._drawn(embedding, prompts, previous, previous)
         elif wanted is not None and wanted != shown:
             look = self._embed_frame(embedding.image, wanted)
-            closer = self._drawn(look, prompts, None if new else previous, previous, look)
-            yield closer.blended(previous, FIRST_SIGHT) if unsure else closer
+            share = FIRST_SIGHT if unsure else 0.0
+            yield self._drawn(look, prompts, None if new else previous, previous, look, share)
 
     def predict_batch(
         self,
@@ -244,10 +246,11 @@ class Predictor:
         previous: Prediction | None,
         around: Prediction | None,
         look: Embedding | None = None,
+        share: float = 0.0,
     ) -> Prediction:
-        """The answer through one embedding, on the whole plane; beside its crop stays what `around` has."""
+        """The answer through one embedding, on the whole plane, as `_pasted` puts it there."""
         [drawing] = self._draw(seen, [Question(prompts, None if previous is None else previous.soft)])
-        return _pasted(drawing, seen.frame, around, look)
+        return _pasted(drawing, seen.frame, around, look, share)
 
     def _draw(self, seen: Embedding, questions: Sequence[Question]) -> list[Drawing]:
         try:
@@ -311,20 +314,31 @@ def suited(runtime: Runtime, network: Network) -> Runtime:
     )
 
 
-def _pasted(drawing: Drawing, frame: Frame, around: Prediction | None, look: Embedding | None) -> Prediction:
-    """A drawing of a frame's crop on the whole plane; beside it stays what `around` has."""
+def _pasted(
+    drawing: Drawing,
+    frame: Frame,
+    around: Prediction | None,
+    look: Embedding | None,
+    share: float = 0.0,
+) -> Prediction:
+    """A drawing of a frame's crop on the whole plane; beside it stays what `around` has.
+
+    In the crop, a `share` of the probability is that of `around`.
+    """
     if drawing.mask.shape == frame.shape or around is None:
         return Prediction(drawing.soft, drawing.quality, frame, look, drawing.mask)
-    mask = around.mask.copy()
-    frame.place(drawing.mask, mask)
+    soft: np.ndarray | Tensor
     if isinstance(drawing.soft, Tensor):
         there = around.soft
         soft = there.clone() if isinstance(there, Tensor) else torch.from_numpy(there).to(drawing.soft)
-        frame.cut(soft)[...] = drawing.soft
-        return Prediction(soft, drawing.quality, frame, look, mask)
-    probability = around.probability.copy()
-    frame.place(drawing.soft, probability)
-    return Prediction(probability, drawing.quality, frame, look, mask)
+    else:
+        soft = around.probability.copy()
+    crop: Any = frame.cut(soft)
+    crop[...] = drawing.soft + share * (crop - drawing.soft) if share else drawing.soft
+    shown = crop > THRESHOLD if share else drawing.mask
+    mask = around.mask.copy()
+    frame.place(shown.cpu().numpy() if isinstance(shown, Tensor) else shown, mask)
+    return Prediction(soft, drawing.quality, frame, look, mask)
 
 
 def _fingerprint(network: Network) -> str:

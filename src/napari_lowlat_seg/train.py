@@ -232,7 +232,7 @@ def one_step(
     # drawn from the step, so that several devices do the same number of rounds
     dice = torch.Generator().manual_seed(config.seed + run.step)
     rounds = config.rounds[int(torch.randint(len(config.rounds), (), generator=dice))]
-    mix = PromptMix(**config.prompts)
+    mix, losses = PromptMix(**config.prompts), LossMix(**config.loss)
     people = Annotator(batch.truth, batch.valid, run.network.radius, mix, generator)
     people.begin()
     total = batch.image.new_zeros(())
@@ -242,7 +242,7 @@ def one_step(
     for number in range(rounds):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits, quality = answer(features, people.maps)
-        loss, iou = round_loss(logits, quality, batch.truth, batch.valid, LossMix(**config.loss))
+        loss, iou = round_loss(logits, quality, batch.truth, batch.valid, losses)
         told = weight * ~people.slipped
         total = total + (loss * told).sum() / told.sum().clamp(min=1) / rounds
         ious.append((iou * weight).sum() / weight.sum().clamp(min=1))
