@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.training_data import UPRIGHT, Atlas, Cut, Looks, Views, choose_view, recolour, warp
+from napari_lowlat_seg.training_atlas import Atlas, Cut
+from napari_lowlat_seg.training_data import UPRIGHT, Looks, Views, choose_view, recolour, warp
 from napari_lowlat_seg.training_pictures import Picture, PictureSet, read_picture, read_sets
 
 STILL = np.eye(2)
