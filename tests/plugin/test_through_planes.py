@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
+from napari.utils.theme import get_theme
+from qtpy.QtGui import QColor
 
 from napari_lowlat_seg.answers import Answer
 from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -126,6 +128,14 @@ def test_one_key_carries_the_object_and_one_undo_takes_it_back(desk):
     assert np.array_equal(desk.talk.labels.layer.data == 1, desk.objects[0])
 
 
+def colour(strip, position, height):
+    """Of the strip so many pixels above its bottom, in the middle of a plane."""
+    picture = strip.grab().toImage()
+    ratio = picture.width() / strip.width()
+    at = (position + 0.5) * strip.width() / SHAPE[0], strip.height() - height
+    return picture.pixelColor(round(at[0] * ratio), round(at[1] * ratio)).name()
+
+
 def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(desk):
     """Blue where the click is; read out for those who do not see it; a click on it scrolls."""
     clicked(desk)
@@ -135,19 +145,40 @@ def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(desk):
     assert sorted(confidence) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert [z for z, sure in confidence.items() if sure is None] == [6]
     desk.qtbot.waitUntil(lambda: "8 carried" in strip.accessibleDescription())
-    picture = strip.grab().toImage()
-    ratio = picture.width() / strip.width()
-
-    def colour(position, height):
-        at = (position + 0.5) * strip.width() / SHAPE[0], strip.height() - height
-        return picture.pixelColor(round(at[0] * ratio), round(at[1] * ratio)).name()
-
-    assert colour(6, 12) == "#2b8cff"
-    assert colour(5, 2) != colour(0, 2)
+    assert colour(strip, 6, 12) == "#2b8cff"
+    assert colour(strip, 5, 2) != colour(strip, 0, 2)
     at = desk.widget.volume.strip.mapToGlobal(strip.rect().center())
     assert at is not None
     strip.clicked.emit(strip.position_at(strip.width() * 9.5 / SHAPE[0]))
     assert desk.talk.plane.position == 9
+
+
+def test_the_strip_follows_the_theme(desk):
+    """Near the background where nothing is written, further off inside the range; the frame is text."""
+    strip = desk.widget.volume.strip
+    desk.through.range = (2, 11)
+
+    def towards_text(theme, position, height):
+        """0 for the theme's background, 1 for its text."""
+        colours = get_theme(theme)
+        ground, text = (np.array(one.as_rgb_tuple()) for one in (colours.background, colours.text))
+        seen = np.array(QColor(colour(strip, position, height)).getRgb()[:3])
+        return float(np.mean((seen - ground) / (text - ground)))
+
+    for theme in ("light", "dark"):
+        desk.viewer.theme = theme
+        desk.qtbot.waitUntil(lambda theme=theme: towards_text(theme, 9, 14) == pytest.approx(0.12, abs=0.01))
+        assert towards_text(theme, 0, 14) == pytest.approx(0.04, abs=0.01)
+        assert towards_text(theme, 6, 1) == 1
+
+
+def test_a_bar_ends_in_a_line_of_text_colour(desk):
+    """Amber and a light theme are hardly apart in lightness: the line tells how high a bar is."""
+    desk.viewer.theme = "light"
+    strip = desk.widget.volume.strip
+    strip.show_marks(SHAPE[0], (0, 11), [(9, 1.0)])
+    line, bar = colour(strip, 9, strip.height()), colour(strip, 9, 12)
+    assert (line, bar) == (QColor(*get_theme("light").text.as_rgb_tuple()).name(), "#ffc20a")
 
 
 def test_range_and_direction_bound_it(desk):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qtpy.QtCore import QRectF, QSize, Qt, Signal
+from qtpy.QtCore import QRectF, QSize, QSizeF, Qt, Signal
 from qtpy.QtGui import QColor, QPainter
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
@@ -15,7 +15,7 @@ TIP = (
     "One bar for each plane that the slider goes through: blue where you gave prompts, and after a "
     "propagation as high as the model is sure, amber to red where a look pays. Click to go there."
 )
-BACKGROUND, OUTSIDE, HERE = "#262930", "#17181c", "#ffffff"
+OUTSIDE, INSIDE = 0.04, 0.12  # how far from the theme's background towards its text
 ANCHOR, SURE, DOUBTFUL, WRONG = "#2b8cff", "#ffc20a", "#f28e2b", "#d7301f"
 HIGH = 28
 
@@ -63,17 +63,24 @@ class Strip(QWidget):
         return min(self._count - 1, max(0, int(x * self._count / max(1, self.width()))))
 
     def paintEvent(self, event: Any) -> None:
-        """Bars from the bottom; the range that may be written to is lighter than the rest."""
+        """Bars from the bottom; the range that may be written to stands out from the rest.
+
+        napari's style sheet brings the theme into the palette, and has everything painted anew with another.
+        """
         painter = QPainter(self)
-        painter.fillRect(self.rect(), QColor(OUTSIDE))
+        ground, text = self.palette().window().color(), self.palette().windowText().color()
         low, high = self._range
-        painter.fillRect(self._columns(low, high - low + 1, 1.0), QColor(BACKGROUND))
+        painter.fillRect(self.rect(), _between(ground, text, OUTSIDE))
+        painter.fillRect(self._columns(low, high - low + 1, 1.0), _between(ground, text, INSIDE))
         for position, confidence in self._marks.items():
             height = 1.0 if confidence is None else 0.15 + 0.85 * confidence
-            painter.fillRect(self._columns(position, 1, height), QColor(_colour(confidence)))
+            bar = self._columns(position, 1, height)
+            painter.fillRect(bar, QColor(_colour(confidence)))
+            # Amber alone can hardly be told from a light background.
+            painter.fillRect(QRectF(bar.topLeft(), QSizeF(bar.width(), 1)), text)
         if self._here >= 0:
             column = self._columns(self._here, 1, 1.0)
-            painter.setPen(QColor(HERE))
+            painter.setPen(text)
             painter.drawRect(QRectF(column.x(), 0.5, max(1.0, column.width() - 1), self.height() - 1.5))
         painter.end()
 
@@ -89,6 +96,11 @@ class Strip(QWidget):
         wide = self.width() / self._count
         high = height * self.height()
         return QRectF(first * wide, self.height() - high, max(1.0, count * wide), high)
+
+
+def _between(first: QColor, second: QColor, share: float) -> QColor:
+    pairs = zip(first.getRgb()[:3], second.getRgb()[:3])
+    return QColor(*(round((1 - share) * one + share * other) for one, other in pairs))
 
 
 def _colour(confidence: float | None) -> str:
