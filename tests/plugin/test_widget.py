@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QComboBox,
     QDialogButtonBox,
     QFileDialog,
+    QFormLayout,
     QKeySequenceEdit,
     QLineEdit,
     QProgressBar,
@@ -378,6 +379,27 @@ def test_details_are_handed_on_and_shown(on_image):
     assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
     assert details._policy.currentText() == "keep them"
     assert not details._within.isEnabled()
+
+
+def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
+    """Those that need an image and those that do not; and they end in one line, too."""
+    on_image.fold.expand(True)
+    settle()
+    form, roles = on_image.details.layout(), QFormLayout.ItemRole
+    named = [row for row in range(form.rowCount()) if form.itemAt(row, roles.LabelRole) is not None]
+    places = [form.itemAt(row, roles.FieldRole).geometry() for row in named]
+    assert len(places) > 15
+    assert len({(one.left(), one.right()) for one in places}) == 1
+
+
+def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
+    """The model and its embeddings; whole rows are off, their words included."""
+    form, roles = widget.details.layout(), QFormLayout.ItemRole
+    rows = [[form.itemAt(row, role) for role in roles] for row in range(form.rowCount())]
+    parts = [[item.widget() for item in row if item is not None] for row in rows]
+    first = next(row for row, of_row in enumerate(parts) if widget.model.device in of_row)
+    assert {one.isEnabled() for row in parts[:first] for one in row} == {False}
+    assert {one.isEnabled() for row in parts[first:] for one in row} == {True}
 
 
 def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):

@@ -14,7 +14,6 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QSlider,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -45,24 +44,20 @@ class DetailsForm(QWidget):
 
     def __init__(self, model: ModelForm) -> None:
         super().__init__()
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        # What needs an image, and what does not.
-        self.of_image = QWidget()
-        form = _form(self.of_image)
+        form = QFormLayout(self)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self._object_rows(form)
         self._mask_rows(form)
         self._prompt_rows(form)
         self._view_rows(form)
-        rest = QWidget()
-        form = _form(rest)
+        # In one form with what needs no image, so that all fields begin in one line.
+        self.of_image = [form.itemAt(index).widget() for index in range(form.count())]
         form.addRow("Device", model.device)
         form.addRow("Runs on", model.found)
         form.addRow("Closer look", model.closer_look)
         self._embedding_rows(form)
         form.addRow(model.import_button)
-        column.addWidget(self.of_image)
-        column.addWidget(rest)
 
     def show_settings(self, talk: Any) -> None:
         """Reads everything that a conversation is set to, without telling it back."""
@@ -130,10 +125,12 @@ class DetailsForm(QWidget):
         self._smooth.valueChanged.connect(lambda _value: self._emit_finish())
         self._holes.toggled.connect(lambda _on: self._emit_finish())
         self._largest.toggled.connect(lambda _on: self._emit_finish())
-        row = QHBoxLayout()
+        threshold = QWidget()
+        row = QHBoxLayout(threshold)
+        row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self._threshold, 1)
         row.addWidget(self._percent)
-        form.addRow("Threshold", row)
+        form.addRow("Threshold", threshold)
         form.addRow("Smooth", self._smooth)
         form.addRow(self._holes)
         form.addRow(self._largest)
@@ -252,13 +249,6 @@ class Slider(QSlider):
 def _box(text: str, tip: str) -> QCheckBox:
     box: QCheckBox = told(QCheckBox(text), text, tip)
     return box
-
-
-def _form(parent: QWidget) -> QFormLayout:
-    form = QFormLayout(parent)
-    form.setContentsMargins(0, 0, 0, 0)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return form
 
 
 def _silently(write: Callable[[Any], object], control: Any, value: Any) -> None:

@@ -224,7 +224,7 @@ class LowlatWidget(QWidget):
         """Reads everything that is shown."""
         talk = self.conversation
         self.image.offer([(layer.name, layer) for layer in self._images()], talk and talk.layer)
-        of_image = (self.polarity, self.tool, self.labels, self.volume, self.details.of_image)
+        of_image = (self.polarity, self.tool, self.labels, self.volume, *self.details.of_image)
         for control in (*self.buttons.values(), *of_image):
             control.setEnabled(talk is not None)
         if talk is None:
