@@ -700,6 +700,19 @@ def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
     dialog.close()
 
 
+@pytest.mark.parametrize(
+    ("pressed", "shown"), [("Return", "Enter"), ("Ctrl+Esc", "Ctrl+Escape"), ("PgUp", "PageUp"), ("", "")]
+)
+def test_the_table_calls_keys_as_the_buttons_do(on_image, pressed, shown):
+    """Qt has other words for some of them."""
+    dialog = on_image.show_shortcuts()
+    dialog.fields["new_object"].setKeySequence(QKeySequence(pressed))
+    written = {name: field.findChild(QLineEdit).text() for name, field in dialog.fields.items()}
+    assert written == {**DEFAULTS, "new_object": shown}
+    assert on_image.keys.keys["new_object"] == shown
+    dialog.close()
+
+
 def test_a_key_that_napari_does_not_know_is_refused_in_its_row(on_image):
     """And the old one stays."""
     dialog = on_image.show_shortcuts()

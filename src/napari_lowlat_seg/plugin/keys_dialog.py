@@ -10,6 +10,7 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QKeySequenceEdit,
     QLabel,
+    QLineEdit,
     QScrollArea,
     QVBoxLayout,
     QWidget,
@@ -99,6 +100,7 @@ class KeysDialog(QDialog):
         for name, key in self.table.keys.items():
             with QSignalBlocker(self.fields[name]):
                 self.fields[name].setKeySequence(QKeySequence(_in_qt(key)))
+                self.fields[name].findChild(QLineEdit).setText(key)  # as on the buttons, in napari's words
             self.notes[name].setText(conflicts.get(name, ""))
 
 
