@@ -204,12 +204,15 @@ def test_a_wrong_file_is_refused_with_what_there_is(tmp_path: Path, text: str, m
         read_config(path)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("default", 4850), ("default-2", 5576), ("base", 4000)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("default", 4850), ("default-2", 5576), ("default-3", 5432), ("base", 4000), ("base-768", 4872)],
+)
 def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
     """Its settings exist, its shares of domains sum to 1, and the default's model is the shipped one."""
     config = read_config(ROOT / "docs" / "recipes" / f"{name}.toml")
     assert math.isclose(sum(config.domains.values()), 1)
-    assert (CompactConfig(**config.model) == CompactConfig()) == (name != "base")
+    assert (CompactConfig(**config.model) == CompactConfig()) == (not name.startswith("base"))
     assert config.steps == steps
 
 
