@@ -35,6 +35,7 @@ TINY = SegNextConfig(
     size=64, dim=16, depth=2, heads=2, fusion_heads=2, neck_dims=(4, 4, 8, 8), head_dim=8, global_every=2
 )
 
+RELEASE = Path(__file__).parents[1] / "release" / "weights-1"
 TINY_BASE = CompactConfig(
     size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1, vit_depth=4, vit_width=64
 )  # fmt: skip
@@ -343,7 +344,7 @@ def test_a_damaged_safetensors_file_is_one_sentence(network, tmp_path) -> None:
     [
         (
             "nonsense",
-            r"unknown model 'nonsense'; choose one of default, segnext-sax1, .* or give",
+            r"unknown model 'nonsense'; choose one of default, base, .* or give",
         ),
         ("nowhere/some.pth", r"there is no model file nowhere/some\.pth"),
         ("../segnext-sax1", "unknown model"),
@@ -373,7 +374,7 @@ def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> N
 def test_the_models_that_can_be_had_are_listed() -> None:
     """Known without a download: family, parameters, size, licence, address."""
     rows = {row["name"]: row for row in list_models()}
-    assert list(rows) == ["default", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
+    assert list(rows) == ["default", "base", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
     hq = rows["segnext-sax2-hq"]
     assert (hq["family"], hq["parameters"], hq["size"]) == ("segnext", 113_789_633, 1024)
     assert (hq["downloaded"], hq["path"], hq["sha256"], hq["bytes"]) == (False, None, None, None)
@@ -448,6 +449,18 @@ def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> N
     with pytest.raises(ValueError, match=r"far\.pth has the keys 'epoch'"):
         download_model("far", lambda *_: None)
     assert list(cache.iterdir()) == []
+
+
+def test_the_table_tells_the_truth_about_the_larger_member(cache) -> None:
+    """Its row against the very file that its release offers; imported from the checkout, it has the name."""
+    file = RELEASE / "base.safetensors"
+    row = WEIGHTS["base"]
+    assert row.url.endswith(f"/{RELEASE.name}/{file.name}")
+    assert file.with_suffix(".md").is_file()
+    assert checkpoints.file_sha256(file) == row.sha256
+    info = model_info(file)
+    assert (info["family"], info["parameters"], info["size"]) == (row.family, row.parameters, row.size)
+    assert import_model(file) == known_path("base")
 
 
 def test_a_model_of_ours_is_told_of_before_its_download(release, cache) -> None:
