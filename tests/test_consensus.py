@@ -19,6 +19,7 @@ class Known:
     """An answer of the fake below."""
 
     probability: np.ndarray
+    quality: float | None = None
 
     @property
     def mask(self) -> np.ndarray:

@@ -24,6 +24,7 @@ class Known:
 
     probability: np.ndarray
     look: object = None
+    quality: float | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -105,8 +106,8 @@ def test_planes_between_two_anchors_answer_to_both(ball: np.ndarray) -> None:
     shares = [float(step.answer.probability[12, 17]) for step in found]
     assert shares == pytest.approx([0, 0, 0, 0.9, 0.5, 0.1])
     assert [step.confidence for step in found[3:]] == pytest.approx(
-        [np.mean([1] * 48 + [0.9] * 16) * 0.6**0.5, np.mean([1] * 48 + [0.5] * 32) * 0.6**0.5,
-         np.mean([1] * 48 + [0.9] * 16) * 0.6**0.5], rel=1e-5,
+        [np.mean([1] * 48 + [0.9] * 16) ** 2 * 0.6**0.25, np.mean([1] * 48 + [0.5] * 32) ** 2 * 0.6**0.25,
+         np.mean([1] * 48 + [0.9] * 16) ** 2 * 0.6**0.25], rel=1e-5,
     )  # fmt: skip
 
 
@@ -153,12 +154,32 @@ def test_an_empty_anchor_is_a_wall(ball: np.ndarray) -> None:
 
 
 def test_confidence_falls_along_the_walk(ball: np.ndarray) -> None:
-    """By the square root of every overlap on the way, times how sure the answer itself is."""
+    """By the fourth root of every overlap on the way, times how sure the answer itself is, squared."""
     volume = Volume(ball)
     found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[6:9]))
     areas = [np.count_nonzero(ball[i]) for i in (6, 7, 8)]
-    expected = [0.9 * (areas[1] / areas[0]) ** 0.5, 0.9 * (areas[2] / areas[0]) ** 0.5]
+    expected = [0.9**2 * (areas[1] / areas[0]) ** 0.25, 0.9**2 * (areas[2] / areas[0]) ** 0.25]
     assert [step.confidence for step in found] == pytest.approx(expected)
+
+
+def test_confidence_starts_from_the_predicted_iou(ball: np.ndarray) -> None:
+    """Where the network predicts one; between two anchors the nearer one's answer weighs more."""
+    volume, planes = Volume(np.full_like(ball, 100)), Volume(ball).planes()[4:9]
+
+    class Judge(Oracle):
+        """Repeats the mask it is given and thinks half of it after every step."""
+
+        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+            assert previous is not None
+            assert previous.quality is not None
+            return replace(previous, quality=previous.quality / 2)
+
+    start = replace(_known(ball[6] > 0), quality=0.8)
+    alone = propagate(Judge(), volume, {planes[0]: start}, planes[:3])
+    assert [step.confidence for step in alone] == pytest.approx([0.4, 0.2])
+    both = propagate(Judge(), volume, {planes[0]: start, planes[4]: start}, planes)
+    mixed = [step.confidence for step in both if step.final]
+    assert mixed == pytest.approx([0.9 * 0.4 + 0.1 * 0.1, 0.2, 0.9 * 0.4 + 0.1 * 0.1])
 
 
 def test_the_worst_plane_has_most_doubtful_pixels(ball: np.ndarray) -> None:

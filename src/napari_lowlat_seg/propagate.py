@@ -41,6 +41,9 @@ class Answer(Protocol):
     @property
     def mask(self) -> np.ndarray: ...
 
+    @property
+    def quality(self) -> float | None: ...
+
     def redrawn(self, probability: np.ndarray) -> Any:
         """The same with another probability; a closer look is left behind."""
 
@@ -69,8 +72,8 @@ class Carried(Generic[A]):
     answer
         What was found; of the engine's type, its probability mixed from two where two anchors are near.
     confidence
-        An estimate of the IoU, 0 to 1: how sure the answer is inside its mask, times the square root of how
-        well masks agree (along the walk from the only anchor, or of the walks from both).
+        An estimate of the IoU, 0 to 1: the network's own, times how sure it is inside its mask, times the
+        fourth root of how well masks agree, along the walk from the only anchor or of both walks.
     final
         False while the walk from the second anchor is still to come: the plane will be answered again.
     """
@@ -240,7 +243,7 @@ class _Walk:
             yield step if isinstance(step, Plane) else self._carried(step)
 
     def _carried(self, step: _Step, *, final: bool = True) -> Carried[Any]:
-        confidence = _sureness(step.answer) * step.chain**0.5
+        confidence = _confidence(step.answer, step.answer.quality, step.chain)
         return Carried(self.planes[step.place], step.answer, confidence, final)
 
     def _from_both(self, lo: int, hi: int) -> Iterator[Plane | Carried[Any]]:
@@ -268,7 +271,9 @@ class _Walk:
         share = weight / (weight + other_weight)
         probability = share * first.answer.probability + (1 - share) * second.answer.probability
         answer = second.answer.redrawn(probability.astype(np.float32))
-        confidence = _sureness(answer) * overlap(first.answer.mask, second.answer.mask) ** 0.5
+        one, two = first.answer.quality, second.answer.quality
+        quality = None if one is None or two is None else share * one + (1 - share) * two
+        confidence = _confidence(answer, quality, overlap(first.answer.mask, second.answer.mask))
         return Carried(self.planes[second.place], answer, confidence)
 
     def _along(self, start: int, route: range) -> Iterator[Plane | _Step]:
@@ -328,10 +333,11 @@ class _Folded:
         return replace(self.step, answer=self.step.answer.redrawn(probability))
 
 
-def _sureness(answer: Answer) -> float:
-    """Mean probability inside the mask; 0 for an empty one."""
+def _confidence(answer: Answer, quality: float | None, agreement: float) -> float:
+    """See `Carried`; a network that predicts no IoU counts twice how sure it is. 0 for an empty mask."""
     mask = answer.mask
-    return float(answer.probability[mask].mean()) if mask.any() else 0.0
+    sure = float(answer.probability[mask].mean()) if mask.any() else 0.0
+    return float(sure * (sure if quality is None else quality) * agreement**0.25)
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
