@@ -195,6 +195,31 @@ def test_the_brush_is_continued_from(session):
     assert np.array_equal(request.previous.probability > 0.5, block(2, 2, 6, 6))
 
 
+def test_what_the_brush_changed_stays_where_no_later_prompt_says_otherwise(session):
+    """Erased pixels do not come back with a click elsewhere; one on them, or a box over them, frees them."""
+    first = block(2, 2, 9, 9)
+    ask(session, FIRST, Click((3, 3)), first)
+    drawn = first & ~block(6, 2, 9, 4) & ~block(6, 7, 9, 9)
+    session.paint(FIRST, drawn)
+    ask(session, FIRST, Click((2, 6)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), drawn | block(1, 2, 2, 9))
+    ask(session, FIRST, Click((7, 8)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9) & ~block(6, 2, 9, 4))
+    ask(session, FIRST, Box((6, 2), (8, 3)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9))
+
+
+def test_painted_pixels_stay_too_and_strokes_add_up(session):
+    """A second stroke keeps the first one's pixels; what the network found between them is free."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.paint(FIRST, block(2, 2, 6, 8))
+    ask(session, FIRST, Click((7, 3)), block(2, 2, 8, 6))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 6) | block(2, 6, 6, 8))
+    session.paint(FIRST, (block(2, 2, 8, 6) | block(2, 6, 6, 8)) & ~block(2, 2, 3, 6))
+    ask(session, FIRST, Click((7, 4)), block(2, 2, 5, 5))
+    assert np.array_equal(session.mask(FIRST), block(3, 2, 5, 5) | block(2, 6, 6, 8))
+
+
 def test_regions_older_than_the_brush_are_not_asked_again(session):
     """The drawn mask has answered them."""
     ask(session, FIRST, Box((2, 2), (8, 8)), block(2, 2, 9, 9))

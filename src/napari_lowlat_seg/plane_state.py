@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class PlaneState:
     confidence
         Of an answer that was carried here from other planes, an estimate of its IoU, 0 to 1; None where a
         person has spoken.
+    hand
+        Where `drawn` is not what the mask was: the pixels that a brush has changed; None without a stroke.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -48,6 +51,7 @@ class PlaneState:
     answered: bool = True
     ticket: int = 0
     confidence: float | None = None
+    hand: Answer | None = None
 
     @property
     def anchor(self) -> bool:
@@ -84,10 +88,38 @@ class PlaneState:
 
     def painted(self, drawn: Answer) -> PlaneState:
         """This state with a mask drawn by hand; later prompts continue from it."""
-        since = len(self.prompts)
+        mask = drawn.mask
+        before = np.zeros_like(mask) if self.answer is None else self.answer.mask
         return replace(
-            self, answer=drawn, previous=drawn, drawn=drawn, since=since, answered=True, confidence=None
+            self,
+            answer=drawn,
+            previous=drawn,
+            drawn=drawn,
+            since=len(self.prompts),
+            hand=Answer.from_mask(self._kept(mask.shape) | (mask ^ before)),
+            answered=True,
+            confidence=None,
         )
+
+    def heard(self, answer: Answer) -> PlaneState:
+        """This state with the network's answer to its prompts, less what a brush has forbidden it."""
+        kept = self._kept(answer.shape)
+        if self.drawn is not None and kept.any():
+            answer = answer.redrawn(np.where(kept, self.drawn.probability, answer.probability))
+        return replace(self, answer=answer, answered=True)
+
+    def _kept(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Where a brush has the last word, bool; parts that a later prompt contradicts are free."""
+        if self.hand is None or self.drawn is None:
+            return np.zeros(shape, np.bool_)
+        from scipy.ndimage import label  # a quarter of a second, which a window has not when it opens
+
+        kept, drawn = self.hand.mask, self.drawn.mask
+        parts, _ = label(kept, np.ones((3, 3)))
+        for prompt in self.prompts[self.since :]:
+            at = _pixels(prompt, kept.shape)
+            kept &= ~np.isin(parts, np.setdiff1d(parts[at][drawn[at] != prompt.positive], 0))
+        return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +150,24 @@ def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, 
     if drawn is None or not prompts:
         return tuple(prompts)
     mask = finished(drawn, Finish())
-    limits = np.array(mask.shape) - 1
 
     def agrees(prompt: Prompt) -> bool:
         if not isinstance(prompt, Click | Scribble):
             return False
-        points = [prompt.at] if isinstance(prompt, Click) else prompt.points
-        rows, cols = np.clip(np.rint(np.array(points)), 0, limits).astype(int).T
-        return bool((mask[rows, cols] == prompt.positive).mean() > 0.5)
+        return bool((mask[_pixels(prompt, mask.shape)] == prompt.positive).mean() > 0.5)
 
     return tuple(prompt for prompt in prompts if agrees(prompt))
+
+
+def _pixels(prompt: Prompt, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The key of a prompt's pixels in an array of the plane: its points, or the rectangle around a region."""
+    limits = np.array(shape) - 1
+    if isinstance(prompt, Click | Scribble):
+        points = [prompt.at] if isinstance(prompt, Click) else prompt.points
+        rows, cols = np.clip(np.rint(np.array(points)), 0, limits).astype(int).T
+        return rows, cols
+    top, left, bottom, right = np.clip(np.rint(prompt.bounds()), 0, [*limits, *limits]).astype(int)
+    return slice(top, bottom + 1), slice(left, right + 1)
 
 
 def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:

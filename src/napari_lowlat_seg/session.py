@@ -332,7 +332,7 @@ class Session:
         old = self._states.get(key, _NOTHING)
         if request.ticket == 0 or old.ticket != request.ticket:
             return False
-        self._states[key] = replace(old, answer=answer, answered=True)
+        self._states[key] = old.heard(answer)
         self.timeline.replace(old, self._states[key])
         return True
 

@@ -512,6 +512,7 @@ def test_level_channel_and_intensities_begin_another_conversation(viewer, widget
     viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
     settle()
     details, first = widget.details, widget.conversation
+    assert (names(details._level), details._level.isEnabled()) == (["0: 3 × 8 × 8"], False)
     choose(details._axis, "c (3)")
     details._channel.setValue(2)
     assert widget.conversation.view == {

@@ -83,10 +83,10 @@ class DetailsForm(QWidget):
     def show_view(self, layer: Any, view: View) -> None:
         """The levels and channels that an image layer has, and those in use."""
         self._view = view
-        levels = [tuple(level.shape) for level in layer.data] if layer.multiscale else []
+        levels = [tuple(level.shape) for level in (layer.data if layer.multiscale else [layer.data])]
         self._level.offer([(f"{i}: {' × '.join(map(str, s))}", i) for i, s in enumerate(levels)], view.level)
         self._level.setEnabled(len(levels) > 1)
-        shape = levels[0] if levels else tuple(layer.data.shape)
+        shape = levels[0]
         axes = range(layer.ndim) if layer.ndim > 2 and not layer.rgb else ()
         named = [(f"{layer.axis_labels[axis]} ({shape[axis]})", axis) for axis in axes]
         self._axis.offer([("none", None), *named], view.channel_axis)
