@@ -69,6 +69,18 @@ def test_many_objects_at_once_equal_one_by_one(network, image) -> None:
     assert [found.mask.shape for found in predictor.predict_batch(embedding, asked)] == [(60, 80)] * 3
 
 
+def test_a_network_is_shown_a_scribble_in_its_own_way(network, image) -> None:
+    """As dots along it, or as the line that it is."""
+    predictor = Predictor(network, Runtime(), "off")
+    embedding = predictor.embed(image)
+    line = Scribble([(5, 5), (5, 69)])
+    network.dots = 2
+    dots = predictor.predict(embedding, [Click((5, 21)), Click((5, 53))])
+    np.testing.assert_array_equal(predictor.predict(embedding, [line]).probability, dots.probability)
+    network.dots = 0
+    assert (predictor.predict(embedding, [line]).probability != dots.probability).any()
+
+
 def test_a_batch_needs_an_earlier_answer_or_none_for_each(network, image) -> None:
     """Lists of different lengths are a mistake."""
     predictor = Predictor(network, Runtime(), "off")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble, dense_maps
+from napari_lowlat_seg.prompts import Box, Click, Mask, Polygon, Prompt, Scribble, dense_maps, dotted
 from napari_lowlat_seg.raster import swept
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -277,6 +277,24 @@ def test_a_scribble_of_one_point_is_a_click() -> None:
     click = dense_maps([Click((30, 30))], frame)
     np.testing.assert_array_equal(dense_maps([Scribble(((30, 30),))], frame), click)
     np.testing.assert_array_equal(dense_maps([Scribble(((30, 30), (30.4, 30.4)))], frame), click)
+
+
+def test_a_scribble_becomes_dots_evenly_along_it() -> None:
+    """Half a step from its ends, round its corners, with its sign; other prompts and the order stay."""
+    frame, box = Frame.whole(SHAPE, 32), Box((1, 1), (5, 5))
+    line = Scribble(((0, 0), (0, 4), (4, 4)), positive=False)
+    at = [(0, 1), (0, 3), (1, 4), (3, 4)]
+    assert dotted([box, line], 4, frame) == (box, *(Click(point, False) for point in at))
+    assert dotted([Scribble(((2, 3),))], 2, frame) == (Click((2, 3)), Click((2, 3)))
+    assert dotted([box, line], 0, frame) == (box, line)
+
+
+def test_a_scribble_that_ends_outside_is_refused_as_dots_too() -> None:
+    """No dot is at its end."""
+    with pytest.raises(
+        ValueError, match=r"Scribble at .* = \(-0\.7, 5\) is outside the plane of shape \(40, 60\)"
+    ):
+        dotted([Scribble(((30, 5), (-0.7, 5)))], 2, Frame.whole(SHAPE, 32))
 
 
 @pytest.mark.parametrize("kind", [Click, Scribble])

@@ -23,7 +23,7 @@ from .answers import THRESHOLD
 from .frame import Frame
 from .graphs import Recording, Step
 from .model.network import Network
-from .prompts import Click, Prompt, Region, dense_maps, stroke_pixels
+from .prompts import Click, Prompt, Region, dense_maps, dotted, stroke_pixels
 from .runtime import Runtime
 
 BATCH = 8  # objects a recorded step answers at once
@@ -206,11 +206,12 @@ class HotPath:
         radius, regions = self.network.radius, self.network.regions
         places, per_sample = [], maps.stride(0)
         for sample, asked in enumerate(questions):
-            if any(isinstance(prompt, Region) for prompt in asked.prompts):
-                dense = dense_maps(asked.prompts, frame, radius=radius, regions=regions)
+            prompts = dotted(asked.prompts, self.network.dots, frame)
+            if any(isinstance(prompt, Region) for prompt in prompts):
+                dense = dense_maps(prompts, frame, radius=radius, regions=regions)
                 maps[sample].copy_(self.runtime.upload(dense))
             else:
-                strokes = stroke_pixels(asked.prompts, frame, radius)
+                strokes = stroke_pixels(prompts, frame, radius)
                 places.append(strokes + sample * per_sample if sample else strokes)
         if places:
             flat = places[0] if len(places) == 1 else np.concatenate(places)

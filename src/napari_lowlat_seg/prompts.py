@@ -222,6 +222,32 @@ def dense_maps(
     return maps
 
 
+def dotted(prompts: Iterable[Prompt], count: int, frame: Frame) -> tuple[Prompt, ...]:
+    """The prompts, each scribble as `count` clicks evenly along it, half a step from its ends (none: 0).
+
+    Why a network may be shown dots where a line was drawn: docs/decisions/scribbles.md. Raises ValueError for
+    a scribble outside the plane, as `dense_maps` does, even if no dot is.
+    """
+    if not count:
+        return tuple(prompts)
+    shown: list[Prompt] = []
+    for prompt in prompts:
+        if isinstance(prompt, Scribble):
+            _check_inside(prompt, frame)
+            shown += _dots(prompt, count)
+        else:
+            shown.append(prompt)
+    return tuple(shown)
+
+
+def _dots(line: Scribble, count: int) -> list[Click]:
+    points = np.array(line.points)
+    way = np.r_[0.0, np.hypot(*np.diff(points, axis=0).T).cumsum()]
+    at = (np.arange(count) + 0.5) / count * way[-1]
+    rows, cols = (np.interp(at, way, points[:, axis]).tolist() for axis in (0, 1))
+    return [Click((row, col), line.positive) for row, col in zip(rows, cols)]
+
+
 def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.ndarray:
     """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,) flat indices of (3, S, S).
 

@@ -177,6 +177,7 @@ class Compact(Network):
     fit: Fit = "letterbox"
     bf16 = True
     openvino = True
+    dots = 8
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()

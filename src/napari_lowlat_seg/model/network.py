@@ -21,7 +21,7 @@ Regions = Literal["prior", "channel"]
 
 
 class Network(nn.Module, ABC):
-    """A network and the four facts that a caller needs in order to feed it.
+    """A network and the facts that a caller needs in order to feed it.
 
     Attributes
     ----------
@@ -33,6 +33,8 @@ class Network(nn.Module, ABC):
         How a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    dots
+        As how many clicks along it a scribble is drawn; 0 for the whole line.
     aligned
         Whether the outermost logits of `sketch` lie on the square's corners, as the original has it, rather
         than half a logit inside.
@@ -49,6 +51,7 @@ class Network(nn.Module, ABC):
     radius: int
     fit: Fit
     regions: Regions
+    dots: int = 0
     aligned: bool = False
     bf16: bool = False
     openvino: bool = False
