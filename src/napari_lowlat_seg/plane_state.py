@@ -86,39 +86,39 @@ class PlaneState:
         # Nothing is left to ask beyond what the drawing shows.
         return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
 
-    def painted(self, drawn: Answer) -> PlaneState:
-        """This state with a mask drawn by hand; later prompts continue from it."""
-        mask = drawn.mask
-        before = np.zeros_like(mask) if self.answer is None else self.answer.mask
+    def painted(self, drawn: Answer, shown: np.ndarray | None) -> PlaneState:
+        """This state with a mask drawn by hand over the one shown; later prompts continue from it."""
+        hand = drawn.mask if shown is None else drawn.mask ^ shown
+        if self.hand is not None and self.drawn is not None:
+            hand |= self._kept(self.hand.mask, self.drawn.mask)
         return replace(
             self,
             answer=drawn,
             previous=drawn,
             drawn=drawn,
             since=len(self.prompts),
-            hand=Answer.from_mask(self._kept(mask.shape) | (mask ^ before)),
+            hand=Answer.from_mask(hand),
             answered=True,
             confidence=None,
         )
 
     def heard(self, answer: Answer) -> PlaneState:
         """This state with the network's answer to its prompts, less what a brush has forbidden it."""
-        kept = self._kept(answer.shape)
-        if self.drawn is not None and kept.any():
+        if self.hand is not None and self.drawn is not None:
+            kept = self._kept(self.hand.mask, self.drawn.mask)
             answer = answer.redrawn(np.where(kept, self.drawn.probability, answer.probability))
         return replace(self, answer=answer, answered=True)
 
-    def _kept(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Where a brush has the last word, bool; parts that a later prompt contradicts are free."""
-        if self.hand is None or self.drawn is None:
-            return np.zeros(shape, np.bool_)
+    def _kept(self, hand: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Where a brush has the last word, bool; parts of `hand` that a later prompt contradicts are free."""
         from scipy.ndimage import label  # a quarter of a second, which a window has not when it opens
 
-        kept, drawn = self.hand.mask, self.drawn.mask
-        parts, _ = label(kept, np.ones((3, 3)))
+        parts, _ = label(hand, np.ones((3, 3)))
+        free = [np.zeros(0, parts.dtype)]
         for prompt in self.prompts[self.since :]:
-            at = _pixels(prompt, kept.shape)
-            kept &= ~np.isin(parts, np.setdiff1d(parts[at][drawn[at] != prompt.positive], 0))
+            at = _pixels(prompt, hand.shape)
+            free.append(parts[at][drawn[at] != prompt.positive])
+        kept: np.ndarray = hand & ~np.isin(parts, np.unique(np.concatenate(free)))
         return kept
 
 
@@ -163,8 +163,7 @@ def _pixels(prompt: Prompt, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """The key of a prompt's pixels in an array of the plane: its points, or the rectangle around a region."""
     limits = np.array(shape) - 1
     if isinstance(prompt, Click | Scribble):
-        points = [prompt.at] if isinstance(prompt, Click) else prompt.points
-        rows, cols = np.clip(np.rint(np.array(points)), 0, limits).astype(int).T
+        rows, cols = np.clip(np.rint(np.array(prompt.points)), 0, limits).astype(int).T
         return rows, cols
     top, left, bottom, right = np.clip(np.rint(prompt.bounds()), 0, [*limits, *limits]).astype(int)
     return slice(top, bottom + 1), slice(left, right + 1)
