@@ -231,7 +231,11 @@ def test_the_shipped_weights_are_the_default_config() -> None:
     """They load, ready to answer, from a file in half precision."""
     network = load_model("default")
     assert isinstance(network, Compact)
+    # All but the correction of its judge, which was fitted after training.
     assert replace(network.config, quality_slope=1.0, quality_shift=0.0) == CompactConfig()
+    assert (network.config.quality_slope, network.config.quality_shift) == pytest.approx(
+        (0.936, 0.0361), abs=1e-3
+    )
     assert not network.training
     with safe_open(model_path("default"), "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118

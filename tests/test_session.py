@@ -220,6 +220,28 @@ def test_painted_pixels_stay_too_and_strokes_add_up(session):
     assert np.array_equal(session.mask(FIRST), block(3, 2, 5, 5) | block(2, 6, 6, 8))
 
 
+def test_a_stroke_that_changes_nothing_binds_nobody(session):
+    """Neither one over what is shown as it is, nor one that erases where nothing is."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.paint(FIRST, block(2, 2, 6, 6))
+    ask(session, FIRST, Click((8, 8)), block(4, 4, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(4, 4, 9, 9))
+    session.clear()
+    session.paint(FIRST, block(0, 0, 0, 0))
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+
+
+def test_strokes_are_told_from_the_mask_that_was_shown(session):
+    """What finishing took away is no stroke: the network may bring it back."""
+    session.finish = Finish(largest=True)
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    session.paint(FIRST, block(2, 2, 6, 5))
+    session.finish = Finish()
+    ask(session, FIRST, Click((2, 2)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 5) | block(8, 8, 9, 9))
+
+
 def test_regions_older_than_the_brush_are_not_asked_again(session):
     """The drawn mask has answered them."""
     ask(session, FIRST, Box((2, 2), (8, 8)), block(2, 2, 9, 9))

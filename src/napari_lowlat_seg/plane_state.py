@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Answer, Finish, finished
+from .answers import Answer, Finish, Patch, finished
 from .prompts import Click, Mask, Polygon, Prompt, Scribble
 from .volume import Plane
 
@@ -86,18 +86,24 @@ class PlaneState:
         # Nothing is left to ask beyond what the drawing shows.
         return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
 
-    def painted(self, drawn: Answer, shown: np.ndarray | None) -> PlaneState:
+    def painted(self, drawn: Answer, shown: Patch | None) -> PlaneState:
         """This state with a mask drawn by hand over the one shown; later prompts continue from it."""
-        hand = drawn.mask if shown is None else drawn.mask ^ shown
-        if self.hand is not None and self.drawn is not None:
-            hand |= self._kept(self.hand.mask, self.drawn.mask)
+        parts = [drawn.box, *([] if shown is None else [shown.box])]
+        if self.hand is not None:
+            parts.append(self.hand.box)
+        box = _around(parts)
+        shape, corner = (box[2] - box[0], box[3] - box[1]), box[:2]
+        changed = _cut(drawn, box).mask
+        if shown is not None:
+            changed ^= shown.on(shape, corner)
+        changed |= self._kept(box)
         return replace(
             self,
             answer=drawn,
             previous=drawn,
             drawn=drawn,
             since=len(self.prompts),
-            hand=Answer.from_mask(hand),
+            hand=Answer.from_mask(changed).on(drawn.shape, corner) if changed.any() else None,
             answered=True,
             confidence=None,
         )
@@ -105,18 +111,23 @@ class PlaneState:
     def heard(self, answer: Answer) -> PlaneState:
         """This state with the network's answer to its prompts, less what a brush has forbidden it."""
         if self.hand is not None and self.drawn is not None:
-            kept = self._kept(self.hand.mask, self.drawn.mask)
-            answer = answer.redrawn(np.where(kept, self.drawn.probability, answer.probability))
+            box = self.hand.box
+            there, drawn = _cut(answer, box), _cut(self.drawn, box)
+            there = there.redrawn(np.where(self._kept(box), drawn.probability, there.probability))
+            answer = there.on(answer.shape, box[:2]).laid_over(answer, box)
         return replace(self, answer=answer, answered=True)
 
-    def _kept(self, hand: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """Where a brush has the last word, bool; parts of `hand` that a later prompt contradicts are free."""
+    def _kept(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """Where in a part of the plane a brush has the last word; what a later prompt contradicts is free."""
+        if self.hand is None or self.drawn is None:
+            return np.zeros((box[2] - box[0], box[3] - box[1]), np.bool_)
         from scipy.ndimage import label  # a quarter of a second, which a window has not when it opens
 
+        hand, drawn = _cut(self.hand, box).mask, _cut(self.drawn, box).mask
         parts, _ = label(hand, np.ones((3, 3)))
         free = [np.zeros(0, parts.dtype)]
         for prompt in self.prompts[self.since :]:
-            at = _pixels(prompt, hand.shape)
+            at = _pixels(prompt, self.drawn.shape, box)
             free.append(parts[at][drawn[at] != prompt.positive])
         kept: np.ndarray = hand & ~np.isin(parts, np.unique(np.concatenate(free)))
         return kept
@@ -150,23 +161,37 @@ def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, 
     if drawn is None or not prompts:
         return tuple(prompts)
     mask = finished(drawn, Finish())
+    whole = (0, 0, *drawn.shape)
 
     def agrees(prompt: Prompt) -> bool:
         if not isinstance(prompt, Click | Scribble):
             return False
-        return bool((mask[_pixels(prompt, mask.shape)] == prompt.positive).mean() > 0.5)
+        return bool((mask[_pixels(prompt, drawn.shape, whole)] == prompt.positive).mean() > 0.5)
 
     return tuple(prompt for prompt in prompts if agrees(prompt))
 
 
-def _pixels(prompt: Prompt, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """The key of a prompt's pixels in an array of the plane: its points, or the rectangle around a region."""
-    limits = np.array(shape) - 1
+def _cut(answer: Answer, box: tuple[int, int, int, int]) -> Answer:
+    return answer.on((box[2] - box[0], box[3] - box[1]), (-box[0], -box[1]))
+
+
+def _around(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """The smallest box that holds those that hold anything."""
+    full = [box for box in boxes if box[2] > box[0] and box[3] > box[1]] or [(0, 0, 0, 0)]
+    tops, lefts, bottoms, rights = zip(*full)
+    return min(tops), min(lefts), max(bottoms), max(rights)
+
+
+def _pixels(prompt: Prompt, shape: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[Any, Any]:
+    """The key of a prompt's pixels in a part of a plane: its points, or the rectangle around a region."""
+    limits, corner, size = np.array(shape) - 1, np.array(box[:2]), np.subtract(box[2:], box[:2])
     if isinstance(prompt, Click | Scribble):
-        rows, cols = np.clip(np.rint(np.array(prompt.points)), 0, limits).astype(int).T
+        points = np.clip(np.rint(np.array(prompt.points)), 0, limits).astype(int) - corner
+        rows, cols = points[((points >= 0) & (points < size)).all(axis=1)].T
         return rows, cols
-    top, left, bottom, right = np.clip(np.rint(prompt.bounds()), 0, [*limits, *limits]).astype(int)
-    return slice(top, bottom + 1), slice(left, right + 1)
+    first, last = np.rint(np.reshape(prompt.bounds(), (2, 2))).astype(int) - corner
+    (top, left), (bottom, right) = first.clip(0), (last + 1).clip(0)
+    return slice(top, bottom), slice(left, right)
 
 
 def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:

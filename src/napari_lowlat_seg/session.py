@@ -148,7 +148,7 @@ class Session:
         `mask` is (rows, cols) bool, the whole plane or a part of it that begins at `corner`.
         """
         drawn = Answer.from_mask(mask).on(self.volume.sides(plane), corner)
-        self._change("brush", plane, self.state(plane).painted(drawn, self.mask(plane)))
+        self._change("brush", plane, self.state(plane).painted(drawn, self.patch(plane)))
 
     def clear(self) -> bool:
         """Forget all prompts and masks of the object in hand, on all planes; False if there are none.
