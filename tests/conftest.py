@@ -63,8 +63,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of random weights that takes milliseconds."""
     import torch
 
-    from napari_lowlat_seg.model.checkpoints import save_model
-    from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
+    from napari_lowlat_seg.models.checkpoints import save_model
+    from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 
     torch.manual_seed(0)
     config = SegNextConfig(

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from napari_lowlat_seg.frame import Frame
-from napari_lowlat_seg.model.disks import distance_maps
-from napari_lowlat_seg.model.official import segnext_config
-from napari_lowlat_seg.model.segnext import SegNext, SegNextConfig
-from napari_lowlat_seg.predictor import Prediction, Predictor
-from napari_lowlat_seg.prompts import Click, dense_maps, swept
-from napari_lowlat_seg.runtime import Runtime
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.prompts import Click, dense_maps, swept
+from napari_lowlat_seg.inference.predictor import Prediction, Predictor
+from napari_lowlat_seg.inference.runtime import Runtime
+from napari_lowlat_seg.models.disks import distance_maps
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.models.segnext_checkpoint import segnext_config
 
 Row = tuple[str, str, float]
 SHRUNK = ("backbone.pos_embed", "backbone.patch_embed.", "visual_prompts_encoder.")

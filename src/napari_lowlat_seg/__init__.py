@@ -9,38 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.frame import Frame as Frame
-    from napari_lowlat_seg.predictor import Embedding as Embedding
-    from napari_lowlat_seg.predictor import Prediction as Prediction
-    from napari_lowlat_seg.predictor import Predictor as Predictor
-    from napari_lowlat_seg.predictor import load_predictor as load_predictor
-    from napari_lowlat_seg.prompts import Box as Box
-    from napari_lowlat_seg.prompts import Click as Click
-    from napari_lowlat_seg.prompts import Mask as Mask
-    from napari_lowlat_seg.prompts import Polygon as Polygon
-    from napari_lowlat_seg.prompts import Prompt as Prompt
-    from napari_lowlat_seg.prompts import Scribble as Scribble
-    from napari_lowlat_seg.samples import sample_path as sample_path
-    from napari_lowlat_seg.volume import Plane as Plane
-    from napari_lowlat_seg.volume import Volume as Volume
+    from napari_lowlat_seg.core.frame import Frame as Frame
+    from napari_lowlat_seg.core.prompts import Box as Box
+    from napari_lowlat_seg.core.prompts import Click as Click
+    from napari_lowlat_seg.core.prompts import Mask as Mask
+    from napari_lowlat_seg.core.prompts import Polygon as Polygon
+    from napari_lowlat_seg.core.prompts import Prompt as Prompt
+    from napari_lowlat_seg.core.prompts import Scribble as Scribble
+    from napari_lowlat_seg.core.volume import Plane as Plane
+    from napari_lowlat_seg.core.volume import Volume as Volume
+    from napari_lowlat_seg.inference.predictor import Embedding as Embedding
+    from napari_lowlat_seg.inference.predictor import Prediction as Prediction
+    from napari_lowlat_seg.inference.predictor import Predictor as Predictor
+    from napari_lowlat_seg.inference.predictor import load_predictor as load_predictor
+    from napari_lowlat_seg.io.samples import sample_path as sample_path
 
     __version__: str
 
 _ROOMS = {
-    "Box": "prompts",
-    "Click": "prompts",
-    "Embedding": "predictor",
-    "Frame": "frame",
-    "Mask": "prompts",
-    "Plane": "volume",
-    "Polygon": "prompts",
-    "Prediction": "predictor",
-    "Predictor": "predictor",
-    "Prompt": "prompts",
-    "Scribble": "prompts",
-    "Volume": "volume",
-    "load_predictor": "predictor",
-    "sample_path": "samples",
+    "Box": "core.prompts",
+    "Click": "core.prompts",
+    "Embedding": "inference.predictor",
+    "Frame": "core.frame",
+    "Mask": "core.prompts",
+    "Plane": "core.volume",
+    "Polygon": "core.prompts",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "Prompt": "core.prompts",
+    "Scribble": "core.prompts",
+    "Volume": "core.volume",
+    "load_predictor": "inference.predictor",
+    "sample_path": "io.samples",
 }
 
 __all__ = [

@@ -8,17 +8,17 @@ import pytest
 from napari.layers import Image
 from npe2 import PluginManifest
 
-from napari_lowlat_seg import cli
-from napari_lowlat_seg.io import as_shown, read_volume
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.io.files import as_shown, read_volume
+from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.plugin.contributions import open_em_sample, open_mri_sample
-from napari_lowlat_seg.plugin.grid import grid_of
-from napari_lowlat_seg.plugin.questions import Questions
+from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.settings import embedding_folders
-from napari_lowlat_seg.responder import load_responder
-from napari_lowlat_seg.responder_process import ResponderProcess
-from napari_lowlat_seg.samples import sample_path
-from napari_lowlat_seg.session import Session
-from napari_lowlat_seg.volume import Plane
+from napari_lowlat_seg.serving.process import ResponderProcess
+from napari_lowlat_seg.serving.service import load_responder
 
 
 class Jotter:
@@ -64,7 +64,7 @@ def fresh(tiny):
 def embed(path, tiny, *more):
     """The command, with a model that takes milliseconds."""
     with pytest.raises(SystemExit) as left:
-        cli.main(["embed", str(path), *more, "--model", str(tiny), "--device", "cpu"])
+        app.main(["embed", str(path), *more, "--model", str(tiny), "--device", "cpu"])
     assert left.value.code == 0
 
 

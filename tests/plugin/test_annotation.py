@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication
 
+from hand import NONE, Hand
+from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Scribble
+from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.prompts import Box, Click, Polygon, Scribble
-from napari_lowlat_seg.responder_process import ResponderProcess
-from napari_lowlat_seg.volume import Plane
-
-from .hand import NONE, Hand
+from napari_lowlat_seg.serving.process import ResponderProcess
 
 PLUGIN = "napari-lowlat-seg"
 LONG = 60_000
@@ -136,8 +135,8 @@ def iou(one, other):
 @pytest.fixture(scope="module")
 def neurons():
     """The EM stack and the neurons that experts proofread in it."""
-    from napari_lowlat_seg.io import read_volume
-    from napari_lowlat_seg.samples import sample_path
+    from napari_lowlat_seg.io.files import read_volume
+    from napari_lowlat_seg.io.samples import sample_path
 
     image = np.asarray(read_volume(sample_path("em_fly_medulla.tif")).data)
     return image, np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)

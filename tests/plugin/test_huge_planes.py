@@ -8,14 +8,13 @@ import zarr
 from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
-from napari_lowlat_seg.answers import Answer
-from napari_lowlat_seg.plugin.conversation import Conversation
+from hand import Hand
+from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.tiles import Region, Tiling
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.controller.conversation import Conversation
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.region import Region, Tiling
-from napari_lowlat_seg.volume import Plane
-
-from .hand import Hand
 
 pytest.importorskip("ome_zarr")
 

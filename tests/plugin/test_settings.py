@@ -6,8 +6,8 @@ from napari.settings import get_plugin_settings
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 
-from napari_lowlat_seg.answers import Finish
-from napari_lowlat_seg.label_edits import Policy
+from napari_lowlat_seg.core.labels import Policy
+from napari_lowlat_seg.core.masks import Finish
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import (
     PLUGIN,
@@ -21,7 +21,7 @@ from napari_lowlat_seg.plugin.settings import (
     stored_policy,
     stored_room,
 )
-from napari_lowlat_seg.responder import CACHE_BYTES
+from napari_lowlat_seg.serving.service import CACHE_BYTES
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from psygnal import Signal
 
-from napari_lowlat_seg.answers import Answer
-from napari_lowlat_seg.plugin.questions import Questions
-from napari_lowlat_seg.prompts import Click
-from napari_lowlat_seg.session import Session
-from napari_lowlat_seg.volume import Plane, Volume
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.plugin.controller.predictions import Questions
 
 PLANE = Plane((1, None, None))
 

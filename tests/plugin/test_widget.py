@@ -29,13 +29,13 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lowlat_seg.answers import Finish
-from napari_lowlat_seg.label_edits import Policy
-from napari_lowlat_seg.plugin.conversation import Conversation
+from napari_lowlat_seg.core.labels import Policy
+from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.plugin.controller.conversation import Conversation
+from napari_lowlat_seg.plugin.controller.images import View
+from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
-from napari_lowlat_seg.plugin.model_form import importing
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
-from napari_lowlat_seg.plugin.talks import View
 from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
 
 FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication
 
-from napari_lowlat_seg.answers import Answer
-from napari_lowlat_seg.child import ChildEnded, Interrupted
-from napari_lowlat_seg.plugin import waiting
+from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagate import Carried
-from napari_lowlat_seg.responder import PlaneSource
-from napari_lowlat_seg.responder_process import ResponderProcess
-from napari_lowlat_seg.volume import Plane
-from napari_lowlat_seg.walks import Walk
+from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.serving.process import ResponderProcess
+from napari_lowlat_seg.serving.service import PlaneSource
+from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
 
 WALK = Walk(tuple(Plane((z, None, None)) for z in range(3)))
 ANSWER = Answer.from_mask(np.ones((2, 2), bool))
@@ -558,11 +558,11 @@ def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) 
     worker.look(plane("1"))
     qtbot.waitUntil(lambda: worker._waiting._bar is not None)
     bar = worker._waiting._bar
-    assert bar in waiting.cancelable_progress._all_instances
+    assert bar in progress_bar.cancelable_progress._all_instances
     assert bar.desc.startswith("embedding plane 1")
     with qtbot.waitSignal(worker.idle):
         bar.cancel()
-    qtbot.waitUntil(lambda: bar not in waiting.cancelable_progress._all_instances)
+    qtbot.waitUntil(lambda: bar not in progress_bar.cancelable_progress._all_instances)
 
 
 def test_a_download_moves_the_bar(qtbot, worker, responder) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.io import NIFTI_SUFFIXES, as_shown, read_volume
-from napari_lowlat_seg.samples import sample_path
+from napari_lowlat_seg.io.files import NIFTI_SUFFIXES, as_shown, read_volume
+from napari_lowlat_seg.io.samples import sample_path
 
 LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
 Reader = Callable[[str | list[str]], list[LayerData]]

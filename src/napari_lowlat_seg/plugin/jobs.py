@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from napari_lowlat_seg.responder import PlaneSource
+from napari_lowlat_seg.serving.service import PlaneSource
 
 URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")
 """Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""

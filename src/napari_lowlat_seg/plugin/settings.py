@@ -13,11 +13,10 @@ from typing import Any
 from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_warning
 
-from napari_lowlat_seg.answers import Finish
-from napari_lowlat_seg.io import embeddings_folder
-from napari_lowlat_seg.label_edits import Policy
-
-from .keys import ACTIONS, KeyTable
+from napari_lowlat_seg.core.labels import Policy
+from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.io.files import embeddings_folder
+from napari_lowlat_seg.plugin.keys import ACTIONS, KeyTable
 
 PLUGIN = "napari-lowlat-seg"
 

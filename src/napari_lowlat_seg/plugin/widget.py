@@ -17,17 +17,18 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.responder_process import open_responder
-
-from .controls import Choice, Chooser, Fold, Scrolled, action_button, told
-from .conversation import Conversation
-from .details_form import DetailsForm
-from .disk_labels import beside
-from .folder_dialog import FOLDERS, ON_DISK, ask_for_folder
-from .keys import ACTIONS
-from .keys_dialog import KeysDialog
-from .model_form import ModelForm, Wanted, importing
-from .settings import (
+from napari_lowlat_seg.plugin.controller.conversation import Conversation
+from napari_lowlat_seg.plugin.controller.images import Talks, View
+from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, Fold, Scrolled, action_button, told
+from napari_lowlat_seg.plugin.forms.details import DetailsForm
+from napari_lowlat_seg.plugin.forms.folder_dialog import FOLDERS, ON_DISK, ask_for_folder
+from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted, importing
+from napari_lowlat_seg.plugin.forms.shortcuts import KeysDialog
+from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS
+from napari_lowlat_seg.plugin.forms.volume import VolumeForm
+from napari_lowlat_seg.plugin.keys import ACTIONS
+from napari_lowlat_seg.plugin.labels.disk_labels import beside
+from napari_lowlat_seg.plugin.settings import (
     remember,
     remember_finish,
     remember_keys,
@@ -36,10 +37,8 @@ from .settings import (
     stored_keys,
     stored_room,
 )
-from .talks import Talks, View
-from .volume_form import BUTTONS as VOLUME_BUTTONS
-from .volume_form import VolumeForm
-from .worker import Worker
+from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.serving.process import open_responder
 
 if TYPE_CHECKING:
     import napari

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
-from napari_lowlat_seg.answers import Answer
-from napari_lowlat_seg.child import ChildEnded, Interrupted
+from napari_lowlat_seg.core.masks import Answer
 from napari_lowlat_seg.plugin.jobs import URGENCY, Job, gives_way
-from napari_lowlat_seg.plugin.waiting import Waiting
-from napari_lowlat_seg.propagate import Carried
-from napari_lowlat_seg.responder import Newer, PlaneSource, Progress
-from napari_lowlat_seg.walks import Walk
+from napari_lowlat_seg.plugin.progress_bar import Waiting
+from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.serving.service import Newer, PlaneSource, Progress
+from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
 
 LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The annotation loop without a window: objects, planes, history, propagation runs."""

@@ -1,0 +1,218 @@
+"""`lowlat-seg benchmark`: how good and how fast models are, side by side."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, extras
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.evaluation.inputs.datasets import Options
+
+app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
+
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name or file, NAME@off without closer look, NAME@fp32, or onnx-sam:ENCODER,DECODER[,LABEL]. "
+        "Repeatable.",
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
+CloserLook = Annotated[str, typer.Option(help="auto or off.")]
+Dataset = Annotated[
+    str,
+    typer.Option(help="davis, hqseg44k, coco-lvis, coco-mval, sstem, brats, grabcut, berkeley or folder."),
+]
+Root = Annotated[Path, typer.Option(help="The folder of the data set.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many objects of each set.")]
+Workers = Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(help="Mask value that is not counted, VALUE or SET=VALUE (folder). Repeatable."),
+]
+MinArea = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave out objects of fewer pixels, AREA or SET=AREA (folder). Repeatable."),
+]
+Components = Annotated[bool, typer.Option(help="Every connected part is an object (folder).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")]
+
+
+@app.command()
+def quality(
+    dataset: Dataset,
+    root: Root,
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
+    limit: Limit = None,
+    first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    workers: Workers = 1,
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw mIoU against clicks here, calibration beside it."),
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Draw the worst objects of each domain here.")
+    ] = None,
+    worst: Annotated[int, typer.Option(help="How many of each model and domain.")] = 24,
+    ignore: Ignore = None,
+    min_area: MinArea = None,
+    components: Components = False,
+    sets: Sets = None,
+) -> None:
+    """NoC, NoF and k-mIoU of a simulated annotator, and how true the predicted IoU is."""
+    from napari_lowlat_seg.evaluation.quality import run_quality
+
+    with extras():
+        run_quality(
+            model,
+            dataset,
+            root,
+            max_clicks=max_clicks,
+            limit=limit,
+            first=first,
+            closer_look=closer_look,
+            device=device,
+            workers=workers,
+            json=json,
+            plot=plot,
+            gallery=gallery,
+            worst=worst,
+            options=_options(ignore, min_area, components, sets),
+        )
+
+
+@app.command()
+def robustness(
+    dataset: Dataset,
+    root: Root,
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    limit: Limit = None,
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    workers: Workers = 1,
+    json: Json = None,
+    ignore: Ignore = None,
+    min_area: MinArea = None,
+    components: Components = False,
+    sets: Sets = None,
+) -> None:
+    """What poor pictures and careless clicks cost; what corrections change far away."""
+    from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
+
+    with extras():
+        run_robustness(
+            model,
+            dataset,
+            root,
+            limit=limit,
+            closer_look=closer_look,
+            device=device,
+            workers=workers,
+            json=json,
+            options=_options(ignore, min_area, components, sets),
+        )
+
+
+def _options(
+    ignore: list[str] | None, min_area: list[str] | None, components: bool, sets: list[str] | None
+) -> Options:
+    from napari_lowlat_seg.evaluation.inputs.datasets import Options, per_set
+
+    return Options(
+        ignore=per_set(ignore or ()),
+        min_area=per_set(min_area or ()),
+        components=components,
+        sets=tuple(sets or ()),
+    )
+
+
+@app.command()
+def latency(
+    model: Models = [MODEL],  # noqa: B006 - typer copies it
+    size: Annotated[str, typer.Option(metavar="HxW", help="Rows and columns of the picture.")] = "1024x1024",
+    clicks: Annotated[int, typer.Option(help="How many clicks to time.")] = 40,
+    sat_seconds: Annotated[float, typer.Option(help="Longest time for the 16 x 16 grid of clicks.")] = 60.0,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
+    closer_look: CloserLook = "auto",
+    device: Device = DEVICE,
+    curves: Annotated[bool, typer.Option(help="Also measure how our cost grows with the work.")] = False,
+    json: Json = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
+) -> None:
+    """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
+    found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
+    if found is None:
+        raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
+    from napari_lowlat_seg.evaluation.quality import run_latency
+
+    with extras():
+        run_latency(
+            model,
+            (int(found[1]), int(found[2])),
+            device=device,
+            closer_look=closer_look,
+            clicks=clicks,
+            sat_seconds=sat_seconds,
+            memory=memory,
+            curves=curves,
+            json=json,
+            plot=plot,
+        )
+
+
+@app.command()
+def volume(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A 3-D image.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference, of the same shape.")],
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", help="A label, or several joined by + as one object. Repeatable."),
+    ] = None,
+    axis: Annotated[int | None, typer.Option(help="The axis to walk. Default: 0, or 2 for NIfTI.")] = None,
+    planes: Annotated[str, typer.Option(metavar="A:B", help="Only this part of the volume.")] = ":",
+    corrections: Annotated[int, typer.Option(min=0, help="Planes corrected at most.")] = 12,
+    model: Annotated[str, typer.Option("--model", "-m", help="A name or file.")] = MODEL,
+    device: Device = DEVICE,
+    json: Json = None,
+) -> None:
+    """3-D Dice and actions of a simulated annotator: propagation beside copying and interpolation."""
+    from napari_lowlat_seg.evaluation.volume import run_volume
+
+    run_volume(
+        model,
+        image,
+        labels,
+        objects=objects or (),
+        axis=axis,
+        planes=planes,
+        corrections=corrections,
+        device=device,
+        json=json,
+    )
+
+
+@app.command()
+def labels(
+    found: Annotated[Path, typer.Argument(metavar="LABELS", help="What is to be judged.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Of the same shape.")],
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Pieces of a label that do not touch are objects of their own.")
+    ] = False,
+    least: Annotated[int, typer.Option(min=1, help="Least voxels of an object that must be found.")] = 1,
+    json: Json = None,
+) -> None:
+    """Recall, panoptic quality and Rand error of labels, wherever they come from."""
+    from napari_lowlat_seg.evaluation.benchmark_labels import run_labels
+
+    run_labels(found, reference, parts=parts, least=least, json=json)

@@ -1,0 +1,272 @@
+"""`lowlat-seg demo`: the main job on the shipped data, from prompts to labels, pictures and numbers.
+
+In each scene every object gets one prompt at a place written down here. A simulated annotator, who knows the
+reference, corrects it on that plane until it is good; then it is carried through the volume without help.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.intensities import to_uint8
+from napari_lowlat_seg.core.prompts import Click, Prompt, Scribble
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.evaluation.analysis.pictures import Colour, Panel, draw_panels
+from napari_lowlat_seg.evaluation.annotator import annotate
+from napari_lowlat_seg.io.files import read_volume, write_labels, write_whole
+from napari_lowlat_seg.io.samples import sample_path
+from napari_lowlat_seg.propagation.propagate import embed_plane, propagate
+
+MAX_PROMPTS = 5
+"""Prompts per object in all, corrections included."""
+
+GOOD = 0.9
+"""The annotator stops correcting at this IoU."""
+
+COLOURS: tuple[Colour, ...] = ((0, 200, 255), (255, 110, 220), (120, 255, 120))
+REFERENCE: Colour = (255, 200, 0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object: its name, its first prompt, and the reference labels it consists of."""
+
+    name: str
+    prompt: Prompt
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A shipped image with objects in it, all prompted on one plane."""
+
+    name: str
+    image: str
+    reference: str
+    axis: int
+    position: int
+    targets: tuple[Target, ...]
+    output: str
+    note: str
+    turned: bool = False
+
+
+SCENES = (
+    # Three neuron bodies of the proofread reference, clicked at their deepest points on the middle plane.
+    Scene(
+        "em",
+        "em_fly_medulla.tif",
+        "em_fly_medulla_labels.tif",
+        axis=0,
+        position=24,
+        targets=(
+            Target("neuron 479", Click((228, 95)), (479,)),
+            Target("neuron 290", Click((181, 88)), (290,)),
+            Target("neuron 361", Click((30, 219)), (361,)),
+        ),
+        output="em_labels.tif",
+        note="reference: expert proofread",
+    ),
+    # The largest tumour area is near axial plane 90; the stroke follows the middle of the tumour there.
+    Scene(
+        "mri",
+        "mri_glioma_flair.nii.gz",
+        "mri_glioma_reference.nii.gz",
+        axis=2,
+        position=90,
+        targets=(Target("tumour", Scribble(((68, 59), (61, 68), (62, 70), (60, 75), (61, 81))), (1, 2)),),
+        output="mri_labels.nii.gz",
+        note="reference: made by challenge algorithms, not by an expert",
+        turned=True,
+    ),
+)
+
+
+@dataclass(eq=False)
+class _Found:
+    """What became of one object."""
+
+    masks: dict[Plane, np.ndarray] = field(default_factory=dict)
+    prompts: tuple[Prompt, ...] = ()
+    iou: float = 0.0
+    prompt_seconds: list[float] = field(default_factory=list)
+    carry_seconds: float = 0.0
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    model: str = "default",
+    device: str = "auto",
+    scenes: Sequence[Scene] = SCENES,
+    show: Callable[[Any], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Segment the shipped images; write labels and pictures to `out`; show a table; return its rows.
+
+    Rows have the keys scene, object, prompts, embed_ms, prompt_ms (mean), plane_iou, plane_dice, planes,
+    volume_dice and carry_s. Raises ValueError or OSError for an unusable model, device or folder.
+    """
+    from napari_lowlat_seg.inference.predictor import load_predictor
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    predictor = load_predictor(model, device=device)
+    rows: list[dict[str, Any]] = []
+    for scene in scenes:
+        rows += run_scene(predictor, scene, out)
+    from rich.console import Console
+
+    table = _table(rows)
+    (show or Console().print)(table)
+    for scene in scenes:
+        files = f"{out / scene.output}, {out / f'demo-{scene.name}.png'}"
+        (show or partial(Console(highlight=False, soft_wrap=True).print))(
+            f"{scene.name}: {files} ({scene.note})"
+        )
+    return rows
+
+
+def run_scene(predictor: Any, scene: Scene, out: Path) -> list[dict[str, Any]]:
+    """Segment the objects of one scene, write its labels and its picture; one row of numbers per object."""
+    volume = read_volume(sample_path(scene.image)).with_window()
+    reference = np.asarray(read_volume(sample_path(scene.reference)).data)
+    embeddings: dict[Plane, Any] = {}
+
+    def embed(plane: Plane) -> Any:
+        if plane not in embeddings:
+            embeddings[plane] = embed_plane(predictor, volume, plane)
+        return embeddings[plane]
+
+    start = volume.plane_at([scene.position], scene.axis)
+    started = time.perf_counter()
+    embed(start)
+    embed_ms = 1e3 * (time.perf_counter() - started)
+    labels = np.zeros(volume.shape, np.uint8)
+    rows, results = [], []
+    for number, target in enumerate(scene.targets, start=1):
+        truth = np.isin(reference, target.labels)
+        found = _segment(predictor, volume, scene, target, truth, embed)
+        for plane, mask in found.masks.items():
+            free = labels[plane.key()]
+            free[mask & (free == 0)] = number  # the object clicked first keeps its pixels
+        results.append(found)
+        rows.append(
+            {
+                "scene": scene.name,
+                "object": target.name,
+                "prompts": len(found.prompts),
+                "embed_ms": embed_ms,
+                "prompt_ms": 1e3 * float(np.mean(found.prompt_seconds)),
+                "plane_iou": found.iou,
+                "plane_dice": dice(found.masks[start], truth[start.key()]),
+                "planes": sum(bool(mask.any()) for mask in found.masks.values()),
+                "volume_dice": dice(labels == number, truth),
+                "carry_s": found.carry_seconds,
+            }
+        )
+    write_labels(out / scene.output, labels, volume)
+    picture = draw_panels(_panels(volume, scene, labels, reference, results), turned=scene.turned)
+    write_whole(out / f"demo-{scene.name}.png", picture.save)
+    return rows
+
+
+def dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Twice the overlap over the sum of both areas, 0 to 1; 1 when both are empty."""
+    total = np.count_nonzero(mask) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(mask & truth) / total if total else 1.0
+
+
+def _segment(
+    predictor: Any,
+    volume: Volume,
+    scene: Scene,
+    target: Target,
+    truth: np.ndarray,
+    embed: Callable[[Plane], Any],
+) -> _Found:
+    """Prompt, correct, carry."""
+    start = volume.plane_at([scene.position], scene.axis)
+    found = _Found()
+    answers: list[Any] = []
+
+    def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
+        started = time.perf_counter()
+        answers.append(predictor.predict(embed(start), prompts, previous))
+        found.prompt_seconds.append(time.perf_counter() - started)
+        return answers[-1]
+
+    on_plane = truth[start.key()].astype(np.int8)
+    done = annotate(predict, on_plane, first=target.prompt, max_clicks=MAX_PROMPTS, stop_at=GOOD)
+    found.prompts, found.iou = done.prompts, float(done.ious[-1])
+    found.masks[start] = answers[-1].mask
+    started = time.perf_counter()
+    walk = propagate(predictor, volume, {start: answers[-1]}, volume.planes(scene.axis), embed=embed)
+    for step in _progress(walk, f"{scene.name}: {target.name}"):
+        found.masks[step.plane] = step.answer.mask
+    found.carry_seconds = time.perf_counter() - started
+    return found
+
+
+def _progress(walk: Any, title: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(walk, desc=title, unit="plane", disable=None)
+
+
+def _panels(
+    volume: Volume, scene: Scene, labels: np.ndarray, reference: np.ndarray, results: Sequence[_Found]
+) -> list[Panel]:
+    """The plane as it is, the same with prompts and outlines, then two planes it was carried to."""
+    start = volume.plane_at([scene.position], scene.axis)
+    reached = sorted({plane.position for found in results for plane in found.masks})
+    places = [reached[len(reached) // 6], reached[-1 - len(reached) // 6]]
+    prompts = tuple(prompt for found in results for prompt in found.prompts)
+    carried = [volume.plane_at([place], scene.axis) for place in places]
+    titles = [f"plane {scene.position}: {len(prompts)} prompts in all"]
+    titles += [f"plane {place}: carried there (yellow: reference)" for place in places]
+    panels = [Panel(_shown(volume, start), caption=f"{scene.image}, plane {scene.position}")]
+    for plane, title in zip((start, *carried), titles):
+        drawn = [(np.isin(reference[plane.key()], target.labels), REFERENCE) for target in scene.targets]
+        drawn += [(labels[plane.key()] == i + 1, COLOURS[i % len(COLOURS)]) for i in range(len(results))]
+        panels.append(Panel(_shown(volume, plane), drawn, prompts if plane == start else (), title))
+    return panels
+
+
+def _shown(volume: Volume, plane: Plane) -> np.ndarray:
+    return to_uint8(volume.plane(plane), volume.window)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    names = (
+        "scene",
+        "object",
+        "prompts",
+        "embed ms",
+        "ms per prompt",
+        "Dice on plane",
+        "planes",
+        "Dice in volume",
+    )
+    table = Table(*names, "s to carry", box=None)
+    for row in rows:
+        table.add_row(
+            row["scene"],
+            row["object"],
+            str(row["prompts"]),
+            f"{row['embed_ms']:.0f}",
+            f"{row['prompt_ms']:.0f}",
+            f"{row['plane_dice']:.3f}",
+            str(row["planes"]),
+            f"{row['volume_dice']:.3f}",
+            f"{row['carry_s']:.1f}",
+        )
+    return table

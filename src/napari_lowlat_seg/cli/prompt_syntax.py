@@ -1,0 +1,155 @@
+"""Prompts as text: what the command line takes, and what point files hold.
+
+Coordinates are array indices in the order *plane positions, row, column*: Z,R,C in a volume, R,C in an image.
+Z runs along the axis given, R and C along the ones left over, in order.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from napari_lowlat_seg.core.prompts import Box, Click, Point, Polygon, Scribble
+from napari_lowlat_seg.core.volume import Plane, Volume
+
+Placed = tuple[Plane, Click | Box | Scribble | Polygon]
+
+
+def read_click(text: str, volume: Volume, axis: int) -> Placed:
+    """The plane and the click of "Z,R,C", "Z,R,C+" or "Z,R,C-". ValueError for anything else."""
+    numbers, positive = _numbers(text, "a click", volume.ndim, _form(volume, "R,C"))
+    plane, (at,) = _on_plane([numbers], volume, axis, f"click {text}")
+    return plane, Click(at, positive)
+
+
+def read_box(text: str, volume: Volume, axis: int) -> Placed:
+    """The plane and the box of "Z,R0,C0,R1,C1", with + or - at the end. ValueError for anything else."""
+    numbers, positive = _numbers(text, "a box", volume.ndim + 2, _form(volume, "R0,C0,R1,C1"))
+    first, last = numbers[:-2], [*numbers[:-4], *numbers[-2:]]
+    plane, (start, end) = _on_plane([first, last], volume, axis, f"box {text}")
+    return plane, Box(start, end, positive)
+
+
+def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volume, axis: int) -> list[Placed]:
+    """The planes and the scribbles or polygons of a point file.
+
+    .csv: a line "Z,R,C" per point, with "+" or "-" as another column if wanted; a blank line, or another Z,
+    begins a new stroke; a first line of words is skipped. .json: {"points": [[Z, R, C], ...],
+    "positive": true}, or a list of such, or just a list of points.
+
+    Raises FileNotFoundError for no file and ValueError for one that holds something else.
+    """
+    read = {".csv": _csv_strokes, ".json": _json_strokes}.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"a point file is .csv or .json; got {path.name!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no point file at {path}; check the path")
+    try:
+        strokes = read(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, csv.Error) as error:
+        expected = _form(volume, "R,C")
+        raise ValueError(
+            f"{path} is no list of points {expected} ({type(error).__name__}: {error})"
+        ) from error
+    if not all(points for points, _ in strokes) or not strokes:
+        raise ValueError(f"{path} holds no point; it needs at least one {_form(volume, 'R,C')}")
+    found: list[Placed] = []
+    for points, positive in strokes:
+        if any(len(point) != volume.ndim for point in points):
+            raise ValueError(
+                f"{path} must hold points {_form(volume, 'R,C')} of {volume.ndim} numbers; got {points[0]}"
+            )
+        plane, flat = _on_plane(points, volume, axis, str(path))
+        found.append((plane, kind(tuple(flat), positive)))
+    return found
+
+
+_Stroke = tuple[list[list[float]], bool]
+
+
+def _csv_strokes(text: str) -> list[_Stroke]:
+    strokes: list[_Stroke] = []
+    fresh = True
+    for number, row in enumerate(csv.reader(text.splitlines())):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            fresh = True
+            continue
+        positive = cells[-1] != "-"
+        try:
+            point = [float(cell) for cell in (cells[:-1] if cells[-1] in ("+", "-") else cells)]
+        except ValueError:
+            if number == 0:  # column names
+                continue
+            raise
+        # A line that goes on in another plane is another stroke there.
+        if fresh or strokes[-1][1] != positive or strokes[-1][0][-1][:-2] != point[:-2]:
+            strokes.append(([], positive))
+        strokes[-1][0].append(point)
+        fresh = False
+    return strokes
+
+
+def _json_strokes(text: str) -> list[_Stroke]:
+    found: Any = json.loads(text)
+    if isinstance(found, dict):
+        found = [found]
+    elif found and not isinstance(found[0], dict):
+        found = [{"points": found}]
+    return [
+        (
+            [[float(value) for value in point] for point in stroke["points"]],
+            _sign(stroke.get("positive", True)),
+        )
+        for stroke in found
+    ]
+
+
+def _sign(value: Any) -> bool:
+    if value not in (True, False):  # a "false" in quotes would count as true
+        raise ValueError(f"positive is true or false, not {value!r:.40}")
+    return bool(value)
+
+
+def _numbers(text: str, what: str, count: int, form: str) -> tuple[list[float], bool]:
+    plain = text.strip()
+    sign = plain[-1:] if plain[-1:] in ("+", "-") else ""
+    try:
+        numbers = [float(part) for part in plain.removesuffix(sign).split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise ValueError(f"{what} must be {form}, with + or - at the end if wanted; got {text!r}")
+    return numbers, sign != "-"
+
+
+def _on_plane(
+    points: Sequence[Sequence[float]], volume: Volume, axis: int, what: str
+) -> tuple[Plane, list[Point]]:
+    """The plane that all points share, and their (row, col) there."""
+    positions = [float(value) for value in points[0][:-2]]
+    if any(list(point[:-2]) != positions for point in points) or not all(p.is_integer() for p in positions):
+        raise ValueError(f"{what} must lie on one plane, at whole numbers; got positions {positions}")
+    return volume.plane_at([int(p) for p in positions], axis), [(point[-2], point[-1]) for point in points]
+
+
+def _form(volume: Volume, last: str) -> str:
+    return ",".join([*(["Z"] if volume.ndim == 3 else [f"Z{i}" for i in range(volume.ndim - 2)]), last])
+
+
+def read_range(text: str, length: int, name: str) -> tuple[int, int]:
+    """First and last position of "A:B" on an axis, both included; an end left out is the end of the axis.
+
+    Raises ValueError, which calls the text `name`, for other texts and for positions beside the axis.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        low, high = int(first or 0), int(last or length - 1)
+    except ValueError:
+        low, high = 0, -1
+    if not colon or not 0 <= low <= high < length:
+        raise ValueError(f"{name} must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
+    return low, high

@@ -1,0 +1,325 @@
+"""Writing an object into labels: what changes, under which policy, and how it is taken back.
+
+A `LabelEdit` holds the values before and after of exactly the voxels that change, so undo and redo are one
+move in two directions. Where labels live (a numpy array, zarr, a napari layer) is a `LabelStore`'s matter.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from napari_lowlat_seg.core.masks import Patch, bounds, inside
+from napari_lowlat_seg.core.volume import ArrayLike, Plane
+
+Box = tuple[int, int, int, int]
+
+SEARCHED = 4096
+"""Planes of more rows or columns are not read whole to find an object that was made elsewhere."""
+
+Kind = Literal["keep", "overwrite", "within"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which labels an object may take voxels from.
+
+    Attributes
+    ----------
+    kind
+        "keep": from the background only. "overwrite": from every label. "within": from one label only.
+    within
+        That one label, 0 or more.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind or a negative label.
+    """
+
+    kind: Kind = "keep"
+    within: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"the policy for existing labels is one of {get_args(Kind)}, got {self.kind!r}")
+        if self.within < 0:
+            raise ValueError(f"a label to stay within must be 0 or more, got {self.within}")
+
+    def allows(self, labels: np.ndarray) -> np.ndarray:
+        """Where these labels may be replaced, as bool."""
+        if self.kind == "overwrite":
+            return np.ones(labels.shape, np.bool_)
+        free: np.ndarray = labels == (self.within if self.kind == "within" else 0)
+        return free
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The values of some voxels: one number where all are the same, as they are most often."""
+
+    same: int | None
+    packed: bytes
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> _Values:
+        if values.size and values.min() == values.max():
+            return cls(int(values.flat[0]), b"", values.dtype)
+        return cls(None, zlib.compress(values.tobytes(), 1), values.dtype)
+
+    def array(self) -> np.ndarray | int:
+        if self.same is not None:
+            return self.same
+        return np.frombuffer(zlib.decompress(self.packed), self.dtype)
+
+
+@dataclass(frozen=True)
+class LabelEdit:
+    """Voxels of one plane that change their label.
+
+    Attributes
+    ----------
+    plane
+        Where.
+    box
+        (row, col, stop row, stop col) around the voxels that change.
+    """
+
+    plane: Plane
+    box: Box
+    _changed: bytes
+    _before: _Values
+    _after: _Values
+
+    @classmethod
+    def between(cls, plane: Plane, box: Box, before: np.ndarray, after: np.ndarray) -> LabelEdit | None:
+        """The edit that turns the labels `before` inside `box` into `after`; None if they are equal."""
+        changed = before != after
+        tight = bounds(changed)
+        if tight == (0, 0, 0, 0):
+            return None
+        part = inside(tight)
+        changed = changed[part]
+        moved = (box[0] + tight[0], box[1] + tight[1], box[0] + tight[2], box[1] + tight[3])
+        bits = zlib.compress(np.packbits(changed).tobytes(), 1)
+        values = _Values.of(before[part][changed]), _Values.of(after[part][changed])
+        return cls(plane, moved, bits, *values)
+
+    @property
+    def changed(self) -> np.ndarray:
+        """Which voxels inside the box change, (rows, cols) bool."""
+        rows, cols = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        bits = np.frombuffer(zlib.decompress(self._changed), np.uint8)
+        return np.unpackbits(bits, count=rows * cols).astype(np.bool_).reshape(rows, cols)
+
+    def holds(self, at: tuple[int, int]) -> bool:
+        """Whether this pixel of the plane changes."""
+        row, col = at[0] - self.box[0], at[1] - self.box[1]
+        changed = self.changed
+        return 0 <= row < changed.shape[0] and 0 <= col < changed.shape[1] and bool(changed[row, col])
+
+    def reversed(self) -> LabelEdit:
+        """The edit that takes this one back."""
+        return replace(self, _before=self._after, _after=self._before)
+
+    def apply(self, region: np.ndarray) -> None:
+        """Give the voxels of `region`, the labels inside the box, their new values, in place."""
+        region[self.changed] = self._after.array()
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(label, (rows, cols) bool inside the box) for each new label, for who paints one at a time."""
+        changed, values = self.changed, self._after.array()
+        if isinstance(values, int):
+            yield values, changed
+            return
+        for value in np.unique(values):
+            where = changed.copy()
+            where[changed] = values == value
+            yield int(value), where
+
+    @property
+    def highest(self) -> int:
+        """The highest new label."""
+        return int(np.max(self._after.array()))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return len(self._changed) + len(self._before.packed) + len(self._after.packed) + 400
+
+
+class LabelStore(Protocol):
+    """Where labels live. Boxes are (row, col, stop row, stop col) on a plane of the volume."""
+
+    def read(self, plane: Plane, box: Box) -> np.ndarray:
+        """A copy of the labels inside a box of a plane."""
+
+    def write(self, edits: Sequence[LabelEdit]) -> None:
+        """Make the edits, all of them one step of the store's own undo if it has one."""
+
+    def highest(self) -> int:
+        """The highest label; it may take a moment."""
+
+
+class ArrayLabels:
+    """Labels in an array that can be read and written by slices: numpy, zarr, tensorstore.
+
+    Parameters
+    ----------
+    data
+        Integers, with the spatial axes of the volume.
+    """
+
+    def __init__(self, data: ArrayLike) -> None:
+        self.data: Any = data
+
+    def read(self, plane: Plane, box: Box) -> np.ndarray:
+        """A copy of the labels inside a box of a plane."""
+        return np.array(self.data[_key(plane, box)])
+
+    def write(self, edits: Sequence[LabelEdit]) -> None:
+        """Make the edits."""
+        for edit in edits:
+            region = self.read(edit.plane, edit.box)
+            edit.apply(region)
+            self.data[_key(edit.plane, edit.box)] = region
+
+    def highest(self) -> int:
+        """The highest label, read slice by slice along the first axis."""
+        return max(int(np.max(self.data[i])) for i in range(self.data.shape[0]))
+
+
+def _key(plane: Plane, box: Box) -> tuple[int | slice, ...]:
+    key: list[int | slice] = list(plane.key())
+    (row, col), (rows, cols) = plane.axes, inside(box)
+    key[row], key[col] = rows, cols
+    return tuple(key)
+
+
+def object_edits(
+    labels: LabelStore,
+    plane: Plane,
+    mask: np.ndarray,
+    label: int,
+    policy: Policy,
+    written: LabelEdit | None = None,
+    corner: tuple[int, int] = (0, 0),
+) -> tuple[LabelEdit | None, LabelEdit | None]:
+    """What writing an object on one plane changes; nothing is written here.
+
+    Parameters
+    ----------
+    labels
+        Is read around the object.
+    plane, mask
+        The object, (rows, cols) bool: the whole plane, or a part of it that begins at `corner`.
+    label
+        Its label, 1 or more.
+    policy
+        What it may take voxels from.
+    written
+        What made the object on this plane the last time, if it was written before. Voxels that still carry
+        its label give back what was beneath, and the mask is laid over that: a correction frees what it
+        leaves.
+
+    Raises
+    ------
+    ValueError
+        For a label that the labels' type cannot hold.
+
+    Returns
+    -------
+    The edit to write, and the edit that makes the whole object from what is beneath it; None where empty.
+    """
+    tight = bounds(mask)
+    part = mask[inside(tight)]
+    if tight != (0, 0, 0, 0):
+        tight = (tight[0] + corner[0], tight[1] + corner[1], tight[2] + corner[0], tight[3] + corner[1])
+    box = tight if written is None else _union(tight, written.box)
+    if box == (0, 0, 0, 0):
+        return None, None
+    now = labels.read(plane, box)
+    most = int(np.iinfo(now.dtype).max)
+    if not 1 <= label <= most:
+        raise ValueError(
+            f"an object's label must be from 1 to {most} in labels of type {now.dtype}, got {label}; "
+            "choose a free one or convert the labels to a larger type"
+        )
+    beneath = now.copy()
+    if written is not None:
+        top, left = written.box[0] - box[0], written.box[1] - box[1]
+        rows, cols = written.changed.shape
+        old = beneath[top : top + rows, left : left + cols]
+        before = old.copy()
+        written.reversed().apply(before)
+        old[:] = np.where(old == written.highest, before, old)
+    after = beneath.copy()
+    after[Patch(tight[:2], part).on(beneath.shape, box[:2]) & policy.allows(beneath)] = label
+    return LabelEdit.between(plane, box, now, after), LabelEdit.between(plane, box, beneath, after)
+
+
+def volume_edits(
+    labels: LabelStore,
+    masks: Mapping[Plane, Patch],
+    label: int,
+    policy: Policy,
+    written: Mapping[Plane, LabelEdit],
+) -> tuple[list[LabelEdit], dict[Plane, LabelEdit]]:
+    """`object_edits` on all planes of an object: the edits to write, and what makes it on each plane."""
+    edits: list[LabelEdit] = []
+    made: dict[Plane, LabelEdit] = {}
+    for plane, mask in masks.items():
+        edit, whole = object_edits(labels, plane, mask.pixels, label, policy, written.get(plane), mask.corner)
+        edits += [edit] if edit is not None else []
+        made |= {plane: whole} if whole is not None else {}
+    return edits, made
+
+
+def around(labels: LabelStore, plane: Plane, at: tuple[int, int], sides: tuple[int, int], label: int) -> Box:
+    """A box around what carries a label at a pixel: the whole plane, unless that is huge.
+
+    Of a huge one it is read in growing boxes until the label does not touch the edge; parts of the object
+    that lie further off are not found.
+    """
+    if max(sides) <= SEARCHED:
+        return (0, 0, *sides)
+    reach = SEARCHED // 8
+    while True:
+        top, left = (max(0, place - reach) for place in at)
+        bottom, right = (min(length, place + reach) for place, length in zip(at, sides))
+        box = (top, left, bottom, right)
+        tight = bounds(labels.read(plane, box) == label)
+        free = (
+            tight[0] > 0 or top == 0, tight[1] > 0 or left == 0,
+            tight[2] < bottom - top or bottom == sides[0], tight[3] < right - left or right == sides[1],
+        )  # fmt: skip
+        if all(free):
+            return box
+        reach *= 2
+
+
+def found_object(labels: LabelStore, plane: Plane, box: Box, label: int) -> tuple[LabelEdit, np.ndarray]:
+    """What carries a label in a box, as if it had been written over background; and its mask in the box.
+
+    Raises ValueError if nothing carries it.
+    """
+    now = labels.read(plane, box)
+    mask = now == label
+    edit = LabelEdit.between(plane, box, np.where(mask, now.dtype.type(0), now), now)
+    if edit is None:
+        raise ValueError(f"no voxel of plane {plane.index} carries label {label}; choose one that is there")
+    return edit, mask
+
+
+def _union(first: Box, second: Box) -> Box:
+    if first == (0, 0, 0, 0):
+        return second
+    return (
+        min(first[0], second[0]), min(first[1], second[1]),
+        max(first[2], second[2]), max(first[3], second[3]),
+    )  # fmt: skip

@@ -1,0 +1,295 @@
+"""What is segmented: an n-dimensional image with its geometry, and one 2-D cut through it.
+
+A `Volume` never copies its data: numpy, dask and zarr arrays are read one plane at a time, so a volume may be
+larger than memory. A `Plane` names a cut by its index, which keeps every other module free of questions such
+as "is it 2-D or 3-D?".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from napari_lowlat_seg.core.intensities import intensity_window
+
+SAMPLED_PLANES = 9
+"""How many planes are read to choose an intensity window or to identify a volume."""
+
+SAMPLED_SIDE = 256
+"""A sampled plane is thinned to about this many rows and columns."""
+
+HUGE_SIDE = 4096
+"""Planes of more rows or columns are not read whole for a sample, but blocks of them."""
+
+SAMPLED_BLOCKS = 4
+"""Of a huge plane so many blocks along each side, of `SAMPLED_SIDE` pixels, evenly spaced from end to end."""
+
+
+class ArrayLike(Protocol):
+    """What a volume needs of its array: numpy, dask and zarr arrays all have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One 2-D cut: a position on every axis but two.
+
+    Parameters
+    ----------
+    index
+        One entry per spatial axis. Exactly two are None: first the row axis, then the column axis. The others
+        are positions, 0 or more.
+
+    Examples
+    --------
+    >>> Plane((7, None, None)).axes
+    (1, 2)
+    >>> Plane((7, None, None)).moved(-2)
+    Plane(index=(5, None, None))
+    """
+
+    index: tuple[int | None, ...] = (None, None)
+
+    def __post_init__(self) -> None:
+        index = tuple(None if i is None else int(i) for i in self.index)
+        if index.count(None) != 2 or any(i is not None and i < 0 for i in index):
+            raise ValueError(
+                f"a plane index needs two None (row and column axis) and positions of 0 or more; got {index}"
+            )
+        object.__setattr__(self, "index", index)
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The row axis and the column axis."""
+        row, col = (axis for axis, i in enumerate(self.index) if i is None)
+        return row, col
+
+    @property
+    def position(self) -> int:
+        """Where the plane is on the axis it moves along; 0 in a 2-D image."""
+        return next((i for i in reversed(self.index) if i is not None), 0)
+
+    def moved(self, offset: int) -> Plane:
+        """The plane `offset` steps further along the last axis that has a position.
+
+        Raises ValueError in a 2-D image, which has nowhere to go, and below position 0.
+        """
+        for axis in reversed(range(len(self.index))):
+            position = self.index[axis]
+            if position is not None:
+                return Plane((*self.index[:axis], position + offset, *self.index[axis + 1 :]))
+        raise ValueError(f"a plane of a 2-D image cannot move; got an offset of {offset}")
+
+    def key(self) -> tuple[int | slice, ...]:
+        """The numpy key that cuts this plane out of an array of the spatial axes."""
+        return tuple(slice(None) if i is None else i for i in self.index)
+
+
+class Pictures(Protocol):
+    """Planes to be looked at; a `Volume` is one way to have them."""
+
+    @property
+    def window(self) -> tuple[float, float] | None: ...
+
+    def plane(self, plane: Plane) -> np.ndarray: ...
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image of two or more spatial axes, read plane by plane.
+
+    Parameters
+    ----------
+    data
+        The pixels (numpy, dask, zarr): the spatial axes in any number, and perhaps one axis of channels.
+    spacing
+        World units per voxel, one positive number per spatial axis; None when unknown.
+    channel_axis
+        The axis of `data` that holds channels, negative counted from the end; None when there is none.
+    channel
+        The channel to segment. None with 3 or 4 channels means RGB (a fourth channel, alpha, is dropped).
+    window
+        (low, high) intensities shown as black and white; None when each plane may choose its own.
+    name
+        What to call it in messages.
+    header
+        What the file said beside the pixels, for `write_labels` to say again; None for arrays.
+    """
+
+    data: ArrayLike
+    spacing: tuple[float, ...] | None = None
+    channel_axis: int | None = None
+    channel: int | None = None
+    window: tuple[float, float] | None = None
+    name: str = ""
+    header: Any = None
+
+    def __post_init__(self) -> None:
+        total = len(self.data.shape)
+        if self.channel_axis is not None:
+            if not -total <= self.channel_axis < total:
+                raise ValueError(f"shape {tuple(self.data.shape)} has no channel axis {self.channel_axis}")
+            object.__setattr__(self, "channel_axis", self.channel_axis % total)
+            self._check_channel(self.data.shape[self.channel_axis % total])
+        if self.ndim < 2:
+            raise ValueError(f"a volume needs at least 2 spatial axes; got shape {tuple(self.data.shape)}")
+        if 0 in self.data.shape:
+            raise ValueError(f"a volume needs at least one voxel; got shape {tuple(self.data.shape)}")
+        if self.spacing is not None:
+            spacing = tuple(float(s) for s in self.spacing)
+            if len(spacing) != self.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
+                raise ValueError(f"spacing needs {self.ndim} positive numbers, one per axis; got {spacing}")
+            object.__setattr__(self, "spacing", spacing)
+
+    def _check_channel(self, channels: int) -> None:
+        if self.channel is None and channels not in (3, 4):
+            raise ValueError(
+                f"an image of {channels} channels needs a channel from 0 to {channels - 1}; got none"
+            )
+        if self.channel is not None and not 0 <= self.channel < channels:
+            raise ValueError(f"channel must be from 0 to {channels - 1}; got {self.channel}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the spatial axes."""
+        return tuple(n for axis, n in enumerate(self.data.shape) if axis != self.channel_axis)
+
+    @property
+    def ndim(self) -> int:
+        """The number of spatial axes."""
+        return len(self.shape)
+
+    def plane(self, plane: Plane) -> np.ndarray:
+        """The pixels of one plane, as stored: (rows, cols), or (rows, cols, 3) of an RGB image."""
+        self._check_plane(plane)
+        key: list[int | slice] = list(plane.key())
+        if self.channel_axis is not None:
+            key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
+        pixels = np.asarray(self.data[tuple(key)])
+        if self.channel_axis is not None and self.channel is None:
+            # Axes cut away before the channel axis shift it to the left.
+            pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in key[: self.channel_axis]), -1)
+        return pixels
+
+    def planes(self, axis: int = 0) -> list[Plane]:
+        """All planes met while moving along `axis`, in order; the last two other axes are rows and columns.
+
+        A 2-D image has one plane. With 4 axes and more, the axes left over are walked too.
+        """
+        walked = self._walked(axis)
+        return [
+            self.plane_at(positions, axis)
+            for positions in itertools.product(*(range(self.shape[a]) for a in walked))
+        ]
+
+    def plane_at(self, positions: Sequence[int], axis: int = 0) -> Plane:
+        """The plane of `planes(axis)` at these positions, one per axis that is neither rows nor columns.
+
+        >>> Volume(np.zeros((3, 4, 5))).plane_at([2], axis=1)
+        Plane(index=(None, 2, None))
+        """
+        walked = self._walked(axis)
+        if len(positions) != len(walked):
+            raise ValueError(
+                f"a plane of a volume of {self.shape} needs {len(walked)} positions; got {positions}"
+            )
+        index: list[int | None] = [None] * self.ndim
+        for a, position in zip(walked, positions, strict=True):
+            if not 0 <= position < self.shape[a]:
+                raise ValueError(
+                    f"position {position} is outside axis {a}, which goes from 0 to {self.shape[a] - 1}"
+                )
+            index[a] = position
+        return Plane(tuple(index))
+
+    def _walked(self, axis: int) -> list[int]:
+        """The axes with a position when the planes are cut across `axis`, in the order of the array."""
+        if not -self.ndim <= axis < self.ndim:
+            raise ValueError(
+                f"axis must be from 0 to {self.ndim - 1} in a volume of {self.shape}; got {axis}"
+            )
+        others = [a for a in range(self.ndim) if self.ndim == 2 or a != axis % self.ndim]
+        return sorted(set(range(self.ndim)) - set(others[-2:]))
+
+    def sides(self, plane: Plane) -> tuple[int, int]:
+        """Rows and columns of a plane."""
+        row, col = plane.axes
+        return self.shape[row], self.shape[col]
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]:
+        """World units per (row, column) of a plane; (1, 1) when the spacing is unknown."""
+        row, col = plane.axes
+        return (1.0, 1.0) if self.spacing is None else (self.spacing[row], self.spacing[col])
+
+    def with_window(self) -> Volume:
+        """This volume with one intensity window for all planes, chosen from a sample, if it has none."""
+        if self.window is not None:
+            return self
+        if np.dtype(self.data.dtype) in (np.uint8, np.bool_):  # the same whatever the pixels are
+            return replace(self, window=intensity_window(np.zeros(1, self.data.dtype)))
+        sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
+        if sample.dtype.kind == "f" and not np.isfinite(sample).any():
+            # Registered stacks may be empty but for a few planes, which the sample missed.
+            planes = (self.plane(plane) for plane in self.planes())
+            sample = next((pixels for pixels in planes if np.isfinite(pixels).any()), sample)
+        return replace(self, window=intensity_window(sample))
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of shape, type, channel and a sample of the content, the same for numpy, dask and zarr."""
+        about = f"{tuple(self.data.shape)} {np.dtype(self.data.dtype).str} {self.channel_axis} {self.channel}"
+        digest = hashlib.blake2b(about.encode(), digest_size=16)
+        for pixels in self._sample():
+            digest.update(np.ascontiguousarray(pixels).tobytes())
+        return digest.hexdigest()
+
+    def _sample(self) -> Iterator[np.ndarray]:
+        """A few thinned planes, first and last among them; cut along the first axis, as files are stored."""
+        walked = self.shape[:-2]
+        total = int(np.prod(walked, dtype=np.int64))
+        for flat in np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PLANES)).round().astype(np.int64)):
+            positions = (int(i) for i in np.unravel_index(int(flat), walked)) if walked else ()
+            plane = Plane((*positions, None, None))
+            if max(self.shape[-2:]) > HUGE_SIDE:
+                yield from self._blocks(plane)
+                continue
+            pixels = self.plane(plane)
+            rows, cols = (max(1, n // SAMPLED_SIDE) for n in pixels.shape[:2])
+            yield pixels[::rows, ::cols]
+
+    def _blocks(self, plane: Plane) -> Iterator[np.ndarray]:
+        """Small parts of one plane, the corners among them, of which nothing else is read."""
+        for corner in itertools.product(*(_spread(n) for n in self.shape[-2:])):
+            key: list[int | slice] = list(plane.key())
+            key[-2:] = (slice(at, at + SAMPLED_SIDE) for at in corner)
+            if self.channel_axis is not None:
+                key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
+            yield np.asarray(self.data[tuple(key)])
+
+    def _check_plane(self, plane: Plane) -> None:
+        fits = len(plane.index) == self.ndim and all(
+            i is None or i < n for i, n in zip(plane.index, self.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"plane {plane.index} is not inside a volume of shape {self.shape}")
+
+
+def _spread(length: int) -> list[int]:
+    """Where blocks begin along a side."""
+    ends = np.linspace(0, max(0, length - SAMPLED_SIDE), SAMPLED_BLOCKS)
+    return [int(at) for at in np.unique(ends.astype(np.int64))]

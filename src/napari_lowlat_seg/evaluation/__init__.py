@@ -1,0 +1,1 @@
+"""Benchmarks: simulated annotators, metrics, reports."""

@@ -1,0 +1,237 @@
+"""What a picture and a click cost: by stage, beside the least that the device allows, and as the work grows.
+
+The floor is the larger of two times: operations over the rate of a large matrix product on this device, and
+bytes that must move (weights and inputs once, outputs once) over the rate of a large copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.intensities import to_uint8
+from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.inference.predictor import Embedding, Predictor
+from napari_lowlat_seg.inference.runtime import DTYPES, Runtime
+from napari_lowlat_seg.inference.torch_backend import Question, from_square, on_square
+from napari_lowlat_seg.io.samples import blobs
+from napari_lowlat_seg.models.network import Network
+
+REPEATS = 5
+AMOUNTS = {
+    "prompts": (1, 2, 5, 10, 20, 50, 100, 200),
+    "image side": (256, 512, 1024, 2048, 4096, 8192),
+    "planes": (1, 10, 100, 500, 1000, 2000),
+    "objects": (1, 2, 5, 10, 20, 50, 100, 200, 500),
+}
+
+
+def seconds_of(work: Callable[[], object], runtime: Runtime, repeats: int = REPEATS) -> float:
+    """Median wall-clock seconds of `work` until the device is done with it, after a warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = perf_counter()
+        work()
+        if runtime.on_cuda:
+            torch.cuda.synchronize(runtime.device)
+        times.append(perf_counter() - start)
+    return median(times[1:])
+
+
+def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float]]:
+    """Seconds of the stages of "embed" and of a second "click" of the whole plane.
+
+    Each stage is waited for and nothing is recorded, so on a GPU they add up to more than a click takes.
+    """
+    path, network, runtime = predictor.hot_path, predictor.network, predictor.runtime
+    plane = to_uint8(image)
+    frame = Frame.whole(plane.shape[:2], network.size, network.fit)
+    embedding = predictor.embed(image)
+    prompts = [Click((0.4 * plane.shape[0], 0.6 * plane.shape[1])), Click((0.0, 0.0), positive=False)]
+    asked = Question(prompts, predictor.predict_batch(embedding, [prompts[:1]])[0].soft)
+    with runtime.inference():
+        rgb = runtime.upload(plane if plane.ndim == 3 else plane[..., None]).permute(2, 0, 1)[None].float()
+        pad = runtime.tensor(np.array(network.pad))
+        shown = on_square(rgb, frame, pad).contiguous(memory_format=torch.channels_last)
+        shape = (1, 3, network.size, network.size)
+        maps = torch.zeros(shape, device=runtime.device, dtype=runtime.dtype)
+        path.stamp(maps, frame, [asked])
+        logits = path.click(maps, *embedding.features)[0]
+        embed: dict[str, Callable[[], object]] = {
+            "8 bits": lambda: to_uint8(image).copy(),
+            "resize": lambda: on_square(rgb, frame, pad),
+            "encode": lambda: _encoded(predictor, shown),
+        }
+        click: dict[str, Callable[[], object]] = {
+            "prompts": lambda: path.stamp(maps.zero_(), frame, [asked]),
+            **_drawing(predictor, embedding.features, maps),
+            "mask": lambda: runtime.download(
+                from_square(logits, frame, network.aligned).sigmoid() > THRESHOLD
+            ),
+        }
+        return {
+            "embed": {name: seconds_of(work, runtime) for name, work in embed.items()},
+            "click": {name: seconds_of(work, runtime) for name, work in click.items()},
+        }
+
+
+def _encoded(predictor: Predictor, shown: Tensor) -> tuple[Tensor, ...]:
+    with predictor.runtime.inference(embedding=True):
+        return predictor.hot_path.encode(shown)
+
+
+def _drawing(
+    predictor: Predictor, features: tuple[Tensor, ...], maps: Tensor
+) -> dict[str, Callable[[], object]]:
+    """The network's own stages of a click: OpenVINO has them as one."""
+    network = predictor.network
+    if predictor.runtime.openvino:
+        return {"fuse and draw": lambda: predictor.hot_path.click(maps, *features)}
+    fused = network.fuse(features, maps)
+    return {"fuse": lambda: network.fuse(features, maps), "draw": lambda: network.sketch(fused)}
+
+
+def floor(predictor: Predictor) -> dict[str, float]:
+    """The least seconds of "embed_s", "click_s" and "sat_s" (one picture, 256 clicks), and where from.
+
+    "operations_per_s" and "bytes_per_s" are the ceilings measured; the rest is counted.
+    """
+    network, runtime = predictor.network, predictor.runtime
+    operations, moved = ceilings(runtime)
+    least: dict[str, float] = {"operations_per_s": operations, "bytes_per_s": moved}
+    width = DTYPES[runtime.precision].itemsize
+    for step, (work, values) in work_of(network).items():
+        least |= {f"{step}_operations": work, f"{step}_bytes": values * width}
+        least[f"{step}_s"] = max(work / operations, values * width / moved)
+    least["sat_s"] = least["embed_s"] + 256 * least["click_s"]
+    return least
+
+
+def work_of(network: Network) -> dict[str, tuple[float, float]]:
+    """Floating-point operations and values moved (weights, inputs, outputs) of "embed" and "click"."""
+    twin = _on_meta(network)
+    side = (1, 3, network.size, network.size)
+    image, maps = torch.zeros(side, device="meta"), torch.zeros(side, device="meta")
+    features = tuple(feature.detach() for feature in twin.encode(image))
+    return {
+        "embed": _counted(twin, lambda: twin.encode(image), [image]),
+        "click": _counted(twin, lambda: twin.sketch(twin.fuse(features, maps))[:1], [maps, *features]),
+    }
+
+
+@lru_cache(maxsize=8)
+def ceilings(runtime: Runtime) -> tuple[float, float]:
+    """Operations a second of a large matrix product and bytes a second of a large copy, on this device."""
+    side, length = (8192, 2**29) if runtime.on_cuda else (2048, 2**26)
+    with runtime.inference():
+        factors = torch.randn(2, side, side, device=runtime.device).to(DTYPES[runtime.precision])
+        product = seconds_of(lambda: factors[0] @ factors[1], runtime, 10)
+        source = torch.randn(length, device=runtime.device)
+        target = torch.empty_like(source)
+        copied = seconds_of(lambda: target.copy_(source), runtime, 10)
+    return 2 * side**3 / product, 2 * 4 * length / copied
+
+
+def _on_meta(network: Network) -> Network:
+    """A network of the same shapes without numbers."""
+    family: Any = type(network)
+    with torch.device("meta"):
+        twin: Network = family(network.config).eval()
+    return twin
+
+
+def _counted(
+    network: Network, step: Callable[[], tuple[Tensor, ...]], inputs: list[Tensor]
+) -> tuple[float, float]:
+    with FlopCounterMode(display=False) as counter:
+        outputs = step()
+    weights = list(network.parameters())
+    # Those that have a part in the outputs are those that must be read.
+    grads = torch.autograd.grad(sum(x.sum() for x in outputs), weights, allow_unused=True)  # type: ignore[arg-type]
+    used = sum(weight.numel() for weight, grad in zip(weights, grads) if grad is not None)
+    return counter.get_total_flops(), used + sum(x.numel() for x in (*inputs, *outputs))
+
+
+def curves(predictor: Predictor, amounts: dict[str, tuple[int, ...]] = AMOUNTS) -> list[dict[str, Any]]:
+    """How the cost grows with prompts, the picture's side, planes of a volume and objects.
+
+    Returns:
+        Curves with model, kind (a key of `amounts`), label (what is timed), amounts, seconds, and "touched":
+        whether what must be touched grows as the amount ("linear") or as its square ("square").
+    """
+    image = blobs((1024, 1024))
+    embedding = predictor.embed(image)
+    return [
+        _curve(predictor, "prompts", "click", "linear", amounts, lambda n: _prompts(predictor, embedding, n)),
+        _curve(predictor, "image side", "embed", "square", amounts, lambda n: _side_embed(predictor, n)),
+        _curve(predictor, "image side", "click", "square", amounts, lambda n: _side_click(predictor, n)),
+        _curve(predictor, "planes", "next plane", "linear", amounts, lambda n: _plane(predictor, n)),
+        _curve(predictor, "objects", "all", "linear", amounts, lambda n: _objects(predictor, embedding, n)),
+    ]
+
+
+def _curve(
+    predictor: Predictor,
+    kind: str,
+    label: str,
+    touched: str,
+    amounts: dict[str, tuple[int, ...]],
+    prepared: Callable[[int], Callable[[], object]],
+) -> dict[str, Any]:
+    seconds = [seconds_of(prepared(n), predictor.runtime, 3) for n in amounts[kind]]
+    return {
+        "model": predictor.name, "kind": kind, "label": f"{predictor.name}: {label}", "touched": touched,
+        "amounts": list(amounts[kind]), "seconds": seconds,
+    }  # fmt: skip
+
+
+def _scattered(count: int, side: int) -> list[Prompt]:
+    places = np.random.default_rng(2).uniform(0, side - 1, (count, 2))
+    return [Click((float(row), float(col)), positive=i % 2 == 0) for i, (row, col) in enumerate(places)]
+
+
+def _prompts(predictor: Predictor, embedding: Embedding, count: int) -> Callable[[], object]:
+    prompts = _scattered(count, 1024)
+    return lambda: next(predictor.answers(embedding, prompts)).mask
+
+
+def _side_embed(predictor: Predictor, side: int) -> Callable[[], object]:
+    image = _tiled(side)
+    return lambda: predictor.embed(image)
+
+
+def _side_click(predictor: Predictor, side: int) -> Callable[[], object]:
+    embedding = predictor.embed(_tiled(side))
+    return lambda: next(predictor.answers(embedding, [Click((side / 3, side / 2))])).mask
+
+
+def _tiled(side: int) -> np.ndarray:
+    return np.tile(blobs((256, 256)), (side // 256, side // 256))
+
+
+def _plane(predictor: Predictor, count: int) -> Callable[[], object]:
+    """The last plane of a volume of `count` planes, from its pixels to a mask."""
+    volume = Volume(np.broadcast_to(blobs((256, 256)), (count, 256, 256)))
+    plane = volume.planes()[-1]
+
+    def work() -> object:
+        pixels = volume.plane(plane)
+        return next(predictor.answers(predictor.embed(pixels), [Click((99.0, 99.0))])).mask
+
+    return work
+
+
+def _objects(predictor: Predictor, embedding: Embedding, count: int) -> Callable[[], object]:
+    prompts = [[click] for click in _scattered(2 * count, 1024)[::2]]
+    return lambda: [found.mask for found in predictor.predict_batch(embedding, prompts)]

@@ -1,0 +1,336 @@
+"""The simulated annotator: where would a patient person click, drag or draw next, given the truth?
+
+Two kinds of simulation live here. `next_click` is the exact evaluation protocol of the interactive
+segmentation literature, pixel for pixel, because published numbers depend on it. The other prompts (box,
+lasso, scribble) have no agreed protocol; theirs are made to look like a person's: a little loose, shortened,
+simplified.
+
+A *truth* is an (H, W) array of any integer type: 1 object, 0 background, -1 ignored. All coordinates are
+(row, col) with pixel centres on integers. Nothing here mutates its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import edt
+import numpy as np
+from skimage.graph import MCP_Geometric
+from skimage.measure import approximate_polygon, find_contours, label
+from skimage.morphology import skeletonize
+
+from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Prompt, Scribble
+
+
+class Answer(Protocol):
+    """What a predictor returns: anything with a boolean mask of the truth's shape."""
+
+    @property
+    def mask(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """One object annotated by the simulated annotator.
+
+    Attributes:
+        prompts: in the order they were given; the first may be of any kind.
+        ious: (len(prompts),) float32, the IoU after each prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    ious: np.ndarray
+
+
+def annotate(
+    predict: Callable[[tuple[Prompt, ...], Answer | None], Answer],
+    truth: np.ndarray,
+    *,
+    first: Prompt | None = None,
+    max_clicks: int = 20,
+    stop_at: float | None = None,
+    parity: bool = False,
+) -> Annotation:
+    """The object of `truth`, annotated with up to `max_clicks` prompts.
+
+    Parameters:
+        predict: called with all prompts so far and the previous answer (None at first).
+        first: the first prompt; the protocol's first click if None. All later ones are clicks.
+        stop_at: the annotator is content with this IoU and stops after the prompt that reached it.
+        parity: do what the published harness does where nothing is left to correct: go on with a negative
+            click at (0, 0). Without it the annotator stops there, so fewer prompts may come back.
+
+    Raises:
+        ValueError: if the truth has no object or `max_clicks` is not positive.
+    """
+    if max_clicks < 1:
+        raise ValueError(f"max_clicks must be at least 1, got {max_clicks}")
+    if not (truth == 1).any():
+        raise ValueError(
+            f"the truth of shape {truth.shape} has no pixel of value 1, so there is no object to annotate"
+        )
+    prompts: tuple[Prompt, ...] = ()
+    ious: list[float] = []
+    answer: Answer | None = None
+    mask = np.zeros(truth.shape, bool)
+    while len(prompts) < max_clicks:
+        prompt = (
+            first if first is not None and not prompts else next_click(truth, mask, prompts, parity=parity)
+        )
+        if prompt is None:
+            break
+        prompts = (*prompts, prompt)
+        answer = predict(prompts, answer)
+        mask = answer.mask
+        ious.append(iou(truth, mask))
+        if stop_at is not None and ious[-1] >= stop_at:
+            break
+    return Annotation(prompts, np.array(ious, np.float32))
+
+
+def next_click(
+    truth: np.ndarray, mask: np.ndarray, prompts: Sequence[Prompt] = (), *, parity: bool = False
+) -> Click | None:
+    """The click in the middle of the largest error, or None if there is no error left to click on.
+
+    The error with the larger exact Euclidean distance to its own edge (the picture's border is an edge) gets
+    the click, at the first such pixel in row-major order; a tie makes the click negative. Pixels of earlier
+    clicks are skipped, ignored pixels are no errors.
+
+    Parameters:
+        truth: (H, W), 1 / 0 / -1.
+        mask: (H, W) bool, the current answer.
+        prompts: what was given so far; only the pixels of clicks matter.
+        parity: return a negative click at (0, 0) in place of None, as the published harness does.
+
+    Raises:
+        ValueError: if truth and mask differ in shape.
+    """
+    misses, excess = _errors(truth, mask)
+    clicked = [(round(p.at[0]), round(p.at[1])) for p in prompts if isinstance(p, Click)]
+    depth_miss, at_miss = deepest(misses, clicked)
+    depth_excess, at_excess = deepest(excess, clicked)
+    if depth_miss == 0 and depth_excess == 0 and not parity:
+        return None
+    positive = depth_miss > depth_excess
+    return Click(at_miss if positive else at_excess, positive=positive)
+
+
+def next_scribble(truth: np.ndarray, mask: np.ndarray, prompts: Sequence[Prompt] = ()) -> Scribble | None:
+    """A stroke through the error that the next click would fall on, or None if there is no error left.
+
+    Same sign and same region as `next_click`; the region is the 8-connected one around that click.
+    """
+    click = next_click(truth, mask, prompts)
+    if click is None:
+        return None
+    misses, excess = _errors(truth, mask)
+    regions = label(misses if click.positive else excess, connectivity=2)
+    at = round(click.at[0]), round(click.at[1])
+    return Scribble(_stroke(regions == regions[at]), positive=click.positive)
+
+
+def scribble_in(truth: np.ndarray) -> Scribble:
+    """A positive stroke along the object's largest part: its longest skeleton path, shortened and simplified.
+
+    Raises:
+        ValueError: if the truth has no object.
+    """
+    return Scribble(_stroke(largest_part(truth)))
+
+
+def box_around(truth: np.ndarray, jitter: float = 0.0, rng: np.random.Generator | None = None) -> Box:
+    """The tight positive box around the whole object, from its first to its last pixel centre.
+
+    Parameters:
+        truth: (H, W), 1 / 0 / -1.
+        jitter: standard deviation of each side's position as a fraction of the box's extent along that axis;
+            the box stays inside the picture and keeps its orientation.
+        rng: source of the jitter; a fixed one if None.
+
+    Raises:
+        ValueError: if the truth has no object.
+    """
+    inside = _object(truth)
+    top, left, bottom, right = _bounds(inside)
+    corners = np.array([[top, left], [bottom - 1, right - 1]], float)
+    if jitter > 0:
+        rng = np.random.default_rng(0) if rng is None else rng
+        extent = np.maximum(corners[1] - corners[0], 1)
+        corners = np.sort(corners + rng.normal(0, jitter, (2, 2)) * extent, axis=0)
+        corners = np.clip(corners, 0, np.array(inside.shape) - 1)
+    return Box(_pair(corners[0]), _pair(corners[1]))
+
+
+def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.02) -> Polygon:
+    """A loose positive outline of the object's largest part, with its holes filled in.
+
+    Parameters:
+        truth: (H, W), 1 / 0 / -1.
+        margin: how far outside the object the hand stays, as a fraction of the square root of its area.
+        tolerance: how much the outline is simplified, in the same unit.
+
+    Raises:
+        ValueError: if the truth has no object.
+    """
+    part = largest_part(truth)
+    size = float(np.sqrt(part.sum()))
+    pad = int(np.ceil(margin * size)) + 2
+    top, left, bottom, right = _bounds(part)
+    padded = np.pad(part[top:bottom, left:right], pad)
+    distance = edt.edt(~padded, black_border=False, parallel=1)
+    # The iso-line of the distance at margin + half a pixel is the dilated outline, without stairs.
+    outlines = find_contours(distance, margin * size + 0.5)
+    outer = max(outlines, key=lambda line: float(np.ptp(line[:, 0]) * np.ptp(line[:, 1])))
+    points = approximate_polygon(outer, tolerance * size)[:-1] + np.array([top - pad, left - pad])
+    if len(points) < 3:
+        points = approximate_polygon(outer, 0)[:-1] + np.array([top - pad, left - pad])
+    points = np.clip(points, 0, np.array(part.shape) - 1)
+    return Polygon(tuple(_pair(point) for point in points))
+
+
+# The first prompts an annotator can begin with; "click" is the protocol's.
+FIRST_PROMPTS: dict[str, Callable[[np.ndarray], Prompt | None]] = {
+    "click": lambda truth: next_click(truth, np.zeros(truth.shape, bool)),
+    "box": box_around,
+    "scribble": scribble_in,
+    "polygon": lasso_around,
+}
+
+
+def iou(truth: np.ndarray, mask: np.ndarray) -> float:
+    """Intersection over union of the object and the mask, over pixels that are not ignored; 1.0 if both are
+    empty.
+
+    Raises:
+        ValueError: if truth and mask differ in shape.
+    """
+    _same_shape(truth, mask)
+    inside, counted = truth == 1, truth != -1
+    union = np.count_nonzero((inside | mask) & counted)
+    return np.count_nonzero(inside & mask) / union if union else 1.0
+
+
+def noc(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """Clicks until each object reached the threshold, (N,) int64; the number of clicks given where it never
+    did.
+
+    Parameters:
+        ious: (N, K) IoU after each of K clicks.
+        threshold: an IoU such as 0.9.
+    """
+    _curves(ious)
+    reached = ious >= threshold
+    clicks: np.ndarray = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, ious.shape[1])
+    return clicks
+
+
+def nof(ious: np.ndarray, threshold: float) -> int:
+    """Objects that needed all K clicks; as published, arriving at exactly click K counts as failure."""
+    return int(np.count_nonzero(noc(ious, threshold) == ious.shape[1]))
+
+
+def miou_at_k(ious: np.ndarray) -> np.ndarray:
+    """Mean IoU at exactly click 1 .. K, (K,); only meaningful for curves without early stop."""
+    _curves(ious)
+    mean: np.ndarray = ious.mean(axis=0)
+    return mean
+
+
+def _curves(ious: np.ndarray) -> None:
+    if ious.ndim != 2 or 0 in ious.shape:
+        raise ValueError(
+            f"expected IoU curves of shape (objects, clicks) with at least one of each, got {ious.shape}"
+        )
+
+
+def _same_shape(truth: np.ndarray, mask: np.ndarray) -> None:
+    if truth.shape != mask.shape or truth.ndim != 2:
+        raise ValueError(
+            f"truth and mask must be two planes of one shape, got {truth.shape} and {mask.shape}"
+        )
+
+
+def _errors(truth: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Missed and excess pixels, (H, W) bool each."""
+    _same_shape(truth, mask)
+    mask = mask.astype(bool, copy=False)
+    return (truth == 1) & ~mask, (truth == 0) & mask
+
+
+def _bounds(region: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right (exclusive) of the true pixels; zeros if there are none."""
+    rows = np.flatnonzero(region.any(axis=1))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    cols = np.flatnonzero(region[rows[0] : rows[-1] + 1].any(axis=0))
+    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
+
+
+def deepest(region: np.ndarray, clicked: Sequence[tuple[int, int]] = ()) -> tuple[float, tuple[int, int]]:
+    """Depth and place of a region's deepest pixel that is not clicked yet; (0.0, (0, 0)) if there is none.
+
+    The depth is the exact Euclidean distance to the region's edge (the picture's border is one too), in
+    pixels: of a whole object it is the inscribed radius.
+
+    Distances are measured in the bounding box of the region only. That is exact: all that surrounds the box
+    is background or the border of the picture, and both are edges.
+    """
+    top, left, bottom, right = _bounds(region)
+    if bottom == 0:
+        return 0.0, (0, 0)
+    depths = edt.edt(np.ascontiguousarray(region[top:bottom, left:right]), black_border=True, parallel=1)
+    for row, col in clicked:
+        if top <= row < bottom and left <= col < right:
+            depths[row - top, col - left] = 0
+    row, col = divmod(int(depths.argmax()), depths.shape[1])
+    depth = float(depths[row, col])
+    return (depth, (top + row, left + col)) if depth > 0 else (0.0, (0, 0))
+
+
+def _object(truth: np.ndarray) -> np.ndarray:
+    inside: np.ndarray = truth == 1
+    if not inside.any():
+        raise ValueError(
+            f"the truth of shape {truth.shape} has no pixel of value 1, so nothing can be drawn around it"
+        )
+    return inside
+
+
+def largest_part(truth: np.ndarray) -> np.ndarray:
+    """The largest 8-connected part of the object, (H, W) bool."""
+    parts = label(_object(truth), connectivity=2)
+    largest: np.ndarray = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return largest
+
+
+def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, float], ...]:
+    """Points along the longest path of the skeleton of a connected region, shortened at both ends."""
+    top, left, bottom, right = _bounds(region)
+    inside = np.pad(region[top:bottom, left:right], 1)
+    skeleton = skeletonize(inside)
+    # The far end of the far end of any pixel: the longest path of a tree, and a long one of any other
+    # skeleton.
+    end = _far_end(skeleton, tuple(np.argwhere(skeleton)[0]))[0]
+    path = np.array(_far_end(skeleton, end)[1], float)
+    cut = int(shorten * len(path))
+    path = path[cut : len(path) - cut]
+    depth = edt.edt(inside, black_border=True, parallel=1)
+    along = depth[path[:, 0].astype(int), path[:, 1].astype(int)]
+    path = approximate_polygon(path, 0.3 * float(along.min())) + np.array([top - 1, left - 1])
+    return tuple(_pair(point) for point in path)
+
+
+def _far_end(skeleton: np.ndarray, start: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The skeleton pixel farthest from `start` along the skeleton, and the way there."""
+    search = MCP_Geometric(np.where(skeleton, 1.0, -1.0))
+    costs, _ = search.find_costs([start])
+    costs[~np.isfinite(costs)] = -1
+    end = tuple(int(i) for i in np.unravel_index(costs.argmax(), costs.shape))
+    return end, search.traceback(end)
+
+
+def _pair(point: np.ndarray) -> tuple[float, float]:
+    return float(point[0]), float(point[1])

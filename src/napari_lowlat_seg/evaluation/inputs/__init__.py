@@ -1,0 +1,1 @@
+"""What a benchmark reads: data sets, ground truth, segmenters."""

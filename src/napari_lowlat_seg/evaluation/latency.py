@@ -1,0 +1,305 @@
+"""Latency: how long a model takes to embed a picture and to answer a prompt, and how much memory it needs.
+
+All models are timed in turns within one process, so that a busy minute of the machine hits each of them. Peak
+memory is taken from a fresh process a model that does the same work and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, load_segmenter
+from napari_lowlat_seg.evaluation.report import (
+    check_folders,
+    latency_table,
+    machine,
+    plotting,
+    save_json,
+    save_latency_plot,
+)
+from napari_lowlat_seg.io.samples import blobs
+
+WARM_UP = 2
+PAUSE = 0.05  # seconds between models: the idle threads of the one before keep a core busy for a while
+SAT_SIDE = 16
+
+
+def latency(
+    models: Sequence[Segmenter],
+    image: np.ndarray,
+    *,
+    embeds: int = 3,
+    clicks: int = 40,
+    sat_seconds: float = 60.0,
+    progress: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Times of every model on one picture, one row a model.
+
+    A click is a `predict` with one more click than before and the previous answer, 1 to 10 clicks in all and
+    then from the start: what a person at work causes. Times are wall-clock seconds until the mask is a numpy
+    array: of the first answer, which a model that looks closer shows at once, and of the final one.
+
+    Parameters:
+        models: with different names.
+        image: (H, W) or (H, W, 3).
+        embeds, clicks: how often each is measured, after a warm-up.
+        sat_seconds: "segment anything": the picture embedded once and one positive click on each of
+            16 x 16 places, (32 + 64 i, 32 + 64 j) of the picture stretched to 1024 x 1024, as in the
+            original's script, one by one. They are visited evenly for at most so many seconds a model, and
+            the rest extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
+        progress: called after each step of each model.
+
+    Returns:
+        Rows with model, form, device, embed_s (median), first_p50_s, first_p95_s, first_p99_s, click_p50_s,
+        click_p95_s, click_p99_s, sat_s or None, sat_clicks, sat_first_s (first answers only; None where they
+        are the final ones) and sat_batch_s (None for models that cannot answer many clicks at once).
+    """
+    embed_times: dict[str, list[float]] = {model.name: [] for model in models}
+    click_times: dict[str, list[tuple[float, float]]] = {model.name: [] for model in models}
+    embeddings: dict[str, Any] = {}
+    for turn in range(embeds + 1):  # the first is the warm-up
+        for model in models:
+            sleep(PAUSE)
+            start = perf_counter()
+            embeddings[model.name] = model.embed(image)
+            settle(model)
+            embed_times[model.name] += [perf_counter() - start] if turn else []
+            progress()
+    walks = {model.name: _Walk(model, embeddings[model.name], image.shape[:2]) for model in models}
+    for turn in range(clicks + WARM_UP):
+        for model in models:
+            sleep(PAUSE)
+            seconds = walks[model.name].step()
+            click_times[model.name] += [seconds] if turn >= WARM_UP else []
+            progress()
+    rows = []
+    for model in models:
+        row: dict[str, Any] = {
+            "model": model.name, "form": model.form, "device": device_of(model),
+            "embed_s": float(np.median(embed_times[model.name])),
+        }  # fmt: skip
+        for at, kind in enumerate(("first", "click")):
+            for p in (50, 95, 99):
+                row[f"{kind}_p{p}_s"] = float(np.percentile(np.array(click_times[model.name])[:, at], p))
+        row |= _sats(model, image, sat_seconds)
+        progress()
+        rows.append(row)
+    return rows
+
+
+def run_latency(
+    models: Sequence[str],
+    size: tuple[int, int] = (1024, 1024),
+    *,
+    device: str = "auto",
+    closer_look: str = "auto",
+    clicks: int = 40,
+    sat_seconds: float = 60.0,
+    memory: bool = True,
+    curves: bool = False,
+    json: str | Path | None = None,
+    plot: str | Path | None = None,
+    show: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """The latency benchmark from names to report; shows a table, writes JSON if asked to.
+
+    Parameters:
+        models: lines of text that `rivals.load_segmenter` understands.
+        size: (rows, cols) of a synthetic picture of blobs.
+        device, closer_look: as in `load_segmenter`.
+        clicks, sat_seconds: as in `latency`.
+        memory: also measure peak memory, in a fresh process a model.
+        curves: also measure how the cost of our models grows; see `profiling.curves`.
+        json, plot: files to write; checked before the work starts.
+        show: called with the finished table as text; None for silence.
+
+    Returns:
+        What the JSON file holds: "rows" as from `latency` with peak_ram_mib and peak_gpu_mib (None where
+        there is none) and, for our own models, "stages" and "floor" (see `cost`); "curves" if asked for,
+        "size", and what was run on what.
+
+    Raises:
+        ValueError: for a size, number or name that cannot be used, before the work starts.
+        ImportError: if an ONNX model is wanted without onnxruntime.
+    """
+    if min(size) < 1 or clicks < 1:
+        raise ValueError(f"size and clicks must be at least 1, got {size[0]} x {size[1]} and {clicks}")
+    check_folders(json, plot)
+    if plot is not None:
+        plotting()
+    if not models or len(set(models)) < len(models):
+        raise ValueError(f"expected different models, at least one; got {', '.join(models) or 'none'}")
+    made = [load_segmenter(spec, device=device, closer_look=closer_look) for spec in models]
+    embeds = 3
+    with tqdm(total=len(made) * (embeds + 1 + clicks + WARM_UP + 1), unit="step", desc="latency") as bar:
+        image = blobs(size)
+        rows = latency(
+            made, image, embeds=embeds, clicks=clicks, sat_seconds=sat_seconds, progress=bar.update
+        )
+    grown = []
+    for model, row in zip(made, rows):
+        if (ours := getattr(model, "predictor", None)) is not None:
+            from napari_lowlat_seg.evaluation.analysis import profiling  # here, because it needs torch
+
+            row["stages"], row["floor"] = profiling.stages(ours, image), profiling.floor(ours)
+            grown += profiling.curves(ours) if curves else []
+    for spec, row in zip(models, rows):
+        ram, gpu = _memory_elsewhere(spec, size, device, closer_look) if memory else (None, None)
+        row.update(peak_ram_mib=ram, peak_gpu_mib=gpu)
+    report = {
+        "kind": "latency", "size": list(size), "rows": rows, "costs": grown, "machine": machine()
+    }  # fmt: skip
+    if json is not None:
+        save_json(report, json)
+    if plot is not None:
+        save_latency_plot(report, plot)
+    if show is not None:
+        show(latency_table(report))
+    return report
+
+
+def device_of(model: Segmenter) -> str:
+    """The torch device of a model that tells it, "cpu" for anything else."""
+    runtime = getattr(getattr(model, "predictor", None), "runtime", model)
+    return str(getattr(runtime, "device", "cpu"))
+
+
+def settle(model: Segmenter) -> None:
+    """Wait until the model's GPU has done what it was given; embeddings stay there, so nothing else waits."""
+    if device_of(model).startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device_of(model))
+
+
+class _Walk:
+    """Clicks on one picture, one more each time, from the start after ten."""
+
+    def __init__(self, model: Segmenter, embedding: Any, shape: tuple[int, ...], length: int = 10) -> None:
+        rng = np.random.default_rng(1)
+        places = rng.uniform(0, 1, (length, 2)) * (np.array(shape) - 1)
+        self._clicks: list[Prompt] = [
+            Click((float(row), float(col)), positive=i % 3 < 2) for i, (row, col) in enumerate(places)
+        ]
+        self._model, self._embedding = model, embedding
+        self._given = 0
+        self._previous: Any = None
+
+    def step(self) -> tuple[float, float]:
+        """Seconds that the first and the final answer to the next click took."""
+        if self._given == len(self._clicks):
+            self._given, self._previous = 0, None
+        self._given += 1
+        start, times = perf_counter(), []
+        for answer in answers(self._model, self._embedding, self._clicks[: self._given], self._previous):
+            np.asarray(answer.mask)
+            times.append(perf_counter() - start)
+            self._previous = answer
+        return times[0], times[-1]
+
+
+def answers(model: Segmenter, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
+    """A model's answers, the quicker first; most models have one."""
+    several = getattr(model, "answers", None)
+    if several is None:
+        yield model.predict(embedding, prompts, previous)
+    else:
+        yield from several(embedding, prompts, previous)
+
+
+def grid(shape: tuple[int, ...]) -> list[Click]:
+    """The 256 clicks of SAT on a picture of (rows, cols)."""
+    places = (32 + 64 * np.arange(SAT_SIDE)) / 1024
+    rows, cols = shape[:2]
+    return [Click((float(r * rows), float(c * cols))) for r in places for c in places]
+
+
+def _sats(model: Segmenter, image: np.ndarray, budget: float) -> dict[str, Any]:
+    """The four numbers of SAT; see `latency`."""
+    if budget <= 0:
+        return {"sat_s": None, "sat_clicks": 0, "sat_first_s": None, "sat_batch_s": None}
+    looks = getattr(getattr(model, "predictor", None), "closer_look", "off") == "auto"
+    sat, done = _sat(model, image, budget, lambda *asked: model.predict(*asked).mask)
+    first = None
+    if looks:
+        first, _ = _sat(model, image, budget, lambda *asked: next(answers(model, *asked)).mask)
+    batch = None
+    if (together := getattr(model, "predict_batch", None)) is not None and done == SAT_SIDE**2:
+        start = perf_counter()
+        for prediction in together(model.embed(image), [[click] for click in grid(image.shape)]):
+            np.asarray(prediction.mask)
+        batch = perf_counter() - start
+    return {"sat_s": sat, "sat_clicks": done, "sat_first_s": first, "sat_batch_s": batch}
+
+
+def _sat(
+    model: Segmenter, image: np.ndarray, budget: float, answer: Callable[..., np.ndarray]
+) -> tuple[float, int]:
+    """Seconds for the whole grid, and how many of its clicks were really given."""
+    clicks = grid(image.shape)
+    # A stride that is coprime to the grid visits all parts of it early, so that a part stands for the whole.
+    order = [(i * 97) % len(clicks) for i in range(len(clicks))]
+    start = perf_counter()
+    embedding = model.embed(image)
+    settle(model)
+    embedded = perf_counter() - start
+    done, start = 0, perf_counter()
+    for place in order:
+        np.asarray(answer(embedding, [clicks[place]], None))
+        done += 1
+        if perf_counter() - start > budget:
+            break
+    return embedded + (perf_counter() - start) * len(clicks) / done, done
+
+
+def _memory_elsewhere(
+    spec: str, size: tuple[int, int], device: str, closer_look: str
+) -> tuple[float | None, float | None]:
+    """Peak RAM and GPU memory in MiB of a process that only loads the model, embeds and answers.
+
+    It answers 3 clicks; on a GPU, whose memory is counted from then on, the SAT grid as well.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_memory_here, spec, size, device, closer_look).result()
+
+
+def _memory_here(
+    spec: str, size: tuple[int, int], device: str, closer_look: str
+) -> tuple[float | None, float | None]:
+    model = load_segmenter(spec, device=device, closer_look=closer_look)
+    image = blobs(size)
+    walk = _Walk(model, model.embed(image), image.shape)
+    for _ in range(3):
+        walk.step()
+    gpu = None
+    if device_of(model).startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device_of(model))
+        _sats(model, image, 30.0)
+        gpu = torch.cuda.max_memory_allocated(device_of(model)) / 2**20
+    return peak_ram(), gpu
+
+
+def peak_ram() -> float | None:
+    """Most memory this process ever held in MiB, or None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # the figure of getrusage includes what the parent held before this process began
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        return None if line is None else int(line.split()[1]) / 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 1024

@@ -1,0 +1,1 @@
+"""Networks with random weights that are only timed."""

@@ -1,0 +1,343 @@
+"""What comes out of a benchmark: rows of metrics, tables for people, JSON for programs, plots for papers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from napari_lowlat_seg.evaluation.annotator import miou_at_k, noc, nof
+
+ALL = "all objects"
+KS = (1, 3, 5, 10, 20)
+# Sizes of objects as fractions of the picture: the upper end of each bin, and its name.
+SIZES = ((0.001, "< 0.1 %"), (0.01, "0.1-1 %"), (0.1, "1-10 %"), (float("inf"), "> 10 %"))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """IoU after each prompt, of one model on one object.
+
+    Attributes:
+        model, form: the model and how it makes one mask of prompts.
+        group: the set the object belongs to.
+        object: its name.
+        area: its size as a fraction of the picture.
+        ious: after prompt 1 .. K.
+        predicted: the model's own estimate of each; None where it makes none, and where no answer was given
+            because nothing was left to correct.
+    """
+
+    model: str
+    form: str
+    group: str
+    object: str
+    area: float
+    ious: tuple[float, ...]
+    predicted: tuple[float | None, ...] = ()
+
+
+def domain_of(group: str, dataset: str) -> str:
+    """What a set is of: the first part of its name in a `folder`, the data set itself elsewhere."""
+    return group.split("/")[0] if dataset == "folder" else dataset
+
+
+def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """One row of metrics for each model on each set, each size of object, and all objects together.
+
+    A row has model, form, by ("set", "size" or "all"), group, objects, noc85, noc90, noc95, nof95 and miou1,
+    miou3 .. as far as the curves go.
+    """
+    models = list(dict.fromkeys((curve.model, curve.form) for curve in curves))
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    parts = [("set", group, [c for c in curves if c.group == group]) for group in groups]
+    parts += [("size", name, [c for c in curves if size_of(c.area) == name]) for _, name in SIZES]
+    parts += [("all", ALL, list(curves))]
+    return [
+        {
+            "model": model,
+            "form": form,
+            "by": by,
+            "group": group,
+            **_metrics([c for c in part if c.model == model]),
+        }
+        for by, group, part in parts
+        for model, form in models
+        if any(c.model == model for c in part)
+    ]
+
+
+def size_of(area: float) -> str:
+    """The name of the size bin that a fraction of the picture falls in."""
+    return next(name for end, name in SIZES if area < end)
+
+
+def _metrics(curves: Sequence[Curve]) -> dict[str, float]:
+    ious = np.array([curve.ious for curve in curves], np.float32)
+    mean = miou_at_k(ious)
+    return {
+        "objects": len(ious),
+        **{f"noc{round(100 * t)}": float(noc(ious, t).mean()) for t in (0.85, 0.9, 0.95)},
+        "nof95": nof(ious, 0.95),
+        **{f"miou{k}": float(mean[k - 1]) for k in KS if k <= ious.shape[1]},
+    }
+
+
+def quality_table(report: Mapping[str, Any]) -> str:
+    """The rows of a quality report as a table of plain text."""
+    what = f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts"
+    return text_of(
+        _columns(report["rows"]), what + ("" if report["complete"] else " (interrupted: part of the objects)")
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Table:
+    metrics = [key for key in rows[0] if key.startswith(("noc", "nof", "miou"))] if rows else []
+    titles = [
+        key.replace("noc", "NoC").replace("nof", "NoF") if key[0] == "n" else f"{key[4:]}-mIoU"
+        for key in metrics
+    ]
+    table = Table("set", "n", "model", "form", *titles)
+    for column in (table.columns[1], *table.columns[4:]):
+        column.justify = "right"
+    last = None
+    for row in rows:
+        if last is not None and row["group"] != last:
+            table.add_section()
+        cells = [_number(row[key], key) for key in metrics]
+        fresh = row["group"] != last
+        table.add_row(
+            row["group"] if fresh else "",
+            str(row["objects"]) if fresh else "",
+            row["model"],
+            row["form"],
+            *cells,
+        )
+        last = row["group"]
+    return table
+
+
+def _number(value: float, key: str) -> str:
+    return (
+        str(value)
+        if key.startswith("nof")
+        else f"{value:.2f}"
+        if key.startswith("noc")
+        else f"{100 * value:.1f}"
+    )
+
+
+LATENCIES = ("embed_s", "first_p50_s", "first_p95_s", "click_p50_s", "click_p95_s", "click_p99_s")
+
+
+def latency_table(report: Mapping[str, Any]) -> str:
+    """The rows of a latency report as a table of plain text."""
+    rows, cols = report["size"]
+    table = Table(
+        "model",
+        "form",
+        "device",
+        "embed ms",
+        "first p50 ms",
+        "p95",
+        "final p50 ms",
+        "p95",
+        "p99",
+        "SAT s",
+        "first",
+        "batch",
+        "RAM MiB",
+        "GPU MiB",
+    )
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for row in report["rows"]:
+        table.add_row(
+            row["model"],
+            row["form"],
+            row["device"],
+            *(f"{1000 * row[key]:.4g}" for key in LATENCIES),
+            "-"
+            if row["sat_s"] is None
+            else f"{row['sat_s']:.3g}" + ("" if row["sat_clicks"] == 256 else "*"),
+            *("-" if row[key] is None else f"{row[key]:.3g}" for key in ("sat_first_s", "sat_batch_s")),
+            *("-" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_ram_mib", "peak_gpu_mib")),
+        )
+    extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
+    note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
+    return text_of(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+
+
+def volume_table(report: Mapping[str, Any]) -> str:
+    """The rows of a volume report as a table of plain text."""
+    dice = {
+        "dice_one": "1 plane",
+        "dice_ten": "every 10th",
+        "dice_c1": "+1",
+        "dice_c3": "+3",
+        "dice_c5": "+5",
+    }
+    ious = {"iou_one": "IoU 1 plane", "iou_ten": "IoU every 10th"}
+    actions = {"actions_ten": "actions 10th", "actions_90": "to .90", "actions_95": "to .95"}
+    table = Table("object", "method", *dice.values(), *ious.values(), *actions.values())
+    for column in table.columns[2:]:
+        column.justify = "right"
+    last = None
+    for row in report["rows"]:
+        if last is not None and row["object"] != last:
+            table.add_section()
+        table.add_row(
+            row["object"] if row["object"] != last else "",
+            row["method"],
+            *(f"{row[key]:.3f}" for key in (*dice, *ious)),
+            *("-" if row[key] is None else str(row[key]) for key in actions),
+        )
+        last = row["object"]
+    return text_of(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
+
+
+def text_of(table: Table, title: str) -> str:
+    """A table as plain text under its title."""
+    table.title = title
+    table.title_justify = "left"
+    console = Console(width=240, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("napari-lowlat-seg", "torch", "onnxruntime", "numpy")},
+        "command": " ".join(sys.argv),
+    }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def check_folders(*paths: str | Path | None) -> None:
+    """Raises ValueError for a file to be written whose folder is not there: before the work, not after it."""
+    for path in paths:
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"the folder of {path} must exist; make it first")
+
+
+def save_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report of plain values and dataclasses whole or not at all."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
+    part.replace(path)
+
+
+def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
+    """Mean IoU against the number of prompts, one panel a set; the format is the one of the file's suffix.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_of = plotting()
+    curves: Sequence[Curve] = report["curves"]
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    panels = [ALL, *groups] if len(groups) > 1 else groups
+    across = min(4, max(1, len(panels)))
+    down = -(-len(panels) // across)
+    figure = figure_of(figsize=(3.4 * across, 2.8 * down + 0.5), layout="constrained")
+    for place, group in enumerate(panels, 1):
+        axes = figure.add_subplot(down, across, place)
+        shown = [curve for curve in curves if group in (ALL, curve.group)]
+        for model in dict.fromkeys(curve.model for curve in shown):
+            mean = miou_at_k(np.array([curve.ious for curve in shown if curve.model == model]))
+            axes.plot(range(1, len(mean) + 1), 100 * mean, marker=".", label=model)
+        axes.set_title(group, fontsize=9)
+        axes.grid(alpha=0.3)
+    title = f"{report['dataset']}: mean IoU in % after each prompt, the first a {report['first']}"
+    figure.suptitle(title, fontsize=10)
+    if panels:
+        lines = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
+    """Stages beside the floor of every model of ours, and its cost curves if there are any.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    rows = [row for row in report["rows"] if "stages" in row]
+    kinds = list(dict.fromkeys(curve["kind"] for curve in report["costs"]))
+    figure = plotting()(figsize=(9, 0.8 * len(rows) + 3.2 * -(-len(kinds) // 2) + 1.6), layout="constrained")
+    down = 1 + -(-len(kinds) // 2)
+    cells = figure.add_gridspec(down, 2)
+    bars = figure.add_subplot(cells[0, :])
+    for place, row in enumerate(rows):
+        left = 0.0
+        for colour, (stage, seconds) in enumerate(row["stages"]["click"].items()):
+            bars.barh(place, 1000 * seconds, left=left, color=f"C{colour}", label=None if place else stage)
+            left += 1000 * seconds
+        bars.plot([1000 * row["floor"]["click_s"]] * 2, [place - 0.4, place + 0.4], "k--")
+    bars.set_yticks(range(len(rows)), [row["model"] for row in rows], fontsize=8)
+    bars.set_xlabel("ms of a click, every stage waited for; dashed: floor", fontsize=8)
+    if rows:
+        bars.legend(fontsize=7, ncols=5)
+    for place, kind in enumerate(kinds):
+        axes = figure.add_subplot(cells[1 + place // 2, place % 2])
+        for curve in (curve for curve in report["costs"] if curve["kind"] == kind):
+            times = [1000 * s for s in curve["seconds"]]
+            axes.loglog(curve["amounts"], times, marker=".", label=curve["label"])
+        first, last = curve["amounts"][0], curve["amounts"][-1]
+        steepest = last / first if curve["touched"] == "linear" else (last / first) ** 2
+        end = 1000 * curve["seconds"][-1]
+        axes.loglog([first, last], [end / steepest, end], "k:", label=f"{curve['touched']} growth")
+        axes.set_title(f"ms against {kind}", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def plotting() -> Any:
+    """matplotlib's Figure, which draws to files without a display.
+
+    Raises:
+        ImportError: without matplotlib, saying how to get it.
+    """
+    try:
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError as problem:
+        raise ImportError(
+            "a plot needs matplotlib, which is not installed; pip install matplotlib"
+        ) from problem

@@ -1,0 +1,1 @@
+"""Embed an image once, answer prompts on it: the predictor and what it runs on."""

@@ -1,0 +1,144 @@
+"""Labels larger than memory: a pyramid of arrays on disk, written where something changes.
+
+All levels are true after every write: a coarser one shows every second, fourth, ... voxel of the finest, so
+whatever is looked at from afar exists. Nothing is ever read but the box that is asked for, and the chunks
+that exist when somebody else's labels are searched for their highest id, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.labels import LabelEdit
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.ome_zarr import HIGHEST, group_around, label_levels, labels_group
+
+Key = tuple[slice, ...]
+"""One bounded slice per axis; two of them may be longer than 1: the rows and the columns of a box."""
+
+
+class LabelPyramid:
+    """Labels in arrays of falling size, the first one full.
+
+    Parameters
+    ----------
+    levels
+        numpy or zarr arrays of integers, all with the same axes.
+    group
+        The zarr group that they belong to, in whose attributes the highest id is kept; None if there is none.
+    """
+
+    def __init__(self, levels: Sequence[Any], group: Any = None) -> None:
+        self.levels = tuple(levels)
+        self._group = group
+        self._highest: int | None = None
+
+    @classmethod
+    def at(cls, path: str | Path, like: Volume) -> LabelPyramid:
+        """The OME-Zarr labels at a path: those that are there, or new ones for a volume.
+
+        Raises as `ome_zarr.labels_group` does.
+        """
+        group = labels_group(path, like)
+        return cls(label_levels(group), group)
+
+    @classmethod
+    def of(cls, levels: Sequence[Any]) -> LabelPyramid:
+        """The labels in arrays that somebody else has opened, with the OME-Zarr group that they lie in."""
+        group = group_around(levels[0])
+        return cls(levels if group is None else label_levels(group), group)
+
+    def read(self, key: Key) -> np.ndarray:
+        """A copy of the labels inside a box, with all axes."""
+        return np.array(self.levels[0][key], order="C")
+
+    def write(self, key: Key, edit: LabelEdit) -> None:
+        """Make an edit, whose box is the one of the key, on all levels."""
+        region = self.read(key)
+        changed = np.broadcast_to(edit.changed.reshape(region.shape), region.shape)
+        edit.apply(region.reshape(edit.changed.shape))
+        self.levels[0][key] = region
+        for level in self.levels[1:]:
+            _thin(level, self._steps(level), key, region, changed)
+        known = self._noted if self._highest is None else self._highest
+        if known is not None and edit.highest > known:
+            self._highest = None if self._highest is None else edit.highest
+            self._note(edit.highest)
+
+    def highest(self) -> int:
+        """The highest id; may take as long as reading all chunks that exist, the first time."""
+        if self._highest is None:
+            noted = self._noted
+            # The coarsest level is read anyway: another program may have drawn what was never noted.
+            found = highest_label(self.levels[0 if noted is None else -1])
+            self._highest = max(found, noted or 0)
+            self._note(self._highest)
+        return self._highest
+
+    def uncounted(self) -> None:
+        """From now on others write here, who keep no count: what is noted is struck out."""
+        if self._noted is not None:
+            del self._group.attrs[HIGHEST]
+        self._group = None
+
+    @property
+    def _noted(self) -> int | None:
+        return None if self._group is None else self._group.attrs.get(HIGHEST)
+
+    def _note(self, label: int) -> None:
+        if self._group is not None and label != self._noted:
+            self._group.attrs[HIGHEST] = label
+
+    def _steps(self, level: Any) -> tuple[int, ...]:
+        """Voxels of the finest level from one voxel of a coarser one to the next."""
+        return tuple(max(1, round(n / m)) for n, m in zip(self.levels[0].shape, level.shape, strict=True))
+
+
+def highest_label(array: Any) -> int:
+    """The highest label of an array, 0 without any, read part by part: of zarr the chunks there are."""
+    parts: Iterator[Any]
+    if isinstance(array, np.ndarray):
+        parts = iter((array,))
+    elif hasattr(array, "store_path"):
+        parts = (array[key] for key in _stored(array))
+    else:
+        parts = (array[i] for i in range(array.shape[0]))
+    return max(0, max((int(np.max(np.asarray(part))) for part in parts), default=0))
+
+
+def _thin(level: Any, steps: Sequence[int], key: Key, region: np.ndarray, changed: np.ndarray) -> None:
+    """Bring what changed in a box of the finest level to a coarser one."""
+    wanted, shown = [], []
+    for part, step, length in zip(key, steps, level.shape, strict=True):
+        first, stop = -(-part.start // step), min(-(-part.stop // step), length)
+        if first >= stop:
+            return
+        wanted.append(slice(first, stop))
+        shown.append(slice(first * step - part.start, (stop - 1) * step - part.start + 1, step))
+    seen = changed[tuple(shown)]
+    if seen.any():
+        values = np.array(level[tuple(wanted)])
+        values[seen] = region[tuple(shown)][seen]
+        level[tuple(wanted)] = values
+
+
+def _stored(array: Any) -> Iterator[Key]:
+    """The chunks of a zarr array that exist."""
+    names = asyncio.run(_names(array))
+    sides = getattr(array, "shards", None) or array.chunks
+    for name in names:
+        # "c/3/0/1" in version 3; "3.0.1" or "3/0/1" in version 2. Anything else there is metadata.
+        if re.fullmatch(r"(c[./])?\d+([./]\d+)*", name):
+            places = [int(digits) for digits in re.findall(r"\d+", name)]
+            yield tuple(slice(at * side, (at + 1) * side) for at, side in zip(places, sides, strict=True))
+
+
+async def _names(array: Any) -> list[str]:
+    prefix = f"{array.path}/" if array.path else ""
+    return [name.removeprefix(prefix) async for name in array.store.list_prefix(prefix)]

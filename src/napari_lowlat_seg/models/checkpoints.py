@@ -1,0 +1,348 @@
+"""How a file of weights becomes a network; which there are, and where they come from, is in `known`.
+
+Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors;
+the digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from napari_lowlat_seg.models.compact import Compact, CompactConfig
+from napari_lowlat_seg.models.downloads import Progress, fetch, file_sha256
+from napari_lowlat_seg.models.network import Network
+from napari_lowlat_seg.models.registry import (
+    WEIGHTS,
+    cache_dir,
+    known_names,
+    known_path,
+    known_sha256,
+    record_path,
+)
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.models.segnext_checkpoint import read_official
+
+# One row per family: its config, a dataclass whose fields are JSON values, and the network built from it.
+FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "segnext": (SegNextConfig, SegNext),
+    "compact": (CompactConfig, Compact),
+}
+
+
+def load_model(name_or_path: str | Path) -> Network:
+    """The network of a known name or of a file, in evaluation mode, float32, on the CPU.
+
+    Parameters
+    ----------
+    name_or_path
+        A name of `list_models()` (downloaded at first use), or the path of one of our .safetensors files or
+        of an official .pth file.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a file that is missing, damaged, hostile or of another kind.
+    """
+    name = str(name_or_path)
+    if name in WEIGHTS and WEIGHTS[name].url:
+        return _load_downloaded(name, None)[1]
+    return load_file(model_path(name))
+
+
+def load_file(path: Path) -> Network:
+    """The network of a .safetensors or an official .pth file; see `load_model`."""
+    if path.suffix.lower() == ".safetensors":
+        family, config, state = _read_safetensors(path)
+    else:
+        family = "segnext"
+        config, state = read_official(path)
+    return _filled(path, family, config, state)
+
+
+def download_model(name: str, progress: Progress | None = None) -> Path:
+    """Brings a known model to this machine, checks that it loads, and returns its file.
+
+    Parameters
+    ----------
+    progress
+        Called with (bytes so far, bytes in all or None); whatever it raises cancels the download and leaves
+        nothing behind. None draws a bar on stderr.
+    """
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}")
+    return _load_downloaded(name, progress)[0] if WEIGHTS[name].url else model_path(name)
+
+
+def import_model(path: str | Path, into: str | Path | None = None) -> Path:
+    """Brings the model of any readable file to its place as safetensors and returns the new file.
+
+    One of our own files is copied as it is; an official one is written anew.
+
+    Parameters
+    ----------
+    into
+        A folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds
+        it by its name without the ending. There, a file with a known model's sha256 becomes its download.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, if something else is there already, or if the name is a known model's.
+    """
+    source = model_path(str(path))
+    network, digest = load_file(source), file_sha256(source)
+    target = _import_target(source, digest, into)
+    if target.exists():
+        if digest in (file_sha256(target), _metadata(target).get("source_sha256")):
+            return target
+        raise ValueError(f"{target} is there already and holds another model; remove it or take another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix.lower() != target.suffix:
+        return save_model(network, target, source=source.name, source_sha256=digest)
+    with _whole(target) as part:
+        shutil.copyfile(source, part)
+    return target
+
+
+def _import_target(source: Path, sha256: str, into: str | Path | None) -> Path:
+    if into is not None:
+        chosen = Path(into)
+        return chosen if chosen.suffix == ".safetensors" else chosen / f"{source.stem}.safetensors"
+    for name, row in WEIGHTS.items():
+        if row.sha256 == sha256:
+            return known_path(name)
+    if source.stem in WEIGHTS:
+        expected = WEIGHTS[source.stem].sha256 or "not published"
+        raise ValueError(
+            f"the name {source.stem!r} is kept for a known model (sha256 {expected}), but {source} has "
+            f"sha256 {sha256}; rename the file, or say where to write it"
+        )
+    return cache_dir() / f"{source.stem}.safetensors"
+
+
+def save_model(network: Network, path: Path, *, half: bool = False, **notes: str) -> Path:
+    """Writes a network as safetensors that `load_model` reads, in one step or not at all.
+
+    Parameters
+    ----------
+    half
+        Store float16, for half the size.
+    notes
+        Further metadata, such as where the weights come from.
+    """
+    family = next(name for name, (_, kind) in FAMILIES.items() if isinstance(network, kind))
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    config = json.dumps(asdict(network.config))  # type: ignore[call-overload]
+    return _write(path, state, {**notes, "family": family, "config": config, "sha256": _digest(state)})
+
+
+def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: float, note: str) -> Path:
+    """Writes a model with a correction of its predicted IoU; tensors, their type and its notes stay.
+
+    Parameters
+    ----------
+    slope, shift
+        The logit x of what the model predicts now becomes slope * x + shift; a correction that the model has
+        already comes first.
+    note
+        Where the correction comes from; "calibration" in the metadata.
+
+    Raises
+    ------
+    ValueError
+        For a model that predicts no IoU, a file that is there already, or a correction out of bounds.
+    """
+    source = model_path(str(name_or_path))
+    if source.suffix.lower() != ".safetensors" or "quality_slope" not in (facts := _config(source)):
+        raise ValueError(f"{source.name} predicts no IoU that could be corrected; only compact models do")
+    if into.suffix != ".safetensors" or into.exists():
+        raise ValueError(f"expected the name of a new .safetensors file, got {into}; take another name")
+    config = {
+        **facts,
+        "quality_slope": slope * facts["quality_slope"],
+        "quality_shift": slope * facts["quality_shift"] + shift,
+    }
+    CompactConfig(**config)  # refuses what cannot be loaded again
+    with safe_open(source, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    return _write(into, state, {**_metadata(source), "config": json.dumps(config), "calibration": note})
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """All fields of the config of one of our own files, which is checked."""
+    fields: dict[str, Any] = asdict(_read_safetensors(path)[1])
+    return fields
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    try:
+        with _whole(path) as part:
+            save_file(dict(state), part, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+    return path
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes that place at the end, or is gone if anything was raised."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def list_models() -> list[dict[str, Any]]:
+    """`model_info` of every known model and of every imported one, in that order."""
+    return [model_info(name) for name in known_names()]
+
+
+def model_info(name_or_path: str | Path) -> dict[str, Any]:
+    """Facts on one model, downloading nothing.
+
+    Keys: name, family, parameters, size (side of the input in pixels, 0 if unknown), bytes (of the file, None
+    if it is not here), licence, note, sha256 (None if not known yet), path (str or None), url (str or None)
+    and downloaded (bool).
+    """
+    name = str(name_or_path)
+    row = WEIGHTS.get(name)
+    if row is None or (not row.url and known_path(name).is_file()):
+        path = model_path(name)
+        network = load_file(path)
+        facts: dict[str, Any] = {
+            "family": next(key for key, (_, kind) in FAMILIES.items() if isinstance(network, kind)),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "size": network.size,
+            "sha256": file_sha256(path),
+        }
+    else:
+        assert row is not None
+        path = known_path(name)
+        facts = {"family": row.family, "parameters": row.parameters, "size": row.size}
+        facts["sha256"] = known_sha256(name)
+    here = path.is_file()
+    return {
+        "name": name,
+        **facts,
+        "bytes": path.stat().st_size if here else None,
+        "licence": row.licence if row else "that of its file",
+        "note": row.note if row else "a file of your own",
+        "path": str(path) if here else None,
+        "url": (row.url or None) if row else None,
+        "downloaded": here,
+    }
+
+
+def model_path(name: str) -> Path:
+    """The file of a name or path, which must exist; a `ValueError` lists the names otherwise."""
+    known = known_path(name)
+    path = known if known.is_file() else Path(name)
+    if path.is_file():
+        return path
+    if name in WEIGHTS:
+        raise ValueError(f"model {name!r} is not at {known}; {_how_to_get(name)}")
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        raise ValueError(f"there is no model file {name}")
+    names = ", ".join(WEIGHTS)
+    raise ValueError(f"unknown model {name!r}; choose one of {names}, or give a .safetensors or .pth file")
+
+
+def _how_to_get(name: str) -> str:
+    return f"run `lowlat-seg models download {name}`" if WEIGHTS[name].url else "install the package again"
+
+
+def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
+    """File and network of a model from the net.
+
+    Where the table has no sha256, the first file that loads is the one kept to ever after.
+    """
+    path, known = known_path(name), known_sha256(name)
+    fetch(WEIGHTS[name].url, path, known, progress)
+    digest = file_sha256(path) if known is None else known
+    try:
+        network = load_file(path)
+    except ValueError:
+        if known is None:
+            path.unlink(missing_ok=True)  # whatever came down was not the model: the next try starts clean
+        raise
+    if known is None:
+        record_path(name).write_text(digest + "\n")
+    return path, network
+
+
+def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
+    """Family, config and float32 parameters of one of our own files."""
+    facts = _metadata(path)
+    family = facts.get("family", "")
+    if family not in FAMILIES or "config" not in facts:
+        raise ValueError(
+            f"{path.name} is a safetensors file without a model of ours: its metadata should name a 'family' "
+            f"({', '.join(FAMILIES)}) and a 'config'; import official files with `lowlat-seg models import`"
+        )
+    try:
+        config = FAMILIES[family][0](**json.loads(facts["config"]))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
+    with safe_open(path, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if facts.get("sha256", _digest(state)) != _digest(state):
+        raise ValueError(f"{path.name} was changed since it was written: its tensors do not match its sha256")
+    return family, config, {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is damaged, cut short or no safetensors file: {error}") from None
+
+
+def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -> Network:
+    """The network with these parameters, made only after every key and shape was checked."""
+    try:
+        with torch.device("meta"):
+            blank = FAMILIES[family][1](config)  # allocates nothing
+    except (TypeError, ValueError) as error:  # a value of another type than its field's
+        raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
+    expected = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key[:60]} is unknown" for key in found if key not in expected]
+    problems += [
+        f"{key} has shape {shape}, expected {expected[key]}"
+        for key, shape in found.items()
+        if expected.get(key, shape) != shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:3])
+        raise ValueError(f"{path.name} does not fit {family}: {listed} ({len(problems)} in all)")
+    network: Network = FAMILIES[family][1](config)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names and bytes of all tensors, whatever order the file keeps them in."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,247 @@
+"""The compact member of the family: TinyViT encoder with thin skips, pooled-key fusion, a light decoder.
+
+What SegNext fixes is kept: the image is embedded once, prompts are pixels in dense maps, the maps join the
+cached embedding and self-attention fuses both. What two processor cores need is changed: 512 px, 1024 tokens
+whose keys are pooled 2 x 2, prompt maps that also enter at 1/4 and 1/8, and cached skips at these sides for
+the boundaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_lowlat_seg.models.dino import HEAD, TAPS, Dino
+from napari_lowlat_seg.models.disks import distance_maps
+from napari_lowlat_seg.models.network import MEAN, STD, Fit, Network, Regions
+from napari_lowlat_seg.models.tinyvit import ChannelNorm, TinyViT, tiled
+
+# What a file may ask for: enough for larger members, not enough to fill a machine's memory.
+BOUNDS = {
+    "size": (256, 2048),
+    "width": (32, 1024),
+    "heads": (1, 32),
+    "blocks": (0, 12),
+    "pool": (1, 8),
+    "skip8": (8, 512),
+    "skip4": (8, 512),
+    "radius": (1, 16),
+    "vit_depth": (0, 24),
+    "vit_width": (64, 1024),
+    "quality_slope": (0.01, 100),
+    "quality_shift": (-20, 20),
+}
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Everything that the shape of a `Compact` depends on.
+
+    Attributes
+    ----------
+    size
+        Side of the square network input in pixels, a multiple of 256.
+    width, heads, blocks
+        Channels, attention heads and number of the fusion blocks. No block at all leaves plain addition, for
+        the ablation "no dense fusion".
+    pool
+        Side of the square of tokens that share one key and value.
+    skip8, skip4
+        Channels of the decoder at 1/8 and 1/4 of the side.
+    windows
+        Sides in tokens of the encoder's attention windows at 1/8, 1/16 and 1/16 of the side.
+    radius
+        Radius of a click's disk in network pixels.
+    regions
+        How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
+    disks
+        Whether clicks are disks. Otherwise they are maps of tanh(2 d / radius), d the distance to the nearest
+        click: for the paper's ablation "no disk".
+    vit_depth, vit_width
+        Blocks and channels of a second encoder, a plain ViT (see `Dino`); none if the depth is 0.
+    quality_slope, quality_shift
+        Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the judge's
+        logit x (Platt scaling). 1 and 0 leave it as it was trained.
+
+    Raises
+    ------
+    ValueError
+        For a number outside its `BOUNDS`, a size or width that does not divide, windows that are not
+        three, or an unknown way of regions.
+    """
+
+    size: int = 512
+    width: int = 256
+    heads: int = 8
+    blocks: int = 2
+    pool: int = 2
+    skip8: int = 64
+    skip4: int = 32
+    windows: tuple[int, int, int] = (8, 16, 8)
+    radius: int = 3
+    regions: Regions = "channel"
+    disks: bool = True
+    vit_depth: int = 0
+    vit_width: int = 384
+    quality_slope: float = 1.0
+    quality_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(self.windows))  # JSON has lists only
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"the compact model's {name} must lie in {low}..{high}, got {value}")
+        if self.size % 256 or self.width % self.heads:
+            raise ValueError(
+                "the compact model needs a size in steps of 256 and a width in steps of its heads, "
+                f"got size {self.size}, width {self.width}, heads {self.heads}"
+            )
+        if len(self.windows) != 3 or not all(1 <= side <= 64 for side in self.windows):
+            raise ValueError(f"the compact model needs three windows of 1..64 tokens, got {self.windows}")
+        if self.vit_depth % TAPS or self.vit_width % HEAD:
+            raise ValueError(
+                f"the compact model needs a vit_depth in steps of {TAPS} and a vit_width in steps of {HEAD}, "
+                f"got vit_depth {self.vit_depth}, vit_width {self.vit_width}"
+            )
+        if self.regions not in get_args(Regions):
+            raise ValueError(f"regions is one of {get_args(Regions)}, got {self.regions!r}")
+
+
+class PooledAttention(nn.Module):
+    """Self-attention of every token over keys and values pooled from squares of tokens (PVT, SegFormer)."""
+
+    def __init__(self, width: int, heads: int, pool: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.pool = nn.Conv2d(width, width, pool, pool) if pool > 1 else nn.Identity()
+        self.norm = nn.LayerNorm(width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, rows, cols, width = x.shape
+        q = self.q(x).view(batch, rows * cols, self.heads, -1).transpose(1, 2)
+        pooled = self.norm(tiled(self.pool, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
+        kv = self.kv(pooled).view(batch, pooled.shape[1], 2 * self.heads, -1).transpose(1, 2)
+        k, v = kv.chunk(2, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v)
+        mixed: Tensor = self.proj(out.transpose(1, 2).reshape(batch, rows, cols, width))
+        return mixed
+
+
+class FusionBlock(nn.Module):
+    """Depthwise position term, pooled self-attention, feed-forward; all pre-norm with residuals."""
+
+    def __init__(self, width: int, heads: int, pool: int) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = PooledAttention(width, heads, pool)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.local(x)  # (B, C, g, g)
+        last: Tensor = x.permute(0, 2, 3, 1)  # (B, g, g, C)
+        last = last + self.attn(self.norm1(last))
+        last = last + self.fc2(F.gelu(self.fc1(self.norm2(last))))
+        return last.permute(0, 3, 1, 2)
+
+
+class RefineBlock(nn.Module):
+    """Depthwise 5 x 5, norm, widen by 2, GELU, narrow, add (ConvNeXt's block, slimmer)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = ChannelNorm(width)
+        self.widen = nn.Conv2d(width, 2 * width, 1)
+        self.narrow = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + tiled(self.narrow, F.gelu(tiled(self.widen, self.norm(self.spread(x)))))
+
+
+class Compact(Network):
+    """The compact network: 7.6 M parameters with the default `CompactConfig`, and the doors of `SegNext`."""
+
+    mean: Tensor
+    std: Tensor
+    fit: Fit = "letterbox"
+    bf16 = True
+    openvino = True
+    dots = 8
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.size, self.regions = config.size, config.regions
+        # Distances start from the click's own pixel, so its disk is asked for as small as it can be.
+        self.radius = config.radius if config.disks else 0
+        c, c8, c4 = config.width, config.skip8, config.skip4
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        # 1. once per image
+        self.encoder = TinyViT(config.windows)
+        self.vit = Dino(config.size, config.vit_width, config.vit_depth, c) if config.vit_depth else None
+        self.deep = nn.Conv2d(256, c, 1)
+        self.thin8 = nn.Conv2d(128, c8, 1)
+        self.thin4 = nn.Conv2d(64, c4, 1)
+        # 2. prompt maps, at the three sides of the features
+        self.maps4 = nn.Conv2d(3, c4, 4, 4)
+        self.maps8 = nn.Conv2d(c4, c8, 2, 2)
+        self.maps16 = nn.Conv2d(c8, c, 2, 2)
+        # 3. fusion and decoder
+        self.blocks = nn.ModuleList(FusionBlock(c, config.heads, config.pool) for _ in range(config.blocks))
+        self.norm = ChannelNorm(c)
+        self.up8 = nn.ConvTranspose2d(c, c8, 2, 2)
+        self.refine8 = nn.Sequential(RefineBlock(c8), RefineBlock(c8))
+        self.up4 = nn.ConvTranspose2d(c8, c4, 2, 2)
+        self.refine4 = nn.Sequential(RefineBlock(c4), RefineBlock(c4))
+        self.draw = nn.Conv2d(c4, 4, 1)
+        self.judge = nn.Sequential(nn.Linear(2 * c + 1, 64), nn.GELU(), nn.Linear(64, 1))
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
+        image = ((image - self.mean) / self.std).to(self.dtype)
+        quarter, eighth, tiny = self.encoder(image)
+        deep = tiled(self.deep, tiny)
+        deep = deep if self.vit is None else deep + self.vit(image)
+        return deep, tiled(self.thin8, eighth), tiled(self.thin4, quarter)
+
+    def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
+        """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
+        deep, thin8, thin4 = features
+        if not self.config.disks:
+            maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
+        prompts4 = F.gelu(tiled(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
+        prompts8 = F.gelu(tiled(self.maps8, prompts4))  # (B, c8, S/8, S/8)
+        x = deep + tiled(self.maps16, prompts8)  # (B, C, S/16, S/16)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x), thin8 + prompts8, thin4 + prompts4
+
+    def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, S/2, S/2) over the whole frame and the predicted IoU (B,) in [0, 1]."""
+        x, side8, side4 = fused
+        y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
+        y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
+        logits = F.pixel_shuffle(tiled(self.draw, y), 2)  # (B, 1, S/2, S/2)
+        # the judge sees the fused tokens inside the drawn mask and overall, and how much the mask covers
+        inside = F.adaptive_avg_pool2d(
+            logits.detach().sigmoid(), (x.shape[-2], x.shape[-1])
+        )  # (B, 1, S/16, S/16)
+        within = (x * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-3)
+        seen = torch.cat([within, x.mean((2, 3)), inside.mean((2, 3))], 1)  # (B, 2 C + 1)
+        judged = self.judge(seen)[:, 0]
+        slope, shift = self.config.quality_slope, self.config.quality_shift
+        if (slope, shift) != (1, 0):  # numbers of the file: a judge without a correction costs no kernel
+            judged = slope * judged + shift
+        return logits, judged.sigmoid()

@@ -1,0 +1,229 @@
+"""Reading the original's .pth files without trusting them.
+
+Such a file is a pickle that names a Python class to import. It is read with `weights_only=True`, nothing is
+ever imported by name, the geometry is taken from the shapes of the tensors, and the two facts that shapes
+cannot tell (heads and the rhythm of global attention) are read from the file's config within bounds.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from math import isclose, isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from napari_lowlat_seg.models.network import MEAN, STD
+from napari_lowlat_seg.models.segnext import SegNextConfig
+
+CLASS = "PlainVitModel"
+PARAMETERS = (
+    "backbone_params",
+    "neck_params",
+    "head_params",
+    "fusion_params",
+    "norm_radius",
+    "use_disks",
+    "cpu_dist_maps",
+    "norm_mean_std",
+)
+# How torch says that a pickle wants to import something: GLOBAL by name, STACK_GLOBAL (147) and frames of
+# newer pickles, which torch.save never writes (149), by number.
+OBJECTS = ("GLOBAL", "operand 147", "operand 149", "persistent")
+NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
+
+
+def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
+    """Geometry and float32 parameters of an official checkpoint.
+
+    Raises
+    ------
+    ValueError
+        One sentence that says what the file is instead, or what in it does not fit.
+    """
+    content = _unpickled(path)
+    if isinstance(content, list | tuple) and content:
+        content = content[0]  # the first of several is the model
+    state, config = _parts(path, content)
+    params = _parameters(path, config)
+    try:
+        return segnext_config(state, params), {key: value.float() for key, value in state.items()}
+    except ValueError as error:
+        raise ValueError(f"{path.name} does not fit SegNext: {error}") from None
+
+
+def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> SegNextConfig:
+    """The geometry that the shapes in `state` and the constructor arguments in `params` agree on.
+
+    Raises
+    ------
+    ValueError
+        Where they disagree, where a value is out of bounds, or for a variant nobody released.
+    """
+    backbone, fusion = _section(params, "backbone_params"), _section(params, "fusion_params")
+    neck, head = _section(params, "neck_params"), _section(params, "head_params")
+    patch = _shape(state, "backbone.patch_embed.proj.weight", 4)[-1]
+    tokens, dim = _shape(state, "backbone.pos_embed", 3)[1:]
+    levels = ("down_4.5", "down_8.2", "down_16.0", "down_32.2")
+    found: dict[str, Any] = {
+        "size": isqrt(tokens - 1) * patch,
+        "patch": patch,
+        "dim": dim,
+        "depth": _count(state, "backbone.blocks."),
+        "fusion_blocks": _count(state, "fusion_blocks."),
+        "neck_dims": tuple(_shape(state, f"neck.{level}.weight", 4)[0] for level in levels),
+        "head_dim": _shape(state, "head.fusion_conv.conv.weight", 4)[0],
+    }
+    kind = fusion.get("type", "self_attention")
+    if kind not in ("self_attention", "naive"):
+        raise ValueError(f"its fusion is {kind!r:.40}; only 'self_attention' and 'naive' are known")
+    said = {
+        "size": _first(backbone.get("img_size")),
+        "patch": _first(backbone.get("patch_size")),
+        "dim": backbone.get("embed_dim"),
+        "depth": backbone.get("depth"),
+        "fusion_blocks": 0 if kind == "naive" else fusion.get("depth"),
+        "neck_dims": tuple(neck["out_dims"]) if isinstance(neck.get("out_dims"), list | tuple) else None,
+        "head_dim": head.get("out_channels"),
+    }
+    for name, value in said.items():
+        if value is not None and value != found[name]:
+            raise ValueError(f"its config says {name} {value!r:.40}, its tensors say {found[name]}")
+    _only(head, "in_select_index", [0, 1, 2, 3])
+    _only(head, "num_classes", 1)
+    _only(params, "norm_mean_std", [[value / 255 for value in values] for values in (MEAN, STD)])
+    heads = _whole(backbone, "num_heads", 1, 64, None)
+    inner = _section(fusion, "params") if found["fusion_blocks"] else {}
+    return SegNextConfig(
+        **found,
+        heads=heads,
+        mlp_ratio=_shape(state, "backbone.blocks.0.mlp.fc1.weight", 2)[0] / dim,
+        global_every=_whole(backbone, "global_atten_freq", 1, 64, 3),
+        fusion_heads=_whole(inner, "num_heads", 1, 64, heads),
+        fusion_mlp_ratio=_shape(state, "fusion_blocks.0.mlp.fc1.weight", 2)[0] / dim if inner else 4.0,
+        radius=_whole(params, "norm_radius", 1, 64, 5),
+        use_disks=bool(params.get("use_disks", True)),
+    )
+
+
+def _unpickled(path: Path) -> Any:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what is about to be refused anyway
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if any(sign in str(error) for sign in OBJECTS):
+                raise ValueError(
+                    f"{path.name} holds Python objects besides tensors and plain values, which could run "
+                    f"code; it was not loaded: expected an {NOT_OURS}"
+                ) from None
+            raise ValueError(
+                f"{path.name} is damaged or not a torch file; download it again or choose another: "
+                f"expected an {NOT_OURS}"
+            ) from None
+        except Exception:
+            # An archive that ends too early, or never was one, makes torch raise anything.
+            raise ValueError(
+                f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
+            ) from None
+
+
+def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict and the config, or a sentence about what this file is instead."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}; expected an {NOT_OURS}")
+    state, config = content.get("state_dict"), content.get("config")
+    if not isinstance(state, dict) or not isinstance(config, dict):
+        inner = content.get("model", state if isinstance(state, dict) else content)
+        names = [str(name) for name in inner] if isinstance(inner, dict) else []
+        if any(name.startswith(("image_encoder.", "sam_")) for name in names):
+            raise ValueError(f"{path.name} is a SAM checkpoint; expected an {NOT_OURS}")
+        if "cls_token" in names:
+            raise ValueError(
+                f"{path.name} is a pre-trained encoder (MAE) without decoder, from which training can start; "
+                f"expected an {NOT_OURS}"
+            )
+        if isinstance(state, dict):
+            raise ValueError(f"{path.name} has no 'config' beside its 'state_dict'; expected an {NOT_OURS}")
+        raise ValueError(f"{path.name} has the keys {_some(content)}; expected an {NOT_OURS}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise ValueError(f"{path.name}: {str(name)[:60]!r} is not a plain dense tensor of real numbers")
+    return dict(state), config
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a dense tensor whose storage holds all the values that its shape promises."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _parameters(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of the official config, {name: value}."""
+    named = str(config.get("class"))
+    if named.rpartition(".")[2] != CLASS:
+        raise ValueError(f"{path.name} names the class {named[:80]!r}; expected one that ends in {CLASS}")
+    params = config.get("params")
+    rows = params.items() if isinstance(params, dict) else ()
+    plain = {}
+    for name, row in rows:
+        if not isinstance(row, dict) or row.get("type") != "builtin":
+            raise ValueError(f"{path.name}: the config's {str(name)[:40]!r} is not a plain value")
+        if name in PARAMETERS:
+            plain[name] = row.get("value")
+        elif row.get("specified"):
+            raise ValueError(f"{path.name}: the config sets {str(name)[:40]!r}, which no released model does")
+    return plain
+
+
+def _section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = params.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"its config has no {name}")
+    return value
+
+
+def _shape(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
+    if key not in state or state[key].ndim != ndim:
+        got = tuple(state[key].shape) if key in state else "nothing"
+        raise ValueError(f"expected {key} with {ndim} axes, got {got}")
+    return tuple(state[key].shape)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _whole(section: Mapping[str, Any], name: str, low: int, high: int, default: int | None) -> int:
+    value = section.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"its config's {name} must be a whole number in {low}..{high}, got {value!r:.40}")
+    return value
+
+
+def _only(section: Mapping[str, Any], name: str, known: Any) -> None:
+    value = section.get(name, known)
+    if not _same(value, known):
+        raise ValueError(f"its config's {name} must be {known}, got {value!r:.60}")
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Whether a number, or a nest of numbers, is the known one up to rounding."""
+    if isinstance(known, list):
+        return isinstance(value, list | tuple) and len(value) == len(known) and all(map(_same, value, known))
+    return isinstance(value, int | float) and isclose(value, known, rel_tol=1e-6)
+
+
+def _first(value: Any) -> Any:
+    """A side, whether the config spells it 1024 or (1024, 1024)."""
+    return value[0] if isinstance(value, list | tuple) and len(set(map(repr, value))) == 1 else value
+
+
+def _some(names: Mapping[Any, Any]) -> str:
+    shown = ", ".join(repr(str(name)[:40]) for name in list(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "none"

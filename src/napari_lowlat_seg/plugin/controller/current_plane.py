@@ -1,0 +1,100 @@
+"""Which plane of an image the viewer shows: told when it changes, and changed on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from psygnal import Signal
+
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.layers.grid import Grid
+
+
+class Sight:
+    """A viewer's sliders, as planes of one image.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    grid
+        Where the image lies.
+    """
+
+    moved = Signal()
+    """Perhaps another plane, another orientation, or 3-D."""
+
+    panned = Signal()
+    """Perhaps another part of the plane."""
+
+    def __init__(self, viewer: Any, grid: Grid) -> None:
+        self._viewer, self._grid = viewer, grid
+
+    @property
+    def plane(self) -> Plane | None:
+        """The plane in view; None in 3-D and where none of the image is shown."""
+        return self._grid.plane(self._viewer.dims)
+
+    @property
+    def under_cursor(self) -> tuple[Plane, tuple[float, float]] | None:
+        """The plane in view and (row, col) under the mouse; None where there is none, or beside the image."""
+        plane = self.plane
+        if plane is None:
+            return None
+        at = self._grid.to_plane(self._viewer.cursor.position, plane, self._viewer.dims)
+        return (plane, at) if self._grid.inside(plane, [at])[0] else None
+
+    def field(self, plane: Plane) -> tuple[float, float, float, float]:
+        """(row, col, stop row, stop col) around what the canvas shows of the plane in view."""
+        camera, dims = self._viewer.scene.camera, self._viewer.dims
+        half = np.asarray(self._viewer.canvas.size, np.float64) / camera.zoom / 2
+        corners = []
+        for sign in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            position = np.array(dims.point, np.float64)
+            position[list(dims.displayed)] = np.asarray(camera.center)[-2:] + sign * half
+            corners.append(self._grid.to_plane(position.tolist(), plane, dims))
+        (top, left), (bottom, right) = np.min(corners, axis=0), np.max(corners, axis=0)
+        return float(top), float(left), float(bottom), float(right)
+
+    def attach(self) -> None:
+        """Listen to the sliders and the camera."""
+        for event in self._events():
+            event.connect(self._tell)
+        for event in self._camera():
+            event.connect(self._tell_panned)
+
+    def detach(self) -> None:
+        """Stop listening."""
+        for event in self._events():
+            event.disconnect(self._tell)
+        for event in self._camera():
+            event.disconnect(self._tell_panned)
+
+    def look_at(self, plane: Plane) -> None:
+        """Show a plane; a 3-D view stays as it is."""
+        if self._viewer.dims.ndisplay == 2:
+            self._grid.look_at(self._viewer.dims, plane)
+
+    def step(self, offset: int) -> None:
+        """Show the plane so many further, if there is one."""
+        plane = self.plane
+        if plane is None or len(plane.index) == 2:
+            return
+        axis = max(axis for axis, position in enumerate(plane.index) if position is not None)
+        if 0 <= plane.position + offset < self._grid.volume.shape[axis]:
+            self.look_at(plane.moved(offset))
+
+    def _events(self) -> tuple[Any, ...]:
+        events = self._viewer.dims.events
+        return events.point, events.order, events.ndisplay
+
+    def _camera(self) -> tuple[Any, ...]:
+        events = self._viewer.scene.camera.events
+        return events.center, events.zoom
+
+    def _tell(self) -> None:
+        self.moved.emit()
+
+    def _tell_panned(self) -> None:
+        self.panned.emit()

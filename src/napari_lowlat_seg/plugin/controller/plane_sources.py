@@ -1,0 +1,123 @@
+"""Where the pixels come from that a question is about: a plane, or of a huge plane one tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from napari_lowlat_seg.annotation.plane_state import Request
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.tiles import TILING, Region, Tiling, cut, region_of, within
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.serving.service import PlaneSource
+
+
+class Sources:
+    """The planes of a session's volume, as a responder wants them.
+
+    Parameters
+    ----------
+    session
+        Whose volume it is.
+    name
+        Of the image, for messages about its only plane.
+    tiling
+        From which size on a plane is huge, and how large its tiles are.
+    seen
+        Gives (top, left, bottom, right) of what is on the screen of a plane; None where that is not known.
+
+    Attributes
+    ----------
+    folders
+        Where embeddings of this image may lie.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        tiling: Tiling = TILING,
+        seen: Callable[[Plane], tuple[float, float, float, float]] | None = None,
+    ) -> None:
+        self.folders: tuple[Path, ...] = ()
+        self._session, self._name, self._tiling, self._seen = session, name, tiling, seen
+        self._tiles: dict[Plane, Region] = {}  # the newest one of each plane
+        self._picture = uuid4().hex  # in the keys of its embeddings
+
+    def huge(self, plane: Plane) -> bool:
+        """Whether a plane is worked on by tiles."""
+        return max(self._session.volume.sides(plane)) > self._tiling.large
+
+    def of(self, plane: Plane, region: Region | None = None) -> PlaneSource:
+        """The whole plane, or a region of it."""
+        volume = self._session.volume
+        name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
+        key = (self._picture, plane.index) if region is None else (self._picture, plane.index, region)
+        part = volume if region is None else cut(volume, region, plane)
+        return PlaneSource(
+            key,
+            lambda: part.plane(plane),
+            volume.window,
+            volume.plane_spacing(plane),
+            name,
+            plane,
+            self.folders if region is None else (),
+        )
+
+    def in_view(self, plane: Plane) -> PlaneSource | None:
+        """What to embed before the first click: of a huge plane the tile in the middle of what is seen.
+
+        None if too much of it is seen to know where a click will be.
+        """
+        if not self.huge(plane):
+            return self.of(plane)
+        if self._seen is None:
+            return None
+        sides = self._session.volume.sides(plane)
+        top, left, bottom, right = self._seen(plane)
+        if max(bottom - top, right - left) > 2 * self._tiling.side:
+            return None
+        middle = (
+            min(max(0.0, (top + bottom) / 2), sides[0] - 1),
+            min(max(0.0, (left + right) / 2), sides[1] - 1),
+        )
+        region = region_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
+        self._tiles[plane] = region
+        return self.of(plane, region)
+
+    def of_request(self, request: Request) -> tuple[Request, PlaneSource, Region | None]:
+        """A request in the pixels of its source; and the region of the plane that is, None for all of it."""
+        plane = request.plane
+        if not self.huge(plane) or not request.prompts:
+            return request, self.of(plane), None
+        sides = self._session.volume.sides(plane)
+        region = region_of(sides, request.prompts, self._tiling, self._tiles.get(plane))
+        if request.ticket:
+            self._tiles[plane] = region
+        return within(request, region), self.of(plane, region), region
+
+    def of_walk(self, walk: Walk) -> tuple[Walk, list[PlaneSource], Region | None]:
+        """A walk in the pixels of its sources, as `of_request`; of huge planes one tile all the way.
+
+        Raises ValueError for seeds on huge planes, which need more than one tile.
+        """
+        if not self.huge(walk.planes[0]):
+            return walk, [self.of(plane) for plane in walk.planes], None
+        if walk.seeds:
+            raise ValueError(
+                f"seeds cannot be carried through planes of more than {self._tiling.large} rows or columns "
+                "here; use `lowlat-seg seeds` or a coarser level"
+            )
+        boxes = [answer.box for known in walk.anchors.values() for answer in known.values()]
+        corners = [Click(at) for box in boxes for at in (box[:2], (box[2] - 1, box[3] - 1)) if box[2]]
+        region = region_of(self._session.volume.sides(walk.planes[0]), corners, self._tiling)
+        shape, shift = (region.rows, region.cols), (-region.top, -region.left)
+        anchors = {
+            number: {plane: answer.on(shape, shift) for plane, answer in known.items()}
+            for number, known in walk.anchors.items()
+        }
+        return replace(walk, anchors=anchors), [self.of(plane, region) for plane in walk.planes], region

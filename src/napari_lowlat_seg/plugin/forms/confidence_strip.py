@@ -1,0 +1,109 @@
+"""A strip along the planes of a volume: where the object is, and how sure the model is of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qtpy.QtCore import QRectF, QSize, QSizeF, Qt, Signal
+from qtpy.QtGui import QColor, QPainter
+from qtpy.QtWidgets import QSizePolicy, QWidget
+
+from napari_lowlat_seg.plugin.forms.controls import told
+
+TIP = (
+    "One bar for each plane that the slider goes through: blue where you gave prompts, and after a "
+    "propagation as high as the model is sure, amber to red where a look pays. Click to go there."
+)
+OUTSIDE, INSIDE = 0.04, 0.12  # how far from the theme's background towards its text
+ANCHOR, SURE, DOUBTFUL, WRONG = "#2b8cff", "#ffc20a", "#f28e2b", "#d7301f"
+HIGH = 28
+
+
+class Strip(QWidget):
+    """Shows planes in a row; tells which one was clicked on."""
+
+    clicked = Signal(int)
+
+    def __init__(self) -> None:
+        super().__init__()
+        told(self, "Confidence along the planes", TIP)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self._count, self._range = 1, (0, 0)
+        self._marks: dict[int, float | None] = {}
+        self._here = -1
+
+    def sizeHint(self) -> QSize:
+        """As wide as there is room."""
+        return QSize(120, HIGH)
+
+    def show_marks(
+        self, count: int, range_: tuple[int, int], marks: Sequence[tuple[int, float | None]]
+    ) -> None:
+        """Of so many planes, those with a mask: (position, confidence from 0 to 1, or None for an anchor)."""
+        self._count, self._range, self._marks = max(1, count), range_, dict(marks)
+        anchors = sum(confidence is None for confidence in self._marks.values())
+        carried = {p: sure for p, sure in self._marks.items() if sure is not None}
+        words = f"{anchors} planes with prompts, {len(carried)} carried"
+        if carried:
+            least = min(carried, key=lambda position: carried[position])
+            words += f"; least sure on plane {least}, {100 * carried[least]:.0f} %"
+        self.setAccessibleDescription(words)
+        self.update()
+
+    def show_here(self, position: int) -> None:
+        """Mark the plane in view; -1 for none."""
+        if position != self._here:
+            self._here = position
+            self.update()
+
+    def position_at(self, x: float) -> int:
+        """The plane under a horizontal widget coordinate."""
+        return min(self._count - 1, max(0, int(x * self._count / max(1, self.width()))))
+
+    def paintEvent(self, event: Any) -> None:
+        """Bars from the bottom; the range that may be written to stands out from the rest.
+
+        napari's style sheet brings the theme into the palette, and has everything painted anew with another.
+        """
+        painter = QPainter(self)
+        ground, text = self.palette().window().color(), self.palette().windowText().color()
+        low, high = self._range
+        painter.fillRect(self.rect(), _between(ground, text, OUTSIDE))
+        painter.fillRect(self._columns(low, high - low + 1, 1.0), _between(ground, text, INSIDE))
+        for position, confidence in self._marks.items():
+            height = 1.0 if confidence is None else 0.15 + 0.85 * confidence
+            bar = self._columns(position, 1, height)
+            painter.fillRect(bar, QColor(_colour(confidence)))
+            # Amber alone can hardly be told from a light background.
+            painter.fillRect(QRectF(bar.topLeft(), QSizeF(bar.width(), 1)), text)
+        if self._here >= 0:
+            column = self._columns(self._here, 1, 1.0)
+            painter.setPen(text)
+            painter.drawRect(QRectF(column.x(), 0.5, max(1.0, column.width() - 1), self.height() - 1.5))
+        painter.end()
+
+    def mousePressEvent(self, event: Any) -> None:
+        """Go to the plane under the mouse."""
+        self.clicked.emit(self.position_at(event.position().x()))
+
+    def mouseMoveEvent(self, event: Any) -> None:
+        """Dragging scrolls."""
+        self.mousePressEvent(event)
+
+    def _columns(self, first: int, count: int, height: float) -> QRectF:
+        wide = self.width() / self._count
+        high = height * self.height()
+        return QRectF(first * wide, self.height() - high, max(1.0, count * wide), high)
+
+
+def _between(first: QColor, second: QColor, share: float) -> QColor:
+    pairs = zip(first.getRgb()[:3], second.getRgb()[:3])
+    return QColor(*(round((1 - share) * one + share * other) for one, other in pairs))
+
+
+def _colour(confidence: float | None) -> str:
+    if confidence is None:
+        return ANCHOR
+    return SURE if confidence >= 0.8 else DOUBTFUL if confidence >= 0.6 else WRONG

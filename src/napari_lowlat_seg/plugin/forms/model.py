@@ -1,0 +1,153 @@
+"""Choosing a model: which there are, how far a download is, adding one from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
+
+from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
+from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button, told
+from napari_lowlat_seg.serving.process import in_child
+
+FILES = "Models (*.pth *.pt *.safetensors);;All files (*)"
+DEVICES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model, where it runs ("auto" or a device) and whether it takes a closer look ("auto" or "off")."""
+
+    name: str = "default"
+    device: str = "auto"
+    closer_look: str = "auto"
+
+
+class ModelForm(QWidget):
+    """The list of models, and below it the progress of the one on its way.
+
+    The controls that belong to the details (`device`, `closer_look`, `found`, `import_button`) are made here
+    and laid out elsewhere. Whoever loads models tells by `show_progress`, `show_loaded` and `show_failed`.
+
+    Parameters
+    ----------
+    wanted
+        What is in front at the start.
+    """
+
+    wanted = Signal(object)
+    """A `Wanted` to load; it is downloaded first where it is not on this machine."""
+
+    cancelled = Signal()
+    """What is being loaded is not wanted any more."""
+
+    file_chosen = Signal(Path)
+    """A model file to import."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        super().__init__()
+        self.value = wanted
+        self.loading = False
+        self._running: Wanted | None = None
+        self.models = Chooser("Model", "The network that draws masks; some are downloaded first.")
+        self.device = Chooser("Device", "Where the model runs; automatic takes the best there is.")
+        own = [wanted.device] if wanted.device not in ("auto", *DEVICES) else []
+        self.device.offer(
+            [("automatic", "auto"), *((name, name) for name in (*DEVICES, *own))], wanted.device
+        )
+        self.closer_look = Choice(
+            "Closer look",
+            "Whether small objects are looked at again, in a crop around them: finer, a little slower.",
+            [("automatic", "auto"), ("off", "off")],
+        )
+        self.closer_look.show_value(wanted.closer_look)
+        self.found = told(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
+        self.found.setWordWrap(True)
+        self.import_button = told(
+            action_button("Import checkpoint…", self._ask_for_file),
+            "Import checkpoint",
+            "Add a model from a file: an official .pth or a .safetensors of ours.",
+        )
+        self._bar = told(QProgressBar(), "Model progress", "How much of the model is here.")
+        self._stop = told(
+            action_button("Cancel", self.cancelled.emit),
+            "Cancel loading",
+            "Stop; the last model is taken again.",
+        )
+        self._lay_out()
+        self.models.chosen.connect(lambda name: self.want(name=name))
+        self.device.chosen.connect(lambda device: self.want(device=device))
+        self.closer_look.chosen.connect(lambda look: self.want(closer_look=look))
+        self._show()
+
+    def want(self, **changes: str) -> None:
+        """Asks for what is in front, changed in these fields."""
+        self.value = replace(self.value, **changes)
+        self.loading = True
+        self.found.setText("loading…")
+        self._show()
+        self.wanted.emit(self.value)
+
+    def show_progress(self, done: int, total: int | None) -> None:
+        """How much of a download is here, in bytes."""
+        self._bar.setRange(0, 100 if total else 0)
+        self._bar.setValue(100 * done // total if total else 0)
+        self._bar.setFormat(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB")
+
+    def show_loaded(self, facts: Mapping[str, Any]) -> None:
+        """The model in front is loaded, and runs with this device and precision."""
+        self.loading, self._running = False, self.value
+        self.found.setText(f"{facts['device']}, {facts['precision']}")
+        self.found.setToolTip(f"Licence of the weights: {facts['licence']}")
+        self._show()
+
+    def show_failed(self) -> None:
+        """The model in front could not be loaded, or was cancelled: goes back to the last one, if any."""
+        if not self.loading:
+            return
+        self.loading = False
+        self.found.setText("not loaded")
+        if self._running is not None and self._running != self.value:
+            self.value = self._running
+            self.want()
+        self._show()
+
+    def _lay_out(self) -> None:
+        below = QHBoxLayout()
+        below.setContentsMargins(0, 0, 0, 0)
+        below.addWidget(self._bar)
+        below.addWidget(self._stop)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.models)
+        column.addLayout(below)
+
+    def _show(self) -> None:
+        names = dict.fromkeys([*known_names(), self.value.name])
+        self.models.offer([(_described(name), name) for name in names], self.value.name)
+        self.device.setCurrentIndex(max(0, self.device.findText(self.value.device)))
+        self.closer_look.show_value(self.value.closer_look)
+        self._bar.setRange(0, 0)
+        self._bar.setVisible(self.loading)
+        self._stop.setVisible(self.loading)
+
+    def _ask_for_file(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(self, "Import a checkpoint", str(Path.home()), FILES)
+        if file:
+            self.file_chosen.emit(Path(file))
+
+
+def importing(file: Path) -> Callable[[], str]:
+    """Work that writes a model file as one of ours and gives its name.
+
+    It runs in a process of its own, because reading the file needs torch. Raises as `import_model` does.
+    """
+    return lambda: Path(in_child("napari_lowlat_seg.models.checkpoints:import_model", str(file))).stem
+
+
+def _described(name: str) -> str:
+    return name if name not in WEIGHTS or known_path(name).is_file() else f"{name}  (download)"

@@ -1,0 +1,109 @@
+"""The table of keys: every action, its key to be pressed anew, and what it is in conflict with."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtGui import QIcon, QKeySequence
+from qtpy.QtWidgets import (
+    QDialog,
+    QDialogButtonBox,
+    QGridLayout,
+    QKeySequenceEdit,
+    QLabel,
+    QLineEdit,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_lowlat_seg.plugin.forms.controls import action_button, told
+from napari_lowlat_seg.plugin.keys import ACTIONS, QT_NAMES, Action, KeyTable
+
+HINT = (
+    "Click a field and press the key. The keys work while a layer of this widget is active and the mouse was "
+    "last used on the canvas."
+)
+_TO_QT = {napari: qt for qt, napari in QT_NAMES.items()}
+
+
+class KeysDialog(QDialog):
+    """Edits a `KeyTable`; every change is in force, and told by the table, at once."""
+
+    def __init__(self, table: KeyTable, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Shortcuts")
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.table = table
+        self.fields = {action.name: self._field(action) for action in ACTIONS}
+        self.notes = {action.name: self._note(action) for action in ACTIONS}
+        self._lay_out()
+        self._show()
+        letter = self.fontMetrics()
+        self.resize(130 * letter.averageCharWidth(), 45 * letter.height())
+
+    def _field(self, action: Action) -> QKeySequenceEdit:
+        field = told(QKeySequenceEdit(), f"Key of: {action.title}", f"Press a key for: {action.title}")
+        field.setMaximumSequenceLength(1)
+        field.setClearButtonEnabled(True)
+        field.keySequenceChanged.connect(lambda sequence: self._change(action, sequence))
+        return field
+
+    def _note(self, action: Action) -> QLabel:
+        note = told(QLabel(), f"Conflicts of: {action.title}", "What else has this key.")
+        note.setWordWrap(True)
+        return note
+
+    def _lay_out(self) -> None:
+        rows = QWidget()
+        grid = QGridLayout(rows)
+        grid.setColumnStretch(1, 2)
+        grid.setColumnStretch(2, 3)
+        for row, action in enumerate(ACTIONS):
+            title = QLabel(action.title)
+            title.setBuddy(self.fields[action.name])
+            grid.addWidget(told(title, action.title, f"As delivered: {action.key}"), row, 0)
+            grid.addWidget(self.fields[action.name], row, 1)
+            grid.addWidget(self.notes[action.name], row, 2)
+        grid.setRowStretch(len(ACTIONS), 1)
+        area = told(QScrollArea(), "Shortcuts", "All keys and what they are in conflict with.")
+        area.setWidgetResizable(True)
+        area.setWidget(rows)
+        hint = told(QLabel(HINT), "Hint", HINT)
+        hint.setWordWrap(True)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
+        buttons.rejected.connect(self.reject)
+        close = buttons.button(QDialogButtonBox.StandardButton.Close)
+        told(close, "Close", "Close this window; the keys are saved already.").setAutoDefault(False)
+        close.setIcon(QIcon())  # the desktop's own is black, on whatever theme napari has
+        self.reset = told(action_button("Reset all", self._reset), "Reset all", "All keys as delivered.")
+        self.reset.setAutoDefault(False)
+        buttons.addButton(self.reset, QDialogButtonBox.ButtonRole.ResetRole)
+        column = QVBoxLayout(self)
+        for part in (hint, area, buttons):
+            column.addWidget(part)
+
+    def _change(self, action: Action, sequence: QKeySequence) -> None:
+        try:
+            self.table.set(action.name, sequence.toString(QKeySequence.SequenceFormat.PortableText))
+        except ValueError as error:
+            self._show()
+            self.notes[action.name].setText(str(error))
+        else:
+            self._show()
+
+    def _reset(self) -> None:
+        self.table.reset()
+        self._show()
+
+    def _show(self) -> None:
+        conflicts = self.table.conflicts()
+        for name, key in self.table.keys.items():
+            with QSignalBlocker(self.fields[name]):
+                self.fields[name].setKeySequence(QKeySequence(_in_qt(key)))
+                self.fields[name].findChild(QLineEdit).setText(key)  # as on the buttons, in napari's words
+            self.notes[name].setText(conflicts.get(name, ""))
+
+
+def _in_qt(key: str) -> str:
+    *modifiers, last = key.split("+")
+    return "+".join([*modifiers, _TO_QT.get(last, last)])

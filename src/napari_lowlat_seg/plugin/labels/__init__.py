@@ -1,0 +1,1 @@
+"""Labels layers that results are written to, in memory and on disk."""

@@ -1,0 +1,157 @@
+"""Where finished objects live when memory has no room for them: a pyramid on disk in a Labels layer.
+
+napari shows the level that the window needs and lets nobody paint on it; what is accepted is written on all
+levels at once. Why, and from which size on: docs/decisions/labels-on-disk.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.layers import Labels
+
+from napari_lowlat_seg.core.labels import Box, LabelEdit
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.ome_zarr import OmeZarrHeader
+from napari_lowlat_seg.io.zarr_labels import LabelPyramid
+from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyramid
+from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
+from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer
+from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+
+IN_MEMORY = 2**30
+"""Labels of more voxels than this, 2 GiB of 16 bits, are kept on disk."""
+
+PLANE_IN_MEMORY = 2**26
+"""So are labels whose planes have more: napari would draw each of them whole."""
+
+
+class DiskLabels:
+    """A multiscale Labels layer on an image's grid, read and written box by box.
+
+    Parameters
+    ----------
+    layer
+        A multiscale Labels layer over numpy or zarr arrays, or dask arrays of a file that is found again.
+    grid
+        The image's.
+    pyramid
+        The arrays to write to; None for those that the layer shows.
+
+    Raises
+    ------
+    ValueError
+        For a layer that does not fit the grid, with the sentence of `fits`.
+    """
+
+    def __init__(self, layer: Any, grid: Grid, pyramid: LabelPyramid | None = None) -> None:
+        unfit, laid_out = fits(layer, grid), laid_on(layer, grid)
+        pyramid = pyramid or written_pyramid(layer)
+        if unfit is not None or laid_out is None or pyramid is None:
+            raise ValueError(unfit)
+        self.layer = getattr(layer, "__wrapped__", layer)
+        self._laid_out, self._pyramid = laid_out, pyramid
+        if not all(isinstance(level, LazyArray) for level in self.layer.data):
+            self._show()
+
+    def attach(self, on_stroke: Callable[[Sequence[LabelEdit]], None]) -> None:
+        """Nothing: napari lets nobody paint on a pyramid."""
+
+    def detach(self) -> None:
+        """Nothing, as `attach`."""
+
+    def read(self, plane: Plane, box: Box) -> np.ndarray:
+        """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
+        region = self._pyramid.read(self._laid_out.key(plane, box))
+        return region.reshape(box[2] - box[0], box[3] - box[1])
+
+    def write(self, edits: Sequence[LabelEdit]) -> None:
+        """Make the edits, on all levels; what is in view is drawn anew."""
+        for edit in edits:
+            self._pyramid.write(self._laid_out.key(edit.plane, edit.box), edit)
+        self.layer.data[-1].renew()
+        self.layer.refresh()
+
+    def _show(self) -> None:
+        """Let napari see what is on disk: dask arrays would show what they have read before."""
+        # napari begins with the coarsest level then, and with these corners of whichever it showed before.
+        coarsest = np.array(self._pyramid.levels[-1].shape)
+        self.layer.corner_pixels = np.stack([np.zeros_like(coarsest), coarsest - 1])
+        self.layer.data = LazyArray.pyramid(self._pyramid.levels)
+
+    def highest(self) -> int:
+        """The highest label; see `LabelPyramid.highest` for how long it may take."""
+        return self._pyramid.highest()
+
+
+def store_of(layer: Any, grid: Grid) -> LabelLayer | DiskLabels:
+    """What writes to a Labels layer; raises ValueError, in one sentence, where it does not fit the grid."""
+    return DiskLabels(layer, grid) if layer.multiscale else LabelLayer(layer, grid)
+
+
+def opening(grid: Grid, path: Path) -> Callable[[], LabelPyramid]:
+    """Work that opens the OME-Zarr labels at a path, or makes them, and finds their highest id.
+
+    It takes seconds the first time, so it is for a thread of its own. Raises ValueError if there is something
+    else at the path, OSError if nothing can be written there, ImportError without zarr and ome-zarr.
+    """
+    like = _described(grid)
+
+    def work() -> LabelPyramid:
+        pyramid = LabelPyramid.at(path, like)
+        pyramid.highest()
+        return pyramid
+
+    return work
+
+
+def shown(viewer: Any, grid: Grid, pyramid: LabelPyramid) -> DiskLabels | LabelLayer:
+    """Labels on disk in a new layer right above the image; what was selected stays selected.
+
+    Small ones have one level only, which napari can paint on as on any other.
+    """
+    first, *more = pyramid.levels
+    data = LazyArray.pyramid(pyramid.levels) if more else first
+    name = f"{grid.layer.name} [lowlat] objects"
+    layer = Labels(data, multiscale=bool(more), name=name, **grid.place)
+    add_quietly(viewer, layer, above=grid.layer)
+    if more:
+        return DiskLabels(layer, grid, pyramid)
+    pyramid.uncounted()
+    return LabelLayer(layer, grid)
+
+
+def fit_memory(shape: Sequence[int], voxels: int = IN_MEMORY, pixels: int = PLANE_IN_MEMORY) -> bool:
+    """Whether labels of a shape are kept in memory: no more voxels, and no more pixels in any plane."""
+    rows, cols = sorted(shape)[-2:]
+    return math.prod(shape) <= voxels and rows * cols <= pixels
+
+
+def beside(layer: Any) -> Path | None:
+    """Where the labels of an image layer are kept: beside its file; None for one that has no file here."""
+    path = layer.source.path
+    if not path or "://" in str(path):
+        return None
+    place = Path(path)
+    outermost = next((one for one in reversed([place, *place.parents]) if one.suffix == ".zarr"), place)
+    stem = re.sub(r"(\.ome)?\.[^.]+$", "", outermost.name)
+    return outermost.with_name(f"{stem}.labels.ome.zarr")
+
+
+def _described(grid: Grid) -> Volume:
+    """An empty volume of the shape of a layer on this grid, with its axes, units and spacing."""
+    layer, place = grid.layer, grid.place
+    names = "".join(str(label)[0].lower() for label in layer.axis_labels)
+    if not names.isalpha() or len(set(names)) < len(names):
+        spatial = iter("tzyx"[-len(grid.axes) :])
+        names = "".join("c" if axis == grid.channel_axis else next(spatial, "?") for axis in range(grid.ndim))
+    units = tuple(None if str(unit) == "pixel" else str(unit) for unit in layer.units)
+    data = np.broadcast_to(np.uint8(0), grid.shape)
+    spacing = tuple(float(abs(step)) for step in place["scale"])
+    return Volume(data, spacing, header=OmeZarrHeader(names, units, None))

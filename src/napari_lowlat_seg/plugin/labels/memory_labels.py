@@ -1,0 +1,246 @@
+"""Where finished objects live: a napari Labels layer as a `LabelStore`.
+
+What is written is one step of napari's own undo, whatever it touches; what the user paints becomes exact
+edits. napari has no public way to write labels fast with undo, so this module, and no other, uses private
+doors of its layers, with the slower public one behind them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from napari.layers import Labels
+
+from napari_lowlat_seg.core.labels import Box, LabelEdit
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.io.zarr_labels import highest_label
+from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on
+from napari_lowlat_seg.plugin.labels.painted import Piece
+from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+
+OnStroke = Callable[[Sequence[LabelEdit]], None]
+
+HISTORY = 100
+"""How many steps napari's labels remember."""
+
+
+class LabelLayer:
+    """A Labels layer on an image's grid, read and written plane by plane.
+
+    Parameters
+    ----------
+    layer
+        A Labels layer over numpy, zarr or dask.
+    grid
+        The image's.
+
+    Raises
+    ------
+    ValueError
+        For a layer that does not fit the grid, with the sentence of `fits`.
+    """
+
+    def __init__(self, layer: Any, grid: Grid) -> None:
+        unfit, laid_out = fits(layer, grid), laid_on(layer, grid)
+        if unfit is not None or laid_out is None:
+            raise ValueError(unfit)
+        # The viewer that plugins get hands out wrapped layers, which warn about private doors.
+        self.layer = getattr(layer, "__wrapped__", layer)
+        self.grid = grid
+        self._laid_out = laid_out
+        self._axes, self._fixed = laid_out.axes, laid_out.fixed
+        self._done: deque[_Written] = deque(maxlen=HISTORY)
+        self._undone: deque[_Written] = deque(maxlen=HISTORY)
+        self._on_stroke: OnStroke | None = None
+        self._writing = False
+
+    def attach(self, on_stroke: OnStroke) -> None:
+        """Call with the edits of each stroke that the user has painted, erased or filled."""
+        self._on_stroke = on_stroke
+        self.layer.events.paint.connect(self._on_paint)
+
+    def detach(self) -> None:
+        """Listen no longer."""
+        self._on_stroke = None
+        self.layer.events.paint.disconnect(self._on_paint)
+
+    def read(self, plane: Plane, box: Box) -> np.ndarray:
+        """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
+        region = np.array(self.layer.data[self._key(plane, box)])
+        return region.reshape(box[2] - box[0], box[3] - box[1])
+
+    def write(self, edits: Sequence[LabelEdit]) -> None:
+        """Make the edits as one step of napari's own undo; napari's own protection of labels does not count.
+
+        Edits that take back or repeat napari's newest step undo or redo that one, so its history stays as
+        short as ours.
+        """
+        edits = tuple(edits)
+        if not edits or self._retraced(edits):
+            return
+        before = self._newest()
+        with self._quiet(), self.layer.block_history():
+            for edit in edits:
+                for value, mask in edit.parts():
+                    self._paint(edit, value, mask)
+        redraw(self.layer)
+        if self._newest() is not before:
+            self._remember(self._newest(), edits)
+
+    def highest(self) -> int:
+        """The highest label, 0 where there is none. Reads everything, so it may take a moment."""
+        return highest_label(self.layer.data)
+
+    def _key(self, plane: Plane, box: Box) -> tuple[slice, ...]:
+        return self._laid_out.key(plane, box)
+
+    def _paint(self, edit: LabelEdit, value: int, mask: np.ndarray) -> None:
+        key = self._key(edit.plane, edit.box)
+        painted = [self._axes[axis] for axis in edit.plane.axes]
+        paint = getattr(self.layer, "_paint_region_with_mask", None)
+        if paint is not None:
+            paint(key, mask, value, painted, refresh=False)
+            return
+        where = np.nonzero(mask.reshape([part.stop - part.start for part in key]))
+        indices = tuple(at + part.start for at, part in zip(where, key, strict=True))
+        self.layer.data_setitem(indices, value, refresh=False)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """While we write, nobody's setting protects labels and no stroke is reported."""
+        layer, preserved = self.layer, self.layer.preserve_labels
+        self._writing = True
+        with layer.events.preserve_labels.blocker():
+            layer.preserve_labels = False
+            try:
+                yield
+            finally:
+                layer.preserve_labels = preserved
+                self._writing = False
+
+    # napari's own history
+
+    def _newest(self, undone: bool = False) -> Any:
+        history = self.layer._redo_history if undone else self.layer._undo_history
+        return history[-1] if history else None
+
+    def _remember(self, item: Any, edits: tuple[LabelEdit, ...]) -> None:
+        self._undone.clear()
+        self._done.append(_Written(item, edits))
+
+    def _retraced(self, edits: tuple[LabelEdit, ...]) -> bool:
+        """Whether the edits were made by a step back or forth in napari's history."""
+        if self._done and self._done[-1].item is self._newest() and self._done[-1].taken_back_by(edits):
+            self._step(self.layer.undo, edits)
+            self._undone.append(_Written(self._newest(undone=True), self._done.pop().edits))
+            return True
+        if (
+            self._undone
+            and self._undone[-1].item is self._newest(undone=True)
+            and self._undone[-1].is_(edits)
+        ):
+            self._step(self.layer.redo, edits)
+            self._done.append(_Written(self._newest(), self._undone.pop().edits))
+            return True
+        return False
+
+    def _step(self, step: Callable[[], None], edits: Sequence[LabelEdit]) -> None:
+        """Step through napari's history and draw no more anew than changed, where a picture is no copy."""
+        data = self.layer.data
+        if not isinstance(data, np.ndarray) or not np.may_share_memory(data, self.layer._slice.image.view):
+            step()
+            return
+        with self.layer._block_refresh():
+            step()
+        for edit in edits:
+            redraw(self.layer, self._key(edit.plane, edit.box))
+
+    # What the user paints
+
+    def _on_paint(self, event: Any) -> None:
+        if self._writing or self._on_stroke is None:
+            return
+        edits = tuple(self._edits_of(event.value))
+        if edits:
+            self._remember(event.value, edits)
+            self._on_stroke(edits)
+
+    def _edits_of(self, atoms: Sequence[Any]) -> Iterator[LabelEdit]:
+        """The edits of one stroke, from the pieces that napari keeps to undo and redo it.
+
+        napari tells of a polygon before it writes it and of a brush stroke after, so what is in the array now
+        may be either.
+        """
+        pieces = [Piece.of(atom) for atom in atoms]
+        spans = [max(piece.start[a] + piece.where.shape[a] for piece in pieces) for a in self._axes]
+        spans = [s - min(piece.start[a] for piece in pieces) for s, a in zip(spans, self._axes, strict=True)]
+        # Along the two longest sides a stroke has the fewest planes.
+        rows, cols = sorted(sorted(range(len(spans)), key=lambda axis: (spans[axis], axis))[-2:])
+        on_planes: dict[Plane, list[Piece]] = {}
+        for piece in pieces:
+            for plane, part in piece.planes(self._axes, self._fixed, (rows, cols)):
+                on_planes.setdefault(plane, []).append(part)
+        for plane, parts in on_planes.items():
+            top, left = (min(part.start[side] for part in parts) for side in (0, 1))
+            stop = (max(part.start[side] + part.where.shape[side] for part in parts) for side in (0, 1))
+            box = (top, left, *stop)
+            before = self.read(plane, box)
+            for part in reversed(parts):
+                part.put(part.old, before, (top, left))
+            after = before.copy()
+            for part in parts:
+                part.put(part.new, after, (top, left))
+            edit = LabelEdit.between(plane, box, before, after)
+            if edit is not None:
+                yield edit
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A step of napari's history and the edits that it stands for."""
+
+    item: Any
+    edits: tuple[LabelEdit, ...]
+
+    def is_(self, edits: Sequence[LabelEdit]) -> bool:
+        return tuple(edits) == self.edits
+
+    def taken_back_by(self, edits: Sequence[LabelEdit]) -> bool:
+        return self.is_([edit.reversed() for edit in reversed(edits)])
+
+
+def make_labels(viewer: Any, grid: Grid) -> LabelLayer:
+    """A new Labels layer on the image's grid, right above it; what was selected stays selected.
+
+    16 bits hold 65535 objects at half of the memory of napari's own default.
+    """
+    layer = Labels(np.zeros(grid.shape, np.uint16), name=f"{grid.layer.name} [lowlat] objects", **grid.place)
+    add_quietly(viewer, layer, above=grid.layer)
+    return LabelLayer(layer, grid)
+
+
+def redraw(layer: Any, part: tuple[slice, ...] | None = None) -> None:
+    """Show labels that were changed in place: only what changed, where napari can.
+
+    Parameters
+    ----------
+    layer
+        A Labels layer.
+    part
+        The box that was changed; None where napari knows it, because it did the writing.
+    """
+    if not hasattr(layer, "_partial_labels_refresh"):
+        layer.refresh()
+        return
+    if layer._slice.empty:  # beside the slice, where napari would draw on a picture of no size
+        layer._updated_slice = None
+        return
+    if part is not None:
+        layer._accumulate_updated_slice(part)
+    layer._partial_labels_refresh()

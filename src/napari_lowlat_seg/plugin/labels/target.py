@@ -1,0 +1,169 @@
+"""The labels that a session writes to: a layer of the user's, or a new one made for the first object.
+
+Where memory has no room for new ones they are made on disk, beside the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from psygnal import Signal
+
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.plugin.keys import KeyTable
+from napari_lowlat_seg.plugin.labels.disk_labels import (
+    DiskLabels,
+    beside,
+    fit_memory,
+    opening,
+    shown,
+    store_of,
+)
+from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer, make_labels
+from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.worker import Worker, sentence
+
+
+class ChosenLabels:
+    """Which Labels layer a session writes to.
+
+    Parameters
+    ----------
+    viewer
+        Gets the new layer.
+    grid
+        Where the image lies; labels must lie there too.
+    session
+        Writes, and takes note of the user's own brush strokes.
+    worker
+        Looks for the highest label of a large layer.
+    keys, verbs
+        Bound to the layer, so that undo there is undo of the session.
+    fit
+        Whether labels of a shape are kept in memory.
+    """
+
+    changed = Signal()
+    """Another layer, or what it holds is known now."""
+
+    failed = Signal(str)
+    """Labels on disk could not be opened, in one sentence."""
+
+    def __init__(
+        self,
+        viewer: Any,
+        grid: Grid,
+        session: Session,
+        worker: Worker,
+        keys: KeyTable,
+        verbs: Any,
+        fit: Callable[..., bool] = fit_memory,
+    ) -> None:
+        self._viewer, self._grid, self._session, self._worker = viewer, grid, session, worker
+        self._keys, self._verbs = keys, verbs
+        self._fit = fit
+        self._store: LabelLayer | DiskLabels | None = None
+        self._opening: object = None
+        self._attached = False
+
+    @property
+    def layer(self) -> Any | None:
+        """The layer; None before the first object of a new one."""
+        return None if self._store is None else self._store.layer
+
+    @property
+    def reading(self) -> bool:
+        """Whether a file is still being opened, or the layer's highest label looked for."""
+        return self._opening is not None or self._store is not self._session.labels
+
+    def attach(self) -> None:
+        """Take note of brush strokes."""
+        self._attached = True
+        if self._store is not None:
+            self._store.attach(self._brushed)
+            self._keys.bind(self._store.layer, self._verbs)
+
+    def detach(self) -> None:
+        """Leave the layer to its user."""
+        self._attached = False
+        if self._store is not None:
+            self._keys.unbind(self._store.layer)
+            self._store.detach()
+
+    def use(self, layer: Any | None) -> None:
+        """Write to `layer` from now on; None makes a new one when it is needed.
+
+        Raises ValueError, in one sentence, if the layer does not lie on the image's voxels.
+        """
+        store = None if layer is None else store_of(layer, self._grid)
+        self._opening = None
+        self._exchange(store)
+        self._session.use_labels(None)
+        if store is not None:
+            self._worker.run(store.highest, lambda highest: self._read(store, highest))
+        self.changed.emit()
+
+    def keep_at(self, path: Path) -> None:
+        """Write to the OME-Zarr at a path from now on; it is made, or gone on with, in the background."""
+        ticket = self._opening = object()
+        work = opening(self._grid, path)
+        self._worker.run(lambda: _tried(work), lambda found: self._opened(ticket, found))
+
+    def ensure(self) -> bool:
+        """Make a new layer if none is chosen; False if that takes a while, and `changed` will tell.
+
+        Raises ValueError, in one sentence, if memory has no room for one and the image no file to lie beside.
+        """
+        if self.reading:
+            return False
+        if self._store is None and not self._fit(self._grid.shape):
+            place = beside(self._grid.layer)
+            if place is None:
+                raise ValueError(
+                    f"labels of shape {self._grid.shape} are kept on disk, and the image has no file that "
+                    "they could lie beside; choose “new on disk…” in the list of labels"
+                )
+            self.keep_at(place)
+        elif self._store is None:
+            self._exchange(make_labels(self._viewer, self._grid))
+            self._session.use_labels(self._store)
+            self.changed.emit()
+        return not self.reading
+
+    def _opened(self, ticket: object, found: Any) -> None:
+        if ticket is not self._opening:
+            return  # other labels were chosen meanwhile
+        self._opening = None
+        if isinstance(found, Exception):
+            self.failed.emit(sentence(found))
+            return
+        highest = found.highest()
+        self._exchange(shown(self._viewer, self._grid, found))
+        self._session.use_labels(self._store, highest)
+        self.changed.emit()
+
+    def _exchange(self, store: LabelLayer | DiskLabels | None) -> None:
+        attached = self._attached
+        self.detach()
+        self._store = store
+        if attached:
+            self.attach()
+
+    def _read(self, store: LabelLayer | DiskLabels, highest: int) -> None:
+        if store is self._store:
+            self._session.use_labels(store, highest)
+            self.changed.emit()
+
+    def _brushed(self, edits: Any) -> None:
+        self._session.stroke(edits)
+        self.changed.emit()
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    """What `work` gives, or the error that it raised."""
+    try:
+        return work()
+    except Exception as error:
+        return error

@@ -1,0 +1,1 @@
+"""napari's layers as prompts and previews."""

@@ -1,0 +1,369 @@
+"""What the model would say, before it is accepted: one plane of pixels, for the plane in view.
+
+It is drawn into in place, and only the rectangle that changed is drawn anew: a mask of a 1024 x 1024 plane is
+on its way to the screen in a few milliseconds. In 2-D display the layer shows at every plane, because moving
+it would make napari slice all layers again; what is seen is taken away when the plane changes. Of a huge
+plane it covers a box only, as large as a tile or as what is to be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from napari.layers import Labels
+from napari.utils.colormaps import DirectLabelColormap
+
+from napari_lowlat_seg.core.frame import Points
+from napari_lowlat_seg.core.masks import Patch, bounds, inside
+from napari_lowlat_seg.core.raster import swept
+from napari_lowlat_seg.core.tiles import TILING, Tiling
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.labels.memory_labels import redraw
+from napari_lowlat_seg.plugin.layers.grid import Grid, Place
+from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+from napari_lowlat_seg.plugin.layers.prompt_rows import NEGATIVE_COLOR, POSITIVE_COLOR
+
+MASK, POSITIVE, NEGATIVE, CONTOUR = 1, 2, 3, 4
+"""The labels of the preview layer."""
+
+COLORS: dict[int | None, str] = {
+    MASK: "#ffc20a",
+    POSITIVE: POSITIVE_COLOR,
+    NEGATIVE: NEGATIVE_COLOR,
+    CONTOUR: "#56b4e9",
+}
+"""Amber stays apart from the prompts' blue and orange for every kind of eye, on dark and light images."""
+
+LINES_PER_SIDE = 250
+"""A stroke or contour is drawn this many times thinner than the longer side of the plane, or of a tile."""
+
+OnPaint = Callable[[Plane, Patch], None]
+Box = tuple[int, int, int, int]
+
+
+class Preview:
+    """The mask of the object in hand, a stroke under way and the outline under a hovering mouse.
+
+    Parameters
+    ----------
+    viewer
+        Gets the layer, on top, when attached.
+    grid
+        Where the image lies.
+    tiling
+        Which planes are too large for a layer that covers them.
+
+    Attributes
+    ----------
+    layer
+        A Labels layer of `MASK`, `POSITIVE`, `NEGATIVE` and `CONTOUR`, locked against deletion by hand.
+    """
+
+    def __init__(self, viewer: Any, grid: Grid, tiling: Tiling = TILING) -> None:
+        self._viewer, self._grid, self._tiling = viewer, grid, tiling
+        self._plane = grid.plane(viewer.dims) or Plane((*(0 for _ in grid.axes[2:]), None, None))
+        self._at = self._plane  # what the layer was laid out for: it stays behind while nothing is to be seen
+        self._box = self._least(self._plane)  # of the plane, which the layer covers
+        self._mask: Patch | None = None
+        self._outline: Patch | None = None
+        self._stroke: Patch | None = None
+        self._on_paint: OnPaint | None = None
+        shape, place = grid.slab(self._plane, box=self._box)
+        colors = {None: "transparent", 0: "transparent", **COLORS}
+        self.layer = Labels(
+            np.zeros(shape, np.uint8),
+            name=f"{grid.layer.name} [lowlat] preview",
+            colormap=DirectLabelColormap(color_dict=colors),
+            opacity=0.5,
+            rendering="translucent",
+            **place,
+        )
+        self.layer.locked = True
+
+    def attach(self, on_paint: OnPaint) -> None:
+        """Put the layer into the viewer; call with (plane, mask) after each stroke of brush or eraser."""
+        self._on_paint = on_paint
+        self.layer.events.paint.connect(self._painted)
+        for event in self._moves():
+            event.connect(self._follow)
+        for event in self._scrolls():
+            event.connect(self._leave)
+        self._ensure()
+
+    def detach(self) -> None:
+        """Take the layer out of the viewer and listen no longer."""
+        self._on_paint = None
+        self.layer.events.paint.disconnect(self._painted)
+        for event in self._moves():
+            event.disconnect(self._follow)
+        for event in self._scrolls():
+            event.disconnect(self._leave)
+        if self.layer in self._viewer.layers:
+            self._viewer.layers.remove(self.layer)
+
+    @property
+    def plane(self) -> Plane:
+        """The plane shown last."""
+        return self._plane
+
+    def show(self, plane: Plane, mask: Patch | np.ndarray | None) -> None:
+        """Show this bool mask, of the plane or a part of it, or that it has none.
+
+        On another plane than before, a stroke under way and a contour are gone.
+        """
+        if plane != self._plane:
+            self._outline = self._stroke = None
+        self._plane = plane
+        self._mask = None if mask is None else _patch(mask)
+        self._draw()
+
+    def stroke(self, points: Points | None, positive: bool = True, kind: str = "scribble") -> None:
+        """Show a stroke under way on the plane shown last; None takes it away.
+
+        Parameters
+        ----------
+        points
+            (N, 2) plane pixels; of a box any points whose bounds it is.
+        positive
+            Its sign.
+        kind
+            "scribble", "box" or "lasso".
+        """
+        if points is None and self._stroke is None:
+            return
+        self._stroke = None
+        if points is not None and len(points):
+            line = _closed(np.asarray(points, dtype=np.float64), kind)
+            ends = np.stack([line[: max(1, len(line) - 1)], line[1:] if len(line) > 1 else line], axis=1)
+            sides = np.array(self._grid.sides(self._plane))
+            low = np.clip(np.floor(line.min(axis=0)).astype(int) - self._width, 0, sides - 1)
+            high = np.clip(np.ceil(line.max(axis=0)).astype(int) + self._width + 1, low + 1, sides)
+            pixels = np.zeros((high[0] - low[0], high[1] - low[1]), np.uint8)
+            where = swept(np.round(ends).astype(np.int64) - low, self._width - 0.5, pixels.shape)
+            pixels[where] = POSITIVE if positive else NEGATIVE
+            self._stroke = Patch((int(low[0]), int(low[1])), pixels)
+        self._draw()
+
+    def contour(self, mask: Patch | np.ndarray | None) -> None:
+        """Outline this bool mask on the plane shown last; None takes the outline away."""
+        if mask is None and self._outline is None:
+            return
+        self._outline = None
+        if mask is not None:
+            part = _patch(mask)
+            self._outline = Patch(part.corner, _edge(part.pixels, self._width))
+        self._draw()
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._mask = self._outline = self._stroke = None
+        self._draw()
+
+    def brush(self, *, erase: bool, field: tuple[float, float, float, float] | None = None) -> None:
+        """Hand the user napari's brush or eraser, for the mask.
+
+        Of a huge plane they reach what is seen, `field`, as far as that is no larger than a tile.
+        """
+        self._outline = self._stroke = None
+        if field is not None and self._box != (0, 0, *self._grid.sides(self._at)):
+            self._cover([self._least(self._plane, field)])
+        self._viewer.layers.selection.active = self.layer
+        self.layer.selected_label = MASK
+        self.layer.mode = "erase" if erase else "paint"
+        self._draw()
+
+    @property
+    def _width(self) -> int:
+        box = self._least(self._plane)
+        return max(1, round(max(box[2] - box[0], box[3] - box[1]) / LINES_PER_SIDE))
+
+    def _least(self, plane: Plane, field: tuple[float, float, float, float] | None = None) -> Box:
+        """The whole plane; of a huge one a box of a tile's size, in the middle of a field."""
+        rows, cols = self._grid.sides(plane)
+        if max(rows, cols) <= self._tiling.large:
+            return 0, 0, rows, cols
+        field = field or (0, 0, rows, cols)
+        spans = []
+        for low, high, length in ((field[0], field[2], rows), (field[1], field[3], cols)):
+            side = min(self._tiling.side, length)
+            first = min(max(0, round((low + high - side) / 2)), length - side)
+            spans.append((first, first + side))
+        return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+    def _cover(self, boxes: list[Box]) -> None:
+        """Lay the layer out so that it covers these boxes of the plane, which is huge."""
+        top, left = (min(box[side] for box in boxes) for side in (0, 1))
+        bottom, right = (max(box[side] for box in boxes) for side in (2, 3))
+        least = self._least(self._plane, (top, left, bottom, right))
+        self._box = (
+            min(top, least[0]), min(left, least[1]), max(bottom, least[2]), max(right, least[3]),
+        )  # fmt: skip
+        self._move()
+
+    @property
+    def _covers(self) -> bool:
+        """Whether the layer covers all that is to be seen."""
+        seen = [part.box for part in (self._mask, self._outline, self._stroke) if part and part.pixels.size]
+        low, high = self._box[:2], self._box[2:]
+        return all(
+            box[0] >= low[0] and box[1] >= low[1] and box[2] <= high[0] and box[3] <= high[1] for box in seen
+        )
+
+    def _draw(self) -> None:
+        """Bring the layer to what is to be seen; where that is nothing, it need not move."""
+        self._ensure()
+        wanted = self._wanted()
+        if not self._lies and (wanted or self._brushing):
+            self._box = self._least(self._plane)
+            self._move()
+        if wanted and not self._covers:
+            self._cover([part.box for part in (self._mask, self._outline, self._stroke) if part])
+        self._fill(wanted)
+
+    def _fill(self, seen: bool) -> None:
+        shown, wanted = self._shown(), self._composed() if seen else None
+        box = bounds(shown != (0 if wanted is None else wanted))
+        if box != (0, 0, 0, 0):
+            shown[inside(box)] = 0 if wanted is None else wanted[inside(box)]
+            self._redraw(box)
+
+    def _leave(self) -> None:
+        """Take away what belongs to another plane than the one in view now."""
+        dims, seen = self._viewer.dims, (self._mask, self._outline, self._stroke)
+        if (
+            dims.ndisplay == 2
+            and any(part is not None for part in seen)
+            and self._grid.plane(dims) != self._plane
+        ):
+            self._fill(False)
+
+    def _wanted(self) -> bool:
+        """Whether there is anything to be seen."""
+        return any(part is not None for part in (self._mask, self._outline, self._stroke))
+
+    def _composed(self) -> np.ndarray:
+        """What is to be seen, uint8, of the size of the layer."""
+        shape, corner = self._sides, self._box[:2]
+        if self._mask is None:
+            wanted = np.zeros(shape, np.uint8)
+        else:
+            wanted = self._mask.on(shape, corner).view(np.uint8)
+        if self._outline is not None:
+            wanted[self._outline.on(shape, corner)] = CONTOUR
+        if self._stroke is not None:
+            stroke = self._stroke.on(shape, corner)
+            np.copyto(wanted, stroke, where=stroke > 0)
+        return wanted
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of the layer."""
+        return self._box[2] - self._box[0], self._box[3] - self._box[1]
+
+    def _shown(self) -> np.ndarray:
+        """The layer's pixels as (rows, cols), to be read and written."""
+        pixels: np.ndarray = self.layer.data.reshape(self._sides)
+        return pixels
+
+    def _redraw(self, box: tuple[int, int, int, int]) -> None:
+        if self._viewer.dims.ndisplay == 3:
+            self.layer.refresh()
+            return
+        part = [slice(0, 1)] * self._grid.ndim
+        for axis, side in zip(self._at.axes, inside(box), strict=True):
+            part[self._grid.axes[axis]] = side
+        redraw(self.layer, tuple(part))
+
+    @property
+    def _lies(self) -> bool:
+        """Whether the layer is laid out for the plane."""
+        if self._viewer.dims.ndisplay == 3:
+            return self._at == self._plane
+        return self._at.axes == self._plane.axes
+
+    def _move(self) -> None:
+        """Lay the layer out, empty, for the plane to be shown."""
+        self._at = self._plane
+        shape, place = self._slab()
+        if shape == self.layer.data.shape:
+            self.layer.data[...] = 0
+        else:
+            mode = self.layer.mode
+            self.layer.data = np.zeros(shape, np.uint8)
+            # napari's own steps are of another shape now, and this makes it forget them.
+            self.layer.editable = False
+            self.layer.editable = True
+            self.layer.mode = mode
+        self._lay(place)
+
+    def _follow(self) -> None:
+        """Stay on the plane where the image has moved, or the display is 3-D now, or no longer."""
+        if self._at.axes == self._plane.axes:
+            self._at = self._plane
+        self._lay(self._slab()[1])
+
+    def _slab(self) -> tuple[tuple[int, ...], Place]:
+        return self._grid.slab(self._at, flat=self._viewer.dims.ndisplay == 2, box=self._box)
+
+    def _lay(self, place: Place) -> None:
+        for name, value in place.items():
+            if not np.array_equal(np.asarray(getattr(self.layer, name)), value):
+                setattr(self.layer, name, value)
+
+    def _ensure(self) -> None:
+        """Put the layer into the viewer, also when somebody has taken it out."""
+        if self._on_paint is not None and self.layer not in self._viewer.layers:
+            add_quietly(self._viewer, self.layer)
+
+    @property
+    def _brushing(self) -> bool:
+        return str(self.layer.mode) != "pan_zoom"
+
+    def _painted(self, event: Any) -> None:
+        """Brush and eraser change the mask; napari tells of some strokes before it writes them."""
+        mask = np.zeros(self.layer.data.shape, np.bool_)
+        if self._mask is not None:
+            mask[...] = self._mask.on(self._sides, self._box[:2]).reshape(mask.shape)
+        for atom in event.value:
+            part = mask[atom.slice_key]
+            part[... if atom.mask is None else atom.mask] = atom.new_value != 0
+        self._mask = Patch(self._box[:2], mask.reshape(self._sides))
+        if self._on_paint is not None:
+            self._on_paint(self._plane, Patch(self._box[:2], self._mask.pixels.copy()))
+
+    def _moves(self) -> list[Any]:
+        """The events after which the layer no longer lies where it should."""
+        return [*self._grid.place_events, self._viewer.dims.events.ndisplay]
+
+    def _scrolls(self) -> tuple[Any, Any]:
+        return self._viewer.dims.events.point, self._viewer.dims.events.order
+
+
+def _patch(mask: Patch | np.ndarray) -> Patch:
+    """A mask of the whole plane as a part of it; copied, because it may be painted on."""
+    if isinstance(mask, Patch):
+        return Patch(mask.corner, mask.pixels.astype(np.bool_))
+    return Patch((0, 0), np.array(mask, dtype=np.bool_))
+
+
+def _closed(points: np.ndarray, kind: str) -> np.ndarray:
+    """The line to draw: as it is, or back to its beginning, or the box around it."""
+    if kind == "box":
+        (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0)
+        points = np.array([(top, left), (top, right), (bottom, right), (bottom, left)])
+    return points if kind == "scribble" else np.concatenate([points, points[:1]])
+
+
+def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask within `width` steps of what is not in it; outside the plane counts as in it."""
+    box = bounds(mask)
+    edge = np.zeros_like(mask)
+    if box != (0, 0, 0, 0):
+        from scipy import ndimage  # a quarter of a second, which a window has not when it opens
+
+        around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in inside(box))
+        near = ndimage.binary_dilation(~mask[around], iterations=width)
+        edge[around] = mask[around] & near
+    return edge

@@ -1,0 +1,1 @@
+"""Carry objects from plane to plane."""

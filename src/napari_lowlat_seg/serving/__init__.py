@@ -1,0 +1,1 @@
+"""Predictions from another process, with embeddings cached in memory and on disk."""

@@ -1,0 +1,282 @@
+"""Embeddings kept for later: on the device, in host memory and in a folder, each bounded in bytes.
+
+What has not been used for longest falls one storey down: device, host, disk, gone. An embedding comes back
+with the same bytes from every storey, because its features are rounded to half precision when it enters. Why
+the cache looks as it does: docs/decisions/embedding-cache.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+from cachetools import LRUCache
+
+from napari_lowlat_seg.core.frame import Fit, Frame
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.inference.predictor import Embedding
+from napari_lowlat_seg.serving.embedding_files import SUFFIX, EmbeddingFolder, Packed, pack, unpack
+
+
+class Model(Protocol):
+    """What a key needs to know of a predictor."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def network(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class EmbeddingKey:
+    """All that an embedding depends on.
+
+    Parameters
+    ----------
+    content
+        A digest of the pixels that are embedded, so that an edited plane is another plane.
+    plane
+        Which plane of its volume it is.
+    frame
+        The part of the plane that the network sees, its spacing and the network's size.
+    window
+        Intensities shown as black and white; None when the picture's own percentiles choose them.
+    model
+        Fingerprint of the network, `Predictor.model`.
+    """
+
+    content: str
+    plane: Plane
+    frame: Frame
+    window: tuple[float, float] | None
+    model: str
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            # A numpy number is written otherwise than the same number of Python.
+            object.__setattr__(self, "window", (float(self.window[0]), float(self.window[1])))
+
+    @classmethod
+    def of(cls, predictor: Model, volume: Volume, plane: Plane) -> EmbeddingKey:
+        """The key of a whole plane as `propagate.embed_plane` embeds it. Reads the plane's pixels."""
+        pixels = volume.plane(plane)
+        return cls.of_pixels(predictor, pixels, plane, volume.window, volume.plane_spacing(plane))
+
+    @classmethod
+    def of_pixels(
+        cls,
+        predictor: Model,
+        pixels: np.ndarray,
+        plane: Plane,
+        window: tuple[float, float] | None,
+        spacing: tuple[float, float],
+    ) -> EmbeddingKey:
+        """The key of a plane's pixels (H, W) or (H, W, 3) as `Predictor.embed` embeds them."""
+        fit: Fit = predictor.network.fit
+        frame = Frame.whole(pixels.shape[:2], predictor.size, fit, spacing)
+        return cls(content_digest(pixels), plane, frame, window, predictor.model)
+
+    @property
+    def filename(self) -> str:
+        """The name of its file: a digest of the whole key."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=20).hexdigest() + SUFFIX
+
+
+class HeldBytes(NamedTuple):
+    """Bytes on each storey."""
+
+    device: int
+    host: int
+    disk: int
+
+
+class EmbeddingCache:
+    """Embeddings by key, on three storeys.
+
+    Parameters
+    ----------
+    device_bytes
+        Room for embeddings ready to use. On a machine without accelerator they lie in main memory as well.
+    host_bytes
+        Room for embeddings in half precision in main memory.
+    folder
+        Where embeddings go that fall from host memory; None drops them. Any number of processes may share
+        one folder.
+    disk_bytes
+        Room in the folder, whoever wrote there; None for as much as there is.
+    device
+        Where embeddings from host and disk are put to use: `predictor.runtime.device`.
+
+    Raises
+    ------
+    ValueError
+        For a negative size.
+    OSError
+        If the folder cannot be made.
+
+    Notes
+    -----
+    All methods may be called from any thread. A file is written under another name, moved to its place when
+    complete, and ends with a digest of its bytes: what a killed process left is never served. When the folder
+    cannot be written to, a warning says so once and the cache goes on in memory.
+    """
+
+    def __init__(
+        self,
+        device_bytes: int = 2**29,
+        host_bytes: int = 2**30,
+        folder: str | Path | None = None,
+        disk_bytes: int | None = 20 * 2**30,
+        device: str = "cpu",
+    ) -> None:
+        sizes = (device_bytes, host_bytes, disk_bytes or 0)
+        if min(sizes) < 0:
+            raise ValueError(f"an embedding cache needs sizes of 0 bytes or more; got {sizes}")
+        self.device = device
+        self._lock = Lock()
+        self._making: dict[EmbeddingKey, Future[Embedding]] = {}
+        # A picture that a caller still holds is handed out again: a closer look knows its picture by
+        # identity.
+        self._images: WeakValueDictionary[EmbeddingKey, np.ndarray] = WeakValueDictionary()
+        self._device = _Storey(device_bytes, _bytes_of)
+        self._host = _Storey(host_bytes, lambda packed: packed.nbytes)
+        self._disk = None if folder is None else EmbeddingFolder(Path(folder), disk_bytes)
+
+    def ensure(self, key: EmbeddingKey, make: Callable[[], Embedding]) -> Embedding:
+        """The embedding of a key, made by `make` if there is none; two threads that ask at once make it once.
+
+        Raises ValueError if `make` gives an embedding of another frame or model than the key says, and
+        whatever `make` raises; nothing is kept then. Who waits for another thread's `make` that fails, as one
+        that is interrupted does, makes it himself.
+        """
+        mine: Future[Embedding] = Future()
+        while True:
+            with self._lock:
+                pending = self._making.setdefault(key, mine)
+            if pending is mine:
+                break
+            if pending.exception() is None:
+                return pending.result()
+        try:
+            found = self.get(key)
+            if found is None:
+                found = self._taken(key, make())
+            mine.set_result(found)
+            return found
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._making[key]
+
+    def get(self, key: EmbeddingKey) -> Embedding | None:
+        """The embedding of a key, None if there is none; it is the most recently used one now."""
+        with self._lock:
+            ready: Embedding | None = self._device.get(key)
+            if ready is not None:
+                return ready
+            packed: Packed | None = self._host.pop(key, None)
+        if packed is None and self._disk is not None:
+            packed = self._disk.read(key.filename, repr(key))
+        return None if packed is None else self._raised(key, packed)
+
+    def __contains__(self, key: EmbeddingKey) -> bool:
+        """Whether it is held somewhere. A file that turns out to be damaged counts until it is asked for."""
+        with self._lock:
+            held = key in self._device or key in self._host
+        return held or (self._disk is not None and key.filename in self._disk)
+
+    @property
+    def nbytes(self) -> HeldBytes:
+        """Bytes held on device, host and disk."""
+        disk = 0 if self._disk is None else self._disk.nbytes
+        with self._lock:
+            return HeldBytes(int(self._device.currsize), int(self._host.currsize), disk)
+
+    def save(self, key: EmbeddingKey, embedding: Embedding) -> None:
+        """Write an embedding to the folder now, if there is one: a process that is killed cannot `flush`."""
+        if self._disk is not None:
+            self._write(key, pack(embedding))
+
+    def flush(self) -> None:
+        """Write all that is held in memory to the folder, if there is one; to be called before leaving."""
+        with self._lock:
+            held, ready = dict(self._host), dict(self._device)
+        for key, packed in held.items():
+            self._write(key, packed)
+        for key, embedding in ready.items():
+            self._write(key, pack(embedding))
+
+    def _taken(self, key: EmbeddingKey, made: Embedding) -> Embedding:
+        """A new embedding, rounded as it will come back from every storey."""
+        if made.frame != key.frame or made.model != key.model:
+            raise ValueError(
+                f"an embedding must be what its key says, {key.frame} by {key.model}; got {made.frame} by "
+                f"{made.model}"
+            )
+        return self._raised(key, pack(made))
+
+    def _raised(self, key: EmbeddingKey, packed: Packed) -> Embedding:
+        """An embedding ready for use, put on the device; what has no room there any more falls."""
+        with self._lock:
+            image = self._images.setdefault(key, packed.image)
+        ready = Embedding(unpack(packed, self.device), key.frame, image, key.model)
+        with self._lock:
+            fallen = self._device.add(key, ready)
+            dropped = [drop for k, old in fallen for drop in self._host.add(k, pack(old))]
+        # Files are slow: nobody else waits for them.
+        for k, old in dropped:
+            self._write(k, old)
+        return ready
+
+    def _write(self, key: EmbeddingKey, packed: Packed) -> None:
+        if self._disk is not None:
+            self._disk.write(key.filename, repr(key), packed)
+
+
+class _Storey(LRUCache[EmbeddingKey, Any]):
+    """An LRU cache bounded in bytes that says what had to leave."""
+
+    def __init__(self, maxsize: int, getsizeof: Callable[[Any], int]) -> None:
+        super().__init__(maxsize, getsizeof)
+        self._fallen: list[tuple[EmbeddingKey, Any]] = []
+
+    def add(self, key: EmbeddingKey, value: Any) -> list[tuple[EmbeddingKey, Any]]:
+        """Keep a value; those that make room for it come back, or the value itself if it is too large."""
+        if self.getsizeof(value) > self.maxsize:
+            return [(key, value)]
+        self[key] = value
+        fallen, self._fallen = self._fallen, []
+        return fallen
+
+    def popitem(self) -> tuple[EmbeddingKey, Any]:
+        item: tuple[EmbeddingKey, Any] = super().popitem()
+        self._fallen.append(item)
+        return item
+
+
+def content_digest(pixels: np.ndarray) -> str:
+    """A digest of an array's shape, type and bytes.
+
+    >>> content_digest(np.zeros((2, 3))) == content_digest(np.zeros((3, 2)))
+    False
+    """
+    digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype.str}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _bytes_of(embedding: Embedding) -> int:
+    return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes

@@ -1,0 +1,623 @@
+"""The state of one annotation, driven as a window drives it, with made-up masks in the network's place."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_lowlat_seg.annotation.propagation_run import Carrying, way_through
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.labels import ArrayLabels, Policy
+from napari_lowlat_seg.core.masks import Answer, Finish
+from napari_lowlat_seg.core.prompts import Box, Click, Scribble
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.propagation.propagate import Carried
+
+SHAPE = (4, 12, 10)
+FIRST, SECOND = Plane((1, None, None)), Plane((2, None, None))
+CORONAL = Plane((None, 5, None))
+
+
+def block(top, left, bottom, right, shape=SHAPE[1:]):
+    """A rectangular (rows, cols) mask."""
+    mask = np.zeros(shape, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def answer(mask):
+    """What a sure network says of a mask."""
+    return Answer.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
+
+
+@pytest.fixture
+def labels():
+    """Empty labels."""
+    return np.zeros(SHAPE, np.uint16)
+
+
+@pytest.fixture
+def session(labels):
+    """A session that writes to `labels`."""
+    return Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
+
+
+def ask(session, plane, prompt, mask):
+    """One prompt and its answer."""
+    session.add(plane, prompt)
+    assert session.land(session.request(plane), answer(mask))
+
+
+def test_a_click_asks_and_its_answer_is_shown(session):
+    """A request carries all prompts and no mask at first; the mask is the answer's."""
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    assert (request.plane, request.prompts, request.previous) == (FIRST, (Click((3, 3)),), None)
+    assert session.mask(FIRST) is None
+    assert session.land(request, answer(block(2, 2, 6, 6)))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+    assert session.request(FIRST) is None
+
+
+def test_the_next_click_continues_from_the_mask(session):
+    """The answer so far is the previous mask of the next request."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.add(FIRST, Click((9, 9), positive=False))
+    request = session.request(FIRST)
+    assert request.prompts == (Click((3, 3)), Click((9, 9), positive=False))
+    assert request.previous is session.state(FIRST).answer
+
+
+def test_two_clicks_before_the_first_answer_continue_from_what_was_before_them(session):
+    """A mask that belongs to no prompt of the request is never fed."""
+    session.add(FIRST, Click((3, 3)))
+    first = session.request(FIRST)
+    session.add(FIRST, Click((4, 4)))
+    assert session.request(FIRST).previous is None
+    assert not session.land(first, answer(block(0, 0, 2, 2)))
+    assert session.mask(FIRST) is None
+
+
+def test_a_removed_click_is_answered_afresh(session):
+    """Its effect on the mask goes with it: the request has no previous mask."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+    assert session.edit(FIRST, [Click((3, 3))])
+    request = session.request(FIRST)
+    assert (request.prompts, request.previous) == ((Click((3, 3)),), None)
+
+
+def test_a_moved_click_is_answered_afresh(session):
+    """A move is a change, not an addition."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.edit(FIRST, [Click((4, 3))])
+    assert session.request(FIRST).previous is None
+
+
+def test_without_prompts_nothing_is_asked_and_nothing_shown(session):
+    """Deleting the only click takes its mask away."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.edit(FIRST, [])
+    assert session.request(FIRST) is None
+    assert session.mask(FIRST) is None
+
+
+def test_equal_prompts_are_no_step(session):
+    """Layers may be read again at any time."""
+    session.add(FIRST, Click((3, 3)))
+    assert not session.edit(FIRST, [Click((3, 3))])
+    assert len(session.timeline.done) == 1
+
+
+def test_both_answers_to_one_request_land(session):
+    """The quick one and the closer look belong to the same state."""
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    assert session.land(request, answer(block(2, 2, 6, 6)))
+    assert session.land(request, answer(block(2, 2, 5, 5)))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 5, 5))
+
+
+def test_an_answer_for_a_plane_left_meanwhile_is_kept_there(session):
+    """Scrolling on loses nothing."""
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    session.add(SECOND, Click((1, 1)))
+    assert session.land(request, answer(block(2, 2, 6, 6)))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+    assert session.mask(SECOND) is None
+    assert session.unanswered == (SECOND,)
+
+
+def test_a_trial_adds_prompts_that_are_never_kept(session):
+    """A stroke under way and a hovering mouse ask on top of what is there."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    trial = session.trial(FIRST, [Scribble([(4, 4), (5, 5)])])
+    assert trial.prompts == (Click((3, 3)), Scribble([(4, 4), (5, 5)]))
+    assert trial.previous is session.state(FIRST).answer
+    assert not session.land(trial, answer(block(0, 0, 1, 1)))
+    assert session.state(FIRST).prompts == (Click((3, 3)),)
+
+
+def test_undo_takes_a_click_and_its_mask_back_and_redo_brings_both(session):
+    """No network is asked on the way."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+    assert session.undo().plane == FIRST
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+    assert session.request(FIRST) is None
+    session.redo()
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 9, 9))
+    assert session.request(FIRST) is None
+    session.undo(), session.undo()
+    assert session.mask(FIRST) is None
+    assert session.undo() is None
+
+
+def test_undo_to_a_click_that_was_never_answered_asks_again(session):
+    """What was overtaken is made up for."""
+    session.add(FIRST, Click((3, 3)))
+    session.add(FIRST, Click((8, 8)))
+    session.undo()
+    assert session.request(FIRST).prompts == (Click((3, 3)),)
+
+
+def test_an_answer_that_comes_after_undo_lands_where_it_belongs(session):
+    """It is kept for redo, and does not touch the state before it."""
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    session.undo()
+    assert not session.land(request, answer(block(2, 2, 6, 6)))
+    assert session.mask(FIRST) is None
+    session.redo()
+    assert session.land(session.request(FIRST), answer(block(2, 2, 6, 6)))
+
+
+def test_a_new_step_forgets_what_was_undone(session):
+    """There is one timeline, not a tree."""
+    session.add(FIRST, Click((3, 3)))
+    session.undo()
+    session.add(FIRST, Click((4, 4)))
+    assert not session.can_redo
+    assert session.redo() is None
+
+
+def test_the_brush_is_continued_from(session):
+    """The drawn mask is fed with the later click; earlier prompts that it contradicts are not."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
+    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+    session.paint(FIRST, block(2, 2, 6, 6))
+    assert session.request(FIRST) is None
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+    session.add(FIRST, Click((5, 7)))
+    request = session.request(FIRST)
+    assert request.prompts == (Click((3, 3)), Click((5, 7)))
+    assert np.array_equal(request.previous.probability > 0.5, block(2, 2, 6, 6))
+
+
+def test_what_the_brush_changed_stays_where_no_later_prompt_says_otherwise(session):
+    """Erased pixels do not come back with a click elsewhere; one on them, or a box over them, frees them."""
+    first = block(2, 2, 9, 9)
+    ask(session, FIRST, Click((3, 3)), first)
+    drawn = first & ~block(6, 2, 9, 4) & ~block(6, 7, 9, 9)
+    session.paint(FIRST, drawn)
+    ask(session, FIRST, Click((2, 6)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), drawn | block(1, 2, 2, 9))
+    ask(session, FIRST, Click((7, 8)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9) & ~block(6, 2, 9, 4))
+    ask(session, FIRST, Box((6, 2), (8, 3)), block(1, 2, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9))
+
+
+def test_painted_pixels_stay_too_and_strokes_add_up(session):
+    """A second stroke keeps the first one's pixels; what the network found between them is free."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.paint(FIRST, block(2, 2, 6, 8))
+    ask(session, FIRST, Click((7, 3)), block(2, 2, 8, 6))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 6) | block(2, 6, 6, 8))
+    session.paint(FIRST, (block(2, 2, 8, 6) | block(2, 6, 6, 8)) & ~block(2, 2, 3, 6))
+    ask(session, FIRST, Click((7, 4)), block(2, 2, 5, 5))
+    assert np.array_equal(session.mask(FIRST), block(3, 2, 5, 5) | block(2, 6, 6, 8))
+
+
+def test_a_stroke_that_changes_nothing_binds_nobody(session):
+    """Neither one over what is shown as it is, nor one that erases where nothing is."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.paint(FIRST, block(2, 2, 6, 6))
+    ask(session, FIRST, Click((8, 8)), block(4, 4, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(4, 4, 9, 9))
+    session.clear()
+    session.paint(FIRST, block(0, 0, 0, 0))
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+
+
+def test_strokes_are_told_from_the_mask_that_was_shown(session):
+    """What finishing took away is no stroke: the network may bring it back."""
+    session.finish = Finish(largest=True)
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    session.paint(FIRST, block(2, 2, 6, 5))
+    session.finish = Finish()
+    ask(session, FIRST, Click((2, 2)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 5) | block(8, 8, 9, 9))
+
+
+def test_regions_older_than_the_brush_are_not_asked_again(session):
+    """The drawn mask has answered them."""
+    ask(session, FIRST, Box((2, 2), (8, 8)), block(2, 2, 9, 9))
+    session.paint(FIRST, block(2, 2, 6, 6))
+    session.add(FIRST, Click((5, 7)))
+    assert session.request(FIRST).prompts == (Click((5, 7)),)
+
+
+def test_removing_the_click_after_the_brush_shows_the_drawn_mask(session):
+    """Nothing but the drawing is left to answer."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
+    session.paint(FIRST, block(2, 2, 6, 6))
+    ask(session, FIRST, Click((5, 7)), block(2, 2, 6, 8))
+    session.edit(FIRST, [Click((3, 3))])
+    assert session.request(FIRST) is None
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+
+
+def test_accept_writes_all_planes_in_one_step_and_begins_the_next_object(session, labels):
+    """Planes of both orientations carry the label; undo takes all of it back and the object in hand again."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    ask(session, CORONAL, Click((1, 3)), block(0, 1, 3, 4, (4, 10)))
+    assert session.accept()
+    expected = np.zeros_like(labels)
+    expected[1, 2:6, 2:6] = 1
+    expected[0:3, 5, 1:4] = 1
+    assert np.array_equal(labels, expected)
+    assert (session.label, session.prompted()) == (2, {})
+    session.undo()
+    assert not labels.any()
+    assert session.label == 1
+    assert set(session.prompted()) == {FIRST, CORONAL}
+    session.redo()
+    assert np.array_equal(labels, expected)
+    assert session.label == 2
+
+
+def test_accept_without_a_mask_changes_nothing(session):
+    """A click that waits for its answer is not written yet."""
+    session.add(FIRST, Click((3, 3)))
+    assert not session.accept()
+    assert session.label == 1
+
+
+def test_accept_without_labels_says_what_to_do():
+    """Nothing is lost by it."""
+    session = Session(Volume(np.zeros(SHAPE, np.uint8)))
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    with pytest.raises(ValueError, match="no labels to write to; choose or make a labels layer first"):
+        session.accept()
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+
+
+def test_a_late_answer_does_not_change_an_accepted_object(session):
+    """What was written is what a reopened object shows."""
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    session.land(request, answer(block(2, 2, 6, 6)))
+    session.accept()
+    assert not session.land(request, answer(block(0, 0, 9, 9)))
+
+
+def test_neighbours_keep_their_voxels(session, labels):
+    """With the policy "keep" an object takes background only."""
+    labels[1, 4:, 4:] = 7
+    before = labels.copy()
+    session.use_labels(session.labels, 7)
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    assert np.array_equal(labels == 7, before == 7)
+    assert (labels[1] == 8).sum() == 12
+
+
+def test_overwrite_and_within_take_what_they_may(session, labels):
+    """ "overwrite" takes all, "within 7" takes 7 alone."""
+    labels[1, 4:, 4:] = 7
+    session.policy = Policy("overwrite")
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    assert (labels[1] == 1).sum() == 16
+    session.undo()
+    session.policy = Policy("within", 7)
+    session.accept()
+    assert (labels[1] == 1).sum() == 4
+
+
+def test_a_reopened_object_brings_its_prompts_and_its_correction_frees_what_it_leaves(session, labels):
+    """A smaller mask gives the voxels back, to the label that was beneath where there was one."""
+    labels[1, 4:, 4:] = 7
+    session.policy = Policy("overwrite")
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    assert session.reopen(FIRST, (3.2, 2.9))
+    assert session.prompted() == {FIRST: (Click((3, 3)),)}
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
+    ask(session, FIRST, Click((5, 5), positive=False), block(2, 2, 4, 4))
+    session.accept()
+    expected = np.zeros_like(labels)
+    expected[1, 4:, 4:] = 7
+    expected[1, 2:4, 2:4] = 1
+    assert np.array_equal(labels, expected)
+
+
+def test_a_reopened_object_that_is_cleared_and_accepted_is_gone(session, labels):
+    """What was beneath comes back."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    session.reopen(FIRST, (3, 3))
+    assert session.clear()
+    session.accept()
+    assert not labels.any()
+
+
+def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(session, labels):
+    """A correction touches only voxels that still carry the object's label."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    labels[1, 2, 2:6] = 9
+    session.reopen(FIRST, (3, 3))
+    session.clear()
+    session.accept()
+    assert (labels[1] == 9).sum() == 4
+    assert (labels == 1).sum() == 0
+
+
+def test_reopening_where_accepting_has_just_freed_the_pixel_finds_the_background(session, labels):
+    """The object in hand was cleared: the accept takes the label away that the click was aimed at."""
+    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    session.reopen(FIRST, (3, 3))
+    session.clear()
+    assert not session.reopen(FIRST, (3, 3))
+    assert not labels.any()
+
+
+def test_a_label_from_elsewhere_can_be_reopened(session, labels):
+    """Its mask becomes a drawn one, continued from and freed like an object of our own."""
+    labels[1, 2:8, 2:8] = 5
+    session.use_labels(session.labels, 5)
+    assert session.reopen(FIRST, (3, 3))
+    assert session.label == 5
+    assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 8))
+    ask(session, FIRST, Click((7, 7), positive=False), block(2, 2, 7, 7))
+    session.accept()
+    assert np.array_equal(labels[1] == 5, block(2, 2, 7, 7))
+    assert session.label == 6
+
+
+def test_background_and_pixels_outside_are_not_reopened(session):
+    """A click beside all objects does nothing; one beside the plane is a mistake."""
+    assert not session.reopen(FIRST, (3, 3))
+    with pytest.raises(ValueError, match=r"pixel \(12, 0\) is outside the plane of 12 x 10 pixels"):
+        session.reopen(FIRST, (12, 0))
+
+
+def test_reopening_accepts_the_object_in_hand_first(session, labels):
+    """Nothing is lost by looking at another object."""
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    session.accept()
+    ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
+    session.reopen(FIRST, (1, 1))
+    assert (labels == 2).sum() == 9
+    assert session.label == 1
+
+
+def test_semantic_mode_gives_every_object_one_label(session, labels):
+    """Objects stay apart: correcting one leaves the other."""
+    session.semantic = True
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    session.accept()
+    ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
+    session.accept()
+    assert set(np.unique(labels)) == {0, 1}
+    session.reopen(FIRST, (7, 7))
+    session.clear()
+    session.accept()
+    assert (labels == 1).sum() == 9
+
+
+def test_the_next_label_is_free(session, labels):
+    """Above everything written, chosen or painted."""
+    session.choose_label(4)
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    session.accept()
+    assert session.label == 5
+    with pytest.raises(ValueError, match="label must be 1 or more, got 0"):
+        session.choose_label(0)
+
+
+def test_a_label_too_large_for_the_labels_is_refused(session, labels):
+    """The sentence names the limits of the type."""
+    session.choose_label(70000)
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    with pytest.raises(ValueError, match="from 1 to 65535 in labels of type uint16, got 70000"):
+        session.accept()
+    assert session.label == 70000
+
+
+def test_a_brush_stroke_on_the_labels_is_undone_in_order(session, labels):
+    """It has happened already when the session hears of it."""
+    from napari_lowlat_seg.core.labels import LabelEdit
+
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    session.accept()
+    box, before = (0, 0, 12, 10), labels[1].copy()
+    labels[1, 5, :] = 9
+    session.stroke([LabelEdit.between(FIRST, box, before, labels[1])])
+    after = labels.copy()
+    session.undo()
+    assert np.array_equal(labels[1], before)
+    session.undo()
+    assert not labels.any()
+    session.redo(), session.redo()
+    assert np.array_equal(labels, after)
+    session.new_object()
+    ask(session, SECOND, Click((3, 3)), block(0, 0, 3, 3))
+    session.accept()
+    assert session.label == 10
+
+
+def test_the_finish_counts_for_what_is_shown_and_written(session, labels):
+    """A threshold above the probability leaves nothing; back at the default, all is there again."""
+    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    session.finish = Finish(threshold=0.98)
+    assert not session.mask(FIRST).any()
+    assert not session.accept()
+    session.finish = Finish()
+    assert session.accept()
+    assert (labels == 1).sum() == 9
+
+
+def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memory():
+    """Each with a mask of its own; the timeline stays within its limit."""
+    plane = Plane()
+    session = Session(Volume(np.zeros((1024, 1024), np.uint8)))
+    rows, cols = np.mgrid[:1024, :1024]
+    distance = np.hypot(rows - 500, cols - 500).astype(np.float32)
+    for i in range(500):
+        session.add(plane, Click((i, i)))
+        probability = np.clip((150 + i / 2 - distance) / 100, 0, 1) ** 2
+        session.land(session.request(plane), Answer.of(probability))
+    assert len(session.timeline.done) == 500
+    assert session.timeline.nbytes < session.timeline.limit / 2
+    while session.undo():
+        pass
+    assert session.state(plane).prompts == ()
+    assert session.mask(plane) is None
+
+
+def test_a_full_timeline_forgets_its_oldest_steps(labels):
+    """And keeps the newest, whatever it takes."""
+    session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels), limit=5000)
+    for i in range(20):
+        ask(session, FIRST, Click((i / 2, 3)), block(2, 2, 6, 6))
+    assert 1 <= len(session.timeline.done) < 20
+    assert session.timeline.nbytes <= 5000
+
+
+# Random scripts
+
+PLANES = [FIRST, SECOND, CORONAL, Plane((None, None, 4))]
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "land", "remove", "paint", "accept", "clear", "reopen", "brush", "undo",
+                         "redo", "label", "semantic", "policy", "carry", "seeds"]),
+        st.sampled_from(PLANES),
+        st.integers(0, 2**32 - 1),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+def carry(session, plane, rng, *, seeds):
+    """A run whose answers come as they like, that may be cut short at any moment."""
+    way = way_through(session.volume, plane)
+    try:
+        if seeds:
+            run = Carrying.seeds(session, way, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
+        else:
+            run = Carrying.propagation(session, way)
+    except ValueError:
+        return  # there is nothing to carry
+    numbers = list(run.walk.seeds or run.walk.anchors)
+    sides = session.volume.sides(plane)
+    for _ in range(rng.integers(5)):
+        where = way[rng.integers(len(way))]
+        run.land(numbers[rng.integers(len(numbers))], Carried(where, answer(rng.random(sides) > 0.5), 0.5))
+    if rng.integers(2):
+        run.finish()
+
+
+def play(session, labels, action, plane, seed):
+    """One thing that a user may do at any moment."""
+    rng = np.random.default_rng(seed)
+    rows, cols = (SHAPE[axis] for axis in plane.axes)
+    (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in (rows, cols))
+    mask = block(top, left, bottom, right, (rows, cols))
+    at = (int(rng.integers(rows)), int(rng.integers(cols)))
+    if action == "add":
+        session.add(plane, Click(at, bool(rng.integers(2))))
+    elif action == "land":
+        for waiting in session.unanswered:
+            n = tuple(SHAPE[axis] for axis in waiting.axes)
+            session.land(session.request(waiting), answer(rng.random(n) > 0.5))
+    elif action == "remove":
+        session.edit(plane, session.state(plane).prompts[1:])
+    elif action == "paint":
+        session.paint(plane, mask)
+    elif action == "accept":
+        session.accept()
+    elif action == "clear":
+        session.clear()
+    elif action == "reopen":
+        session.reopen(plane, at)
+    elif action == "brush":
+        from napari_lowlat_seg.core.labels import LabelEdit
+
+        before = labels[plane.key()].copy()
+        labels[plane.key()][mask] = int(rng.integers(4))
+        edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
+        session.stroke([edit] if edit else [])
+    elif action in ("carry", "seeds"):
+        carry(session, plane, rng, seeds=action == "seeds")
+    elif action == "undo":
+        session.undo()
+    elif action == "redo":
+        session.redo()
+    elif action == "label":
+        session.choose_label(int(rng.integers(1, 5)))
+    elif action == "semantic":
+        session.semantic = not session.semantic
+    elif action == "policy":
+        session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
+
+
+def seen(session, labels):
+    """Everything that a user sees of a session."""
+    masks = {plane.index: session.mask(plane) for plane in PLANES}
+    shown = {index: None if mask is None else mask.tobytes() for index, mask in masks.items()}
+    return labels.tobytes(), session.current, session.label, session.prompted(), shown
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions)
+def test_any_script_undoes_to_a_bit_identical_volume_and_redoes_to_where_it_was(script):
+    """After every step back everything looks as it did before that step; then all the way forth again."""
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[:, :3, :3] = 3
+    session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
+    for action, plane, seed in script:
+        play(session, labels, action, plane, seed)
+    looks = [seen(session, labels)]
+    while session.undo():
+        looks.append(seen(session, labels))
+    expected = np.zeros(SHAPE, np.uint16)
+    expected[:, :3, :3] = 3
+    assert np.array_equal(labels, expected)
+    for look in reversed(looks[:-1]):
+        session.redo()
+        assert seen(session, labels) == look
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions)
+def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):
+    """Accepting and correcting take background and give it back, nothing else."""
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(SHAPE) > 0.7, 40 + rng.integers(1, 4, SHAPE), 0).astype(np.uint16)
+    session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
+    for action, plane, seed in script:
+        if action in ("policy", "brush", "semantic", "label", "undo", "redo", "seeds"):
+            continue
+        before, mine = labels.copy(), session.label
+        if action == "reopen":
+            session.accept()
+            before = labels.copy()
+        play(session, labels, action, plane, seed)
+        others = (before != 0) & (before != mine)
+        assert np.array_equal(labels[others], before[others])

@@ -1,0 +1,172 @@
+"""Many seeds from a file: labels that do not depend on who works, or on the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from napari_lowlat_seg.batch import seeds
+from napari_lowlat_seg.batch.seeds import DISPUTES, read_points, run_seeds, write_disputes
+from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.inference.predictor import Prediction
+from napari_lowlat_seg.io.files import read_volume
+from napari_lowlat_seg.models.checkpoints import save_model
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.propagation.consensus import Spot
+
+
+class Bright:
+    """A predictor without a network: what is as bright as the place clicked, and what lies above it."""
+
+    class runtime:
+        device = "cpu"
+
+    def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
+        return image
+
+    def predict(self, embedding: np.ndarray, prompts: Any, previous: Any) -> Prediction:
+        row, col = (round(v) for v in prompts[-1].bounds()[:2])
+        return Prediction((embedding == embedding[row, col]).astype(np.float32), None, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two rods of their own brightness in a stack of 6 planes."""
+    monkeypatch.setattr(seeds, "the_predictor", lambda *_: Bright())
+    data = np.zeros((6, 40, 50), np.uint8)
+    data[:, 5:15, 5:15] = 100
+    data[:, 20:35, 20:40] = 200
+    tifffile.imwrite(tmp_path / "rods.tif", data, imagej=True, metadata={"axes": "ZYX"})
+    return tmp_path / "rods.tif"
+
+
+def test_point_i_becomes_label_i(rods: Path, tmp_path: Path) -> None:
+    """Through all planes."""
+    (tmp_path / "p.csv").write_text("2,10,10\n4,25.4,30\n")
+    done = run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif")
+    data = np.asarray(read_volume(rods).data)
+    expected = np.where(data == 100, 1, np.where(data == 200, 2, 0))
+    np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.tif").data), expected)
+    assert (done["objects"], done["voxels"]) == (2, 6 * (100 + 300))
+
+
+@pytest.mark.parametrize("output", ["l.tif", "l.zarr"])
+def test_where_two_claim_a_pixel_the_lower_number_keeps_it(
+    rods: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes first: jobs are run backwards here."""
+    if output.endswith("zarr"):
+        pytest.importorskip("ome_zarr")
+    (tmp_path / "p.csv").write_text("2,10,10\n3,11,11\n")
+    monkeypatch.setattr(seeds, "TOGETHER", 1)
+    monkeypatch.setattr(seeds, "map", lambda work, jobs: [work(j) for j in reversed(jobs)], raising=False)
+    run_seeds(rods, tmp_path / "p.csv", tmp_path / output)
+    volume = read_volume(tmp_path / output)
+    labels = np.stack([volume.plane(plane) for plane in volume.planes()])
+    assert np.unique(labels).tolist() == [0, 1]
+
+
+def test_a_consensus_lists_where_the_axes_disagree(rods: Path, tmp_path: Path) -> None:
+    """Along the rods they end where the volume does; across them all is one brightness: nothing to list."""
+    (tmp_path / "p.csv").write_text("2,10,10\n4,25,30\n")
+    done = run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif", agreed=True)
+    data = np.asarray(read_volume(rods).data)
+    expected = np.where(data == 100, 1, np.where(data == 200, 2, 0))
+    np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.tif").data), expected)
+    assert (done["objects"], done["voxels"], done["disputes"]) == (2, 6 * (100 + 300), 0)
+    assert (tmp_path / f"l.tif{DISPUTES}").read_text().splitlines() == [
+        "index,axis-0,axis-1,axis-2,object,voxels,claimed-by"
+    ]
+
+
+def test_disputes_are_a_table_that_napari_opens(tmp_path: Path) -> None:
+    """The largest first, whichever job came first."""
+    small, large = Spot((1, 2, 3), 40, (0, 2)), Spot((4, 5, 6), 90, (1,))
+    write_disputes(tmp_path / "d.csv", [(1, small), (2, large), (3, large)])
+    assert (tmp_path / "d.csv").read_text().splitlines()[1:] == [
+        "0,4,5,6,2,90,1", "1,4,5,6,3,90,1", "2,1,2,3,1,40,0+2",
+    ]  # fmt: skip
+
+
+def test_napari_s_own_points_file_is_read(tmp_path: Path) -> None:
+    """Header and index are passed over."""
+    path = tmp_path / "p.csv"
+    path.write_text("index,axis-0,axis-1,axis-2\n0,1.0,2.5,3.0\n1,0,0,0\n")
+    volume = Volume(np.zeros((3, 4, 5), np.uint8))
+    assert read_points(path, volume) == [(1, 2.5, 3), (0, 0, 0)]
+    path.write_text("axis-0,axis-1,axis-2\n1.0,2.5,3.0\n")
+    assert read_points(path, volume) == [(1, 2.5, 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2\n", r"3 numbers per line, inside a volume of \(3, 4, 5\); got '1,2'"),
+        ("1,2,x\n", r"got '1,2,x'"),
+        ("1,2,9\n", r"got '1,2,9'"),
+        ("\n", r"must hold at least one point; it has none"),
+    ],
+)
+def test_other_points_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    """With the line that is wrong."""
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_points(path, Volume(np.zeros((3, 4, 5), np.uint8)))
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> list[str]:
+    """A stack of noise with 20 seeds, and a network of random weights: what `lowlat-seg seeds` is given."""
+    torch.manual_seed(0)
+    config = SegNextConfig(
+        size=64, dim=16, depth=1, heads=2, fusion_heads=2, neck_dims=(4, 8, 8, 8), head_dim=8, fit="letterbox"
+    )
+    model = save_model(SegNext(config).eval(), tmp_path / "tiny.safetensors")
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(
+        tmp_path / "a.tif", rng.integers(0, 255, (4, 30, 30), np.uint8), imagej=True, metadata={"axes": "ZYX"}
+    )
+    points = np.column_stack([rng.integers(0, n, 20) for n in (4, 30, 30)])
+    (tmp_path / "p.csv").write_text("\n".join(",".join(map(str, p)) for p in points.tolist()))
+    return [str(tmp_path / "a.tif"), str(tmp_path / "p.csv"), "--model", str(model), "--device", "cpu"]
+
+
+def _seeds(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        app.main(["seeds", *arguments])
+    assert left.value.code == 0
+
+
+def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> None:
+    """A network of random weights, more seeds than a job holds, two workers; from the command line."""
+    pytest.importorskip("distributed")
+    _seeds([*noise, "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "-o", str(tmp_path / "two.tif"), "--workers", "2"])
+    assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+    noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds to a job, so that there is a middle."""
+    monkeypatch.setattr(seeds, "TOGETHER", 2)
+    _seeds([*noise, "--consensus", "-o", str(tmp_path / "one.tif")])
+    _seeds([*noise, "--consensus", "-o", str(tmp_path / "two.tif"), "--scheduler", deadly_cluster])
+    for end in ("", DISPUTES):
+        assert (tmp_path / f"two.tif{end}").read_bytes() == (tmp_path / f"one.tif{end}").read_bytes()
+
+
+def test_a_picture_has_no_planes_to_carry_seeds_through(tmp_path: Path) -> None:
+    """Nor has it three numbers to a point."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 40), np.uint8))
+    (tmp_path / "p.csv").write_text("1,2\n")
+    with pytest.raises(ValueError, match=r"seeds are carried through a 3-D image; .* has shape \(30, 40\)"):
+        run_seeds(tmp_path / "a.tif", tmp_path / "p.csv", tmp_path / "l.tif")

@@ -1,0 +1,544 @@
+"""`lowlat-seg` as a person calls it: results in files, mistakes in one sentence, nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from napari_lowlat_seg import __version__
+from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.files import read_volume, write_labels
+from napari_lowlat_seg.models.checkpoints import model_path
+
+
+class Done(NamedTuple):
+    """How a call ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """Run the command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            app.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Done(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A TIFF of 5 planes with a bright cylinder, anisotropic."""
+    data = np.full((5, 40, 50), 20, np.uint8)
+    data[:, 10:30, 15:35] = 200
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(
+        path, data, imagej=True, resolution=(4, 4), metadata={"axes": "ZYX", "spacing": 2, "unit": "um"}
+    )
+    return path
+
+
+@pytest.fixture
+def segment(call: Call, stack: Path, tiny: Path) -> Call:
+    """`segment stack.tif -o out.tif --model tiny` and more."""
+    return lambda *more: call("segment", stack, "-o", "out.tif", "--model", tiny, "--device", "cpu", *more)
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    """Neither torch nor numpy nor rich: typer alone."""
+    code = (
+        "import sys; from napari_lowlat_seg.cli.app import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as left: print(left.code, {'torch', 'numpy', 'rich.table'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()"
+    assert all(name in done.stdout for name in ("demo", "segment", "benchmark", "models", "train"))
+
+
+def test_the_version_is_said(call: Call) -> None:
+    """That of the package."""
+    assert call("--version") == Done(0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["demo"],
+        ["segment"],
+        ["train"],
+        ["models"],
+        ["benchmark"],
+        ["benchmark", "quality"],
+        ["benchmark", "robustness"],
+        ["models", "import"],
+        ["models", "calibrate"],
+    ],
+)
+def test_every_command_has_help(command: list[str], call: Call) -> None:
+    """Which says how it is called."""
+    done = call(*command, "--help")
+    assert (done.status, done.err) == (0, "")
+    assert "Usage: lowlat-seg" in done.out
+
+
+def test_a_click_makes_labels_with_the_geometry_of_the_image(
+    segment: Call, stack: Path, tmp_path: Path
+) -> None:
+    """On its plane only; the JSON tells what was done."""
+    done = segment("--click", "2,20,25", "--label", 300, "--json")
+    assert (done.status, done.err) == (0, "")
+    told = json.loads(done.out)
+    labels = read_volume(tmp_path / "out.tif")
+    assert labels.spacing == pytest.approx(read_volume(stack).spacing)
+    assert labels.data.dtype == np.uint16 or told["voxels"] == 0
+    found = np.asarray(labels.data)
+    assert set(np.unique(found)) <= {0, 300}
+    assert np.count_nonzero(found) == np.count_nonzero(found[2]) == told["voxels"]
+    assert (told["prompts"], told["label"], told["device"]) == (1, 300, "cpu")
+
+
+def test_every_kind_of_prompt_is_taken(segment: Call, tmp_path: Path) -> None:
+    """Positive and negative, on several planes, from the call and from files."""
+    (tmp_path / "s.csv").write_text("z,r,c\n1,20,20\n1,20,30\n\n1,5,5,-\n1,5,9,-\n")
+    (tmp_path / "s.json").write_text('[{"points": [[2, 5, 5], [2, 5, 30]], "positive": false}]')
+    (tmp_path / "p.json").write_text("[[3, 10, 15], [3, 30, 15], [3, 30, 35]]")
+    mask = np.zeros((5, 40, 50), bool)
+    mask[3:, 10:30, 15:35] = True
+    write_labels(tmp_path / "m.tif", mask)
+    done = segment(
+        *("--click", "2,20,25", "--click", "2,3,3-", "--box", "1,10,15,30,35", "--box", "2,0,0,5,5-"),
+        *("--scribble", "s.csv", "--scribble", "s.json", "--polygon", "p.json", "--mask", "m.tif", "--json"),
+    )
+    assert (done.status, done.err) == (0, "")
+    assert json.loads(done.out)["prompts"] == 4 + 3 + 1 + 2
+
+
+def test_propagation_stays_in_its_range(segment: Call, tmp_path: Path) -> None:
+    """Both ends belong to it."""
+    done = segment("--click", "2,20,25", "--propagate", "1:3")
+    assert done.status == 0
+    found = np.asarray(read_volume(tmp_path / "out.tif").data)
+    assert found[[0, 4]].max() == 0
+    assert segment("--click", "2,20,25", "--propagate", ":").status == 0
+
+
+def test_nifti_planes_are_axial_by_default(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Z counts along the third axis; the labels have the affine of the image."""
+    affine = np.diag([-2.0, 1, 3, 1])
+    data = np.random.default_rng(0).integers(0, 900, (30, 20, 6)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "a.nii.gz")
+    arguments = ("segment", "a.nii.gz", "-o", "b.nii.gz", "--model", tiny, "--mask", "m.nii.gz")
+    mask = np.zeros(data.shape, np.uint8)
+    mask[5:25, 5:15, 4] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "m.nii.gz")
+    assert call(*arguments, "--click", "4,29,19").status == 0
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(written.affine, affine)
+    assert np.asarray(written.dataobj)[..., [0, 1, 2, 3, 5]].max() == 0
+    assert call(*arguments, "--click", "19,29,5", "--axis", "1").status == 0
+
+
+def test_2d_pictures_take_clicks_of_two_numbers(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Row and column."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    assert call("segment", "a.png", "-o", "b.png", "--model", tiny, "--click", "29,39").status == 0
+    assert read_volume(tmp_path / "b.png").shape == (30, 40)
+
+
+@pytest.mark.parametrize("value", [0, 7, 65535])
+def test_a_constant_image_is_an_image(value: int, call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Dull, but valid: there is a mask or there is none."""
+    tifffile.imwrite(tmp_path / "a.tif", np.full((20, 30), value, np.uint16))
+    assert call("segment", "a.tif", "-o", "b.tif", "--model", tiny, "--click", "3,4").status == 0
+
+
+def test_a_picture_of_one_pixel_is_an_image(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Also as a volume of thin planes."""
+    Image.fromarray(np.full((1, 1), 9, np.uint8)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 1, 7), np.float32), photometric="minisblack")
+    assert call("segment", "a.png", "-o", "b.png", "--model", tiny, "--click", "0,0").status == 0
+    assert call("segment", "a.tif", "-o", "b.tif", "--model", tiny, "--click", "0,0,6").status == 0
+    done = call("segment", "a.tif", "-o", "b.tif", "--model", tiny, "--click", "1,0,3", "--propagate", "0:2")
+    assert done.status == 0
+
+
+WRONG_PROMPTS = [
+    ([], "nothing to segment without a prompt; give --click"),
+    (["--click", "2,20"], r"a click must be Z,R,C, with + or - at the end if wanted; got '2,20'"),
+    (["--click", "2,20,x"], "a click must be Z,R,C"),
+    (["--click", "5,20,25"], "position 5 is outside axis 0, which goes from 0 to 4"),
+    (["--click", "-1,20,25"], "position -1 is outside axis 0"),
+    (["--click", "1.5,20,25"], "must lie on one plane, at whole numbers; got positions [1.5]"),
+    (["--click", "2,40,25"], "Click at (row, col) = (40, 25) is outside the plane of shape (40, 50)"),
+    (["--click", "2,nan,25"], "a click needs 1 or more finite points"),
+    (["--box", "2,1,1,9"], "a box must be Z,R0,C0,R1,C1"),
+    (["--box", "2,0,0,20,50"], "Box at (row, col) = (20, 50) is outside the plane"),
+    (["--scribble", "no.csv"], "no point file at no.csv; check the path"),
+    (["--scribble", "words.csv"], "words.csv is no list of points Z,R,C (ValueError:"),
+    (["--scribble", "empty.csv"], "empty.csv holds no point; it needs at least one Z,R,C"),
+    (["--scribble", "flat.csv"], "flat.csv must hold points Z,R,C of 3 numbers; got [1.0, 2.0]"),
+    (["--scribble", "broken.json"], "broken.json is no list of points"),
+    (["--scribble", "number.json"], "number.json is no list of points"),
+    (["--scribble", "stack.tif"], "a point file is .csv or .json; got 'stack.tif'"),
+    (["--polygon", "two.csv"], "a polygon needs 3 or more finite points"),
+    (["--polygon", "slanted.json"], "slanted.json must lie on one plane"),
+    (["--mask", "small.tif"], "the mask small.tif must have the image's shape (5, 40, 50); got (4, 4)"),
+    (["--mask", "zero.tif"], "the mask zero.tif needs at least one pixel that is not 0"),
+    (["--click", "2,20,25", "--propagate", "3:4"], "--propagate 3:4 must hold all planes with prompts"),
+    (["--click", "2,20,25", "--propagate", "2"], "--propagate must be A:B with 0 <= A <= B <= 4; got '2'"),
+    (["--click", "2,20,25", "--propagate", "0:9"], "--propagate must be A:B"),
+    (["--click", "2,20,25", "--propagate", "a:b"], "--propagate must be A:B"),
+    (["--click", "2,20,25", "--axis", "3"], "axis must be from 0 to 2"),
+    (
+        ["--click", "2,20,25", "--channel", "1"],
+        "has no channels, its shape is (5, 40, 50); leave out channel 1",
+    ),
+    (["--click", "2,20,25", "--label", "0"], "see lowlat-seg segment --help"),
+    (["--click", "2,20,25", "--colour", "red"], "see lowlat-seg segment --help"),
+    (["--click", "2,20,25", "--model", "no-such"], "unknown model 'no-such'; choose one of default"),
+    (["--click", "2,20,25", "--model", "no.safetensors"], "there is no model file no.safetensors"),
+    (["--click", "2,20,25", "--device", "abacus"], "abacus"),
+    (["--click", "2,20,25", "-o", "out.jpg"], "labels can be .ome.tif, .ome.tiff, .tif, .tiff, .nii"),
+    (["--click", "2,20,25", "-o", "nowhere/out.tif"], "no folder at nowhere; make it first"),
+]
+
+
+@pytest.mark.parametrize(("more", "sentence"), WRONG_PROMPTS)
+def test_a_wrong_call_gives_one_sentence_and_writes_nothing(
+    more: list[str], sentence: str, segment: Call, tmp_path: Path
+) -> None:
+    """Exit status 2, no traceback, no file."""
+    (tmp_path / "words.csv").write_text("z,r,c\nhere,and,there\n")
+    (tmp_path / "empty.csv").write_text("z,r,c\n")
+    (tmp_path / "flat.csv").write_text("1,2\n")
+    (tmp_path / "two.csv").write_text("1,2,3\n1,4,5\n")
+    (tmp_path / "broken.json").write_text("[[1, 2,")
+    (tmp_path / "number.json").write_text("7")
+    (tmp_path / "slanted.json").write_text("[[1, 2, 3], [2, 4, 5], [3, 9, 9]]")
+    write_labels(tmp_path / "small.tif", np.ones((4, 4), int))
+    write_labels(tmp_path / "zero.tif", np.zeros((5, 40, 50), int))
+    before = sorted(tmp_path.iterdir())
+    done = segment(*more)
+    assert done.status == 2
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _bad_images(folder: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)
+    (folder / "text.tif").write_text("no image")
+    (folder / "empty.nii.gz").write_bytes(b"")
+    tifffile.imwrite(folder / "whole.tif", noise, compression="zlib")
+    (folder / "cut.tif").write_bytes((folder / "whole.tif").read_bytes()[:700])
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), folder / "whole.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((folder / "whole.nii.gz").read_bytes()[:700])
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), folder / "whole.nii")
+    (folder / "cut.nii").write_bytes((folder / "whole.nii").read_bytes()[:700])
+    tifffile.imwrite(folder / "nan.tif", np.full((40, 50), np.nan, np.float32))
+    tifffile.imwrite(folder / "line.tif", np.zeros(5, np.uint8))
+    tifffile.imwrite(folder / "complex.tif", np.zeros((40, 50), np.complex64))
+    tifffile.imwrite(
+        folder / "pair.tif", np.zeros((2, 40, 50), np.uint8), imagej=True, metadata={"axes": "CYX"}
+    )
+    (folder / "data.zarr").mkdir()
+    (folder / "folder.tif").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        ("no.tif", "no image file at no.tif; check the path"),
+        ("folder.tif", "no image file at folder.tif"),
+        ("text.tif", "text.tif cannot be read: it is damaged or of another kind"),
+        ("cut.tif", "cut.tif cannot be read"),
+        ("empty.nii.gz", "empty.nii.gz cannot be read"),
+        ("cut.nii.gz", "cut.nii.gz cannot be read"),
+        ("cut.nii", "cut.nii cannot be read"),
+        ("data.zarr", "data.zarr cannot be read: it is damaged or of another kind"),
+        ("data.czi", "images can be .ome.tif, .ome.tiff, .tif, .tiff, .nii, .nii.gz, .ome.zarr, .zarr, .png"),
+        ("nan.tif", "at least one finite pixel; all 2000 are NaN or infinite"),
+        ("line.tif", "needs at least 2 spatial axes; got shape (5,)"),
+        ("complex.tif", "needs real numbers; got type complex64"),
+        ("pair.tif", "an image of 2 channels needs a channel from 0 to 1; got none"),
+    ],
+)
+def test_an_unusable_image_gives_one_sentence(
+    image: str, sentence: str, call: Call, tiny: Path, tmp_path: Path
+) -> None:
+    """Before the model is even looked at, and without a file."""
+    _bad_images(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    done = call("segment", image, "-o", "out.tif", "--model", tiny, "--click", "3,4")
+    assert done.status == 2
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plane_of_nan_is_refused_where_a_prompt_is(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """The other planes may be segmented; propagation into it says so."""
+    data = np.random.default_rng(0).random((3, 20, 20)).astype(np.float32)
+    data[1] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack")
+    arguments = ("segment", "a.tif", "-o", "b.tif", "--model", tiny)
+    done = call(*arguments, "--click", "1,3,4")
+    assert done.status == 2
+    assert "plane (1, None, None) of a.tif has no finite pixel; choose another plane" in done.err
+    assert not (tmp_path / "b.tif").exists()
+    assert call(*arguments, "--click", "0,3,4").status == 0
+    mask = np.zeros((3, 20, 20), np.uint8)
+    mask[0] = 1
+    write_labels(tmp_path / "m.tif", mask)
+    assert call(*arguments, "--mask", "m.tif", "--propagate", ":").status == 0
+
+
+def test_an_existing_result_survives_a_wrong_call(segment: Call, tmp_path: Path) -> None:
+    """The old labels stay as they were."""
+    assert segment("--click", "2,20,25").status == 0
+    before = (tmp_path / "out.tif").read_bytes()
+    assert segment("--click", "2,99,25").status == 2
+    assert (tmp_path / "out.tif").read_bytes() == before
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not dressed up as the user's mistake."""
+    monkeypatch.setattr(app, "app", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        app.main([])
+
+
+def test_models_are_listed_described_and_imported(
+    call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tables and as JSON; afterwards the imported one has a name."""
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "cache"))
+    done = call("models", "import", tiny)
+    assert (done.status, done.out.strip()) == (0, str(tmp_path / "cache" / "tiny.safetensors"))
+    assert call("models", "import", tiny, "--out", tmp_path / "b.safetensors").status == 0
+    names = [facts["name"] for facts in json.loads(call("models", "list", "--json").out)]
+    assert names[0] == "default"
+    assert names[-1] == "tiny"
+    assert "segnext-sax2-hq" in call("models", "list").out
+    assert json.loads(call("models", "info", "tiny", "--json").out)["size"] == 64
+    assert "family      segnext" in call("models", "info", tiny).out
+    unknown = call("models", "info", "no-such")
+    assert (unknown.status, unknown.err.count("\n")) == (2, 1)
+    assert call("models", "download", "no-such").status == 2
+    assert call("models", "import", tmp_path / "no.pth").status == 2
+
+
+def test_quality_robustness_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """On a small folder of pictures; results go to the terminal and into files."""
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    image = np.full((40, 50), 30, np.uint8)
+    image[10:30, 10:30] = 220
+    Image.fromarray(image).save(tmp_path / "data" / "images" / "a.png")
+    Image.fromarray((image > 100).astype(np.uint8)).save(tmp_path / "data" / "masks" / "a.png")
+    done = call(
+        *(
+            "benchmark",
+            "quality",
+            "--model",
+            tiny,
+            "--dataset",
+            "folder",
+            "--root",
+            "data",
+            "--device",
+            "cpu",
+        ),
+        *("--max-clicks", 2, "--json", "q.json"),
+    )
+    assert (done.status, json.loads((tmp_path / "q.json").read_text())["complete"]) == (0, True)
+    done = call(
+        *("benchmark", "robustness", "--model", tiny, "--dataset", "folder", "--root", "data"),
+        *("--device", "cpu", "--min-area", 9, "--json", "r.json"),
+    )
+    assert (done.status, len(json.loads((tmp_path / "r.json").read_text())["objects"])) == (0, 1)
+    assert "clean, IoU after 1 click" in done.out
+    done = call(
+        *("benchmark", "latency", "--model", tiny, "--size", "48x64", "--device", "cpu", "--clicks", 2),
+        *("--sat-seconds", 0.1, "--no-memory", "--json", "l.json"),
+    )
+    assert (done.status, json.loads((tmp_path / "l.json").read_text())["size"]) == (0, [48, 64])
+
+
+def test_a_model_is_calibrated(call: Call, tmp_path: Path) -> None:
+    """From a report on the shipped one; a wrong report is one sentence."""
+    digest = hashlib.sha256(model_path("default").read_bytes()).hexdigest()
+    curve = {"model": "default", "form": "one", "group": "em/a", "area": 0.1}
+    curves = [{**curve, "object": str(i), "ious": [0.6], "predicted": [0.8]} for i in range(50)]
+    report = {"kind": "quality", "dataset": "folder", "sha256": {"default": digest}, "calibration": []}
+    (tmp_path / "q.json").write_text(json.dumps({**report, "curves": curves}))
+    done = call("models", "calibrate", "default", "--from", "q.json", "-o", "out.safetensors")
+    assert (done.status, done.err) == (0, "")
+    assert "0.600" not in done.out
+    assert "0.200" in done.out
+    assert call("models", "info", "out.safetensors").status == 0
+    for more in ((), ("--model-name", "mine")):
+        again = call("models", "calibrate", "default", "--from", "q.json", "-o", "out.safetensors", *more)
+        assert (again.status, again.err.count("\n")) == (2, 1)
+
+
+def test_wrong_benchmarks_and_trainings_give_one_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes, data sets, missing libraries and files."""
+    for arguments, sentence in (
+        (("benchmark", "latency", "--size", "big"), "a size is rows x columns, such as 1024x768; got 'big'"),
+        (("benchmark", "quality", "--dataset", "moon", "--root", "."), "unknown data set 'moon'"),
+        (("benchmark", "quality", "--root", "."), "see lowlat-seg benchmark quality --help"),
+        (
+            ("benchmark", "robustness", "--dataset", "folder", "--root", ".", "--ignore", "x"),
+            "expected a whole number or SET=NUMBER, got 'x'",
+        ),
+        (("train", "no.toml"), "no configuration file at no.toml; check the path"),
+        (("dance",), "No such command 'dance'"),
+    ):
+        done = call(*arguments)
+        assert (done.status, done.err.count("\n")) == (2, 1), done
+        assert sentence in done.err
+
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("this needs onnxruntime; install the extra rivals")
+
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.quality.run_quality", missing)
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.quality.run_latency", missing)
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.analysis.robustness.run_robustness", missing)
+    folder = ("--dataset", "folder", "--root", ".")
+    for arguments in (("quality", *folder), ("robustness", *folder), ("latency",)):
+        assert call("benchmark", *arguments) == Done(
+            2, "", "this needs onnxruntime; install the extra rivals\n"
+        )
+
+
+def test_training_gets_its_configuration(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whether it goes on from a checkpoint."""
+    seen: list[tuple[Path, bool]] = []
+
+    def train_from_config(path: Path, resume: bool) -> Path:
+        seen.append((path, resume))
+        return path
+
+    monkeypatch.setattr("napari_lowlat_seg.training.train.train_from_config", train_from_config)
+    (tmp_path / "a.toml").write_text("")
+    assert call("train", "a.toml", "--resume").status == 0
+    assert seen == [(Path("a.toml"), True)]
+
+
+def test_complex_planes_and_colour_masks_are_told_apart(tmp_path: Path) -> None:
+    """What is no number is refused; a mask may be a coloured picture."""
+    from napari_lowlat_seg.cli.segment import Wanted, check_plane, read_prompts
+
+    volume = Volume(np.zeros((4, 5), complex), name="a")
+    with pytest.raises(ValueError, match=r"a must hold real numbers; got type complex128"):
+        check_plane(volume, volume.planes()[0])
+    colours = np.zeros((4, 5, 3), np.uint8)
+    colours[1, 2, 1] = 9
+    Image.fromarray(colours).save(tmp_path / "m.png")
+    ((mask,),) = read_prompts(Wanted(masks=(tmp_path / "m.png",)), Volume(np.zeros((4, 5))), 0).values()
+    assert np.argwhere(mask.pixels).tolist() == [[1, 2]]  # type: ignore[union-attr]
+
+
+def test_a_2d_image_has_nowhere_to_go(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """--propagate needs planes."""
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    done = call("segment", "a.png", "-o", "b.png", "--model", tiny, "--click", "3,4", "--propagate", "0:0")
+    assert done == Done(2, "", "a 2-D image has one plane only; leave out --propagate\n")
+
+
+def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C: status 130, as shells expect."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("napari_lowlat_seg.cli.demo.run_demo", interrupted)
+    done = call("demo")
+    assert (done.status, "Traceback" in done.err) == (130, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[{"points": []}]', "holds no point; it needs at least one Z,R,C"),
+        ('[{"points": [[2, 3, 4]], "positive": "false"}]', "positive is true or false, not 'false'"),
+        ("[[1, 2, 1" + "0" * 400 + "]]", "is no list of points Z,R,C (OverflowError"),
+        ("[" * 5000 + "]" * 5000, "is no list of points Z,R,C (RecursionError"),
+    ],
+)
+def test_a_strange_point_file_is_one_sentence(
+    text: str, sentence: str, segment: Call, tmp_path: Path
+) -> None:
+    """And is never taken for another sign."""
+    (tmp_path / "p.json").write_text(text)
+    done = segment("--scribble", "p.json")
+    assert done.status == 2
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(call: Call, stack: Path) -> None:
+    """The image itself is no place for labels, and a .png none for a stack; no model is needed to know."""
+    before = stack.read_bytes()
+    for output, sentence in (
+        (stack, "stack.tif is the image itself; give the labels another name"),
+        ("out.png", "a .png holds one plane of labels up to 65535; got an image of shape (5, 40, 50)"),
+    ):
+        done = call("segment", stack, "-o", output, "--model", "no.safetensors", "--click", "2,20,25")
+        assert done.status == 2
+        assert sentence in done.err
+    assert stack.read_bytes() == before
+
+
+def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Or its planes would have time for columns."""
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 4, 2), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), tmp_path / "a.nii.gz")
+    arguments = ("segment", "a.nii.gz", "-o", "b.nii.gz", "--model", tiny)
+    done = call(*arguments, "--click", "3,10,20")
+    assert done.status == 2
+    assert "a.nii.gz has a fourth axis of 2; choose one with --channel, counted from 0" in done.err
+    assert call(*arguments, "--click", "3,10,20", "--channel", "1").status == 0
+    assert read_volume(tmp_path / "b.nii.gz").shape == (20, 30, 4)
+
+
+def test_what_is_nan_in_a_mask_is_not_meant(tmp_path: Path) -> None:
+    """Masks of statistics packages have NaN outside."""
+    from napari_lowlat_seg.cli.segment import Wanted, read_prompts
+
+    mask = np.full((3, 6, 7), np.nan, np.float32)
+    mask[1, 2:4, 3:5] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / "m.nii")
+    prompts = read_prompts(Wanted(masks=(tmp_path / "m.nii",)), Volume(np.zeros((3, 6, 7))), 0)
+    assert [plane.index for plane in prompts] == [(1, None, None)]
+    assert int(prompts[Plane((1, None, None))][0].pixels.sum()) == 4

@@ -1,0 +1,149 @@
+"""Masks as a session keeps them, and what finishing does to them."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from napari_lowlat_seg.core.masks import THRESHOLD, Answer, Finish, bounds, finished, finished_patch
+
+
+@pytest.fixture
+def probability():
+    """A soft blob beside a fainter one, with a hole, on a plane of odd sides."""
+    rows, cols = np.mgrid[:61, :83]
+    blob = np.exp(-((rows - 30) ** 2 + (cols - 30) ** 2) / 300)
+    blob += 0.7 * np.exp(-((rows - 12) ** 2 + (cols - 70) ** 2) / 40)
+    blob[28:31, 28:31] = 0.1
+    return blob.astype(np.float32)
+
+
+def test_rounding_moves_no_pixel_across_the_threshold():
+    """Every float32 around the threshold, and many others, stays on its side."""
+    near = np.float32(0.49) + np.arange(1, 200, dtype=np.float32) * np.float32(1e-6)
+    values = np.concatenate([near, np.float32(0.98) - near, np.linspace(0, 1, 9801, dtype=np.float32)])
+    values = values[: 98 * 102].reshape(98, 102)
+    assert np.array_equal(finished(Answer.of(values), Finish()), values > THRESHOLD)
+
+
+def test_what_is_kept_is_within_half_a_percent(probability):
+    """The step is 1/200; below that counts as nothing."""
+    kept = Answer.of(probability).probability
+    assert kept.dtype == np.float32
+    assert np.abs(kept - probability).max() <= 0.005 + 1e-6
+    assert np.array_equal(Answer.of(kept).probability, kept)
+
+
+def test_an_answer_is_small_and_travels(probability):
+    """Compressed inside its box; equal after pickling, which leaves the unpacked copy behind."""
+    answer = Answer.of(probability, 0.8)
+    finished(answer, Finish())
+    assert answer.nbytes < probability.size
+    again = pickle.loads(pickle.dumps(answer))
+    assert np.array_equal(again.probability, answer.probability)
+    assert (again.quality, again.drawn, again.box) == (0.8, False, answer.box)
+    assert len(pickle.dumps(answer)) < answer.nbytes + 400
+
+
+def test_nowhere_is_an_answer_too():
+    """An empty mask has an empty box."""
+    answer = Answer.of(np.zeros((5, 6), np.float32))
+    assert answer.box == (0, 0, 0, 0)
+    assert not answer.probability.any()
+    assert np.array_equal(finished(answer, Finish(smooth=2, largest=True)), np.zeros((5, 6), bool))
+
+
+def test_a_higher_threshold_gives_less(probability):
+    """As if it were applied to the probability itself."""
+    answer = Answer.of(probability)
+    for threshold in (0.2, 0.5, 0.605):
+        assert np.array_equal(finished(answer, Finish(threshold)), answer.probability > threshold)
+
+
+def test_holes_are_filled_and_small_parts_dropped(probability):
+    """Each for itself and together, as on the whole plane."""
+    answer = Answer.of(probability)
+    plain = finished(answer, Finish())
+    filled = finished(answer, Finish(fill_holes=True))
+    assert np.array_equal(filled, ndimage.binary_fill_holes(plain))
+    assert filled.sum() - plain.sum() == 9
+    largest = finished(answer, Finish(largest=True))
+    assert np.array_equal(largest, plain & (np.arange(83) < 55))
+    both = finished(answer, Finish(fill_holes=True, largest=True))
+    assert np.array_equal(both, filled & (np.arange(83) < 55))
+
+
+def test_smoothing_around_the_object_is_smoothing_of_the_plane(probability):
+    """Only the surroundings are worked on, with the same result."""
+    answer = Answer.of(probability)
+    plain = finished(answer, Finish())
+    expected = ndimage.gaussian_filter(plain.astype(np.float32), 1.5, mode="nearest") > 0.5
+    assert np.array_equal(finished(answer, Finish(smooth=1.5)), expected)
+
+
+def test_a_drawn_mask_is_taken_as_it_is(probability):
+    """No threshold, no smoothing: it is the user's."""
+    mask = probability > 0.3
+    answer = Answer.from_mask(mask)
+    finish = Finish(threshold=0.99, smooth=3, fill_holes=True, largest=True)
+    assert np.array_equal(finished(answer, finish), mask)
+    assert np.array_equal(answer.probability, mask.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0}, "threshold must lie between 0 and 1, got 0"),
+        ({"threshold": 1.0}, "threshold must lie between 0 and 1, got 1.0"),
+        ({"smooth": -1}, "smoothing must be from 0 to 50 pixels, got -1"),
+    ],
+)
+def test_finishes_out_of_range_are_refused(options, message):
+    """The sentence says what was expected."""
+    with pytest.raises(ValueError, match=message):
+        Finish(**options)
+
+
+def test_bounds_hold_all_that_is_not_zero():
+    """Stops are exclusive."""
+    mask = np.zeros((7, 9), bool)
+    mask[2, 3] = mask[5, 1] = True
+    assert bounds(mask) == (2, 1, 6, 4)
+
+
+@given(st.data())
+def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None:
+    """Pixel by pixel; what lies beside the tile is cut, and laid over what was there it leaves the rest."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    tile, plane = (7, 9), (20, 24)
+    corner = (data.draw(st.integers(0, 13)), data.draw(st.integers(0, 15)))
+    density = data.draw(st.sampled_from([0.0, 0.05, 0.9]))
+    new = Answer.of((rng.random(tile) * (rng.random(tile) < density)).astype(np.float32))
+    old = Answer.of((rng.random(plane) * (rng.random(plane) < density)).astype(np.float32))
+    placed = new.on(plane, corner)
+    expected = np.zeros(plane, np.float32)
+    part = (slice(corner[0], corner[0] + 7), slice(corner[1], corner[1] + 9))
+    expected[part] = new.probability
+    np.testing.assert_array_equal(placed.probability, expected)
+    np.testing.assert_array_equal(placed.on(tile, (-corner[0], -corner[1])).probability, new.probability)
+    np.testing.assert_array_equal(old.on(tile, (-corner[0], -corner[1])).probability, old.probability[part])
+    both = old.probability
+    both[part] = new.probability
+    box = (*corner, corner[0] + 7, corner[1] + 9)
+    np.testing.assert_array_equal(placed.laid_over(old, box).probability, both)
+    np.testing.assert_array_equal(placed.laid_over(None, box).probability, expected)
+
+
+def test_a_mask_is_the_same_where_it_is_and_whole() -> None:
+    """With a pixel of background around it, except at the edge of the plane."""
+    probability = np.zeros((30, 40), np.float32)
+    probability[0:4, 10:20] = 0.9
+    patch = finished_patch(Answer.of(probability), Finish())
+    assert patch.box == (0, 9, 5, 21)
+    np.testing.assert_array_equal(patch.on((30, 40)), probability > 0.5)
+    np.testing.assert_array_equal(patch.on((3, 5), (2, 8)), probability[2:5, 8:13] > 0.5)
+    assert not patch.on((3, 5), (20, 30)).any()
+    assert finished_patch(Answer.of(probability * 0), Finish()).pixels.size == 0

@@ -1,0 +1,145 @@
+"""The latency benchmark: what is measured how often, and what a report holds. No times are judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.evaluation.latency import grid, latency, peak_ram, run_latency
+from napari_lowlat_seg.io.samples import blobs
+
+Export = Callable[..., tuple[Path, Path]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    mask: np.ndarray
+
+
+@dataclass
+class Counter:
+    """A model that writes down who was asked for what."""
+
+    name: str
+    log: list[tuple[str, int]]
+    form: str = "fake"
+    given: list[Any] = field(default_factory=list)
+
+    def embed(self, image: np.ndarray) -> tuple[int, ...]:
+        self.log.append((self.name, 0))
+        return image.shape
+
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+        self.log.append((self.name, len(prompts)))
+        return Answer(np.zeros(embedding, bool))
+
+
+def test_models_take_turns() -> None:
+    """Embeddings and clicks alternate; clicks grow to ten and begin again."""
+    log: list[tuple[str, int]] = []
+    rows = latency(
+        [Counter("a", log), Counter("b", log)], np.zeros((8, 8)), embeds=1, clicks=10, sat_seconds=0
+    )
+    counts = [0, 0, *range(1, 11), 1, 2]
+    assert log == [(name, count) for count in counts for name in "ab"]
+    assert [(row["model"], row["sat_s"], row["sat_clicks"]) for row in rows] == [
+        ("a", None, 0),
+        ("b", None, 0),
+    ]
+
+
+def test_segment_anything_clicks_the_whole_grid() -> None:
+    """256 single clicks, all inside the picture, each once."""
+
+    class Places(Counter):
+        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+            self.given.append(prompts[-1])
+            return super().predict(embedding, prompts, previous)
+
+    model = Places("a", [])
+    [row] = latency([model], np.zeros((32, 48)), embeds=1, clicks=1, sat_seconds=1e9)
+    places = model.given[-256:]
+    assert row["sat_clicks"] == 256
+    assert len({prompt.at for prompt in places}) == 256
+    assert all(0 <= prompt.at[0] < 32 and 0 <= prompt.at[1] < 48 for prompt in places)
+
+
+def test_the_grid_is_the_original_scripts() -> None:
+    """(32 + 64 i, 32 + 64 j) of 1024, on a picture of any size."""
+    places = grid((512, 2048))
+    assert (places[0].at, places[1].at, places[16].at) == ((16.0, 64.0), (16.0, 192.0), (48.0, 64.0))
+    assert len(places) == 256
+
+
+def test_first_and_final_answers_are_told_apart() -> None:
+    """A model that answers twice is timed twice; the next click gets its final answer."""
+
+    class Twice(Counter):
+        def answers(self, embedding, prompts, previous):  # type: ignore[no-untyped-def]
+            self.answers_before.append(previous)
+            yield self.predict(embedding, prompts, previous)
+            self.final = Answer(np.ones(embedding, bool))
+            yield self.final
+
+    model = Twice("a", [])
+    model.answers_before = []  # type: ignore[attr-defined]
+    [row] = latency([model], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=0)
+    assert row["first_p50_s"] <= row["click_p50_s"]
+    assert model.answers_before[1].mask.all()  # type: ignore[attr-defined]
+
+
+def test_a_slow_grid_is_extrapolated() -> None:
+    """A budget that is spent at the first click."""
+    [row] = latency([Counter("a", [])], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=1e-12)
+    assert row["sat_clicks"] == 1
+
+
+def test_a_run_shows_and_writes_its_results(export_sam: Export, tmp_path: Path) -> None:
+    """From end to end, with memory from a process of its own."""
+    encoder, decoder = export_sam()
+    shown: list[str] = []
+    file = tmp_path / "out.json"
+    run_latency(
+        [f"onnx-sam:{encoder},{decoder},tiny"],
+        (40, 30),
+        clicks=3,
+        sat_seconds=0.01,
+        json=file,
+        show=shown.append,
+    )
+    [row] = json.loads(file.read_text())["rows"]
+    assert (row["model"], row["device"], row["form"]) == ("tiny", "cpu", "one mask, logits fed back")
+    assert row["click_p50_s"] <= row["click_p95_s"] <= row["click_p99_s"]
+    assert row["peak_ram_mib"] > 20
+    assert "40 x 30 picture" in shown[0]
+
+
+def test_the_picture_is_always_the_same() -> None:
+    """Blobs from a seed, with something to see."""
+    picture = blobs((50, 70))
+    assert (picture.shape, picture.dtype) == ((50, 70), np.uint8)
+    assert (picture == blobs((50, 70))).all()
+    assert np.ptp(picture) > 100
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    """More than an interpreter with numpy needs, less than everything; or not told."""
+    ram = peak_ram()
+    assert ram is None or 20 < ram < 10**6
+
+
+def test_bad_calls_are_refused_before_the_work(tmp_path: Path) -> None:
+    """Size, models, and the folder of the result."""
+    with pytest.raises(ValueError, match="size and clicks must be at least 1, got 0 x 9 and 40"):
+        run_latency(["default"], (0, 9))
+    with pytest.raises(ValueError, match="expected different models, at least one; got a, a"):
+        run_latency(["a", "a"])
+    with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
+        run_latency(["default"], json=tmp_path / "nowhere" / "out.json")

@@ -1,0 +1,178 @@
+"""The volume benchmark: its annotator, its methods, and what it counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.evaluation.volume import (
+    METHODS,
+    Interpolation,
+    NearestCopy,
+    PreviousMask,
+    Propagation,
+    Scene,
+    measure,
+    run_volume,
+)
+from napari_lowlat_seg.inference.predictor import Embedding, Prediction
+from napari_lowlat_seg.io.files import write_labels
+from napari_lowlat_seg.propagation.propagate import propagate
+from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
+
+
+class Bright:
+    """A predictor without a network: what is as bright as the place clicked last."""
+
+    model, size = "bright", 16
+    calls = 0
+
+    class network:
+        fit = "letterbox"
+
+    class runtime:
+        device = "cpu"
+
+    def embed(self, image: np.ndarray, window: Any = None, spacing: Any = (1.0, 1.0)) -> Embedding:
+        frame = Frame.whole(image.shape[:2], self.size, spacing=spacing)  # type: ignore[arg-type]
+        return Embedding((), frame, np.array(image, np.uint8), self.model)
+
+    def predict(self, embedding: Embedding, prompts: Any, previous: Prediction | None = None) -> Prediction:
+        self.calls += 1
+        row, col = (round(v) for v in prompts[-1].bounds()[:2])
+        like = embedding.image == embedding.image[row, col]
+        return Prediction(np.where(like, np.float32(0.9), np.float32(0)), None, embedding.frame)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A rod of 22 planes in 26, as wide on all of them, but not where it is brighter than it should be."""
+    data = np.zeros((26, 20, 20), np.uint8)
+    data[2:24, 5:12, 5:12] = 100
+    truth = data == 100
+    data[8, 5:12, 5:12] = 90
+    volume = Volume(data, window=(0.0, 255.0))
+    by_plane = {plane: truth[plane.key()] for plane in volume.planes()}
+    return Scene(Bright(), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]
+
+
+def test_actions_are_counted_until_the_object_is_right(scene: Scene) -> None:
+    """Plane 8 is a wall from either side: the annotator corrects it, then its neighbour, and all is right."""
+    row = measure(scene, METHODS["propagate"])
+    assert row["dice_one"] == pytest.approx(2 * 6 / (22 + 6))
+    assert row["iou_one"] == pytest.approx(6 / 22)
+    assert row["dice_c1"] == pytest.approx(2 * 7 / (22 + 7))
+    assert row["dice_c3"] == row["dice_c5"] == 1
+    assert (row["actions_90"], row["actions_95"]) == (3, 3)
+    assert row["dice_ten"] == pytest.approx(2 * 21 / (22 + 21))
+    assert row["actions_ten"] == 3
+
+
+def test_every_method_says_the_same_kind_of_thing(scene: Scene) -> None:
+    """Keys and ranges; the scene's own answers are shared."""
+    rows = {name: measure(scene, make, 3) for name, make in METHODS.items()}
+    keys = list(rows["propagate"])
+    for row in rows.values():
+        assert list(row) == keys
+        assert all(0 <= value <= 1 for key, value in row.items() if key.startswith(("dice", "iou")))
+    assert rows["interpolation"]["dice_one"] == pytest.approx(2 / 23)
+    assert rows["nearest copy"]["dice_one"] == pytest.approx(2 * 22 / (22 + 26))
+
+
+def test_a_correction_in_steps_equals_all_anew(scene: Scene) -> None:
+    """What the benchmark carries on is what a fresh start would give."""
+    planes = scene.planes
+    anchors = {planes[12]: scene.prompted(planes[12])[0]}
+    method = Propagation()
+    method.fill(scene, anchors, None)
+    anchors[planes[8]] = scene.prompted(planes[8])[0]
+    found = method.fill(scene, anchors, planes[8])
+    again = {
+        s.plane: s.answer.mask for s in propagate(scene.predictor, scene.volume, anchors, planes) if s.final
+    }
+    assert set(found) == set(again) | set(anchors)
+    assert all(np.array_equal(found[plane], again[plane]) for plane in again)
+
+
+def test_the_rivals_are_what_they_are_called(scene: Scene) -> None:
+    """Half-way with the previous mask; the nearest anchor; shapes between."""
+    planes = scene.planes
+    anchors = {planes[i]: scene.prompted(planes[i])[0] for i in (3, 6)}
+    small = np.zeros((20, 20), np.float32)
+    small[7:10, 7:10] = 1
+    anchors[planes[6]] = anchors[planes[6]].redrawn(small)
+    copied = NearestCopy().fill(scene, anchors, None)
+    assert [int(copied[planes[i]].sum()) for i in (0, 4, 5, 20)] == [49, 49, 9, 9]
+    shaped = Interpolation().fill(scene, anchors, None)
+    assert set(shaped) == set(planes[3:7])
+    assert 9 <= shaped[planes[5]].sum() < shaped[planes[4]].sum() < 49
+    assert set(PreviousMask().fill(scene, {planes[3]: anchors[planes[3]]}, None)) == set(planes[2:24])
+
+
+def test_a_plane_without_the_object_is_one_action(scene: Scene) -> None:
+    """ "It is not here." """
+    answer, actions = scene.prompted(scene.planes[0])
+    assert (int(answer.mask.sum()), actions) == (0, 1)
+
+
+def test_doubt_names_a_carried_plane(scene: Scene) -> None:
+    """The method that flags starts where it is least sure; the plain one leaves the choice to the truth."""
+    anchors = {scene.planes[12]: scene.prompted(scene.planes[12])[0]}
+    flagged, plain = Propagation(flagged=True), Propagation()
+    for method in (flagged, plain):
+        method.fill(scene, anchors, None)
+    assert isinstance(flagged.doubted(), Plane)
+    assert plain.doubted() is None
+
+
+@pytest.fixture
+def files(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.volume.load_predictor", lambda *_, **__: Bright())
+    image, labels = tmp_path / "image.tif", tmp_path / "labels.tif"
+    write_labels(image, np.asarray(scene.volume.data))
+    write_labels(labels, (np.asarray(scene.volume.data) > 0).astype(np.uint8) * 3)
+    return image, labels
+
+
+def test_a_report_goes_to_the_screen_and_into_a_file(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """One row for each method and object, with where it was measured."""
+    shown: list[str] = []
+    out = tmp_path / "report.json"
+    report = run_volume("x", *files, planes="1:20", json=out, corrections=1, show=shown.append)
+    assert [row["method"] for row in report["rows"]] == list(METHODS)
+    assert json.loads(out.read_text())["rows"] == report["rows"]
+    assert "nearest copy" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objects": ["7"]}, r"such as 3, or several joined by \+; got '7'"),
+        ({"objects": ["x"]}, r"got 'x'"),
+        ({"planes": "4"}, r"A:B with 0 <= A <= B <= 25; got '4'"),
+        ({"planes": "5:99"}, r"got '5:99'"),
+        ({"planes": "a:b"}, r"got 'a:b'"),
+    ],
+)
+def test_what_is_not_there_is_refused(
+    files: tuple[Path, Path], arguments: dict[str, Any], message: str
+) -> None:
+    """Objects and planes."""
+    with pytest.raises(ValueError, match=message):
+        run_volume("x", *files, **arguments)
+
+
+def test_an_image_and_labels_of_different_shapes_are_refused(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """They would be compared voxel by voxel."""
+    other = tmp_path / "other.tif"
+    write_labels(other, np.ones((4, 20, 20), np.uint8))
+    with pytest.raises(ValueError, match=r"of one shape; got \(26, 20, 20\) and \(4, 20, 20\)"):
+        run_volume("x", files[0], other)

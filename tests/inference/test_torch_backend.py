@@ -1,0 +1,257 @@
+"""The hot path: many questions at once, memory that runs out, resizing as matrices, and what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.prompts import Box, Click, Scribble, dense_maps
+from napari_lowlat_seg.core.raster import disks
+from napari_lowlat_seg.evaluation.reference.segnext import OfficialForm
+from napari_lowlat_seg.inference import runtime
+from napari_lowlat_seg.inference.predictor import Predictor, load_predictor, suited
+from napari_lowlat_seg.inference.runtime import Runtime
+from napari_lowlat_seg.inference.torch_backend import BATCH, HotPath, Question
+from napari_lowlat_seg.models.checkpoints import save_model
+from napari_lowlat_seg.models.compact import Compact, CompactConfig
+from napari_lowlat_seg.models.pyramid import _resizing
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
+
+TINY = replace(
+    SegNextConfig.vit_b(2),
+    size=96, dim=32, depth=2, heads=2, fusion_heads=2, neck_dims=(8, 16, 16, 32), head_dim=16,
+)  # fmt: skip
+
+
+@pytest.fixture
+def network() -> SegNext:
+    torch.manual_seed(0)
+    return SegNext(TINY)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)
+
+
+def test_ours_equals_the_published_form(network, image) -> None:
+    """Through four clicks, each fed the answer before."""
+    official, ours = OfficialForm(network, "cpu", "official"), Predictor(network, Runtime(), "off")
+    theirs, embedding = official.embed(image), ours.embed(image)
+    clicks = [Click((10, 20)), Click((50, 60), False), Click((40, 40)), Click((59, 79), False)]
+    expected = found = None
+    for count in range(1, 5):
+        expected = official.predict(theirs, clicks[:count], expected)
+        found = ours.predict(embedding, clicks[:count], found)
+        np.testing.assert_allclose(found.probability, expected.probability, rtol=0, atol=2e-6)
+        np.testing.assert_array_equal(expected.mask, expected.probability > 0.49)
+
+
+def test_many_objects_at_once_equal_one_by_one(network, image) -> None:
+    """With and without earlier answers."""
+    predictor = Predictor(network, Runtime(), "off")
+    embedding = predictor.embed(image)
+    asked = [
+        [Click((10, 20))],
+        [Click((50, 60)), Scribble([(5, 5), (20, 9)], False)],
+        [Box((3, 3), (40, 50))],
+    ]
+    earlier = [None, predictor.predict(embedding, asked[1][:1]), None]
+    together = predictor.predict_batch(embedding, asked, earlier)
+    for prompts, previous, found in zip(asked, earlier, together, strict=True):
+        expected = predictor.predict(embedding, prompts, previous)
+        np.testing.assert_array_equal(found.probability, expected.probability)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+    assert [found.mask.shape for found in predictor.predict_batch(embedding, asked)] == [(60, 80)] * 3
+
+
+def test_a_network_is_shown_a_scribble_in_its_own_way(network, image) -> None:
+    """As dots along it, or as the line that it is."""
+    predictor = Predictor(network, Runtime(), "off")
+    embedding = predictor.embed(image)
+    line = Scribble([(5, 5), (5, 69)])
+    network.dots = 2
+    dots = predictor.predict(embedding, [Click((5, 21)), Click((5, 53))])
+    np.testing.assert_array_equal(predictor.predict(embedding, [line]).probability, dots.probability)
+    network.dots = 0
+    assert (predictor.predict(embedding, [line]).probability != dots.probability).any()
+
+
+def test_a_batch_needs_an_earlier_answer_or_none_for_each(network, image) -> None:
+    """Lists of different lengths are a mistake."""
+    predictor = Predictor(network, Runtime(), "off")
+    with pytest.raises(ValueError, match="a previous prediction or None for each of 1 objects, got 2"):
+        predictor.predict_batch(predictor.embed(image), [[Click((1, 1))]], [None, None])
+
+
+class Full(HotPath):
+    """A device without memory."""
+
+    def embed(self, plane, frame):  # type: ignore[no-untyped-def]
+        raise torch.cuda.OutOfMemoryError("full")
+
+    def draw(self, features, frame, questions):  # type: ignore[no-untyped-def]
+        raise torch.cuda.OutOfMemoryError("full")
+
+
+def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
+    """One warning, and the answer of a predictor that was there all the time."""
+    expected = Predictor(network, Runtime(), "off")
+    embedding = expected.embed(image)
+    predictor = Predictor(network, Runtime(), "off", name="mine")
+    predictor.hot_path = Full(network, Runtime())
+    with pytest.warns(
+        UserWarning, match="cpu is out of memory, so mine goes on with the processor"
+    ) as warned:
+        found = predictor.predict(predictor.embed(image), [Click((10, 20))])
+    assert len(warned) == 1
+    answer = expected.predict(embedding, [Click((10, 20))])
+    np.testing.assert_array_equal(found.probability, answer.probability)
+    predictor.hot_path = Full(network, Runtime())
+    with pytest.warns(UserWarning, match="out of memory"):
+        again = predictor.predict(embedding, [Click((10, 20))])
+    np.testing.assert_array_equal(again.probability, answer.probability)
+
+
+class Steps:
+    """A recording that runs its step when it is replayed, into the same tensors every time."""
+
+    def __init__(self, step, inputs):  # type: ignore[no-untyped-def]
+        self.inputs, self._step = inputs, step
+        self.outputs = step(*inputs)
+
+    def replay(self):  # type: ignore[no-untyped-def]
+        for kept, made in zip(self.outputs, self._step(*self.inputs), strict=True):
+            kept.copy_(made)
+        return self.outputs
+
+
+class Pretended(Runtime):
+    """A processor that is used as a GPU is; what is downloaded arrives only when it is called for."""
+
+    on_cuda = True  # type: ignore[assignment]
+
+    def upload(self, array):  # type: ignore[no-untyped-def]
+        return torch.from_numpy(array.copy())
+
+    def downloading(self, *tensors):  # type: ignore[no-untyped-def]
+        sent = [tensor.clone() for tensor in tensors]
+        return lambda: [tensor.numpy() for tensor in sent]
+
+
+class Recorded(HotPath):
+    """The steps of a GPU without one."""
+
+    def _recording(self, step, inputs):  # type: ignore[no-untyped-def]
+        return Steps(step, inputs)
+
+
+def test_recorded_steps_answer_as_plain_ones(network, image) -> None:
+    """One, and more than two batches; all kinds of prompts; earlier answers; after a question that fails."""
+    plain, path = Predictor(network, Runtime(), "off"), Recorded(network, Pretended())
+    embedding = plain.embed(image)
+    features = path.embed(image, embedding.frame)
+    torch.testing.assert_close(features, embedding.features, rtol=0, atol=0)
+    kinds = [
+        [Click((10, 20)), Click((50, 60), False)],
+        [Scribble([(5, 5), (20, 9)], False), Click((30.5, 79.4))],
+        [Box((3, 3), (40, 50))],
+        [Click((0, 0)), Box((13, 3), (40, 50))],
+    ]
+    for count in (1, 2, 2 * BATCH + 3):
+        asked = [kinds[i % len(kinds)] for i in range(count)]
+        earlier = [plain.predict(embedding, kinds[0]) if i % 3 == 1 else None for i in range(count)]
+        with pytest.raises(ValueError, match="is outside the plane"):
+            path.draw(features, embedding.frame, [Question(asked[0]), Question([Click((99, 0))])])
+        questions = [
+            Question(prompts, before and before.soft) for prompts, before in zip(asked, earlier, strict=True)
+        ]
+        drawings = path.draw(features, embedding.frame, questions)
+        assert len(drawings) == count
+        for prompts, before, drawing in zip(asked, earlier, drawings, strict=True):
+            expected = plain.predict(embedding, prompts, before)
+            np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+            np.testing.assert_array_equal(drawing.mask, drawing.soft.numpy() > 0.49)
+    assert all(not step.inputs[0].any() for step in path._clicks.values())
+
+
+def test_out_of_memory_in_a_batch_loses_no_answer(network, image) -> None:
+    """What was started before arrives, in order, and the rest is answered one at a time."""
+
+    class Small(Recorded):
+        started = 0
+
+        def _started(self, features, frame, questions):  # type: ignore[no-untyped-def]
+            self.started += 1
+            if self.started > 1 and len(questions) > 1:
+                raise torch.cuda.OutOfMemoryError("full")
+            return super()._started(features, frame, questions)
+
+    plain, path = Predictor(network, Runtime(), "off"), Small(network, Pretended())
+    embedding = plain.embed(image)
+    asked = [[Click((float(i), 20))] for i in range(2 * BATCH)]
+    drawings = path.draw(embedding.features, embedding.frame, [Question(prompts) for prompts in asked])
+    assert path.started == 1 + 1 + BATCH
+    for prompts, drawing in zip(asked, drawings, strict=True):
+        expected = plain.predict(embedding, prompts)
+        np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+
+
+def test_the_compiler_sees_the_same_network(network) -> None:
+    """The forms that are only for a compiler, run by torch itself: encoder, and clicks for one and three."""
+    network.eval()
+    maps = torch.rand(3, 3, 96, 96)
+    with torch.inference_mode():
+        seen = network.encode(255 * torch.rand(1, 3, 96, 96))
+        for count in (1, 3):
+            expected = network.head_logits(network.fuse(seen, maps[:count]))
+            found = torch.compile(lambda m: network.head_logits(network.fuse(seen, m)), backend="eager")
+            torch.testing.assert_close(found(maps[:count]), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_warming_up_changes_no_answer(network, image) -> None:
+    """It is a picture and a click of its own."""
+    predictor = Predictor(network, Runtime(), "off")
+    before = predictor.predict(predictor.embed(image), [Click((10, 20))]).probability
+    predictor.warm_up()
+    np.testing.assert_array_equal(
+        before, predictor.predict(predictor.embed(image), [Click((10, 20))]).probability
+    )
+
+
+def test_bilinear_weights_are_exact_in_half_precision() -> None:
+    """They are sixteenths, so the sum of the pyramid loses nothing by them."""
+    full = _resizing(8, 64, torch.float32, torch.device("cpu"))
+    assert torch.equal(_resizing(8, 64, torch.float16, torch.device("cpu")).float(), full)
+
+
+def test_stroke_maps_equal_disks_one_by_one() -> None:
+    """Clicks at the border and outside the crop included."""
+    frame = Frame((50, 60), 32, (10, 10, 30, 30))
+    clicks = [Click((10, 10)), Click((0, 0)), Click((39, 39), False), Click((25, 30))]
+    expected = np.zeros((3, 32, 32), np.float32)
+    rows, cols = np.ogrid[:32, :32]
+    for click in clicks:
+        row, col = frame.pixels([click.at])[0]
+        expected[1 if click.positive else 2][(rows - row) ** 2 + (cols - col) ** 2 <= 9] = 1
+    np.testing.assert_array_equal(dense_maps(clicks, frame, radius=3), expected)
+
+
+def test_a_disk_needs_a_radius() -> None:
+    """Negative ones are a mistake."""
+    with pytest.raises(ValueError, match="a disk needs a radius of 0 or more pixels; got -1"):
+        disks(np.zeros((1, 2), np.int64), -1, 8)
+
+
+def test_shortcuts_are_for_networks_that_were_checked(network, tmp_path, monkeypatch) -> None:
+    """The default model takes them where the processor has them, a SegNext keeps torch and float32."""
+    monkeypatch.setattr(runtime, "has_bf16", lambda: True)
+    monkeypatch.setattr(runtime, "has_openvino", lambda: True)
+    found = Runtime.find("cpu")
+    assert suited(found, Compact(CompactConfig(size=256))) == Runtime("cpu", "bf16", openvino=True)
+    path = save_model(network, tmp_path / "mine.safetensors")
+    assert load_predictor(str(path), "cpu").runtime == Runtime("cpu", "fp32")

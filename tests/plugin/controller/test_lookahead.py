@@ -1,0 +1,195 @@
+"""Which planes come next, and that a session asks for them when, and only when, nobody draws."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.plugin.controller.lookahead import Heading
+from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.worker import Worker
+
+
+def positions(planes):
+    return [plane.index for plane in planes]
+
+
+def test_the_scroll_direction_comes_first():
+    """Nearest first, then the planes that the user comes from."""
+    down = Heading().after(Plane((9, None, None)), Plane((7, None, None)))
+    assert positions(down.planes(Plane((7, None, None)), (10, 4, 4), 3)) == [
+        (6, None, None),
+        (5, None, None),
+        (4, None, None),
+        (8, None, None),
+        (9, None, None),
+    ]
+
+
+def test_at_first_it_goes_forward_along_the_last_axis():
+    """As the keys for the next and the previous plane do."""
+    assert positions(Heading().planes(Plane((2, 5, None, None)), (9, 7, 4, 4), 2)) == [
+        (2, 6, None, None),
+        (2, 4, None, None),
+        (2, 3, None, None),
+    ]
+
+
+def test_the_axis_is_the_one_whose_slider_moved():
+    """Time, for one who plays a series."""
+    time = Heading().after(Plane((2, 5, None, None)), Plane((3, 5, None, None)))
+    assert positions(time.planes(Plane((3, 5, None, None)), (9, 7, 4, 4), 1)) == [
+        (4, 5, None, None),
+        (2, 5, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "now", [Plane((5, None, None)), Plane((7, 1, None, None))], ids=["nowhere", "two sliders"]
+)
+def test_what_is_no_scrolling_changes_no_heading(now):
+    """A click refreshes the view; a jump says nothing of where one goes next."""
+    heading = Heading(0, -1)
+    before = Plane((5, None, None)) if len(now.index) == 3 else Plane((5, 0, None, None))
+    assert heading.after(before, now) == heading
+    assert heading.after(None, now) == heading
+
+
+def test_another_orientation_begins_anew():
+    """The axis of the old one may be shown now."""
+    turned = Heading(0, -1).after(Plane((5, None, None)), Plane((None, 2, None)))
+    assert turned == Heading()
+    planes = turned.planes(Plane((None, 2, None)), (9, 9, 9), 1)
+    assert positions(planes) == [(None, 3, None), (None, 1, None)]
+
+
+def test_a_picture_has_no_neighbours_and_no_reach_none():
+    """There is nothing to embed ahead."""
+    assert Heading().planes(Plane(), (5, 5), 8) == []
+    assert Heading().planes(Plane((2, None, None)), (5, 5, 5), 0) == []
+
+
+class Slow:
+    """A responder that embeds when its door is open, and writes down what."""
+
+    def __init__(self):
+        self.door, self.embedded, self.folders = threading.Event(), [], set()
+        self.door.set()
+
+    def describe(self, progress=None):
+        return {"model": "slow"}
+
+    def embed(self, source, newer):
+        from napari_lowlat_seg.serving.worker_process import Interrupted
+
+        if source.plane.index in self.embedded:
+            return 0.0
+        assert source.read().shape == (4, 4)
+        while not self.door.wait(0.005):
+            if newer():
+                raise Interrupted
+        self.embedded.append(source.plane.index)
+        self.folders.add(source.folders)
+        return 0.1
+
+    def respond(self, request, source, newer):
+        raise AssertionError("nothing is asked here")
+
+    def restart(self):
+        """Nothing."""
+
+    def close(self):
+        self.door.set()
+
+
+@pytest.fixture
+def responder():
+    return Slow()
+
+
+@pytest.fixture
+def worker(qtbot, responder):
+    one = Worker()
+    with qtbot.waitSignals([one.loaded, one.idle]):
+        one.load(lambda: responder)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def questions(worker):
+    """About twenty planes, of which three each way are embedded ahead."""
+    one = Questions(Session(Volume(np.zeros((20, 4, 4), np.uint8), window=(0, 255))), worker, "stack")
+    one.reach = 3
+    one.attach()
+    yield one
+    one.detach()
+
+
+def wait_for(qtbot, responder, *numbers):
+    qtbot.waitUntil(lambda: [index[0] for index in responder.embedded] == list(numbers))
+
+
+def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, responder, questions, tmp_path):
+    """The plane in view, those ahead, those behind; and each once. They say where else to look."""
+    questions.sources.folders = (tmp_path,)
+    questions.look(Plane((10, None, None)))
+    wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7)
+    questions.look(Plane((9, None, None)))
+    wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7, 6)
+    assert responder.folders == {(tmp_path,)}
+
+
+def test_nothing_is_said_of_planes_ahead(qtbot, worker, responder, questions):
+    """The state line says what the plane in view does, then "ready", and stays."""
+    said, started = [], []
+    questions.said.connect(said.append)
+    worker.started.connect(started.append)
+    questions.look(Plane((0, None, None)))
+    wait_for(qtbot, responder, 0, 1, 2, 3)
+    qtbot.wait(30)
+    assert started == ["embedding plane 0"]
+    assert said == ["ready"]
+
+
+def test_nothing_is_embedded_ahead_while_a_stroke_is_drawn(qtbot, responder, questions):
+    """It goes on when the stroke is done."""
+    questions.look(Plane((0, None, None)))
+    responder.door.clear()
+    wait_for(qtbot, responder)
+    responder.door.set()
+    questions.drawing = True
+    qtbot.waitUntil(lambda: (0, None, None) in responder.embedded)
+    held = list(responder.embedded)
+    qtbot.wait(50)
+    assert responder.embedded == held
+    questions.drawing = False
+    qtbot.waitUntil(lambda: len(responder.embedded) == 4)
+
+
+@pytest.mark.parametrize("leave", ["detach", "cancel", "reach", "nothing in view"])
+def test_it_stops_when_nobody_wants_it(qtbot, responder, questions, leave):
+    """The image was swapped or closed, cancelled, switched off, or turned to 3-D; the next look goes on."""
+    questions.look(Plane((0, None, None)))
+    qtbot.waitUntil(lambda: len(responder.embedded) == 4)
+    responder.door.clear()
+    questions.look(Plane((4, None, None)))
+    if leave == "detach":
+        questions.detach()
+    elif leave == "cancel":
+        questions.cancel()
+    elif leave == "reach":
+        questions.reach = 0
+    else:
+        questions.look(None)
+    qtbot.wait(30)
+    responder.door.set()
+    qtbot.wait(60)
+    assert len(responder.embedded) <= 5  # a look that was under way may be finished
+    if leave == "detach":
+        questions.attach()
+    questions.reach = 3
+    questions.look(Plane((4, None, None)))
+    qtbot.waitUntil(lambda: len(responder.embedded) == 8)

@@ -1,0 +1,86 @@
+"""Where pixels come from: whole planes, and one tile of huge ones."""
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.annotation.plane_state import Request
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.tiles import Tiling
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.plugin.controller.plane_sources import Sources
+from napari_lowlat_seg.propagation.walks import Walk
+
+SHAPE = (3, 900, 1000)
+PLANES = tuple(Plane((z, None, None)) for z in range(3))
+TILING = Tiling(large=500, side=300, halo=50)
+
+
+@pytest.fixture
+def pixels():
+    """Noise."""
+    return np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+
+
+def sources(pixels, tiling=TILING, seen=None):
+    """Of a volume with these pixels."""
+    return Sources(Session(Volume(pixels, window=(0.0, 255.0))), "noise", tiling, seen)
+
+
+def square(top, left, side=20):
+    """An answer somewhere on a plane."""
+    mask = np.zeros(SHAPE[1:], bool)
+    mask[top : top + side, left : left + side] = True
+    return Answer.from_mask(mask)
+
+
+def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
+    """Request and walk are sent as they are."""
+    whole = sources(pixels, Tiling())
+    request = Request(1, 1, PLANES[0], (Click((500, 600)),), None)
+    sent, source, region = whole.of_request(request)
+    assert (sent, region) == (request, None)
+    assert np.array_equal(source.read(), pixels[0])
+    walk = Walk(PLANES, {1: {PLANES[0]: square(500, 600)}})
+    sent, all_of_it, region = whole.of_walk(walk)
+    assert (sent, region) == (walk, None)
+    assert [source.name for source in all_of_it] == ["plane 0", "plane 1", "plane 2"]
+
+
+def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
+    """Anchors move into the tile, every plane is read there, and answers find their way back."""
+    walk = Walk(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
+    sent, tiles, region = sources(pixels).of_walk(walk)
+    assert (region.rows, region.cols) == (300, 300)
+    part = (slice(region.top, region.top + 300), slice(region.left, region.left + 300))
+    for z, tile in enumerate(tiles):
+        assert np.array_equal(tile.read(), pixels[z][part])
+    for plane, answer in walk.anchors[4].items():
+        moved = sent.anchors[4][plane]
+        assert np.array_equal(moved.mask, answer.mask[part])
+        assert np.array_equal(moved.on(SHAPE[1:], region.corner).mask, answer.mask)
+
+
+def test_an_empty_anchor_does_not_move_the_tile(pixels):
+    """A wall has no place."""
+    empty = Answer.from_mask(np.zeros(SHAPE[1:], bool))
+    known = {PLANES[0]: square(500, 600)}
+    _, _, alone = sources(pixels).of_walk(Walk(PLANES, {1: known}))
+    _, _, walled = sources(pixels).of_walk(Walk(PLANES, {1: {**known, PLANES[2]: empty}}))
+    assert walled == alone
+
+
+def test_seeds_on_huge_planes_are_refused(pixels):
+    """The sentence names what does it."""
+    walk = Walk(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
+    with pytest.raises(ValueError, match="more than 500 rows or columns here; use `lowlat-seg seeds`"):
+        sources(pixels).of_walk(walk)
+
+
+def test_the_tile_in_the_middle_of_the_view_is_looked_at_before_the_click(pixels):
+    """Nothing is while so much is in view that nobody knows where the click will be."""
+    near = sources(pixels, seen=lambda plane: (450.0, 550.0, 550.0, 650.0)).in_view(PLANES[1])
+    assert near.read().shape == (300, 300)
+    assert sources(pixels, seen=lambda plane: (0.0, 0.0, 900.0, 1000.0)).in_view(PLANES[1]) is None
+    assert sources(pixels).in_view(PLANES[1]) is None

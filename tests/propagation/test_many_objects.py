@@ -1,0 +1,123 @@
+"""Many objects at once: each as if it were alone, each plane embedded once per passage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.propagation.many_objects import propagate_many, seed_anchors
+from napari_lowlat_seg.propagation.propagate import propagate
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An answer of the fake below."""
+
+    probability: np.ndarray
+    quality: float | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.probability > 0.49
+
+    def redrawn(self, probability):
+        return replace(self, probability=probability)
+
+
+class Oracle:
+    """Answers with what is as bright as the place clicked."""
+
+    def __init__(self) -> None:
+        self.embedded = 0
+
+    def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
+        self.embedded += 1
+        return image
+
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+        (click,) = prompts
+        assert isinstance(click, Click)
+        row, col = (round(v) for v in click.at)
+        like = embedding == embedding[row, col]
+        return Known(np.where(like & (embedding[row, col] > 0), np.float32(0.9), np.float32(0)))
+
+
+@pytest.fixture
+def rods() -> Volume:
+    """Three rods of their own brightness along axis 0, the last only on planes 5 to 9."""
+    data = np.zeros((12, 30, 30), np.uint8)
+    data[:, 2:8, 2:8] = 80
+    data[:, 12:18, 12:18] = 120
+    data[5:10, 22:28, 22:28] = 160
+    return Volume(data)
+
+
+POINTS = [(2, 4, 4.4), (6, 14, 15), (6.4, 25, 24)]
+
+
+def test_every_point_becomes_an_object(rods: Volume) -> None:
+    """Numbered from 1 in the order of the points, on the plane each lies in, embedded once."""
+    oracle = Oracle()
+    anchors = seed_anchors(oracle, rods, POINTS)
+    assert {number: [p.position for p in found] for number, found in anchors.items()} == {
+        1: [2],
+        2: [6],
+        3: [6],
+    }
+    assert oracle.embedded == 2
+    for number, (z, row, col) in enumerate(POINTS, start=1):
+        ((plane, answer),) = anchors[number].items()
+        expected = rods.plane(plane) == rods.data[round(z), round(row), round(col)]
+        np.testing.assert_array_equal(answer.mask, expected)
+
+
+def test_points_find_their_plane_along_any_axis(rods: Volume) -> None:
+    """Row and column are the axes left over, in order."""
+    (anchors,) = seed_anchors(Oracle(), rods, [(2, 4, 3)], axis=1).values()
+    ((plane, answer),) = anchors.items()
+    assert plane == Plane((None, 4, None))
+    np.testing.assert_array_equal(answer.mask, rods.plane(plane) == 80)
+
+
+def test_all_are_carried_as_each_would_be_alone(rods: Volume) -> None:
+    """Same planes, same bytes, same confidence; but far fewer embeddings."""
+    planes = rods.planes()
+    oracle = Oracle()
+    anchors = seed_anchors(oracle, rods, POINTS)
+    anchors[1][planes[9]] = Known((rods.plane(planes[9]) == 80).astype(np.float32))
+    oracle.embedded = 0
+    together: dict[int, list[tuple[Plane, bytes, float, bool]]] = {number: [] for number in anchors}
+    for number, step in propagate_many(oracle, rods, anchors, planes):
+        together[number].append((step.plane, step.answer.probability.tobytes(), step.confidence, step.final))
+    assert oracle.embedded <= 3 * len(planes)
+    oracle.embedded = 0
+    for number, found in anchors.items():
+        alone = [
+            (step.plane, step.answer.probability.tobytes(), step.confidence, step.final)
+            for step in propagate(oracle, rods, found, planes)
+        ]
+        assert together[number] == alone
+        assert alone
+    assert {plane.position for plane, *_ in together[3]} == {5, 7, 8, 9}
+
+
+def test_a_journey_of_many_can_be_cancelled(rods: Volume) -> None:
+    """After what has been found so far."""
+    anchors = seed_anchors(Oracle(), rods, POINTS)
+    found: list[int] = []
+    walk = propagate_many(Oracle(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3)
+    for number, _ in walk:
+        found.append(number)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("point", [(12, 4, 4), (2, 4), (2, -1, 4)])
+def test_a_seed_outside_the_volume_is_refused(rods: Volume, point: tuple[float, ...]) -> None:
+    """So is one with too few coordinates."""
+    with pytest.raises(ValueError, match=r"needs 3 coordinates inside a volume of \(12, 30, 30\); got \("):
+        seed_anchors(Oracle(), rods, [point])

@@ -1,0 +1,391 @@
+"""Propagation, with a predictor that knows the truth: what it walks, where it stops, what it hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.propagation.anchors import affected
+from napari_lowlat_seg.propagation.likeness import seed
+from napari_lowlat_seg.propagation.propagate import Carried, Engine, embed_plane, propagate, worst
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An answer of the fake below."""
+
+    probability: np.ndarray
+    look: object = None
+    quality: float | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.probability > 0.49
+
+    def redrawn(self, probability):
+        return replace(self, probability=probability)
+
+
+class Oracle:
+    """Answers with the bright part of the image under the click, and remembers how it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[np.ndarray, Sequence[Prompt], Known | None]] = []
+
+    def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
+        return image
+
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+        self.asked.append((embedding, prompts, previous))
+        (click,) = prompts
+        assert isinstance(click, Click)
+        row, col = (round(v) for v in click.at)
+        like = embedding == embedding[row, col] if embedding[row, col] else np.zeros(embedding.shape, bool)
+        return Known(np.where(like, np.float32(0.9), np.float32(0)))
+
+
+@pytest.fixture
+def ball() -> np.ndarray:
+    """12 planes with a ball of radius 5 around plane 6, 100 on 0."""
+    z, r, c = np.ogrid[:12, :24, :24]
+    return np.where((z - 6) ** 2 + (r - 12) ** 2 + (c - 12) ** 2 <= 25, 100, 0).astype(np.uint8)
+
+
+def _known(mask: np.ndarray) -> Known:
+    return Known(mask.astype(np.float32))
+
+
+def _answers(volume: Volume, *positions: int) -> dict[Plane, Known]:
+    planes = volume.planes()
+    return {planes[i]: _known(volume.plane(planes[i]) > 0) for i in positions}
+
+
+def test_an_object_is_carried_both_ways_until_it_ends(ball: np.ndarray) -> None:
+    """Backwards, then forwards; the tips, where its area collapses, and what lies behind are left out."""
+    volume = Volume(ball)
+    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes(), least_overlap=0.2))
+    assert _places(found) == [5, 4, 3, 2, 7, 8, 9, 10]
+    for step in found:
+        np.testing.assert_array_equal(step.answer.mask, volume.plane(step.plane) > 0)
+
+
+def test_the_range_is_not_left(ball: np.ndarray) -> None:
+    """Only the planes given are answered."""
+    volume = Volume(ball)
+    found = propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[5:9])
+    assert _places(found) == [5, 7, 8]
+
+
+def test_planes_between_two_anchors_answer_to_both(ball: np.ndarray) -> None:
+    """First as the earlier anchor sees them, then mixed, the nearer anchor weighing more."""
+    volume = Volume(ball)
+    planes = volume.planes()[4:9]
+    low, high = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
+    low[8:16, 8:16] = high[8:16, 10:18] = True
+
+    class TwoMinds(Oracle):
+        """Repeats the mask it is given: two anchors that contradict each other."""
+
+        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+            assert previous is not None
+            return previous
+
+    anchors = {planes[0]: _known(low), planes[4]: _known(high)}
+    found = list(propagate(TwoMinds(), Volume(np.full_like(ball, 100)), anchors, planes))
+    assert [(step.plane.position, step.final) for step in found] == [
+        (5, False), (6, False), (7, False), (7, True), (6, True), (5, True),
+    ]  # fmt: skip
+    shares = [float(step.answer.probability[12, 17]) for step in found]
+    assert shares == pytest.approx([0, 0, 0, 0.9, 0.5, 0.1])
+    assert [step.confidence for step in found[3:]] == pytest.approx(
+        [np.mean([1] * 48 + [0.9] * 16) ** 2 * 0.6**0.25, np.mean([1] * 48 + [0.5] * 32) ** 2 * 0.6**0.25,
+         np.mean([1] * 48 + [0.9] * 16) ** 2 * 0.6**0.25], rel=1e-5,
+    )  # fmt: skip
+
+
+def test_where_one_walk_ends_the_other_answers_alone() -> None:
+    """An object seen from one side only is not halved."""
+    data = np.zeros((6, 20, 20), np.uint8)
+    data[:, 5:12, 5:12] = 100
+    data[4, 5:12, 5:12] = data[5, 5:12, 5:12] = 103
+    volume = Volume(data)
+    planes = volume.planes()
+
+    class Shy(Oracle):
+        """Sees nothing on plane 2 when it comes from plane 1."""
+
+        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+            answer = super().predict(embedding, prompts, previous)
+            return _known(np.zeros((20, 20), bool)) if len(self.asked) == 2 else answer
+
+    found = list(propagate(Shy(), volume, _answers(volume, 0, 5), planes))
+    assert [(step.plane.position, step.final) for step in found] == [
+        (1, False), (4, True), (3, True), (2, True), (1, True),
+    ]  # fmt: skip
+    assert all(np.array_equal(step.answer.mask, data[0] > 0) for step in found)
+
+    class Blind(Shy):
+        """Sees nothing either when it comes from plane 5."""
+
+        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+            answer = super().predict(embedding, prompts, previous)
+            return _known(np.zeros((20, 20), bool)) if len(self.asked) > 2 else answer
+
+    found = list(propagate(Blind(), volume, _answers(volume, 0, 5), planes))
+    assert [(step.plane.position, step.final) for step in found] == [(1, False), (1, True)]
+    np.testing.assert_allclose(found[1].answer.probability, found[0].answer.probability, atol=1e-3)
+
+
+def test_an_empty_anchor_is_a_wall(ball: np.ndarray) -> None:
+    """ "It is not here" stops the walk from the other side half-way, and starts none."""
+    volume = Volume(ball)
+    planes = volume.planes()
+    anchors = _answers(volume, 6) | {planes[8]: _known(np.zeros((24, 24), bool))}
+    found = propagate(Oracle(), volume, anchors, planes[6:])
+    assert _places(found) == [7]
+
+
+def test_confidence_falls_along_the_walk(ball: np.ndarray) -> None:
+    """By the fourth root of every overlap on the way, times how sure the answer itself is, squared."""
+    volume = Volume(ball)
+    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[6:9]))
+    areas = [np.count_nonzero(ball[i]) for i in (6, 7, 8)]
+    expected = [0.9**2 * (areas[1] / areas[0]) ** 0.25, 0.9**2 * (areas[2] / areas[0]) ** 0.25]
+    assert [step.confidence for step in found] == pytest.approx(expected)
+
+
+def test_confidence_starts_from_the_predicted_iou(ball: np.ndarray) -> None:
+    """Where the network predicts one; between two anchors the nearer one's answer weighs more."""
+    volume, planes = Volume(np.full_like(ball, 100)), Volume(ball).planes()[4:9]
+
+    class Judge(Oracle):
+        """Repeats the mask it is given and thinks half of it after every step."""
+
+        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+            assert previous is not None
+            assert previous.quality is not None
+            return replace(previous, quality=previous.quality / 2)
+
+    start = replace(_known(ball[6] > 0), quality=0.8)
+    alone = propagate(Judge(), volume, {planes[0]: start}, planes[:3])
+    assert [step.confidence for step in alone] == pytest.approx([0.4, 0.2])
+    both = propagate(Judge(), volume, {planes[0]: start, planes[4]: start}, planes)
+    mixed = [step.confidence for step in both if step.final]
+    assert mixed == pytest.approx([0.9 * 0.4 + 0.1 * 0.1, 0.2, 0.9 * 0.4 + 0.1 * 0.1])
+
+
+def test_the_worst_plane_has_most_doubtful_pixels(ball: np.ndarray) -> None:
+    """Half-trusted large masks before distrusted small ones; provisional answers do not count."""
+    planes = Volume(ball).planes()
+    large, small = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
+    large[:10], small[:1, :2] = True, True
+    carried = [
+        Carried(planes[0], _known(large), 0.9),
+        Carried(planes[1], _known(small), 0.1),
+        Carried(planes[2], _known(np.zeros((24, 24), bool)), 0.0),
+        Carried(planes[3], _known(large), 0.0, final=False),
+    ]
+    assert worst(carried) == planes[0]
+    assert worst(carried[1:]) == planes[1]
+    assert worst(carried[2:]) == planes[2]
+    assert worst([]) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.DataObject) -> None:
+    """Carrying all anew gives the same bytes outside; carrying what changed gives the same bytes inside."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    volume = Volume(rng.integers(90, 110, (14, 12, 12)).astype(np.uint8))
+    planes = volume.planes()
+    places = sorted(data.draw(st.sets(st.integers(0, 13), min_size=1, max_size=5)))
+    anchors = {planes[i]: _known(_blob(rng)) for i in places}
+    corrected = data.draw(st.integers(0, 13))
+    gone = corrected in places and len(places) > 1 and data.draw(st.booleans())
+    after = {plane: known for plane, known in anchors.items() if plane != planes[corrected]}
+    if not gone:
+        after[planes[corrected]] = _known(_blob(rng) & data.draw(st.booleans()))
+    first = _final(propagate(Wobbly(), volume, anchors, planes))
+    again = _final(propagate(Wobbly(), volume, after, planes))
+    part = _final(propagate(Wobbly(), volume, after, planes, changed=[planes[corrected]]))
+    may_change = set(affected(after, planes, [planes[corrected]])) | {planes[corrected]}
+    for plane in planes:
+        if plane not in may_change:
+            assert first.get(plane) == again.get(plane)
+            assert plane not in part
+        elif plane not in after:
+            assert part.get(plane) == again.get(plane)
+    left = max((i for i in places if i < corrected), default=-1)
+    right = min((i for i in places if i > corrected), default=14)
+    assert {plane.position for plane in may_change} == set(range(left + 1, right))
+
+
+class Wobbly(Oracle):
+    """Like a network: depends on picture, click and previous mask, changes the mask a little, and decides."""
+
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+        assert previous is not None
+        noise = np.sin(embedding.astype(np.float32) * 12.9898 + sum(prompts[0].bounds())) * 0.4
+        return Known((previous.probability * 0.8 + noise * previous.probability).astype(np.float32))
+
+
+def _blob(rng: np.random.Generator) -> np.ndarray:
+    top, left = rng.integers(0, 6, 2)
+    mask = np.zeros((12, 12), bool)
+    mask[top : top + 6, left : left + 6] = True
+    return mask
+
+
+def _final(found: Iterator[Carried[Known]]) -> dict[Plane, tuple[bytes, float]]:
+    return {s.plane: (s.answer.probability.tobytes(), s.confidence) for s in found if s.final}
+
+
+def _places(found: Iterable[Carried[Known]]) -> list[int]:
+    return [step.plane.position for step in found]
+
+
+def test_a_walk_that_is_not_wanted_any_more_ends_at_once(ball: np.ndarray) -> None:
+    """Asked before and after each embedding: no prediction is made in vain."""
+    volume = Volume(ball)
+    oracle = Oracle()
+    stop: list[bool] = []
+
+    def embed(plane: Plane) -> np.ndarray:
+        stop.extend([True] * (plane.position == 4))
+        return volume.plane(plane)
+
+    walk = propagate(
+        oracle, volume, _answers(volume, 6), volume.planes(), embed=embed, cancelled=lambda: bool(stop)
+    )
+    assert _places(walk) == [5]
+    assert len(oracle.asked) == 1
+
+
+def test_a_leak_into_the_background_stops_the_walk() -> None:
+    """When the answer is suddenly the whole plane, it is no longer the object."""
+    data = np.zeros((4, 20, 20), np.uint8)
+    data[:, 5:12, 5:12] = 100
+    data[2] = 100
+    volume = Volume(data)
+    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [1]
+
+
+def test_an_object_of_another_brightness_is_another_object() -> None:
+    """Where the object fades out, a mask without an edge to hold it would creep on."""
+    data = np.zeros((6, 20, 20), np.uint8)
+    for plane, brightness in enumerate((100, 102, 104, 106, 108, 110)):
+        data[plane, 5:12, 5:12] = brightness
+    volume = Volume(data)
+    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [
+        1,
+        2,
+    ]
+
+
+def test_a_plane_of_nan_stops_the_walk() -> None:
+    """There is nothing to see on it; what was found before is kept."""
+    data = np.zeros((4, 20, 20), np.float32)
+    data[:, 5:12, 5:12] = 100
+    data[2] = np.nan
+    volume = Volume(data, window=(0.0, 100.0))
+    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [1]
+
+
+def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarray) -> None:
+    """But never the closer look, which shows another plane."""
+    volume = Volume(ball)
+    oracle = Oracle()
+    plane = volume.planes()[6]
+    anchor = replace(_answers(volume, 6)[plane], look="a crop of plane 6")
+    next(propagate(oracle, volume, {plane: anchor}, volume.planes()))
+    (_, prompts, previous) = oracle.asked[0]
+    assert prompts == [Click((12, 12))]
+    assert previous is not None
+    assert previous.probability is anchor.probability
+    assert previous.look is None
+
+
+def test_work_is_done_plane_by_plane(ball: np.ndarray) -> None:
+    """So a caller can show progress, and stop by closing the generator."""
+    volume = Volume(ball)
+    oracle = Oracle()
+    walk = propagate(oracle, volume, _answers(volume, 6), volume.planes())
+    assert len(oracle.asked) == 0
+    next(walk)
+    assert len(oracle.asked) == 1
+    walk.close()  # type: ignore[attr-defined]
+    assert len(oracle.asked) == 1
+
+
+def test_any_axis_and_colour_images_work(ball: np.ndarray) -> None:
+    """A plane is a plane; kept embeddings are asked for by plane."""
+    volume = Volume(np.stack([ball] * 3, axis=-1), channel_axis=-1)
+    planes = volume.planes(axis=2)
+    asked: list[Plane] = []
+
+    def embed(plane: Plane) -> np.ndarray:
+        asked.append(plane)
+        return volume.plane(plane)[..., 0]
+
+    anchors = {planes[12]: _known(volume.plane(planes[12])[..., 0] > 0)}
+    found = [step.plane for step in propagate(Oracle(), volume, anchors, planes[10:14], embed=embed)]
+    assert found == asked == [planes[11], planes[10], planes[13]]
+
+
+def test_the_seed_is_deep_inside_where_both_images_agree() -> None:
+    """Half of the object has changed: the click goes to the other half."""
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 5:55] = True
+    before = np.where(mask, 100, 0).astype(np.float32)
+    here = before.copy()
+    assert seed(mask, before, here)[0] in (19, 20)
+    here[:, 30:] = 0
+    row, col = seed(mask, before, here)
+    assert mask[row, col]
+    assert col < 28
+    # Nothing agrees: depth alone decides.
+    assert mask[seed(mask, before, before + 200)]
+
+
+def test_the_seed_measures_depth_in_the_world() -> None:
+    """Thick rows: a plate that is wide in pixels may be thin in the world."""
+    mask = np.zeros((40, 40), bool)
+    mask[5:11, 2:38] = True  # 6 rows of 10 units: depth 30
+    mask[11:38, 10:14] = True  # 4 columns of 1 unit: depth 2
+    flat = np.zeros((40, 40), np.float32)
+    assert 5 <= seed(mask, flat, flat, (10.0, 1.0))[0] < 11
+
+
+def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:
+    """Told at once, before any plane is asked."""
+    volume = Volume(ball)
+    with pytest.raises(ValueError, match=r"range of 2 planes; got 0 of 1 inside"):
+        propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[:2])
+    with pytest.raises(ValueError, match=r"at least one plane with an answer.*; got 0 of 0 inside"):
+        propagate(Oracle(), volume, {}, volume.planes())
+
+
+def test_the_real_predictor_is_such_an_engine() -> None:
+    """The Protocol asks for what `Predictor` has."""
+    assert all(hasattr(Predictor, name) for name in ("embed", "predict"))
+    engine: type[Engine] = Predictor  # type: ignore[type-abstract]
+    assert engine is Predictor
+
+
+def test_planes_are_embedded_with_the_window_of_the_volume_and_their_spacing() -> None:
+    """So that brightness means the same on every plane."""
+
+    class Recorder(Oracle):
+        def embed(self, image: np.ndarray, window: object, spacing: object) -> tuple:
+            return image.shape, window, spacing
+
+    volume = Volume(np.zeros((2, 3, 4)), spacing=(4, 2, 1), window=(0.0, 9.0))
+    assert embed_plane(Recorder(), volume, Plane((None, 1, None))) == ((2, 4), (0.0, 9.0), (4.0, 1.0))

@@ -1,0 +1,441 @@
+"""The doors of a responder, with another interpreter behind them."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.annotation.plane_state import Request
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.serving import process as process_module
+from napari_lowlat_seg.serving.process import ResponderProcess, in_child, open_responder
+from napari_lowlat_seg.serving.service import PlaneSource, Responder, load_responder
+from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
+
+FAKE = '''
+import os, time
+import numpy as np
+from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.serving.worker_process import Interrupted
+from napari_lowlat_seg.propagation.propagate import Carried
+
+class Odd(LookupError):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+class Odder(ValueError):
+    pass
+
+class Fake:
+    """Embeds by keeping the pixels; answers with those brighter than the click's column."""
+    def __init__(self, model):
+        self.model, self.kept = model, {}
+    def describe(self):
+        print("words on standard output disturb nobody")
+        os.system("echo nor do those of a grandchild")
+        return {"model": self.model}
+    def embed(self, source, newer):
+        if source.identity in self.kept:
+            return 0.0
+        self.kept[source.identity] = source.read()
+        while self.model == "endless" and not newer():
+            time.sleep(0.01)
+        while self.model == "deaf":
+            time.sleep(0.01)
+        if newer():
+            raise Interrupted
+        return 0.5
+    def respond(self, request, source, newer):
+        pixels = self.kept.get(source.identity)
+        if pixels.ndim == 3:
+            pixels = pixels[..., 0]
+        if self.model == "odd":
+            raise Odd(1, 2)
+        if self.model == "odder":
+            raise Odder()
+        yield Answer.from_mask(pixels > request.prompts[0].at[1]), False
+        while self.model == "slow" and not newer():
+            time.sleep(0.01)
+        yield Answer.from_mask(pixels > 0), True
+    def carry(self, walk, sources, newer):
+        for plane, source in zip(walk.planes, sources):
+            yield 3, Carried(plane, Answer.from_mask(source.read() > 5), 0.5)
+            while self.model == "slow" and not newer():
+                time.sleep(0.01)
+            if newer():
+                raise Interrupted
+
+def load(model, device, closer_look, *, progress, **room):
+    if model == "missing":
+        raise ValueError("unknown model 'missing'; choose another")
+    if model == "far":
+        for done in (1, 2):
+            progress(done, 2)
+    if model == "loud":
+        os._exit(3)
+    return Fake(model)
+
+def twice(number):
+    return 2 * number
+'''
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., ResponderProcess]]:
+    """Makes a process around a fake; ends it afterwards."""
+    (tmp_path / "fake_responder.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = []
+
+    def one(model: str = "fake", **options: Any) -> ResponderProcess:
+        made.append(ResponderProcess(model, load="fake_responder:load", **options))
+        return made[-1]
+
+    yield one
+    for process in made:
+        process.close()
+        assert gone(process)
+
+
+@pytest.fixture
+def source() -> PlaneSource:
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    return PlaneSource(object(), lambda: pixels)
+
+
+def request(column: int = 5, ticket: int = 1) -> Request:
+    return Request(ticket, 1, Plane((0, None, None)), (Click((0, column)),), None)
+
+
+def gone(process: ResponderProcess | int | None) -> bool:
+    """Whether a process ends within some seconds."""
+    number = process.pid if isinstance(process, ResponderProcess) else process
+    for _ in range(500):
+        try:
+            os.kill(number or 2**30, 0)
+        except (OverflowError, ProcessLookupError):
+            return True
+        if number and "Z" in Path(f"/proc/{number}/stat").read_text().split()[2]:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_answers_come_from_the_child(make, source) -> None:
+    """Both answers, in order, with masks that are the child's."""
+    process = make()
+    assert process.embed(source) == 0.5
+    quick, last = process.respond(request(), source)
+    np.testing.assert_array_equal(quick[0].probability > 0.5, source.read() > 5)
+    assert (quick[1], last[1]) == (False, True)
+    assert process.pid not in (None, os.getpid())
+
+
+def test_pixels_travel_once(make, source) -> None:
+    """A key may be any object: it is the parent that knows what is equal."""
+    read: list[int] = []
+    counting = replace(source, read=lambda: read.append(1) or source.read())
+    process = make()
+    assert [process.embed(counting) for _ in range(3)] == [0.5, 0.0, 0.0]
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.arange(9_000_000, dtype=np.uint16).reshape(3000, 3000),
+        np.asfortranarray(np.arange(12).reshape(3, 4)),
+        np.arange(48).reshape(6, 8)[::2, ::-2],
+        np.arange(36, dtype=">u2").reshape(3, 4, 3),
+        np.ones((1, 1), bool),
+    ],
+    ids=["large", "Fortran", "strided", "foreign", "single"],
+)
+def test_pixels_of_any_layout_arrive(make, pixels) -> None:
+    """More than a pipe holds, and in whatever order they lie."""
+    process, source = make(), PlaneSource(1, lambda: pixels)
+    process.embed(source)
+    *_, (answer, _) = process.respond(request(), source)
+    np.testing.assert_array_equal(
+        answer.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
+    )
+
+
+def planes_of(pixels: np.ndarray) -> tuple[Walk, list[PlaneSource]]:
+    """A walk through planes whose pixels are read here."""
+    walk = Walk(tuple(Plane((z, None, None)) for z in range(len(pixels))))
+    return walk, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
+
+
+def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
+    """The sources keep their order."""
+    pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    found = list(make().carry(*planes_of(pixels)))
+    assert [(number, item.plane.position) for number, item in found] == [(3, 0), (3, 1)]
+    assert all(np.array_equal(item.answer.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
+
+
+def test_a_walk_that_is_not_wanted_any_more_ends(make) -> None:
+    """And the child serves on."""
+    process, found = make("slow"), []
+    for item in process.carry(*planes_of(np.zeros((5, 2, 2), np.uint8)), lambda: bool(found)):
+        found.append(item)
+    assert len(found) == 1
+    assert process.describe()["model"] == "slow"
+
+
+def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> None:
+    """Every call says it again, since every call tries again."""
+    process = make("missing")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^unknown model 'missing'; choose another$"):
+            process.embed(source)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "sentence"),
+    [
+        ("odd", LookupError, "^1 and 2$"),
+        ("odder", ValueError, "^Odder$"),
+    ],
+)
+def test_an_error_unknown_here_arrives_as_the_nearest_known_one(make, source, model, kind, sentence) -> None:
+    """The child goes on to serve."""
+    process = make(model)
+    process.embed(source)
+    with pytest.raises(kind, match=sentence):
+        list(process.respond(request(), source))
+    assert process.embed(source) == 0.0
+
+
+def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
+    """It is raised here, where it happened, and the child goes on to serve."""
+
+    def torn() -> np.ndarray:
+        raise OSError("the disk was pulled")
+
+    process = make()
+    process.describe()
+    before = process.pid
+    with pytest.raises(OSError, match=r"^the disk was pulled$"):
+        process.embed(replace(source, read=torn))
+    assert process.embed(source) == 0.5
+    assert process.pid == before
+
+
+def test_what_is_not_wanted_any_more_stops(make, source) -> None:
+    """The child is told while it works, and serves the next."""
+    process = make("endless")
+    process.describe()
+    before = process.pid
+    began = time.perf_counter()
+    with pytest.raises(Interrupted):
+        process.embed(source, lambda: time.perf_counter() - began > 0.05)
+    process.embed(source)
+    assert process.pid == before
+
+
+def test_no_answer_follows_once_something_newer_came(make, source) -> None:
+    """Also when the caller simply stops to listen."""
+    process = make("slow")
+    process.embed(source)
+    answers = process.respond(request(), source)
+    next(answers)
+    answers.close()
+    shown: list[Any] = []
+    for answer, _ in process.respond(request(), source, lambda: bool(shown)):
+        shown.append(answer)
+    assert len(shown) == 2  # this fake has its last answer ready when it is told to stop
+
+
+def test_a_child_that_is_killed_at_work_is_told_of_and_started_again(make, source) -> None:
+    """One clear sentence, then all is as before."""
+    process = make("endless")
+
+    def kill() -> bool:
+        os.kill(process.pid, signal.SIGKILL) if process.pid else None
+        return False
+
+    with pytest.raises(
+        ChildEnded, match=r"has ended \(SIGKILL, as when memory runs out\); what was drawn is"
+    ):
+        process.embed(source, kill)
+    with pytest.raises(Interrupted):
+        process.embed(source, lambda: True)
+
+
+def test_a_child_that_is_killed_at_rest_is_not_missed(make, source) -> None:
+    """The next call starts another, and the plane is embedded once more."""
+    process = make()
+    assert process.embed(source) == 0.5
+    child = process.pid
+    os.kill(child, signal.SIGKILL)
+    assert gone(child)
+    while process.pid is not None:
+        time.sleep(0.01)
+    assert process.embed(source) == 0.5
+
+
+def test_a_child_that_dies_while_it_loads_is_told_of(make, source) -> None:
+    """With its exit status."""
+    with pytest.raises(ChildEnded, match=r"has ended \(exit status 3\)"):
+        make("loud").describe()
+
+
+def test_a_deaf_child_is_restarted_from_another_thread(make, source) -> None:
+    """The call under way fails, the next one finds a new child."""
+    process = make("deaf")
+    first = process.describe()["process"]
+
+    def restart() -> bool:
+        process.restart()
+        return False
+
+    with pytest.raises(ChildEnded, match="SIGKILL"):
+        process.embed(source, restart)
+    assert process.describe()["process"] != first
+    assert gone(first)
+
+
+def test_a_closed_process_refuses(make, source) -> None:
+    """Nothing starts by accident."""
+    process = make()
+    child = process.describe()["process"]
+    process.close()
+    assert gone(child)
+    assert process.pid is None
+    with pytest.raises(ChildEnded, match="was closed; open another one"):
+        process.embed(source)
+
+
+def test_downloads_are_told_of_and_can_be_refused(make) -> None:
+    """What the progress raises comes out here and stops the child's loading."""
+    told: list[tuple[int, int | None]] = []
+    make("far").describe(lambda *bytes_: told.append(bytes_))
+    assert told == [(1, 2), (2, 2)]
+
+    def tired(done: int, total: int | None) -> None:
+        raise Interrupted("enough")
+
+    with pytest.raises(Interrupted, match="enough"):
+        make("far").describe(tired)
+
+
+def test_no_interpreter_no_process(make, source, monkeypatch) -> None:
+    """Told in one sentence."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(RuntimeError, match="no process could be started with '/nowhere/python'"):
+        make().embed(source)
+
+
+def test_threads_are_as_asked_as_set_or_all_but_one(make, monkeypatch) -> None:
+    """In this order."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert make(threads=2).describe()["threads"] == 2
+    assert make().describe()["threads"] == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert make().describe()["threads"] == max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has priorities instead")
+def test_the_child_gives_way(make) -> None:
+    """By steps of niceness."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for steps in (0, 7):
+        child = make(niceness=steps).describe()["process"]
+        assert os.getpriority(os.PRIO_PROCESS, child) == own + steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
+@pytest.mark.parametrize("model", ["fake", "deaf"])
+def test_a_child_dies_with_its_parent(tmp_path, make, model) -> None:
+    """Also when the parent is killed, also in the middle of its work, and without a __main__ guard."""
+    script = tmp_path / "annotate.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import threading, time
+        import numpy as np
+        from napari_lowlat_seg.serving.service import PlaneSource
+        from napari_lowlat_seg.serving.process import ResponderProcess
+        process = ResponderProcess("{model}", load="fake_responder:load")
+        process.describe()
+        source = PlaneSource(1, lambda: np.zeros((2, 2)))
+        threading.Thread(target=process.embed, args=(source,), daemon=True).start()
+        time.sleep(0.3)
+        print("child", process.pid, flush=True)
+        time.sleep(100)
+        """)
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        words, number = parent.stdout.readline().split()
+        parent.kill()
+    assert words == "child"
+    assert gone(int(number))
+
+
+def test_modules_in_the_working_folder_do_not_confuse_the_child(make, tmp_path, monkeypatch) -> None:
+    """A user may well have a file of the name numpy.py."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(folder)
+    assert make().describe()["model"] == "fake"
+
+
+def test_other_work_is_done_in_a_child_of_its_own(make) -> None:
+    """Its result and its errors come back."""
+    make()
+    assert in_child("fake_responder:twice", 21) == 42
+    with pytest.raises(ValueError, match=r"there is no model file /nowhere/a\.pth"):
+        in_child("napari_lowlat_seg.models.checkpoints:import_model", "/nowhere/a.pth")
+
+
+def test_where_no_interpreter_can_be_started_all_happens_here(monkeypatch) -> None:
+    """A frozen program is no Python."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    here = open_responder("default", "cpu")
+    assert isinstance(here, Responder)
+    assert in_child("os:getpid") == os.getpid()
+
+
+def test_elsewhere_a_process_is_opened() -> None:
+    """It starts with the first call only."""
+    process = open_responder("default", "cpu")
+    assert isinstance(process, ResponderProcess)
+    assert process.pid is None
+
+
+def test_pixels_cannot_be_read_where_they_are_not() -> None:
+    """A source that travels leaves its pixels at home."""
+    with pytest.raises(RuntimeError, match="these pixels are in another process"):
+        process_module._elsewhere()
+
+
+def test_the_default_model_answers_as_it_does_here() -> None:
+    """The same masks from both sides, over several clicks."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)
+    pixels[30:50, 40:70] += 100
+    source = PlaneSource("plane", lambda: pixels)
+    process, here = ResponderProcess("default", "cpu", threads=1), load_responder("default", "cpu")
+    try:
+        for responder in (process, here):
+            responder.embed(source)
+        there, mine = ([a for a, _ in r.respond(request(50), source)] for r in (process, here))
+        assert process.describe()["parameters"] == here.describe()["parameters"]
+    finally:
+        process.close()
+    assert len(there) == len(mine)
+    for one, other in zip(there, mine):
+        np.testing.assert_allclose(one.probability, other.probability, atol=0.01)
