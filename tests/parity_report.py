@@ -22,7 +22,7 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Click, dense_maps, swept
 from napari_lowlat_seg.inference.predictor import Prediction, Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.models.disks import distance_maps
+from napari_lowlat_seg.models.compact import distance_maps
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.models.segnext_checkpoint import segnext_config
 

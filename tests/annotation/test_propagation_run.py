@@ -19,8 +19,8 @@ from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.masks import Answer
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.propagation.many_objects import walked
 from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.propagation.walks import walked
 
 SHAPE = (13, 24, 24)
 

@@ -15,7 +15,7 @@ from napari_lowlat_seg.batch import automatic
 from napari_lowlat_seg.batch.automatic import run_everything
 from napari_lowlat_seg.batch.mask_generator import Rules
 from napari_lowlat_seg.cli import app
-from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from napari_lowlat_seg.cli.demo import MAX_PROMPTS, SCENES, dice, run_demo
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
+from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import (
     CAPTION,
     GAP,

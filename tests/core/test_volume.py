@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from napari_lowlat_seg.core.intensities import intensity_window, to_uint8
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window, to_uint8
 
 
 @pytest.fixture

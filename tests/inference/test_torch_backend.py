@@ -18,8 +18,7 @@ from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import BATCH, HotPath, Question
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.pyramid import _resizing
-from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig, _resizing
 
 TINY = replace(
     SegNextConfig.vit_b(2),

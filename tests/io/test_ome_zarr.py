@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.core.intensities import intensity_window
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
 from napari_lowlat_seg.io.files import check_labels_path, read_volume
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.dino import Dino, resample
+from napari_lowlat_seg.models.vit import Dino, resample
 
 BOTH = CompactConfig(
     size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1, vit_depth=4, vit_width=64

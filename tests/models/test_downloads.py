@@ -9,8 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from napari_lowlat_seg.models.downloads import fetch, file_sha256
-from napari_lowlat_seg.models.registry import cache_dir
+from napari_lowlat_seg.models.registry import cache_dir, fetch, file_sha256
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -12,7 +12,7 @@ from hand import Hand
 from napari_lowlat_seg.core.masks import Answer
 from napari_lowlat_seg.core.tiles import Region, Tiling
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.controller.conversation import Conversation
+from napari_lowlat_seg.plugin.controller.scene import Conversation
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 

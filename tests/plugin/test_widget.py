@@ -31,8 +31,8 @@ from qtpy.QtWidgets import (
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import Finish
-from napari_lowlat_seg.plugin.controller.conversation import Conversation
 from napari_lowlat_seg.plugin.controller.images import View
+from napari_lowlat_seg.plugin.controller.scene import Conversation
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings

@@ -16,8 +16,8 @@ from napari_lowlat_seg.core.masks import Answer
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.propagation.walks import Walk
 from napari_lowlat_seg.serving.process import ResponderProcess
 from napari_lowlat_seg.serving.service import PlaneSource
 from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
-from napari_lowlat_seg.propagation.anchors import affected
-from napari_lowlat_seg.propagation.likeness import seed
-from napari_lowlat_seg.propagation.propagate import Carried, Engine, embed_plane, propagate, worst
+from napari_lowlat_seg.propagation.propagate import (
+    Carried,
+    Engine,
+    affected,
+    embed_plane,
+    propagate,
+    seed,
+    worst,
+)
 
 
 @dataclass(frozen=True, eq=False)

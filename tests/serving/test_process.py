@@ -17,7 +17,7 @@ import pytest
 from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.serving import process as process_module
 from napari_lowlat_seg.serving.process import ResponderProcess, in_child, open_responder
 from napari_lowlat_seg.serving.service import PlaneSource, Responder, load_responder

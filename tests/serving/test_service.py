@@ -16,7 +16,7 @@ from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models import checkpoints
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import WEIGHTS
-from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.serving.service import PlaneSource, Responder, load_responder
 from napari_lowlat_seg.serving.worker_process import Interrupted
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from napari_lowlat_seg.models.checkpoints import load_model, save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.dino import Dino
 from napari_lowlat_seg.models.tinyvit import UPSTREAM_WINDOWS, TinyViT
+from napari_lowlat_seg.models.vit import Dino
 from napari_lowlat_seg.training.losses import (
     LossMix,
     boundary_loss,

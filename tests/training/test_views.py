@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.training.atlas import Atlas, Cut
-from napari_lowlat_seg.training.pictures import Picture, PictureSet, read_picture, read_sets
+from napari_lowlat_seg.training.pictures import Atlas, Cut, Picture, PictureSet, read_picture, read_sets
 from napari_lowlat_seg.training.views import UPRIGHT, Looks, Views, choose_view, recolour, warp
 
 STILL = np.eye(2)

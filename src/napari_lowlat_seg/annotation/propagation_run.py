@@ -22,9 +22,8 @@ from napari_lowlat_seg.core.labels import object_edits
 from napari_lowlat_seg.core.masks import Answer, finished_patch
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.anchors import affected
-from napari_lowlat_seg.propagation.propagate import Carried, doubt
-from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.propagation.many_objects import Walk
+from napari_lowlat_seg.propagation.propagate import Carried, affected, doubt
 
 
 class Carrying:

@@ -30,8 +30,8 @@ from napari_lowlat_seg.io.files import (
     write_whole,
 )
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
-from napari_lowlat_seg.propagation.likeness import any_finite
 from napari_lowlat_seg.propagation.linking import linked
+from napari_lowlat_seg.propagation.propagate import any_finite
 
 BATCH = 4
 """Planes that a worker takes at a time."""

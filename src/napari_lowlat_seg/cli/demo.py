@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Click, Prompt, Scribble
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import Colour, Panel, draw_panels
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.io.files import read_volume, write_labels, write_whole

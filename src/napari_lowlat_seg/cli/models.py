@@ -94,6 +94,6 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit the predicted IoU to the true one; say what it gains on sets it was not fitted to."""
-    from napari_lowlat_seg.evaluation.analysis.calibrate import calibrate_model
+    from napari_lowlat_seg.evaluation.analysis.calibration import calibrate_model
 
     calibrate_model(model, report, out, model_name=model_name)

@@ -22,10 +22,16 @@ from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
 from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
-from napari_lowlat_seg.propagation.anchors import affected
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.likeness import gray, seed
-from napari_lowlat_seg.propagation.propagate import Carried, embed_plane, propagate, worst
+from napari_lowlat_seg.propagation.propagate import (
+    Carried,
+    affected,
+    embed_plane,
+    gray,
+    propagate,
+    seed,
+    worst,
+)
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 CLICKS = 5

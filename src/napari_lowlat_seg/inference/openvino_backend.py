@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from napari_lowlat_seg.inference.graphs import Step
+from napari_lowlat_seg.inference.torch_backend import Step
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import cache_dir
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.intensities import intensity_window
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
 
 SIDE = 512
 """Rows and columns of a chunk of labels; along other axes a chunk is one voxel long."""

@@ -22,11 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.downloads import Progress, fetch, file_sha256
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import (
     WEIGHTS,
+    Progress,
     cache_dir,
+    fetch,
+    file_sha256,
     known_names,
     known_path,
     known_sha256,

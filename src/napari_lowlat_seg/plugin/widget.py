@@ -17,11 +17,20 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.plugin.controller.conversation import Conversation
 from napari_lowlat_seg.plugin.controller.images import Talks, View
-from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, Fold, Scrolled, action_button, told
+from napari_lowlat_seg.plugin.controller.scene import Conversation
+from napari_lowlat_seg.plugin.forms.controls import (
+    FOLDERS,
+    ON_DISK,
+    Choice,
+    Chooser,
+    Fold,
+    Scrolled,
+    action_button,
+    ask_for_folder,
+    told,
+)
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
-from napari_lowlat_seg.plugin.forms.folder_dialog import FOLDERS, ON_DISK, ask_for_folder
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted, importing
 from napari_lowlat_seg.plugin.forms.shortcuts import KeysDialog
 from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS

@@ -11,12 +11,100 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import edt
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.volume import Pictures, Plane
-from napari_lowlat_seg.propagation.anchors import gaps_between, places_of, touched
-from napari_lowlat_seg.propagation.likeness import gray, seed, visible
+from napari_lowlat_seg.core.volume import Pictures, Plane, to_uint8
+
+BLUR = 2.0
+"""Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
+
+
+def visible(volume: Pictures, plane: Plane) -> bool:
+    """Whether there is anything to see: planes without a finite pixel exist in registered stacks."""
+    return any_finite(volume.plane(plane))
+
+
+def any_finite(pixels: np.ndarray) -> bool:
+    """Whether a picture has a pixel that is a number."""
+    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
+
+
+def gray(volume: Pictures, plane: Plane) -> np.ndarray:
+    """(rows, cols) float32 from 0 to 255, through the volume's window; the mean of colours."""
+    pixels = to_uint8(volume.plane(plane), volume.window).astype(np.float32)
+    return pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+
+
+def seed(
+    mask: np.ndarray, before: np.ndarray, here: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+) -> tuple[int, int]:
+    """(row, col) deep inside a mask, where two gray images, smoothed, look alike; not for empty masks.
+
+    The place with the largest depth * exp(-(difference / spread)^2), spread being the standard deviation of
+    the first image inside the mask plus one gray level.
+    """
+    depth = edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, black_border=True, parallel=1)
+    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
+    spread = float(first[mask].std()) + 1.0
+    score = depth * np.exp(-(((second - first) / spread) ** 2))
+    # Where nothing looks alike the score may underflow; depth alone decides then.
+    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
+    return int(row), int(col)
+
+
+Gap = tuple[int | None, int | None]
+"""Two neighbouring anchors, by their places; None for an end of the range."""
+
+
+def affected(
+    anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane]
+) -> tuple[Plane, ...]:
+    """The planes that a change of some anchors can change: up to the neighbouring anchors, these left out.
+
+    Who corrects a plane clears these first, since the object may not reach all of them again; every other
+    plane stays as it is, to the byte.
+
+    >>> planes = [Plane((i, None, None)) for i in range(9)]
+    >>> [p.position for p in affected([planes[2], planes[4], planes[7]], planes, [planes[4]])]
+    [3, 5, 6]
+    """
+    gaps = touched(gaps_between(places_of(anchors, planes)), planes, changed)
+    between = (range(-1 if lo is None else lo, len(planes) if hi is None else hi)[1:] for lo, hi in gaps)
+    return tuple(planes[place] for route in between for place in route)
+
+
+def places_of(anchors: Iterable[Plane], planes: Sequence[Plane]) -> list[int]:
+    """Where the anchors are in the range, in order. Raises ValueError if one is outside or there is none."""
+    given = list(anchors)
+    where = {plane: place for place, plane in enumerate(planes)}
+    places = sorted(where[anchor] for anchor in given if anchor in where)
+    if not places or len(places) < len(given):
+        raise ValueError(
+            f"propagation needs at least one plane with an answer, and all of them in its range of "
+            f"{len(planes)} planes; got {len(places)} of {len(given)} inside"
+        )
+    return places
+
+
+def gaps_between(places: list[int]) -> list[Gap]:
+    """The gaps before, between and behind anchors at these places."""
+    return list(zip([None, *places], [*places, None]))
+
+
+def touched(gaps: list[Gap], planes: Sequence[Plane], changed: Iterable[Plane] | None) -> list[Gap]:
+    """The gaps on whose edge or inside of which a plane has changed; all if that is not known (None)."""
+    if changed is None:
+        return gaps
+    at = {planes.index(plane) for plane in changed if plane in planes}
+    return [
+        (lo, hi)
+        for lo, hi in gaps
+        if any((lo is None or lo <= place) and (hi is None or place <= hi) for place in at)
+    ]
+
 
 LEAST_OVERLAP = 0.3
 """The object has ended, or the answer is another object, when its IoU with the plane before is below this."""

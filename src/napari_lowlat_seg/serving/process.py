@@ -20,8 +20,8 @@ from cachetools import LRUCache
 
 from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.propagation.walks import Walk
 from napari_lowlat_seg.serving.service import (
     CACHE_BYTES,
     Newer,

@@ -11,7 +11,8 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,17 @@ from cachetools import LRUCache
 
 from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.models.registry import WEIGHTS, cache_dir
+from napari_lowlat_seg.propagation.many_objects import Walk, walked
 from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.propagation.walks import Walk, walked
-from napari_lowlat_seg.serving.walk_engine import AnswerEngine, SeenPlanes
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.predictor import CloserLook, Embedding, Predictor
     from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
+
 
 CACHE_BYTES = 2**30
 """Room in memory: a quarter for closer looks, the rest for planes, half of it ready on the device."""
@@ -325,3 +327,41 @@ def _kept_folder() -> Path | None:
 
 def _bytes_of(embedding: Embedding) -> int:
     return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes
+
+
+class SeenPlanes:
+    """Planes for a walk, which looks at each more than once and at one after the other: `volume.Pictures`."""
+
+    def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
+        self._sources = sources
+        self.plane = lru_cache(maxsize=2)(lambda plane: sources[plane].read())
+        self.window = next(iter(sources.values())).window
+
+    def plane_spacing(self, plane: Plane) -> tuple[float, float]:
+        """As `Volume.plane_spacing`."""
+        return self._sources[plane].spacing
+
+    def source(self, plane: Plane) -> PlaneSource:
+        """The source of a plane, which reads it at most once in a while."""
+        return replace(self._sources[plane], read=lambda: self.plane(plane))
+
+
+@dataclass(frozen=True)
+class AnswerEngine:
+    """A predictor that speaks in answers, which are kept and travel: `propagate.Engine`."""
+
+    predictor: Predictor
+
+    def embed(self, image: Any, window: Any, spacing: Any) -> Any:
+        """As `Predictor.embed`."""
+        return self.predictor.embed(image, window, spacing)
+
+    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Answer | None) -> Answer:
+        """As `Predictor.predict`."""
+        from napari_lowlat_seg.inference.predictor import Prediction  # torch, which a window shall not import
+
+        before = None
+        if previous is not None:
+            before = Prediction(previous.probability, previous.quality, embedding.frame)
+        made = self.predictor.predict(embedding, prompts, before)
+        return Answer.of(made.probability, made.quality)

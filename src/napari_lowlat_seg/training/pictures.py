@@ -6,6 +6,7 @@ A folder holds DOMAIN/images/SET/NAME.* and DOMAIN/masks/SET/NAME.png, whose pix
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +145,118 @@ def _read_set(folder: Path, limit: int | None) -> list[Picture]:
         paths = sorted(folder.iterdir())[:limit]
         read = pool.map(lambda path: read_picture(path, masks / f"{path.stem}.png", least), paths)
         return [one for one in read if one is not None]
+
+
+FLAT = 1.5  # picture pixels per view pixel up to which one sample is enough; beyond it four are averaged
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One view to be cut.
+
+    Attributes
+    ----------
+    picture
+        Its number in the atlas.
+    targets
+        The ids, one or two, that are the object.
+    view
+        Top, left and side in picture pixels.
+    matrix
+        From `training_data.warp`: applied about the centre of what the view shows of the picture.
+    """
+
+    picture: int
+    targets: tuple[int, ...]
+    view: tuple[float, float, float]
+    matrix: NDArray[np.float64]
+
+
+class Atlas:
+    """All pictures end to end on one device, so that the views of a batch are cut in one go.
+
+    View by view, a batch cost the host more time than a training step cost the device.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], device: str) -> None:
+        self.shapes = [(one.ids.shape[0], one.ids.shape[1]) for one in pictures]
+        self.starts = np.cumsum([0] + [rows * cols for rows, cols in self.shapes])
+        total = int(self.starts[-1])
+        self.pixels = torch.empty((total, 3), dtype=torch.uint8, device=device)
+        self.ids = torch.empty(total, dtype=torch.int32, device=device)
+        for one, start in zip(pictures, self.starts.tolist(), strict=False):
+            span = slice(start, start + one.ids.numel())
+            self.pixels[span] = one.pixels.permute(1, 2, 0).reshape(-1, 3).to(device)
+            self.ids[span] = one.ids.flatten().to(device)
+
+    def cut(self, cuts: Sequence[Cut], size: int) -> Tensor:
+        """Views as the network gets them, (B, 5, S, S) float: RGB in 0..255, coverage, validity."""
+        numbers = np.array([self._geometry(one, size) for one in cuts], dtype=np.float32)
+        places = np.array(
+            [
+                (self.starts[one.picture], *self.shapes[one.picture], one.targets[0], one.targets[-1])
+                for one in cuts
+            ],
+            dtype=np.int64,
+        )
+        device = self.ids.device
+        geometry, where = (_uploaded(array, device) for array in (numbers, places))
+        shrinks = any(one.view[2] > FLAT * size for one in cuts)
+        sample = _compiled_sample if self.ids.is_cuda else _sample
+        return sample(self.pixels, self.ids, geometry, where, size, shrinks)
+
+    def _geometry(self, one: Cut, size: int) -> tuple[float, ...]:
+        """The numbers that `_sample` needs of a view, in its order."""
+        top, left, side = one.view
+        rows, cols = self.shapes[one.picture]
+        (yy, yx), (xy, xx) = one.matrix.tolist()
+        # the content keeps the top left corner, as in a letterboxed frame: warp about the content's centre
+        high, wide = min(side, rows - top), min(side, cols - left)
+        down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
+        # a turned view shows what lies beside it too, as far as the picture goes
+        still = abs(yy) == 1 and abs(xx) == 1
+        bounds = (top, left, top + high, left + wide) if still else (0.0, 0.0, rows, cols)
+        spread = side / size / 4 if side > FLAT * size else 0.0
+        middle = (top + high / 2, left + wide / 2)
+        return (side, (side - down) / 2, (side - across) / 2, yy, yx, xy, xx, *middle, *bounds, spread)
+
+
+def _uploaded(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array on the device; nobody waits for it there."""
+    here = torch.from_numpy(array)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
+
+
+def _sample(pixels: Tensor, ids: Tensor, geometry: Tensor, where: Tensor, size: int, shrinks: bool) -> Tensor:
+    """What `Atlas.cut` gives: bilinear samples, pixel centres at halves, the border repeated outside."""
+    side, from_y, from_x, yy, yx, xy, xx, mid_y, mid_x, top, left, bottom, right, spread = (
+        column[:, None, None] for column in geometry.unbind(1)
+    )
+    start, rows, cols, one, other = (column[:, None, None] for column in where.unbind(1))
+    steps = (torch.arange(size, device=ids.device) + 0.5) / size - 0.5
+    y = steps[None, :, None] * side + from_y
+    x = steps[None, None, :] * side + from_x
+    at_y = yy * y + yx * x + mid_y  # (B, S, S), in picture pixels
+    at_x = xy * y + xx * x + mid_x
+    valid = (at_y >= top) & (at_y < bottom) & (at_x >= left) & (at_x < right)
+    colour = torch.zeros((*at_y.shape, 3), device=ids.device)
+    cover = torch.zeros_like(at_y)
+    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)] if shrinks else [(0, 0)]
+    for step_y, step_x in corners:  # of the view's own pixel grid
+        sub_y = (at_y + spread * (yy * step_y + yx * step_x) - 0.5).clamp_min(0).minimum(rows - 1.0)
+        sub_x = (at_x + spread * (xy * step_y + xx * step_x) - 0.5).clamp_min(0).minimum(cols - 1.0)
+        low_y, low_x = sub_y.floor(), sub_x.floor()
+        for down in (0, 1):
+            for across in (0, 1):
+                row = (low_y.long() + down).minimum(rows - 1)
+                col = (low_x.long() + across).minimum(cols - 1)
+                share_y = (sub_y - low_y) if down else (1 - (sub_y - low_y))
+                share = share_y * ((sub_x - low_x) if across else (1 - (sub_x - low_x))) / len(corners)
+                index = start + row * cols + col
+                colour = colour + share[..., None] * pixels[index]
+                found = ids[index]
+                cover = cover + share * ((found == one) | (found == other))
+    return torch.cat([colour.permute(0, 3, 1, 2), cover[:, None], valid[:, None].float()], 1)
+
+
+_compiled_sample = torch.compile(_sample, dynamic=False)

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lowlat_seg.training.atlas import Atlas, Cut
-from napari_lowlat_seg.training.pictures import PictureSet
+from napari_lowlat_seg.training.pictures import Atlas, Cut, PictureSet
 
 # Sets of photographs with an up and a down: mirrored left to right only, and hardly turned.
 # fmt: off

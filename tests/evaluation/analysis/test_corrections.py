@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.evaluation.analysis.corrections import Run, conduct, corrections, far_changes
+from napari_lowlat_seg.evaluation.analysis.robustness import Run, conduct, corrections, far_changes
 from napari_lowlat_seg.evaluation.annotator import iou
 
 SHAPE = (40, 60)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.perturbations import (
     DISTURBANCES,
     THIN,

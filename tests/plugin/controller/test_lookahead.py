@@ -7,7 +7,7 @@ import pytest
 
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.lookahead import Heading
+from napari_lowlat_seg.plugin.controller.plane_sources import Heading
 from napari_lowlat_seg.plugin.controller.predictions import Questions
 from napari_lowlat_seg.plugin.worker import Worker
 

@@ -10,7 +10,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.tiles import Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Sources
-from napari_lowlat_seg.propagation.walks import Walk
+from napari_lowlat_seg.propagation.many_objects import Walk
 
 SHAPE = (3, 900, 1000)
 PLANES = tuple(Plane((z, None, None)) for z in range(3))

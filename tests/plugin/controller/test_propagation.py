@@ -15,7 +15,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.walks import walked
+from napari_lowlat_seg.propagation.many_objects import walked
 
 SHAPE = (12, 40, 50)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import (
     Colour,
     Panel,

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.core.volume import Volume, to_uint8
 from napari_lowlat_seg.inference.predictor import Embedding, Predictor
 from napari_lowlat_seg.inference.runtime import DTYPES, Runtime
 from napari_lowlat_seg.inference.torch_backend import Question, from_square, on_square

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Prompt, Scribble
+from napari_lowlat_seg.core.volume import to_uint8
 
 # SAM's own normalisation of 0..255 RGB.
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)

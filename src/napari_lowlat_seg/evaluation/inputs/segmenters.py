@@ -122,7 +122,7 @@ def model_sha256(spec: str) -> str | None:
     That is so for ONNX files, random weights, and names of nothing.
     """
     from napari_lowlat_seg.models.checkpoints import model_path
-    from napari_lowlat_seg.models.downloads import file_sha256
+    from napari_lowlat_seg.models.registry import file_sha256
 
     try:
         return file_sha256(model_path(_marks(spec)[0]))

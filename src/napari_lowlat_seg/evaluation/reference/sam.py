@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.reference.sam_kin import EfficientSamTi, MobileSam, PublishedSam
 from napari_lowlat_seg.models.network import MEAN, STD
 

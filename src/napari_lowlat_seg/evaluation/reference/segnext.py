@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.intensities import to_uint8
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.models.network import MEAN, STD
 from napari_lowlat_seg.models.segnext import SegNext
 from napari_lowlat_seg.models.vit import Attention, Block

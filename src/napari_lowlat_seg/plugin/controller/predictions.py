@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.masks import Answer, Patch, finished_patch
-from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.tiles import TILING, Region, Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.lookahead import Heading
-from napari_lowlat_seg.plugin.controller.plane_sources import Sources
+from napari_lowlat_seg.plugin.controller.plane_sources import Heading, Sources
+from napari_lowlat_seg.plugin.layers.preview import Preview
+from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.serving.service import PlaneSource
 
@@ -242,3 +244,56 @@ class Questions:
             return f"{1000 * self._first:.0f} ms, looking closer"
         closer = f", closer look {1000 * seconds:.0f} ms" if seconds > self._first + 0.05 else ""
         return f"{1000 * self._first:.0f} ms{closer}"
+
+
+class Trials:
+    """Asks what is tried, and shows what the model says of it.
+
+    Parameters
+    ----------
+    session, questions, prompts, preview
+        Those of the conversation.
+
+    Attributes
+    ----------
+    stroking
+        Whether a stroke is under way.
+    """
+
+    def __init__(
+        self, session: Session, questions: Questions, prompts: PromptLayers, preview: Preview
+    ) -> None:
+        self.stroking = False
+        self._session, self._questions = session, questions
+        self._prompts, self._preview = prompts, preview
+        questions.tried.connect(self._tried)
+
+    def stroke(
+        self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
+    ) -> None:
+        """A stroke under way: drawn at once, and answered as often as the model can."""
+        self.stroking = self._questions.drawing = not final
+        if final:
+            self._preview.stroke(None)
+            return
+        self._preview.stroke(points, bool(prompts and prompts[0].positive), kind)
+        if prompts:
+            self._questions.ask_trial(plane, prompts, "stroke")
+
+    def hover(self, plane: Plane, at: tuple[float, float] | None) -> None:
+        """The mouse rests here, or (None) moves on: what a click would give is outlined."""
+        if at is None:
+            self.drop()
+        elif not self._session.unanswered:
+            self._questions.ask_trial(plane, [Click(at, self._prompts.positive)], "hover")
+
+    def drop(self) -> None:
+        """Nothing is tried any more."""
+        self._questions.forget()
+        self._preview.contour(None)
+
+    def _tried(self, why: str, plane: Plane, mask: Patch) -> None:
+        if why == "hover":
+            self._preview.contour(mask)
+        elif plane == self._preview.plane:
+            self._preview.show(plane, mask)

@@ -26,8 +26,8 @@ from napari_lowlat_seg.plugin.controller.predictions import Questions
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.propagation.walks import Walk
 
 DIRECTIONS = ("both", "forward", "backward")
 FLAT = "there is one plane only: look along another axis, or open a volume"

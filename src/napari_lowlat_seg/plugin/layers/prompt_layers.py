@@ -20,7 +20,6 @@ from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.drawn_shapes import cut
 from napari_lowlat_seg.plugin.layers.grid import Grid
-from napari_lowlat_seg.plugin.layers.prompt_reading import Prompted, joined
 from napari_lowlat_seg.plugin.layers.prompt_rows import (
     NEW_ROWS,
     ROWS,
@@ -31,7 +30,7 @@ from napari_lowlat_seg.plugin.layers.prompt_rows import (
     realign,
     turn,
 )
-from napari_lowlat_seg.plugin.layers.prompt_table import PromptTable
+from napari_lowlat_seg.plugin.layers.prompt_table import Prompted, PromptTable, joined
 
 
 class PromptLayers:
