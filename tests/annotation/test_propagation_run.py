@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.annotation.propagation_run import (
-    Carrying,
+    PropagationRun,
     marks,
+    most_uncertain_plane,
     next_anchor,
-    way_through,
-    worst_plane,
+    stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.many_objects import walked
-from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.many_objects import run_propagation
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
 
 SHAPE = (13, 24, 24)
 
@@ -41,7 +41,7 @@ class Truth:
     def embed(self, image: object, window: object, spacing: object) -> None:
         raise AssertionError("embeddings come from the caller")
 
-    def predict(self, embedding: Plane, prompts: Sequence[Click], previous: Answer | None) -> Answer:
+    def predict(self, embedding: Plane, prompts: Sequence[Click], previous: SoftMask | None) -> SoftMask:
         plane: Plane = embedding
         self.asked.append(plane.position)
         row, col = (round(x) for x in prompts[0].at)
@@ -49,7 +49,7 @@ class Truth:
         for one in self.objects:
             if one[plane.position, row, col]:
                 mask |= one[plane.position]
-        return Answer.of(np.where(mask, np.float32(self.sure), np.float32(0)))
+        return SoftMask.of(np.where(mask, np.float32(self.sure), np.float32(0)))
 
 
 def _session(labels: np.ndarray | None = None) -> Session:
@@ -69,14 +69,16 @@ def _click(session: Session, position: int, mask: np.ndarray, at: tuple[float, f
     session.add(_plane(position), Click(at))
     request = session.request(_plane(position))
     assert request is not None
-    assert session.land(request, Answer.of(mask.astype(np.float32)))
+    assert session.apply(request, SoftMask.of(mask.astype(np.float32)))
 
 
-def _run(session: Session, run: Carrying, engine: Truth) -> list[int]:
+def _run(session: Session, run: PropagationRun, engine: Truth) -> list[int]:
     """Carry it through; the planes that landed."""
     landed = []
-    for number, found in walked(engine, session.volume, run.walk, lambda plane: plane, lambda: False):
-        if run.land(number, found):
+    for number, found in run_propagation(
+        engine, session.volume, run.walk, lambda plane: plane, lambda: False
+    ):
+        if run.apply(number, found):
             landed.append(found.plane.position)
     run.finish()
     return landed
@@ -91,7 +93,7 @@ def test_an_object_is_carried_from_one_click_and_undone_in_one_step() -> None:
     """All its planes are there; undo leaves the click, redo brings them back."""
     session = _session()
     _click(session, 6, _ball()[6])
-    _run(session, Carrying.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
     assert np.array_equal(_masks(session), _ball())
     assert session.timeline.done[-1].title == "propagate"
     session.undo()
@@ -106,14 +108,14 @@ def test_a_correction_carries_only_between_its_neighbours() -> None:
     session = _session()
     for position in (3, 6, 9):
         _click(session, position, _ball()[position])
-    _run(session, Carrying.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
     before = {plane: session.state(plane) for plane in PLANES}
     session.add(_plane(7), Click((12, 13)))
     request = session.request(_plane(7))
     assert request is not None
-    session.land(request, Answer.of(_ball()[7].astype(np.float32)))
+    session.apply(request, SoftMask.of(_ball()[7].astype(np.float32)))
     engine = Truth(_ball(), sure=0.7)
-    landed = _run(session, Carrying.propagation(session, PLANES), engine)
+    landed = _run(session, PropagationRun.propagation(session, PLANES), engine)
     assert set(landed) == {8}
     assert set(engine.asked) == {8}
     for plane in PLANES:
@@ -129,13 +131,13 @@ def test_outside_the_interval_of_its_anchors_a_correction_changes_no_state(
     session = _session()
     for position in positions:
         _click(session, position, _ball()[position])
-    _run(session, Carrying.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
     before = {plane.position: session.state(plane) for plane in PLANES}
     session.paint(_plane(corrected), _ball(4)[corrected])
     others = positions - {corrected}
     low = max((p for p in others if p < corrected), default=-1)
     high = min((p for p in others if p > corrected), default=SHAPE[0])
-    _run(session, Carrying.propagation(session, PLANES), Truth(_ball(4), sure=0.6))
+    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball(4), sure=0.6))
     changed = {p for p, state in before.items() if session.state(_plane(p)) is not state}
     assert changed <= set(range(low + 1, high))
     session.undo()
@@ -147,9 +149,9 @@ def test_a_plane_with_prompts_of_a_person_is_never_overwritten() -> None:
     """Also when they come while the walk is under way and have no answer yet."""
     session = _session()
     _click(session, 6, _ball()[6])
-    run = Carrying.propagation(session, PLANES)
-    found = Carried(_plane(6), Answer.of(np.ones(SHAPE[1:], np.float32)), 0.5)
-    assert not run.land(session.current, found)
+    run = PropagationRun.propagation(session, PLANES)
+    found = PropagatedMask(_plane(6), SoftMask.of(np.ones(SHAPE[1:], np.float32)), 0.5)
+    assert not run.apply(session.current, found)
     assert np.array_equal(session.mask(_plane(6)), _ball()[6])
 
 
@@ -157,18 +159,18 @@ def test_anything_else_done_ends_the_run_and_keeps_what_is_there() -> None:
     """The rest is carried the next time."""
     session = _session()
     _click(session, 6, _ball()[6])
-    run, engine = Carrying.propagation(session, PLANES), Truth(_ball())
-    steps = walked(engine, session.volume, run.walk, lambda plane: plane, lambda: False)
+    run, engine = PropagationRun.propagation(session, PLANES), Truth(_ball())
+    steps = run_propagation(engine, session.volume, run.walk, lambda plane: plane, lambda: False)
     for number, found in (next(steps), next(steps)):
-        assert run.land(number, found)
+        assert run.apply(number, found)
     session.add(_plane(6), Click((11, 11)))
     assert not run.wanted
     number, found = next(steps)
-    assert not run.land(number, found)
+    assert not run.apply(number, found)
     assert [step.title for step in session.timeline.done] == ["click", "propagate", "click"]
     assert len(marks(session, PLANES)) == 3
     session.undo()
-    _run(session, Carrying.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), engine)
     assert np.array_equal(_masks(session), _ball())
 
 
@@ -176,11 +178,11 @@ def test_a_second_run_without_a_change_is_refused_and_a_wider_range_is_not() -> 
     """Only the planes that are new in the range are asked."""
     session, engine = _session(), Truth(_ball())
     _click(session, 6, _ball()[6])
-    assert _run(session, Carrying.propagation(session, PLANES[4:9]), engine) == [5, 4, 7, 8]
+    assert _run(session, PropagationRun.propagation(session, PLANES[4:9]), engine) == [5, 4, 7, 8]
     with pytest.raises(ValueError, match="nothing has changed since the object was carried"):
-        Carrying.propagation(session, PLANES[4:9])
+        PropagationRun.propagation(session, PLANES[4:9])
     engine.asked.clear()
-    _run(session, Carrying.propagation(session, PLANES[4:]), engine)
+    _run(session, PropagationRun.propagation(session, PLANES[4:]), engine)
     assert set(engine.asked) == {7, 8, 9, 10, 11}
     assert not session.state(_plane(3)).answer
 
@@ -189,11 +191,11 @@ def test_a_carried_plane_whose_click_was_taken_back_is_carried_again() -> None:
     """A removed click leaves a hole, which the next run fills."""
     session, engine = _session(), Truth(_ball())
     _click(session, 6, _ball()[6])
-    _run(session, Carrying.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), engine)
     _click(session, 8, _ball(3)[8])
-    session.edit(_plane(8), ())
+    session.set_prompts(_plane(8), ())
     assert session.mask(_plane(8)) is None
-    _run(session, Carrying.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), engine)
     assert np.array_equal(_masks(session), _ball())
 
 
@@ -201,17 +203,17 @@ def test_without_the_object_in_the_range_there_is_nothing_to_carry() -> None:
     """The sentence says what to do."""
     session = _session()
     with pytest.raises(ValueError, match="at least one of the 13 planes of its range; click on it"):
-        Carrying.propagation(session, PLANES)
+        PropagationRun.propagation(session, PLANES)
 
 
 def test_shapes_are_mixed_between_the_outlines() -> None:
     """No network is asked; the confidence is how well the outlines agree; person's planes stay."""
     session, engine = _session(), Truth()
     with pytest.raises(ValueError, match="on two planes of its range, got 0"):
-        Carrying.interpolation(session, PLANES)
+        PropagationRun.interpolation(session, PLANES)
     for position in (4, 8):
         _click(session, position, _ball()[position])
-    landed = _run(session, Carrying.interpolation(session, PLANES), engine)
+    landed = _run(session, PropagationRun.interpolation(session, PLANES), engine)
     assert landed == [5, 6, 7]
     assert engine.asked == []
     assert [mark.confidence for mark in marks(session, PLANES)] == [None, 1.0, 1.0, 1.0, None]
@@ -229,12 +231,12 @@ def test_every_seed_becomes_an_object_in_the_labels_and_one_undo_takes_all_back(
     first, second = _ball(5, (6, 6, 6)), _ball(5, (7, 17, 17))
     seeds = [(_plane(6), Click((6, 6))), (_plane(7), Click((17, 17)))]
     session.volume = Volume(np.where(first | second, 200, 50).astype(np.uint8), window=(0.0, 255.0))
-    _run(session, Carrying.seeds(session, PLANES, seeds), Truth(first, second))
+    _run(session, PropagationRun.seeds(session, PLANES, seeds), Truth(first, second))
     expected = np.where(first, 8, np.where(second, 9, 0)).astype(np.uint16)
     expected[0, 0, 0] = 7
     assert np.array_equal(labels, expected)
     assert session.label == 10
-    assert session.reopen(_plane(6), (6, 6))
+    assert session.edit_object(_plane(6), (6, 6))
     assert session.prompted() == {_plane(6): (Click((6, 6)),)}
     session.undo()
     session.undo()
@@ -248,11 +250,11 @@ def test_seeds_need_labels_and_lie_in_the_range() -> None:
     """One sentence each."""
     session = _session()
     with pytest.raises(ValueError, match="no labels to write to"):
-        Carrying.seeds(session, PLANES, [(_plane(6), Click((6, 6)))])
+        PropagationRun.seeds(session, PLANES, [(_plane(6), Click((6, 6)))])
     with pytest.raises(ValueError, match="seeds on the 2 planes of the range, got 1 of which 1 lie beside"):
-        Carrying.seeds(session, PLANES[:2], [(_plane(6), Click((6, 6)))])
+        PropagationRun.seeds(session, PLANES[:2], [(_plane(6), Click((6, 6)))])
     with pytest.raises(ValueError, match="got 0"):
-        Carrying.seeds(session, PLANES, [])
+        PropagationRun.seeds(session, PLANES, [])
 
 
 def test_a_label_that_the_labels_cannot_hold_is_told() -> None:
@@ -261,12 +263,12 @@ def test_a_label_that_the_labels_cannot_hold_is_told() -> None:
     session = _session()
     session.use_labels(ArrayLabels(labels), 254)
     seeds = [(_plane(6), Click((12, 12))), (_plane(6), Click((12, 13)))]
-    run = Carrying.seeds(session, PLANES, seeds)
+    run = PropagationRun.seeds(session, PLANES, seeds)
     first, second = run.walk.seeds
-    found = Carried(_plane(6), Answer.of(_ball()[6].astype(np.float32)), 1.0)
-    assert run.land(first, found)
+    found = PropagatedMask(_plane(6), SoftMask.of(_ball()[6].astype(np.float32)), 1.0)
+    assert run.apply(first, found)
     with pytest.raises(ValueError, match="from 1 to 255 in labels of type uint8, got 256"):
-        run.land(second, found)
+        run.apply(second, found)
     run.stop()
     session.undo()
     assert not labels.any()
@@ -275,15 +277,17 @@ def test_a_label_that_the_labels_cannot_hold_is_told() -> None:
 def test_where_to_look_next() -> None:
     """The worst plane is the one with most doubtful pixels; anchors follow one another in a ring."""
     session = _session()
-    assert worst_plane(session, PLANES) is None
+    assert most_uncertain_plane(session, PLANES) is None
     assert next_anchor(session, PLANES, _plane(3)) is None
     for position in (4, 8):
         _click(session, position, _ball()[position])
-    run = Carrying.propagation(session, PLANES)
+    run = PropagationRun.propagation(session, PLANES)
     for position, confidence in ((3, 0.5), (6, 0.6), (7, 0.9)):
-        found = Carried(_plane(position), Answer.of(_ball()[position].astype(np.float32)), confidence)
-        assert run.land(session.current, found)
-    assert worst_plane(session, PLANES) == _plane(6)
+        found = PropagatedMask(
+            _plane(position), SoftMask.of(_ball()[position].astype(np.float32)), confidence
+        )
+        assert run.apply(session.current, found)
+    assert most_uncertain_plane(session, PLANES) == _plane(6)
     assert next_anchor(session, PLANES, _plane(3)) == _plane(4)
     assert next_anchor(session, PLANES, _plane(4)) == _plane(8)
     assert next_anchor(session, PLANES, _plane(8)) == _plane(4)
@@ -292,7 +296,7 @@ def test_where_to_look_next() -> None:
 def test_the_way_through_a_volume_keeps_the_other_positions() -> None:
     """A 4-D plane moves along its last position; a 2-D image has one plane."""
     volume = Volume(np.zeros((2, 3, 4, 5), np.uint8))
-    way = way_through(volume, Plane((1, 2, None, None)))
+    way = stack_of(volume, Plane((1, 2, None, None)))
     assert [plane.index for plane in way] == [(1, z, None, None) for z in range(3)]
     flat = Plane((None, None))
-    assert way_through(Volume(np.zeros((4, 5), np.uint8)), flat) == (flat,)
+    assert stack_of(Volume(np.zeros((4, 5), np.uint8)), flat) == (flat,)

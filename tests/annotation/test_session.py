@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.annotation.propagation_run import Carrying, way_through
+from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, Policy
-from napari_lowlat_seg.core.masks import Answer, Finish
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
 
 SHAPE = (4, 12, 10)
 FIRST, SECOND = Plane((1, None, None)), Plane((2, None, None))
@@ -27,7 +27,7 @@ def block(top, left, bottom, right, shape=SHAPE[1:]):
 
 def answer(mask):
     """What a sure network says of a mask."""
-    return Answer.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
+    return SoftMask.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def session(labels):
 def ask(session, plane, prompt, mask):
     """One prompt and its answer."""
     session.add(plane, prompt)
-    assert session.land(session.request(plane), answer(mask))
+    assert session.apply(session.request(plane), answer(mask))
 
 
 def test_a_click_asks_and_its_answer_is_shown(session):
@@ -54,7 +54,7 @@ def test_a_click_asks_and_its_answer_is_shown(session):
     request = session.request(FIRST)
     assert (request.plane, request.prompts, request.previous) == (FIRST, (Click((3, 3)),), None)
     assert session.mask(FIRST) is None
-    assert session.land(request, answer(block(2, 2, 6, 6)))
+    assert session.apply(request, answer(block(2, 2, 6, 6)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.request(FIRST) is None
 
@@ -74,7 +74,7 @@ def test_two_clicks_before_the_first_answer_continue_from_what_was_before_them(s
     first = session.request(FIRST)
     session.add(FIRST, Click((4, 4)))
     assert session.request(FIRST).previous is None
-    assert not session.land(first, answer(block(0, 0, 2, 2)))
+    assert not session.apply(first, answer(block(0, 0, 2, 2)))
     assert session.mask(FIRST) is None
 
 
@@ -82,7 +82,7 @@ def test_a_removed_click_is_answered_afresh(session):
     """Its effect on the mask goes with it: the request has no previous mask."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
-    assert session.edit(FIRST, [Click((3, 3))])
+    assert session.set_prompts(FIRST, [Click((3, 3))])
     request = session.request(FIRST)
     assert (request.prompts, request.previous) == ((Click((3, 3)),), None)
 
@@ -90,14 +90,14 @@ def test_a_removed_click_is_answered_afresh(session):
 def test_a_moved_click_is_answered_afresh(session):
     """A move is a change, not an addition."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    session.edit(FIRST, [Click((4, 3))])
+    session.set_prompts(FIRST, [Click((4, 3))])
     assert session.request(FIRST).previous is None
 
 
 def test_without_prompts_nothing_is_asked_and_nothing_shown(session):
     """Deleting the only click takes its mask away."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    session.edit(FIRST, [])
+    session.set_prompts(FIRST, [])
     assert session.request(FIRST) is None
     assert session.mask(FIRST) is None
 
@@ -105,7 +105,7 @@ def test_without_prompts_nothing_is_asked_and_nothing_shown(session):
 def test_equal_prompts_are_no_step(session):
     """Layers may be read again at any time."""
     session.add(FIRST, Click((3, 3)))
-    assert not session.edit(FIRST, [Click((3, 3))])
+    assert not session.set_prompts(FIRST, [Click((3, 3))])
     assert len(session.timeline.done) == 1
 
 
@@ -113,8 +113,8 @@ def test_both_answers_to_one_request_land(session):
     """The quick one and the closer look belong to the same state."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
-    assert session.land(request, answer(block(2, 2, 6, 6)))
-    assert session.land(request, answer(block(2, 2, 5, 5)))
+    assert session.apply(request, answer(block(2, 2, 6, 6)))
+    assert session.apply(request, answer(block(2, 2, 5, 5)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 5, 5))
 
 
@@ -123,7 +123,7 @@ def test_an_answer_for_a_plane_left_meanwhile_is_kept_there(session):
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
     session.add(SECOND, Click((1, 1)))
-    assert session.land(request, answer(block(2, 2, 6, 6)))
+    assert session.apply(request, answer(block(2, 2, 6, 6)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.mask(SECOND) is None
     assert session.unanswered == (SECOND,)
@@ -132,10 +132,10 @@ def test_an_answer_for_a_plane_left_meanwhile_is_kept_there(session):
 def test_a_trial_adds_prompts_that_are_never_kept(session):
     """A stroke under way and a hovering mouse ask on top of what is there."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    trial = session.trial(FIRST, [Scribble([(4, 4), (5, 5)])])
+    trial = session.preview_request(FIRST, [Scribble([(4, 4), (5, 5)])])
     assert trial.prompts == (Click((3, 3)), Scribble([(4, 4), (5, 5)]))
     assert trial.previous is session.state(FIRST).answer
-    assert not session.land(trial, answer(block(0, 0, 1, 1)))
+    assert not session.apply(trial, answer(block(0, 0, 1, 1)))
     assert session.state(FIRST).prompts == (Click((3, 3)),)
 
 
@@ -167,10 +167,10 @@ def test_an_answer_that_comes_after_undo_lands_where_it_belongs(session):
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
     session.undo()
-    assert not session.land(request, answer(block(2, 2, 6, 6)))
+    assert not session.apply(request, answer(block(2, 2, 6, 6)))
     assert session.mask(FIRST) is None
     session.redo()
-    assert session.land(session.request(FIRST), answer(block(2, 2, 6, 6)))
+    assert session.apply(session.request(FIRST), answer(block(2, 2, 6, 6)))
 
 
 def test_a_new_step_forgets_what_was_undone(session):
@@ -234,10 +234,10 @@ def test_a_stroke_that_changes_nothing_binds_nobody(session):
 
 def test_strokes_are_told_from_the_mask_that_was_shown(session):
     """What finishing took away is no stroke: the network may bring it back."""
-    session.finish = Finish(largest=True)
+    session.finish = PostProcessing(largest=True)
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 5))
-    session.finish = Finish()
+    session.finish = PostProcessing()
     ask(session, FIRST, Click((2, 2)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 5) | block(8, 8, 9, 9))
 
@@ -255,7 +255,7 @@ def test_removing_the_click_after_the_brush_shows_the_drawn_mask(session):
     ask(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 6))
     ask(session, FIRST, Click((5, 7)), block(2, 2, 6, 8))
-    session.edit(FIRST, [Click((3, 3))])
+    session.set_prompts(FIRST, [Click((3, 3))])
     assert session.request(FIRST) is None
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
 
@@ -299,9 +299,9 @@ def test_a_late_answer_does_not_change_an_accepted_object(session):
     """What was written is what a reopened object shows."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
-    session.land(request, answer(block(2, 2, 6, 6)))
+    session.apply(request, answer(block(2, 2, 6, 6)))
     session.accept()
-    assert not session.land(request, answer(block(0, 0, 9, 9)))
+    assert not session.apply(request, answer(block(0, 0, 9, 9)))
 
 
 def test_neighbours_keep_their_voxels(session, labels):
@@ -334,7 +334,7 @@ def test_a_reopened_object_brings_its_prompts_and_its_correction_frees_what_it_l
     session.policy = Policy("overwrite")
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
-    assert session.reopen(FIRST, (3.2, 2.9))
+    assert session.edit_object(FIRST, (3.2, 2.9))
     assert session.prompted() == {FIRST: (Click((3, 3)),)}
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     ask(session, FIRST, Click((5, 5), positive=False), block(2, 2, 4, 4))
@@ -349,7 +349,7 @@ def test_a_reopened_object_that_is_cleared_and_accepted_is_gone(session, labels)
     """What was beneath comes back."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
-    session.reopen(FIRST, (3, 3))
+    session.edit_object(FIRST, (3, 3))
     assert session.clear()
     session.accept()
     assert not labels.any()
@@ -360,7 +360,7 @@ def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     labels[1, 2, 2:6] = 9
-    session.reopen(FIRST, (3, 3))
+    session.edit_object(FIRST, (3, 3))
     session.clear()
     session.accept()
     assert (labels[1] == 9).sum() == 4
@@ -371,9 +371,9 @@ def test_reopening_where_accepting_has_just_freed_the_pixel_finds_the_background
     """The object in hand was cleared: the accept takes the label away that the click was aimed at."""
     ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
-    session.reopen(FIRST, (3, 3))
+    session.edit_object(FIRST, (3, 3))
     session.clear()
-    assert not session.reopen(FIRST, (3, 3))
+    assert not session.edit_object(FIRST, (3, 3))
     assert not labels.any()
 
 
@@ -381,7 +381,7 @@ def test_a_label_from_elsewhere_can_be_reopened(session, labels):
     """Its mask becomes a drawn one, continued from and freed like an object of our own."""
     labels[1, 2:8, 2:8] = 5
     session.use_labels(session.labels, 5)
-    assert session.reopen(FIRST, (3, 3))
+    assert session.edit_object(FIRST, (3, 3))
     assert session.label == 5
     assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 8))
     ask(session, FIRST, Click((7, 7), positive=False), block(2, 2, 7, 7))
@@ -392,9 +392,9 @@ def test_a_label_from_elsewhere_can_be_reopened(session, labels):
 
 def test_background_and_pixels_outside_are_not_reopened(session):
     """A click beside all objects does nothing; one beside the plane is a mistake."""
-    assert not session.reopen(FIRST, (3, 3))
+    assert not session.edit_object(FIRST, (3, 3))
     with pytest.raises(ValueError, match=r"pixel \(12, 0\) is outside the plane of 12 x 10 pixels"):
-        session.reopen(FIRST, (12, 0))
+        session.edit_object(FIRST, (12, 0))
 
 
 def test_reopening_accepts_the_object_in_hand_first(session, labels):
@@ -402,7 +402,7 @@ def test_reopening_accepts_the_object_in_hand_first(session, labels):
     ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
     ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
-    session.reopen(FIRST, (1, 1))
+    session.edit_object(FIRST, (1, 1))
     assert (labels == 2).sum() == 9
     assert session.label == 1
 
@@ -415,7 +415,7 @@ def test_semantic_mode_gives_every_object_one_label(session, labels):
     ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
     session.accept()
     assert set(np.unique(labels)) == {0, 1}
-    session.reopen(FIRST, (7, 7))
+    session.edit_object(FIRST, (7, 7))
     session.clear()
     session.accept()
     assert (labels == 1).sum() == 9
@@ -448,7 +448,7 @@ def test_a_brush_stroke_on_the_labels_is_undone_in_order(session, labels):
     session.accept()
     box, before = (0, 0, 12, 10), labels[1].copy()
     labels[1, 5, :] = 9
-    session.stroke([LabelEdit.between(FIRST, box, before, labels[1])])
+    session.record_stroke([LabelEdit.between(FIRST, box, before, labels[1])])
     after = labels.copy()
     session.undo()
     assert np.array_equal(labels[1], before)
@@ -465,10 +465,10 @@ def test_a_brush_stroke_on_the_labels_is_undone_in_order(session, labels):
 def test_the_finish_counts_for_what_is_shown_and_written(session, labels):
     """A threshold above the probability leaves nothing; back at the default, all is there again."""
     ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
-    session.finish = Finish(threshold=0.98)
+    session.finish = PostProcessing(threshold=0.98)
     assert not session.mask(FIRST).any()
     assert not session.accept()
-    session.finish = Finish()
+    session.finish = PostProcessing()
     assert session.accept()
     assert (labels == 1).sum() == 9
 
@@ -482,7 +482,7 @@ def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memor
     for i in range(500):
         session.add(plane, Click((i, i)))
         probability = np.clip((150 + i / 2 - distance) / 100, 0, 1) ** 2
-        session.land(session.request(plane), Answer.of(probability))
+        session.apply(session.request(plane), SoftMask.of(probability))
     assert len(session.timeline.done) == 500
     assert session.timeline.nbytes < session.timeline.limit / 2
     while session.undo():
@@ -516,19 +516,21 @@ actions = st.lists(
 
 def carry(session, plane, rng, *, seeds):
     """A run whose answers come as they like, that may be cut short at any moment."""
-    way = way_through(session.volume, plane)
+    way = stack_of(session.volume, plane)
     try:
         if seeds:
-            run = Carrying.seeds(session, way, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
+            run = PropagationRun.seeds(session, way, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
         else:
-            run = Carrying.propagation(session, way)
+            run = PropagationRun.propagation(session, way)
     except ValueError:
         return  # there is nothing to carry
     numbers = list(run.walk.seeds or run.walk.anchors)
     sides = session.volume.sides(plane)
     for _ in range(rng.integers(5)):
         where = way[rng.integers(len(way))]
-        run.land(numbers[rng.integers(len(numbers))], Carried(where, answer(rng.random(sides) > 0.5), 0.5))
+        run.apply(
+            numbers[rng.integers(len(numbers))], PropagatedMask(where, answer(rng.random(sides) > 0.5), 0.5)
+        )
     if rng.integers(2):
         run.finish()
 
@@ -545,9 +547,9 @@ def play(session, labels, action, plane, seed):
     elif action == "land":
         for waiting in session.unanswered:
             n = tuple(SHAPE[axis] for axis in waiting.axes)
-            session.land(session.request(waiting), answer(rng.random(n) > 0.5))
+            session.apply(session.request(waiting), answer(rng.random(n) > 0.5))
     elif action == "remove":
-        session.edit(plane, session.state(plane).prompts[1:])
+        session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
         session.paint(plane, mask)
     elif action == "accept":
@@ -555,14 +557,14 @@ def play(session, labels, action, plane, seed):
     elif action == "clear":
         session.clear()
     elif action == "reopen":
-        session.reopen(plane, at)
+        session.edit_object(plane, at)
     elif action == "brush":
         from napari_lowlat_seg.core.labels import LabelEdit
 
         before = labels[plane.key()].copy()
         labels[plane.key()][mask] = int(rng.integers(4))
         edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
-        session.stroke([edit] if edit else [])
+        session.record_stroke([edit] if edit else [])
     elif action in ("carry", "seeds"):
         carry(session, plane, rng, seeds=action == "seeds")
     elif action == "undo":

@@ -13,7 +13,7 @@ import torch
 
 from napari_lowlat_seg.batch import automatic
 from napari_lowlat_seg.batch.automatic import run_everything
-from napari_lowlat_seg.batch.mask_generator import Rules
+from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
@@ -79,7 +79,7 @@ def test_objects_run_through_the_volume(rods: Path, bright: Bright, tmp_path: Pa
 
 def test_any_axis_will_do(rods: Path, bright: Bright, tmp_path: Path) -> None:
     """Planes of 6 rows are small, so small objects count."""
-    run_everything(rods, tmp_path / "l.tif", axis=2, rules=Rules(least_area=5))
+    run_everything(rods, tmp_path / "l.tif", axis=2, rules=MaskGeneratorSettings(least_area=5))
     labels = np.asarray(read_volume(tmp_path / "l.tif").data)
     np.testing.assert_array_equal(labels > 0, np.asarray(read_volume(rods).data) > 0)
 
@@ -135,11 +135,18 @@ def test_it_goes_on_where_it_stopped(
 def test_other_rules_find_other_files(rods: Path, bright: Bright, tmp_path: Path) -> None:
     """So does another model."""
     job = automatic.EverythingJob(
-        rods, tmp_path, "m", "cpu", None, (0, 255), Rules(), tuple(read_volume(rods).planes()[:1])
+        rods,
+        tmp_path,
+        "m",
+        "cpu",
+        None,
+        (0, 255),
+        MaskGeneratorSettings(),
+        tuple(read_volume(rods).planes()[:1]),
     )
     [(_, first)] = automatic.look_at(job)
     [(_, again)] = automatic.look_at(job)
-    [(_, other)] = automatic.look_at(automatic.replace(job, rules=Rules(grid=4)))
+    [(_, other)] = automatic.look_at(automatic.replace(job, rules=MaskGeneratorSettings(grid=4)))
     bright.model = "other"
     [(_, another)] = automatic.look_at(job)
     assert first == again
@@ -159,7 +166,7 @@ def noise(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a.tif", model
 
 
-ALL_IN = Rules(grid=8, stability=0, least_area=1, most_area=1)
+ALL_IN = MaskGeneratorSettings(grid=8, stability=0, least_area=1, most_area=1)
 """A network of random weights is sure of nothing."""
 
 

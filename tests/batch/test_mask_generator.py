@@ -11,8 +11,8 @@ import pytest
 
 from napari_lowlat_seg.batch import mask_generator as room
 from napari_lowlat_seg.batch.mask_generator import (
-    Found,
-    Rules,
+    MaskGeneratorSettings,
+    MaskProposal,
     distinct,
     everything,
     grid_of_clicks,
@@ -23,7 +23,7 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class SoftMask:
     """What the fake below gives."""
 
     probability: np.ndarray
@@ -40,12 +40,12 @@ class Bright:
         self.embedded.append(image.shape)
         return image
 
-    def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[Answer]:
+    def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[SoftMask]:
         return [self._answer(embedding, click) for (click,) in prompts]
 
-    def _answer(self, image: np.ndarray, click: Prompt) -> Answer:
+    def _answer(self, image: np.ndarray, click: Prompt) -> SoftMask:
         row, col = (round(v) for v in click.bounds()[:2])
-        return Answer(np.where(image == image[row, col], np.float32(image[row, col] / 255), np.float32(0)))
+        return SoftMask(np.where(image == image[row, col], np.float32(image[row, col] / 255), np.float32(0)))
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_each_sure_object_is_found_once(blocks: np.ndarray) -> None:
 
 def test_rules_let_more_in(blocks: np.ndarray) -> None:
     """The dim one without asking for stability, the small one with a smaller least area."""
-    assert len(np.unique(everything(Bright(), blocks, rules=Rules(stability=0)))) == 1 + 3
-    assert len(np.unique(everything(Bright(), blocks, rules=Rules(least_area=25)))) == 1 + 3
-    assert len(np.unique(everything(Bright(), blocks, rules=Rules(most_area=0.1)))) == 1 + 1
+    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(stability=0)))) == 1 + 3
+    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(least_area=25)))) == 1 + 3
+    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(most_area=0.1)))) == 1 + 1
 
 
 def test_a_large_plane_is_seen_whole_and_in_tiles(
@@ -91,11 +91,11 @@ def test_colours_are_seen_as_they_are() -> None:
     """A picture of three channels goes to the network unchanged."""
 
     class Shapes(Bright):
-        def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[Answer]:
+        def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[SoftMask]:
             assert embedding.shape == (20, 30, 3)
-            return [Answer(np.ones((20, 30), np.float32)) for _ in prompts]
+            return [SoftMask(np.ones((20, 30), np.float32)) for _ in prompts]
 
-    labels = everything(Shapes(), np.zeros((20, 30, 3), np.uint8), rules=Rules(most_area=1))
+    labels = everything(Shapes(), np.zeros((20, 30, 3), np.uint8), rules=MaskGeneratorSettings(most_area=1))
     np.testing.assert_array_equal(labels, np.ones((20, 30), np.uint32))
 
 
@@ -111,8 +111,8 @@ def test_an_answer_that_leaves_out_its_click_is_none() -> None:
     """Nor is the part counted that the click is not in."""
     probability = np.zeros((20, 20), np.float32)
     probability[:8, :8] = probability[12:, 12:] = 0.9
-    assert judged(Click((10, 10)), probability, None, Rules()) is None
-    found = judged(Click((3, 3)), probability, 0.8, Rules())
+    assert judged(Click((10, 10)), probability, None, MaskGeneratorSettings()) is None
+    found = judged(Click((3, 3)), probability, 0.8, MaskGeneratorSettings())
     assert found is not None
     assert (found.corner, found.mask.shape, found.area) == ((0, 0), (8, 8), 64)
     assert found.score == pytest.approx(0.8)
@@ -121,17 +121,25 @@ def test_an_answer_that_leaves_out_its_click_is_none() -> None:
 def test_the_better_of_two_alike_stays() -> None:
     """By score, then by order; those that overlap little both stay."""
     square = np.ones((10, 10), bool)
-    worse, better, same = Found((0, 0), square, 0.5), Found((1, 1), square, 0.9), Found((1, 1), square, 0.9)
-    aside = Found((8, 8), square, 0.1)
+    worse, better, same = (
+        MaskProposal((0, 0), square, 0.5),
+        MaskProposal((1, 1), square, 0.9),
+        MaskProposal((1, 1), square, 0.9),
+    )
+    aside = MaskProposal((8, 8), square, 0.1)
     assert distinct([worse, aside, better, same], 0.5) == [better, aside]
     assert worse.iou(better) == pytest.approx(81 / 119)
-    assert worse.iou(Found((10, 0), square, 1.0)) == 0
+    assert worse.iou(MaskProposal((10, 0), square, 1.0)) == 0
 
 
 def test_pixels_go_to_the_first_and_nobody_is_left_a_rag() -> None:
     """What keeps less than its share is left out, and leaves no gap in the numbers."""
     square = np.ones((10, 10), bool)
-    found = [Found((0, 0), square, 0.9), Found((2, 0), square, 0.8), Found((5, 0), square, 0.7)]
+    found = [
+        MaskProposal((0, 0), square, 0.9),
+        MaskProposal((2, 0), square, 0.8),
+        MaskProposal((5, 0), square, 0.7),
+    ]
     labels = laid_down(found, (20, 10), 0.5)
     assert labels[:, 0].tolist() == 10 * [1] + 5 * [2] + 5 * [0]
 
@@ -139,9 +147,9 @@ def test_pixels_go_to_the_first_and_nobody_is_left_a_rag() -> None:
 def test_impossible_rules_are_refused() -> None:
     """With the value that came."""
     with pytest.raises(ValueError, match=r"a grid needs 1 click or more along the longer side; got 0"):
-        Rules(grid=0)
+        MaskGeneratorSettings(grid=0)
     with pytest.raises(ValueError, match=r"stability is an IoU from 0 to 1; got 1\.5"):
-        Rules(stability=1.5)
+        MaskGeneratorSettings(stability=1.5)
 
 
 def test_a_plane_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from napari_lowlat_seg.core.masks import THRESHOLD, Answer, Finish, bounds, finished, finished_patch
+from napari_lowlat_seg.core.masks import (
+    THRESHOLD,
+    PostProcessing,
+    SoftMask,
+    bounds,
+    postprocess,
+    postprocess_patch,
+)
 
 
 @pytest.fixture
@@ -26,21 +33,21 @@ def test_rounding_moves_no_pixel_across_the_threshold():
     near = np.float32(0.49) + np.arange(1, 200, dtype=np.float32) * np.float32(1e-6)
     values = np.concatenate([near, np.float32(0.98) - near, np.linspace(0, 1, 9801, dtype=np.float32)])
     values = values[: 98 * 102].reshape(98, 102)
-    assert np.array_equal(finished(Answer.of(values), Finish()), values > THRESHOLD)
+    assert np.array_equal(postprocess(SoftMask.of(values), PostProcessing()), values > THRESHOLD)
 
 
 def test_what_is_kept_is_within_half_a_percent(probability):
     """The step is 1/200; below that counts as nothing."""
-    kept = Answer.of(probability).probability
+    kept = SoftMask.of(probability).probability
     assert kept.dtype == np.float32
     assert np.abs(kept - probability).max() <= 0.005 + 1e-6
-    assert np.array_equal(Answer.of(kept).probability, kept)
+    assert np.array_equal(SoftMask.of(kept).probability, kept)
 
 
 def test_an_answer_is_small_and_travels(probability):
     """Compressed inside its box; equal after pickling, which leaves the unpacked copy behind."""
-    answer = Answer.of(probability, 0.8)
-    finished(answer, Finish())
+    answer = SoftMask.of(probability, 0.8)
+    postprocess(answer, PostProcessing())
     assert answer.nbytes < probability.size
     again = pickle.loads(pickle.dumps(answer))
     assert np.array_equal(again.probability, answer.probability)
@@ -50,46 +57,46 @@ def test_an_answer_is_small_and_travels(probability):
 
 def test_nowhere_is_an_answer_too():
     """An empty mask has an empty box."""
-    answer = Answer.of(np.zeros((5, 6), np.float32))
+    answer = SoftMask.of(np.zeros((5, 6), np.float32))
     assert answer.box == (0, 0, 0, 0)
     assert not answer.probability.any()
-    assert np.array_equal(finished(answer, Finish(smooth=2, largest=True)), np.zeros((5, 6), bool))
+    assert np.array_equal(postprocess(answer, PostProcessing(smooth=2, largest=True)), np.zeros((5, 6), bool))
 
 
 def test_a_higher_threshold_gives_less(probability):
     """As if it were applied to the probability itself."""
-    answer = Answer.of(probability)
+    answer = SoftMask.of(probability)
     for threshold in (0.2, 0.5, 0.605):
-        assert np.array_equal(finished(answer, Finish(threshold)), answer.probability > threshold)
+        assert np.array_equal(postprocess(answer, PostProcessing(threshold)), answer.probability > threshold)
 
 
 def test_holes_are_filled_and_small_parts_dropped(probability):
     """Each for itself and together, as on the whole plane."""
-    answer = Answer.of(probability)
-    plain = finished(answer, Finish())
-    filled = finished(answer, Finish(fill_holes=True))
+    answer = SoftMask.of(probability)
+    plain = postprocess(answer, PostProcessing())
+    filled = postprocess(answer, PostProcessing(fill_holes=True))
     assert np.array_equal(filled, ndimage.binary_fill_holes(plain))
     assert filled.sum() - plain.sum() == 9
-    largest = finished(answer, Finish(largest=True))
+    largest = postprocess(answer, PostProcessing(largest=True))
     assert np.array_equal(largest, plain & (np.arange(83) < 55))
-    both = finished(answer, Finish(fill_holes=True, largest=True))
+    both = postprocess(answer, PostProcessing(fill_holes=True, largest=True))
     assert np.array_equal(both, filled & (np.arange(83) < 55))
 
 
 def test_smoothing_around_the_object_is_smoothing_of_the_plane(probability):
     """Only the surroundings are worked on, with the same result."""
-    answer = Answer.of(probability)
-    plain = finished(answer, Finish())
+    answer = SoftMask.of(probability)
+    plain = postprocess(answer, PostProcessing())
     expected = ndimage.gaussian_filter(plain.astype(np.float32), 1.5, mode="nearest") > 0.5
-    assert np.array_equal(finished(answer, Finish(smooth=1.5)), expected)
+    assert np.array_equal(postprocess(answer, PostProcessing(smooth=1.5)), expected)
 
 
 def test_a_drawn_mask_is_taken_as_it_is(probability):
     """No threshold, no smoothing: it is the user's."""
     mask = probability > 0.3
-    answer = Answer.from_mask(mask)
-    finish = Finish(threshold=0.99, smooth=3, fill_holes=True, largest=True)
-    assert np.array_equal(finished(answer, finish), mask)
+    answer = SoftMask.from_mask(mask)
+    finish = PostProcessing(threshold=0.99, smooth=3, fill_holes=True, largest=True)
+    assert np.array_equal(postprocess(answer, finish), mask)
     assert np.array_equal(answer.probability, mask.astype(np.float32))
 
 
@@ -104,7 +111,7 @@ def test_a_drawn_mask_is_taken_as_it_is(probability):
 def test_finishes_out_of_range_are_refused(options, message):
     """The sentence says what was expected."""
     with pytest.raises(ValueError, match=message):
-        Finish(**options)
+        PostProcessing(**options)
 
 
 def test_bounds_hold_all_that_is_not_zero():
@@ -121,8 +128,8 @@ def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None
     tile, plane = (7, 9), (20, 24)
     corner = (data.draw(st.integers(0, 13)), data.draw(st.integers(0, 15)))
     density = data.draw(st.sampled_from([0.0, 0.05, 0.9]))
-    new = Answer.of((rng.random(tile) * (rng.random(tile) < density)).astype(np.float32))
-    old = Answer.of((rng.random(plane) * (rng.random(plane) < density)).astype(np.float32))
+    new = SoftMask.of((rng.random(tile) * (rng.random(tile) < density)).astype(np.float32))
+    old = SoftMask.of((rng.random(plane) * (rng.random(plane) < density)).astype(np.float32))
     placed = new.on(plane, corner)
     expected = np.zeros(plane, np.float32)
     part = (slice(corner[0], corner[0] + 7), slice(corner[1], corner[1] + 9))
@@ -141,9 +148,9 @@ def test_a_mask_is_the_same_where_it_is_and_whole() -> None:
     """With a pixel of background around it, except at the edge of the plane."""
     probability = np.zeros((30, 40), np.float32)
     probability[0:4, 10:20] = 0.9
-    patch = finished_patch(Answer.of(probability), Finish())
+    patch = postprocess_patch(SoftMask.of(probability), PostProcessing())
     assert patch.box == (0, 9, 5, 21)
     np.testing.assert_array_equal(patch.on((30, 40)), probability > 0.5)
     np.testing.assert_array_equal(patch.on((3, 5), (2, 8)), probability[2:5, 8:13] > 0.5)
     assert not patch.on((3, 5), (20, 30)).any()
-    assert finished_patch(Answer.of(probability * 0), Finish()).pixels.size == 0
+    assert postprocess_patch(SoftMask.of(probability * 0), PostProcessing()).pixels.size == 0

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.annotation.plane_state import Request
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.core.tiles import HALO, TILE, Region, Tiling, cut, moved, region_of, within
+from napari_lowlat_seg.core.requests import Request
+from napari_lowlat_seg.core.tiles import HALO, TILE, Tile, Tiling, cut, moved, region_of, within
 from napari_lowlat_seg.core.volume import Plane, Volume
 
 HUGE = (20_000, 30_000)
@@ -20,7 +20,7 @@ HUGE = (20_000, 30_000)
 
 def test_planes_of_usual_size_are_taken_whole() -> None:
     """Whatever the prompts are."""
-    assert region_of((4096, 300), [Click((5, 5))]) == Region(0, 0, 4096, 300)
+    assert region_of((4096, 300), [Click((5, 5))]) == Tile(0, 0, 4096, 300)
 
 
 def test_prompts_near_each_other_share_a_tile() -> None:
@@ -28,8 +28,8 @@ def test_prompts_near_each_other_share_a_tile() -> None:
     first = region_of(HUGE, [Click((5000, 7000))])
     assert first == region_of(HUGE, [Click((5010, 6990)), Click((4990, 7010), positive=False)])
     assert (first.rows, first.cols) == (TILE, TILE)
-    assert region_of(HUGE, [Click((0, 0))]) == Region(0, 0, TILE, TILE)
-    assert region_of(HUGE, [Click((19_999, 29_999))]) == Region(20_000 - TILE, 30_000 - TILE, TILE, TILE)
+    assert region_of(HUGE, [Click((0, 0))]) == Tile(0, 0, TILE, TILE)
+    assert region_of(HUGE, [Click((19_999, 29_999))]) == Tile(20_000 - TILE, 30_000 - TILE, TILE, TILE)
     assert region_of((20_000, 900), [Click((9000, 5))]).cols == 900
 
 
@@ -64,7 +64,7 @@ def test_a_cut_shows_the_region_of_every_plane_and_reads_no_more(axis: int) -> N
     """Along any axis, with spacing; the volume behind stays as it is."""
     data = Recorder(np.arange(10 * 12 * 14).reshape(10, 12, 14))
     volume = Volume(data, spacing=(3, 2, 1), window=(0, 9))
-    region = Region(2, 3, 4, 5)
+    region = Tile(2, 3, 4, 5)
     part = cut(volume, region, volume.planes(axis)[0])
     assert part.plane_spacing(part.planes(axis)[0]) == volume.plane_spacing(volume.planes(axis)[0])
     for plane in volume.planes(axis):
@@ -77,7 +77,7 @@ def test_a_cut_shows_the_region_of_every_plane_and_reads_no_more(axis: int) -> N
 def test_channels_stay_whole_and_a_plain_index_works() -> None:
     """RGB planes; and arrays asked with slices and steps, as the volume's sample does."""
     data = np.arange(6 * 7 * 3).reshape(6, 7, 3)
-    part = cut(Volume(data, channel_axis=-1), Region(1, 2, 4, 5), Plane())
+    part = cut(Volume(data, channel_axis=-1), Tile(1, 2, 4, 5), Plane())
     np.testing.assert_array_equal(part.plane(Plane()), data[1:5, 2:7])
     np.testing.assert_array_equal(part.data[1], data[2, 2:7])
     np.testing.assert_array_equal(part.data[::2, 1:3], data[1:5:2, 3:5])
@@ -94,14 +94,14 @@ def test_channels_stay_whole_and_a_plain_index_works() -> None:
 )
 def test_prompts_move_with_their_region(prompt: Prompt, expected: Prompt) -> None:
     """Sign and order stay."""
-    assert moved(prompt, Region(10, 20, 500, 500)) == expected
+    assert moved(prompt, Tile(10, 20, 500, 500)) == expected
 
 
 def test_a_mask_is_cut_to_its_region() -> None:
     """It has the size of the tile then."""
     pixels = np.zeros((30, 40), bool)
     pixels[12:15, 22:25] = True
-    found = moved(Mask(pixels, positive=False), Region(10, 20, 10, 15))
+    found = moved(Mask(pixels, positive=False), Tile(10, 20, 10, 15))
     assert found == Mask(pixels[10:20, 20:35], positive=False)
 
 
@@ -111,7 +111,7 @@ SMALL = Tiling(large=300, side=200, halo=32)
 def test_a_tile_in_use_stays_in_use() -> None:
     """While half a halo is left around all prompts, or the plane ends there; no second embedding for it."""
     now = region_of((1000, 1000), [Click((300, 300))], SMALL)
-    assert now == Region(240, 240, 200, 200)
+    assert now == Tile(240, 240, 200, 200)
     assert region_of((1000, 1000), [Click((256, 423))], SMALL, now) == now
     assert region_of((1000, 1000), [Click((255, 423))], SMALL, now) != now
     corner = region_of((1000, 1000), [Click((0, 0))], SMALL)
@@ -122,7 +122,7 @@ def test_a_request_is_asked_in_the_pixels_of_its_tile() -> None:
     """Prompts and previous mask are moved; the request itself stays what it was."""
     mask = np.zeros((1000, 1000), bool)
     mask[290:310, 200:260] = True
-    previous = Answer.from_mask(mask)
+    previous = SoftMask.from_mask(mask)
     asked = Request(3, 1, Plane(), (Click((300, 301)), Box((250, 251), (310, 312))), previous)
     region = region_of((1000, 1000), asked.prompts, SMALL)
     sent = within(asked, region)

@@ -19,7 +19,7 @@ Export = Callable[..., tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class SoftMask:
     mask: np.ndarray
 
 
@@ -36,9 +36,9 @@ class Counter:
         self.log.append((self.name, 0))
         return image.shape
 
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         self.log.append((self.name, len(prompts)))
-        return Answer(np.zeros(embedding, bool))
+        return SoftMask(np.zeros(embedding, bool))
 
 
 def test_models_take_turns() -> None:
@@ -59,7 +59,7 @@ def test_segment_anything_clicks_the_whole_grid() -> None:
     """256 single clicks, all inside the picture, each once."""
 
     class Places(Counter):
-        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
             self.given.append(prompts[-1])
             return super().predict(embedding, prompts, previous)
 
@@ -85,7 +85,7 @@ def test_first_and_final_answers_are_told_apart() -> None:
         def answers(self, embedding, prompts, previous):  # type: ignore[no-untyped-def]
             self.answers_before.append(previous)
             yield self.predict(embedding, prompts, previous)
-            self.final = Answer(np.ones(embedding, bool))
+            self.final = SoftMask(np.ones(embedding, bool))
             yield self.final
 
     model = Twice("a", [])

@@ -22,12 +22,12 @@ Export = Callable[..., tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class SoftMask:
     mask: np.ndarray
 
 
 @dataclass(frozen=True)
-class Judged(Answer):
+class Judged(SoftMask):
     quality: np.float32 | None
 
 
@@ -45,12 +45,12 @@ class Slow:
         self.embedded += 1
         return image > 128
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> Answer:
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         self.firsts += [] if len(prompts) > 1 else list(prompts)
         assert (previous is None) == (len(prompts) == 1)
         mask = embedding.copy()
         mask[2 + self.rows * len(prompts) :] = False
-        return Answer(mask)
+        return SoftMask(mask)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_every_model_is_asked_about_every_object(samples: list[Sample]) -> None:
 class Proud(Slow):
     """One that finds its masks better than they are, each a little less, and has no opinion on the third."""
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> Answer:
+    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         quality = None if len(prompts) == 3 else np.float32(1 - len(prompts) / 8)
         return Judged(super().predict(embedding, prompts, previous).mask, quality)
 

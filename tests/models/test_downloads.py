@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), SoftMask)
         self.asked: list[str] = []
         self.release = threading.Event()
 
@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{path}"
 
 
-class Answer(BaseHTTPRequestHandler):
+class SoftMask(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:

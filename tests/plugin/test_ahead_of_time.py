@@ -14,11 +14,11 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.files import as_shown, read_volume
 from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.plugin.contributions import open_em_sample, open_mri_sample
-from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.settings import embedding_folders
-from napari_lowlat_seg.serving.process import ResponderProcess
-from napari_lowlat_seg.serving.service import load_responder
+from napari_lowlat_seg.serving.process import PredictionProcess
+from napari_lowlat_seg.serving.service import load_prediction_service
 
 
 class Jotter:
@@ -38,7 +38,7 @@ def sources_of(layer, plane, *folders):
     """What a conversation about a layer asks for when somebody looks at a plane of it."""
     session = Session(grid_of(layer).volume.with_window())
     worker = Jotter()
-    questions = Questions(session, worker, layer.name)
+    questions = Predictions(session, worker, layer.name)
     questions.sources.folders, questions.reach = folders, 2
     questions.look(plane)
     return worker.looked + worker.planned
@@ -58,7 +58,7 @@ SAMPLES = {
 @pytest.fixture
 def fresh(tiny):
     """A responder that holds nothing yet."""
-    return load_responder(str(tiny), "cpu")
+    return load_prediction_service(str(tiny), "cpu")
 
 
 def embed(path, tiny, *more):
@@ -114,7 +114,7 @@ def test_a_model_in_a_process_finds_them_as_well(tmp_path, tiny):
     embed(sample_path("em_fly_medulla.tif"), tiny, "-o", str(tmp_path / "cache"))
     layer = as_image(*open_em_sample()[0])
     (source, *_) = sources_of(layer, Plane((22, None, None)), tmp_path / "cache")
-    process = ResponderProcess(str(tiny), "cpu", threads=1)
+    process = PredictionProcess(str(tiny), "cpu", threads=1)
     try:
         assert process.embed(source) == 0.0
         assert process.embed(replace(source, key="other", folders=())) == 0.0

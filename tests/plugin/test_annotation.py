@@ -13,7 +13,7 @@ from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Scribble
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.serving.process import ResponderProcess
+from napari_lowlat_seg.serving.process import PredictionProcess
 
 PLUGIN = "napari-lowlat-seg"
 LONG = 60_000
@@ -28,19 +28,19 @@ class Lent:
         self._responder = responder
         self.broken = ""
 
-    def respond(self, *asked):
+    def predict(self, *asked):
         if self.broken:
             raise ValueError(self.broken)
         with self.turn:
-            yield from self._responder.respond(*asked)
+            yield from self._responder.predict(*asked)
 
     def embed(self, *asked):
         with self.turn:
             return self._responder.embed(*asked)
 
-    def carry(self, *asked):
+    def propagate(self, *asked):
         with self.turn:
-            yield from self._responder.carry(*asked)
+            yield from self._responder.propagate(*asked)
 
     def close(self):
         pass
@@ -63,7 +63,7 @@ class LendingWorker(Worker):
 @pytest.fixture(scope="module")
 def process():
     """The embedded model in a child process."""
-    one = ResponderProcess("default", "cpu", "auto")
+    one = PredictionProcess("default", "cpu", "auto")
     one.describe()
     yield one
     one.close()

@@ -9,10 +9,10 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
 from hand import Hand
-from napari_lowlat_seg.core.masks import Answer
-from napari_lowlat_seg.core.tiles import Region, Tiling
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.tiles import Tile, Tiling
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.controller.scene import Conversation
+from napari_lowlat_seg.plugin.controller.scene import AnnotationController
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 
@@ -40,9 +40,9 @@ class Brightness:
         self.embedded.append(pixels.shape)
         return 0.01
 
-    def respond(self, request, source, newer=lambda: False):
+    def predict(self, request, source, newer=lambda: False):
         self.asked.append(request)
-        yield Answer.of((self._known[source.identity] > 100).astype(np.float32)), True
+        yield SoftMask.of((self._known[source.identity] > 100).astype(np.float32)), True
 
     def restart(self):
         pass
@@ -69,7 +69,7 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
     array = zarr.open_array(tmp_path / "a.zarr", mode="w", shape=SHAPE, chunks=(1, 128, 128), dtype=np.uint8)
     array[:, *BRIGHT] = 200
     layer = viewer.add_image(array, name="stack", contrast_limits=(0, 255))
-    converse = partial(Conversation, tiling=SMALL, fit=lambda shape: False)
+    converse = partial(AnnotationController, tiling=SMALL, fit=lambda shape: False)
     responder = Brightness()
     widget = LowlatWidget(viewer, Ready(responder), converse)
     viewer.window.add_dock_widget(widget, name="Segment")
@@ -130,7 +130,7 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
     assert not levels["0"][plane.index[0]].any()
     assert np.array_equal(seen(it), expected)
     it.hand.key("Ctrl+Shift+Z")
-    assert it.talk.session.reopen(plane, (620, 730))
+    assert it.talk.session.edit_object(plane, (620, 730))
 
 
 def test_the_tile_in_view_is_embedded_before_the_click(it):
@@ -191,4 +191,4 @@ def test_other_planes_and_axes_are_huge_too(it):
     assert mask[:, 700:760].all()
     assert mask.sum() == 300
     assert it.responder.embedded[-1] == (5, 200)
-    assert it.talk.questions.sources._tiles[it.talk.plane] == Region(0, 648, 5, 200)
+    assert it.talk.questions.sources._tiles[it.talk.plane] == Tile(0, 648, 5, 200)

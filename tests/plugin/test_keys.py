@@ -92,8 +92,8 @@ def test_what_was_bound_after_us_stays(points, verbs):
 
 def test_a_changed_key_is_followed_by_bound_layers(points, verbs, press):
     """The old key falls silent, the new one works, whoever listens is told."""
-    table, told = KeyTable(), []
-    table.changed.connect(lambda: told.append(table.keys["accept"]))
+    table, described = KeyTable(), []
+    table.changed.connect(lambda: described.append(table.keys["accept"]))
     table.bind(points, verbs)
     table.set("accept", "ctrl-shift-y")
     press(points, "Enter")
@@ -104,7 +104,7 @@ def test_a_changed_key_is_followed_by_bound_layers(points, verbs, press):
     table.reset()
     press(points, "Enter")
     assert verbs.told == [("accept",)] * 2
-    assert told == ["Ctrl+Shift+Y", "", "Enter"]
+    assert described == ["Ctrl+Shift+Y", "", "Enter"]
 
 
 def test_two_layers_can_be_bound_to_two_listeners(points, verbs, press):

@@ -7,7 +7,7 @@ from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 
 from napari_lowlat_seg.core.labels import Policy
-from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import (
     PLUGIN,
@@ -48,7 +48,7 @@ def test_every_action_has_its_key_in_the_manifest(manifest):
 
 def test_what_is_delivered_is_what_the_engine_starts_with():
     """The manifest repeats the engine's defaults, it does not decide."""
-    assert stored_finish() == Finish()
+    assert stored_finish() == PostProcessing()
     assert stored_policy() == Policy()
     assert stored_keys().keys == DEFAULTS
     assert (settings().model.name, settings().model.device, settings().model.closer_look) == (
@@ -71,7 +71,7 @@ def test_the_widget_is_in_both_menus_and_the_palette(manifest):
 def test_values_are_saved_at_once(saved):
     """Nobody presses a save button."""
     remember("model", name="segnext-sax1", device="cpu")
-    remember_finish(Finish(0.6, 1.5, True, True))
+    remember_finish(PostProcessing(0.6, 1.5, True, True))
     remember_policy(Policy("overwrite"))
     remember_keys({**DEFAULTS, "accept": "Y"})
     assert saved() == {
@@ -80,7 +80,7 @@ def test_values_are_saved_at_once(saved):
         "labels": {"policy": "overwrite"},
         "keys": {"accept": "Y"},
     }
-    assert stored_finish() == Finish(0.6, 1.5, True, True)
+    assert stored_finish() == PostProcessing(0.6, 1.5, True, True)
     assert stored_policy() == Policy("overwrite")
     assert stored_keys().keys == {**DEFAULTS, "accept": "Y"}
 

@@ -5,10 +5,10 @@ import pytest
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.controller.predictions import Predictions
 
 PLANE = Plane((1, None, None))
 
@@ -39,7 +39,7 @@ def clicked():
     """`clicked(*answers)`: clicks, answers with these (final, seconds), and gives what is said then."""
     worker = Sender()
     session = Session(Volume(np.zeros((3, 8, 8), np.uint8), window=(0, 255)))
-    questions, said = Questions(session, worker, "stack"), []
+    questions, said = Predictions(session, worker, "stack"), []
     questions.attach()
     questions.said.connect(said.append)
 
@@ -48,7 +48,7 @@ def clicked():
         questions.ask()
         said.clear()
         for final, seconds in answers:
-            answer = Answer.of(np.ones((8, 8), np.float32), 0.9)
+            answer = SoftMask.of(np.ones((8, 8), np.float32), 0.9)
             worker.answered.emit(worker.requests[-1], answer, final, seconds)
         return list(said)
 

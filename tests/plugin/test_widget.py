@@ -30,9 +30,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lowlat_seg.core.labels import Policy
-from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.controller.images import View
-from napari_lowlat_seg.plugin.controller.scene import Conversation
+from napari_lowlat_seg.plugin.controller.scene import AnnotationController
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
@@ -46,8 +46,8 @@ class Through:
 
     stirred = PySignal()
 
-    def __init__(self, told):
-        self.told, self.way, self.range, self.position = told, tuple(range(12)), (0, 11), 3
+    def __init__(self, described):
+        self.told, self.way, self.range, self.position = described, tuple(range(12)), (0, 11), 3
         self.deep = len(self.way) > 1
         self.direction, self.points, self.marks = "both", None, [(3, None), (4, 0.5)]
 
@@ -74,7 +74,7 @@ class Talk:
         if view["level"] == 1:
             raise ValueError("level 1 cannot be read: the file is gone")
         self.positive, self.tool, self.hover = True, "scribble", False
-        self.label, self.finish = 1, Finish()
+        self.label, self.finish = 1, PostProcessing()
         self.session = SimpleNamespace(semantic=False, policy=Policy(), can_undo=True, can_redo=False)
         self.prompts = SimpleNamespace(points=Points(ndim=2), shapes=Shapes(ndim=2))
         self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
@@ -372,9 +372,9 @@ def test_details_are_handed_on_and_shown(on_image):
     details, talk = on_image.details, on_image.conversation
     set_details(details)
     assert (talk.label, talk.session.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
-    assert talk.finish == Finish(0.6, 1.5, True, True)
+    assert talk.finish == PostProcessing(0.6, 1.5, True, True)
     assert talk.session.policy == Policy("within", 3)
-    talk.label, talk.finish, talk.session.policy = 9, Finish(), Policy()
+    talk.label, talk.finish, talk.session.policy = 9, PostProcessing(), Policy()
     talk.changed.emit()
     assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
     assert details._policy.currentText() == "keep them"
@@ -416,7 +416,7 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
     choose(on_image.image, "other")
     talk = on_image.conversation
     assert talk.layer.name == "other"
-    assert (talk.finish, talk.session.policy) == (Finish(fill_holes=True), Policy("overwrite"))
+    assert (talk.finish, talk.session.policy) == (PostProcessing(fill_holes=True), Policy("overwrite"))
     assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
     assert settings().finish.fill_holes
 
@@ -548,8 +548,8 @@ def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle
 
 
 def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget, settle):
-    """The fake above has the doors that `Conversation` has."""
-    widget = add_widget(converse=Conversation)
+    """The fake above has the doors that `AnnotationController` has."""
+    widget = add_widget(converse=AnnotationController)
     image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))
     own = viewer.add_points(np.zeros((0, 3)), ndim=3, name="mine", scale=(2, 1, 1))
     labels = viewer.add_labels(np.zeros((3, 8, 9), int), name="nuclei", scale=(2, 1, 1))
@@ -566,7 +566,7 @@ def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget,
     widget.volume.strip.clicked.emit(2)
     talk = widget.conversation
     assert (talk.positive, talk.tool, talk.labels.layer) == (False, "lasso", labels)
-    assert talk.finish == Finish(0.6, 1.5, True, True)
+    assert talk.finish == PostProcessing(0.6, 1.5, True, True)
     assert (talk.through.range, talk.through.position) == ((1, 2), 2)
     choose(widget.details._axis, names(widget.details._axis)[1])
     widget.turn_to(image, View())
@@ -791,7 +791,7 @@ def test_the_wheel_scrolls_and_changes_nothing(on_image):
         )
         QApplication.sendEvent(control, event)
     assert on_image.model.models.currentText() == "default"
-    assert (on_image.conversation.finish, on_image.conversation.label) == (Finish(), 1)
+    assert (on_image.conversation.finish, on_image.conversation.label) == (PostProcessing(), 1)
 
 
 def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):

@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication
 
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.serving.process import ResponderProcess
-from napari_lowlat_seg.serving.service import PlaneSource
-from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.serving.process import PredictionProcess
+from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
-WALK = Walk(tuple(Plane((z, None, None)) for z in range(3)))
-ANSWER = Answer.from_mask(np.ones((2, 2), bool))
+WALK = PropagationRequest(tuple(Plane((z, None, None)) for z in range(3)))
+ANSWER = SoftMask.from_mask(np.ones((2, 2), bool))
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class Scripted:
         self.done.append(f"embed {source.key}")
         return 0.25
 
-    def respond(
+    def predict(
         self, request: Asked, source: PlaneSource, newer: Callable[[], bool]
-    ) -> Iterator[tuple[Answer, bool]]:
+    ) -> Iterator[tuple[SoftMask, bool]]:
         if self.error is not None:
             raise self.error
         self._wait(self.answer_door, newer)
@@ -70,13 +69,13 @@ class Scripted:
         self._wait(self.last_door, newer)
         yield ANSWER, True
 
-    def carry(
-        self, walk: Walk, sources: Any, newer: Callable[[], bool]
-    ) -> Iterator[tuple[int, Carried[Answer]]]:
+    def propagate(
+        self, walk: PropagationRequest, sources: Any, newer: Callable[[], bool]
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         if self.error is not None:
             raise self.error
         for place in walk.planes:
-            yield 1, Carried(place, ANSWER, 0.5)
+            yield 1, PropagatedMask(place, ANSWER, 0.5)
             while not self.last_door.wait(0.005):
                 if newer():
                     return
@@ -115,7 +114,7 @@ def worker(qtbot, responder) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def told(worker) -> list[Any]:
+def described(worker) -> list[Any]:
     """What the worker says, in order."""
     said: list[Any] = []
     worker.embedded.connect(lambda key, seconds: said.append(("embedded", key, seconds)))
@@ -128,13 +127,13 @@ def plane(key: str) -> PlaneSource:
     return PlaneSource(key, lambda: np.zeros((2, 2)), name=f"plane {key}")
 
 
-def test_a_request_is_answered_on_the_main_thread(qtbot, worker, told) -> None:
+def test_a_request_is_answered_on_the_main_thread(qtbot, worker, described) -> None:
     """Each answer as it comes, with the seconds since it was asked for."""
     threads: list[Any] = []
     worker.answered.connect(lambda *_: threads.append(threading.current_thread()))
     with qtbot.waitSignal(worker.idle):
         worker.ask(Asked("a"), plane("1"))
-    assert told == [("embedded", "1", 0.25), ("a", False), ("a", True)]
+    assert described == [("embedded", "1", 0.25), ("a", False), ("a", True)]
     assert set(threads) == {threading.main_thread()}
 
 
@@ -150,28 +149,28 @@ def carried(worker) -> list[Any]:
 def test_a_walk_is_told_plane_by_plane(qtbot, worker, carried) -> None:
     """And then that it has arrived."""
     with qtbot.waitSignal(worker.idle):
-        worker.carry(WALK, [plane(str(z)) for z in range(3)])
+        worker.propagate(WALK, [plane(str(z)) for z in range(3)])
     assert carried == [0, 1, 2, "end"]
 
 
 @pytest.mark.parametrize("end", ["ask", "stop", "cancel", "error"])
-def test_a_walk_ends_early(qtbot, worker, responder, carried, told, end) -> None:
+def test_a_walk_ends_early(qtbot, worker, responder, carried, described, end) -> None:
     """For a request of the user's, when stopped, with everything else, and when it fails."""
     responder.last_door.clear()
     if end == "error":
         responder.error = ValueError("no such plane")
     with qtbot.waitSignal(worker.idle):
-        worker.carry(WALK, [])
+        worker.propagate(WALK, [])
         qtbot.waitUntil(lambda: bool(carried) or end == "error")
         if end == "ask":
             worker.ask(Asked("a"), plane("1"))
-            qtbot.waitUntil(lambda: ("a", False) in told)
+            qtbot.waitUntil(lambda: ("a", False) in described)
             responder.last_door.set()
         elif end != "error":
             {"stop": worker.stop_carrying, "cancel": worker.cancel}[end]()
     assert carried == ["cut short"] if end == "error" else [0, "cut short"]
-    assert ("a", True) in told if end == "ask" else True
-    assert told == [("failed", "no such plane")] if end == "error" else True
+    assert ("a", True) in described if end == "ask" else True
+    assert described == [("failed", "no such plane")] if end == "error" else True
 
 
 def test_a_walk_that_was_stopped_before_it_began_is_forgotten(qtbot, worker, responder, carried) -> None:
@@ -179,7 +178,7 @@ def test_a_walk_that_was_stopped_before_it_began_is_forgotten(qtbot, worker, res
     responder.answer_door.clear()
     with qtbot.waitSignal(worker.idle):
         worker.ask(Asked("a"), plane("1"))
-        worker.carry(WALK, [])
+        worker.propagate(WALK, [])
         worker.stop_carrying()
         responder.answer_door.set()
     assert carried == ["cut short"]
@@ -195,7 +194,7 @@ def test_what_takes_time_is_named(qtbot, worker) -> None:
     assert said == ["embedding plane 1", "predicting"]
 
 
-def test_the_newest_request_wins(qtbot, worker, responder, told) -> None:
+def test_the_newest_request_wins(qtbot, worker, responder, described) -> None:
     """Those that it overtakes while they wait are never begun."""
     responder.answer_door.clear()
     worker.ask(Asked("a"), plane("1"))
@@ -207,25 +206,25 @@ def test_the_newest_request_wins(qtbot, worker, responder, told) -> None:
     assert responder.done == ["embed 1", "answer a", "embed 1", "answer d"]
 
 
-def test_a_first_answer_is_finished_and_a_better_one_is_not(qtbot, worker, responder, told) -> None:
+def test_a_first_answer_is_finished_and_a_better_one_is_not(qtbot, worker, responder, described) -> None:
     """A stroke that is faster than the network still sees masks."""
     responder.last_door.clear()
     worker.ask(Asked("a"), plane("1"))
-    qtbot.waitUntil(lambda: ("a", False) in told)
+    qtbot.waitUntil(lambda: ("a", False) in described)
     worker.ask(Asked("b"), plane("1"))
-    qtbot.waitUntil(lambda: ("b", False) in told)
-    assert ("a", True) not in told
+    qtbot.waitUntil(lambda: ("b", False) in described)
+    assert ("a", True) not in described
 
 
-def test_a_trial_waits_for_a_request_and_never_ends_one(qtbot, worker, responder, told) -> None:
+def test_a_trial_waits_for_a_request_and_never_ends_one(qtbot, worker, responder, described) -> None:
     """Hovering does not cost the mask of the click before."""
     responder.last_door.clear()
     worker.ask(Asked("a"), plane("1"))
-    qtbot.waitUntil(lambda: ("a", False) in told)
+    qtbot.waitUntil(lambda: ("a", False) in described)
     worker.ask(Asked("trial", ticket=0), plane("1"))
     with qtbot.waitSignal(worker.idle):
         responder.last_door.set()
-    assert [one for one in told if one[0] != "embedded"] == [
+    assert [one for one in described if one[0] != "embedded"] == [
         ("a", False),
         ("a", True),
         ("trial", False),
@@ -246,7 +245,9 @@ def test_looks_come_after_requests_and_the_newest_replaces_older_ones(qtbot, wor
     assert responder.done == ["embed 1", "answer a", "embed 1", "answer b", "embed 4"]
 
 
-def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(qtbot, worker, responder, told) -> None:
+def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(
+    qtbot, worker, responder, described
+) -> None:
     """A click on the plane that is being embedded must not begin from the start."""
     responder.embed_door.clear()
     worker.look(plane("1"))
@@ -260,14 +261,16 @@ def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(qtbot, wor
     assert responder.done == ["embed 2", "embed 2", "answer a"]
 
 
-def test_planes_ahead_are_embedded_when_nothing_else_is_to_be_done(qtbot, worker, responder, told) -> None:
+def test_planes_ahead_are_embedded_when_nothing_else_is_to_be_done(
+    qtbot, worker, responder, described
+) -> None:
     """One after the other, after the answer and the look; nobody waits for them and no bar shows them."""
     said: list[str] = []
     worker.started.connect(said.append)
     worker.ahead([plane(key) for key in "34"])
     worker.look(plane("2"))
     worker.ask(Asked("a"), plane("1"))
-    qtbot.waitUntil(lambda: ("embedded", "4", 0.25) in told)
+    qtbot.waitUntil(lambda: ("embedded", "4", 0.25) in described)
     assert responder.done[-4:] == ["answer a", "embed 2", "embed 3", "embed 4"]
     assert set(said) <= {"embedding plane 1", "predicting", "embedding plane 2"}
     assert not worker.busy
@@ -357,14 +360,14 @@ def test_planes_ahead_are_dropped_by_cancel_and_by_none(qtbot, worker, responder
     assert [one for one in responder.done if one.startswith("embed")] == []
 
 
-def test_a_plane_ahead_that_cannot_be_embedded_is_left_out(qtbot, worker, responder, told) -> None:
+def test_a_plane_ahead_that_cannot_be_embedded_is_left_out(qtbot, worker, responder, described) -> None:
     """Whoever looks at it is told."""
 
     def empty() -> Any:
         raise ValueError("no finite pixel")
 
     worker.ahead([PlaneSource("1", empty), plane("2")])
-    qtbot.waitUntil(lambda: told == [("embedded", "2", 0.25)])
+    qtbot.waitUntil(lambda: described == [("embedded", "2", 0.25)])
     with qtbot.waitSignal(worker.failed):
         worker.look(PlaneSource("1", empty))
 
@@ -373,7 +376,7 @@ def test_a_plane_ahead_that_cannot_be_embedded_is_left_out(qtbot, worker, respon
 class Fragile(Scripted):
     """One that cannot embed ahead."""
 
-    raised: type[Exception] = ChildEnded
+    raised: type[Exception] = WorkerProcessEnded
 
     def embed(self, source: PlaneSource, newer: Callable[[], bool]) -> float:
         self.done.append(f"embed {source.key}")
@@ -392,7 +395,7 @@ def test_planes_ahead_end_a_responder_once(qtbot, worker) -> None:
     assert [one for one in fragile.done if one.startswith("embed")] == ["embed 1"]
 
 
-def test_planes_ahead_stop_where_memory_does(qtbot, worker, told, caplog) -> None:
+def test_planes_ahead_stop_where_memory_does(qtbot, worker, described, caplog) -> None:
     """It goes to the log: nobody has asked for them."""
     fragile = Fragile(raised=MemoryError)
     with qtbot.waitSignal(worker.idle):
@@ -400,11 +403,11 @@ def test_planes_ahead_stop_where_memory_does(qtbot, worker, told, caplog) -> Non
     worker.ahead([plane(key) for key in "12"])
     qtbot.waitUntil(lambda: "planes are not embedded ahead: it has ended" in caplog.text)
     qtbot.waitUntil(lambda: worker._busy is None)
-    assert told == []
+    assert described == []
     assert [one for one in fragile.done if one.startswith("embed")] == ["embed 1"]
 
 
-def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder, told) -> None:
+def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder, described) -> None:
     """A responder that listens goes on to live."""
     responder.answer_door.clear()
     worker.ask(Asked("a"), plane("1"))
@@ -413,12 +416,12 @@ def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder,
     with qtbot.waitSignal(worker.idle):
         worker.cancel()
     qtbot.wait(250)
-    assert told == [("embedded", "1", 0.25)]
+    assert described == [("embedded", "1", 0.25)]
     assert responder.done == ["embed 1"]
     assert not worker.busy
 
 
-def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, responder, told) -> None:
+def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, responder, described) -> None:
     """Its model is loaded again, so that the next click is quick."""
     responder.deaf = True
     responder.embed_door.clear()
@@ -427,7 +430,7 @@ def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, respond
     with qtbot.waitSignals([worker.loaded, worker.idle]):
         worker.cancel()
     assert responder.done == ["restart", "describe"]
-    assert told == []
+    assert described == []
 
 
 @pytest.mark.parametrize(
@@ -438,7 +441,7 @@ def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, respond
         (KeyError("x"), "KeyError: 'x'"),
     ],
 )
-def test_an_error_is_told_in_one_sentence(qtbot, worker, responder, told, error, words) -> None:
+def test_an_error_is_told_in_one_sentence(qtbot, worker, responder, described, error, words) -> None:
     """The engine's own; one that nobody meant for people says its kind. The thread lives on."""
     responder.error = error
     with qtbot.waitSignal(worker.failed) as signal:
@@ -451,7 +454,7 @@ def test_an_error_is_told_in_one_sentence(qtbot, worker, responder, told, error,
 
 def test_a_responder_that_has_died_is_loaded_again(qtbot, worker, responder) -> None:
     """Told once; the next request finds it ready."""
-    responder.error = ChildEnded("it has ended")
+    responder.error = WorkerProcessEnded("it has ended")
     with qtbot.waitSignals([worker.failed, worker.loaded]):
         worker.ask(Asked("a"), plane("1"))
     assert responder.done == ["embed 1", "describe"]
@@ -499,7 +502,7 @@ def test_other_work_goes_on_beside_it(qtbot, worker, responder) -> None:
     assert "invalid literal" in signal.args[0]
 
 
-def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, responder, told) -> None:
+def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, responder, described) -> None:
     """Thread and responder end by themselves."""
     responder.deaf = True
     responder.embed_door.clear()
@@ -510,7 +513,7 @@ def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, respond
     assert not worker._thread.is_alive()
     assert responder.done[0] == "close"
     qtbot.wait(20)
-    assert told == []
+    assert described == []
 
 
 def test_a_model_that_is_loaded_too_late_is_closed(qtbot) -> None:
@@ -534,7 +537,7 @@ def test_a_child_process_ends_with_its_worker(qtbot) -> None:
     """A window closed while the model predicts leaves no process behind."""
     worker = Worker()
     with qtbot.waitSignal(worker.loaded, timeout=60_000) as signal:
-        worker.load(lambda: ResponderProcess("default", "cpu", threads=1))
+        worker.load(lambda: PredictionProcess("default", "cpu", threads=1))
     number = signal.args[0]["process"]
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
     with qtbot.waitSignal(worker.started):

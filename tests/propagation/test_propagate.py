@@ -14,8 +14,8 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.propagation.propagate import (
-    Carried,
     Engine,
+    PropagatedMask,
     affected,
     embed_plane,
     propagate,
@@ -194,10 +194,10 @@ def test_the_worst_plane_has_most_doubtful_pixels(ball: np.ndarray) -> None:
     large, small = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
     large[:10], small[:1, :2] = True, True
     carried = [
-        Carried(planes[0], _known(large), 0.9),
-        Carried(planes[1], _known(small), 0.1),
-        Carried(planes[2], _known(np.zeros((24, 24), bool)), 0.0),
-        Carried(planes[3], _known(large), 0.0, final=False),
+        PropagatedMask(planes[0], _known(large), 0.9),
+        PropagatedMask(planes[1], _known(small), 0.1),
+        PropagatedMask(planes[2], _known(np.zeros((24, 24), bool)), 0.0),
+        PropagatedMask(planes[3], _known(large), 0.0, final=False),
     ]
     assert worst(carried) == planes[0]
     assert worst(carried[1:]) == planes[1]
@@ -250,11 +250,11 @@ def _blob(rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def _final(found: Iterator[Carried[Known]]) -> dict[Plane, tuple[bytes, float]]:
+def _final(found: Iterator[PropagatedMask[Known]]) -> dict[Plane, tuple[bytes, float]]:
     return {s.plane: (s.answer.probability.tobytes(), s.confidence) for s in found if s.final}
 
 
-def _places(found: Iterable[Carried[Known]]) -> list[int]:
+def _places(found: Iterable[PropagatedMask[Known]]) -> list[int]:
     return [step.plane.position for step in found]
 
 

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.many_objects import Walk
 from napari_lowlat_seg.serving import process as process_module
-from napari_lowlat_seg.serving.process import ResponderProcess, in_child, open_responder
-from napari_lowlat_seg.serving.service import PlaneSource, Responder, load_responder
-from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
+from napari_lowlat_seg.serving.process import PredictionProcess, in_child, open_prediction_service
+from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
+from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
 FAKE = '''
 import os, time
@@ -56,7 +55,7 @@ class Fake:
         if newer():
             raise Interrupted
         return 0.5
-    def respond(self, request, source, newer):
+    def predict(self, request, source, newer):
         pixels = self.kept.get(source.identity)
         if pixels.ndim == 3:
             pixels = pixels[..., 0]
@@ -68,7 +67,7 @@ class Fake:
         while self.model == "slow" and not newer():
             time.sleep(0.01)
         yield Answer.from_mask(pixels > 0), True
-    def carry(self, walk, sources, newer):
+    def propagate(self, walk, sources, newer):
         for plane, source in zip(walk.planes, sources):
             yield 3, Carried(plane, Answer.from_mask(source.read() > 5), 0.5)
             while self.model == "slow" and not newer():
@@ -92,14 +91,14 @@ def twice(number):
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., ResponderProcess]]:
+def make(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., PredictionProcess]]:
     """Makes a process around a fake; ends it afterwards."""
     (tmp_path / "fake_responder.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = []
 
-    def one(model: str = "fake", **options: Any) -> ResponderProcess:
-        made.append(ResponderProcess(model, load="fake_responder:load", **options))
+    def one(model: str = "fake", **options: Any) -> PredictionProcess:
+        made.append(PredictionProcess(model, load="fake_responder:load", **options))
         return made[-1]
 
     yield one
@@ -118,9 +117,9 @@ def request(column: int = 5, ticket: int = 1) -> Request:
     return Request(ticket, 1, Plane((0, None, None)), (Click((0, column)),), None)
 
 
-def gone(process: ResponderProcess | int | None) -> bool:
+def gone(process: PredictionProcess | int | None) -> bool:
     """Whether a process ends within some seconds."""
-    number = process.pid if isinstance(process, ResponderProcess) else process
+    number = process.pid if isinstance(process, PredictionProcess) else process
     for _ in range(500):
         try:
             os.kill(number or 2**30, 0)
@@ -136,7 +135,7 @@ def test_answers_come_from_the_child(make, source) -> None:
     """Both answers, in order, with masks that are the child's."""
     process = make()
     assert process.embed(source) == 0.5
-    quick, last = process.respond(request(), source)
+    quick, last = process.predict(request(), source)
     np.testing.assert_array_equal(quick[0].probability > 0.5, source.read() > 5)
     assert (quick[1], last[1]) == (False, True)
     assert process.pid not in (None, os.getpid())
@@ -166,22 +165,22 @@ def test_pixels_of_any_layout_arrive(make, pixels) -> None:
     """More than a pipe holds, and in whatever order they lie."""
     process, source = make(), PlaneSource(1, lambda: pixels)
     process.embed(source)
-    *_, (answer, _) = process.respond(request(), source)
+    *_, (answer, _) = process.predict(request(), source)
     np.testing.assert_array_equal(
         answer.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
     )
 
 
-def planes_of(pixels: np.ndarray) -> tuple[Walk, list[PlaneSource]]:
+def planes_of(pixels: np.ndarray) -> tuple[PropagationRequest, list[PlaneSource]]:
     """A walk through planes whose pixels are read here."""
-    walk = Walk(tuple(Plane((z, None, None)) for z in range(len(pixels))))
+    walk = PropagationRequest(tuple(Plane((z, None, None)) for z in range(len(pixels))))
     return walk, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
 
 
 def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
     """The sources keep their order."""
     pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
-    found = list(make().carry(*planes_of(pixels)))
+    found = list(make().propagate(*planes_of(pixels)))
     assert [(number, item.plane.position) for number, item in found] == [(3, 0), (3, 1)]
     assert all(np.array_equal(item.answer.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
 
@@ -189,7 +188,7 @@ def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
 def test_a_walk_that_is_not_wanted_any_more_ends(make) -> None:
     """And the child serves on."""
     process, found = make("slow"), []
-    for item in process.carry(*planes_of(np.zeros((5, 2, 2), np.uint8)), lambda: bool(found)):
+    for item in process.propagate(*planes_of(np.zeros((5, 2, 2), np.uint8)), lambda: bool(found)):
         found.append(item)
     assert len(found) == 1
     assert process.describe()["model"] == "slow"
@@ -215,7 +214,7 @@ def test_an_error_unknown_here_arrives_as_the_nearest_known_one(make, source, mo
     process = make(model)
     process.embed(source)
     with pytest.raises(kind, match=sentence):
-        list(process.respond(request(), source))
+        list(process.predict(request(), source))
     assert process.embed(source) == 0.0
 
 
@@ -250,11 +249,11 @@ def test_no_answer_follows_once_something_newer_came(make, source) -> None:
     """Also when the caller simply stops to listen."""
     process = make("slow")
     process.embed(source)
-    answers = process.respond(request(), source)
+    answers = process.predict(request(), source)
     next(answers)
     answers.close()
     shown: list[Any] = []
-    for answer, _ in process.respond(request(), source, lambda: bool(shown)):
+    for answer, _ in process.predict(request(), source, lambda: bool(shown)):
         shown.append(answer)
     assert len(shown) == 2  # this fake has its last answer ready when it is told to stop
 
@@ -268,7 +267,7 @@ def test_a_child_that_is_killed_at_work_is_told_of_and_started_again(make, sourc
         return False
 
     with pytest.raises(
-        ChildEnded, match=r"has ended \(SIGKILL, as when memory runs out\); what was drawn is"
+        WorkerProcessEnded, match=r"has ended \(SIGKILL, as when memory runs out\); what was drawn is"
     ):
         process.embed(source, kill)
     with pytest.raises(Interrupted):
@@ -289,7 +288,7 @@ def test_a_child_that_is_killed_at_rest_is_not_missed(make, source) -> None:
 
 def test_a_child_that_dies_while_it_loads_is_told_of(make, source) -> None:
     """With its exit status."""
-    with pytest.raises(ChildEnded, match=r"has ended \(exit status 3\)"):
+    with pytest.raises(WorkerProcessEnded, match=r"has ended \(exit status 3\)"):
         make("loud").describe()
 
 
@@ -302,7 +301,7 @@ def test_a_deaf_child_is_restarted_from_another_thread(make, source) -> None:
         process.restart()
         return False
 
-    with pytest.raises(ChildEnded, match="SIGKILL"):
+    with pytest.raises(WorkerProcessEnded, match="SIGKILL"):
         process.embed(source, restart)
     assert process.describe()["process"] != first
     assert gone(first)
@@ -315,7 +314,7 @@ def test_a_closed_process_refuses(make, source) -> None:
     process.close()
     assert gone(child)
     assert process.pid is None
-    with pytest.raises(ChildEnded, match="was closed; open another one"):
+    with pytest.raises(WorkerProcessEnded, match="was closed; open another one"):
         process.embed(source)
 
 
@@ -405,15 +404,15 @@ def test_other_work_is_done_in_a_child_of_its_own(make) -> None:
 def test_where_no_interpreter_can_be_started_all_happens_here(monkeypatch) -> None:
     """A frozen program is no Python."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    here = open_responder("default", "cpu")
-    assert isinstance(here, Responder)
+    here = open_prediction_service("default", "cpu")
+    assert isinstance(here, PredictionService)
     assert in_child("os:getpid") == os.getpid()
 
 
 def test_elsewhere_a_process_is_opened() -> None:
     """It starts with the first call only."""
-    process = open_responder("default", "cpu")
-    assert isinstance(process, ResponderProcess)
+    process = open_prediction_service("default", "cpu")
+    assert isinstance(process, PredictionProcess)
     assert process.pid is None
 
 
@@ -428,11 +427,11 @@ def test_the_default_model_answers_as_it_does_here() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)
     pixels[30:50, 40:70] += 100
     source = PlaneSource("plane", lambda: pixels)
-    process, here = ResponderProcess("default", "cpu", threads=1), load_responder("default", "cpu")
+    process, here = PredictionProcess("default", "cpu", threads=1), load_prediction_service("default", "cpu")
     try:
         for responder in (process, here):
             responder.embed(source)
-        there, mine = ([a for a, _ in r.respond(request(50), source)] for r in (process, here))
+        there, mine = ([a for a, _ in r.predict(request(50), source)] for r in (process, here))
         assert process.describe()["parameters"] == here.describe()["parameters"]
     finally:
         process.close()

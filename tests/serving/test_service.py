@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models import checkpoints
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import WEIGHTS
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.serving.service import PlaneSource, Responder, load_responder
+from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 
@@ -26,7 +26,7 @@ class Asked:
     """What a session asks."""
 
     prompts: tuple[Any, ...]
-    previous: Answer | None = None
+    previous: SoftMask | None = None
     object: int = 1
     ticket: int = 1
 
@@ -61,8 +61,8 @@ def network() -> Disk:
 
 
 @pytest.fixture
-def responder(network: Disk) -> Responder:
-    return Responder(Predictor(network, Runtime()), 2**24)
+def responder(network: Disk) -> PredictionService:
+    return PredictionService(Predictor(network, Runtime()), 2**24)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_same_pixels_are_embedded_once_whoever_shows_them(responder, network
 
 def test_pixels_that_changed_are_another_plane(network, source) -> None:
     """An embedding that has fallen out is made of what is there now, and not served under the old name."""
-    responder = Responder(Predictor(network, Runtime(), "off"), 10)
+    responder = PredictionService(Predictor(network, Runtime(), "off"), 10)
     pixels = source.read().copy()
     edited = replace(source, read=lambda: pixels)
     first = responder._embedding(edited).features[0].clone()
@@ -119,7 +119,7 @@ def test_pixels_that_changed_are_another_plane(network, source) -> None:
 
 def test_embeddings_unused_for_longest_are_forgotten(network, source) -> None:
     """What is kept is bounded in bytes: here there is room for one plane ready and one in half precision."""
-    responder = Responder(Predictor(network, Runtime(), "off"), 8 * 220_000 // 3)
+    responder = PredictionService(Predictor(network, Runtime(), "off"), 8 * 220_000 // 3)
     for number in (0, 1, 0, 2, 0, 1, 0):
         pixels = np.full((400, 400), number, np.uint8)
         responder.embed(replace(source, key=number, read=lambda pixels=pixels: pixels))
@@ -129,27 +129,27 @@ def test_embeddings_unused_for_longest_are_forgotten(network, source) -> None:
 def test_what_was_kept_in_a_folder_is_there_the_next_time(network, source, tmp_path) -> None:
     """Also when the first process was killed: its files are written at once, up to their bound."""
     predictor = Predictor(network, Runtime(), "off")
-    assert Responder(predictor, 10, tmp_path, 2**20).embed(source) > 0
-    again = Responder(predictor, 2**24, tmp_path, 2**20)
+    assert PredictionService(predictor, 10, tmp_path, 2**20).embed(source) > 0
+    again = PredictionService(predictor, 2**24, tmp_path, 2**20)
     assert again.embed(replace(source, key="another session")) == 0.0
     assert network.encoded == 1
-    assert Responder(predictor, 10, tmp_path / "small", 1000).embed(source) > 0
+    assert PredictionService(predictor, 10, tmp_path / "small", 1000).embed(source) > 0
     assert list((tmp_path / "small").iterdir()) == []
 
 
 def test_what_others_embedded_ahead_is_found_and_left_alone(network, source, tmp_path) -> None:
     """In any folder of the source that exists; nothing is written there."""
     predictor = Predictor(network, Runtime())
-    Responder(predictor, 10, tmp_path / "ahead", 2**20).embed(source)
+    PredictionService(predictor, 10, tmp_path / "ahead", 2**20).embed(source)
     before = {path.name for path in (tmp_path / "ahead").iterdir()}
     there = replace(source, folders=(tmp_path / "none", tmp_path / "ahead"))
-    responder = Responder(predictor, 2**24)
+    responder = PredictionService(predictor, 2**24)
     assert responder.embed(there) == 0.0
     assert responder.embed(replace(there, read=unread)) == 0.0
     assert network.encoded == 1
     responder.embed(replace(there, key="other", read=lambda: np.ones((9, 9))))
     assert {path.name for path in (tmp_path / "ahead").iterdir()} == before
-    assert len(list(responder.respond(Asked((Click((200, 200)),)), there))) == 3
+    assert len(list(responder.predict(Asked((Click((200, 200)),)), there))) == 3
 
 
 def test_a_folder_that_cannot_be_made_is_told_of_and_done_without(monkeypatch, tmp_path) -> None:
@@ -157,30 +157,30 @@ def test_a_folder_that_cannot_be_made_is_told_of_and_done_without(monkeypatch, t
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "file"))
     with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*embeddings \(.*\); they are"):
-        responder = load_responder("default", "cpu", disk_bytes=2**20)
+        responder = load_prediction_service("default", "cpu", disk_bytes=2**20)
     assert responder.describe()["model"] == "default"
 
 
 def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
     """Only where room on the disk was given."""
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
-    load_responder("default", "cpu")
+    load_prediction_service("default", "cpu")
     assert not (tmp_path / "embeddings").exists()
-    load_responder("default", "cpu", disk_bytes=2**20)
+    load_prediction_service("default", "cpu", disk_bytes=2**20)
     assert (tmp_path / "embeddings").is_dir()
 
 
 def test_an_embedding_larger_than_the_cache_still_answers(network, source) -> None:
     """It is made anew each time."""
-    responder = Responder(Predictor(network, Runtime(), "off"), 10)
+    responder = PredictionService(Predictor(network, Runtime(), "off"), 10)
     for _ in range(2):
-        assert len(list(responder.respond(Asked((Click((9, 9)),)), source))) == 2
+        assert len(list(responder.predict(Asked((Click((9, 9)),)), source))) == 2
     assert network.encoded == 2
 
 
 def test_the_quick_answer_comes_first_and_the_last_one_says_so(responder, network, source) -> None:
     """The whole plane, then the closer look, which makes it smaller, then that it was the last one."""
-    answers = list(responder.respond(Asked((Click((200, 200)),)), source))
+    answers = list(responder.predict(Asked((Click((200, 200)),)), source))
     assert [final for _, final in answers] == [False, False, True]
     coarse, fine, last = (int((answer.probability > 0.5).sum()) for answer, _ in answers)
     assert coarse > 2 * fine == 2 * last
@@ -190,9 +190,9 @@ def test_the_quick_answer_comes_first_and_the_last_one_says_so(responder, networ
 
 def test_the_next_click_uses_the_closer_look_of_the_last_one(responder, network, source) -> None:
     """Nothing is embedded again while the object fits."""
-    *_, (first, _) = responder.respond(Asked((Click((200, 200)),)), source)
+    *_, (first, _) = responder.predict(Asked((Click((200, 200)),)), source)
     clicks = (Click((200, 200)), Click((203, 200)))
-    answers = list(responder.respond(Asked(clicks, first), source))
+    answers = list(responder.predict(Asked(clicks, first), source))
     assert [final for _, final in answers] == [False, True]
     assert network.encoded == 2
 
@@ -200,8 +200,8 @@ def test_the_next_click_uses_the_closer_look_of_the_last_one(responder, network,
 def test_another_object_on_the_plane_has_a_closer_look_of_its_own(responder, network, source) -> None:
     """Looks are kept for each object and plane."""
     for number, place in ((1, 100), (2, 300)):
-        *_, (answer, _) = responder.respond(Asked((Click((place, place)),), None, number), source)
-        list(responder.respond(Asked((Click((place, place)),), answer, number), source))
+        *_, (answer, _) = responder.predict(Asked((Click((place, place)),), None, number), source)
+        list(responder.predict(Asked((Click((place, place)),), answer, number), source))
     assert network.encoded == 3
 
 
@@ -209,13 +209,13 @@ def test_the_previous_mask_is_fed_back_also_a_drawn_one(responder, network, sour
     """A mask by hand enters as one of the network's own does."""
     mask = np.zeros((400, 400), bool)
     mask[150:250, 150:250] = True
-    list(responder.respond(Asked((Click((200, 200)),), Answer.from_mask(mask)), source))
+    list(responder.predict(Asked((Click((200, 200)),), SoftMask.from_mask(mask)), source))
     assert network.priors[0] == 1.0
 
 
 def test_a_trial_has_the_quick_answer_only(responder, network, source) -> None:
     """A stroke under way and a hovering mouse come too often for more."""
-    answers = list(responder.respond(Asked((Click((200, 200)),), ticket=0), source))
+    answers = list(responder.predict(Asked((Click((200, 200)),), ticket=0), source))
     assert [final for _, final in answers] == [True]
     assert network.encoded == 1
 
@@ -229,16 +229,18 @@ def test_an_embedding_that_nobody_wants_stops_in_the_middle(responder, network, 
 
 def test_no_answer_follows_once_something_newer_came(responder, network, source) -> None:
     """Neither between two answers nor in the middle of one."""
-    newer = []
-    answers = responder.respond(Asked((Click((200, 200)),)), source, lambda: bool(newer))
+    cancelled = []
+    answers = responder.predict(Asked((Click((200, 200)),)), source, lambda: bool(cancelled))
     next(answers)
-    newer.append(True)
+    cancelled.append(True)
     assert list(answers) == []
-    assert list(responder.respond(Asked((Click((200, 200)),)), source, lambda: True)) == []
+    assert list(responder.predict(Asked((Click((200, 200)),)), source, lambda: True)) == []
     assert network.encoded == 1
 
 
-def walk_of(pixels: np.ndarray, *, read: list[int] | None = None) -> tuple[Walk, list[PlaneSource]]:
+def walk_of(
+    pixels: np.ndarray, *, read: list[int] | None = None
+) -> tuple[PropagationRequest, list[PlaneSource]]:
     """From the middle one of some planes, where the object is a square in the middle."""
     planes = tuple(Plane((z, None, None)) for z in range(len(pixels)))
 
@@ -253,21 +255,21 @@ def walk_of(pixels: np.ndarray, *, read: list[int] | None = None) -> tuple[Walk,
 
     mask = np.zeros(pixels.shape[1:], bool)
     mask[90:110, 90:110] = True
-    anchor = {planes[len(pixels) // 2]: Answer.from_mask(mask)}
-    return Walk(planes, {7: anchor}), [source(z) for z in range(len(pixels))]
+    anchor = {planes[len(pixels) // 2]: SoftMask.from_mask(mask)}
+    return PropagationRequest(planes, {7: anchor}), [source(z) for z in range(len(pixels))]
 
 
 def test_an_object_is_carried_through_planes_that_are_read_once(network) -> None:
     """Embeddings are kept: the second time nothing is embedded and the answers are the same."""
-    responder = Responder(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    responder = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
     read: list[int] = []
     walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8), read=read)
-    found = list(responder.carry(walk, sources))
+    found = list(responder.propagate(walk, sources))
     assert [(number, item.plane.position) for number, item in found] == [(7, 1), (7, 0), (7, 3), (7, 4)]
     assert all(item.answer.mask[100, 100] for _, item in found)
     assert sorted(read) == [0, 1, 2, 2, 3, 4]  # the anchor is where both ways begin
     encoded = network.encoded
-    again = list(responder.carry(walk, sources))
+    again = list(responder.propagate(walk, sources))
     assert [item.confidence for _, item in again] == [item.confidence for _, item in found]
     assert network.encoded == encoded == 4
 
@@ -276,7 +278,7 @@ def test_a_seed_is_answered_first_and_then_carried(responder) -> None:
     """Its own plane comes with confidence 1."""
     walk, sources = walk_of(np.full((3, 200, 200), 90, np.uint8))
     seeds = {4: (walk.planes[1], Click((60, 60))), 5: (walk.planes[1], Click((140, 140)))}
-    found = list(responder.carry(Walk(walk.planes, seeds=seeds), sources))
+    found = list(responder.propagate(PropagationRequest(walk.planes, seeds=seeds), sources))
     assert [(number, item.plane.position) for number, item in found[:2]] == [(4, 1), (5, 1)]
     assert found[0][1].confidence == 1.0
     assert {number for number, _ in found[2:]} == {4, 5}
@@ -287,18 +289,25 @@ def test_shapes_are_mixed_without_the_network(responder, network) -> None:
     walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
     square = next(iter(walk.anchors[7].values()))
     ends = {walk.planes[0]: square, walk.planes[4]: square}
-    found = list(responder.carry(Walk(walk.planes, {7: ends}, shapes=True), sources))
+    found = list(responder.propagate(PropagationRequest(walk.planes, {7: ends}, shapes=True), sources))
     assert [(item.plane.position, item.confidence) for _, item in found] == [(1, 1.0), (2, 1.0), (3, 1.0)]
     assert network.encoded == 0
-    assert list(responder.carry(Walk(walk.planes, {7: ends}, shapes=True), sources, lambda: True)) == []
+    assert (
+        list(
+            responder.propagate(
+                PropagationRequest(walk.planes, {7: ends}, shapes=True), sources, lambda: True
+            )
+        )
+        == []
+    )
 
 
 def test_a_walk_that_nobody_wants_stops_in_the_middle_of_the_network(network) -> None:
     """What has come so far stays with who asked."""
-    responder = Responder(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    responder = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
     walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
     found = []
-    for item in responder.carry(walk, sources, lambda: len(found) == 1 and network.encoded > 1):
+    for item in responder.propagate(walk, sources, lambda: len(found) == 1 and network.encoded > 1):
         found.append(item)
     assert len(found) == 1
 
@@ -308,7 +317,7 @@ def test_errors_are_the_predictors_own(responder, source) -> None:
     with pytest.raises(ValueError, match=r"expected an image of shape .*, got \(4,\)"):
         responder.embed(replace(source, read=lambda: np.zeros(4)))
     with pytest.raises(ValueError, match="outside"):
-        list(responder.respond(Asked((Click((900, 900)),)), source))
+        list(responder.predict(Asked((Click((900, 900)),)), source))
 
 
 def test_it_says_what_it_runs(responder) -> None:
@@ -329,7 +338,7 @@ def test_closing_forgets_and_restarting_is_nothing(responder, network, source) -
 
 def test_the_default_model_is_loaded_by_name() -> None:
     """Its licence comes from the table of known models."""
-    facts = load_responder("default", "cpu").describe()
+    facts = load_prediction_service("default", "cpu").describe()
     assert facts["model"] == "default"
     assert facts["licence"] == WEIGHTS["default"].licence
 
@@ -347,7 +356,7 @@ def test_a_model_that_is_not_here_is_downloaded_and_told_of(monkeypatch, tmp_pat
         raise Interrupted(f"{done} of {total}")
 
     with pytest.raises(Interrupted, match="1 of 2"):
-        load_responder("segnext-sax1", progress=tired)
+        load_prediction_service("segnext-sax1", progress=tired)
 
 
 def test_importing_this_room_imports_no_torch(run_python) -> None:

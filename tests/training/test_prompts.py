@@ -17,7 +17,7 @@ from napari_lowlat_seg.training.prompts import (
     PromptMix,
     boxes,
     depth,
-    loosely,
+    loose_lasso,
     pick,
     spot,
     stamp,
@@ -178,7 +178,7 @@ def test_a_loose_outline_stays_near_its_object(generator: torch.Generator) -> No
     rows, cols = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
     apart = ((rows - 60.0).square() + (cols - 50.0).square()).sqrt()
     region = (apart <= 12).expand(64, -1, -1)
-    drawn = loosely(region, generator)
+    drawn = loose_lasso(region, generator)
     assert not bool((drawn & (apart > 12 + 16)).any())
     assert float((drawn & region).float().sum() / region.sum()) > 0.95
     assert float((drawn.float().sum((1, 2)) > region.float().sum((1, 2))).float().mean()) > 0.5
@@ -186,7 +186,7 @@ def test_a_loose_outline_stays_near_its_object(generator: torch.Generator) -> No
 
 def test_nothing_is_circled_by_nothing(generator: torch.Generator) -> None:
     """An empty region has no outline, whatever the wobble."""
-    assert not bool(loosely(torch.zeros(64, 64, 64, dtype=torch.bool), generator).any())
+    assert not bool(loose_lasso(torch.zeros(64, 64, 64, dtype=torch.bool), generator).any())
 
 
 def test_a_first_click_lies_in_the_truth(blobs: Tensor, generator: torch.Generator) -> None:

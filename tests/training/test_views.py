@@ -12,8 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.training.pictures import Atlas, Cut, Picture, PictureSet, read_picture, read_sets
-from napari_lowlat_seg.training.views import UPRIGHT, Looks, Views, choose_view, recolour, warp
+from napari_lowlat_seg.training.pictures import (
+    Cut,
+    Picture,
+    PictureSet,
+    PictureStore,
+    read_picture,
+    read_sets,
+)
+from napari_lowlat_seg.training.views import UPRIGHT, ColourAugmentation, Views, choose_view, recolour, warp
 
 STILL = np.eye(2)
 
@@ -33,7 +40,7 @@ def cut(
     one: Picture, target: int, view: tuple[float, float, float], matrix: NDArray[np.float64], size: int
 ) -> Tensor:
     """One view (5, S, S), out of an atlas where another picture comes first."""
-    return Atlas([picture(7, 9), one], "cpu").cut([Cut(1, (target,), view, matrix)], size)[0]
+    return PictureStore([picture(7, 9), one], "cpu").cut([Cut(1, (target,), view, matrix)], size)[0]
 
 
 def write(root: Path, domain: str, name: str, count: int, shape: tuple[int, int] = (40, 50)) -> None:
@@ -218,7 +225,7 @@ def test_recolouring_stays_in_range_and_in_shape(colours: Tensor) -> None:
     before = colours.clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        out = recolour(colours, Looks(), generator)
+        out = recolour(colours, ColourAugmentation(), generator)
         assert out.shape == colours.shape
         assert bool(((out >= 0) & (out <= 255)).all())
     assert torch.equal(colours, before)
@@ -226,7 +233,7 @@ def test_recolouring_stays_in_range_and_in_shape(colours: Tensor) -> None:
 
 def test_a_look_comes_as_often_as_it_is_asked_for(colours: Tensor) -> None:
     """All inverted and nothing else: the picture's complement, but for the blacks that gamma keeps off 0."""
-    nothing = Looks(**dict.fromkeys((one.name for one in fields(Looks)), 0.0))
+    nothing = ColourAugmentation(**dict.fromkeys((one.name for one in fields(ColourAugmentation)), 0.0))
     generator = torch.Generator().manual_seed(0)
     assert torch.allclose(recolour(colours, nothing, generator), colours, atol=0.03)
     out = recolour(colours, replace(nothing, inverted=1.0), generator)
@@ -237,7 +244,7 @@ def test_recolouring_keeps_edges_where_they_are() -> None:
     """A step in the middle stays the steepest place, whatever the look; darker may become brighter."""
     step = torch.full((64, 3, 32, 32), 60.0)
     step[..., 16:] = 190
-    out = recolour(step, Looks(), torch.Generator().manual_seed(0))
+    out = recolour(step, ColourAugmentation(), torch.Generator().manual_seed(0))
     slope = out.mean((1, 2)).diff(dim=-1)  # (64, 31)
     assert float((slope.abs().argmax(-1) == 15).float().mean()) > 0.8
     assert 0.02 < float((slope[:, 15] < 0).float().mean()) < 0.3

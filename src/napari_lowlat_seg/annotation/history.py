@@ -12,7 +12,7 @@ from functools import cached_property
 
 from napari_lowlat_seg.annotation.plane_state import PlaneState, weight
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
 
 LIMIT_BYTES = 256 * 2**20
@@ -36,7 +36,7 @@ class Trace:
         The planes that were answered.
     """
 
-    anchors: Mapping[Plane, Answer]
+    anchors: Mapping[Plane, SoftMask]
     planes: tuple[Plane, ...]
     reached: frozenset[Plane]
 
@@ -104,7 +104,7 @@ class Step:
         return size
 
 
-class OpenStep:
+class Transaction:
     """A step that grows while something runs. What it says is so at once, and is undone as one step.
 
     Parameters
@@ -165,7 +165,7 @@ class OpenStep:
         )
 
 
-class Timeline:
+class UndoStack:
     """Steps done and undone. Over `limit` bytes the oldest steps are forgotten; the newest always stays."""
 
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
@@ -194,14 +194,14 @@ class Timeline:
         self._done.append(step)
         self._forget()
 
-    def back(self) -> Step | None:
+    def undo(self) -> Step | None:
         """Take the newest step back and give it to the caller to undo; None at the beginning."""
         if not self._done:
             return None
         self._undone.append(self._done.pop())
         return self._undone[-1]
 
-    def forth(self) -> Step | None:
+    def redo(self) -> Step | None:
         """The step to redo; None at the end."""
         if not self._undone:
             return None

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.masks import Answer, Finish, Patch, finished
+from napari_lowlat_seg.core.masks import Patch, PostProcessing, SoftMask, postprocess
 from napari_lowlat_seg.core.prompts import Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.core.volume import Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +43,14 @@ class PlaneState:
     """
 
     prompts: tuple[Prompt, ...] = ()
-    answer: Answer | None = None
-    previous: Answer | None = None
-    drawn: Answer | None = None
+    answer: SoftMask | None = None
+    previous: SoftMask | None = None
+    drawn: SoftMask | None = None
     since: int = 0
     answered: bool = True
     ticket: int = 0
     confidence: float | None = None
-    hand: Answer | None = None
+    hand: SoftMask | None = None
 
     @property
     def anchor(self) -> bool:
@@ -59,16 +58,16 @@ class PlaneState:
         return self.answered and self.answer is not None and self.confidence is None
 
     @property
-    def asked(self) -> tuple[Prompt, ...]:
+    def effective_prompts(self) -> tuple[Prompt, ...]:
         """The prompts that the network is asked: of those older than the drawing, what agrees with it."""
         return (*_agreeing(self.prompts[: self.since], self.drawn), *self.prompts[self.since :])
 
     @property
-    def base(self) -> Answer | None:
+    def base(self) -> SoftMask | None:
         """The mask that one more prompt continues from."""
         return self.answer if self.answered else self.previous
 
-    def edited(self, prompts: tuple[Prompt, ...]) -> PlaneState:
+    def with_prompts(self, prompts: tuple[Prompt, ...]) -> PlaneState:
         """This state with other prompts.
 
         Prompts that only add to the old ones continue from the mask that was there. Any other change is
@@ -86,7 +85,7 @@ class PlaneState:
         # Nothing is left to ask beyond what the drawing shows.
         return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
 
-    def painted(self, drawn: Answer, shown: Patch | None) -> PlaneState:
+    def with_drawn_mask(self, drawn: SoftMask, shown: Patch | None) -> PlaneState:
         """This state with a mask drawn by hand over the one shown; later prompts continue from it."""
         parts = [drawn.box, *([] if shown is None else [shown.box])]
         if self.hand is not None:
@@ -103,12 +102,12 @@ class PlaneState:
             previous=drawn,
             drawn=drawn,
             since=len(self.prompts),
-            hand=Answer.from_mask(changed).on(drawn.shape, corner) if changed.any() else None,
+            hand=SoftMask.from_mask(changed).on(drawn.shape, corner) if changed.any() else None,
             answered=True,
             confidence=None,
         )
 
-    def heard(self, answer: Answer) -> PlaneState:
+    def with_prediction(self, answer: SoftMask) -> PlaneState:
         """This state with the network's answer to its prompts, less what a brush has forbidden it."""
         if self.hand is not None and self.drawn is not None:
             box = self.hand.box
@@ -133,34 +132,11 @@ class PlaneState:
         return kept
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What is asked of the network; complete in itself.
-
-    Attributes
-    ----------
-    ticket
-        Which state is asked for; 0 for a trial, whose answer is shown and not kept.
-    object, plane
-        Where the answer belongs.
-    prompts
-        What it must answer, oldest first.
-    previous
-        The mask that they continue from, or None.
-    """
-
-    ticket: int
-    object: int
-    plane: Plane
-    prompts: tuple[Prompt, ...]
-    previous: Answer | None
-
-
-def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, ...]:
+def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt, ...]:
     """The clicks and scribbles that a mask drawn later does not contradict; regions it has answered."""
     if drawn is None or not prompts:
         return tuple(prompts)
-    mask = finished(drawn, Finish())
+    mask = postprocess(drawn, PostProcessing())
     whole = (0, 0, *drawn.shape)
 
     def agrees(prompt: Prompt) -> bool:
@@ -171,7 +147,7 @@ def _agreeing(prompts: Sequence[Prompt], drawn: Answer | None) -> tuple[Prompt, 
     return tuple(prompt for prompt in prompts if agrees(prompt))
 
 
-def _cut(answer: Answer, box: tuple[int, int, int, int]) -> Answer:
+def _cut(answer: SoftMask, box: tuple[int, int, int, int]) -> SoftMask:
     return answer.on((box[2] - box[0], box[3] - box[1]), (-box[0], -box[1]))
 
 

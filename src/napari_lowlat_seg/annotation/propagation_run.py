@@ -1,8 +1,8 @@
 """Objects of a session carried through planes: what is asked, where the answers land, where to look then.
 
     run = Carrying.propagation(session, planes)
-    for number, found in responder.carry(run.walk, sources):
-        run.land(number, found)                # False once the user has done something else
+    for number, found in responder.propagate(run.walk, sources):
+        run.apply(number, found)                # False once the user has done something else
     run.finish()                               # all of it is one step of undo
 
 A plane where a person has spoken is never written to. What was carried before is carried anew only between
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from napari_lowlat_seg.annotation.history import OpenStep, Trace
+from napari_lowlat_seg.annotation.history import Trace, Transaction
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import object_edits
-from napari_lowlat_seg.core.masks import Answer, finished_patch
+from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.propagation.propagate import Carried, affected, doubt
+from napari_lowlat_seg.propagation.propagate import PropagatedMask, affected, doubt
 
 
-class Carrying:
+class PropagationRun:
     """One run. Make one with `propagation`, `interpolation` or `seeds`.
 
     Attributes
@@ -35,13 +35,15 @@ class Carrying:
         What is to be asked.
     """
 
-    def __init__(self, session: Session, step: OpenStep, walk: Walk, *, writes: bool = False) -> None:
+    def __init__(
+        self, session: Session, step: Transaction, walk: PropagationRequest, *, writes: bool = False
+    ) -> None:
         self.walk = walk
         self._session, self._step, self._writes = session, step, writes
         self._reached: set[Plane] = set()
 
     @classmethod
-    def propagation(cls, session: Session, planes: Sequence[Plane]) -> Carrying:
+    def propagation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
         """The object in hand, carried from where a person has shown it through `planes`, in spatial order.
 
         Raises ValueError if it is shown on none of them, and if nothing has changed since the last time.
@@ -58,15 +60,15 @@ class Carrying:
             raise ValueError(
                 "nothing has changed since the object was carried; correct it on a plane, or widen the range"
             )
-        step = session.open_step("propagate", next(iter(anchors)))
+        step = session.open_transaction("propagate", next(iter(anchors)))
         for plane in affected(anchors, planes, changed):
             if session.state(plane).confidence is not None:
                 step.set_state((session.current, plane), PlaneState())
-        walk = Walk(tuple(planes), {session.current: anchors}, changed=changed)
+        walk = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
         return cls(session, step, walk)
 
     @classmethod
-    def interpolation(cls, session: Session, planes: Sequence[Plane]) -> Carrying:
+    def interpolation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
         """The object in hand, its shapes mixed between the planes where a person has shown it; no network.
 
         Raises ValueError if it is shown on less than two of `planes`.
@@ -75,20 +77,22 @@ class Carrying:
         for plane in _anchors(session, planes):
             patch = session.patch(plane)
             if patch is not None and patch.pixels.any():
-                outlines[plane] = Answer.from_mask(patch.pixels).on(session.volume.sides(plane), patch.corner)
+                outlines[plane] = SoftMask.from_mask(patch.pixels).on(
+                    session.volume.sides(plane), patch.corner
+                )
         if len(outlines) < 2:
             raise ValueError(
                 f"interpolation needs the object on two planes of its range, got {len(outlines)}; click on "
                 "it on another plane as well"
             )
-        step = session.open_step("interpolate", next(iter(outlines)))
+        step = session.open_transaction("interpolate", next(iter(outlines)))
         step.set_record(session.current, replace(session.record(session.current), trace=None))
-        return cls(session, step, Walk(tuple(planes), {session.current: outlines}, shapes=True))
+        return cls(session, step, PropagationRequest(tuple(planes), {session.current: outlines}, shapes=True))
 
     @classmethod
     def seeds(
         cls, session: Session, planes: Sequence[Plane], seeds: Sequence[tuple[Plane, Prompt]]
-    ) -> Carrying:
+    ) -> PropagationRun:
         """Every prompt as an object of its own, carried through `planes` and written to the labels at once.
 
         The object in hand is accepted first. Raises ValueError without labels, without a seed and for one
@@ -103,7 +107,9 @@ class Carrying:
         if session.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
         step, numbers = session.open_objects(len(seeds))
-        return cls(session, step, Walk(tuple(planes), seeds=dict(zip(numbers, seeds))), writes=True)
+        return cls(
+            session, step, PropagationRequest(tuple(planes), seeds=dict(zip(numbers, seeds))), writes=True
+        )
 
     @property
     def wanted(self) -> bool:
@@ -115,7 +121,7 @@ class Carrying:
         """How many planes have been answered so far, of all objects."""
         return len(self._reached)
 
-    def land(self, number: int, found: Carried[Answer]) -> bool:
+    def apply(self, number: int, found: PropagatedMask[SoftMask]) -> bool:
         """Take an answer in; False if it is not wanted any more, or if a person has spoken on its plane.
 
         Raises ValueError if the labels' type cannot hold the object's label.
@@ -147,17 +153,17 @@ class Carrying:
             reached = (mark.plane for mark in marks(self._session, self.walk.planes) if not mark.anchor)
             trace = Trace(anchors, self.walk.planes, frozenset(reached))
             self._step.set_record(number, replace(record, trace=trace))
-        self._session.close_step()
+        self._session.close_transaction()
 
     def stop(self) -> None:
         """What is there stays, as one step; what is not there yet is carried the next time."""
         if self._step.open:
-            self._session.close_step()
+            self._session.close_transaction()
 
-    def _write(self, number: int, plane: Plane, answer: Answer) -> None:
+    def _write(self, number: int, plane: Plane, answer: SoftMask) -> None:
         session, record = self._session, self._session.record(number)
         assert session.labels is not None
-        mask = finished_patch(answer, session.finish)
+        mask = postprocess_patch(answer, session.finish)
         edit, whole = object_edits(
             session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
         )
@@ -171,7 +177,7 @@ class Mark(NamedTuple):
     """What a strip along the planes shows of one of them; the confidence of an anchor is None."""
 
     plane: Plane
-    answer: Answer
+    answer: SoftMask
     confidence: float | None
 
     @property
@@ -186,7 +192,7 @@ def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
     return [Mark(plane, state.answer, state.confidence) for plane, state in known if state.answer is not None]
 
 
-def worst_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
+def most_uncertain_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
     """The carried plane where a correction is likely to matter most; None if nothing was carried."""
     doubts = {
         plane: doubt(confidence, answer.pixels)
@@ -203,7 +209,7 @@ def next_anchor(session: Session, planes: Sequence[Plane], here: Plane) -> Plane
     return next(iter(behind or anchors), None)
 
 
-def way_through(volume: Volume, plane: Plane) -> tuple[Plane, ...]:
+def stack_of(volume: Volume, plane: Plane) -> tuple[Plane, ...]:
     """All planes along the axis on which this one lies, itself among them; a 2-D image has one."""
     axes = [axis for axis, position in enumerate(plane.index) if position is not None]
     if not axes:
@@ -211,7 +217,7 @@ def way_through(volume: Volume, plane: Plane) -> tuple[Plane, ...]:
     return tuple(plane.moved(place - plane.position) for place in range(volume.shape[axes[-1]]))
 
 
-def _anchors(session: Session, planes: Iterable[Plane]) -> dict[Plane, Answer]:
+def _anchors(session: Session, planes: Iterable[Plane]) -> dict[Plane, SoftMask]:
     return {
         mark.plane: mark.answer
         for mark in marks(session, planes)
@@ -220,7 +226,7 @@ def _anchors(session: Session, planes: Iterable[Plane]) -> dict[Plane, Answer]:
 
 
 def _changed(
-    session: Session, trace: Trace, anchors: dict[Plane, Answer], planes: Sequence[Plane]
+    session: Session, trace: Trace, anchors: dict[Plane, SoftMask], planes: Sequence[Plane]
 ) -> tuple[Plane, ...]:
     """The planes of a range whose anchor, or whose carried answer, is not what the last run left there."""
     old = set(trace.planes)

@@ -3,7 +3,7 @@
     session = Session(volume, labels=ArrayLabels(labels))
     session.add(plane, Click((120, 88)))
     request = session.request(plane)           # frozen: may travel to another thread or process
-    session.land(request, answer)              # False if the user has moved on meanwhile
+    session.apply(request, answer)              # False if the user has moved on meanwhile
     session.accept()                           # writes the object; the next one can begin
     session.undo()
 
@@ -19,11 +19,19 @@ from itertools import count
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import LIMIT_BYTES, Key, ObjectRecord, OpenStep, Step, Timeline
-from napari_lowlat_seg.annotation.plane_state import PlaneState, Request, edit_title
+from napari_lowlat_seg.annotation.history import LIMIT_BYTES, Key, ObjectRecord, Step, Transaction, UndoStack
+from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, around, found_object, volume_edits
-from napari_lowlat_seg.core.masks import NOWHERE, Answer, Finish, Patch, finished, finished_patch
+from napari_lowlat_seg.core.masks import (
+    NOWHERE,
+    Patch,
+    PostProcessing,
+    SoftMask,
+    postprocess,
+    postprocess_patch,
+)
 from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
 _NOTHING = PlaneState()
@@ -57,16 +65,16 @@ class Session:
         self.volume = volume
         self.labels: LabelStore | None = None
         self.policy = Policy()
-        self.finish = Finish()
+        self.finish = PostProcessing()
         self.semantic = False
-        self.timeline = Timeline(limit)
+        self.timeline = UndoStack(limit)
         self._tickets = count(1)
         self._numbers = count(2)
         self._states: dict[Key, PlaneState] = {}
         self._records = {1: ObjectRecord(1)}
         self._current = 1
         self._highest = 0
-        self._growing: OpenStep | None = None
+        self._growing: Transaction | None = None
         if labels is not None:
             self.use_labels(labels, labels.highest())
 
@@ -94,12 +102,12 @@ class Session:
     def mask(self, plane: Plane) -> np.ndarray | None:
         """The (rows, cols) bool mask of the object in hand, finished; None before the first answer."""
         answer = self.state(plane).answer
-        return None if answer is None else finished(answer, self.finish)
+        return None if answer is None else postprocess(answer, self.finish)
 
     def patch(self, plane: Plane) -> Patch | None:
         """The same mask where it is, for planes that are too large to be looked at whole."""
         answer = self.state(plane).answer
-        return None if answer is None else finished_patch(answer, self.finish)
+        return None if answer is None else postprocess_patch(answer, self.finish)
 
     def prompted(self) -> dict[Plane, tuple[Prompt, ...]]:
         """The prompts of the object in hand, for every plane that has some."""
@@ -129,17 +137,17 @@ class Session:
 
     def add(self, plane: Plane, prompt: Prompt) -> None:
         """Give the object in hand one more prompt."""
-        self.edit(plane, (*self.state(plane).prompts, prompt))
+        self.set_prompts(plane, (*self.state(plane).prompts, prompt))
 
-    def edit(self, plane: Plane, prompts: Sequence[Prompt]) -> bool:
+    def set_prompts(self, plane: Plane, prompts: Sequence[Prompt]) -> bool:
         """Give the object in hand other prompts on a plane, one step of undo; False if they are the same.
 
-        One prompt more continues from the mask that was there, see `PlaneState.edited`.
+        One prompt more continues from the mask that was there, see `PlaneState.with_prompts`.
         """
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
             return False
-        self._change(edit_title(old.prompts, new), plane, old.edited(new))
+        self._change(edit_title(old.prompts, new), plane, old.with_prompts(new))
         return True
 
     def paint(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> None:
@@ -147,8 +155,8 @@ class Session:
 
         `mask` is (rows, cols) bool, the whole plane or a part of it that begins at `corner`.
         """
-        drawn = Answer.from_mask(mask).on(self.volume.sides(plane), corner)
-        self._change("brush", plane, self.state(plane).painted(drawn, self.patch(plane)))
+        drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
+        self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)))
 
     def clear(self) -> bool:
         """Forget all prompts and masks of the object in hand, on all planes; False if there are none.
@@ -216,7 +224,7 @@ class Session:
         changed = ((self._current, record, replace(record, label=label)),)
         self._do(Step(f"label {label}", None, (self._current, self._current), records=changed))
 
-    def reopen(self, plane: Plane, at: tuple[float, float]) -> bool:
+    def edit_object(self, plane: Plane, at: tuple[float, float]) -> bool:
         """Take the object at a pixel of a plane in hand again, with its prompts; False on the background.
 
         The object in hand is accepted first, which may itself change what the pixel carries. A label that
@@ -240,32 +248,32 @@ class Session:
         self._do(self._reopening(plane, (row, col), label))
         return True
 
-    def open_step(self, title: str, plane: Plane | None) -> OpenStep:
-        """Begin a step that grows until `close_step`, or until anything else is done or undone."""
-        self.close_step()
+    def open_transaction(self, title: str, plane: Plane | None) -> Transaction:
+        """Begin a step that grows until `close_transaction`, or until anything else is done or undone."""
+        self.close_transaction()
         here = (self._current, self._current)
-        self._growing = OpenStep(title, plane, here, self._states, self._records)
+        self._growing = Transaction(title, plane, here, self._states, self._records)
         return self._growing
 
-    def open_objects(self, count: int) -> tuple[OpenStep, list[int]]:
+    def open_objects(self, count: int) -> tuple[Transaction, list[int]]:
         """Begin so many objects in one growing step, with the next free labels: the step and their numbers.
 
         The object in hand is accepted first, and there is another one in hand afterwards. Raises ValueError
         as `accept` does.
         """
         self.accept()
-        self.close_step()
+        self.close_transaction()
         numbers = [next(self._numbers) for _ in range(count)]
         first, before, self._current = self.label, self._current, next(self._numbers)
         title = f"{count} objects"
-        step = self._growing = OpenStep(title, None, (before, self._current), self._states, self._records)
+        step = self._growing = Transaction(title, None, (before, self._current), self._states, self._records)
         for place, number in enumerate(numbers):
             step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
             self._highest = max(self._highest, self._records[number].label)
         step.set_record(self._current, ObjectRecord(first if self.semantic else self._highest + 1))
         return step, numbers
 
-    def close_step(self) -> None:
+    def close_transaction(self) -> None:
         """The step that was growing has all it will get."""
         growing, self._growing = self._growing, None
         if growing is not None:
@@ -273,7 +281,7 @@ class Session:
             if not growing.nothing:
                 self.timeline.push(step)
 
-    def stroke(self, edits: Iterable[LabelEdit]) -> None:
+    def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
         """Take note of a brush stroke that has changed the labels already."""
         edits = tuple(edits)
         if edits:
@@ -286,7 +294,7 @@ class Session:
 
         Objects in the old ones cannot be reopened while these are in use.
         """
-        self.close_step()
+        self.close_transaction()
         self.labels = labels
         self._highest = highest
         if not self.semantic and not self.finished_object:
@@ -294,8 +302,8 @@ class Session:
 
     def undo(self) -> Step | None:
         """Take back the newest step and say which it was; None at the beginning."""
-        self.close_step()
-        step = self.timeline.back()
+        self.close_transaction()
+        step = self.timeline.undo()
         if step is not None:
             self._write(step, [edit.reversed() for edit in reversed(step.edits)])
             self._states.update({key: before for key, before, _ in step.states})
@@ -305,8 +313,8 @@ class Session:
 
     def redo(self) -> Step | None:
         """Do the step again that was undone last and say which it was; None at the end."""
-        self.close_step()
-        step = self.timeline.forth()
+        self.close_transaction()
+        step = self.timeline.redo()
         if step is not None:
             self._write(step, step.edits)
             self._apply(step)
@@ -319,20 +327,20 @@ class Session:
         state = self.state(plane)
         if state.answered:
             return None
-        return Request(state.ticket, self._current, plane, state.asked, state.previous)
+        return Request(state.ticket, self._current, plane, state.effective_prompts, state.previous)
 
-    def trial(self, plane: Plane, prompts: Sequence[Prompt]) -> Request:
+    def preview_request(self, plane: Plane, prompts: Sequence[Prompt]) -> Request:
         """What to ask while a stroke is under way or the mouse hovers: `prompts` on top of those given."""
         state = self.state(plane)
-        return Request(0, self._current, plane, (*state.asked, *prompts), state.base)
+        return Request(0, self._current, plane, (*state.effective_prompts, *prompts), state.base)
 
-    def land(self, request: Request, answer: Answer) -> bool:
+    def apply(self, request: Request, answer: SoftMask) -> bool:
         """Take an answer in; False if it is stale or a trial's, and nothing has changed."""
         key = (request.object, request.plane)
         old = self._states.get(key, _NOTHING)
         if request.ticket == 0 or old.ticket != request.ticket:
             return False
-        self._states[key] = old.heard(answer)
+        self._states[key] = old.with_prediction(answer)
         self.timeline.replace(old, self._states[key])
         return True
 
@@ -349,7 +357,7 @@ class Session:
         self._do(Step(title, plane, here, (self._changed(plane, state),)))
 
     def _do(self, step: Step) -> None:
-        self.close_step()
+        self.close_transaction()
         self._apply(step)
         self.timeline.push(step)
 
@@ -383,7 +391,7 @@ class Session:
         box = around(self.labels, plane, at, sides, label)
         written, mask = found_object(self.labels, plane, box, label)
         number = next(self._numbers)
-        drawn = Answer.from_mask(mask).on(sides, box[:2])
+        drawn = SoftMask.from_mask(mask).on(sides, box[:2])
         state = PlaneState((), drawn, drawn, drawn, 0, True, next(self._tickets))
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
         states = (((number, plane), _NOTHING, state),)

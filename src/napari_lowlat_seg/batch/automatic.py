@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.embed import the_predictor, the_volume
+from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
-from napari_lowlat_seg.batch.mask_generator import DEFAULT, Rules, everything
+from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, everything
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     check_labels_path,
@@ -62,13 +62,13 @@ class EverythingJob:
     device: str
     channel: int | None
     window: tuple[float, float] | None
-    rules: Rules
+    rules: MaskGeneratorSettings
     planes: tuple[Plane, ...]
 
 
 def look_at(job: EverythingJob) -> list[tuple[Plane, Path]]:
     """The files of the job's planes; those that are there already are not made again."""
-    predictor = the_predictor(job.model, job.device)
+    predictor = cached_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
     done = []
     for plane in job.planes:
@@ -91,7 +91,7 @@ def run_everything(
     image: Path,
     output: Path,
     *,
-    rules: Rules = DEFAULT,
+    rules: MaskGeneratorSettings = DEFAULT,
     model: str = "default",
     device: str = "auto",
     axis: int | None = None,

@@ -78,7 +78,7 @@ def run_job(job: EmbedJob) -> tuple[int, int]:
 
     Raises OSError if the folder lacks an embedding afterwards: a full disk must not pass for success.
     """
-    predictor = the_predictor(job.model, job.device)
+    predictor = cached_predictor(job.model, job.device)
     volume = replace(as_shown(the_volume(job.image, job.channel), job.image), window=job.window)
     cache = EmbeddingCache(0, 0, job.folder, None, predictor.runtime.device)
     made = 0
@@ -155,7 +155,7 @@ def _bar(total: int) -> Any:
 
 
 @lru_cache(maxsize=1)
-def the_predictor(model: str, device: str) -> Predictor:
+def cached_predictor(model: str, device: str) -> Predictor:
     """`load_predictor`, once in a worker's life."""
     return load_predictor(model, device=device)
 

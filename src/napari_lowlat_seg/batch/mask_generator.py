@@ -17,7 +17,7 @@ from scipy.ndimage import label
 
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.tiles import Region
+from napari_lowlat_seg.core.tiles import Tile
 
 TOGETHER = 32
 """Clicks that the network is asked at once, at most."""
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Rules:
+class MaskGeneratorSettings:
     """Which answers are kept.
 
     Attributes
@@ -80,11 +80,11 @@ class Rules:
             raise ValueError(f"stability is an IoU from 0 to 1; got {self.stability}")
 
 
-DEFAULT = Rules()
+DEFAULT = MaskGeneratorSettings()
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class MaskProposal:
     """An answer that was kept: where its box begins, its mask there, and how good it seems, 0 to 1."""
 
     corner: tuple[int, int]
@@ -96,7 +96,7 @@ class Found:
         """Pixels."""
         return int(np.count_nonzero(self.mask))
 
-    def iou(self, other: Found) -> float:
+    def iou(self, other: MaskProposal) -> float:
         """Intersection over union; 0 where the boxes do not meet."""
         low = np.maximum(self.corner, other.corner)
         high = np.minimum(np.add(self.corner, self.mask.shape), np.add(other.corner, other.mask.shape))
@@ -115,7 +115,7 @@ def everything(
     image: np.ndarray,
     window: tuple[float, float] | None = None,
     spacing: tuple[float, float] = (1.0, 1.0),
-    rules: Rules = DEFAULT,
+    rules: MaskGeneratorSettings = DEFAULT,
 ) -> np.ndarray:
     """Labels of all that is found in a picture: (rows, cols) uint32, 0 for nothing, 1 the best answer.
 
@@ -138,27 +138,27 @@ def everything(
     rows, cols = image.shape[:2]
     if rows * cols > PIXELS:
         raise ValueError(f"everything is looked for in planes of up to {PIXELS} pixels; got {rows} x {cols}")
-    kept: list[Found] = []
+    kept: list[MaskProposal] = []
     for region in looks(rows, cols):
         seen = image[region.top : region.top + region.rows, region.left : region.left + region.cols]
         kept += _in_tile(predictor, seen, window, spacing, region, (rows, cols), rules)
     return laid_down(distinct(kept, rules.same), (rows, cols), rules.own)
 
 
-def looks(rows: int, cols: int) -> list[Region]:
+def looks(rows: int, cols: int) -> list[Tile]:
     """The whole plane; of a large one also its tiles, all of one size, row by row.
 
     >>> [(r.top, r.left, r.rows, r.cols) for r in looks(1024, 1500)]
     [(0, 0, 1024, 1500), (0, 0, 1024, 1024), (0, 476, 1024, 1024)]
     """
-    whole = Region(0, 0, rows, cols)
+    whole = Tile(0, 0, rows, cols)
     if max(rows, cols) <= TILE:
         return [whole]
     downs, acrosses = (
         [min(start, max(n - TILE, 0)) for start in range(0, max(n - TILE, 0) + SHIFT, SHIFT)]
         for n in (rows, cols)
     )
-    tiles = [Region(top, left, min(rows, TILE), min(cols, TILE)) for top in downs for left in acrosses]
+    tiles = [Tile(top, left, min(rows, TILE), min(cols, TILE)) for top in downs for left in acrosses]
     return [whole, *dict.fromkeys(tiles)]
 
 
@@ -181,10 +181,10 @@ def _in_tile(
     seen: np.ndarray,
     window: tuple[float, float] | None,
     spacing: tuple[float, float],
-    region: Region,
+    region: Tile,
     plane: tuple[int, int],
-    rules: Rules,
-) -> Iterator[Found]:
+    rules: MaskGeneratorSettings,
+) -> Iterator[MaskProposal]:
     embedding = predictor.embed(seen, window, spacing)
     clicks = grid_of_clicks((region.rows, region.cols), rules.grid, spacing)
     step = max(1, min(TOGETHER, PIXELS // (region.rows * region.cols)))
@@ -195,10 +195,10 @@ def _in_tile(
             found = judged(click, answer.probability, answer.quality, rules)
             if found is not None and not _cut_off(found, region, plane):
                 (top, left) = found.corner
-                yield Found((top + region.top, left + region.left), found.mask, found.score)
+                yield MaskProposal((top + region.top, left + region.left), found.mask, found.score)
 
 
-def _cut_off(found: Found, region: Region, plane: tuple[int, int]) -> bool:
+def _cut_off(found: MaskProposal, region: Tile, plane: tuple[int, int]) -> bool:
     """Whether a mask touches a side of its tile that is not a side of the plane."""
     (top, left), (rows, cols) = found.corner, found.mask.shape
     touches = (top == 0, left == 0, top + rows == region.rows, left + cols == region.cols)
@@ -211,7 +211,9 @@ def _cut_off(found: Found, region: Region, plane: tuple[int, int]) -> bool:
     return any(touch and inside for touch, inside in zip(touches, inner, strict=True))
 
 
-def judged(click: Click, probability: np.ndarray, quality: float | None, rules: Rules) -> Found | None:
+def judged(
+    click: Click, probability: np.ndarray, quality: float | None, rules: MaskGeneratorSettings
+) -> MaskProposal | None:
     """The part of an answer that its click is in, if it is worth keeping."""
     row, col = (round(x) for x in click.at)
     mask = probability > THRESHOLD
@@ -230,19 +232,19 @@ def judged(click: Click, probability: np.ndarray, quality: float | None, rules: 
     score = stability * (float(probability[part].mean()) if quality is None else quality)
     rows, cols = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
-    return Found((int(rows[0]), int(cols[0])), box, score)
+    return MaskProposal((int(rows[0]), int(cols[0])), box, score)
 
 
-def distinct(found: Sequence[Found], same: float) -> list[Found]:
+def distinct(found: Sequence[MaskProposal], same: float) -> list[MaskProposal]:
     """The best of each group that shows the same, best first; of equally good ones the earlier."""
-    kept: list[Found] = []
+    kept: list[MaskProposal] = []
     for one in sorted(found, key=lambda one: -one.score):
         if all(one.iou(better) <= same for better in kept):
             kept.append(one)
     return kept
 
 
-def laid_down(found: Sequence[Found], shape: tuple[int, int], own: float) -> np.ndarray:
+def laid_down(found: Sequence[MaskProposal], shape: tuple[int, int], own: float) -> np.ndarray:
     """Labels (rows, cols) uint32 from 1: each keeps what none before it has, if that is enough of it."""
     labels = np.zeros(shape, np.uint32)
     count = 0

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.embed import the_predictor, the_volume
+from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import Region, cut, region_of
+from napari_lowlat_seg.core.tiles import Tile, cut, region_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     check_labels_path,
@@ -66,7 +66,7 @@ class SeedJob:
     model: str
     device: str
     axis: int
-    region: Region
+    region: Tile
     seeds: tuple[tuple[int, tuple[float, ...]], ...]
 
 
@@ -76,7 +76,7 @@ Done = tuple[list[Part], list[tuple[int, Spot]]]
 
 def run_seed_job(job: SeedJob) -> Done:
     """All that the seeds of a job reach, each mask cut to its bounding box."""
-    predictor = the_predictor(job.model, job.device)
+    predictor = cached_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
     planes = volume.planes(job.axis)
     part = cut(volume, job.region, planes[0])
@@ -96,7 +96,7 @@ def run_seed_job(job: SeedJob) -> Done:
 
 def run_consensus_job(job: SeedJob) -> Done:
     """What the three axes agree on for the seeds of a job, and where they do not."""
-    predictor = the_predictor(job.model, job.device)
+    predictor = cached_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
     parts: list[Part] = []
     spots: list[tuple[int, Spot]] = []
@@ -227,16 +227,16 @@ def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:
 
 def _by_region(
     seeds: Sequence[tuple[float, ...]], volume: Volume, axis: int
-) -> dict[Region, list[tuple[int, tuple[float, ...]]]]:
+) -> dict[Tile, list[tuple[int, tuple[float, ...]]]]:
     row, col = volume.planes(axis)[0].axes
-    groups: dict[Region, list[tuple[int, tuple[float, ...]]]] = {}
+    groups: dict[Tile, list[tuple[int, tuple[float, ...]]]] = {}
     for number, point in enumerate(seeds, start=1):
         region = region_of((volume.shape[row], volume.shape[col]), [Click((point[row], point[col]))])
         groups.setdefault(region, []).append((number, point))
     return groups
 
 
-def _boxed(number: int, plane: Plane, mask: np.ndarray, region: Region) -> Part:
+def _boxed(number: int, plane: Plane, mask: np.ndarray, region: Tile) -> Part:
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return number, plane, region.corner, np.zeros((0, 0), bool)

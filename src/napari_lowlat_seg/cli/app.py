@@ -259,13 +259,13 @@ def everything(
 ) -> None:
     """Label everything in VOLUME, without prompts: a grid of clicks on each plane, linked plane to plane."""
     from napari_lowlat_seg.batch.automatic import run_everything
-    from napari_lowlat_seg.batch.mask_generator import Rules
+    from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 
     with extras():
         done = run_everything(
             image,
             output,
-            rules=Rules(grid=grid, stability=stability, least_area=min_area),
+            rules=MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area),
             model=model,
             device=device,
             axis=axis,

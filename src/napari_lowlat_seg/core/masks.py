@@ -21,7 +21,7 @@ LEVELS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class SoftMask:
     """The probability of an object on one plane.
 
     Attributes
@@ -45,19 +45,19 @@ class Answer:
     drawn: bool = False
 
     @classmethod
-    def of(cls, probability: np.ndarray, quality: float | None = None) -> Answer:
+    def of(cls, probability: np.ndarray, quality: float | None = None) -> SoftMask:
         """The answer for (rows, cols) probabilities in [0, 1]; below half a percent counts as 0."""
         steps = np.ceil(np.float32(LEVELS) * probability).astype(np.uint8)
         steps[steps == 1] = 0  # a sigmoid never quite reaches 0
         return cls._packed(steps, quality, drawn=False)
 
     @classmethod
-    def from_mask(cls, mask: np.ndarray) -> Answer:
+    def from_mask(cls, mask: np.ndarray) -> SoftMask:
         """The answer of a person who drew this (rows, cols) bool mask."""
         return cls._packed(np.where(mask, np.uint8(LEVELS), np.uint8(0)), None, drawn=True)
 
     @classmethod
-    def _packed(cls, steps: np.ndarray, quality: float | None, drawn: bool) -> Answer:
+    def _packed(cls, steps: np.ndarray, quality: float | None, drawn: bool) -> SoftMask:
         box = bounds(steps)
         packed = zlib.compress(steps[inside(box)].tobytes(), 1)
         return cls((steps.shape[0], steps.shape[1]), box, packed, quality, drawn)
@@ -88,11 +88,11 @@ class Answer:
         """How many there are in `mask`."""
         return int(np.count_nonzero(self.above(THRESHOLD)))
 
-    def redrawn(self, probability: np.ndarray) -> Answer:
+    def redrawn(self, probability: np.ndarray) -> SoftMask:
         """This answer with another probability, (rows, cols) in [0, 1]."""
-        return Answer.of(probability, self.quality)
+        return SoftMask.of(probability, self.quality)
 
-    def on(self, shape: tuple[int, int], corner: tuple[int, int]) -> Answer:
+    def on(self, shape: tuple[int, int], corner: tuple[int, int]) -> SoftMask:
         """The same answer on a plane of another shape, its first pixel at a corner; what lies beside is cut.
 
         A tile's answer goes to its plane with the tile's corner, and back with the corner negated.
@@ -109,7 +109,7 @@ class Answer:
         steps = self._steps[kept[0] - moved[0] : kept[2] - moved[0], kept[1] - moved[1] : kept[3] - moved[1]]
         return self._placed(shape, kept[:2], steps)
 
-    def laid_over(self, before: Answer | None, box: tuple[int, int, int, int]) -> Answer:
+    def laid_over(self, before: SoftMask | None, box: tuple[int, int, int, int]) -> SoftMask:
         """This answer inside a box of the plane, and outside of it the one before."""
         if before is None or _within(before.box, box):
             return self
@@ -126,7 +126,7 @@ class Answer:
             np.maximum(steps, inner, out=steps)
         return self._placed(self.shape, (top, left), steps)
 
-    def _placed(self, shape: tuple[int, int], corner: tuple[int, int], steps: np.ndarray) -> Answer:
+    def _placed(self, shape: tuple[int, int], corner: tuple[int, int], steps: np.ndarray) -> SoftMask:
         part = self._packed(steps, self.quality, self.drawn)
         return replace(part, shape=shape).on(shape, corner)
 
@@ -145,7 +145,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Finish:
+class PostProcessing:
     """What is done to a probability before it is shown and written.
 
     Attributes
@@ -177,9 +177,9 @@ class Finish:
             raise ValueError(f"smoothing must be from 0 to 50 pixels, got {self.smooth}")
 
 
-def finished(answer: Answer, finish: Finish) -> np.ndarray:
+def postprocess(answer: SoftMask, finish: PostProcessing) -> np.ndarray:
     """The (rows, cols) bool mask of an answer; one drawn by hand is taken as it is. Does not mutate."""
-    return finished_patch(answer, finish).on(answer.shape)
+    return postprocess_patch(answer, finish).on(answer.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +217,8 @@ NOWHERE = Patch((0, 0), np.zeros((0, 0), np.bool_))
 """The mask of an object that is not on a plane."""
 
 
-def finished_patch(answer: Answer, finish: Finish) -> Patch:
-    """The bool mask of an answer where it is, as `finished` has it, with a pixel of background around it."""
+def postprocess_patch(answer: SoftMask, finish: PostProcessing) -> Patch:
+    """The bool mask of an answer where it is, with a pixel of background around it."""
     plain = answer.above(THRESHOLD if answer.drawn else finish.threshold)
     if not plain.any():
         return NOWHERE

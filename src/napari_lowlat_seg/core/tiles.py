@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
+from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import ArrayLike, Plane, Volume
 
 LARGE = 4096
@@ -39,7 +39,7 @@ TILING = Tiling()
 
 
 @dataclass(frozen=True)
-class Region:
+class Tile:
     """A rectangle of every plane: first row and column, then how many."""
 
     top: int
@@ -59,8 +59,8 @@ class Region:
 
 
 def region_of(
-    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: Region | None = None
-) -> Region:
+    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: Tile | None = None
+) -> Tile:
     """Where to look for the object of these prompts, in planes of this shape.
 
     The tile whose core holds the middle of the prompts, so that prompts near each other share a tile and its
@@ -68,7 +68,7 @@ def region_of(
     is in use, `now`, stays in use while half a halo is left around the prompts.
     """
     if max(shape) <= tiling.large:
-        return Region(0, 0, *shape)
+        return Tile(0, 0, *shape)
     bounds = np.array([prompt.bounds() for prompt in prompts])
     low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
     if now is not None:
@@ -78,7 +78,7 @@ def region_of(
         if (low >= np.array(least) - 0.5).all() and (high <= np.array(most) - 0.5).all():
             return now
     spans = [_span(float(a), float(b), n, tiling) for a, b, n in zip(low, high, shape)]
-    return Region(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+    return Tile(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
 def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, in
     return first, last - first
 
 
-def cut(volume: Volume, region: Region, plane: Plane) -> Volume:
+def cut(volume: Volume, region: Tile, plane: Plane) -> Volume:
     """The volume that shows only a region of each plane parallel to `plane`. Nothing is read yet."""
     row, col = plane.axes
     spatial: list[slice] = [slice(0, n) for n in volume.shape]
@@ -129,7 +129,7 @@ def _moved(key: int | slice, part: slice) -> int | slice:
     return int(part.start) + int(key)
 
 
-def moved(prompt: Prompt, region: Region) -> Prompt:
+def moved(prompt: Prompt, region: Tile) -> Prompt:
     """A prompt in the pixels of a region; a mask is cut to it."""
     top, left = region.corner
     if isinstance(prompt, Mask):
@@ -144,7 +144,7 @@ def moved(prompt: Prompt, region: Region) -> Prompt:
     return replace(prompt, points=_shifted(prompt.points, region))
 
 
-def within(request: Request, region: Region) -> Request:
+def within(request: Request, region: Tile) -> Request:
     """A request in the pixels of a region; its answer belongs `Answer.on` the plane at the same corner."""
     previous = request.previous
     if previous is not None:
@@ -153,5 +153,5 @@ def within(request: Request, region: Region) -> Request:
     return replace(request, prompts=prompts, previous=previous)
 
 
-def _shifted(points: Sequence[tuple[float, float]], region: Region) -> tuple[tuple[float, float], ...]:
+def _shifted(points: Sequence[tuple[float, float]], region: Tile) -> tuple[tuple[float, float], ...]:
     return tuple((row - region.top, col - region.left) for row, col in points)

@@ -24,7 +24,7 @@ from skimage.morphology import skeletonize
 from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Prompt, Scribble
 
 
-class Answer(Protocol):
+class SoftMask(Protocol):
     """What a predictor returns: anything with a boolean mask of the truth's shape."""
 
     @property
@@ -45,7 +45,7 @@ class Annotation:
 
 
 def annotate(
-    predict: Callable[[tuple[Prompt, ...], Answer | None], Answer],
+    predict: Callable[[tuple[Prompt, ...], SoftMask | None], SoftMask],
     truth: np.ndarray,
     *,
     first: Prompt | None = None,
@@ -73,7 +73,7 @@ def annotate(
         )
     prompts: tuple[Prompt, ...] = ()
     ious: list[float] = []
-    answer: Answer | None = None
+    answer: SoftMask | None = None
     mask = np.zeros(truth.shape, bool)
     while len(prompts) < max_clicks:
         prompt = (

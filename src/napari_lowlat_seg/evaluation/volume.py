@@ -24,7 +24,7 @@ from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_pr
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.propagate import (
-    Carried,
+    PropagatedMask,
     affected,
     embed_plane,
     gray,
@@ -107,7 +107,7 @@ class Propagation(Method):
 
     def __init__(self, flagged: bool = False) -> None:
         self._flagged = flagged
-        self._carried: dict[Plane, Carried[Prediction]] = {}
+        self._carried: dict[Plane, PropagatedMask[Prediction]] = {}
 
     def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
         new = None if changed is None else [changed]

@@ -14,7 +14,7 @@ from napari.settings import get_plugin_settings
 from napari.utils.notifications import show_warning
 
 from napari_lowlat_seg.core.labels import Policy
-from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import embeddings_folder
 from napari_lowlat_seg.plugin.keys import ACTIONS, KeyTable
 
@@ -39,13 +39,13 @@ def remember(group: str, **values: object) -> None:
             setattr(stored, name, value)
 
 
-def stored_finish() -> Finish:
+def stored_finish() -> PostProcessing:
     """How masks were finished last."""
     stored = settings().finish
-    return Finish(stored.threshold, stored.smooth, stored.fill_holes, stored.largest)
+    return PostProcessing(stored.threshold, stored.smooth, stored.fill_holes, stored.largest)
 
 
-def remember_finish(finish: Finish) -> None:
+def remember_finish(finish: PostProcessing) -> None:
     """Saves how masks are finished."""
     remember(
         "finish",
@@ -68,7 +68,7 @@ def remember_policy(policy: Policy) -> None:
 
 
 def stored_room() -> dict[str, Any]:
-    """Room for embeddings, as `responder_process.open_responder` takes it."""
+    """Room for embeddings, as `responder_process.open_prediction_service` takes it."""
     stored = settings().embeddings
     return {"cache_bytes": stored.memory * 2**20, "disk_bytes": stored.disk * 2**20}
 

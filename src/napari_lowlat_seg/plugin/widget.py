@@ -1,7 +1,7 @@
 """The dock widget: what to segment, the state in one line, and buttons for what the keys do.
 
-It makes controls, connects them and forwards; what happens is a `Conversation`'s. Each image keeps its own as
-long as it is in the viewer, so that swapping images back brings prompts, masks and undo back.
+It makes controls, connects them and forwards; what happens is an `AnnotationController`'s. Each image keeps
+its own as long as it is in the viewer, so that swapping images back brings prompts, masks and undo back.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.plugin.controller.images import Talks, View
-from napari_lowlat_seg.plugin.controller.scene import Conversation
+from napari_lowlat_seg.plugin.controller.images import ImageControllers, View
+from napari_lowlat_seg.plugin.controller.scene import AnnotationController
 from napari_lowlat_seg.plugin.forms.controls import (
     FOLDERS,
     ON_DISK,
@@ -28,7 +28,7 @@ from napari_lowlat_seg.plugin.forms.controls import (
     Scrolled,
     action_button,
     ask_for_folder,
-    told,
+    described,
 )
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted, importing
@@ -47,7 +47,7 @@ from napari_lowlat_seg.plugin.settings import (
     stored_room,
 )
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.serving.process import open_responder
+from napari_lowlat_seg.serving.process import open_prediction_service
 
 if TYPE_CHECKING:
     import napari
@@ -68,20 +68,20 @@ class LowlatWidget(QWidget):
     worker
         Answers; None makes one.
     converse
-        Makes the conversation about one image; called as `Conversation` is.
+        Makes the conversation about one image; called as `AnnotationController` is.
     """
 
     def __init__(
         self,
         napari_viewer: napari.Viewer,
         worker: Any = None,
-        converse: Callable[..., Any] = Conversation,
+        converse: Callable[..., Any] = AnnotationController,
     ) -> None:
         super().__init__()
         self.viewer = napari_viewer
         self.worker = Worker() if worker is None else worker
         self.keys = stored_keys()
-        self.talks = Talks(
+        self.talks = ImageControllers(
             lambda layer, **view: converse(napari_viewer, layer, self.worker, self.keys, **view)
         )
         self._seen: list[Any] = []
@@ -104,7 +104,7 @@ class LowlatWidget(QWidget):
     def _make_controls(self) -> None:
         self.image = Chooser("Image", "The image that is segmented.")
         self.labels = Chooser("Labels", "Where accepted objects are written: a new layer, or one of yours.")
-        self.state = told(QLabel(), "State", "What is going on, or how long the last answer took.")
+        self.state = described(QLabel(), "State", "What is going on, or how long the last answer took.")
         self.state.setWordWrap(True)
         self.state.setTextFormat(Qt.TextFormat.RichText)
         self.sentence = self._working = ""
@@ -121,12 +121,12 @@ class LowlatWidget(QWidget):
         self.details = DetailsForm(self.model)
         room = settings().embeddings
         self.details.show_embeddings(room.ahead, room.memory, room.disk)
-        self.shortcuts = told(
+        self.shortcuts = described(
             action_button("Shortcuts…", self.show_shortcuts),
             "Shortcuts",
             "All keys; they can be changed there.",
         )
-        self.cancel = told(
+        self.cancel = described(
             action_button("Cancel", self._cancel), "Cancel", "Stop what is running; prompts stay."
         )
         self._follow = QTimer(self)  # napari is still at it when it tells of a new layer
@@ -268,7 +268,7 @@ class LowlatWidget(QWidget):
         keys, texts = self.keys.keys, BUTTONS | VOLUME_BUTTONS
         for name, button in (self.buttons | self.volume.buttons).items():
             button.setText(f"{texts[name]}  [{keys[name]}]" if keys[name] else texts[name])
-            told(button, TITLES[name], f"Key: {keys[name] or 'none'}")
+            described(button, TITLES[name], f"Key: {keys[name] or 'none'}")
         self.polarity.explain(
             f"What the next click or stroke says of what it touches. Key: {keys['toggle_polarity']}"
         )
@@ -341,7 +341,7 @@ class LowlatWidget(QWidget):
 
     def _load(self, wanted: Wanted) -> None:
         model = (wanted.name, wanted.device, wanted.closer_look)
-        self.worker.load(partial(open_responder, *model, **stored_room()))
+        self.worker.load(partial(open_prediction_service, *model, **stored_room()))
         remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
 
     def _started(self, what: str) -> None:

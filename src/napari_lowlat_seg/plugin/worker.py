@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Progress, PropagationRequest
 from napari_lowlat_seg.plugin.progress_bar import Waiting
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.serving.service import Newer, PlaneSource, Progress
-from napari_lowlat_seg.serving.worker_process import ChildEnded, Interrupted
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
 URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")
 """Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""
@@ -86,17 +85,17 @@ TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 class AnyResponder(Protocol):
-    """What a worker needs of a responder; see `responder.Responder`."""
+    """What a worker needs of a responder; see `responder.PredictionService`."""
 
-    def embed(self, source: PlaneSource, newer: Newer = ...) -> float: ...
+    def embed(self, source: PlaneSource, cancelled: Cancelled = ...) -> float: ...
 
-    def respond(
-        self, request: Any, source: PlaneSource, newer: Newer = ...
-    ) -> Iterator[tuple[Answer, bool]]: ...
+    def predict(
+        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
+    ) -> Iterator[tuple[SoftMask, bool]]: ...
 
-    def carry(
-        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = ...
-    ) -> Iterator[tuple[int, Carried[Answer]]]: ...
+    def propagate(
+        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]: ...
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
 
@@ -154,7 +153,7 @@ class Worker(QObject):
         self._wanted: dict[str, Job] = {}
         self._busy: Job | None = None
         self._impatient_of: Job | None = None
-        self._walk: Walk | None = None
+        self._walk: PropagationRequest | None = None
         self._epoch = 0  # what was asked for in an earlier one is not wanted any more
         self._closed = False
         self._ready: set[Hashable] = set()  # identities of planes that were embedded
@@ -186,7 +185,9 @@ class Worker(QObject):
                 self._busy.looked_at = True
             self._want(Job("look", self._epoch, source))
 
-    def carry(self, walk: Walk, sources: Sequence[PlaneSource], what: str = "propagating") -> None:
+    def propagate(
+        self, walk: PropagationRequest, sources: Sequence[PlaneSource], what: str = "propagating"
+    ) -> None:
         """Carries objects through planes, whose sources these are, until something else is asked."""
         self.stop_carrying()
         with self._wake:
@@ -252,7 +253,7 @@ class Worker(QObject):
         with self._wake:
             return any(job.kind != "ahead" for job in (self._busy, *self._wanted.values()) if job is not None)
 
-    def _end_walk(self, walk: Walk | None, whole: bool) -> None:
+    def _end_walk(self, walk: PropagationRequest | None, whole: bool) -> None:
         if walk is not None and walk is self._walk:
             self._walk = None
             self.arrived.emit(walk, whole)
@@ -336,8 +337,8 @@ class Worker(QObject):
             return source.read()
 
         job.begun = time.perf_counter()
-        told = source if job.kind == "ahead" else replace(source, read=read)
-        seconds = self._loaded().embed(told, lambda: self._left(job))
+        described = source if job.kind == "ahead" else replace(source, read=read)
+        seconds = self._loaded().embed(described, lambda: self._left(job))
         self._ready.add(source.identity)
         self._typical = seconds or self._typical
         if seconds or job.kind == "look":
@@ -352,7 +353,7 @@ class Worker(QObject):
                 self._embed(job)
         except Interrupted:
             rest = (job.source, *job.after)
-        except ChildEnded:
+        except WorkerProcessEnded:
             self._ahead_allowed = False  # the next one might end it again, and so on for ever
             raise
         except (ValueError, OSError) as error:  # whoever looks at this plane is told
@@ -369,7 +370,7 @@ class Worker(QObject):
         self._embed(job)
         self._emit(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
-        for answer, final in self._loaded().respond(job.request, job.source, lambda: self._superseded(job)):
+        for answer, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
             seconds = time.perf_counter() - job.asked
             self._emit(job.epoch, self.answered.emit, job.request, answer, final, seconds)
             job.shown = True
@@ -383,7 +384,7 @@ class Worker(QObject):
         self._emit(job.epoch, self.started.emit, job.what)
         whole = False
         try:
-            for number, found in self._loaded().carry(walk, job.sources, left):
+            for number, found in self._loaded().propagate(walk, job.sources, left):
                 self._emit(job.epoch, self.carried.emit, walk, number, found)
             whole = not left()
         finally:
@@ -417,7 +418,7 @@ class Worker(QObject):
             if job.kind == "load":
                 self._wanted.clear()  # nothing of that could be answered
                 self._emit(None, self._end_walk, self._walk, False)
-            elif isinstance(error, ChildEnded):
+            elif isinstance(error, WorkerProcessEnded):
                 self._wanted.setdefault("load", Job("load", self._epoch))
         self._emit(job.epoch, self.failed.emit, sentence(error))
 
@@ -427,9 +428,9 @@ class Worker(QObject):
         if not self._closed:
             self._told.emit((epoch, tell, values))
 
-    def _tell(self, told: tuple[int | None, Callable[..., object], tuple[Any, ...]]) -> None:
+    def _tell(self, described: tuple[int | None, Callable[..., object], tuple[Any, ...]]) -> None:
         """On the main thread: passes it on if it is still wanted."""
-        epoch, tell, values = told
+        epoch, tell, values = described
         if not self._closed and epoch in (None, self._epoch):
             tell(*values)
 

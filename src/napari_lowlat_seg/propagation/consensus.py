@@ -16,7 +16,7 @@ import numpy as np
 from scipy.ndimage import binary_opening, find_objects, label
 
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import Region, cut, region_of
+from napari_lowlat_seg.core.tiles import Tile, cut, region_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.many_objects import object_anchors, propagate_many
 from napari_lowlat_seg.propagation.propagate import Engine
@@ -158,7 +158,7 @@ def carried_along(
     """
     planes = volume.planes(axis)
     row, col = planes[0].axes
-    groups: dict[Region, dict[int, Sequence[Point]]] = {}
+    groups: dict[Tile, dict[int, Sequence[Point]]] = {}
     for number, points in objects.items():
         clicks = [Click((point[row], point[col])) for point in points]
         groups.setdefault(region_of(volume.sides(planes[0]), clicks), {})[number] = points
@@ -178,7 +178,7 @@ def carried_along(
     return {number: _joined(some) for number, some in found.items() if some}
 
 
-def _piece(plane: Plane, mask: np.ndarray, region: Region) -> Solid:
+def _piece(plane: Plane, mask: np.ndarray, region: Tile) -> Solid:
     """One plane of an answer, cut to its box; empty if the answer is."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:

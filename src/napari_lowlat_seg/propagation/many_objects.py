@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Pictures, Plane, Volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.propagate import (
     LEAST_OVERLAP,
     A,
-    Carried,
     Engine,
+    PropagatedMask,
     embed_plane,
-    journey,
     overlap,
     propagate,
+    propagate_stepwise,
 )
 
 
@@ -99,7 +99,7 @@ def propagate_many(
     embed: Callable[[Plane], Any] | None = None,
     least_overlap: float = LEAST_OVERLAP,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[int, Carried[A]]]:
+) -> Iterator[tuple[int, PropagatedMask[A]]]:
     """(object, carried) for each object and plane, as `propagate` would carry each alone.
 
     All objects advance together, up and down the planes like a lift, so that an embedding is made once per
@@ -108,7 +108,7 @@ def propagate_many(
     """
     lift = _Lift(embed or (lambda plane: embed_plane(predictor, volume, plane)))
     journeys = {
-        number: journey(
+        number: propagate_stepwise(
             predictor,
             volume,
             anchors,
@@ -119,12 +119,12 @@ def propagate_many(
         )
         for number, anchors in objects.items()
     }
-    return _ride(journeys, {plane: place for place, plane in enumerate(planes)})
+    return _sweep(journeys, {plane: place for place, plane in enumerate(planes)})
 
 
-def _ride(
-    journeys: dict[int, Iterator[Plane | Carried[Any]]], places: dict[Plane, int]
-) -> Iterator[tuple[int, Carried[Any]]]:
+def _sweep(
+    journeys: dict[int, Iterator[Plane | PropagatedMask[Any]]], places: dict[Plane, int]
+) -> Iterator[tuple[int, PropagatedMask[Any]]]:
     """Serve whoever waits at the nearest plane ahead; turn round where nobody waits ahead."""
     waiting: dict[int, int] = {}
     for number, steps in journeys.items():
@@ -142,10 +142,10 @@ def _ride(
 
 def _until_next_plane(
     number: int,
-    steps: Iterator[Plane | Carried[Any]],
+    steps: Iterator[Plane | PropagatedMask[Any]],
     places: dict[Plane, int],
     waiting: dict[int, int],
-) -> Iterator[tuple[int, Carried[Any]]]:
+) -> Iterator[tuple[int, PropagatedMask[Any]]]:
     """What one object finds, until it names the next plane; then it waits there."""
     waiting.pop(number, None)
     for step in steps:
@@ -168,38 +168,13 @@ class _Lift:
         return self._at[1]
 
 
-@dataclass(frozen=True, eq=False)
-class Walk:
-    """Objects to be carried through planes.
-
-    Attributes
-    ----------
-    planes
-        The range, in spatial order.
-    anchors
-        By object: the answers on the planes where it is known. They may be empty for an object of `seeds`.
-    seeds
-        By object: a plane and the prompt on it that begins the object.
-    changed
-        As `propagate` has it; for one object only.
-    shapes
-        Whether shapes are mixed between the anchors instead, without the network; see `interpolate`.
-    """
-
-    planes: tuple[Plane, ...]
-    anchors: Mapping[int, Mapping[Plane, Answer]] = field(default_factory=dict)
-    seeds: Mapping[int, tuple[Plane, Prompt]] = field(default_factory=dict)
-    changed: tuple[Plane, ...] | None = None
-    shapes: bool = False
-
-
-def walked(
-    engine: Engine[Answer],
+def run_propagation(
+    engine: Engine[SoftMask],
     pictures: Pictures,
-    walk: Walk,
+    walk: PropagationRequest,
     embed: Callable[[Plane], Any],
     cancelled: Callable[[], bool],
-) -> Iterator[tuple[int, Carried[Answer]]]:
+) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
     """(object, where it was found) for every plane of a walk, as they come; seeds are answered first.
 
     Parameters are those of `propagate.propagate`, whose errors it raises.
@@ -213,7 +188,7 @@ def walked(
         for number in numbers:
             answer = engine.predict(embedding, [walk.seeds[number][1]], None)
             anchors[number] = {plane: answer}
-            yield number, Carried(plane, answer, 1.0)
+            yield number, PropagatedMask(plane, answer, 1.0)
     if len(anchors) == 1:
         ((number, known),) = anchors.items()
         steps = propagate(
@@ -226,8 +201,8 @@ def walked(
 
 
 def _mixed(
-    pictures: Pictures, walk: Walk, cancelled: Callable[[], bool]
-) -> Iterator[tuple[int, Carried[Answer]]]:
+    pictures: Pictures, walk: PropagationRequest, cancelled: Callable[[], bool]
+) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
     """Shapes between shapes; as sure of each as the two outlines beside it agree with each other."""
     for number, known in walk.anchors.items():
         masks = {plane: answer.mask for plane, answer in known.items()}
@@ -239,7 +214,7 @@ def _mixed(
             if cancelled():
                 return
             pair = next((a, b) for a, b in sure if places[a] < places[plane] < places[b])
-            yield number, Carried(plane, Answer.from_mask(mask), sure[pair])
+            yield number, PropagatedMask(plane, SoftMask.from_mask(mask), sure[pair])
 
 
 def _by_plane(seeds: Mapping[int, tuple[Plane, Prompt]]) -> dict[Plane, list[int]]:

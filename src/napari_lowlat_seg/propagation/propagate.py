@@ -120,7 +120,7 @@ FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its answer from the other side."""
 
 
-class Answer(Protocol):
+class SoftMask(Protocol):
     """What is known of the object on one plane."""
 
     @property
@@ -136,7 +136,7 @@ class Answer(Protocol):
         """The same with another probability; a closer look is left behind."""
 
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=SoftMask)
 
 
 class Engine(Protocol[A]):
@@ -150,7 +150,7 @@ class Engine(Protocol[A]):
 
 
 @dataclass(frozen=True, eq=False)
-class Carried(Generic[A]):
+class PropagatedMask(Generic[A]):
     """The object on a plane it was carried to.
 
     Attributes
@@ -191,7 +191,7 @@ def propagate(
     embed: Callable[[Plane], Any] | None = None,
     least_overlap: float = LEAST_OVERLAP,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Carried[A]]:
+) -> Iterator[PropagatedMask[A]]:
     """Each plane to which the object could be carried; the anchors are not repeated.
 
     From the outermost anchors the object walks to the ends of `planes`. Between two anchors it walks from
@@ -226,7 +226,7 @@ def propagate(
     ValueError
         When called, if there is no anchor or one is not among the planes.
     """
-    steps = journey(
+    steps = propagate_stepwise(
         predictor,
         volume,
         anchors,
@@ -236,10 +236,10 @@ def propagate(
         least_overlap=least_overlap,
         cancelled=cancelled,
     )
-    return (step for step in steps if isinstance(step, Carried))
+    return (step for step in steps if isinstance(step, PropagatedMask))
 
 
-def journey(
+def propagate_stepwise(
     predictor: Engine[A],
     volume: Pictures,
     anchors: Mapping[Plane, A],
@@ -249,7 +249,7 @@ def journey(
     embed: Callable[[Plane], Any] | None = None,
     least_overlap: float = LEAST_OVERLAP,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Plane | Carried[A]]:
+) -> Iterator[Plane | PropagatedMask[A]]:
     """`propagate`, with each plane named before it is asked: who carries many objects asks plane by plane."""
     places = places_of(anchors, planes)
     gaps = touched(gaps_between(places), planes, changed)
@@ -265,7 +265,7 @@ def journey(
     return _until_cancelled(step for gap in gaps for step in walk.gap(*gap))
 
 
-def worst(carried: Iterable[Carried[Any]]) -> Plane | None:
+def worst(carried: Iterable[PropagatedMask[Any]]) -> Plane | None:
     """The plane where a correction is likely to matter most: most pixels times lack of confidence.
 
     None if nothing was carried; the first of several equal ones. Empty masks count as one pixel.
@@ -308,7 +308,7 @@ class _Walk:
     least_overlap: float
     cancelled: Callable[[], bool]
 
-    def gap(self, lo: int | None, hi: int | None) -> Iterator[Plane | Carried[Any]]:
+    def gap(self, lo: int | None, hi: int | None) -> Iterator[Plane | PropagatedMask[Any]]:
         """The planes between two anchors, or beyond one."""
         if lo is None or hi is None:
             if hi is not None:
@@ -326,15 +326,15 @@ class _Walk:
         mask: np.ndarray = self.anchors[self.planes[place]].mask
         return mask
 
-    def _alone(self, start: int, route: range) -> Iterator[Plane | Carried[Any]]:
+    def _alone(self, start: int, route: range) -> Iterator[Plane | PropagatedMask[Any]]:
         for step in self._along(start, route):
             yield step if isinstance(step, Plane) else self._carried(step)
 
-    def _carried(self, step: _Step, *, final: bool = True) -> Carried[Any]:
+    def _carried(self, step: _Step, *, final: bool = True) -> PropagatedMask[Any]:
         confidence = _confidence(step.answer, step.answer.quality, step.chain)
-        return Carried(self.planes[step.place], step.answer, confidence, final)
+        return PropagatedMask(self.planes[step.place], step.answer, confidence, final)
 
-    def _from_both(self, lo: int, hi: int) -> Iterator[Plane | Carried[Any]]:
+    def _from_both(self, lo: int, hi: int) -> Iterator[Plane | PropagatedMask[Any]]:
         """Forwards, and backwards with both answers mixed. Weights fall with the square of the distance."""
         seen: dict[int, _Folded] = {}
         for step in self._along(lo, range(lo + 1, hi)):
@@ -355,14 +355,14 @@ class _Walk:
         for folded in seen.values():
             yield self._carried(folded.unfolded())
 
-    def _mixed(self, first: _Step, weight: float, second: _Step, other_weight: float) -> Carried[Any]:
+    def _mixed(self, first: _Step, weight: float, second: _Step, other_weight: float) -> PropagatedMask[Any]:
         share = weight / (weight + other_weight)
         probability = share * first.answer.probability + (1 - share) * second.answer.probability
         answer = second.answer.redrawn(probability.astype(np.float32))
         one, two = first.answer.quality, second.answer.quality
         quality = None if one is None or two is None else share * one + (1 - share) * two
         confidence = _confidence(answer, quality, overlap(first.answer.mask, second.answer.mask))
-        return Carried(self.planes[second.place], answer, confidence)
+        return PropagatedMask(self.planes[second.place], answer, confidence)
 
     def _along(self, start: int, route: range) -> Iterator[Plane | _Step]:
         """Each plane before it is asked, and then its answer, until the object ends."""
@@ -421,8 +421,8 @@ class _Folded:
         return replace(self.step, answer=self.step.answer.redrawn(probability))
 
 
-def _confidence(answer: Answer, quality: float | None, agreement: float) -> float:
-    """See `Carried`; a network that predicts no IoU counts twice how sure it is. 0 for an empty mask."""
+def _confidence(answer: SoftMask, quality: float | None, agreement: float) -> float:
+    """See `PropagatedMask`; without a predicted IoU the probability counts twice. 0 for an empty mask."""
     mask = answer.mask
     sure = float(answer.probability[mask].mean()) if mask.any() else 0.0
     return float(sure * (sure if quality is None else quality) * agreement**0.25)

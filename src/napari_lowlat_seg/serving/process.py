@@ -18,20 +18,23 @@ from typing import Any, NoReturn
 
 from cachetools import LRUCache
 
-from napari_lowlat_seg.annotation.plane_state import Request
-from napari_lowlat_seg.core.masks import Answer
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.propagation.propagate import Carried
-from napari_lowlat_seg.serving.service import (
-    CACHE_BYTES,
-    Newer,
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import (
+    Cancelled,
     PlaneSource,
     Progress,
-    Responder,
-    load_responder,
+    PropagationRequest,
+    Request,
     never,
 )
-from napari_lowlat_seg.serving.worker_process import Channel, Child, ChildEnded, Interrupted
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService, load_prediction_service
+from napari_lowlat_seg.serving.worker_process import (
+    Connection,
+    Interrupted,
+    WorkerProcess,
+    WorkerProcessEnded,
+)
 
 LOAD = "napari_lowlat_seg.serving.service:load_responder"
 
@@ -42,8 +45,8 @@ NUMBERED = 10_000
 """Planes that the child knows by number. One that has lost its number is embedded once more."""
 
 
-class ResponderProcess:
-    """The doors of a `Responder`, the work in a child process.
+class PredictionProcess:
+    """The doors of a `PredictionService`, the work in a child process.
 
     The child starts with the first call, and again with the next one after it has ended for whatever reason;
     its embeddings are made anew then. Call `embed`, `respond` and `describe` from one thread; `restart` and
@@ -54,14 +57,14 @@ class ResponderProcess:
     model, device, closer_look
         As `predictor.load_predictor` has them.
     cache_bytes, disk_bytes
-        As `load_responder` has them.
+        As `load_prediction_service` has them.
     threads
         Processor threads of the network; None for OMP_NUM_THREADS if that is set, else all but one, so that
         the window keeps one.
     niceness
         Steps by which the child gives way to other processes; 0 for none.
     load
-        "module:function" that makes the responder in the child, called as `load_responder` is.
+        "module:function" that makes the responder in the child, called as `load_prediction_service` is.
     """
 
     def __init__(
@@ -81,42 +84,42 @@ class ResponderProcess:
         self._environment, self._niceness = _threads(threads), niceness
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
         self._numbers = itertools.count(1)
-        self._child: Child | None = None
+        self._child: WorkerProcess | None = None
         self._facts: dict[str, Any] = {}
         self._lock = threading.Lock()  # between starting a child and closing for good
         self._closed = False
 
-    def embed(self, source: PlaneSource, newer: Newer = never) -> float:
+    def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
         """As `Responder.embed`. `source.read` is called here, and only when the child lacks the embedding."""
         child, services = self._running(), {"read": source.read}
-        (seconds,) = child.ask("embed", (self._numbered(source),), services, newer)
+        (seconds,) = child.ask("embed", (self._numbered(source),), services, cancelled)
         return float(seconds)
 
-    def respond(
-        self, request: Request, source: PlaneSource, newer: Newer = never
-    ) -> Iterator[tuple[Answer, bool]]:
+    def predict(
+        self, request: Request, source: PlaneSource, cancelled: Cancelled = never
+    ) -> Iterator[tuple[SoftMask, bool]]:
         """As `Responder.respond`."""
         child, services = self._running(), {"read": source.read}
         try:
-            yield from child.ask("respond", (request, self._numbered(source)), services, newer)
+            yield from child.ask("predict", (request, self._numbered(source)), services, cancelled)
         except Interrupted:
             return
 
-    def carry(
-        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = never
-    ) -> Iterator[tuple[int, Carried[Answer]]]:
+    def propagate(
+        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         """As `Responder.carry`; pixels are read here, plane by plane, as the objects reach them."""
         child, services = self._running(), {"read": lambda place: sources[place].read()}
         numbered = [self._numbered(source) for source in sources]
         try:
-            yield from child.ask("carry", (walk, numbered), services, newer)
+            yield from child.ask("propagate", (walk, numbered), services, cancelled)
         except Interrupted:
             return
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model as `Responder.describe` has them, and the child's process and threads.
 
-        Loads the model if need be. Raises what loading raises; `child.ChildEnded`, a RuntimeError, if the
+        Loads the model if need be. Raises what loading raises; `WorkerProcessEnded`, a RuntimeError, if the
         child ends or this was closed; what `progress` raises cancels a download.
         """
         self._running(progress)
@@ -134,19 +137,19 @@ class ResponderProcess:
             self._child.kill()
 
     def close(self) -> None:
-        """Ends the child for good and returns at once; a call under way raises `child.ChildEnded`."""
+        """Ends the child for good and returns at once; a call under way raises `child.WorkerProcessEnded`."""
         with self._lock:
             self._closed = True
         self.restart()
 
-    def _running(self, progress: Progress | None = None) -> Child:
+    def _running(self, progress: Progress | None = None) -> WorkerProcess:
         """The child, with its model loaded."""
         if self._child is not None and not self._child.ended:
             return self._child
         with self._lock:
             if self._closed:
-                raise ChildEnded("the process that runs the model was closed; open another one")
-            child = self._child = Child(__name__, "serve", self._environment, self._niceness)
+                raise WorkerProcessEnded("the process that runs the model was closed; open another one")
+            child = self._child = WorkerProcess(__name__, "serve", self._environment, self._niceness)
         try:
             (self._facts,) = child.ask("load", self._content, {"progress": progress or _nobody})
         except BaseException:
@@ -162,20 +165,20 @@ class ResponderProcess:
         return replace(source, key=self._planes[identity], read=_elsewhere)
 
 
-def open_responder(
+def open_prediction_service(
     model: str = "default",
     device: str = "auto",
     closer_look: str = "auto",
     *,
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = 0,
-) -> ResponderProcess | Responder:
+) -> PredictionProcess | PredictionService:
     """A responder in a process of its own; in this one where no further interpreter can be started.
 
     The latter takes as long as loading the model takes: call it off the main thread.
     """
-    make: Any = ResponderProcess if can_start_interpreters() else load_responder
-    made: ResponderProcess | Responder = make(
+    make: Any = PredictionProcess if can_start_interpreters() else load_prediction_service
+    made: PredictionProcess | PredictionService = make(
         model, device, closer_look, cache_bytes=cache_bytes, disk_bytes=disk_bytes
     )
     return made
@@ -189,7 +192,7 @@ def in_child(entry: str, *arguments: Any, progress: Progress | None = None) -> A
     """
     if not can_start_interpreters():
         return _called(entry, arguments, progress or _nobody)
-    child = Child(__name__, "serve", _threads(None))
+    child = WorkerProcess(__name__, "serve", _threads(None))
     try:
         (result,) = child.ask("call", (entry, arguments), {"progress": progress or _nobody})
         return result
@@ -204,16 +207,16 @@ def can_start_interpreters() -> bool:
 
 def serve() -> None:
     """What the child runs."""
-    channel = Channel()
+    channel = Connection()
     desk = _Desk(channel)
-    verbs = ("load", "embed", "respond", "carry", "call")
+    verbs = ("load", "embed", "predict", "propagate", "call")
     channel.serve({verb: getattr(desk, verb) for verb in verbs})
 
 
 class _Desk:
     """The child's side of every question."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Connection) -> None:
         self._channel = channel
         self._responder: Any = None
 
@@ -225,18 +228,20 @@ class _Desk:
     def embed(self, source: PlaneSource) -> Iterator[float]:
         yield self._responder.embed(self._here(source), self._channel.stopped)
 
-    def respond(self, request: Request, source: PlaneSource) -> Iterator[tuple[Answer, bool]]:
-        answers: Iterator[tuple[Answer, bool]]
-        answers = self._responder.respond(request, self._here(source), self._channel.stopped)
+    def predict(self, request: Request, source: PlaneSource) -> Iterator[tuple[SoftMask, bool]]:
+        answers: Iterator[tuple[SoftMask, bool]]
+        answers = self._responder.predict(request, self._here(source), self._channel.stopped)
         return answers
 
-    def carry(self, walk: Walk, sources: Sequence[PlaneSource]) -> Iterator[tuple[int, Carried[Answer]]]:
+    def propagate(
+        self, walk: PropagationRequest, sources: Sequence[PlaneSource]
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         here = [
             replace(source, read=partial(self._channel.call, "read", place))
             for place, source in enumerate(sources)
         ]
-        found: Iterator[tuple[int, Carried[Answer]]]
-        found = self._responder.carry(walk, here, self._channel.stopped)
+        found: Iterator[tuple[int, PropagatedMask[SoftMask]]]
+        found = self._responder.propagate(walk, here, self._channel.stopped)
         return found
 
     def call(self, entry: str, arguments: tuple[Any, ...]) -> Iterator[Any]:

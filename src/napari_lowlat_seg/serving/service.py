@@ -19,13 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cachetools import LRUCache
 
-from napari_lowlat_seg.annotation.plane_state import Request
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.requests import (
+    Cancelled,
+    PlaneSource,
+    Progress,
+    PropagationRequest,
+    Request,
+    never,
+)
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.models.registry import WEIGHTS, cache_dir
-from napari_lowlat_seg.propagation.many_objects import Walk, walked
-from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.many_objects import run_propagation
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
@@ -39,55 +46,8 @@ CACHE_BYTES = 2**30
 KNOWN = 10_000
 """Planes whose keys are remembered; that of another one is found by reading its pixels once more."""
 
-PICTURE = Plane()
-"""The only plane of a 2-D image."""
 
-Newer = Callable[[], bool]
-Progress = Callable[[int, int | None], object]
-
-
-@dataclass(frozen=True)
-class PlaneSource:
-    """Where the pixels of a plane come from.
-
-    Attributes
-    ----------
-    key
-        Names the plane and its picture: equal keys mean equal pixels.
-    read
-        Gives the pixels, (H, W) or (H, W, 3); called on another thread, and only where they are needed.
-    window
-        Intensities shown as black and white; None for the plane's own percentiles.
-    spacing
-        Size of a pixel along rows and columns; only the ratio counts.
-    name
-        What to call the plane in messages.
-    plane
-        Which one of its volume it is.
-    folders
-        Where `lowlat-seg embed` may have left its embedding. They are read, never written to.
-    """
-
-    key: Hashable
-    read: Callable[[], np.ndarray]
-    window: tuple[float, float] | None = None
-    spacing: tuple[float, float] = (1.0, 1.0)
-    name: str = "the plane"
-    plane: Plane = PICTURE
-    folders: tuple[Path, ...] = ()
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for two sources that have one embedding."""
-        return (self.key, self.window, self.spacing)
-
-
-def never() -> bool:
-    """Nothing newer will come."""
-    return False
-
-
-class Responder:
+class PredictionService:
     """A predictor that remembers.
 
     Parameters
@@ -128,10 +88,10 @@ class Responder:
         self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(KNOWN)  # by identity of the source
         self._shelves: dict[Path, EmbeddingCache] = {}  # folders that others have filled
         self._encoded = 0  # planes that the network has embedded
-        self._newer: Newer = never
+        self._newer: Cancelled = never
         predictor.interrupt_by(self._look_up)
 
-    def embed(self, source: PlaneSource, newer: Newer = never) -> float:
+    def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
         """Makes the embedding of a plane; seconds that it took, 0.0 if it was kept, here or in a folder.
 
         Raises
@@ -142,27 +102,27 @@ class Responder:
             For pixels that the predictor refuses; and whatever reading them raises.
         """
         began, before = time.perf_counter(), self._encoded
-        with self._until(newer):
+        with self._until(cancelled):
             self._embedding(source)
         return 0.0 if self._encoded == before else time.perf_counter() - began
 
-    def respond(
-        self, request: Request, source: PlaneSource, newer: Newer = never
-    ) -> Iterator[tuple[Answer, bool]]:
+    def predict(
+        self, request: Request, source: PlaneSource, cancelled: Cancelled = never
+    ) -> Iterator[tuple[SoftMask, bool]]:
         """The answers to a request, the quicker first, each with whether it is the last one.
 
         A trial (ticket 0) gets the quick answer only. Once `newer()` is true no more answers come, and the
         network stops in the middle of the one it is at. Raises ValueError as `Predictor.answers` does.
         """
         try:
-            with self._until(newer):
-                yield from self._answers(request, source, newer)
+            with self._until(cancelled):
+                yield from self._answers(request, source, cancelled)
         except Interrupted:
             return
 
-    def carry(
-        self, walk: Walk, sources: Sequence[PlaneSource], newer: Newer = never
-    ) -> Iterator[tuple[int, Carried[Answer]]]:
+    def propagate(
+        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         """(object, where it was found) for every plane that the objects of a walk reach, as they come.
 
         Parameters
@@ -176,13 +136,13 @@ class Responder:
         """
         seen = SeenPlanes(dict(zip(walk.planes, sources, strict=True)))
         try:
-            with self._until(newer):
-                yield from walked(
+            with self._until(cancelled):
+                yield from run_propagation(
                     AnswerEngine(self._predictor),
                     seen,
                     walk,
                     lambda plane: self._embedding(seen.source(plane)),
-                    newer,
+                    cancelled,
                 )
         except Interrupted:
             return
@@ -209,7 +169,9 @@ class Responder:
         self._planes = self._open()
         self._looks.clear()
 
-    def _answers(self, request: Request, source: PlaneSource, newer: Newer) -> Iterator[tuple[Answer, bool]]:
+    def _answers(
+        self, request: Request, source: PlaneSource, cancelled: Cancelled
+    ) -> Iterator[tuple[SoftMask, bool]]:
         embedding = self._embedding(source)
         about = (request.object, source.identity)
         previous = request.previous
@@ -223,12 +185,12 @@ class Responder:
         # Whether an answer is the last one is known when the next one is there, or none. The quick one must
         # not wait for that: it goes out as one that may be bettered, and once more when it was not.
         for prediction in self._predictor.answers(embedding, request.prompts, before):
-            answer = Answer.of(prediction.probability, prediction.quality)
+            answer = SoftMask.of(prediction.probability, prediction.quality)
             look = prediction.look
             if request.ticket and look is not None and _bytes_of(look) <= self._looks.maxsize:
                 self._looks[about] = look
             yield answer, not request.ticket
-            if not request.ticket or newer():
+            if not request.ticket or cancelled():
                 return
         if answer is not None:
             yield answer, True
@@ -271,8 +233,8 @@ class Responder:
         return made
 
     @contextmanager
-    def _until(self, newer: Newer) -> Iterator[None]:
-        self._newer = newer
+    def _until(self, cancelled: Cancelled) -> Iterator[None]:
+        self._newer = cancelled
         try:
             yield
         finally:
@@ -283,7 +245,7 @@ class Responder:
             raise Interrupted
 
 
-def load_responder(
+def load_prediction_service(
     model: str = "default",
     device: str = "auto",
     closer_look: CloserLook = "auto",
@@ -291,7 +253,7 @@ def load_responder(
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = 0,
     progress: Progress | None = None,
-) -> Responder:
+) -> PredictionService:
     """The responder for a model on a device; see `predictor.load_predictor` for its arguments and errors.
 
     Embeddings take up to `cache_bytes` of memory and `disk_bytes` beside the downloaded models; none is
@@ -307,7 +269,7 @@ def load_responder(
     if row is not None and row.url and not model_info(model)["downloaded"]:
         download_model(model, progress)
     folder = _kept_folder() if disk_bytes else None
-    return Responder(load_predictor(model, device, closer_look), cache_bytes, folder, disk_bytes)
+    return PredictionService(load_predictor(model, device, closer_look), cache_bytes, folder, disk_bytes)
 
 
 def _kept_folder() -> Path | None:
@@ -356,7 +318,7 @@ class AnswerEngine:
         """As `Predictor.embed`."""
         return self.predictor.embed(image, window, spacing)
 
-    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: Answer | None) -> Answer:
+    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: SoftMask | None) -> SoftMask:
         """As `Predictor.predict`."""
         from napari_lowlat_seg.inference.predictor import Prediction  # torch, which a window shall not import
 
@@ -364,4 +326,4 @@ class AnswerEngine:
         if previous is not None:
             before = Prediction(previous.probability, previous.quality, embedding.frame)
         made = self.predictor.predict(embedding, prompts, before)
-        return Answer.of(made.probability, made.quality)
+        return SoftMask.of(made.probability, made.quality)

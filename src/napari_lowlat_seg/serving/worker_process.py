@@ -34,7 +34,7 @@ class Interrupted(Exception):
     """The answer is not wanted any more."""
 
 
-class ChildEnded(RuntimeError):
+class WorkerProcessEnded(RuntimeError):
     """The other interpreter is not there any more."""
 
 
@@ -46,13 +46,13 @@ class Message(NamedTuple):
     content: Any = None
 
 
-class Child:
+class WorkerProcess:
     """Another interpreter, as its parent sees it. `ask` from one thread, `kill` from any.
 
     Parameters
     ----------
     module, function
-        What runs there; the function opens a `Channel` and serves.
+        What runs there; the function opens a `Connection` and serves.
     environment
         What differs from this process's environment.
     niceness
@@ -110,7 +110,7 @@ class Child:
         verb: str,
         content: tuple[Any, ...],
         services: Services,
-        newer: Callable[[], bool] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Any]:
         """What the child says to one question, each as it comes.
 
@@ -133,16 +133,16 @@ class Child:
         stopped = ended = False
         try:
             while not ended:
-                if newer is not None and not stopped and newer():
+                if cancelled is not None and not stopped and cancelled():
                     stopped = True
                     self._send(Message(number, "stop"))
                 try:
-                    reply = self._replies.get(timeout=GLANCE if newer is not None else None)
+                    reply = self._replies.get(timeout=GLANCE if cancelled is not None else None)
                 except queue.Empty:
                     continue
                 if reply.kind == "died":
                     self._replies.put(reply)  # for whoever asks next
-                    raise ChildEnded(
+                    raise WorkerProcessEnded(
                         f"the process that runs the model has ended ({reply.content}); what was drawn is "
                         "kept, try again"
                     )
@@ -185,7 +185,7 @@ class Child:
             self._replies.put(Message(0, "died", _told(status)))
 
 
-class Channel:
+class Connection:
     """The child's end, opened once, by its main thread; what it prints goes to standard error then."""
 
     def __init__(self) -> None:

@@ -172,7 +172,7 @@ class Cut:
     matrix: NDArray[np.float64]
 
 
-class Atlas:
+class PictureStore:
     """All pictures end to end on one device, so that the views of a batch are cut in one go.
 
     View by view, a batch cost the host more time than a training step cost the device.

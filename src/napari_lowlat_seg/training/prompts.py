@@ -146,7 +146,7 @@ def stamp(maps: Tensor, at: Tensor, shown: Tensor, channel: Tensor, radius: int)
     maps.view(-1).scatter_reduce_(0, flat.flatten(), inside.flatten().to(maps.dtype), "amax")
 
 
-def loosely(region: Tensor, generator: torch.Generator) -> Tensor:
+def loose_lasso(region: Tensor, generator: torch.Generator) -> Tensor:
     """A bool region (B, H, W) as a hasty hand would circle it: smooth, a little off, mostly larger."""
     batch, rows, cols = region.shape
     soft = F.adaptive_avg_pool2d(region[:, None].float(), 64)
@@ -245,7 +245,7 @@ class Annotator:
         positive = torch.ones_like(kind, dtype=torch.bool)
         self._draw(depth(truth), positive, kind == 0, kind == 1)
         self._mark(boxes(truth, self.generator) & self.valid, kind == 2, positive)
-        self._mark(loosely(truth, self.generator) & self.valid, (kind == 3) | (kind == 4), positive)
+        self._mark(loose_lasso(truth, self.generator) & self.valid, (kind == 3) | (kind == 4), positive)
 
     def correct(self, probability: Tensor) -> None:
         """Add a correction to each sample, given the answer (B, 1, S/2, S/2), which becomes channel 0.
@@ -268,7 +268,7 @@ class Annotator:
         self.maps = self.maps.clone()
         self.maps[:, 0] = self._remember(probability)[:, 0]
         self._draw(deep, positive, ~scribbles & ~circles, scribbles)
-        self._mark(loosely(deep > 0, self.generator) & self.valid, circles, positive)
+        self._mark(loose_lasso(deep > 0, self.generator) & self.valid, circles, positive)
 
     def _slip(self, mask: Tensor, deep: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         """Where and with which sign the next prompts fall, those of the slips among them; notes who slips."""

@@ -29,7 +29,7 @@ from napari_lowlat_seg.models.vit import resample
 from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.pictures import read_sets
 from napari_lowlat_seg.training.prompts import Annotator, PromptMix
-from napari_lowlat_seg.training.views import Ahead, Looks, Views
+from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views
 
 
 def starting_network(config: CompactConfig, start: str, start_vit: str, seed: int) -> Compact:
@@ -131,7 +131,7 @@ class TrainConfig:
     domains, shares
         Share of the views per domain, and factors on single sets; see `read_sets`.
     model, prompts, looks, loss
-        Fields of `CompactConfig`, `PromptMix`, `Looks` and `LossMix`.
+        Fields of `CompactConfig`, `PromptMix`, `ColourAugmentation` and `LossMix`.
     """
 
     data: str = "data"
@@ -182,7 +182,7 @@ def read_config(path: Path) -> TrainConfig:
         (TrainConfig, given),
         (CompactConfig, given.get("model", {})),
         (PromptMix, given.get("prompts", {})),
-        (Looks, given.get("looks", {})),
+        (ColourAugmentation, given.get("looks", {})),
         (LossMix, given.get("loss", {})),
     )
     for kind, table in tables:
@@ -280,7 +280,7 @@ class Run:
 
 def one_step(
     run: Run,
-    views: Views | Ahead,
+    views: Views | Prefetcher,
     config: TrainConfig,
     generator: torch.Generator,
     encode: Callable[..., Any],
@@ -348,8 +348,10 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     seed = config.seed + 1_000_000 * rank + run.step  # no device ever meets the views of another
     pad = torch.tensor(run.network.pad)
-    source = Views(sets, run.network.size, config.batch, seed, pad, device, Looks(**config.looks))
-    views = Ahead(source) if device.startswith("cuda") else source
+    source = Views(
+        sets, run.network.size, config.batch, seed, pad, device, ColourAugmentation(**config.looks)
+    )
+    views = Prefetcher(source) if device.startswith("cuda") else source
     generator = torch.Generator(device).manual_seed(seed)
     encode: Callable[..., Any] = run.network.encode
 

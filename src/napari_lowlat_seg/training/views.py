@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lowlat_seg.training.pictures import Atlas, Cut, PictureSet
+from napari_lowlat_seg.training.pictures import Cut, PictureSet, PictureStore
 
 # Sets of photographs with an up and a down: mirrored left to right only, and hardly turned.
 # fmt: off
@@ -93,7 +93,7 @@ def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Looks:
+class ColourAugmentation:
     """Which share of the views gets which look of other instruments, in [0, 1]."""
 
     gray: float = 0.25
@@ -106,7 +106,7 @@ class Looks:
     noise: float = 0.35
 
 
-def recolour(image: Tensor, looks: Looks, generator: torch.Generator) -> Tensor:
+def recolour(image: Tensor, looks: ColourAugmentation, generator: torch.Generator) -> Tensor:
     """The views (B, 3, S, S) in 0..255 with the looks of other instruments; does not mutate them."""
     batch, device = image.shape[0], image.device
 
@@ -163,14 +163,14 @@ class Views:
         seed: int,
         mean: Tensor,
         device: str = "cpu",
-        looks: Looks = Looks(),
+        looks: ColourAugmentation = ColourAugmentation(),
     ) -> None:
         self.looks = looks
         self.size, self.batch = size, batch
         self.device = torch.device(device)
         self.pictures = [picture for one in sets for picture in one.pictures]
         self.free = [one.name not in UPRIGHT for one in sets for _ in one.pictures]
-        self.atlas = Atlas(self.pictures, device)
+        self.atlas = PictureStore(self.pictures, device)
         self.mean = mean.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -208,7 +208,7 @@ class Views:
         return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid)
 
 
-class Ahead:
+class Prefetcher:
     """The batches of a source, prepared on a stream of their own while the device is busy training.
 
     The first few are made by who asks for them: meanwhile the network is compiled, and a thread beside the

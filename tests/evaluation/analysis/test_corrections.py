@@ -17,7 +17,7 @@ SHAPE = (40, 60)
 
 
 @dataclass(frozen=True)
-class Answer:
+class SoftMask:
     mask: np.ndarray
 
 
@@ -36,15 +36,15 @@ def truth() -> np.ndarray:
 
 def run(truth: np.ndarray, clicks: Sequence[Click], masks: Sequence[np.ndarray]) -> Run:
     ious = np.array([iou(truth, mask) for mask in masks], np.float32)
-    return Run(truth, tuple(clicks), tuple(Answer(mask) for mask in masks), ious)
+    return Run(truth, tuple(clicks), tuple(SoftMask(mask) for mask in masks), ious)
 
 
 def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
     """Once the annotator is content the IoU stays."""
     masks = iter([square((10, 10)), truth == 1])
 
-    def predict(prompts: tuple[Prompt, ...], previous: Any) -> Answer:
-        return Answer(next(masks))
+    def predict(prompts: tuple[Prompt, ...], previous: Any) -> SoftMask:
+        return SoftMask(next(masks))
 
     found = Run.of(predict, truth, 8)
     assert [click.at for click in found.clicks] == [(14, 14), (14, 44)]
@@ -55,7 +55,7 @@ def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
 def test_a_run_may_begin_elsewhere(truth: np.ndarray) -> None:
     """With a first click of one's own."""
     begin = Click((11, 11))
-    assert Run.of(lambda prompts, previous: Answer(truth == 1), truth, 8, begin).clicks == (begin,)
+    assert Run.of(lambda prompts, previous: SoftMask(truth == 1), truth, 8, begin).clicks == (begin,)
 
 
 def test_a_change_is_near_where_any_of_its_pixels_is(truth: np.ndarray) -> None:

@@ -81,7 +81,7 @@ def test_rows_hold_what_is_needed_to_find_the_object_again() -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SoftMask:
     mask: np.ndarray
 
 
@@ -97,10 +97,10 @@ class Fixed:
     def embed(self, image: np.ndarray) -> None:
         return None
 
-    def predict(self, embedding: None, prompts: Sequence[Prompt], previous: Any) -> Answer:
+    def predict(self, embedding: None, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         self.asked += 1
         assert len(prompts) == self.asked
-        return Answer(self.masks[min(self.asked, len(self.masks)) - 1])
+        return SoftMask(self.masks[min(self.asked, len(self.masks)) - 1])
 
 
 @dataclass
@@ -115,8 +115,8 @@ class Blind:
         self.embedded += 1
         return image.shape
 
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
-        return Answer(np.zeros(embedding, bool))
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
+        return SoftMask(np.zeros(embedding, bool))
 
 
 def test_tiles_come_for_the_models_that_are_bad_at_an_object() -> None:

@@ -32,7 +32,7 @@ SHAPE = (60, 90)
 
 
 @dataclass(frozen=True)
-class Answer:
+class SoftMask:
     mask: np.ndarray
 
 
@@ -56,7 +56,7 @@ class Disks:
         self.embedded.append(image)
         return image.shape[0], image.shape[1]
 
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         assert (previous is None) == (len(prompts) == 1)
         self.asked.append(tuple(prompts))
         mask = np.zeros(embedding, bool)
@@ -64,7 +64,7 @@ class Disks:
             points = prompt.points if len(prompt.points) == 1 else along(prompt.points)
             for at in points:
                 mask[disk(embedding, at, self.radius)] = prompt.positive
-        return Answer(mask)
+        return SoftMask(mask)
 
 
 class Spaced(Disks):
@@ -82,8 +82,8 @@ class Spaced(Disks):
 class Stubborn(Disks):
     """One that answers with all that was not asked for."""
 
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
-        return Answer(~super().predict(embedding, prompts, previous).mask)
+    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
+        return SoftMask(~super().predict(embedding, prompts, previous).mask)
 
 
 def along(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -150,7 +150,7 @@ def test_a_wrong_click_that_is_not_followed_costs_nothing(round_object: Sample) 
     """And calls for no repair when all is well."""
 
     class Deaf(Disks):
-        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> Answer:
+        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
             return super().predict(embedding, prompts[:1], None)
 
     found = values(Deaf(), round_object)

@@ -8,7 +8,7 @@ import pytest
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Heading
-from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.worker import Worker
 
 
@@ -94,7 +94,7 @@ class Slow:
         self.folders.add(source.folders)
         return 0.1
 
-    def respond(self, request, source, newer):
+    def predict(self, request, source, newer):
         raise AssertionError("nothing is asked here")
 
     def restart(self):
@@ -121,7 +121,7 @@ def worker(qtbot, responder):
 @pytest.fixture
 def questions(worker):
     """About twenty planes, of which three each way are embedded ahead."""
-    one = Questions(Session(Volume(np.zeros((20, 4, 4), np.uint8), window=(0, 255))), worker, "stack")
+    one = Predictions(Session(Volume(np.zeros((20, 4, 4), np.uint8), window=(0, 255))), worker, "stack")
     one.reach = 3
     one.attach()
     yield one

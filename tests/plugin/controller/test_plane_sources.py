@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import PropagationRequest, Request
 from napari_lowlat_seg.core.tiles import Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Sources
-from napari_lowlat_seg.propagation.many_objects import Walk
 
 SHAPE = (3, 900, 1000)
 PLANES = tuple(Plane((z, None, None)) for z in range(3))
@@ -32,7 +31,7 @@ def square(top, left, side=20):
     """An answer somewhere on a plane."""
     mask = np.zeros(SHAPE[1:], bool)
     mask[top : top + side, left : left + side] = True
-    return Answer.from_mask(mask)
+    return SoftMask.from_mask(mask)
 
 
 def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
@@ -42,7 +41,7 @@ def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
     sent, source, region = whole.of_request(request)
     assert (sent, region) == (request, None)
     assert np.array_equal(source.read(), pixels[0])
-    walk = Walk(PLANES, {1: {PLANES[0]: square(500, 600)}})
+    walk = PropagationRequest(PLANES, {1: {PLANES[0]: square(500, 600)}})
     sent, all_of_it, region = whole.of_walk(walk)
     assert (sent, region) == (walk, None)
     assert [source.name for source in all_of_it] == ["plane 0", "plane 1", "plane 2"]
@@ -50,7 +49,7 @@ def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
 
 def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
     """Anchors move into the tile, every plane is read there, and answers find their way back."""
-    walk = Walk(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
+    walk = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
     sent, tiles, region = sources(pixels).of_walk(walk)
     assert (region.rows, region.cols) == (300, 300)
     part = (slice(region.top, region.top + 300), slice(region.left, region.left + 300))
@@ -64,16 +63,16 @@ def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels)
 
 def test_an_empty_anchor_does_not_move_the_tile(pixels):
     """A wall has no place."""
-    empty = Answer.from_mask(np.zeros(SHAPE[1:], bool))
+    empty = SoftMask.from_mask(np.zeros(SHAPE[1:], bool))
     known = {PLANES[0]: square(500, 600)}
-    _, _, alone = sources(pixels).of_walk(Walk(PLANES, {1: known}))
-    _, _, walled = sources(pixels).of_walk(Walk(PLANES, {1: {**known, PLANES[2]: empty}}))
+    _, _, alone = sources(pixels).of_walk(PropagationRequest(PLANES, {1: known}))
+    _, _, walled = sources(pixels).of_walk(PropagationRequest(PLANES, {1: {**known, PLANES[2]: empty}}))
     assert walled == alone
 
 
 def test_seeds_on_huge_planes_are_refused(pixels):
     """The sentence names what does it."""
-    walk = Walk(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
+    walk = PropagationRequest(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
     with pytest.raises(ValueError, match="more than 500 rows or columns here; use `lowlat-seg seeds`"):
         sources(pixels).of_walk(walk)
 

@@ -10,12 +10,12 @@ from napari.utils.theme import get_theme
 from qtpy.QtGui import QColor
 
 from hand import Hand
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.many_objects import walked
+from napari_lowlat_seg.propagation.many_objects import run_propagation
 
 SHAPE = (12, 40, 50)
 
@@ -26,11 +26,24 @@ def ball(centre=(6, 20, 25), radius=5):
     return sum((axis - c) ** 2 for axis, c in zip(grid, centre)) < radius**2
 
 
+class Truth:
+    """An engine that answers with the objects which the first click touches."""
+
+    def __init__(self, objects):
+        self.objects = objects
+
+    def predict(self, embedding, prompts, previous):
+        row, col = (round(x) for x in prompts[0].at)
+        found = [one[embedding.key()] for one in self.objects if one[embedding.key()][row, col]]
+        mask = np.any(found, axis=0) if found else np.zeros_like(self.objects[0][embedding.key()])
+        return SoftMask.of(np.where(mask, np.float32(0.9), np.float32(0)))
+
+
 class Knowing:
-    """Answers with the objects that the first click touches; behind a shut door a walk waits."""
+    """Serves what `Truth` knows; behind a shut door a run waits."""
 
     def __init__(self, *objects):
-        self.objects, self.open, self.broken, self.looks = objects, True, "", None
+        self.engine, self.open, self.broken, self.looks = Truth(objects), True, "", None
 
     def describe(self, progress=None):
         return {"model": "truth", "device": "cpu", "precision": "float32", "licence": "none"}
@@ -38,20 +51,14 @@ class Knowing:
     def embed(self, source, newer):
         return 0.0
 
-    def predict(self, embedding, prompts, previous):
-        row, col = (round(x) for x in prompts[0].at)
-        found = [one[embedding.key()] for one in self.objects if one[embedding.key()][row, col]]
-        mask = np.any(found, axis=0) if found else np.zeros_like(self.objects[0][embedding.key()])
-        return Answer.of(np.where(mask, np.float32(0.9), np.float32(0)))
-
-    def respond(self, request, source, newer):
-        best = self.predict(request.plane, request.prompts, None)
+    def predict(self, request, source, newer):
+        best = self.engine.predict(request.plane, request.prompts, None)
         if self.looks is not None:
             yield best.redrawn(best.probability * (np.arange(SHAPE[2]) < 25)), False
             self.looks.wait(5)
         yield best, True
 
-    def carry(self, walk, sources, newer):
+    def propagate(self, walk, sources, newer):
         if self.broken:
             raise ValueError(self.broken)
         seen = SimpleNamespace(
@@ -59,7 +66,7 @@ class Knowing:
             plane=lambda plane: sources[walk.planes.index(plane)].read(),
             plane_spacing=lambda plane: sources[0].spacing,
         )
-        for step in walked(self, seen, walk, lambda plane: plane, newer):
+        for step in run_propagation(self.engine, seen, walk, lambda plane: plane, newer):
             yield step
             while not self.open and not newer():
                 pass

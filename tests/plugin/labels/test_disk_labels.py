@@ -100,7 +100,7 @@ def test_policies_and_reopening_work_as_in_memory(labels, session):
     assert np.count_nonzero(np.asarray(labels.layer.data[0][2]) == 2) == 1600 - 400
     session.policy = Policy("overwrite")
     accepted(session, square(130, 230, 5))
-    assert session.reopen(PLANE, (105, 205))
+    assert session.edit_object(PLANE, (105, 205))
     assert session.label == 1
     session.paint(PLANE, square(100, 200, 10))
     session.accept()
@@ -220,11 +220,11 @@ def choosing(viewer, grid):
         layer = grid.layer
         if path is not None:
             layer._source = layer.source.model_copy(update={"path": str(path)})
-        session, worker, heard = Session(grid.volume), Errands(), []
+        session, worker, with_prediction = Session(grid.volume), Errands(), []
         keys = SimpleNamespace(bind=lambda *a: None, unbind=lambda *a: None)
         chosen = ChosenLabels(viewer, grid, session, worker, keys, None, fit=lambda shape: False)
-        chosen.failed.connect(heard.append)
-        return chosen, session, worker, heard
+        chosen.failed.connect(with_prediction.append)
+        return chosen, session, worker, with_prediction
 
     return choose
 
@@ -254,11 +254,11 @@ def test_without_a_file_the_user_is_asked_for_a_place(choosing):
 def test_a_place_that_cannot_be_had_is_told(choosing, tmp_path):
     """Nothing waits for ever."""
     (tmp_path / "l.zarr").mkdir()
-    chosen, _, worker, heard = choosing()
+    chosen, _, worker, with_prediction = choosing()
     chosen.keep_at(tmp_path / "l.zarr")
     worker.go()
     assert not chosen.reading
-    assert "must be labels of shape (4, 600, 700) or not exist" in heard[0]
+    assert "must be labels of shape (4, 600, 700) or not exist" in with_prediction[0]
 
 
 def test_what_was_chosen_meanwhile_counts(choosing, viewer, grid, tmp_path):

@@ -109,13 +109,13 @@ def test_naparis_protection_of_labels_does_not_stop_the_policy(viewer, grid):
     """preserve_labels is the brush's; it is as it was afterwards, and nobody heard of a change."""
     labels = adopted(viewer, grid, np.full(SHAPE, 2, np.uint8))
     labels.layer.preserve_labels = True
-    heard = []
-    labels.layer.events.preserve_labels.connect(heard.append)
+    with_prediction = []
+    labels.layer.events.preserve_labels.connect(with_prediction.append)
     plane = Plane((0, None, None))
     labels.write([edit_of(labels, plane, rectangle(grid, plane, slice(2, 4), slice(2, 4)), 5, "overwrite")])
     assert labels.layer.data[0, 2, 2] == 5
     assert labels.layer.preserve_labels
-    assert heard == []
+    assert with_prediction == []
 
 
 def test_writing_nothing_leaves_no_step(viewer, grid):
@@ -224,9 +224,9 @@ def test_strokes_become_edits_that_undo_and_redo_bit_for_bit(order, backend, str
     grid = grid_of(viewer.add_image(np.zeros(SHAPE), scale=(3, 1, 1)))
     start = np.random.default_rng(2).integers(0, 3, SHAPE).astype(np.uint16)
     labels = adopted(viewer, grid, BACKENDS[backend](start))
-    layer, heard, steps = labels.layer, [], []
+    layer, with_prediction, steps = labels.layer, [], []
     viewer.dims.order = order
-    labels.attach(heard.append)
+    labels.attach(with_prediction.append)
     layer.events.paint.connect(steps.append)
     states = [start]
     for tool, at, label, ndim, preserve, size, dabs in strokes:
@@ -242,15 +242,15 @@ def test_strokes_become_edits_that_undo_and_redo_bit_for_bit(order, backend, str
             STROKES[tool](layer, at)
         if not np.array_equal(everything(labels), states[-1]):
             states.append(everything(labels))
-    assert len(heard) == len(states) - 1
+    assert len(with_prediction) == len(states) - 1
     # A step that changes voxels and changes them back is one to napari and none to us.
-    in_step = len(steps) == len(heard)
-    for edits, state in zip(reversed(heard), reversed(states[:-1])):
+    in_step = len(steps) == len(with_prediction)
+    for edits, state in zip(reversed(with_prediction), reversed(states[:-1])):
         labels.write([edit.reversed() for edit in reversed(edits)])
         np.testing.assert_array_equal(everything(labels), state)
     assert not in_step or len(layer._undo_history) == 0
     layer._reset_history()
-    for edits, state in zip(heard, states[1:]):
+    for edits, state in zip(with_prediction, states[1:]):
         labels.write(edits)
         np.testing.assert_array_equal(everything(labels), state)
     labels.detach()
@@ -259,24 +259,24 @@ def test_strokes_become_edits_that_undo_and_redo_bit_for_bit(order, backend, str
 def test_a_stroke_touches_only_its_rectangle(viewer, grid):
     """An edit is as small as what changed."""
     labels = adopted(viewer, grid, np.zeros(SHAPE, np.uint8))
-    heard = []
-    labels.attach(heard.append)
+    with_prediction = []
+    labels.attach(with_prediction.append)
     labels.layer.brush_size = 3
     labels.layer.paint((2, 5, 6), 1)
-    ((edit,),) = heard
+    ((edit,),) = with_prediction
     assert (edit.plane, edit.box) == (Plane((2, None, None)), (4, 5, 7, 8))
 
 
 def test_our_own_writing_is_no_stroke_and_detached_nothing_is(viewer, grid):
     """The timeline hears of what the user does, once."""
     labels = adopted(viewer, grid, np.zeros(SHAPE, np.uint8))
-    heard = []
-    labels.attach(heard.append)
+    with_prediction = []
+    labels.attach(with_prediction.append)
     plane = Plane((0, None, None))
     labels.write([edit_of(labels, plane, rectangle(grid, plane, slice(2, 4), slice(2, 4)), 5)])
     labels.detach()
     labels.layer.paint((2, 5, 6), 1)
-    assert heard == []
+    assert with_prediction == []
 
 
 def test_a_label_too_high_for_the_layer_is_refused_in_one_sentence(viewer, grid):
@@ -320,14 +320,14 @@ def test_channels_may_be_a_slab_be_missing_or_be_one_by_one():
         ((4, *SHAPE), {"scale": (1, 3, 1, 1)}, (2, 1)),
     ):
         labels = LabelLayer(viewer.add_labels(np.zeros(shape, np.uint8), **place), grid)
-        heard = []
-        labels.attach(heard.append)
+        with_prediction = []
+        labels.attach(with_prediction.append)
         mask = rectangle(grid, plane, slice(2, 4), slice(2, 4))
         labels.write([edit_of(labels, plane, mask, 5)])
         np.testing.assert_array_equal(labels.layer.data[there] == 5, mask)
         assert np.count_nonzero(labels.layer.data) == 4
         labels.layer.paint((*there, 9, 9), 1)
-        assert [edit.plane for edit in heard[0]] == [plane]
+        assert [edit.plane for edit in with_prediction[0]] == [plane]
 
 
 def test_a_stroke_on_another_channel_is_none_of_ours():
@@ -335,10 +335,10 @@ def test_a_stroke_on_another_channel_is_none_of_ours():
     viewer = ViewerModel()
     grid = grid_of(viewer.add_image(np.zeros((4, *SHAPE))), channel_axis=0, channel=2)
     labels = LabelLayer(viewer.add_labels(np.zeros((4, *SHAPE), np.uint8)), grid)
-    heard = []
-    labels.attach(heard.append)
+    with_prediction = []
+    labels.attach(with_prediction.append)
     labels.layer.paint((0, 1, 9, 9), 1)
-    assert heard == []
+    assert with_prediction == []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from napari_lowlat_seg.core.requests import PlaneSource
 from napari_lowlat_seg.plugin.window.gui_gap import Measured, Pretender, load_busy
-from napari_lowlat_seg.serving.service import PlaneSource
 
 
 def test_a_row_says_what_the_gaps_were() -> None:
@@ -24,7 +24,7 @@ def test_a_pretender_spends_its_time_once_for_a_plane() -> None:
     source = PlaneSource(1, lambda: np.zeros((2, 2)))
     assert pretender.embed(source) > 0
     assert pretender.embed(source) == 0.0
-    ((answer, final),) = pretender.respond(None, source)  # type: ignore[arg-type]
+    ((answer, final),) = pretender.predict(None, source)  # type: ignore[arg-type]
     assert spent == [3.0, 1.0]
     assert (answer.quality, final) == (None, True)
 

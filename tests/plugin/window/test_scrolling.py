@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.plugin.window import scrolling
 from napari_lowlat_seg.plugin.window.scrolling import Counted, Reader, load_sized, turn
@@ -26,8 +26,8 @@ class Quick:
             self.kept.add(source.identity)
         return 0.001
 
-    def respond(self, request, source, newer):
-        yield Answer.from_mask(np.zeros((4, 4), bool)), True
+    def predict(self, request, source, newer):
+        yield SoftMask.from_mask(np.zeros((4, 4), bool)), True
 
     def close(self):
         """Nothing to end."""

@@ -30,7 +30,7 @@ from napari_lowlat_seg.evaluation.analysis.perturbations import (
     thinness,
     wrong_click,
 )
-from napari_lowlat_seg.evaluation.annotator import Answer, annotate, deepest, iou, scribble_in
+from napari_lowlat_seg.evaluation.annotator import SoftMask, annotate, deepest, iou, scribble_in
 from napari_lowlat_seg.evaluation.inputs.datasets import Options, Sample, find_targets
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
 from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, save_json, text_of
@@ -56,21 +56,21 @@ class Run:
 
     truth: np.ndarray
     clicks: tuple[Click, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[SoftMask, ...]
     ious: np.ndarray
 
     @classmethod
     def of(
         cls,
-        predict: Callable[[tuple[Prompt, ...], Answer | None], Answer],
+        predict: Callable[[tuple[Prompt, ...], SoftMask | None], SoftMask],
         truth: np.ndarray,
         clicks: int,
         first: Click | None = None,
     ) -> Run:
         """What the simulated annotator does with up to so many clicks; arguments as `annotate` takes them."""
-        answers: list[Answer] = []
+        answers: list[SoftMask] = []
 
-        def kept(prompts: tuple[Prompt, ...], previous: Answer | None) -> Answer:
+        def kept(prompts: tuple[Prompt, ...], previous: SoftMask | None) -> SoftMask:
             answers.append(predict(prompts, previous))
             return answers[-1]
 

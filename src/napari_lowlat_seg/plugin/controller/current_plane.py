@@ -11,7 +11,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.grid import Grid
 
 
-class Sight:
+class CurrentPlane:
     """A viewer's sliders, as planes of one image.
 
     Parameters

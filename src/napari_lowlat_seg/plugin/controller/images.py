@@ -31,7 +31,7 @@ class View:
     intensities: str = "automatic"
 
 
-class Talks:
+class ImageControllers:
     """Swaps between images, and between views of one image; swapping back finds everything as it was left.
 
     Parameters

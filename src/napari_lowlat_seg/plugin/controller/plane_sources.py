@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import TILING, Region, Tiling, cut, region_of, within
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
+from napari_lowlat_seg.core.tiles import TILING, Tile, Tiling, cut, region_of, within
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.serving.service import PlaneSource
 
 
 class Sources:
@@ -45,14 +43,14 @@ class Sources:
     ) -> None:
         self.folders: tuple[Path, ...] = ()
         self._session, self._name, self._tiling, self._seen = session, name, tiling, seen
-        self._tiles: dict[Plane, Region] = {}  # the newest one of each plane
+        self._tiles: dict[Plane, Tile] = {}  # the newest one of each plane
         self._picture = uuid4().hex  # in the keys of its embeddings
 
     def huge(self, plane: Plane) -> bool:
         """Whether a plane is worked on by tiles."""
         return max(self._session.volume.sides(plane)) > self._tiling.large
 
-    def of(self, plane: Plane, region: Region | None = None) -> PlaneSource:
+    def of(self, plane: Plane, region: Tile | None = None) -> PlaneSource:
         """The whole plane, or a region of it."""
         volume = self._session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
@@ -89,7 +87,7 @@ class Sources:
         self._tiles[plane] = region
         return self.of(plane, region)
 
-    def of_request(self, request: Request) -> tuple[Request, PlaneSource, Region | None]:
+    def of_request(self, request: Request) -> tuple[Request, PlaneSource, Tile | None]:
         """A request in the pixels of its source; and the region of the plane that is, None for all of it."""
         plane = request.plane
         if not self.huge(plane) or not request.prompts:
@@ -100,7 +98,7 @@ class Sources:
             self._tiles[plane] = region
         return within(request, region), self.of(plane, region), region
 
-    def of_walk(self, walk: Walk) -> tuple[Walk, list[PlaneSource], Region | None]:
+    def of_walk(self, walk: PropagationRequest) -> tuple[PropagationRequest, list[PlaneSource], Tile | None]:
         """A walk in the pixels of its sources, as `of_request`; of huge planes one tile all the way.
 
         Raises ValueError for seeds on huge planes, which need more than one tile.

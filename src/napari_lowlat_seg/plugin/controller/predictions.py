@@ -13,22 +13,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from psygnal import Signal
 
-from napari_lowlat_seg.annotation.plane_state import Request
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.masks import Answer, Patch, finished_patch
+from napari_lowlat_seg.core.masks import Patch, SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.tiles import TILING, Region, Tiling
+from napari_lowlat_seg.core.requests import PlaneSource, Request
+from napari_lowlat_seg.core.tiles import TILING, Tile, Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Heading, Sources
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.serving.service import PlaneSource
 
 Why = Literal["stroke", "hover"]
 
 
-class Questions:
+class Predictions:
     """The questions of one session.
 
     Parameters
@@ -67,7 +66,7 @@ class Questions:
         self._worker = worker
         self._looked: Any = None  # the key of what is embedded before the first click
         # What was sent; for a tile of a huge plane, what was meant, and which tile.
-        self._sent: WeakKeyDictionary[Request, tuple[Request, Region] | None] = WeakKeyDictionary()
+        self._sent: WeakKeyDictionary[Request, tuple[Request, Tile] | None] = WeakKeyDictionary()
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
@@ -155,7 +154,7 @@ class Questions:
     def ask_trial(self, plane: Plane, prompts: Sequence[Prompt], why: Why) -> None:
         """Ask what `prompts` would give on top of those given; a newer question replaces this one."""
         if self._ready and not self.held:
-            request = self.session.trial(plane, prompts)
+            request = self.session.preview_request(plane, prompts)
             self._trial = (request, why)
             self._send(request)
 
@@ -218,7 +217,7 @@ class Questions:
         self._ready_said = False
         self.look(self._view)
 
-    def _answered(self, request: Request, answer: Answer, final: bool, seconds: float) -> None:
+    def _answered(self, request: Request, answer: SoftMask, final: bool, seconds: float) -> None:
         if request not in self._sent:
             return  # another session's
         meant = self._sent[request]
@@ -229,8 +228,8 @@ class Questions:
         if final and request is self._asked:
             self._asked = None
         if self._trial is not None and request is self._trial[0]:
-            self.tried.emit(self._trial[1], request.plane, finished_patch(answer, self.session.finish))
-        elif self.session.land(request, answer):
+            self.tried.emit(self._trial[1], request.plane, postprocess_patch(answer, self.session.finish))
+        elif self.session.apply(request, answer):
             self.said.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
             if final:
@@ -246,7 +245,7 @@ class Questions:
         return f"{1000 * self._first:.0f} ms{closer}"
 
 
-class Trials:
+class LivePreview:
     """Asks what is tried, and shows what the model says of it.
 
     Parameters
@@ -261,7 +260,7 @@ class Trials:
     """
 
     def __init__(
-        self, session: Session, questions: Questions, prompts: PromptLayers, preview: Preview
+        self, session: Session, questions: Predictions, prompts: PromptLayers, preview: Preview
     ) -> None:
         self.stroking = False
         self._session, self._questions = session, questions

@@ -11,29 +11,29 @@ from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.propagation_run import (
-    Carrying,
+    PropagationRun,
     marks,
+    most_uncertain_plane,
     next_anchor,
-    way_through,
-    worst_plane,
+    stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.tiles import Region
+from napari_lowlat_seg.core.requests import PropagationRequest
+from napari_lowlat_seg.core.tiles import Tile
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.controller.current_plane import Sight
-from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.many_objects import Walk
-from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
 
 DIRECTIONS = ("both", "forward", "backward")
 FLAT = "there is one plane only: look along another axis, or open a volume"
 
 
-class ThroughPlanes:
+class PropagationController:
     """Carries objects along the axis that the viewer scrolls through.
 
     Parameters
@@ -65,8 +65,8 @@ class ThroughPlanes:
         self,
         grid: Grid,
         session: Session,
-        sight: Sight,
-        questions: Questions,
+        sight: CurrentPlane,
+        questions: Predictions,
         labels: ChosenLabels,
         worker: Worker,
     ) -> None:
@@ -75,9 +75,11 @@ class ThroughPlanes:
         self._grid, self._session, self._sight = grid, session, sight
         self._questions, self._labels, self._worker = questions, labels, worker
         self._ranges: dict[int, tuple[int, int]] = {}
-        self._run: Carrying | None = None
-        self._sent: Walk | None = None  # what is under way, in the pixels of its tile if planes are huge
-        self._tile: Region | None = None
+        self._run: PropagationRun | None = None
+        self._sent: PropagationRequest | None = (
+            None  # what is under way, in the pixels of its tile if planes are huge
+        )
+        self._tile: Tile | None = None
         self._pending: Callable[[], None] | None = None
 
     def attach(self) -> None:
@@ -104,7 +106,7 @@ class ThroughPlanes:
     def way(self) -> tuple[Plane, ...]:
         """The planes that the viewer scrolls through, in order; empty in 3-D, and where there is only one."""
         plane = self._sight.plane
-        way = () if plane is None else way_through(self._grid.volume, plane)
+        way = () if plane is None else stack_of(self._grid.volume, plane)
         return way if len(way) > 1 else ()
 
     @property
@@ -139,11 +141,11 @@ class ThroughPlanes:
 
     def carry(self) -> None:
         """Carry the object in hand from the planes where it is shown through the others."""
-        self._begin(lambda: Carrying.propagation(self._session, self._planes()), "propagating")
+        self._begin(lambda: PropagationRun.propagation(self._session, self._planes()), "propagating")
 
     def interpolate(self) -> None:
         """Mix the object's shapes between the planes where it is shown, without the network."""
-        self._begin(lambda: Carrying.interpolation(self._session, self._planes()), "interpolating")
+        self._begin(lambda: PropagationRun.interpolation(self._session, self._planes()), "interpolating")
 
     def all_seeds(self) -> None:
         """Every point of the Points layer becomes an object of its own, carried through the range."""
@@ -166,9 +168,9 @@ class ThroughPlanes:
             return
         self._visit(next_anchor(self._session, self.way, plane), "no plane of this way has prompts yet")
 
-    def worst_plane(self) -> None:
+    def most_uncertain_plane(self) -> None:
         """Look at the carried plane where a correction is likely to matter most."""
-        self._visit(worst_plane(self._session, self.way), "nothing has been carried yet")
+        self._visit(most_uncertain_plane(self._session, self.way), "nothing has been carried yet")
 
     def look_at(self, position: int) -> None:
         """Look at a plane of the way."""
@@ -207,7 +209,7 @@ class ThroughPlanes:
             planes = way[low : max(anchors) + 1]
         return planes
 
-    def _begin(self, make: Callable[[], Carrying], what: str) -> None:
+    def _begin(self, make: Callable[[], PropagationRun], what: str) -> None:
         """Start a run, once all prompts are answered for good and the labels are known."""
         if not self.way:
             self.said.emit(FLAT)
@@ -225,13 +227,13 @@ class ThroughPlanes:
             show_warning(str(error))
             self.stop()
             return
-        self._worker.carry(self._sent, sources, what)
+        self._worker.propagate(self._sent, sources, what)
         self.changed.emit()
 
-    def _sown(self, points: Any) -> Carrying:
+    def _sown(self, points: Any) -> PropagationRun:
         planes, seeds = self._planes(), self._seeds(points)
         inside = [(plane, prompt) for plane, prompt in seeds if plane in set(planes)]
-        return Carrying.seeds(self._session, planes, inside or seeds)
+        return PropagationRun.seeds(self._session, planes, inside or seeds)
 
     def _seeds(self, points: Any) -> list[tuple[Plane, Prompt]]:
         """A click for every point of a layer that lies on the image; raises ValueError for other axes."""
@@ -267,7 +269,7 @@ class ThroughPlanes:
 
     # What the worker says
 
-    def _carried(self, walk: Any, number: int, found: Carried[Any]) -> None:
+    def _carried(self, walk: Any, number: int, found: PropagatedMask[Any]) -> None:
         run = self._run
         if run is None or walk is not self._sent:
             return
@@ -278,7 +280,7 @@ class ThroughPlanes:
             sides = self._session.volume.sides(found.plane)
             found = replace(found, answer=found.answer.on(sides, self._tile.corner))
         try:
-            if run.land(number, found):
+            if run.apply(number, found):
                 self.landed.emit(found.plane)
                 self.stirred.emit()
         except (ValueError, OSError) as error:  # a full disk under the labels, for one

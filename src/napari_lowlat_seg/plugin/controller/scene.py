@@ -14,13 +14,13 @@ from psygnal import Signal
 
 from napari_lowlat_seg.annotation.history import Step
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.masks import Finish, Patch
+from napari_lowlat_seg.core.masks import Patch, PostProcessing
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.controller.current_plane import Sight
-from napari_lowlat_seg.plugin.controller.predictions import Questions, Trials
-from napari_lowlat_seg.plugin.controller.propagation import ThroughPlanes
+from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
+from napari_lowlat_seg.plugin.controller.propagation import PropagationController
 from napari_lowlat_seg.plugin.keys import KeyTable
 from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
@@ -93,9 +93,9 @@ class Scene:
         self.session = Session(self.grid.volume)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
         self.preview = Preview(viewer, self.grid, tiling)
-        self.sight = Sight(viewer, self.grid)
-        self.questions = Questions(self.session, worker, layer.name, tiling, self.sight.field)
-        self.trials = Trials(self.session, self.questions, self.prompts, self.preview)
+        self.sight = CurrentPlane(viewer, self.grid)
+        self.questions = Predictions(self.session, worker, layer.name, tiling, self.sight.field)
+        self.trials = LivePreview(self.session, self.questions, self.prompts, self.preview)
         self.gestures = Gestures(viewer, self.grid, self.prompts, self.trials.stroke, self.trials.hover)
         self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
         self.labels.changed.connect(self._labels_changed)
@@ -103,7 +103,9 @@ class Scene:
         self.questions.said.connect(self._say)
         self.sight.moved.connect(self._moved)
         self.sight.panned.connect(self._panned)
-        self.through = ThroughPlanes(self.grid, self.session, self.sight, self.questions, self.labels, worker)
+        self.through = PropagationController(
+            self.grid, self.session, self.sight, self.questions, self.labels, worker
+        )
         self.through.changed.connect(self._carried)
         self.through.landed.connect(self._carried_to)
         self.through.said.connect(self._say)
@@ -160,7 +162,7 @@ class Scene:
     def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
         """All prompts of the object in hand, as the layers have them now."""
         planes = {*self.session.prompted(), *read}
-        touched = [plane for plane in planes if self.session.edit(plane, read.get(plane, ()))]
+        touched = [plane for plane in planes if self.session.set_prompts(plane, read.get(plane, ()))]
         if touched:
             self.trials.drop()
             self._show_mask()
@@ -265,7 +267,7 @@ class Scene:
 TOOLS = tuple(SHAPES)
 
 
-class Conversation(Scene):
+class AnnotationController(Scene):
     """A scene that does what it is told; its parameters and errors are those of `Scene`."""
 
     def __init__(self, *image: Any, **how: Any) -> None:
@@ -320,12 +322,12 @@ class Conversation(Scene):
         self.changed.emit()
 
     @property
-    def finish(self) -> Finish:
+    def finish(self) -> PostProcessing:
         """How probabilities become masks; the preview follows at once."""
         return self.session.finish
 
     @finish.setter
-    def finish(self, finish: Finish) -> None:
+    def finish(self, finish: PostProcessing) -> None:
         self.session.finish = finish
         self._show_mask()
         self.changed.emit()
@@ -389,13 +391,13 @@ class Conversation(Scene):
         """Look at the plane before."""
         self.sight.step(-1)
 
-    def reopen(self) -> None:
+    def edit_object(self) -> None:
         """Take the object under the cursor in hand again, with its prompts."""
         seen = self.sight.under_cursor
         if seen is None or self.session.labels is None:
             self.said.emit("there is no object to reopen here")
             return
-        found = self._try(lambda: self.session.reopen(*seen))
+        found = self._try(lambda: self.session.edit_object(*seen))
         if found is False:
             self.said.emit("no object under the cursor")
         elif found:

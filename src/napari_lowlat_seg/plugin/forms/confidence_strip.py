@@ -9,7 +9,7 @@ from qtpy.QtCore import QRectF, QSize, QSizeF, Qt, Signal
 from qtpy.QtGui import QColor, QPainter
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
-from napari_lowlat_seg.plugin.forms.controls import told
+from napari_lowlat_seg.plugin.forms.controls import described
 
 TIP = (
     "One bar for each plane that the slider goes through: blue where you gave prompts, and after a "
@@ -27,7 +27,7 @@ class Strip(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        told(self, "Confidence along the planes", TIP)
+        described(self, "Confidence along the planes", TIP)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self._count, self._range = 1, (0, 0)

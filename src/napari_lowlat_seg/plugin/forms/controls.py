@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 
-def told(control: Any, name: str, tip: str) -> Any:
+def described(control: Any, name: str, tip: str) -> Any:
     """The control itself, named for screen readers, with a tooltip that they read as well."""
     control.setAccessibleName(name)
     control.setAccessibleDescription(tip)
@@ -37,7 +37,7 @@ class Chooser(QComboBox):
 
     def __init__(self, name: str, tip: str) -> None:
         super().__init__()
-        told(self, name, tip)
+        described(self, name, tip)
         self._things: list[Any] = []
         # A layer with a long name must not push the canvas aside.
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -69,13 +69,13 @@ class Choice(QWidget):
 
     def __init__(self, name: str, tip: str, things: Iterable[tuple[str, Any]]) -> None:
         super().__init__()
-        told(self, name, tip)
+        described(self, name, tip)
         self._group = QButtonGroup(self)
         self._things: list[Any] = []
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         for index, (text, thing) in enumerate(things):
-            button = told(action_button(text), f"{name}: {text}", tip)
+            button = described(action_button(text), f"{name}: {text}", tip)
             button.setCheckable(True)
             self._group.addButton(button, index)
             self._things.append(thing)
@@ -125,7 +125,7 @@ class Fold(QWidget):
     def __init__(self, title: str, tip: str, content: QWidget) -> None:
         super().__init__()
         self._title, self._content = title, content
-        self.button = told(QPushButton(), title, tip)
+        self.button = described(QPushButton(), title, tip)
         self.button.setStyleSheet("text-align: left")
         self.button.clicked.connect(lambda _checked: self.expand(content.isHidden()))
         column = QVBoxLayout(self)

@@ -18,9 +18,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lowlat_seg.core.labels import Policy
-from napari_lowlat_seg.core.masks import Finish
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.controller.images import View
-from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, told
+from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, described
 from napari_lowlat_seg.plugin.forms.model import ModelForm
 
 Named = Iterable[tuple[str, Any]]
@@ -115,7 +115,7 @@ class DetailsForm(QWidget):
 
     def _mask_rows(self, form: QFormLayout) -> None:
         self._threshold = Slider("Threshold", "Pixels more probable than this belong to the object.", 1, 99)
-        self._percent = told(QLabel(), "Threshold value", "The threshold as a probability.")
+        self._percent = described(QLabel(), "Threshold value", "The threshold as a probability.")
         self._smooth = Number("Smooth", "Pixels by which the outline is smoothed; 0 leaves it.", 0, 50, 0.5)
         self._smooth.setSuffix(" px")
         self._holes = _box("Fill holes", "Background that the object encloses belongs to it.")
@@ -202,7 +202,9 @@ class DetailsForm(QWidget):
     def _emit_finish(self) -> None:
         threshold = self._threshold.value() / 100
         self.finish.emit(
-            Finish(threshold, self._smooth.value(), self._holes.isChecked(), self._largest.isChecked())
+            PostProcessing(
+                threshold, self._smooth.value(), self._holes.isChecked(), self._largest.isChecked()
+            )
         )
 
     def _emit_view(self, **changes: Any) -> None:
@@ -217,7 +219,7 @@ class Number(QDoubleSpinBox):
 
     def __init__(self, name: str, tip: str, low: int, high: int, step: float = 1) -> None:
         super().__init__()
-        told(self, name, tip)
+        described(self, name, tip)
         self.setDecimals(0 if step == 1 else 1)
         self.setRange(low, high)
         self.setSingleStep(step)
@@ -237,7 +239,7 @@ class Slider(QSlider):
 
     def __init__(self, name: str, tip: str, low: int, high: int) -> None:
         super().__init__(Qt.Orientation.Horizontal)
-        told(self, name, tip)
+        described(self, name, tip)
         self.setRange(low, high)
 
     def wheelEvent(self, event: Any) -> None:
@@ -246,7 +248,7 @@ class Slider(QSlider):
 
 
 def _box(text: str, tip: str) -> QCheckBox:
-    box: QCheckBox = told(QCheckBox(text), text, tip)
+    box: QCheckBox = described(QCheckBox(text), text, tip)
     return box
 
 

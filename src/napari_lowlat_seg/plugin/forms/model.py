@@ -11,7 +11,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
-from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button, told
+from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button, described
 from napari_lowlat_seg.serving.process import in_child
 
 FILES = "Models (*.pth *.pt *.safetensors);;All files (*)"
@@ -65,15 +65,15 @@ class ModelForm(QWidget):
             [("automatic", "auto"), ("off", "off")],
         )
         self.closer_look.show_value(wanted.closer_look)
-        self.found = told(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
+        self.found = described(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
         self.found.setWordWrap(True)
-        self.import_button = told(
+        self.import_button = described(
             action_button("Import checkpoint…", self._ask_for_file),
             "Import checkpoint",
             "Add a model from a file: an official .pth or a .safetensors of ours.",
         )
-        self._bar = told(QProgressBar(), "Model progress", "How much of the model is here.")
-        self._stop = told(
+        self._bar = described(QProgressBar(), "Model progress", "How much of the model is here.")
+        self._stop = described(
             action_button("Cancel", self.cancelled.emit),
             "Cancel loading",
             "Stop; the last model is taken again.",

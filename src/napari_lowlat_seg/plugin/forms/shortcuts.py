@@ -16,7 +16,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lowlat_seg.plugin.forms.controls import action_button, told
+from napari_lowlat_seg.plugin.forms.controls import action_button, described
 from napari_lowlat_seg.plugin.keys import ACTIONS, QT_NAMES, Action, KeyTable
 
 HINT = (
@@ -42,14 +42,14 @@ class KeysDialog(QDialog):
         self.resize(130 * letter.averageCharWidth(), 45 * letter.height())
 
     def _field(self, action: Action) -> QKeySequenceEdit:
-        field = told(QKeySequenceEdit(), f"Key of: {action.title}", f"Press a key for: {action.title}")
+        field = described(QKeySequenceEdit(), f"Key of: {action.title}", f"Press a key for: {action.title}")
         field.setMaximumSequenceLength(1)
         field.setClearButtonEnabled(True)
         field.keySequenceChanged.connect(lambda sequence: self._change(action, sequence))
         return field
 
     def _note(self, action: Action) -> QLabel:
-        note = told(QLabel(), f"Conflicts of: {action.title}", "What else has this key.")
+        note = described(QLabel(), f"Conflicts of: {action.title}", "What else has this key.")
         note.setWordWrap(True)
         return note
 
@@ -61,21 +61,21 @@ class KeysDialog(QDialog):
         for row, action in enumerate(ACTIONS):
             title = QLabel(action.title)
             title.setBuddy(self.fields[action.name])
-            grid.addWidget(told(title, action.title, f"As delivered: {action.key}"), row, 0)
+            grid.addWidget(described(title, action.title, f"As delivered: {action.key}"), row, 0)
             grid.addWidget(self.fields[action.name], row, 1)
             grid.addWidget(self.notes[action.name], row, 2)
         grid.setRowStretch(len(ACTIONS), 1)
-        area = told(QScrollArea(), "Shortcuts", "All keys and what they are in conflict with.")
+        area = described(QScrollArea(), "Shortcuts", "All keys and what they are in conflict with.")
         area.setWidgetResizable(True)
         area.setWidget(rows)
-        hint = told(QLabel(HINT), "Hint", HINT)
+        hint = described(QLabel(HINT), "Hint", HINT)
         hint.setWordWrap(True)
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.reject)
         close = buttons.button(QDialogButtonBox.StandardButton.Close)
-        told(close, "Close", "Close this window; the keys are saved already.").setAutoDefault(False)
+        described(close, "Close", "Close this window; the keys are saved already.").setAutoDefault(False)
         close.setIcon(QIcon())  # the desktop's own is black, on whatever theme napari has
-        self.reset = told(action_button("Reset all", self._reset), "Reset all", "All keys as delivered.")
+        self.reset = described(action_button("Reset all", self._reset), "Reset all", "All keys as delivered.")
         self.reset.setAutoDefault(False)
         buttons.addButton(self.reset, QDialogButtonBox.ButtonRole.ResetRole)
         column = QVBoxLayout(self)

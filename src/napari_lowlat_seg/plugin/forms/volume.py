@@ -29,7 +29,7 @@ class VolumeForm(QWidget):
     Parameters
     ----------
     through
-        Gives the `ThroughPlanes` of the image in front; None without one.
+        Gives the `PropagationController` of the image in front; None without one.
     """
 
     def __init__(self, through: Callable[[], Any]) -> None:

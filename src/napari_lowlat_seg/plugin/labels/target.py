@@ -157,7 +157,7 @@ class ChosenLabels:
             self.changed.emit()
 
     def _brushed(self, edits: Any) -> None:
-        self._session.stroke(edits)
+        self._session.record_stroke(edits)
         self.changed.emit()
 
 

@@ -319,6 +319,6 @@ class Gestures:
     def _still(self) -> None:
         """Forget where the mouse rests, and say so if it was told."""
         self._timer.stop()
-        told, self._told = self._told, None
-        if told is not None:
-            self.on_hover(told, None)
+        described, self._told = self._told, None
+        if described is not None:
+            self.on_hover(described, None)

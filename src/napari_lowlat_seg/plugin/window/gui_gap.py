@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.plane_state import Request
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Request, never
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.serving.process import ResponderProcess
-from napari_lowlat_seg.serving.service import Newer, PlaneSource, load_responder, never
+from napari_lowlat_seg.serving.process import PredictionProcess
+from napari_lowlat_seg.serving.service import load_prediction_service
 
 TICK = 5
 """Milliseconds between two heartbeats."""
@@ -76,7 +76,7 @@ class Pretender:
         self._name, self._work, self._seconds = name, work, (embed, click)
         self._seen: dict[Any, tuple[int, ...]] = {}  # shapes of planes
 
-    def embed(self, source: PlaneSource, newer: Newer = never) -> float:
+    def embed(self, source: PlaneSource, newer: Cancelled = never) -> float:
         """Seconds that it took; 0.0 if it was there already."""
         if source.identity in self._seen:
             return 0.0
@@ -85,12 +85,12 @@ class Pretender:
         self._seen[source.identity] = source.read().shape[:2]
         return time.perf_counter() - began
 
-    def respond(
-        self, request: Request, source: PlaneSource, newer: Newer = never
-    ) -> Iterator[tuple[Answer, bool]]:
+    def predict(
+        self, request: Request, source: PlaneSource, newer: Cancelled = never
+    ) -> Iterator[tuple[SoftMask, bool]]:
         """One empty answer."""
         self._work(self._seconds[1])
-        yield Answer.from_mask(np.zeros(self._seen[source.identity], bool)), True
+        yield SoftMask.from_mask(np.zeros(self._seen[source.identity], bool)), True
 
     def describe(self, progress: object = None) -> dict[str, Any]:
         """Its name."""
@@ -134,7 +134,7 @@ def in_thread(threads: int, load: str) -> Any:
 
     torch.set_num_threads(threads)
     loaders: dict[str, Callable[..., Any]] = {
-        MODELS["default"]: load_responder,
+        MODELS["default"]: load_prediction_service,
         MODELS["slow"]: load_slow,
         MODELS["busy"]: load_busy,
     }
@@ -143,7 +143,7 @@ def in_thread(threads: int, load: str) -> Any:
 
 def in_process(threads: int, niceness: int, load: str) -> Any:
     """A responder in a child."""
-    return ResponderProcess("default", "cpu", threads=threads, niceness=niceness, load=load)
+    return PredictionProcess("default", "cpu", threads=threads, niceness=niceness, load=load)
 
 
 WAYS: dict[str, Callable[[str], Any] | None] = {
@@ -168,7 +168,7 @@ class Annotator:
         self._working = False
         self._clicks: tuple[Click, ...] = ()
         self._number = 0
-        self._answer: Answer | None = None
+        self._answer: SoftMask | None = None
         self._measured = Measured()
         worker.idle.connect(self._next)
         worker.embedded.connect(lambda _, seconds: self._measured.embeddings.append(1000 * seconds))
@@ -200,7 +200,7 @@ class Annotator:
         plane = Plane((position, None, None))
         self._worker.ask(Request(1, self._number, plane, self._clicks, self._answer), source)
 
-    def _land(self, _: Any, answer: Answer, final: bool, seconds: float) -> None:
+    def _land(self, _: Any, answer: SoftMask, final: bool, seconds: float) -> None:
         self._answer = answer
         if final and len(self._clicks) > 1:  # the first one waits for its embedding
             self._measured.clicks.append(1000 * seconds)

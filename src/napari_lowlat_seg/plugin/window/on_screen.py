@@ -20,7 +20,7 @@ import numpy as np
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.plugin.window.gui_gap import MODELS, TICK
-from napari_lowlat_seg.serving.process import ResponderProcess
+from napari_lowlat_seg.serving.process import PredictionProcess
 
 PLANES, SIDE = 50, 1024
 CLICKS = 3
@@ -79,7 +79,7 @@ class Desk:
         loaded: list[Any] = []
         self.widget.worker.loaded.connect(loaded.append)
         self.turn(lambda: not self.widget.worker.busy)
-        self.widget.worker.load(partial(ResponderProcess, "default", "cpu", load=MODELS[model]))
+        self.widget.worker.load(partial(PredictionProcess, "default", "cpu", load=MODELS[model]))
         self.turn(lambda: bool(loaded) and not self.widget.worker.busy)
 
     def look_at(self, position: int) -> None:

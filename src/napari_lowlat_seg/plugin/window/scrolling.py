@@ -19,12 +19,13 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import Progress
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.predictions import Questions
+from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.window.on_screen import stack
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.serving.process import ResponderProcess
-from napari_lowlat_seg.serving.service import CACHE_BYTES, Progress, Responder
+from napari_lowlat_seg.serving.process import PredictionProcess
+from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService
 
 SIZES = (512, 1024)
 """Sides of the network's input that are compared."""
@@ -80,7 +81,7 @@ class Reader:
         self.counted = Counted()
         self._worker = worker
         self._session = Session(volume)
-        self._questions = Questions(self._session, worker, "stack")
+        self._questions = Predictions(self._session, worker, "stack")
         self._questions.reach = reach
         self._ready: set[Any] = set()  # indices of planes
         self._landed: list[bool] = []
@@ -108,7 +109,7 @@ class Reader:
         for position in np.random.default_rng(0).permutation(positions).tolist():
             plane, before, began = _plane(position), len(self.counted.embeddings), time.perf_counter()
             self._landed.clear()
-            self._session.edit(plane, (Click((rows / 2, cols / 2)),))
+            self._session.set_prompts(plane, (Click((rows / 2, cols / 2)),))
             self._questions.look(plane)
             turn(lambda: bool(self._landed))
             warm = len(self.counted.embeddings) == before
@@ -139,7 +140,7 @@ def load_sized(
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = 0,
     progress: Progress | None = None,
-) -> Responder:
+) -> PredictionService:
     """The embedded model with an input of another side: "1024" for 1024 x 1024 pixels, the same weights."""
     from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
     from napari_lowlat_seg.models.compact import Compact
@@ -151,7 +152,7 @@ def load_sized(
     predictor = Predictor(sized.eval(), known.runtime, closer_look, name=f"default at {model}")
     if known.runtime.on_cuda:
         predictor.warm_up()
-    return Responder(predictor, cache_bytes)
+    return PredictionService(predictor, cache_bytes)
 
 
 def turn(until: Callable[[], bool], at_most: float = LONG) -> None:
@@ -198,7 +199,7 @@ def main() -> None:
         worker.failed.connect(print)
         loaded: list[Any] = []
         worker.loaded.connect(loaded.append)
-        process = partial(ResponderProcess, str(size), chosen.device, load=f"{_HERE}:load_sized")
+        process = partial(PredictionProcess, str(size), chosen.device, load=f"{_HERE}:load_sized")
         worker.load(process)
         turn(lambda loaded=loaded: bool(loaded))  # type: ignore[misc]
         reader = Reader(worker, volume, chosen.ahead)
