@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import (
     THRESHOLD,
     PostProcessing,
     SoftMask,
-    bounds,
     postprocess,
     postprocess_patch,
 )
@@ -114,13 +114,6 @@ def test_finishes_out_of_range_are_refused(options, message):
         PostProcessing(**options)
 
 
-def test_bounds_hold_all_that_is_not_zero():
-    """Stops are exclusive."""
-    mask = np.zeros((7, 9), bool)
-    mask[2, 3] = mask[5, 1] = True
-    assert bounds(mask) == (2, 1, 6, 4)
-
-
 @given(st.data())
 def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None:
     """Pixel by pixel; what lies beside the tile is cut, and laid over what was there it leaves the rest."""
@@ -130,16 +123,17 @@ def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None
     density = data.draw(st.sampled_from([0.0, 0.05, 0.9]))
     new = SoftMask.of((rng.random(tile) * (rng.random(tile) < density)).astype(np.float32))
     old = SoftMask.of((rng.random(plane) * (rng.random(plane) < density)).astype(np.float32))
+    box = BoundingBox.at(corner, tile)
     placed = new.on(plane, corner)
     expected = np.zeros(plane, np.float32)
     part = (slice(corner[0], corner[0] + 7), slice(corner[1], corner[1] + 9))
     expected[part] = new.probability
     np.testing.assert_array_equal(placed.probability, expected)
     np.testing.assert_array_equal(placed.on(tile, (-corner[0], -corner[1])).probability, new.probability)
+    np.testing.assert_array_equal(old.cropped(box).probability, old.probability[part])
     np.testing.assert_array_equal(old.on(tile, (-corner[0], -corner[1])).probability, old.probability[part])
     both = old.probability
     both[part] = new.probability
-    box = (*corner, corner[0] + 7, corner[1] + 9)
     np.testing.assert_array_equal(placed.laid_over(old, box).probability, both)
     np.testing.assert_array_equal(placed.laid_over(None, box).probability, expected)
 

@@ -126,7 +126,7 @@ def test_maps_hold_each_prompt_where_it_belongs(items: list[Prompt], frame: Fram
     for item in items:
         covered = np.zeros((frame.size, frame.size), np.float32)
         footprint = item.footprint(frame, 3)
-        covered[footprint.window] = footprint.pixels
+        covered[footprint.box.slices] = footprint.pixels
         if isinstance(item, Click | Scribble):
             channel = expected[1 if item.positive else 2]
             np.maximum(channel, covered, out=channel)
@@ -167,7 +167,7 @@ def test_a_prompt_is_never_invisible_on_the_whole_plane(item: Prompt) -> None:
     frame = Frame.whole(SHAPE, 7)
     footprint = item.footprint(frame, 0)
     assert footprint.pixels.any()
-    rows, cols = (index + start for index, start in zip(np.nonzero(footprint.pixels), footprint.offset))
+    rows, cols = (index + start for index, start in zip(np.nonzero(footprint.pixels), footprint.corner))
     r0, c0, r1, c1 = item.bounds()
     (low_r, low_c), (high_r, high_c) = frame.to_network([(r0 - 0.5, c0 - 0.5), (r1 + 0.5, c1 + 0.5)])
     assert low_r - 1 <= rows.min() <= rows.max() <= high_r + 1
@@ -195,7 +195,7 @@ def test_polygon_fill_equals_the_even_odd_rule_pixel_by_pixel(outline: list[tupl
     frame = Frame.whole((32, 32), 32)
     footprint = Polygon(tuple(outline)).footprint(frame)
     got = np.zeros((32, 32), bool)
-    got[footprint.window] = footprint.pixels
+    got[footprint.box.slices] = footprint.pixels
     expected = np.zeros((32, 32), bool)
     for (r0, c0), (r1, c1) in zip(outline, outline[1:] + outline[:1], strict=True):
         for row in range(32):

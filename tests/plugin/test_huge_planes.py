@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QApplication
 
 from hand import Hand
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.tiles import Tile, Tiling
+from napari_lowlat_seg.core.tiles import Tiling
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.scene import AnnotationController
 from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -191,4 +191,4 @@ def test_other_planes_and_axes_are_huge_too(it):
     assert mask[:, 700:760].all()
     assert mask.sum() == 300
     assert it.responder.embedded[-1] == (5, 200)
-    assert it.talk.questions.sources._tiles[it.talk.plane] == Tile(0, 648, 5, 200)
+    assert it.talk.questions.sources._tiles[it.talk.plane] == (0, 648, 5, 848)

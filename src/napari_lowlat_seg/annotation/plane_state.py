@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.masks import Patch, PostProcessing, SoftMask, postprocess
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
 from napari_lowlat_seg.core.prompts import Click, Mask, Polygon, Prompt, Scribble
 
 
@@ -87,14 +88,12 @@ class PlaneState:
 
     def with_drawn_mask(self, drawn: SoftMask, shown: Patch | None) -> PlaneState:
         """This state with a mask drawn by hand over the one shown; later prompts continue from it."""
-        parts = [drawn.box, *([] if shown is None else [shown.box])]
-        if self.hand is not None:
-            parts.append(self.hand.box)
-        box = _around(parts)
-        shape, corner = (box[2] - box[0], box[3] - box[1]), box[:2]
-        changed = _cut(drawn, box).mask
+        parts = [shown.box] if shown is not None else []
+        parts += [self.hand.box] if self.hand is not None else []
+        box = drawn.box.union(*parts)
+        changed = drawn.cropped(box).mask
         if shown is not None:
-            changed ^= shown.on(shape, corner)
+            changed ^= shown.shown_in(box)
         changed |= self._kept(box)
         return replace(
             self,
@@ -102,7 +101,7 @@ class PlaneState:
             previous=drawn,
             drawn=drawn,
             since=len(self.prompts),
-            hand=SoftMask.from_mask(changed).on(drawn.shape, corner) if changed.any() else None,
+            hand=SoftMask.from_mask(changed).on(drawn.shape, box.corner) if changed.any() else None,
             answered=True,
             confidence=None,
         )
@@ -111,18 +110,18 @@ class PlaneState:
         """This state with the network's answer to its prompts, less what a brush has forbidden it."""
         if self.hand is not None and self.drawn is not None:
             box = self.hand.box
-            there, drawn = _cut(answer, box), _cut(self.drawn, box)
+            there, drawn = answer.cropped(box), self.drawn.cropped(box)
             there = there.redrawn(np.where(self._kept(box), drawn.probability, there.probability))
-            answer = there.on(answer.shape, box[:2]).laid_over(answer, box)
+            answer = there.on(answer.shape, box.corner).laid_over(answer, box)
         return replace(self, answer=answer, answered=True)
 
-    def _kept(self, box: tuple[int, int, int, int]) -> np.ndarray:
+    def _kept(self, box: BoundingBox) -> np.ndarray:
         """Where in a part of the plane a brush has the last word; what a later prompt contradicts is free."""
         if self.hand is None or self.drawn is None:
-            return np.zeros((box[2] - box[0], box[3] - box[1]), np.bool_)
+            return np.zeros(box.shape, np.bool_)
         from scipy.ndimage import label  # a quarter of a second, which a window has not when it opens
 
-        hand, drawn = _cut(self.hand, box).mask, _cut(self.drawn, box).mask
+        hand, drawn = self.hand.cropped(box).mask, self.drawn.cropped(box).mask
         parts, _ = label(hand, np.ones((3, 3)))
         free = [np.zeros(0, parts.dtype)]
         for prompt in self.prompts[self.since :]:
@@ -137,7 +136,7 @@ def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt
     if drawn is None or not prompts:
         return tuple(prompts)
     mask = postprocess(drawn, PostProcessing())
-    whole = (0, 0, *drawn.shape)
+    whole = BoundingBox(0, 0, *drawn.shape)
 
     def agrees(prompt: Prompt) -> bool:
         if not isinstance(prompt, Click | Scribble):
@@ -147,20 +146,9 @@ def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt
     return tuple(prompt for prompt in prompts if agrees(prompt))
 
 
-def _cut(answer: SoftMask, box: tuple[int, int, int, int]) -> SoftMask:
-    return answer.on((box[2] - box[0], box[3] - box[1]), (-box[0], -box[1]))
-
-
-def _around(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-    """The smallest box that holds those that hold anything."""
-    full = [box for box in boxes if box[2] > box[0] and box[3] > box[1]] or [(0, 0, 0, 0)]
-    tops, lefts, bottoms, rights = zip(*full)
-    return min(tops), min(lefts), max(bottoms), max(rights)
-
-
-def _pixels(prompt: Prompt, shape: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[Any, Any]:
+def _pixels(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[Any, Any]:
     """The key of a prompt's pixels in a part of a plane: its points, or the rectangle around a region."""
-    limits, corner, size = np.array(shape) - 1, np.array(box[:2]), np.subtract(box[2:], box[:2])
+    limits, corner, size = np.array(shape) - 1, np.array(box.corner), np.array(box.shape)
     if isinstance(prompt, Click | Scribble):
         points = np.clip(np.rint(np.array(prompt.points)), 0, limits).astype(int) - corner
         rows, cols = points[((points >= 0) & (points < size)).all(axis=1)].T

@@ -21,10 +21,9 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import LIMIT_BYTES, Key, ObjectRecord, Step, Transaction, UndoStack
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title
+from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, around, found_object, volume_edits
 from napari_lowlat_seg.core.masks import (
-    NOWHERE,
-    Patch,
     PostProcessing,
     SoftMask,
     postprocess,
@@ -183,7 +182,7 @@ class Session:
         record = self._records[self._current]
         before = self._written(self._current)
         answered = [plane for plane, state in self._here() if state.answer is not None]
-        masks = {plane: self.patch(plane) or NOWHERE for plane in dict.fromkeys((*answered, *before))}
+        masks = {plane: self.patch(plane) or EMPTY_PATCH for plane in dict.fromkeys((*answered, *before))}
         if not masks:
             return False
         if self.labels is None:
@@ -238,7 +237,7 @@ class Session:
         row, col = (int(np.floor(x + 0.5)) for x in at)
         if not (0 <= row < rows and 0 <= col < cols):
             raise ValueError(f"pixel ({row}, {col}) is outside the plane of {rows} x {cols} pixels")
-        pixel = (row, col, row + 1, col + 1)
+        pixel = BoundingBox.at((row, col), (1, 1))
         if not self.labels.read(plane, pixel).any():
             return False
         self.accept()
@@ -391,7 +390,7 @@ class Session:
         box = around(self.labels, plane, at, sides, label)
         written, mask = found_object(self.labels, plane, box, label)
         number = next(self._numbers)
-        drawn = SoftMask.from_mask(mask).on(sides, box[:2])
+        drawn = SoftMask.from_mask(mask).on(sides, box.corner)
         state = PlaneState((), drawn, drawn, drawn, 0, True, next(self._tickets))
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
         states = (((number, plane), _NOTHING, state),)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.ndimage import label
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.core.tiles import Tile
 
 TOGETHER = 32
 """Clicks that the network is asked at once, at most."""
@@ -140,25 +140,27 @@ def everything(
         raise ValueError(f"everything is looked for in planes of up to {PIXELS} pixels; got {rows} x {cols}")
     kept: list[MaskProposal] = []
     for region in looks(rows, cols):
-        seen = image[region.top : region.top + region.rows, region.left : region.left + region.cols]
+        seen = image[region.slices]
         kept += _in_tile(predictor, seen, window, spacing, region, (rows, cols), rules)
     return laid_down(distinct(kept, rules.same), (rows, cols), rules.own)
 
 
-def looks(rows: int, cols: int) -> list[Tile]:
+def looks(rows: int, cols: int) -> list[BoundingBox]:
     """The whole plane; of a large one also its tiles, all of one size, row by row.
 
-    >>> [(r.top, r.left, r.rows, r.cols) for r in looks(1024, 1500)]
+    >>> [(*r.corner, *r.shape) for r in looks(1024, 1500)]
     [(0, 0, 1024, 1500), (0, 0, 1024, 1024), (0, 476, 1024, 1024)]
     """
-    whole = Tile(0, 0, rows, cols)
+    whole = BoundingBox(0, 0, rows, cols)
     if max(rows, cols) <= TILE:
         return [whole]
     downs, acrosses = (
         [min(start, max(n - TILE, 0)) for start in range(0, max(n - TILE, 0) + SHIFT, SHIFT)]
         for n in (rows, cols)
     )
-    tiles = [Tile(top, left, min(rows, TILE), min(cols, TILE)) for top in downs for left in acrosses]
+    tiles = [
+        BoundingBox.at((top, left), (min(rows, TILE), min(cols, TILE))) for top in downs for left in acrosses
+    ]
     return [whole, *dict.fromkeys(tiles)]
 
 
@@ -181,13 +183,13 @@ def _in_tile(
     seen: np.ndarray,
     window: tuple[float, float] | None,
     spacing: tuple[float, float],
-    region: Tile,
+    region: BoundingBox,
     plane: tuple[int, int],
     rules: MaskGeneratorSettings,
 ) -> Iterator[MaskProposal]:
     embedding = predictor.embed(seen, window, spacing)
-    clicks = grid_of_clicks((region.rows, region.cols), rules.grid, spacing)
-    step = max(1, min(TOGETHER, PIXELS // (region.rows * region.cols)))
+    clicks = grid_of_clicks(region.shape, rules.grid, spacing)
+    step = max(1, min(TOGETHER, PIXELS // int(np.prod(region.shape))))
     for first in range(0, len(clicks), step):
         asked = clicks[first : first + step]
         answers = predictor.predict_batch(embedding, [[click] for click in asked])
@@ -198,15 +200,15 @@ def _in_tile(
                 yield MaskProposal((top + region.top, left + region.left), found.mask, found.score)
 
 
-def _cut_off(found: MaskProposal, region: Tile, plane: tuple[int, int]) -> bool:
+def _cut_off(found: MaskProposal, region: BoundingBox, plane: tuple[int, int]) -> bool:
     """Whether a mask touches a side of its tile that is not a side of the plane."""
     (top, left), (rows, cols) = found.corner, found.mask.shape
-    touches = (top == 0, left == 0, top + rows == region.rows, left + cols == region.cols)
+    touches = (top == 0, left == 0, top + rows == region.shape[0], left + cols == region.shape[1])
     inner = (
         region.top > 0,
         region.left > 0,
-        region.top + region.rows < plane[0],
-        region.left + region.cols < plane[1],
+        region.bottom < plane[0],
+        region.right < plane[1],
     )
     return any(touch and inside for touch, inside in zip(touches, inner, strict=True))
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import Tile, cut, region_of
+from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     check_labels_path,
@@ -66,7 +67,7 @@ class SeedJob:
     model: str
     device: str
     axis: int
-    region: Tile
+    region: BoundingBox
     seeds: tuple[tuple[int, tuple[float, ...]], ...]
 
 
@@ -79,7 +80,7 @@ def run_seed_job(job: SeedJob) -> Done:
     predictor = cached_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
     planes = volume.planes(job.axis)
-    part = cut(volume, job.region, planes[0])
+    part = crop(volume, job.region, planes[0])
     offset = np.zeros(volume.ndim)
     offset[list(planes[0].axes)] = job.region.corner
     points = [tuple(np.subtract(point, offset)) for _, point in job.seeds]
@@ -227,16 +228,16 @@ def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:
 
 def _by_region(
     seeds: Sequence[tuple[float, ...]], volume: Volume, axis: int
-) -> dict[Tile, list[tuple[int, tuple[float, ...]]]]:
+) -> dict[BoundingBox, list[tuple[int, tuple[float, ...]]]]:
     row, col = volume.planes(axis)[0].axes
-    groups: dict[Tile, list[tuple[int, tuple[float, ...]]]] = {}
+    groups: dict[BoundingBox, list[tuple[int, tuple[float, ...]]]] = {}
     for number, point in enumerate(seeds, start=1):
-        region = region_of((volume.shape[row], volume.shape[col]), [Click((point[row], point[col]))])
+        region = tile_of((volume.shape[row], volume.shape[col]), [Click((point[row], point[col]))])
         groups.setdefault(region, []).append((number, point))
     return groups
 
 
-def _boxed(number: int, plane: Plane, mask: np.ndarray, region: Tile) -> Part:
+def _boxed(number: int, plane: Plane, mask: np.ndarray, region: BoundingBox) -> Part:
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return number, plane, region.corner, np.zeros((0, 0), bool)

@@ -13,7 +13,7 @@ import numpy as np
 
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_range, read_strokes
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.core.tiles import cut, moved, region_of
+from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     NIFTI_SUFFIXES,
@@ -69,10 +69,10 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
     labels = _Labels(output, volume, wanted.label)
     start = next(iter(prompts))
     rows, cols = (volume.shape[a] for a in start.axes)
-    region = region_of((rows, cols), [prompt for items in prompts.values() for prompt in items])
-    part = cut(volume, region, start)
+    region = tile_of((rows, cols), [prompt for items in prompts.values() for prompt in items])
+    part = crop(volume, region, start)
     answers = {
-        plane: _answer(predictor, part, plane, [moved(prompt, region) for prompt in items])
+        plane: _answer(predictor, part, plane, [prompt.cropped(region) for prompt in items])
         for plane, items in prompts.items()
     }
     for plane, answer in answers.items():

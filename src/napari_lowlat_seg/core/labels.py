@@ -13,10 +13,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from napari_lowlat_seg.core.masks import Patch, bounds, inside
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.volume import ArrayLike, Plane
-
-Box = tuple[int, int, int, int]
 
 SEARCHED = 4096
 """Planes of more rows or columns are not read whole to find an object that was made elsewhere."""
@@ -87,33 +85,34 @@ class LabelEdit:
     plane
         Where.
     box
-        (row, col, stop row, stop col) around the voxels that change.
+        Around the voxels that change.
     """
 
     plane: Plane
-    box: Box
+    box: BoundingBox
     _changed: bytes
     _before: _Values
     _after: _Values
 
     @classmethod
-    def between(cls, plane: Plane, box: Box, before: np.ndarray, after: np.ndarray) -> LabelEdit | None:
+    def between(
+        cls, plane: Plane, box: BoundingBox, before: np.ndarray, after: np.ndarray
+    ) -> LabelEdit | None:
         """The edit that turns the labels `before` inside `box` into `after`; None if they are equal."""
         changed = before != after
-        tight = bounds(changed)
-        if tight == (0, 0, 0, 0):
+        tight = BoundingBox.of(changed)
+        if tight.is_empty:
             return None
-        part = inside(tight)
+        part = tight.slices
         changed = changed[part]
-        moved = (box[0] + tight[0], box[1] + tight[1], box[0] + tight[2], box[1] + tight[3])
         bits = zlib.compress(np.packbits(changed).tobytes(), 1)
         values = _Values.of(before[part][changed]), _Values.of(after[part][changed])
-        return cls(plane, moved, bits, *values)
+        return cls(plane, tight.shifted(box[0], box[1]), bits, *values)
 
     @property
     def changed(self) -> np.ndarray:
         """Which voxels inside the box change, (rows, cols) bool."""
-        rows, cols = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        rows, cols = self.box.shape
         bits = np.frombuffer(zlib.decompress(self._changed), np.uint8)
         return np.unpackbits(bits, count=rows * cols).astype(np.bool_).reshape(rows, cols)
 
@@ -154,9 +153,9 @@ class LabelEdit:
 
 
 class LabelStore(Protocol):
-    """Where labels live. Boxes are (row, col, stop row, stop col) on a plane of the volume."""
+    """Where labels live: reads and writes boxes of a volume's planes."""
 
-    def read(self, plane: Plane, box: Box) -> np.ndarray:
+    def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane."""
 
     def write(self, edits: Sequence[LabelEdit]) -> None:
@@ -178,7 +177,7 @@ class ArrayLabels:
     def __init__(self, data: ArrayLike) -> None:
         self.data: Any = data
 
-    def read(self, plane: Plane, box: Box) -> np.ndarray:
+    def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane."""
         return np.array(self.data[_key(plane, box)])
 
@@ -194,9 +193,9 @@ class ArrayLabels:
         return max(int(np.max(self.data[i])) for i in range(self.data.shape[0]))
 
 
-def _key(plane: Plane, box: Box) -> tuple[int | slice, ...]:
+def _key(plane: Plane, box: BoundingBox) -> tuple[int | slice, ...]:
     key: list[int | slice] = list(plane.key())
-    (row, col), (rows, cols) = plane.axes, inside(box)
+    (row, col), (rows, cols) = plane.axes, BoundingBox(*box).slices
     key[row], key[col] = rows, cols
     return tuple(key)
 
@@ -236,12 +235,10 @@ def object_edits(
     -------
     The edit to write, and the edit that makes the whole object from what is beneath it; None where empty.
     """
-    tight = bounds(mask)
-    part = mask[inside(tight)]
-    if tight != (0, 0, 0, 0):
-        tight = (tight[0] + corner[0], tight[1] + corner[1], tight[2] + corner[0], tight[3] + corner[1])
-    box = tight if written is None else _union(tight, written.box)
-    if box == (0, 0, 0, 0):
+    tight = BoundingBox.of(mask)
+    part = Patch(tight.shifted(*corner).corner, mask[tight.slices])
+    box = part.box if written is None else part.box.union(written.box)
+    if box.is_empty:
         return None, None
     now = labels.read(plane, box)
     most = int(np.iinfo(now.dtype).max)
@@ -252,14 +249,12 @@ def object_edits(
         )
     beneath = now.copy()
     if written is not None:
-        top, left = written.box[0] - box[0], written.box[1] - box[1]
-        rows, cols = written.changed.shape
-        old = beneath[top : top + rows, left : left + cols]
+        old = beneath[written.box.shifted(-box.top, -box.left).slices]
         before = old.copy()
         written.reversed().apply(before)
         old[:] = np.where(old == written.highest, before, old)
     after = beneath.copy()
-    after[Patch(tight[:2], part).on(beneath.shape, box[:2]) & policy.allows(beneath)] = label
+    after[part.shown_in(box) & policy.allows(beneath)] = label
     return LabelEdit.between(plane, box, now, after), LabelEdit.between(plane, box, beneath, after)
 
 
@@ -280,30 +275,28 @@ def volume_edits(
     return edits, made
 
 
-def around(labels: LabelStore, plane: Plane, at: tuple[int, int], sides: tuple[int, int], label: int) -> Box:
+def around(
+    labels: LabelStore, plane: Plane, at: tuple[int, int], sides: tuple[int, int], label: int
+) -> BoundingBox:
     """A box around what carries a label at a pixel: the whole plane, unless that is huge.
 
     Of a huge one it is read in growing boxes until the label does not touch the edge; parts of the object
     that lie further off are not found.
     """
     if max(sides) <= SEARCHED:
-        return (0, 0, *sides)
+        return BoundingBox(0, 0, *sides)
     reach = SEARCHED // 8
     while True:
-        top, left = (max(0, place - reach) for place in at)
-        bottom, right = (min(length, place + reach) for place, length in zip(at, sides))
-        box = (top, left, bottom, right)
-        tight = bounds(labels.read(plane, box) == label)
-        free = (
-            tight[0] > 0 or top == 0, tight[1] > 0 or left == 0,
-            tight[2] < bottom - top or bottom == sides[0], tight[3] < right - left or right == sides[1],
-        )  # fmt: skip
-        if all(free):
+        box = BoundingBox(at[0] - reach, at[1] - reach, at[0] + reach, at[1] + reach).clipped(sides)
+        tight = BoundingBox.of(labels.read(plane, box) == label).shifted(*box.corner)
+        if box.shape == sides or (not tight.is_empty and box.contains(tight.grown(1).clipped(sides))):
             return box
         reach *= 2
 
 
-def found_object(labels: LabelStore, plane: Plane, box: Box, label: int) -> tuple[LabelEdit, np.ndarray]:
+def found_object(
+    labels: LabelStore, plane: Plane, box: BoundingBox, label: int
+) -> tuple[LabelEdit, np.ndarray]:
     """What carries a label in a box, as if it had been written over background; and its mask in the box.
 
     Raises ValueError if nothing carries it.
@@ -314,12 +307,3 @@ def found_object(labels: LabelStore, plane: Plane, box: Box, label: int) -> tupl
     if edit is None:
         raise ValueError(f"no voxel of plane {plane.index} carries label {label}; choose one that is there")
     return edit, mask
-
-
-def _union(first: Box, second: Box) -> Box:
-    if first == (0, 0, 0, 0):
-        return second
-    return (
-        min(first[0], second[0]), min(first[1], second[1]),
-        max(first[2], second[2]), max(first[3], second[3]),
-    )  # fmt: skip

@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from napari_lowlat_seg.core.boxes import EMPTY_BOX, EMPTY_PATCH, BoundingBox, Patch
+
 THRESHOLD = 0.49
 """Foreground is a probability above this. The original evaluates with 0.49, not 0.5."""
 
@@ -29,7 +31,7 @@ class SoftMask:
     shape
         (rows, cols) of the plane.
     box
-        (row, col, stop row, stop col) outside of which the probability is 0; (0, 0, 0, 0) when it is nowhere.
+        Outside of it the probability is 0; the empty box when it is 0 everywhere.
     packed
         The rounded probability inside the box, compressed.
     quality
@@ -39,7 +41,7 @@ class SoftMask:
     """
 
     shape: tuple[int, int]
-    box: tuple[int, int, int, int]
+    box: BoundingBox
     packed: bytes
     quality: float | None = None
     drawn: bool = False
@@ -58,14 +60,13 @@ class SoftMask:
 
     @classmethod
     def _packed(cls, steps: np.ndarray, quality: float | None, drawn: bool) -> SoftMask:
-        box = bounds(steps)
-        packed = zlib.compress(steps[inside(box)].tobytes(), 1)
+        box = BoundingBox.of(steps)
+        packed = zlib.compress(steps[box.slices].tobytes(), 1)
         return cls((steps.shape[0], steps.shape[1]), box, packed, quality, drawn)
 
     @cached_property
     def _steps(self) -> np.ndarray:
-        rows, cols = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(rows, cols)
+        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.box.shape)
 
     @property
     def probability(self) -> np.ndarray:
@@ -73,14 +74,14 @@ class SoftMask:
         table = ((np.arange(LEVELS + 1) - 0.5) / LEVELS).astype(np.float32)
         table[0], table[-1] = 0, 1
         whole = np.zeros(self.shape, np.float32)
-        whole[inside(self.box)] = table[self._steps]
+        whole[self.box.slices] = table[self._steps]
         return whole
 
     @property
     def mask(self) -> np.ndarray:
         """(rows, cols) bool: probability above 0.49."""
         mask = np.zeros(self.shape, np.bool_)
-        mask[inside(self.box)] = self.above(THRESHOLD)
+        mask[self.box.slices] = self.above(THRESHOLD)
         return mask
 
     @property
@@ -97,38 +98,29 @@ class SoftMask:
 
         A tile's answer goes to its plane with the tile's corner, and back with the corner negated.
         """
-        (top, left), box = corner, self.box
-        if box == (0, 0, 0, 0):
-            return replace(self, shape=shape)
-        moved = (box[0] + top, box[1] + left, box[2] + top, box[3] + left)
-        kept = (max(0, moved[0]), max(0, moved[1]), min(shape[0], moved[2]), min(shape[1], moved[3]))
-        if kept == moved:
-            return replace(self, shape=shape, box=moved)
-        if kept[0] >= kept[2] or kept[1] >= kept[3]:
-            return replace(self, shape=shape, box=(0, 0, 0, 0), packed=zlib.compress(b"", 1))
-        steps = self._steps[kept[0] - moved[0] : kept[2] - moved[0], kept[1] - moved[1] : kept[3] - moved[1]]
-        return self._placed(shape, kept[:2], steps)
+        box = self.box.shifted(*corner)
+        kept = box.clipped(shape)
+        if kept == box:
+            return replace(self, shape=shape, box=box)
+        if kept.is_empty:
+            return replace(self, shape=shape, box=EMPTY_BOX, packed=zlib.compress(b"", 1))
+        part = self._packed(Patch(box.corner, self._steps).shown_in(kept), self.quality, self.drawn)
+        return replace(part, shape=shape, box=part.box.shifted(*kept.corner))
 
-    def laid_over(self, before: SoftMask | None, box: tuple[int, int, int, int]) -> SoftMask:
+    def cropped(self, box: BoundingBox) -> SoftMask:
+        """The same answer on a part of the plane."""
+        return self.on(box.shape, (-box.top, -box.left))
+
+    def laid_over(self, before: SoftMask | None, box: BoundingBox) -> SoftMask:
         """This answer inside a box of the plane, and outside of it the one before."""
-        if before is None or _within(before.box, box):
+        if before is None or box.contains(before.box):
             return self
-        parts = [one for one in (self, before) if one.box != (0, 0, 0, 0)]
-        top, left = (min(one.box[side] for one in parts) for side in (0, 1))
-        shape = (max(one.box[2] for one in parts) - top, max(one.box[3] for one in parts) - left)
-        steps, *more = (Patch(one.box[:2], one._steps).on(shape, (top, left)) for one in reversed(parts))
-        low, high = (
-            (max(0, box[0] - top), max(0, box[1] - left)),
-            (max(0, box[2] - top), max(0, box[3] - left)),
-        )
-        steps[low[0] : high[0], low[1] : high[1]] = 0
-        for inner in more:
-            np.maximum(steps, inner, out=steps)
-        return self._placed(self.shape, (top, left), steps)
-
-    def _placed(self, shape: tuple[int, int], corner: tuple[int, int], steps: np.ndarray) -> SoftMask:
+        whole = before.box.union(self.box)
+        steps = Patch(before.box.corner, before._steps).shown_in(whole)
+        steps[box.intersection(whole).shifted(-whole.top, -whole.left).slices] = 0
+        np.maximum(steps, Patch(self.box.corner, self._steps).shown_in(whole), out=steps)
         part = self._packed(steps, self.quality, self.drawn)
-        return replace(part, shape=shape).on(shape, corner)
+        return replace(part, shape=self.shape, box=part.box.shifted(*whole.corner))
 
     def above(self, threshold: float) -> np.ndarray:
         """Where the probability is above `threshold`, as a bool array of the size of the box."""
@@ -182,53 +174,17 @@ def postprocess(answer: SoftMask, finish: PostProcessing) -> np.ndarray:
     return postprocess_patch(answer, finish).on(answer.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """The part of a plane where something is.
-
-    Attributes
-    ----------
-    corner
-        (row, col) of its first pixel in the plane.
-    pixels
-        (rows, cols) of any type; all other pixels of the plane are 0.
-    """
-
-    corner: tuple[int, int]
-    pixels: np.ndarray
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(row, col, stop row, stop col) in the plane."""
-        (top, left), (rows, cols) = self.corner, self.pixels.shape
-        return top, left, top + rows, left + cols
-
-    def on(self, shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """What a part of the plane, of this shape and at this corner, shows of it."""
-        shown = np.zeros(shape, self.pixels.dtype)
-        top, left, bottom, right = (at - corner[i % 2] for i, at in enumerate(self.box))
-        part = self.pixels[max(0, -top) : max(0, shape[0] - top), max(0, -left) : max(0, shape[1] - left)]
-        if part.size:
-            shown[max(0, top) : bottom, max(0, left) : right] = part
-        return shown
-
-
-NOWHERE = Patch((0, 0), np.zeros((0, 0), np.bool_))
-"""The mask of an object that is not on a plane."""
-
-
 def postprocess_patch(answer: SoftMask, finish: PostProcessing) -> Patch:
     """The bool mask of an answer where it is, with a pixel of background around it."""
     plain = answer.above(THRESHOLD if answer.drawn else finish.threshold)
     if not plain.any():
-        return NOWHERE
+        return EMPTY_PATCH
     # What finishing can reach lies around the box; beyond the plane there is nothing to reach.
     reach = 1 if answer.drawn else int(np.ceil(4 * finish.smooth)) + 1
-    top, left = max(0, answer.box[0] - reach), max(0, answer.box[1] - reach)
-    bottom, right = min(answer.shape[0], answer.box[2] + reach), min(answer.shape[1], answer.box[3] + reach)
-    part = Patch(answer.box[:2], plain).on((bottom - top, right - left), (top, left))
+    box = answer.box.grown(reach).clipped(answer.shape)
+    part = Patch(answer.box.corner, plain).shown_in(box)
     if answer.drawn:
-        return Patch((top, left), part)
+        return Patch(box.corner, part)
     from scipy import ndimage  # a quarter of a second, which a window has not when it opens
 
     if finish.smooth:
@@ -239,25 +195,4 @@ def postprocess_patch(answer: SoftMask, finish: PostProcessing) -> Patch:
         labels, count = ndimage.label(part)
         if count > 1:
             part[:] = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return Patch((top, left), part)
-
-
-def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(row, col, stop row, stop col) of what is not zero in a 2-D array; (0, 0, 0, 0) when all is."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return (0, 0, 0, 0)
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    cols = np.flatnonzero(mask[top:bottom].any(axis=0))
-    return (top, int(cols[0]), bottom, int(cols[-1]) + 1)
-
-
-def _within(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
-    return box == (0, 0, 0, 0) or (
-        box[0] >= other[0] and box[1] >= other[1] and box[2] <= other[2] and box[3] <= other[3]
-    )
-
-
-def inside(box: tuple[int, int, int, int]) -> tuple[slice, slice]:
-    """The numpy key of a box."""
-    return slice(box[0], box[2]), slice(box[1], box[3])
+    return Patch(box.corner, part)

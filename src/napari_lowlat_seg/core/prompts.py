@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.raster import Footprint, area_mean, disks, filled, overlap, swept
+from napari_lowlat_seg.core.raster import area_mean, disks, filled, overlap, patch_of, swept
 
 Point = tuple[float, float]
 Bounds = tuple[float, float, float, float]
@@ -25,8 +26,30 @@ REGION_VALUE = 0.5
 """What a region writes into the channel of its sign when regions="channel"; strokes write 1."""
 
 
+class _Drawn:
+    """What all prompts that are made of points can do."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def points(self) -> tuple[Point, ...]: ...
+
+    def with_points(self, points: Sequence[Point]) -> Self:
+        """This prompt at other points (row, col), as many as it has now; its sign stays."""
+        return replace(self, points=tuple(points))  # type: ignore[type-var]
+
+    def bounds(self) -> Bounds:
+        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
+        rows, cols = [row for row, _ in self.points], [col for _, col in self.points]
+        return (min(rows), min(cols), max(rows), max(cols))
+
+    def cropped(self, box: BoundingBox) -> Self:
+        """This prompt in the pixels of a part of the plane; its points may lie beside that part."""
+        return self.with_points([(row - box.top, col - box.left) for row, col in self.points])
+
+
 @dataclass(frozen=True)
-class Click:
+class Click(_Drawn):
     """One point: "this belongs to the object", or with positive=False "this does not"."""
 
     at: Point
@@ -40,17 +63,17 @@ class Click:
         """The point, as the only one of a stroke."""
         return (self.at,)
 
-    def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
-        return (*self.at, *self.at)
+    def with_points(self, points: Sequence[Point]) -> Self:
+        """This click at another point, the only one of `points`; its sign stays."""
+        return replace(self, at=points[0])
 
-    def footprint(self, frame: Frame, radius: int) -> Footprint:
+    def footprint(self, frame: Frame, radius: int) -> Patch:
         """The disk dr*dr + dc*dc <= radius*radius around the network pixel clicked, cut off by the grid."""
-        return Footprint.of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
+        return patch_of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
 
 
 @dataclass(frozen=True)
-class Scribble:
+class Scribble(_Drawn):
     """A line drawn by hand: one point or more, joined by straight pieces."""
 
     points: tuple[Point, ...]
@@ -59,17 +82,13 @@ class Scribble:
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _points(self.points, 1, "a scribble"))
 
-    def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
-        return _bounds(self.points)
-
-    def footprint(self, frame: Frame, radius: int) -> Footprint:
+    def footprint(self, frame: Frame, radius: int) -> Patch:
         """The disk of a click dragged along the line through the network pixels of the points."""
-        return Footprint.of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
+        return patch_of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(_Drawn):
     """A rectangle around the object, given by two opposite corners in any order."""
 
     start: Point
@@ -86,11 +105,11 @@ class Box:
         """The two corners."""
         return (self.start, self.end)
 
-    def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
-        return _bounds(self.points)
+    def with_points(self, points: Sequence[Point]) -> Self:
+        """This box with two other corners; its sign stays."""
+        return replace(self, start=points[0], end=points[1])
 
-    def footprint(self, frame: Frame, radius: int = 0) -> Footprint:
+    def footprint(self, frame: Frame, radius: int = 0) -> Patch:
         """Network pixels whose centre lies in the box, edges included; at least the one at its middle."""
         corners = np.sort(frame.to_network(self.points), axis=0)
         first = np.ceil(corners[0]).astype(np.int64)
@@ -101,11 +120,11 @@ class Box:
         first, last = np.where(empty, middle, first), np.where(empty, middle, last)
         first, last = np.maximum(first, 0), np.minimum(last, frame.size - 1)
         rows, cols = (int(n) for n in np.maximum(last - first + 1, 0))
-        return Footprint((int(first[0]), int(first[1])), np.ones((rows, cols), bool))
+        return Patch((int(first[0]), int(first[1])), np.ones((rows, cols), bool))
 
 
 @dataclass(frozen=True)
-class Polygon:
+class Polygon(_Drawn):
     """A closed outline of three points or more; where it crosses itself, the even-odd rule decides."""
 
     points: tuple[Point, ...]
@@ -114,11 +133,7 @@ class Polygon:
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _points(self.points, 3, "a polygon"))
 
-    def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
-        return _bounds(self.points)
-
-    def footprint(self, frame: Frame, radius: int = 0) -> Footprint:
+    def footprint(self, frame: Frame, radius: int = 0) -> Patch:
         """Network pixels whose centre lies inside, top and left edges included; at least one pixel."""
         vertices = np.asarray(self.points)
         # Too thin to hold a pixel centre, it is still where its most central vertex is.
@@ -136,7 +151,7 @@ class Mask:
     pixels: np.ndarray
     positive: bool = True
     _digest: bytes = field(init=False, repr=False)
-    _spans: tuple[tuple[int, int], tuple[int, int]] = field(init=False, repr=False)
+    _box: BoundingBox = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         pixels = np.array(self.pixels)
@@ -155,7 +170,7 @@ class Mask:
         object.__setattr__(
             self, "_digest", hashlib.blake2b(about + pixels.tobytes(), digest_size=16).digest()
         )
-        object.__setattr__(self, "_spans", (_span(pixels, 1), _span(pixels, 0)))
+        object.__setattr__(self, "_box", BoundingBox.of(pixels))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mask) and self._digest == other._digest
@@ -165,26 +180,30 @@ class Mask:
 
     def bounds(self) -> Bounds:
         """(r0, c0, r1, c1) in plane pixels of the pixels that are set, both corners part of it."""
-        (top, bottom), (left, right) = self._spans
+        top, left, bottom, right = self._box
         return (float(top), float(left), float(bottom - 1), float(right - 1))
 
-    def footprint(self, frame: Frame, radius: int = 0) -> Footprint:
+    def cropped(self, box: BoundingBox) -> Mask:
+        """This mask on a part of the plane, where at least one pixel of it must be set."""
+        return replace(self, pixels=self.pixels[box.slices])
+
+    def footprint(self, frame: Frame, radius: int = 0) -> Patch:
         """Network pixels that are covered by half or more; at least the one that is covered most."""
         offset, share = self.share(frame)
         covered = share >= 0.5
         if share.size and share.max() > 0 and not covered.any():
             covered = share == share.max()
-        return Footprint(offset, covered)
+        return Patch(offset, covered)
 
     def share(self, frame: Frame) -> tuple[tuple[int, int], np.ndarray]:
         """The mask on the network's grid: (row, col) of a rectangle, and its float32 pixels.
 
         Each value is the mean of the mask over the area of the plane that the network pixel shows.
         """
-        (top, bottom), (left, right) = self._spans
+        top, left, bottom, right = self._box
         rows = overlap(top, bottom, frame.crop[0], frame.scale[0], frame.content[0])
         cols = overlap(left, right, frame.crop[1], frame.scale[1], frame.content[1])
-        pixels = self.pixels[top:bottom, left:right].astype(np.float64)
+        pixels = self.pixels[self._box.slices].astype(np.float64)
         share = area_mean(area_mean(pixels, rows[1]).T, cols[1]).T
         return (rows[0], cols[0]), share.astype(np.float32)
 
@@ -287,7 +306,7 @@ def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
 def _fill(maps: np.ndarray, region: Region, frame: Frame, regions: Regions) -> None:
     if regions == "channel":
         footprint = region.footprint(frame)
-        target = maps[1 if region.positive else 2][footprint.window]
+        target = maps[1 if region.positive else 2][footprint.box.slices]
         np.maximum(target, REGION_VALUE * footprint.pixels, out=target)
         return
     if isinstance(region, Mask) and region.pixels.dtype.kind == "f":
@@ -295,7 +314,7 @@ def _fill(maps: np.ndarray, region: Region, frame: Frame, regions: Regions) -> N
         window = (slice(row, row + share.shape[0]), slice(col, col + share.shape[1]))
     else:
         footprint = region.footprint(frame)
-        window, share = footprint.window, footprint.pixels.astype(np.float32)
+        window, share = footprint.box.slices, footprint.pixels.astype(np.float32)
     target = maps[0][window]
     if region.positive:
         np.maximum(target, share, out=target)
@@ -330,13 +349,3 @@ def _points(points: Sequence[Any], least: int, what: str) -> tuple[Point, ...]:
     if array.ndim != 2 or array.shape[1] != 2 or len(array) < least or not np.isfinite(array).all():
         raise ValueError(f"{what} needs {least} or more finite points (row, col); got {points!r:.200}")
     return tuple((float(row), float(col)) for row, col in array)
-
-
-def _bounds(points: tuple[Point, ...]) -> Bounds:
-    rows, cols = [row for row, _ in points], [col for _, col in points]
-    return (min(rows), min(cols), max(rows), max(cols))
-
-
-def _span(pixels: np.ndarray, across: int) -> tuple[int, int]:
-    where = np.flatnonzero(np.any(pixels, axis=across))
-    return int(where[0]), int(where[-1]) + 1

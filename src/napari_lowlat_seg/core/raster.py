@@ -6,34 +6,21 @@ All functions cost as much as the pixels they cover; none makes an image of dist
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from napari_lowlat_seg.core.boxes import EMPTY_PATCH, Patch
 
-@dataclass(frozen=True, eq=False)
-class Footprint:
-    """Covered pixels: `pixels` (rows, cols) bool, whose first one is at `offset` (row, col) of a grid."""
 
-    offset: tuple[int, int]
-    pixels: np.ndarray
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """The numpy key of this footprint's rectangle in an S x S array."""
-        (row, col), (rows, cols) = self.offset, self.pixels.shape
-        return slice(row, row + rows), slice(col, col + cols)
-
-    @classmethod
-    def of(cls, rows: np.ndarray, cols: np.ndarray) -> Footprint:
-        """The smallest footprint that holds the listed pixels; 0 x 0 when there are none."""
-        if rows.size == 0:
-            return cls((0, 0), np.zeros((0, 0), bool))
-        top, left = int(rows.min()), int(cols.min())
-        pixels = np.zeros((int(rows.max()) - top + 1, int(cols.max()) - left + 1), bool)
-        pixels[rows - top, cols - left] = True
-        return cls((top, left), pixels)
+def patch_of(rows: np.ndarray, cols: np.ndarray) -> Patch:
+    """The smallest bool patch that holds the listed pixels; 0 x 0 when there are none."""
+    if rows.size == 0:
+        return EMPTY_PATCH
+    top, left = int(rows.min()), int(cols.min())
+    pixels = np.zeros((int(rows.max()) - top + 1, int(cols.max()) - left + 1), bool)
+    pixels[rows - top, cols - left] = True
+    return Patch((top, left), pixels)
 
 
 def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,7 +128,7 @@ def _ramps(counts: np.ndarray) -> np.ndarray:
     return ramps
 
 
-def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Footprint:
+def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Patch:
     """Even-odd fill of an outline (N, 2) on a size x size grid: pixel centres, top and left edges included.
 
     An outline that holds no pixel centre gives the pixels `otherwise` (N, 2), as far as they are on the grid.
@@ -162,9 +149,9 @@ def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Footprint:
         np.add.at(flips, (row - top, col - left), 1)
         pixels = (np.cumsum(flips & 1, axis=1, dtype=np.int64) & 1).astype(bool)[:, : size - left]
         if pixels.any():
-            return Footprint((top, left), pixels)
+            return Patch((top, left), pixels)
     inside = otherwise[np.all((otherwise >= 0) & (otherwise < size), axis=1)]
-    return Footprint.of(inside[:, 0], inside[:, 1])
+    return patch_of(inside[:, 0], inside[:, 1])
 
 
 def overlap(start: int, stop: int, crop: int, scale: float, content: int) -> tuple[int, np.ndarray]:

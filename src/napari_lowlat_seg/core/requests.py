@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
@@ -77,6 +78,12 @@ class Request:
     plane: Plane
     prompts: tuple[Prompt, ...]
     previous: SoftMask | None
+
+    def cropped(self, box: BoundingBox) -> Request:
+        """This request in the pixels of a part of the plane; its answer belongs at the box's corner."""
+        prompts = tuple(prompt.cropped(box) for prompt in self.prompts)
+        previous = None if self.previous is None else self.previous.cropped(box)
+        return replace(self, prompts=prompts, previous=previous)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,14 +6,14 @@ A network sees 512 pixels. Of a plane of 20,000 x 20,000 it would see next to no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
-from napari_lowlat_seg.core.requests import Request
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import ArrayLike, Plane, Volume
 
 LARGE = 4096
@@ -38,47 +38,35 @@ class Tiling:
 TILING = Tiling()
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A rectangle of every plane: first row and column, then how many."""
+def tile_of(
+    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: BoundingBox | None = None
+) -> BoundingBox:
+    """The tile of a plane in which the object of these prompts is looked for.
 
-    top: int
-    left: int
-    rows: int
-    cols: int
+    It is the tile whose core holds the middle of the prompts, so that prompts near each
+    other share a tile and its embedding; it grows where the prompts do not fit in.
 
-    @property
-    def corner(self) -> tuple[int, int]:
-        """(row, col) of the first pixel."""
-        return self.top, self.left
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(row, col, stop row, stop col)."""
-        return self.top, self.left, self.top + self.rows, self.left + self.cols
-
-
-def region_of(
-    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: Tile | None = None
-) -> Tile:
-    """Where to look for the object of these prompts, in planes of this shape.
-
-    The tile whose core holds the middle of the prompts, so that prompts near each other share a tile and its
-    embedding; grown where the prompts do not fit in. Planes up to `tiling.large` are one region. A tile that
-    is in use, `now`, stays in use while half a halo is left around the prompts.
+    Parameters
+    ----------
+    shape
+        (rows, cols) of the plane. Planes of up to `tiling.large` rows and columns are one tile.
+    prompts
+        One or more.
+    now
+        The tile in use; it is kept as long as half a halo is left between the prompts and its sides, the
+        sides of the plane excepted.
     """
     if max(shape) <= tiling.large:
-        return Tile(0, 0, *shape)
+        return BoundingBox(0, 0, *shape)
     bounds = np.array([prompt.bounds() for prompt in prompts])
     low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
     if now is not None:
         least = [at if at == 0 else at + tiling.halo // 2 for at in now.corner]
-        ends = zip(now.box[2:], shape)
-        most = [end if end == n else end - tiling.halo // 2 for end, n in ends]
+        most = [end if end == n else end - tiling.halo // 2 for end, n in zip(now[2:], shape)]
         if (low >= np.array(least) - 0.5).all() and (high <= np.array(most) - 0.5).all():
             return now
-    spans = [_span(float(a), float(b), n, tiling) for a, b, n in zip(low, high, shape)]
-    return Tile(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+    (top, bottom), (left, right) = (_span(float(a), float(b), n, tiling) for a, b, n in zip(low, high, shape))
+    return BoundingBox(top, left, bottom, right)
 
 
 def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, int]:
@@ -88,23 +76,22 @@ def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, in
     start = max(0, min(start, length - side))
     first = max(0, min(start, int(low) - halo))
     last = min(length, max(start + side, int(high) + 1 + halo))
-    return first, last - first
+    return first, last
 
 
-def cut(volume: Volume, region: Tile, plane: Plane) -> Volume:
-    """The volume that shows only a region of each plane parallel to `plane`. Nothing is read yet."""
+def crop(volume: Volume, box: BoundingBox, plane: Plane) -> Volume:
+    """The volume that shows only a box of each plane parallel to `plane`. Nothing is read yet."""
     row, col = plane.axes
     spatial: list[slice] = [slice(0, n) for n in volume.shape]
-    spatial[row] = slice(region.top, region.top + region.rows)
-    spatial[col] = slice(region.left, region.left + region.cols)
+    spatial[row], spatial[col] = box.slices
     if volume.channel_axis is not None:
         spatial.insert(volume.channel_axis, slice(0, volume.data.shape[volume.channel_axis]))
-    return replace(volume, data=_Cut(volume.data, tuple(spatial)))
+    return replace(volume, data=_Crop(volume.data, tuple(spatial)))
 
 
 @dataclass(frozen=True, eq=False)
-class _Cut:
-    """A window on an array that is read when asked, and no more of it than that."""
+class _Crop:
+    """A part of an array; reading it reads no more of the array than that part."""
 
     data: ArrayLike
     window: tuple[slice, ...]
@@ -127,31 +114,3 @@ def _moved(key: int | slice, part: slice) -> int | slice:
         first, last, step = key.indices(part.stop - part.start)
         return slice(part.start + first, part.start + last, step)
     return int(part.start) + int(key)
-
-
-def moved(prompt: Prompt, region: Tile) -> Prompt:
-    """A prompt in the pixels of a region; a mask is cut to it."""
-    top, left = region.corner
-    if isinstance(prompt, Mask):
-        part = prompt.pixels[top : top + region.rows, left : left + region.cols]
-        return replace(prompt, pixels=part)
-    if isinstance(prompt, Click):
-        return replace(prompt, at=_shifted([prompt.at], region)[0])
-    if isinstance(prompt, Box):
-        first, last = _shifted(prompt.points, region)
-        return Box(first, last, positive=prompt.positive)
-    assert isinstance(prompt, Scribble | Polygon)
-    return replace(prompt, points=_shifted(prompt.points, region))
-
-
-def within(request: Request, region: Tile) -> Request:
-    """A request in the pixels of a region; its answer belongs `Answer.on` the plane at the same corner."""
-    previous = request.previous
-    if previous is not None:
-        previous = previous.on((region.rows, region.cols), (-region.top, -region.left))
-    prompts = tuple(moved(prompt, region) for prompt in request.prompts)
-    return replace(request, prompts=prompts, previous=previous)
-
-
-def _shifted(points: Sequence[tuple[float, float]], region: Tile) -> tuple[tuple[float, float], ...]:
-    return tuple((row - region.top, col - region.left) for row, col in points)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import find_objects, label
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.masks import bounds
 from napari_lowlat_seg.core.prompts import Prompt
 
 Box = tuple[float, float, float, float]
@@ -34,7 +34,7 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
     step = max(1, math.ceil(max(mask.shape) / 512))  # a box needs no finer grid
     coarse = mask[::step, ::step]
     boxes = [prompt.bounds() for prompt in prompts if prompt.positive]
-    top, left, bottom, right = bounds(coarse)
+    top, left, bottom, right = BoundingBox.of(coarse)
     if bottom:  # looking for parts is what costs: only where there is something
         parts, count = label(coarse[top:bottom, left:right])
         areas = np.bincount(parts.ravel())[1:] if count > 1 else np.ones(1)

@@ -15,8 +15,9 @@ import edt
 import numpy as np
 from scipy.ndimage import binary_opening, find_objects, label
 
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import Tile, cut, region_of
+from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.many_objects import object_anchors, propagate_many
 from napari_lowlat_seg.propagation.propagate import Engine
@@ -158,13 +159,13 @@ def carried_along(
     """
     planes = volume.planes(axis)
     row, col = planes[0].axes
-    groups: dict[Tile, dict[int, Sequence[Point]]] = {}
+    groups: dict[BoundingBox, dict[int, Sequence[Point]]] = {}
     for number, points in objects.items():
         clicks = [Click((point[row], point[col])) for point in points]
-        groups.setdefault(region_of(volume.sides(planes[0]), clicks), {})[number] = points
+        groups.setdefault(tile_of(volume.sides(planes[0]), clicks), {})[number] = points
     pieces: dict[int, list[Solid]] = {}
     for region, group in groups.items():
-        part = cut(volume, region, planes[0])
+        part = crop(volume, region, planes[0])
         offset = np.zeros(volume.ndim)
         offset[[row, col]] = region.corner
         moved = {n: [tuple(np.subtract(point, offset)) for point in points] for n, points in group.items()}
@@ -178,16 +179,15 @@ def carried_along(
     return {number: _joined(some) for number, some in found.items() if some}
 
 
-def _piece(plane: Plane, mask: np.ndarray, region: Tile) -> Solid:
+def _piece(plane: Plane, mask: np.ndarray, region: BoundingBox) -> Solid:
     """One plane of an answer, cut to its box; empty if the answer is."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
+    part = Patch.of(mask)
+    if part.box.is_empty:
         return Solid((0, 0, 0), np.zeros((0, 0, 0), bool))
-    inside = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
     across = next(axis for axis, at in enumerate(plane.index) if at is not None)
-    corner = [region.top + int(rows[0]), region.left + int(cols[0])]
+    corner = list(part.box.shifted(*region.corner).corner)
     corner.insert(across, plane.position)
-    return Solid((corner[0], corner[1], corner[2]), np.expand_dims(inside, across))
+    return Solid((corner[0], corner[1], corner[2]), np.expand_dims(part.pixels.copy(), across))
 
 
 def _joined(pieces: Sequence[Solid]) -> Solid:

@@ -51,8 +51,8 @@ def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels)
     """Anchors move into the tile, every plane is read there, and answers find their way back."""
     walk = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
     sent, tiles, region = sources(pixels).of_walk(walk)
-    assert (region.rows, region.cols) == (300, 300)
-    part = (slice(region.top, region.top + 300), slice(region.left, region.left + 300))
+    assert region.shape == (300, 300)
+    part = region.slices
     for z, tile in enumerate(tiles):
         assert np.array_equal(tile.read(), pixels[z][part])
     for plane, answer in walk.anchors[4].items():

@@ -19,7 +19,7 @@ import numpy as np
 from rich.table import Table
 from skimage.measure import label
 
-from napari_lowlat_seg.core.masks import bounds, inside
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.evaluation.analysis.perturbations import (
     DISTURBANCES,
@@ -111,14 +111,14 @@ def far_changes(before: np.ndarray, after: np.ndarray, at: tuple[float, float], 
         reach: an 8-connected region of changed pixels is near if it has one at most so many pixels away.
     """
     changed: np.ndarray = before ^ after
-    box = bounds(changed)
-    part = changed[inside(box)]
+    box = BoundingBox.of(changed)
+    part = changed[box.slices]
     regions = label(part, connectivity=2)
     rows, cols = np.nonzero(part)
     close = np.hypot(rows + box[0] - at[0], cols + box[1] - at[1]) <= reach
     near = np.unique(regions[rows[close], cols[close]])
     far = np.zeros_like(changed)
-    far[inside(box)] = part & ~np.isin(regions, near)
+    far[box.slices] = part & ~np.isin(regions, near)
     return far
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
-from napari_lowlat_seg.core.tiles import TILING, Tile, Tiling, cut, region_of, within
+from napari_lowlat_seg.core.tiles import TILING, Tiling, crop, tile_of
 from napari_lowlat_seg.core.volume import Plane
 
 
@@ -43,19 +44,19 @@ class Sources:
     ) -> None:
         self.folders: tuple[Path, ...] = ()
         self._session, self._name, self._tiling, self._seen = session, name, tiling, seen
-        self._tiles: dict[Plane, Tile] = {}  # the newest one of each plane
+        self._tiles: dict[Plane, BoundingBox] = {}  # the newest one of each plane
         self._picture = uuid4().hex  # in the keys of its embeddings
 
     def huge(self, plane: Plane) -> bool:
         """Whether a plane is worked on by tiles."""
         return max(self._session.volume.sides(plane)) > self._tiling.large
 
-    def of(self, plane: Plane, region: Tile | None = None) -> PlaneSource:
+    def of(self, plane: Plane, region: BoundingBox | None = None) -> PlaneSource:
         """The whole plane, or a region of it."""
         volume = self._session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
         key = (self._picture, plane.index) if region is None else (self._picture, plane.index, region)
-        part = volume if region is None else cut(volume, region, plane)
+        part = volume if region is None else crop(volume, region, plane)
         return PlaneSource(
             key,
             lambda: part.plane(plane),
@@ -83,22 +84,24 @@ class Sources:
             min(max(0.0, (top + bottom) / 2), sides[0] - 1),
             min(max(0.0, (left + right) / 2), sides[1] - 1),
         )
-        region = region_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
+        region = tile_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
         self._tiles[plane] = region
         return self.of(plane, region)
 
-    def of_request(self, request: Request) -> tuple[Request, PlaneSource, Tile | None]:
+    def of_request(self, request: Request) -> tuple[Request, PlaneSource, BoundingBox | None]:
         """A request in the pixels of its source; and the region of the plane that is, None for all of it."""
         plane = request.plane
         if not self.huge(plane) or not request.prompts:
             return request, self.of(plane), None
         sides = self._session.volume.sides(plane)
-        region = region_of(sides, request.prompts, self._tiling, self._tiles.get(plane))
+        region = tile_of(sides, request.prompts, self._tiling, self._tiles.get(plane))
         if request.ticket:
             self._tiles[plane] = region
-        return within(request, region), self.of(plane, region), region
+        return request.cropped(region), self.of(plane, region), region
 
-    def of_walk(self, walk: PropagationRequest) -> tuple[PropagationRequest, list[PlaneSource], Tile | None]:
+    def of_walk(
+        self, walk: PropagationRequest
+    ) -> tuple[PropagationRequest, list[PlaneSource], BoundingBox | None]:
         """A walk in the pixels of its sources, as `of_request`; of huge planes one tile all the way.
 
         Raises ValueError for seeds on huge planes, which need more than one tile.
@@ -112,10 +115,9 @@ class Sources:
             )
         boxes = [answer.box for known in walk.anchors.values() for answer in known.values()]
         corners = [Click(at) for box in boxes for at in (box[:2], (box[2] - 1, box[3] - 1)) if box[2]]
-        region = region_of(self._session.volume.sides(walk.planes[0]), corners, self._tiling)
-        shape, shift = (region.rows, region.cols), (-region.top, -region.left)
+        region = tile_of(self._session.volume.sides(walk.planes[0]), corners, self._tiling)
         anchors = {
-            number: {plane: answer.on(shape, shift) for plane, answer in known.items()}
+            number: {plane: answer.cropped(region) for plane, answer in known.items()}
             for number, known in walk.anchors.items()
         }
         return replace(walk, anchors=anchors), [self.of(plane, region) for plane in walk.planes], region

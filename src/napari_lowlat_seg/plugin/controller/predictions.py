@@ -14,10 +14,11 @@ import numpy as np
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.masks import Patch, SoftMask, postprocess_patch
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
-from napari_lowlat_seg.core.tiles import TILING, Tile, Tiling
+from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Heading, Sources
 from napari_lowlat_seg.plugin.layers.preview import Preview
@@ -66,7 +67,7 @@ class Predictions:
         self._worker = worker
         self._looked: Any = None  # the key of what is embedded before the first click
         # What was sent; for a tile of a huge plane, what was meant, and which tile.
-        self._sent: WeakKeyDictionary[Request, tuple[Request, Tile] | None] = WeakKeyDictionary()
+        self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox] | None] = WeakKeyDictionary()
         self._trial: tuple[Request, Why] | None = None
         self._view: Plane | None = None
         self._asked: Request | None = None
@@ -224,7 +225,7 @@ class Predictions:
         if meant is not None:
             request, region = meant
             sides = self.session.volume.sides(request.plane)
-            answer = answer.on(sides, region.corner).laid_over(request.previous, region.box)
+            answer = answer.on(sides, region.corner).laid_over(request.previous, region)
         if final and request is self._asked:
             self._asked = None
         if self._trial is not None and request is self._trial[0]:

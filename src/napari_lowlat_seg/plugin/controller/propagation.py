@@ -18,9 +18,9 @@ from napari_lowlat_seg.annotation.propagation_run import (
     stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest
-from napari_lowlat_seg.core.tiles import Tile
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.predictions import Predictions
@@ -79,7 +79,7 @@ class PropagationController:
         self._sent: PropagationRequest | None = (
             None  # what is under way, in the pixels of its tile if planes are huge
         )
-        self._tile: Tile | None = None
+        self._tile: BoundingBox | None = None
         self._pending: Callable[[], None] | None = None
 
     def attach(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.labels import Box
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.ome_zarr import found_labels, label_levels
 from napari_lowlat_seg.io.zarr_labels import LabelPyramid
@@ -54,7 +54,7 @@ class LaidOut:
     axes: tuple[int, ...]
     fixed: dict[int, int]
 
-    def key(self, plane: Plane, box: Box) -> tuple[slice, ...]:
+    def key(self, plane: Plane, box: BoundingBox) -> tuple[slice, ...]:
         """The numpy key of a box, with slices of length 1 on all other axes."""
         key = [slice(0, 1)] * self.ndim
         for axis, position in self.fixed.items():

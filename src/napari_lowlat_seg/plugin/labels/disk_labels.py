@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 
-from napari_lowlat_seg.core.labels import Box, LabelEdit
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.ome_zarr import OmeZarrHeader
 from napari_lowlat_seg.io.zarr_labels import LabelPyramid
@@ -66,7 +67,7 @@ class DiskLabels:
     def detach(self) -> None:
         """Nothing, as `attach`."""
 
-    def read(self, plane: Plane, box: Box) -> np.ndarray:
+    def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
         region = self._pyramid.read(self._laid_out.key(plane, box))
         return region.reshape(box[2] - box[0], box[3] - box[1])

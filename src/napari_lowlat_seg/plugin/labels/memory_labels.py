@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 
-from napari_lowlat_seg.core.labels import Box, LabelEdit
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.zarr_labels import highest_label
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on
@@ -131,7 +132,7 @@ class LabelLayer:
         self._on_stroke = None
         self.layer.events.paint.disconnect(self._on_paint)
 
-    def read(self, plane: Plane, box: Box) -> np.ndarray:
+    def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
         region = np.array(self.layer.data[self._key(plane, box)])
         return region.reshape(box[2] - box[0], box[3] - box[1])
@@ -158,7 +159,7 @@ class LabelLayer:
         """The highest label, 0 where there is none. Reads everything, so it may take a moment."""
         return highest_label(self.layer.data)
 
-    def _key(self, plane: Plane, box: Box) -> tuple[slice, ...]:
+    def _key(self, plane: Plane, box: BoundingBox) -> tuple[slice, ...]:
         return self._laid_out.key(plane, box)
 
     def _paint(self, edit: LabelEdit, value: int, mask: np.ndarray) -> None:
@@ -250,7 +251,7 @@ class LabelLayer:
         for plane, parts in on_planes.items():
             top, left = (min(part.start[side] for part in parts) for side in (0, 1))
             stop = (max(part.start[side] + part.where.shape[side] for part in parts) for side in (0, 1))
-            box = (top, left, *stop)
+            box = BoundingBox(top, left, *stop)
             before = self.read(plane, box)
             for part in reversed(parts):
                 part.put(part.old, before, (top, left))

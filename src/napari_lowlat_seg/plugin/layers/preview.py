@@ -15,8 +15,8 @@ import numpy as np
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.frame import Points
-from napari_lowlat_seg.core.masks import Patch, bounds, inside
 from napari_lowlat_seg.core.raster import swept
 from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane
@@ -40,7 +40,6 @@ LINES_PER_SIDE = 250
 """A stroke or contour is drawn this many times thinner than the longer side of the plane, or of a tile."""
 
 OnPaint = Callable[[Plane, Patch], None]
-Box = tuple[int, int, int, int]
 
 
 class Preview:
@@ -179,37 +178,30 @@ class Preview:
         box = self._least(self._plane)
         return max(1, round(max(box[2] - box[0], box[3] - box[1]) / LINES_PER_SIDE))
 
-    def _least(self, plane: Plane, field: tuple[float, float, float, float] | None = None) -> Box:
+    def _least(self, plane: Plane, field: tuple[float, float, float, float] | None = None) -> BoundingBox:
         """The whole plane; of a huge one a box of a tile's size, in the middle of a field."""
         rows, cols = self._grid.sides(plane)
         if max(rows, cols) <= self._tiling.large:
-            return 0, 0, rows, cols
+            return BoundingBox(0, 0, rows, cols)
         field = field or (0, 0, rows, cols)
         spans = []
         for low, high, length in ((field[0], field[2], rows), (field[1], field[3], cols)):
             side = min(self._tiling.side, length)
             first = min(max(0, round((low + high - side) / 2)), length - side)
             spans.append((first, first + side))
-        return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+        return BoundingBox(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
-    def _cover(self, boxes: list[Box]) -> None:
+    def _cover(self, boxes: list[BoundingBox]) -> None:
         """Lay the layer out so that it covers these boxes of the plane, which is huge."""
-        top, left = (min(box[side] for box in boxes) for side in (0, 1))
-        bottom, right = (max(box[side] for box in boxes) for side in (2, 3))
-        least = self._least(self._plane, (top, left, bottom, right))
-        self._box = (
-            min(top, least[0]), min(left, least[1]), max(bottom, least[2]), max(right, least[3]),
-        )  # fmt: skip
+        box = boxes[0].union(*boxes[1:])
+        self._box = box.union(self._least(self._plane, box))
         self._move()
 
     @property
     def _covers(self) -> bool:
         """Whether the layer covers all that is to be seen."""
-        seen = [part.box for part in (self._mask, self._outline, self._stroke) if part and part.pixels.size]
-        low, high = self._box[:2], self._box[2:]
-        return all(
-            box[0] >= low[0] and box[1] >= low[1] and box[2] <= high[0] and box[3] <= high[1] for box in seen
-        )
+        seen = (self._mask, self._outline, self._stroke)
+        return all(self._box.contains(part.box) for part in seen if part)
 
     def _draw(self) -> None:
         """Bring the layer to what is to be seen; where that is nothing, it need not move."""
@@ -224,9 +216,9 @@ class Preview:
 
     def _fill(self, seen: bool) -> None:
         shown, wanted = self._shown(), self._composed() if seen else None
-        box = bounds(shown != (0 if wanted is None else wanted))
-        if box != (0, 0, 0, 0):
-            shown[inside(box)] = 0 if wanted is None else wanted[inside(box)]
+        box = BoundingBox.of(shown != (0 if wanted is None else wanted))
+        if not box.is_empty:
+            shown[box.slices] = 0 if wanted is None else wanted[box.slices]
             self._redraw(box)
 
     def _leave(self) -> None:
@@ -267,12 +259,12 @@ class Preview:
         pixels: np.ndarray = self.layer.data.reshape(self._sides)
         return pixels
 
-    def _redraw(self, box: tuple[int, int, int, int]) -> None:
+    def _redraw(self, box: BoundingBox) -> None:
         if self._viewer.dims.ndisplay == 3:
             self.layer.refresh()
             return
         part = [slice(0, 1)] * self._grid.ndim
-        for axis, side in zip(self._at.axes, inside(box), strict=True):
+        for axis, side in zip(self._at.axes, box.slices, strict=True):
             part[self._grid.axes[axis]] = side
         redraw(self.layer, tuple(part))
 
@@ -358,12 +350,12 @@ def _closed(points: np.ndarray, kind: str) -> np.ndarray:
 
 def _edge(mask: np.ndarray, width: int) -> np.ndarray:
     """The pixels of a mask within `width` steps of what is not in it; outside the plane counts as in it."""
-    box = bounds(mask)
+    box = BoundingBox.of(mask)
     edge = np.zeros_like(mask)
-    if box != (0, 0, 0, 0):
+    if not box.is_empty:
         from scipy import ndimage  # a quarter of a second, which a window has not when it opens
 
-        around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in inside(box))
+        around = box.grown(1).clipped(mask.shape).slices
         near = ndimage.binary_dilation(~mask[around], iterations=width)
         edge[around] = mask[around] & near
     return edge

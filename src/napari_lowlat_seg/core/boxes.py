@@ -1,0 +1,161 @@
+"""Bounding boxes on a plane, and patches: the pixels inside a box, with the box's place on the plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BoundingBox(NamedTuple):
+    """A rectangle of whole pixels, half-open like a slice; equal to the plain tuple of its four numbers.
+
+    Every method returns a new box. A result that holds no pixel is always (0, 0, 0, 0), the empty box.
+
+    Attributes
+    ----------
+    top, left
+        Row and column of the first pixel.
+    bottom, right
+        The row and the column behind the last pixel.
+
+    Examples
+    --------
+    >>> box = BoundingBox(2, 3, 6, 8)
+    >>> box.shape, box.shifted(-2, -3), box.clipped((4, 4))
+    ((4, 5), BoundingBox(top=0, left=0, bottom=4, right=5), BoundingBox(top=2, left=3, bottom=4, right=4))
+    >>> box.intersection(BoundingBox(0, 0, 2, 9)) == (0, 0, 0, 0)
+    True
+    """
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> BoundingBox:
+        """The smallest box around what is not zero in a (rows, cols) array; the empty box if all is zero."""
+        rows = np.flatnonzero(mask.any(axis=1))
+        if rows.size == 0:
+            return EMPTY_BOX
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        cols = np.flatnonzero(mask[top:bottom].any(axis=0))
+        return cls(top, int(cols[0]), bottom, int(cols[-1]) + 1)
+
+    @classmethod
+    def at(cls, corner: tuple[int, int], shape: tuple[int, ...]) -> BoundingBox:
+        """The box of `shape` (rows, cols) whose first pixel is at `corner` (row, col)."""
+        return cls(corner[0], corner[1], corner[0] + shape[0], corner[1] + shape[1])
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """(row, col) of the first pixel."""
+        return self.top, self.left
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The numpy key of the box in an array of the plane; no side may be negative."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no pixel."""
+        return self.bottom <= self.top or self.right <= self.left
+
+    def contains(self, other: BoundingBox) -> bool:
+        """Whether all pixels of `other` lie inside; an empty box lies inside every box."""
+        return other.is_empty or (
+            other.top >= self.top
+            and other.left >= self.left
+            and other.bottom <= self.bottom
+            and other.right <= self.right
+        )
+
+    def union(self, *others: BoundingBox) -> BoundingBox:
+        """The smallest box around this one and all others; empty ones do not count."""
+        boxes = [box for box in (self, *others) if not box.is_empty]
+        if not boxes:
+            return EMPTY_BOX
+        tops, lefts, bottoms, rights = zip(*boxes)
+        return BoundingBox(min(tops), min(lefts), max(bottoms), max(rights))
+
+    def intersection(self, other: BoundingBox) -> BoundingBox:
+        """The pixels that lie in both boxes."""
+        box = BoundingBox(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+        return EMPTY_BOX if box.is_empty else box
+
+    def shifted(self, down: int, right: int) -> BoundingBox:
+        """The box moved by whole pixels."""
+        if self.is_empty:
+            return EMPTY_BOX
+        return BoundingBox(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
+    def grown(self, margin: int) -> BoundingBox:
+        """The box with `margin` more pixels on every side."""
+        if self.is_empty:
+            return EMPTY_BOX
+        return BoundingBox(self.top - margin, self.left - margin, self.bottom + margin, self.right + margin)
+
+    def clipped(self, shape: tuple[int, int]) -> BoundingBox:
+        """The part of the box that lies on a plane of `shape` (rows, cols)."""
+        return self.intersection(BoundingBox(0, 0, *shape))
+
+
+EMPTY_BOX = BoundingBox(0, 0, 0, 0)
+"""Holds no pixel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Pixels of a part of a plane; all other pixels of the plane are 0.
+
+    Attributes
+    ----------
+    corner
+        (row, col) of the first pixel on the plane.
+    pixels
+        (rows, cols) of any type.
+    """
+
+    corner: tuple[int, int]
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, plane: np.ndarray) -> Patch:
+        """The smallest patch that holds all of a plane (rows, cols) that is not 0, as a view."""
+        box = BoundingBox.of(plane)
+        return cls(box.corner, plane[box.slices])
+
+    @property
+    def box(self) -> BoundingBox:
+        """Where it lies on the plane."""
+        return BoundingBox.at(self.corner, self.pixels.shape)
+
+    def on(self, shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """A new array of `shape`: the part of the plane that begins at `corner`, which may be negative."""
+        shown = np.zeros(shape, self.pixels.dtype)
+        top, left, bottom, right = (at - corner[i % 2] for i, at in enumerate(self.box))
+        part = self.pixels[max(0, -top) : max(0, shape[0] - top), max(0, -left) : max(0, shape[1] - left)]
+        if part.size:
+            shown[max(0, top) : bottom, max(0, left) : right] = part
+        return shown
+
+    def shown_in(self, box: BoundingBox) -> np.ndarray:
+        """A new array of the box's shape: what the patch shows inside the box."""
+        return self.on(box.shape, box.corner)
+
+
+EMPTY_PATCH = Patch((0, 0), np.zeros((0, 0), np.bool_))
+"""The mask of an object that is not on a plane."""
