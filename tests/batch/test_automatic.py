@@ -44,7 +44,7 @@ class Bright:
 def bright(monkeypatch: pytest.MonkeyPatch) -> Bright:
     """In the place of the network, in this process."""
     predictor = Bright()
-    monkeypatch.setattr(automatic, "the_predictor", lambda *_: predictor)
+    monkeypatch.setattr(automatic, "cached_predictor", lambda *_: predictor)
     return predictor
 
 

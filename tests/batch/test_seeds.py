@@ -38,7 +38,7 @@ class Bright:
 @pytest.fixture
 def rods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two rods of their own brightness in a stack of 6 planes."""
-    monkeypatch.setattr(seeds, "the_predictor", lambda *_: Bright())
+    monkeypatch.setattr(seeds, "cached_predictor", lambda *_: Bright())
     data = np.zeros((6, 40, 50), np.uint8)
     data[:, 5:15, 5:15] = 100
     data[:, 20:35, 20:40] = 200

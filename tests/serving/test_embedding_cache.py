@@ -18,11 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.core.atomic_file import ABANDONED, PREFIX
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Embedding
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey, content_digest
-from napari_lowlat_seg.serving.embedding_files import ABANDONED
+from napari_lowlat_seg.serving.embedding_files import SUFFIX
 
 FRAME = Frame.whole((8, 8), 16)
 SIZE = 4 * (2 * 16) + 64
@@ -316,7 +317,7 @@ def test_no_damage_to_a_file_is_ever_served(tmp_path: Path) -> None:
 
 def test_half_written_files_are_swept_when_their_writer_is_long_gone(tmp_path: Path) -> None:
     """A young one may belong to another process that is at it."""
-    old, young = tmp_path / "a-1-0.part", tmp_path / "b-1-0.part"
+    old, young = tmp_path / f"{PREFIX}0123456789ab-a{SUFFIX}", tmp_path / f"{PREFIX}0123456789ab-b{SUFFIX}"
     old.write_bytes(b"x")
     young.write_bytes(b"x")
     os.utime(old, (time.time() - ABANDONED - 60,) * 2)
@@ -342,8 +343,8 @@ for turn in range(200):
     time.sleep(random.uniform(0.002, 0.04))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    torn += sum(1 for _ in folder.glob("*.part"))
-    for part in folder.glob("*.part"):
+    torn += sum(1 for _ in folder.glob(".part-*"))
+    for part in folder.glob(".part-*"):
         part.unlink()
     reader = t.EmbeddingCache(0, 0, folder)
     for i in range(40):
@@ -419,12 +420,13 @@ def test_a_full_disk_is_told_once_and_work_goes_on(tmp_path: Path) -> None:
     assert _script(FULL, tmp_path) == f"{expected} []"
 
 
-def test_a_folder_that_cannot_be_written_to_still_serves(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_still_serves(tmp_path: Path, monkeypatch) -> None:
     """A cache on shared storage may be read-only."""
     EmbeddingCache(0, 0, tmp_path).ensure(_key(0), lambda: _made(0))
     cache = EmbeddingCache(0, 0, tmp_path)
     # A folder in the way of the temporary file: refused to every user, root included.
-    (tmp_path / f"{Path(_key(1).filename).stem}-{os.getpid()}-0.part").mkdir()
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0123456789ab")
+    (tmp_path / f"{PREFIX}0123456789ab-{_key(1).filename}").mkdir()
     with pytest.warns(RuntimeWarning, match=r"cannot write to .* make room there or choose another folder"):
         cache.ensure(_key(1), lambda: _made(1))
     with warnings.catch_warnings():

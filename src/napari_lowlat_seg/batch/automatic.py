@@ -20,6 +20,7 @@ import numpy as np
 from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
 from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, everything
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     check_labels_path,
@@ -27,7 +28,6 @@ from napari_lowlat_seg.io.files import (
     is_ome_zarr,
     read_volume,
     write_labels,
-    write_whole,
 )
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.linking import linked
@@ -82,7 +82,8 @@ def look_at(job: EverythingJob) -> list[tuple[Plane, Path]]:
                 labels = everything(predictor, pixels, job.window, spacing, job.rules)
             else:
                 labels = np.zeros(volume.sides(plane), np.uint32)
-            write_whole(path, lambda part, labels=labels: np.savez_compressed(part, labels=labels))  # type: ignore[misc]
+            with atomic_file(path) as part:
+                np.savez_compressed(part, labels=labels)
         done.append((plane, path))
     return done
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.tiles import crop, tile_of
@@ -29,7 +30,6 @@ from napari_lowlat_seg.io.files import (
     is_ome_zarr,
     read_volume,
     write_labels,
-    write_whole,
 )
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.consensus import Spot, consensus
@@ -190,13 +190,10 @@ def write_disputes(path: Path, disputes: Sequence[tuple[int, Spot]]) -> None:
         for i, (number, spot) in enumerate(order)
     ]
 
-    def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(("index", "axis-0", "axis-1", "axis-2", "object", "voxels", "claimed-by"))
-            table.writerows(rows)
-
-    write_whole(path, write)
+    with atomic_file(path) as part, part.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("index", "axis-0", "axis-1", "axis-2", "object", "voxels", "claimed-by"))
+        table.writerows(rows)
 
 
 def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:

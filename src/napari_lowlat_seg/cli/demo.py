@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.prompts import Click, Prompt, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume, to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import Colour, Panel, draw_panels
 from napari_lowlat_seg.evaluation.annotator import annotate
-from napari_lowlat_seg.io.files import read_volume, write_labels, write_whole
+from napari_lowlat_seg.io.files import read_volume, write_labels
 from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.propagation.propagate import embed_plane, propagate
 
@@ -172,7 +173,8 @@ def run_scene(predictor: Any, scene: Scene, out: Path) -> list[dict[str, Any]]:
         )
     write_labels(out / scene.output, labels, volume)
     picture = draw_panels(_panels(volume, scene, labels, reference, results), turned=scene.turned)
-    write_whole(out / f"demo-{scene.name}.png", picture.save)
+    with atomic_file(out / f"demo-{scene.name}.png") as part:
+        picture.save(part)
     return rows
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.evaluation.annotator import miou_at_k, noc, nof
 
 ALL = "all objects"
@@ -257,10 +258,10 @@ def check_folders(*paths: str | Path | None) -> None:
 
 
 def save_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report of plain values and dataclasses whole or not at all."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
-    part.replace(path)
+    """Write a report of plain values and dataclasses as JSON."""
+    text = json.dumps(report, indent=1, default=asdict) + "\n"
+    with atomic_file(path) as part:
+        part.write_text(text)
 
 
 def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
@@ -289,7 +290,8 @@ def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
     if panels:
         lines = figure.axes[0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
@@ -326,7 +328,8 @@ def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
         axes.set_title(f"ms against {kind}", fontsize=9)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def plotting() -> Any:

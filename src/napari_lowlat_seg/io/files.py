@@ -7,7 +7,6 @@ the image. A file is written beside its place and moved there when complete: a r
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.core.atomic_file import atomic_file, check_writable
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.tiff import TIFF_SUFFIXES, read_tiff, write_tiff
 
@@ -93,10 +93,9 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
     if like is not None and labels.shape != like.shape:
         raise ValueError(f"labels must have the image's shape {like.shape}; got {labels.shape}")
     labels = _smallest(labels)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {path.parent}; make it first")
     try:
-        write_whole(path, lambda part: write(part, labels, like))
+        with atomic_file(path) as part:
+            write(part, labels, like)
     except OSError:
         raise
     except Exception as error:  # each format's writer has its own errors for what it does not know
@@ -104,17 +103,6 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
             f"{path} cannot hold these labels of shape {labels.shape}: {error}; choose another format"
         ) from error
     return path
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a file beside `path`, then move it there; if it fails, nothing is left of it."""
-    # Libraries choose the format by suffix, so the temporary name keeps it.
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def default_axis(path: str | Path) -> int:
@@ -158,12 +146,7 @@ def check_labels_path(path: str | Path) -> Path:
     if is_ome_zarr(path):
         return path
     _suffix(path, tuple(_WRITERS), "labels")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {path.parent}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder {path.parent} cannot be written to; choose another")
+    check_writable(path)
     return path
 
 

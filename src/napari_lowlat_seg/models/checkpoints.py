@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import (
@@ -114,7 +113,7 @@ def import_model(path: str | Path, into: str | Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix.lower() != target.suffix:
         return save_model(network, target, source=source.name, source_sha256=digest)
-    with _whole(target) as part:
+    with atomic_file(target) as part:
         shutil.copyfile(source, part)
     return target
 
@@ -193,22 +192,11 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     try:
-        with _whole(path) as part:
+        with atomic_file(path) as part:
             save_file(dict(state), part, dict(metadata))
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None
     return path
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes that place at the end, or is gone if anything was raised."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -285,7 +273,8 @@ def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Networ
             path.unlink(missing_ok=True)  # whatever came down was not the model: the next try starts clean
         raise
     if known is None:
-        record_path(name).write_text(digest + "\n")
+        with atomic_file(record_path(name)) as part:
+            part.write_text(digest + "\n")
     return path, network
 
 

@@ -110,7 +110,8 @@ def cache_dir() -> Path:
 
 def known_names() -> list[str]:
     """The names of the table and of every imported model, in that order."""
-    imported = sorted(path.stem for path in cache_dir().glob("*.safetensors"))
+    # A name that begins with a dot is a file that is being written.
+    imported = sorted(path.stem for path in cache_dir().glob("[!.]*.safetensors"))
     return [*WEIGHTS, *(name for name in imported if name not in WEIGHTS)]
 
 

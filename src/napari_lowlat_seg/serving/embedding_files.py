@@ -7,9 +7,7 @@ a process may be killed, a disk may be full, others may write the same file: wha
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,14 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from napari_lowlat_seg.core.atomic_file import PREFIX, atomic_file, remove_leftovers
 from napari_lowlat_seg.inference.predictor import Embedding
 
 SUFFIX = ".embedding"
-PART_SUFFIX = ".part"
-
-ABANDONED = 3600.0
-"""Seconds after which a file that is still half written has lost its writer."""
-
 CHECKSUM = 16
 """Bytes of the digest at the end of a file; it covers all bytes before it."""
 
@@ -81,7 +75,7 @@ class EmbeddingFolder:
     Parameters
     ----------
     folder
-        Made if it does not exist. Half-written files are swept when they are `ABANDONED`.
+        Made if it does not exist. Files left half written by killed processes are removed.
     limit
         Bytes that all files together may take; None for as much as there is. The files unused for longest
         make room.
@@ -93,10 +87,7 @@ class EmbeddingFolder:
         self._limit = limit
         self._writable = True
         self._lock = Lock()
-        self._count = itertools.count()
-        for part in folder.glob(f"*{PART_SUFFIX}"):
-            if time.time() - _modified(part) > ABANDONED:
-                part.unlink(missing_ok=True)
+        remove_leftovers(folder)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a file; it may still turn out to be damaged."""
@@ -129,20 +120,14 @@ class EmbeddingFolder:
         path = self._folder / name
         if not self._writable or path.exists():
             return
-        part = self._folder / f"{path.stem}-{os.getpid()}-{next(self._count)}{PART_SUFFIX}"
         try:
             blob = _encoded(identity, packed)
             if self._limit is not None and not self._make_room(len(blob)):
                 return
-            part.write_bytes(blob)
-            os.replace(part, path)
+            with atomic_file(path, durable=False) as part:
+                part.write_bytes(blob)
         except OSError as error:
             if not path.exists():  # else another process was quicker, and its file is in use
-                self._give_up(error)
-        finally:
-            try:
-                part.unlink(missing_ok=True)
-            except OSError as error:
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
@@ -174,7 +159,7 @@ class EmbeddingFolder:
         """(last use, bytes, path) of every complete file."""
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.endswith(SUFFIX):
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith(PREFIX):
                     try:
                         about = entry.stat()
                     except FileNotFoundError:  # another process has just deleted it
@@ -213,10 +198,3 @@ def _decoded(identity: str, blob: bytes) -> Packed | None:
     named = sorted((int(name.split()[0]), name) for name in tensors)
     kinds = tuple(name.partition(" ")[2] for _, name in named)
     return Packed(tuple(tensors[name] for _, name in named), kinds, image)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
@@ -240,9 +241,8 @@ class Run:
     def save(self, path: Path) -> None:
         """Write everything needed to go on, whole or not at all."""
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        beside = path.with_suffix(".part")
-        torch.save({**state, "average": self.average, "step": self.step}, beside)
-        os.replace(beside, path)
+        with atomic_file(path) as part:
+            torch.save({**state, "average": self.average, "step": self.step}, part)
 
     def load(self, path: Path, device: str) -> None:
         """Go on from what `save` wrote, at the rates and decay of the run's own config."""

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.evaluation.report import ALL, KS, Curve, domain_of, plotting, text_of
 from napari_lowlat_seg.models.checkpoints import model_path, save_corrected
 from napari_lowlat_seg.models.compact import BOUNDS
@@ -167,7 +168,8 @@ def save_calibration_plot(report: Mapping[str, Any], path: str | Path) -> None:
     figure.suptitle(title, fontsize=10)
     lines = figure.axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=120)
 
 
 LEAST = 50

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import (
@@ -194,6 +195,7 @@ def save_gallery(
         path = folder / f"{name}.png"
         if path in written:  # two names may differ in signs only
             path = folder / f"{name}-{len(written) + 1}.png"
-        draw_sheet(pictures, ACROSS, title).save(path)
+        with atomic_file(path) as part:
+            draw_sheet(pictures, ACROSS, title).save(part)
         written.append(path)
     return written
