@@ -12,6 +12,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis fails examples of more than 200 ms and slow generators; on a busy machine any is.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+
+PATIENCE = 300.0
+"""Seconds until a test stops waiting for something that never comes.
+
+No bar for speed: far above what a busy machine needs, and below the time limit in pyproject.toml, so that the
+message names the condition.
+"""
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], object]], None]:
+    """Wait until a condition holds; fail if it never does. No test waits by a time of its own."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > end:
+                pytest.fail(f"waited {PATIENCE:.0f} s in vain")
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture
@@ -19,7 +45,7 @@ def run_python() -> Callable[[str], str]:
     """Run code in a Python of its own, the only way to see a fresh import; gives back what it prints."""
 
     def run(code: str) -> str:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -3,10 +3,16 @@
 The public names, and nothing else. They are looked up when first used (PEP 562), so that
 ``import napari_lowlat_seg`` costs nothing and imports neither torch nor numpy: napari reads the
 manifest of every plugin at start.
+
+Importing it also sets, in the environment, how threads of OpenMP wait for each other (`processors`): that is
+read when torch is loaded. What the user has set stays. If torch was imported before, nothing changes in this
+process except what is asked for by `torch.set_num_threads`; its child processes wait as they should.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from napari_lowlat_seg.processors import configure as _configure
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.core.frame import Frame as Frame
@@ -60,6 +66,8 @@ __all__ = [
     "load_predictor",
     "sample_path",
 ]
+
+_configure()  # before anything of ours can import torch
 
 
 def __getattr__(name: str) -> object:

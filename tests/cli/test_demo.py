@@ -68,6 +68,26 @@ def test_a_scene_gives_labels_a_picture_and_numbers(tmp_path: Path) -> None:
     assert "not by an expert" in str(shown[-1])
 
 
+def test_it_tells_what_it_does_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where there is no terminal; how far it is, every so many seconds."""
+    told: list[str] = []
+
+    def load(*_: Any, **__: Any) -> _Bright:
+        assert told == ["loading the model default"]
+        return _Bright()
+
+    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", load)
+    monkeypatch.setattr("napari_lowlat_seg.cli.demo.EVERY", 0.0)
+    run_demo(tmp_path, scenes=[replace(EM, targets=EM.targets[:1])], show=lambda _: None, say=told.append)
+    assert told[1:3] == [
+        "em: reading em_fly_medulla.tif, embedding plane 24",
+        "em: neuron 479: prompts on plane 24",
+    ]
+    assert told[-1] == f"em: writing labels and a picture to {tmp_path}"
+    assert any(line.startswith("em: neuron 479: 2 planes after ") for line in told)
+    assert sum(" planes in " in line for line in told) == 1
+
+
 @pytest.mark.usefixtures("bright")
 def test_objects_of_one_scene_do_not_overlap(tmp_path: Path) -> None:
     """Each has a label of its own; the first keeps what two claim."""
@@ -87,7 +107,6 @@ def test_first_prompts_lie_in_their_objects(scene: Any) -> None:
         assert {int(plane[round(r), round(c)]) for r, c in target.prompt.points} <= set(target.labels)
 
 
-@pytest.mark.timeout(900)
 def test_the_default_model_does_the_main_job(tmp_path: Path) -> None:
     """As a newcomer runs it: all files, and objects much as the reference has them."""
     rows = run_demo(tmp_path, device="cpu", show=lambda _: None)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,7 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.evaluation.latency import grid, latency, peak_ram, run_latency
+from napari_lowlat_seg.evaluation.latency import busy_loops, grid, latency, peak_ram, run_latency
 from napari_lowlat_seg.io.samples import blobs
 
 Export = Callable[..., tuple[Path, Path]]
@@ -139,7 +144,91 @@ def test_bad_calls_are_refused_before_the_work(tmp_path: Path) -> None:
     """Size, models, and the folder of the result."""
     with pytest.raises(ValueError, match="size and clicks must be at least 1, got 0 x 9 and 40"):
         run_latency(["default"], (0, 9))
+    with pytest.raises(ValueError, match="busy must be at least 0, got -1"):
+        run_latency(["default"], busy=-1)
     with pytest.raises(ValueError, match="expected different models, at least one; got a, a"):
         run_latency(["a", "a"])
     with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
         run_latency(["default"], json=tmp_path / "nowhere" / "out.json")
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends processes there")
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_busy_loops_run_beside_and_are_gone_afterwards(error: type[BaseException] | None) -> None:
+    """Whatever happens inside."""
+    with pytest.raises(error) if error else nullcontext(), busy_loops(2) as loops:
+        assert len(loops) == 2
+        assert all(alive(loop) for loop in loops)
+        if error:
+            raise error
+    assert not any(alive(loop) for loop in loops)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_busy_loop_is_busy(until: Callable[..., None]) -> None:
+    """It takes processor time by itself."""
+    with busy_loops(1) as (loop,):
+        until(lambda: int(Path(f"/proc/{loop}/stat").read_text().split()[13]) > 10)  # user time, 10 ms each
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_busy_loops_end_with_a_process_that_is_killed(until: Callable[..., None]) -> None:
+    """None is left to heat the room."""
+    code = """
+import os, signal
+from napari_lowlat_seg.evaluation.latency import busy_loops
+with busy_loops(1) as (loop,):
+    print(loop, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    until(lambda: not alive(int(done.stdout)) or gone_but_unreaped(int(done.stdout)))
+
+
+def gone_but_unreaped(process: int) -> bool:
+    """Whether it has ended, and who inherited it has not taken notice."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().split()[2] == "Z"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_busy_loop_that_ends_early_spoils_the_measurement(until: Callable[..., None]) -> None:
+    """Its times would not be what they are said to be."""
+
+    def measure() -> None:
+        with busy_loops(2) as loops:
+            os.kill(loops[0], signal.SIGKILL)
+            until(lambda: gone_but_unreaped(loops[0]) or not alive(loops[0]))
+
+    with pytest.raises(RuntimeError, match="1 of 2 busy loops ended early; measure again"):
+        measure()
+
+
+def test_a_busy_loop_that_does_not_start_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program with a Python frozen into it."""
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.latency._BUSY_LOOP", "")
+    with pytest.raises(RuntimeError, match="a busy loop could not be started with"), busy_loops(1):
+        pass
+
+
+def test_the_report_tells_of_busy_loops(export_sam: Export, tmp_path: Path) -> None:
+    """In its title and in the file, with how threads waited."""
+    encoder, decoder = export_sam()
+    shown: list[str] = []
+    file = tmp_path / "out.json"
+    run_latency(
+        [f"onnx-sam:{encoder},{decoder},tiny"],
+        (40, 30), clicks=1, sat_seconds=0, memory=False, busy=1, json=file, show=shown.append,
+    )  # fmt: skip
+    report = json.loads(file.read_text())
+    assert report["busy"] == 1
+    assert report["machine"]["openmp"]["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
+    assert ", beside 1 busy loop" in shown[0]

@@ -61,10 +61,10 @@ class SoftMask(BaseHTTPRequestHandler):
     def stall(self) -> None:
         self.file(1_500_000)
         self.wfile.flush()
-        self.server.release.wait(20)
+        self.server.release.wait(300)
 
     def silent(self) -> None:
-        self.server.release.wait(20)
+        self.server.release.wait(300)
 
     def gone(self) -> None:
         self.send_error(404)

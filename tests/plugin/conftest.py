@@ -3,8 +3,12 @@
 import os
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
+
+PATIENCE = 300_000
+"""Milliseconds until a wait gives up, as in tests/conftest.py: a ceiling, no bar for speed."""
 
 
 def _lacking() -> str:
@@ -35,3 +39,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "plugin" in item.path.parts:
             item.add_marker(pytest.mark.skip(reason=lacking))
+
+
+if find_spec("pytestqt") is not None:
+    from pytestqt.qtbot import QtBot
+
+    class PatientBot(QtBot):  # type: ignore[misc]
+        """pytest-qt's helper; waits for a condition end after `PATIENCE`, not after 5 s."""
+
+        def waitUntil(self, callback: Any, *, timeout: int = PATIENCE) -> None:
+            super().waitUntil(callback, timeout=timeout)
+
+        def waitSignal(self, signal: Any, *, timeout: int = PATIENCE, **options: Any) -> Any:
+            return super().waitSignal(signal, timeout=timeout, **options)
+
+        def waitSignals(self, signals: Any, *, timeout: int = PATIENCE, **options: Any) -> Any:
+            return super().waitSignals(signals, timeout=timeout, **options)
+
+    @pytest.fixture
+    def qtbot(qapp: Any, request: pytest.FixtureRequest) -> QtBot:
+        """In place of pytest-qt's, also for napari's fixtures."""
+        return PatientBot(request)

@@ -16,7 +16,6 @@ from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.serving.process import PredictionProcess
 
 PLUGIN = "napari-lowlat-seg"
-LONG = 60_000
 
 
 class Lent:
@@ -90,7 +89,7 @@ def desk(make_napari_viewer_proxy, qtbot, process):
         widget = LowlatWidget(viewer, worker)
         viewer.window.add_dock_widget(widget, name="Segment")
         it = SimpleNamespace(viewer=viewer, image=layer, widget=widget, worker=worker, qtbot=qtbot)
-        it.until = lambda true: qtbot.waitUntil(true, timeout=LONG)
+        it.until = lambda true: qtbot.waitUntil(true)
         it.talk = lambda: widget.conversation
         if layer is not None:
             it.until(lambda: widget.conversation is not None)

@@ -81,7 +81,7 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
         responder,
         tmp_path,
     )
-    desk.until = lambda true: qtbot.waitUntil(true, timeout=30_000)
+    desk.until = lambda true: qtbot.waitUntil(true)
     desk.until(lambda: widget.conversation is not None and widget.sentence == "ready")
     desk.talk = widget.conversation
     desk.hand = Hand(viewer, desk.talk.grid)

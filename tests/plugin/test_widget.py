@@ -177,6 +177,8 @@ def settle(qtbot):
     """Let queued events happen."""
 
     def settle():
+        for _ in range(5):  # events that others have queued, however little is done within the 20 ms
+            QApplication.processEvents()
         qtbot.wait(20)
 
     return settle

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -109,8 +108,7 @@ def worker(qtbot, responder) -> Iterator[Worker]:
     responder.done.clear()
     yield one
     one.close()
-    one._thread.join(5)
-    assert not one._thread.is_alive()
+    qtbot.waitUntil(lambda: not one._thread.is_alive())
 
 
 @pytest.fixture
@@ -413,9 +411,10 @@ def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder,
     worker.ask(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: bool(responder.done))
     worker.look(plane("2"))
+    worker._patience.setInterval(300_000)  # a busy machine may take longer than the usual one to stop it
     with qtbot.waitSignal(worker.idle):
         worker.cancel()
-    qtbot.wait(250)
+    worker._patience.timeout.emit()  # patience ends when there is nothing left to be ended
     assert described == [("embedded", "1", 0.25)]
     assert responder.done == ["embed 1"]
     assert not worker.busy
@@ -509,8 +508,7 @@ def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, respond
     worker.look(plane("1"))
     qtbot.waitUntil(lambda: worker._busy is not None)
     worker.close()
-    worker._thread.join(5)
-    assert not worker._thread.is_alive()
+    qtbot.waitUntil(lambda: not worker._thread.is_alive())
     assert responder.done[0] == "close"
     qtbot.wait(20)
     assert described == []
@@ -522,36 +520,37 @@ def test_a_model_that_is_loaded_too_late_is_closed(qtbot) -> None:
     worker = Worker()
 
     def slow() -> Scripted:
-        door.wait(5)
+        door.wait(300)
         return late
 
     worker.load(slow)
     qtbot.waitUntil(lambda: worker._busy is not None)
     worker.close()
     door.set()
-    worker._thread.join(5)
+    qtbot.waitUntil(lambda: not worker._thread.is_alive())
     assert late.done == ["close"]
 
 
 def test_a_child_process_ends_with_its_worker(qtbot) -> None:
     """A window closed while the model predicts leaves no process behind."""
     worker = Worker()
-    with qtbot.waitSignal(worker.loaded, timeout=60_000) as signal:
+    with qtbot.waitSignal(worker.loaded) as signal:
         worker.load(lambda: PredictionProcess("default", "cpu", threads=1))
     number = signal.args[0]["process"]
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
     with qtbot.waitSignal(worker.started):
         worker.look(PlaneSource("1", lambda: pixels))
     worker.close()
-    worker._thread.join(5)
-    for _ in range(200):
+    qtbot.waitUntil(lambda: not worker._thread.is_alive())
+
+    def ended() -> bool:
         try:
             os.kill(number, 0)
         except ProcessLookupError:
-            break
-        time.sleep(0.02)
-    else:
-        pytest.fail("the child lives on")
+            return True
+        return False
+
+    qtbot.waitUntil(ended)
 
 
 def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) -> None:

@@ -147,6 +147,9 @@ def latency(
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
     curves: Annotated[bool, typer.Option(help="Also measure how our cost grows with the work.")] = False,
+    busy: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run N busy loops beside it: N processes, one core each.")
+    ] = 0,
     json: Json = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
 ) -> None:
@@ -166,6 +169,7 @@ def latency(
             sat_seconds=sat_seconds,
             memory=memory,
             curves=curves,
+            busy=busy,
             json=json,
             plot=plot,
         )

@@ -6,8 +6,9 @@ reference, corrects it on that plane until it is good; then it is carried throug
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,9 @@ MAX_PROMPTS = 5
 
 GOOD = 0.9
 """The annotator stops correcting at this IoU."""
+
+EVERY = 5.0
+"""Seconds between two progress lines while an object is propagated."""
 
 COLOURS: tuple[Colour, ...] = ((0, 200, 255), (255, 110, 220), (120, 255, 120))
 REFERENCE: Colour = (255, 200, 0)
@@ -100,6 +104,13 @@ class _Found:
     carry_seconds: float = 0.0
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+Say = Callable[[str], None]
+
+
 def run_demo(
     out: str | Path,
     *,
@@ -107,20 +118,24 @@ def run_demo(
     device: str = "auto",
     scenes: Sequence[Scene] = SCENES,
     show: Callable[[Any], None] | None = None,
+    say: Say = _say,
 ) -> list[dict[str, Any]]:
     """Segment the shipped images; write labels and pictures to `out`; show a table; return its rows.
+
+    `say` is told each step as one line, before it begins; by default it prints to standard error.
 
     Rows have the keys scene, object, prompts, embed_ms, prompt_ms (mean), plane_iou, plane_dice, planes,
     volume_dice and carry_s. Raises ValueError or OSError for an unusable model, device or folder.
     """
-    from napari_lowlat_seg.inference.predictor import load_predictor
-
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    say(f"loading the model {model}")
+    from napari_lowlat_seg.inference.predictor import load_predictor  # torch: seconds, so it is said before
+
     predictor = load_predictor(model, device=device)
     rows: list[dict[str, Any]] = []
     for scene in scenes:
-        rows += run_scene(predictor, scene, out)
+        rows += run_scene(predictor, scene, out, say)
     from rich.console import Console
 
     table = _table(rows)
@@ -133,8 +148,9 @@ def run_demo(
     return rows
 
 
-def run_scene(predictor: Any, scene: Scene, out: Path) -> list[dict[str, Any]]:
+def run_scene(predictor: Any, scene: Scene, out: Path, say: Say = _say) -> list[dict[str, Any]]:
     """Segment the objects of one scene, write its labels and its picture; one row of numbers per object."""
+    say(f"{scene.name}: reading {scene.image}, embedding plane {scene.position}")
     volume = read_volume(sample_path(scene.image)).with_window()
     reference = np.asarray(read_volume(sample_path(scene.reference)).data)
     embeddings: dict[Plane, Any] = {}
@@ -152,7 +168,7 @@ def run_scene(predictor: Any, scene: Scene, out: Path) -> list[dict[str, Any]]:
     rows, results = [], []
     for number, target in enumerate(scene.targets, start=1):
         truth = np.isin(reference, target.labels)
-        found = _segment(predictor, volume, scene, target, truth, embed)
+        found = _segment(predictor, volume, scene, target, truth, embed, say)
         for plane, mask in found.masks.items():
             free = labels[plane.key()]
             free[mask & (free == 0)] = number  # the object clicked first keeps its pixels
@@ -171,6 +187,7 @@ def run_scene(predictor: Any, scene: Scene, out: Path) -> list[dict[str, Any]]:
                 "carry_s": found.carry_seconds,
             }
         )
+    say(f"{scene.name}: writing labels and a picture to {out}")
     write_labels(out / scene.output, labels, volume)
     picture = draw_panels(_panels(volume, scene, labels, reference, results), turned=scene.turned)
     with atomic_file(out / f"demo-{scene.name}.png") as part:
@@ -191,6 +208,7 @@ def _segment(
     target: Target,
     truth: np.ndarray,
     embed: Callable[[Plane], Any],
+    say: Say,
 ) -> _Found:
     """Prompt, correct, carry."""
     start = volume.plane_at([scene.position], scene.axis)
@@ -204,21 +222,32 @@ def _segment(
         return answers[-1]
 
     on_plane = truth[start.key()].astype(np.int8)
+    title = f"{scene.name}: {target.name}"
+    say(f"{title}: prompts on plane {scene.position}")
     done = annotate(predict, on_plane, first=target.prompt, max_clicks=MAX_PROMPTS, stop_at=GOOD)
     found.prompts, found.iou = done.prompts, float(done.ious[-1])
     found.masks[start] = answers[-1].mask
     started = time.perf_counter()
-    walk = propagate(predictor, volume, {start: answers[-1]}, volume.planes(scene.axis), embed=embed)
-    for step in _progress(walk, f"{scene.name}: {target.name}"):
+    planes = volume.planes(scene.axis)
+    reached = f"{len(found.prompts)} prompts, IoU {found.iou:.2f}"
+    say(f"{title}: {reached}; propagating through at most {len(planes)} planes")
+    walk = propagate(predictor, volume, {start: answers[-1]}, planes, embed=embed)
+    for step in _told(walk, title, say):
         found.masks[step.plane] = step.answer.mask
     found.carry_seconds = time.perf_counter() - started
     return found
 
 
-def _progress(walk: Any, title: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(walk, desc=title, unit="plane", disable=None)
+def _told(walk: Iterable[Any], title: str, say: Say) -> Iterator[Any]:
+    """The steps of a walk; every `EVERY` seconds it says how far they are, at the end how long they took."""
+    number, started = 0, time.perf_counter()
+    last = started
+    for number, step in enumerate(walk, start=1):
+        yield step
+        if time.perf_counter() - last >= EVERY:
+            last = time.perf_counter()
+            say(f"{title}: {number} planes after {last - started:.0f} s")
+    say(f"{title}: {number} planes in {time.perf_counter() - started:.1f} s")
 
 
 def _panels(

@@ -1,14 +1,17 @@
 """Latency: how long a model takes to embed a picture and to answer a prompt, and how much memory it needs.
 
 All models are timed in turns within one process, so that a busy minute of the machine hits each of them. Peak
-memory is taken from a fresh process a model that does the same work and nothing else.
+memory is taken from a fresh process a model that does the same work and nothing else. Busy loops, processes
+that each keep a processor busy, show what the models take beside other work.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, sleep
@@ -32,6 +35,15 @@ from napari_lowlat_seg.io.samples import blobs
 WARM_UP = 2
 PAUSE = 0.05  # seconds between models: the idle threads of the one before keep a core busy for a while
 SAT_SIDE = 16
+
+# It says when it runs, and ends with its input: also when this process is killed.
+_BUSY_LOOP = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+print("busy", flush=True)
+while True:
+    pass
+"""
 
 
 def latency(
@@ -107,6 +119,7 @@ def run_latency(
     sat_seconds: float = 60.0,
     memory: bool = True,
     curves: bool = False,
+    busy: int = 0,
     json: str | Path | None = None,
     plot: str | Path | None = None,
     show: Callable[[str], None] | None = print,
@@ -120,18 +133,22 @@ def run_latency(
         clicks, sat_seconds: as in `latency`.
         memory: also measure peak memory, in a fresh process a model.
         curves: also measure how the cost of our models grows; see `profiling.curves`.
+        busy: processes in an endless loop that run beside all that is timed.
         json, plot: files to write; checked before the work starts.
         show: called with the finished table as text; None for silence.
 
     Returns:
         What the JSON file holds: "rows" as from `latency` with peak_ram_mib and peak_gpu_mib (None where
         there is none) and, for our own models, "stages" and "floor" (see `cost`); "curves" if asked for,
-        "size", and what was run on what.
+        "size", "busy", and what was run on what.
 
     Raises:
         ValueError: for a size, number or name that cannot be used, before the work starts.
         ImportError: if an ONNX model is wanted without onnxruntime.
+        RuntimeError: if a busy loop does not start, or ends before the measurement does.
     """
+    if busy < 0:
+        raise ValueError(f"busy must be at least 0, got {busy}")
     if min(size) < 1 or clicks < 1:
         raise ValueError(f"size and clicks must be at least 1, got {size[0]} x {size[1]} and {clicks}")
     check_folders(json, plot)
@@ -140,24 +157,25 @@ def run_latency(
     if not models or len(set(models)) < len(models):
         raise ValueError(f"expected different models, at least one; got {', '.join(models) or 'none'}")
     made = [load_segmenter(spec, device=device, closer_look=closer_look) for spec in models]
-    embeds = 3
-    with tqdm(total=len(made) * (embeds + 1 + clicks + WARM_UP + 1), unit="step", desc="latency") as bar:
+    embeds, grown = 3, []
+    steps = len(made) * (embeds + 1 + clicks + WARM_UP + 1)
+    with busy_loops(busy), tqdm(total=steps, unit="step", desc="latency") as bar:
         image = blobs(size)
         rows = latency(
             made, image, embeds=embeds, clicks=clicks, sat_seconds=sat_seconds, progress=bar.update
         )
-    grown = []
-    for model, row in zip(made, rows):
-        if (ours := getattr(model, "predictor", None)) is not None:
-            from napari_lowlat_seg.evaluation.analysis import profiling  # here, because it needs torch
+        for model, row in zip(made, rows):
+            if (ours := getattr(model, "predictor", None)) is not None:
+                from napari_lowlat_seg.evaluation.analysis import profiling  # here, because it needs torch
 
-            row["stages"], row["floor"] = profiling.stages(ours, image), profiling.floor(ours)
-            grown += profiling.curves(ours) if curves else []
+                row["stages"], row["floor"] = profiling.stages(ours, image), profiling.floor(ours)
+                grown += profiling.curves(ours) if curves else []
     for spec, row in zip(models, rows):
         ram, gpu = _memory_elsewhere(spec, size, device, closer_look) if memory else (None, None)
         row.update(peak_ram_mib=ram, peak_gpu_mib=gpu)
     report = {
-        "kind": "latency", "size": list(size), "rows": rows, "costs": grown, "machine": machine()
+        "kind": "latency", "size": list(size), "busy": busy, "rows": rows, "costs": grown,
+        "machine": machine(),
     }  # fmt: skip
     if json is not None:
         save_json(report, json)
@@ -166,6 +184,37 @@ def run_latency(
     if show is not None:
         show(latency_table(report))
     return report
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[list[int]]:
+    """Inside: so many processes in an endless loop; their process numbers. All have ended afterwards.
+
+    Raises:
+        RuntimeError: if one does not start; at the end, if one has ended by itself, as the times are then
+            not what they are said to be.
+    """
+    loops: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            loops.append(
+                subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _BUSY_LOOP],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+        for loop in loops:
+            if loop.stdout is None or loop.stdout.readline().strip() != b"busy":
+                raise RuntimeError(f"a busy loop could not be started with {sys.executable!r}")
+        yield [loop.pid for loop in loops]
+        ended = sum(loop.poll() is not None for loop in loops)
+        if ended:
+            raise RuntimeError(f"{ended} of {count} busy loops ended early; measure again")
+    finally:
+        for loop in loops:
+            with loop:  # closes both pipes and waits
+                loop.kill()
 
 
 def device_of(model: Segmenter) -> str:

@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
+from napari_lowlat_seg.core.processors import usable
 from napari_lowlat_seg.evaluation.annotator import miou_at_k, noc, nof
 
 ALL = "all objects"
+OPENMP = ("OMP_", "GOMP_", "KMP_")
 KS = (1, 3, 5, 10, 20)
 # Sizes of objects as fractions of the picture: the upper end of each bin, and its name.
 SIZES = ((0.001, "< 0.1 %"), (0.01, "0.1-1 %"), (0.1, "1-10 %"), (float("inf"), "> 10 %"))
@@ -143,7 +145,7 @@ LATENCIES = ("embed_s", "first_p50_s", "first_p95_s", "click_p50_s", "click_p95_
 
 
 def latency_table(report: Mapping[str, Any]) -> str:
-    """The rows of a latency report as a table of plain text."""
+    """The rows of a latency report as a table of plain text; busy loops beside it are named in the title."""
     rows, cols = report["size"]
     table = Table(
         "model",
@@ -177,6 +179,8 @@ def latency_table(report: Mapping[str, Any]) -> str:
         )
     extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
     note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
+    if busy := report.get("busy", 0):
+        note = f", beside {busy} busy loop{'s' if busy > 1 else ''}{note}"
     return text_of(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
 
 
@@ -223,16 +227,12 @@ def machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": cores(),
+        "cores": usable(),
+        "openmp": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(OPENMP)},
         "python": platform.python_version(),
         **{name: _version(name) for name in ("napari-lowlat-seg", "torch", "onnxruntime", "numpy")},
         "command": " ".join(sys.argv),
     }
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

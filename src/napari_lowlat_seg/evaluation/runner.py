@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from napari_lowlat_seg.core.processors import usable
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample, Target, by_picture, read_samples
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, load_segmenter
-from napari_lowlat_seg.evaluation.report import cores
 
 # A task of a worker process: so many objects of one picture. More would leave other workers idle at the end.
 TASK_OBJECTS = 24
@@ -53,12 +53,12 @@ class Team:
     @property
     def processes(self) -> int:
         """How many there are."""
-        return self.workers or max(1, cores() // 2)
+        return self.workers or max(1, usable() // 2)
 
     @property
     def threads(self) -> int:
         """Cores that each process may use."""
-        return max(1, cores() // self.processes)
+        return max(1, usable() // self.processes)
 
 
 def over_objects(

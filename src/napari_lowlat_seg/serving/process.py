@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from cachetools import LRUCache
 
 from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.processors import threads_set_by_user, usable
 from napari_lowlat_seg.core.requests import (
     Cancelled,
     PlaneSource,
@@ -36,7 +37,7 @@ from napari_lowlat_seg.serving.worker_process import (
     WorkerProcessEnded,
 )
 
-LOAD = "napari_lowlat_seg.serving.service:load_responder"
+LOAD = "napari_lowlat_seg.serving.service:load_prediction_service"
 
 NICENESS = 10
 """Steps by which the child gives way to the window."""
@@ -59,8 +60,8 @@ class PredictionProcess:
     cache_bytes, disk_bytes
         As `load_prediction_service` has them.
     threads
-        Processor threads of the network; None for OMP_NUM_THREADS if that is set, else all but one, so that
-        the window keeps one.
+        Processor threads of the network; None for OMP_NUM_THREADS if the user has set it, else all but one of
+        those that `processors.usable` counts, so that the window keeps one.
     niceness
         Steps by which the child gives way to other processes; 0 for none.
     load
@@ -268,10 +269,9 @@ def _found(entry: str) -> Callable[..., Any]:
 
 def _threads(count: int | None) -> dict[str, str]:
     """The environment of a child whose networks compute with so many threads."""
-    if count is None and "OMP_NUM_THREADS" in os.environ:
+    if count is None and threads_set_by_user():
         return {}
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(count or max(1, usable - 1))}
+    return {"OMP_NUM_THREADS": str(count or max(1, usable() - 1))}
 
 
 def _nobody(done: int, total: int | None) -> None:

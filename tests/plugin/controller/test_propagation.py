@@ -55,7 +55,7 @@ class Knowing:
         best = self.engine.predict(request.plane, request.prompts, None)
         if self.looks is not None:
             yield best.redrawn(best.probability * (np.arange(SHAPE[2]) < 25)), False
-            self.looks.wait(5)
+            self.looks.wait(300)
         yield best, True
 
     def propagate(self, walk, sources, newer):
