@@ -12,7 +12,7 @@ process except what is asked for by `torch.set_num_threads`; its child processes
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from napari_lowlat_seg.processors import configure as _configure
+from napari_lowlat_seg.core.processors import configure as _configure
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.core.frame import Frame as Frame

@@ -26,9 +26,9 @@ from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessE
 FAKE = '''
 import os, time
 import numpy as np
-from napari_lowlat_seg.core.masks import Answer
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
-from napari_lowlat_seg.propagation.propagate import Carried
+from napari_lowlat_seg.propagation.propagate import PropagatedMask
 
 class Odd(LookupError):
     def __init__(self, one, two):
@@ -64,13 +64,13 @@ class Fake:
             raise Odd(1, 2)
         if self.model == "odder":
             raise Odder()
-        yield Answer.from_mask(pixels > request.prompts[0].at[1]), False
+        yield SoftMask.from_mask(pixels > request.prompts[0].at[1]), False
         while self.model == "slow" and not newer():
             time.sleep(0.01)
-        yield Answer.from_mask(pixels > 0), True
+        yield SoftMask.from_mask(pixels > 0), True
     def propagate(self, walk, sources, newer):
         for plane, source in zip(walk.planes, sources):
-            yield 3, Carried(plane, Answer.from_mask(source.read() > 5), 0.5)
+            yield 3, PropagatedMask(plane, SoftMask.from_mask(source.read() > 5), 0.5)
             while self.model == "slow" and not newer():
                 time.sleep(0.01)
             if newer():
@@ -367,8 +367,8 @@ def test_a_child_dies_with_its_parent(tmp_path, make, model) -> None:
         import threading, time
         import numpy as np
         from napari_lowlat_seg.serving.service import PlaneSource
-        from napari_lowlat_seg.serving.process import ResponderProcess
-        process = ResponderProcess("{model}", load="fake_responder:load")
+        from napari_lowlat_seg.serving.process import PredictionProcess
+        process = PredictionProcess("{model}", load="fake_responder:load")
         process.describe()
         source = PlaneSource(1, lambda: np.zeros((2, 2)))
         threading.Thread(target=process.embed, args=(source,), daemon=True).start()

@@ -1,6 +1,6 @@
 """Objects of a session carried through planes: what is asked, where the answers land, where to look then.
 
-    run = Carrying.propagation(session, planes)
+    run = PropagationRun.propagation(session, planes)
     for number, found in responder.propagate(run.walk, sources):
         run.apply(number, found)                # False once the user has done something else
     run.finish()                               # all of it is one step of undo

@@ -114,7 +114,7 @@ class Worker(QObject):
     progressed
         (bytes so far, bytes in all or None) of a download.
     loaded
-        dict: `Responder.describe`.
+        dict: `PredictionService.describe`.
     embedded
         (key of the source, seconds; 0.0 if it was there already).
     answered

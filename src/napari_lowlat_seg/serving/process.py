@@ -50,7 +50,7 @@ class PredictionProcess:
     """The doors of a `PredictionService`, the work in a child process.
 
     The child starts with the first call, and again with the next one after it has ended for whatever reason;
-    its embeddings are made anew then. Call `embed`, `respond` and `describe` from one thread; `restart` and
+    its embeddings are made anew then. Call `embed`, `predict` and `describe` from one thread; `restart` and
     `close` from any.
 
     Parameters
@@ -91,7 +91,7 @@ class PredictionProcess:
         self._closed = False
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
-        """As `Responder.embed`. `source.read` is called here, and only when the child lacks the embedding."""
+        """As `PredictionService.embed`. `source.read` is called here, and only when the child lacks the embedding."""
         child, services = self._running(), {"read": source.read}
         (seconds,) = child.ask("embed", (self._numbered(source),), services, cancelled)
         return float(seconds)
@@ -99,7 +99,7 @@ class PredictionProcess:
     def predict(
         self, request: Request, source: PlaneSource, cancelled: Cancelled = never
     ) -> Iterator[tuple[SoftMask, bool]]:
-        """As `Responder.respond`."""
+        """As `PredictionService.predict`."""
         child, services = self._running(), {"read": source.read}
         try:
             yield from child.ask("predict", (request, self._numbered(source)), services, cancelled)
@@ -109,7 +109,7 @@ class PredictionProcess:
     def propagate(
         self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-        """As `Responder.carry`; pixels are read here, plane by plane, as the objects reach them."""
+        """As `PredictionService.propagate`; pixels are read here, plane by plane, as the objects reach them."""
         child, services = self._running(), {"read": lambda place: sources[place].read()}
         numbered = [self._numbered(source) for source in sources]
         try:
@@ -118,7 +118,7 @@ class PredictionProcess:
             return
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Facts on the model as `Responder.describe` has them, and the child's process and threads.
+        """Facts on the model as `PredictionService.describe` has them, and the child's process and threads.
 
         Loads the model if need be. Raises what loading raises; `WorkerProcessEnded`, a RuntimeError, if the
         child ends or this was closed; what `progress` raises cancels a download.

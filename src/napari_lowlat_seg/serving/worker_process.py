@@ -125,7 +125,7 @@ class WorkerProcess:
         ------
         Interrupted
             If the child stopped.
-        ChildEnded
+        WorkerProcessEnded
             If it ended, or had. And every error of the child's, as the nearest kind that all Pythons have.
         """
         number = next(self._numbers)

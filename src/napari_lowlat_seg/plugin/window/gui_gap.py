@@ -38,7 +38,7 @@ CLICKS = 3
 
 _HERE = "napari_lowlat_seg.plugin.window.gui_gap"
 MODELS = {
-    "default": "napari_lowlat_seg.serving.service:load_responder",
+    "default": "napari_lowlat_seg.serving.service:load_prediction_service",
     "slow": f"{_HERE}:load_slow",
     "busy": f"{_HERE}:load_busy",
 }
