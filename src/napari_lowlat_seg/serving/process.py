@@ -91,7 +91,7 @@ class PredictionProcess:
         self._closed = False
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
-        """As `PredictionService.embed`. `source.read` is called here, and only when the child lacks the embedding."""
+        """As `PredictionService.embed`; `source.read` is called here, and only if the child lacks the embedding."""
         child, services = self._running(), {"read": source.read}
         (seconds,) = child.ask("embed", (self._numbered(source),), services, cancelled)
         return float(seconds)
@@ -109,7 +109,7 @@ class PredictionProcess:
     def propagate(
         self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-        """As `PredictionService.propagate`; pixels are read here, plane by plane, as the objects reach them."""
+        """As `PredictionService.propagate`; each plane is read here when an object reaches it."""
         child, services = self._running(), {"read": lambda place: sources[place].read()}
         numbered = [self._numbered(source) for source in sources]
         try:
