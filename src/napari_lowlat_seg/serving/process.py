@@ -91,7 +91,7 @@ class PredictionProcess:
         self._closed = False
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
-        """As `PredictionService.embed`; `source.read` is called here, and only if the child lacks the embedding."""
+        """As `PredictionService.embed`; `source.read` is called here, if the child lacks the embedding."""
         child, services = self._running(), {"read": source.read}
         (seconds,) = child.ask("embed", (self._numbered(source),), services, cancelled)
         return float(seconds)
