@@ -19,8 +19,8 @@ from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.many_objects import run_propagation
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.propagate import run_propagation
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 SHAPE = (13, 24, 24)
 

@@ -11,7 +11,7 @@ from napari_lowlat_seg.core.labels import ArrayLabels, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 SHAPE = (4, 12, 10)
 FIRST, SECOND = Plane((1, None, None)), Plane((2, None, None))

@@ -17,7 +17,7 @@ from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import read_volume
-from napari_lowlat_seg.propagation.propagate import embed_plane
+from napari_lowlat_seg.propagation.sweep import embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 

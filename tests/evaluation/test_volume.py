@@ -94,7 +94,9 @@ def test_a_correction_in_steps_equals_all_anew(scene: Scene) -> None:
     anchors[planes[8]] = scene.prompted(planes[8])[0]
     found = method.fill(scene, anchors, planes[8])
     again = {
-        s.plane: s.answer.mask for s in propagate(scene.predictor, scene.volume, anchors, planes) if s.final
+        s.plane: s.prediction.mask
+        for s in propagate(scene.predictor, scene.volume, anchors, planes)
+        if s.final
     }
     assert set(found) == set(again) | set(anchors)
     assert all(np.array_equal(found[plane], again[plane]) for plane in again)

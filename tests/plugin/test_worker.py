@@ -16,7 +16,7 @@ from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.process import PredictionProcess
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 

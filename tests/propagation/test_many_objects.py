@@ -10,8 +10,8 @@ import pytest
 
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.many_objects import propagate_many, seed_anchors
-from napari_lowlat_seg.propagation.propagate import propagate
+from napari_lowlat_seg.propagation.propagate import propagate, propagate_many
+from napari_lowlat_seg.propagation.seeds import seed_anchors
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,14 @@ def test_all_are_carried_as_each_would_be_alone(rods: Volume) -> None:
     oracle.embedded = 0
     together: dict[int, list[tuple[Plane, bytes, float, bool]]] = {number: [] for number in anchors}
     for number, step in propagate_many(oracle, rods, anchors, planes):
-        together[number].append((step.plane, step.answer.probability.tobytes(), step.confidence, step.final))
+        together[number].append(
+            (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
+        )
     assert oracle.embedded <= 3 * len(planes)
     oracle.embedded = 0
     for number, found in anchors.items():
         alone = [
-            (step.plane, step.answer.probability.tobytes(), step.confidence, step.final)
+            (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
             for step in propagate(oracle, rods, found, planes)
         ]
         assert together[number] == alone

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
-from napari_lowlat_seg.propagation.propagate import (
-    Engine,
+from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
+from napari_lowlat_seg.propagation.sweep import (
+    MaskPredictor,
     PropagatedMask,
     affected,
+    click_position,
     embed_plane,
-    propagate,
-    seed,
-    worst,
 )
 
 
@@ -77,10 +76,10 @@ def _answers(volume: Volume, *positions: int) -> dict[Plane, Known]:
 def test_an_object_is_carried_both_ways_until_it_ends(ball: np.ndarray) -> None:
     """Backwards, then forwards; the tips, where its area collapses, and what lies behind are left out."""
     volume = Volume(ball)
-    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes(), least_overlap=0.2))
+    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes(), min_overlap=0.2))
     assert _places(found) == [5, 4, 3, 2, 7, 8, 9, 10]
     for step in found:
-        np.testing.assert_array_equal(step.answer.mask, volume.plane(step.plane) > 0)
+        np.testing.assert_array_equal(step.prediction.mask, volume.plane(step.plane) > 0)
 
 
 def test_the_range_is_not_left(ball: np.ndarray) -> None:
@@ -109,7 +108,7 @@ def test_planes_between_two_anchors_answer_to_both(ball: np.ndarray) -> None:
     assert [(step.plane.position, step.final) for step in found] == [
         (5, False), (6, False), (7, False), (7, True), (6, True), (5, True),
     ]  # fmt: skip
-    shares = [float(step.answer.probability[12, 17]) for step in found]
+    shares = [float(step.prediction.probability[12, 17]) for step in found]
     assert shares == pytest.approx([0, 0, 0, 0.9, 0.5, 0.1])
     assert [step.confidence for step in found[3:]] == pytest.approx(
         [np.mean([1] * 48 + [0.9] * 16) ** 2 * 0.6**0.25, np.mean([1] * 48 + [0.5] * 32) ** 2 * 0.6**0.25,
@@ -136,7 +135,7 @@ def test_where_one_walk_ends_the_other_answers_alone() -> None:
     assert [(step.plane.position, step.final) for step in found] == [
         (1, False), (4, True), (3, True), (2, True), (1, True),
     ]  # fmt: skip
-    assert all(np.array_equal(step.answer.mask, data[0] > 0) for step in found)
+    assert all(np.array_equal(step.prediction.mask, data[0] > 0) for step in found)
 
     class Blind(Shy):
         """Sees nothing either when it comes from plane 5."""
@@ -147,7 +146,7 @@ def test_where_one_walk_ends_the_other_answers_alone() -> None:
 
     found = list(propagate(Blind(), volume, _answers(volume, 0, 5), planes))
     assert [(step.plane.position, step.final) for step in found] == [(1, False), (1, True)]
-    np.testing.assert_allclose(found[1].answer.probability, found[0].answer.probability, atol=1e-3)
+    np.testing.assert_allclose(found[1].prediction.probability, found[0].prediction.probability, atol=1e-3)
 
 
 def test_an_empty_anchor_is_a_wall(ball: np.ndarray) -> None:
@@ -199,10 +198,10 @@ def test_the_worst_plane_has_most_doubtful_pixels(ball: np.ndarray) -> None:
         PropagatedMask(planes[2], _known(np.zeros((24, 24), bool)), 0.0),
         PropagatedMask(planes[3], _known(large), 0.0, final=False),
     ]
-    assert worst(carried) == planes[0]
-    assert worst(carried[1:]) == planes[1]
-    assert worst(carried[2:]) == planes[2]
-    assert worst([]) is None
+    assert most_uncertain(carried) == planes[0]
+    assert most_uncertain(carried[1:]) == planes[1]
+    assert most_uncertain(carried[2:]) == planes[2]
+    assert most_uncertain([]) is None
 
 
 @settings(max_examples=40, deadline=None)
@@ -251,7 +250,7 @@ def _blob(rng: np.random.Generator) -> np.ndarray:
 
 
 def _final(found: Iterator[PropagatedMask[Known]]) -> dict[Plane, tuple[bytes, float]]:
-    return {s.plane: (s.answer.probability.tobytes(), s.confidence) for s in found if s.final}
+    return {s.plane: (s.prediction.probability.tobytes(), s.confidence) for s in found if s.final}
 
 
 def _places(found: Iterable[PropagatedMask[Known]]) -> list[int]:
@@ -352,13 +351,13 @@ def test_the_seed_is_deep_inside_where_both_images_agree() -> None:
     mask[10:30, 5:55] = True
     before = np.where(mask, 100, 0).astype(np.float32)
     here = before.copy()
-    assert seed(mask, before, here)[0] in (19, 20)
+    assert click_position(mask, before, here)[0] in (19, 20)
     here[:, 30:] = 0
-    row, col = seed(mask, before, here)
+    row, col = click_position(mask, before, here)
     assert mask[row, col]
     assert col < 28
     # Nothing agrees: depth alone decides.
-    assert mask[seed(mask, before, before + 200)]
+    assert mask[click_position(mask, before, before + 200)]
 
 
 def test_the_seed_measures_depth_in_the_world() -> None:
@@ -367,7 +366,7 @@ def test_the_seed_measures_depth_in_the_world() -> None:
     mask[5:11, 2:38] = True  # 6 rows of 10 units: depth 30
     mask[11:38, 10:14] = True  # 4 columns of 1 unit: depth 2
     flat = np.zeros((40, 40), np.float32)
-    assert 5 <= seed(mask, flat, flat, (10.0, 1.0))[0] < 11
+    assert 5 <= click_position(mask, flat, flat, (10.0, 1.0))[0] < 11
 
 
 def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:
@@ -375,14 +374,14 @@ def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:
     volume = Volume(ball)
     with pytest.raises(ValueError, match=r"range of 2 planes; got 0 of 1 inside"):
         propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[:2])
-    with pytest.raises(ValueError, match=r"at least one plane with an answer.*; got 0 of 0 inside"):
+    with pytest.raises(ValueError, match=r"at least one plane with a mask.*; got 0 of 0 inside"):
         propagate(Oracle(), volume, {}, volume.planes())
 
 
 def test_the_real_predictor_is_such_an_engine() -> None:
     """The Protocol asks for what `Predictor` has."""
     assert all(hasattr(Predictor, name) for name in ("embed", "predict"))
-    engine: type[Engine] = Predictor  # type: ignore[type-abstract]
+    engine: type[MaskPredictor] = Predictor  # type: ignore[type-abstract]
     assert engine is Predictor
 
 

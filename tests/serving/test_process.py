@@ -28,7 +28,7 @@ import os, time
 import numpy as np
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 class Odd(LookupError):
     def __init__(self, one, two):
@@ -45,18 +45,18 @@ class Fake:
         print("words on standard output disturb nobody")
         os.system("echo nor do those of a grandchild")
         return {"model": self.model}
-    def embed(self, source, newer):
+    def embed(self, source, cancelled):
         if source.identity in self.kept:
             return 0.0
         self.kept[source.identity] = source.read()
-        while self.model == "endless" and not newer():
+        while self.model == "endless" and not cancelled():
             time.sleep(0.01)
         while self.model == "deaf":
             time.sleep(0.01)
-        if newer():
+        if cancelled():
             raise Interrupted
         return 0.5
-    def predict(self, request, source, newer):
+    def predict(self, request, source, cancelled):
         pixels = self.kept.get(source.identity)
         if pixels.ndim == 3:
             pixels = pixels[..., 0]
@@ -65,15 +65,15 @@ class Fake:
         if self.model == "odder":
             raise Odder()
         yield SoftMask.from_mask(pixels > request.prompts[0].at[1]), False
-        while self.model == "slow" and not newer():
+        while self.model == "slow" and not cancelled():
             time.sleep(0.01)
         yield SoftMask.from_mask(pixels > 0), True
-    def propagate(self, walk, sources, newer):
+    def propagate(self, walk, sources, cancelled):
         for plane, source in zip(walk.planes, sources):
             yield 3, PropagatedMask(plane, SoftMask.from_mask(source.read() > 5), 0.5)
-            while self.model == "slow" and not newer():
+            while self.model == "slow" and not cancelled():
                 time.sleep(0.01)
-            if newer():
+            if cancelled():
                 raise Interrupted
 
 def load(model, device, closer_look, *, progress, **room):
@@ -184,7 +184,7 @@ def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
     pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
     found = list(make().propagate(*planes_of(pixels)))
     assert [(number, item.plane.position) for number, item in found] == [(3, 0), (3, 1)]
-    assert all(np.array_equal(item.answer.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
+    assert all(np.array_equal(item.prediction.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
 
 
 def test_a_walk_that_is_not_wanted_any_more_ends(make) -> None:
@@ -247,7 +247,7 @@ def test_what_is_not_wanted_any_more_stops(make, source) -> None:
     assert process.pid == before
 
 
-def test_no_answer_follows_once_something_newer_came(make, source) -> None:
+def test_no_answer_follows_once_something_cancelled_came(make, source) -> None:
     """Also when the caller simply stops to listen."""
     process = make("slow")
     process.embed(source)

@@ -266,7 +266,7 @@ def test_an_object_is_carried_through_planes_that_are_read_once(network) -> None
     walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8), read=read)
     found = list(responder.propagate(walk, sources))
     assert [(number, item.plane.position) for number, item in found] == [(7, 1), (7, 0), (7, 3), (7, 4)]
-    assert all(item.answer.mask[100, 100] for _, item in found)
+    assert all(item.prediction.mask[100, 100] for _, item in found)
     assert sorted(read) == [0, 1, 2, 2, 3, 4]  # the anchor is where both ways begin
     encoded = network.encoded
     again = list(responder.propagate(walk, sources))

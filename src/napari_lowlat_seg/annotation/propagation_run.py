@@ -6,7 +6,7 @@
     run.finish()                               # all of it is one step of undo
 
 A plane where a person has spoken is never written to. What was carried before is carried anew only between
-the anchors around a change; see `anchors.affected`.
+the anchors around a change; see `sweep.affected`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import PropagatedMask, affected, doubt
+from napari_lowlat_seg.propagation.propagate import uncertainty
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
 
 
 class PropagationRun:
@@ -134,13 +135,13 @@ class PropagationRun:
             known = self._session.state(plane)
             if known.prompts or known.anchor:
                 return False
-        state = PlaneState((), found.answer, found.answer, confidence=found.confidence)
+        state = PlaneState((), found.prediction, found.prediction, confidence=found.confidence)
         if seed is not None and seed[0] == plane:
-            state = PlaneState((seed[1],), found.answer)
+            state = PlaneState((seed[1],), found.prediction)
         self._step.set_state(key, state)
         self._reached.add(plane)
         if self._writes:
-            self._write(number, plane, found.answer)
+            self._write(number, plane, found.prediction)
         return True
 
     def finish(self) -> None:
@@ -194,12 +195,12 @@ def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
 
 def most_uncertain_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
     """The carried plane where a correction is likely to matter most; None if nothing was carried."""
-    doubts = {
-        plane: doubt(confidence, answer.pixels)
+    uncertainties = {
+        plane: uncertainty(confidence, answer.pixels)
         for plane, answer, confidence in marks(session, planes)
         if confidence is not None
     }
-    return max(doubts, key=lambda plane: doubts[plane], default=None)
+    return max(uncertainties, key=lambda plane: uncertainties[plane], default=None)
 
 
 def next_anchor(session: Session, planes: Sequence[Plane], here: Plane) -> Plane | None:

@@ -21,7 +21,7 @@ from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
 from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, everything
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     default_axis,
@@ -31,7 +31,6 @@ from napari_lowlat_seg.io.files import (
 )
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.linking import linked
-from napari_lowlat_seg.propagation.propagate import any_finite
 
 BATCH = 4
 """Planes that a worker takes at a time."""

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_lowlat_seg.batch.jobs import connected, spread
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import NIFTI_SUFFIXES, as_shown, default_axis, embeddings_folder, read_volume
-from napari_lowlat_seg.propagation.propagate import any_finite
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 BATCH = 8

@@ -33,7 +33,8 @@ from napari_lowlat_seg.io.files import (
 )
 from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.consensus import Spot, consensus
-from napari_lowlat_seg.propagation.many_objects import propagate_many, seed_anchors
+from napari_lowlat_seg.propagation.propagate import propagate_many
+from napari_lowlat_seg.propagation.seeds import seed_anchors
 
 TOGETHER = 16
 """Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
@@ -91,7 +92,7 @@ def run_seed_job(job: SeedJob) -> Done:
     found = [_boxed(n, plane, a.mask, job.region) for n, one in anchors.items() for plane, a in one.items()]
     for number, step in propagate_many(predictor, part, anchors, planes):
         if step.final:
-            found.append(_boxed(number, step.plane, step.answer.mask, job.region))
+            found.append(_boxed(number, step.plane, step.prediction.mask, job.region))
     return [one for one in found if one[3].size], []
 
 

@@ -23,7 +23,8 @@ from napari_lowlat_seg.evaluation.analysis.pictures import Colour, Panel, draw_p
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.io.files import read_volume, write_labels
 from napari_lowlat_seg.io.samples import sample_path
-from napari_lowlat_seg.propagation.propagate import embed_plane, propagate
+from napari_lowlat_seg.propagation.propagate import propagate
+from napari_lowlat_seg.propagation.sweep import embed_plane
 
 MAX_PROMPTS = 5
 """Prompts per object in all, corrections included."""
@@ -233,7 +234,7 @@ def _segment(
     say(f"{title}: {reached}; propagating through at most {len(planes)} planes")
     walk = propagate(predictor, volume, {start: answers[-1]}, planes, embed=embed)
     for step in _told(walk, title, say):
-        found.masks[step.plane] = step.answer.mask
+        found.masks[step.plane] = step.prediction.mask
     found.carry_seconds = time.perf_counter() - started
     return found
 

@@ -23,7 +23,8 @@ from napari_lowlat_seg.io.files import (
     read_volume,
     write_labels,
 )
-from napari_lowlat_seg.propagation.propagate import embed_plane, propagate
+from napari_lowlat_seg.propagation.propagate import propagate
+from napari_lowlat_seg.propagation.sweep import embed_plane
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
         walk = propagate(predictor, part, answers, planes)
         final = (step for step in walk if step.final)
         for step in _progress(final, len(planes) - len(answers)):
-            labels.add(step.plane, step.answer.mask, region.corner)
+            labels.add(step.plane, step.prediction.mask, region.corner)
     labels.finish()
     return {
         "input": str(image),

@@ -100,6 +100,17 @@ def _real(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
+def any_finite(pixels: np.ndarray) -> bool:
+    """Whether any pixel is a finite number; registered stacks have planes without one."""
+    return pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
+
+
+def to_gray(pixels: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
+    """(rows, cols) float32 from 0 to 255: `to_uint8`, and the mean of colours. Does not mutate."""
+    gray = to_uint8(pixels, window).astype(np.float32)
+    return gray if gray.ndim == 2 else gray.mean(axis=2)
+
+
 SAMPLED_PLANES = 9
 """How many planes are read to choose an intensity window or to identify a volume."""
 

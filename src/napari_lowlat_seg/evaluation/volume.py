@@ -17,21 +17,14 @@ import numpy as np
 
 from napari_lowlat_seg.cli.prompt_syntax import read_range
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane, Volume, to_gray
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
 from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.propagate import (
-    PropagatedMask,
-    affected,
-    embed_plane,
-    gray,
-    propagate,
-    seed,
-    worst,
-)
+from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected, click_position, embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 CLICKS = 5
@@ -116,11 +109,11 @@ class Propagation(Method):
             self._carried.pop(plane, None)
         walk = propagate(scene.predictor, scene.volume, anchors, scene.planes, changed=new, embed=scene.embed)
         self._carried.update((step.plane, step) for step in walk if step.final)
-        found = {plane: step.answer.mask for plane, step in self._carried.items()}
+        found = {plane: step.prediction.mask for plane, step in self._carried.items()}
         return found | {plane: answer.mask for plane, answer in anchors.items()}
 
     def doubted(self) -> Plane | None:
-        return worst(self._carried.values()) if self._flagged else None
+        return most_uncertain(self._carried.values()) if self._flagged else None
 
 
 class PreviousMask(Method):
@@ -141,13 +134,13 @@ class PreviousMask(Method):
 def _previous_mask(
     scene: Scene, start: Plane, anchors: Mapping[Plane, Prediction], route: Sequence[Plane]
 ) -> Iterator[tuple[Plane, np.ndarray]]:
-    answer, before = anchors[start], gray(scene.volume, start)
+    answer, before = anchors[start], to_gray(scene.volume.plane(start), scene.volume.window)
     if not answer.mask.any():
         return
     usual, change = before[answer.mask].mean(), 3 * before[answer.mask].std() + 10
     for plane in route:
-        here = gray(scene.volume, plane)
-        click = Click(seed(answer.mask, before, here, scene.volume.plane_spacing(plane)))
+        here = to_gray(scene.volume.plane(plane), scene.volume.window)
+        click = Click(click_position(answer.mask, before, here, scene.volume.plane_spacing(plane)))
         following = replace(scene.predictor.predict(scene.embed(plane), [click], answer), look=None)
         both = np.count_nonzero(answer.mask & following.mask)
         if both < 0.3 * np.count_nonzero(answer.mask | following.mask) or not following.mask.any():

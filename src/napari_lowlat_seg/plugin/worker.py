@@ -18,7 +18,7 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Progress, PropagationRequest
 from napari_lowlat_seg.plugin.progress_bar import Waiting
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
 URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")

@@ -19,8 +19,9 @@ from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.many_objects import object_anchors, propagate_many
-from napari_lowlat_seg.propagation.propagate import Engine
+from napari_lowlat_seg.propagation.propagate import propagate_many
+from napari_lowlat_seg.propagation.seeds import object_anchors
+from napari_lowlat_seg.propagation.sweep import MaskPredictor
 
 AXES = 3
 
@@ -109,14 +110,14 @@ class Consensus:
 
 
 def consensus(
-    predictor: Engine[Any], volume: Volume, objects: Mapping[int, Sequence[Point]]
+    predictor: MaskPredictor[Any], volume: Volume, objects: Mapping[int, Sequence[Point]]
 ) -> dict[int, Consensus]:
     """Objects carried along all three axes; those of which no walk finds anything are left out.
 
     Parameters
     ----------
     predictor
-        Answers for the planes; see `propagate.Engine`.
+        Answers for the planes; see `sweep.MaskPredictor`.
     volume
         Three spatial axes. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
     objects
@@ -151,7 +152,7 @@ def _together(seen: Sequence[Solid | None]) -> Consensus:
 
 
 def carried_along(
-    predictor: Engine[Any], volume: Volume, objects: Mapping[int, Sequence[Point]], axis: int
+    predictor: MaskPredictor[Any], volume: Volume, objects: Mapping[int, Sequence[Point]], axis: int
 ) -> dict[int, Solid]:
     """What a walk along one axis finds of each object; objects of which it finds nothing are left out.
 
@@ -174,7 +175,7 @@ def carried_along(
             pieces[number] = [_piece(plane, answer.mask, region) for plane, answer in one.items()]
         for number, step in propagate_many(predictor, part, anchors, part.planes(axis)):
             if step.final:
-                pieces[number].append(_piece(step.plane, step.answer.mask, region))
+                pieces[number].append(_piece(step.plane, step.prediction.mask, region))
     found = {number: [piece for piece in some if piece.mask.size] for number, some in pieces.items()}
     return {number: _joined(some) for number, some in found.items() if some}
 

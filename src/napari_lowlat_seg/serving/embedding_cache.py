@@ -69,7 +69,7 @@ class EmbeddingKey:
 
     @classmethod
     def of(cls, predictor: Model, volume: Volume, plane: Plane) -> EmbeddingKey:
-        """The key of a whole plane as `propagate.embed_plane` embeds it. Reads the plane's pixels."""
+        """The key of a whole plane as `sweep.embed_plane` embeds it. Reads the plane's pixels."""
         pixels = volume.plane(plane)
         return cls.of_pixels(predictor, pixels, plane, volume.window, volume.plane_spacing(plane))
 

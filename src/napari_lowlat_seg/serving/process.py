@@ -28,7 +28,7 @@ from napari_lowlat_seg.core.requests import (
     Request,
     never,
 )
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import (
     Connection,

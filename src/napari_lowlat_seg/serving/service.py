@@ -31,8 +31,8 @@ from napari_lowlat_seg.core.requests import (
 )
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.models.registry import WEIGHTS, cache_dir
-from napari_lowlat_seg.propagation.many_objects import run_propagation
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.propagate import run_propagation
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class SeenPlanes:
 
 @dataclass(frozen=True)
 class AnswerEngine:
-    """A predictor that speaks in answers, which are kept and travel: `propagate.Engine`."""
+    """A predictor that speaks in answers, which are kept and travel: `sweep.MaskPredictor`."""
 
     predictor: Predictor
 

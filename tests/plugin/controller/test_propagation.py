@@ -15,7 +15,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.many_objects import run_propagation
+from napari_lowlat_seg.propagation.propagate import run_propagation
 
 SHAPE = (12, 40, 50)
 

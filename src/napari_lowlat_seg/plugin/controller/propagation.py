@@ -27,7 +27,7 @@ from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.propagate import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 DIRECTIONS = ("both", "forward", "backward")
 FLAT = "there is one plane only: look along another axis, or open a volume"
@@ -278,7 +278,7 @@ class PropagationController:
             return
         if self._tile is not None:
             sides = self._session.volume.sides(found.plane)
-            found = replace(found, answer=found.answer.on(sides, self._tile.corner))
+            found = replace(found, prediction=found.prediction.on(sides, self._tile.corner))
         try:
             if run.apply(number, found):
                 self.landed.emit(found.plane)

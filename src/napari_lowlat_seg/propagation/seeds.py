@@ -1,0 +1,82 @@
+"""Objects that begin as points in a volume: the prediction on the plane of each point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, embed_plane
+
+
+def seed_anchors(
+    predictor: MaskPredictor[M],
+    volume: Volume,
+    points: Sequence[Sequence[float]],
+    axis: int = 0,
+    *,
+    embed: Callable[[Plane], Any] | None = None,
+) -> dict[int, dict[Plane, M]]:
+    """Every point as an object of its own: its number, from 1, and the prediction on the point's plane.
+
+    Parameters
+    ----------
+    predictor
+        A model that predicts masks on planes.
+    volume
+        The image.
+    points
+        One number per spatial axis of the volume, pixel centres on integers.
+    axis
+        Along which the objects will be propagated.
+    embed
+        Gives the embedding of a plane, once for all points of the plane; `embed_plane` by default.
+
+    Raises
+    ------
+    ValueError
+        For a point with another number of coordinates, or outside the volume.
+    """
+    objects = {number: (point,) for number, point in enumerate(points, start=1)}
+    return object_anchors(predictor, volume, objects, axis, embed=embed)
+
+
+def object_anchors(
+    predictor: MaskPredictor[M],
+    volume: Volume,
+    objects: Mapping[int, Sequence[Sequence[float]]],
+    axis: int = 0,
+    *,
+    embed: Callable[[Plane], Any] | None = None,
+) -> dict[int, dict[Plane, M]]:
+    """The predictions of objects on the planes of their points, one for all points of an object on a plane.
+
+    `objects` maps the number of an object to its points. Other parameters and errors are those of
+    `seed_anchors`.
+    """
+    clicks: dict[Plane, dict[int, list[Click]]] = {}
+    for number, points in objects.items():
+        for point in points:
+            plane, click = _placed(volume, point, axis)
+            clicks.setdefault(plane, {}).setdefault(number, []).append(click)
+    anchors: dict[int, dict[Plane, M]] = {}
+    for plane, of_objects in clicks.items():
+        embedding = embed_plane(predictor, volume, plane) if embed is None else embed(plane)
+        for number, of_object in of_objects.items():
+            anchors.setdefault(number, {})[plane] = predictor.predict(embedding, of_object, None)
+    return dict(sorted(anchors.items()))
+
+
+def _placed(volume: Volume, point: Sequence[float], axis: int) -> tuple[Plane, Click]:
+    """The plane on which a point lies, and the click there."""
+    if len(point) != volume.ndim or not all(
+        -0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape, strict=True)
+    ):
+        raise ValueError(
+            f"a seed needs {volume.ndim} coordinates inside a volume of {volume.shape}; got {tuple(point)}"
+        )
+    whole = [min(max(round(x), 0), n - 1) for x, n in zip(point, volume.shape, strict=True)]
+    row, col = volume.planes(axis)[0].axes
+    positions = [x for a, x in enumerate(whole) if a not in (row, col)]
+    return volume.plane_at(positions, axis), Click((point[row], point[col]))

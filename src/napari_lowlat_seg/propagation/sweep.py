@@ -1,0 +1,356 @@
+"""One object propagated from the planes where it is known to their neighbours, plane by plane.
+
+Each plane is predicted from two hints of the plane before it: the mask found there, and a click deep inside
+that mask where both images look alike. A sweep ends where the object does. A plane between two anchors is
+reached from both, and the two predictions are averaged. Why so: docs/decisions/propagation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import edt
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.requests import never
+from napari_lowlat_seg.core.volume import Pictures, Plane, any_finite, to_gray
+
+BLUR = 2.0
+"""Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
+
+MIN_OVERLAP = 0.3
+"""The object has ended, or the prediction is another object, when its IoU with the plane before is lower."""
+
+MAX_DEVIATIONS = 1.0
+"""The object has ended, too, when its mean brightness leaves that on the anchor by more than this many of the
+anchor's standard deviations plus `TOLERANCE`: a mask that finds no edge any more would creep on for ever."""
+
+TOLERANCE = 4.0
+"""Gray levels of 255 that the mean brightness may always change."""
+
+FAINT = 0.01
+"""Probabilities below this are not kept while a plane waits for its prediction from the other side."""
+
+Gap = tuple[int | None, int | None]
+"""Two neighbouring anchors, by their places; None for an end of the range."""
+
+
+class ProbabilityMask(Protocol):
+    """An object on one plane, as a predictor gives it; `Prediction` and `SoftMask` are such values."""
+
+    @property
+    def probability(self) -> np.ndarray:
+        """(rows, cols) float32 in [0, 1]."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(rows, cols) bool."""
+
+    @property
+    def quality(self) -> float | None:
+        """The network's own estimate of the IoU in [0, 1], or None."""
+
+    def redrawn(self, probability: np.ndarray) -> Any:
+        """The same with another probability."""
+
+
+M = TypeVar("M", bound=ProbabilityMask)
+
+
+class MaskPredictor(Protocol[M]):
+    """What propagation needs of a predictor; `Predictor` is one."""
+
+    def embed(
+        self, image: np.ndarray, window: tuple[float, float] | None, spacing: tuple[float, float]
+    ) -> Any:
+        """As `Predictor.embed`."""
+
+    def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: M | None) -> M:
+        """As `Predictor.predict`."""
+
+
+@dataclass(frozen=True, eq=False)
+class PropagatedMask(Generic[M]):
+    """The object on a plane to which it was propagated.
+
+    Attributes
+    ----------
+    plane
+        Where.
+    prediction
+        The mask, of the predictor's type; between two anchors its probability is averaged from two.
+    confidence
+        An estimate of the IoU, 0 to 1: the network's own estimate, times the mean probability inside the
+        mask, times the fourth root of an agreement. The agreement is the product of the overlaps of
+        neighbouring planes since the anchor, or between two anchors the IoU of the two predictions.
+    final
+        False while the sweep from the second anchor is still to come: the plane will be predicted again.
+    """
+
+    plane: Plane
+    prediction: M
+    confidence: float
+    final: bool = True
+
+
+class Cancelled(Exception):
+    """Raised inside a sweep whose caller has cancelled it."""
+
+
+def embed_plane(predictor: MaskPredictor[Any], volume: Pictures, plane: Plane) -> Any:
+    """The embedding of one plane, with the volume's intensity window and the plane's spacing."""
+    return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
+
+
+def affected(
+    anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane]
+) -> tuple[Plane, ...]:
+    """The planes that a change of some anchors can change: up to the neighbouring anchors, these left out.
+
+    Clear these before propagating again, since the object may not reach all of them the second time. Every
+    other plane stays as it is, to the byte.
+
+    Parameters
+    ----------
+    anchors
+        The planes where the object is known now.
+    planes
+        The range, in spatial order.
+    changed
+        Planes whose anchor is new, other or gone.
+
+    Raises
+    ------
+    ValueError
+        If there is no anchor or one is not among the planes.
+
+    Examples
+    --------
+    >>> planes = [Plane((i, None, None)) for i in range(9)]
+    >>> [p.position for p in affected([planes[2], planes[4], planes[7]], planes, [planes[4]])]
+    [3, 5, 6]
+    """
+    between = (
+        range(-1 if lo is None else lo, len(planes) if hi is None else hi)[1:]
+        for lo, hi in _gaps(anchors, planes, changed)
+    )
+    return tuple(planes[place] for places in between for place in places)
+
+
+def _gaps(anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane] | None) -> list[Gap]:
+    """The gaps before, between and behind the anchors that `changed` planes touch; all of them for None."""
+    given = list(anchors)
+    where = {plane: place for place, plane in enumerate(planes)}
+    places = sorted(where[anchor] for anchor in given if anchor in where)
+    if not places or len(places) < len(given):
+        raise ValueError(
+            f"propagation needs at least one plane with a mask, and all of them in its range of "
+            f"{len(planes)} planes; got {len(places)} of {len(given)} inside"
+        )
+    gaps: list[Gap] = list(zip([None, *places], [*places, None]))
+    if changed is None:
+        return gaps
+    edited = {where[plane] for plane in changed if plane in where}
+    return [
+        (lo, hi)
+        for lo, hi in gaps
+        if any((lo is None or lo <= place) and (hi is None or place <= hi) for place in edited)
+    ]
+
+
+@dataclass(frozen=True)
+class Sweep(Generic[M]):
+    """The propagation of one object; the fields are the parameters of `propagate.propagate`."""
+
+    predictor: MaskPredictor[M]
+    volume: Pictures
+    anchors: Mapping[Plane, M]
+    planes: Sequence[Plane]
+    embed: Callable[[Plane], Any]
+    changed: Iterable[Plane] | None = None
+    min_overlap: float = MIN_OVERLAP
+    cancelled: Callable[[], bool] = never
+
+    def steps(self) -> Iterator[Plane | PropagatedMask[M]]:
+        """Each plane before it is predicted, then what was found there.
+
+        The name of the plane comes first so that a caller with many objects can wait with this one until the
+        others have come to the same plane. Raises ValueError when called, as `affected` does.
+        """
+        gaps = _gaps(self.anchors, self.planes, self.changed)
+        return _until_cancelled(step for gap in gaps for step in self._across(*gap))
+
+    def _across(self, lo: int | None, hi: int | None) -> Iterator[Plane | PropagatedMask[M]]:
+        """The planes between two anchors, or beyond one."""
+        if lo is None or hi is None:
+            if hi is not None:
+                yield from self._from_one(hi, range(hi - 1, -1, -1))
+            if lo is not None:
+                yield from self._from_one(lo, range(lo + 1, len(self.planes)))
+        elif self._anchor(lo).mask.any() and self._anchor(hi).mask.any():
+            yield from self._from_both(lo, hi)
+        else:
+            half = (lo + hi) // 2
+            yield from self._from_one(lo, range(lo + 1, half + 1))
+            yield from self._from_one(hi, range(hi - 1, half, -1))
+
+    def _anchor(self, place: int) -> M:
+        return self.anchors[self.planes[place]]
+
+    def _from_one(self, start: int, route: range) -> Iterator[Plane | PropagatedMask[M]]:
+        for visit in self._along(start, route):
+            yield visit if isinstance(visit, Plane) else self._found(visit)
+
+    def _found(self, visit: _Visit, *, final: bool = True) -> PropagatedMask[M]:
+        confidence = _confidence(visit.prediction, visit.prediction.quality, visit.agreement)
+        return PropagatedMask(self.planes[visit.place], visit.prediction, confidence, final)
+
+    def _from_both(self, lo: int, hi: int) -> Iterator[Plane | PropagatedMask[M]]:
+        """Forwards, then backwards with both predictions averaged."""
+        first: dict[int, _Compressed] = {}
+        for visit in self._along(lo, range(lo + 1, hi)):
+            if isinstance(visit, Plane):
+                yield visit
+            else:
+                first[visit.place] = _Compressed.of(visit)
+                yield self._found(visit, final=False)
+        for visit in self._along(hi, range(hi - 1, lo, -1)):
+            if isinstance(visit, Plane):
+                yield visit
+            elif visit.place not in first:
+                yield self._found(visit)
+            else:
+                # Weights fall with the square of the distance from the anchor.
+                other, near = first.pop(visit.place).restored(), (visit.place - lo) / (hi - lo)
+                weight, other_weight = near**2 * visit.agreement, (1 - near) ** 2 * other.agreement
+                yield self._averaged(other, visit, other_weight / (weight + other_weight))
+        for compressed in first.values():
+            yield self._found(compressed.restored())
+
+    def _averaged(self, first: _Visit, second: _Visit, share: float) -> PropagatedMask[M]:
+        """Both predictions of a plane, the first with the weight `share`, the second with the rest."""
+        one, other = first.prediction, second.prediction
+        probability = share * one.probability + (1 - share) * other.probability
+        prediction = other.redrawn(probability.astype(np.float32))
+        known = one.quality is not None and other.quality is not None
+        quality = share * one.quality + (1 - share) * other.quality if known else None
+        confidence = _confidence(prediction, quality, iou(one.mask, other.mask))
+        return PropagatedMask(self.planes[second.place], prediction, confidence)
+
+    def _along(self, start: int, route: range) -> Iterator[Plane | _Visit]:
+        """Each plane before it is predicted, and then its prediction, until the object ends."""
+        prediction, agreement = self._anchor(start), 1.0
+        if not prediction.mask.any():
+            return
+        before = to_gray(self.volume.plane(self.planes[start]), self.volume.window)
+        inside = before[prediction.mask]
+        usual, change = float(inside.mean()), MAX_DEVIATIONS * float(inside.std()) + TOLERANCE
+        for place in route:
+            plane = self.planes[place]
+            yield plane
+            pixels = self.volume.plane(plane)
+            if not any_finite(pixels):  # registered stacks have such planes
+                return
+            here = to_gray(pixels, self.volume.window)
+            click = Click(click_position(prediction.mask, before, here, self.volume.plane_spacing(plane)))
+            self._check()
+            embedding = self.embed(plane)
+            self._check()
+            following = _hint(self.predictor.predict(embedding, [click], _hint(prediction)))
+            kept = iou(prediction.mask, following.mask)
+            if not following.mask.any() or kept < self.min_overlap:
+                return
+            if abs(float(here[following.mask].mean()) - usual) > change:
+                return
+            agreement *= kept
+            yield _Visit(place, following, agreement)
+            prediction, before = following, here
+
+    def _check(self) -> None:
+        if self.cancelled():
+            raise Cancelled
+
+
+def _until_cancelled(steps: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from steps
+    except Cancelled:
+        return
+
+
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """A plane of a sweep: its place, its prediction, and the product of the overlaps since the anchor."""
+
+    place: int
+    prediction: Any
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Compressed:
+    """A visit that waits for the sweep from the other side, small enough that a long gap fits in memory."""
+
+    visit: _Visit
+    shape: tuple[int, int]
+    patch: Patch
+
+    @classmethod
+    def of(cls, visit: _Visit) -> _Compressed:
+        probability = visit.prediction.probability
+        box = BoundingBox.of(probability > FAINT)
+        patch = Patch(box.corner, probability[box.slices].astype(np.float16))
+        empty = visit.prediction.redrawn(np.zeros((0, 0), np.float32))
+        return cls(replace(visit, prediction=empty), probability.shape, patch)
+
+    def restored(self) -> _Visit:
+        probability = self.patch.on(self.shape).astype(np.float32)
+        return replace(self.visit, prediction=self.visit.prediction.redrawn(probability))
+
+
+def click_position(
+    mask: np.ndarray, before: np.ndarray, here: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+) -> tuple[int, int]:
+    """(row, col) of the pixel deep inside a mask where two images, smoothed, look alike.
+
+    It is the pixel with the largest depth * exp(-(difference / spread)^2). The spread is the standard
+    deviation of the first image inside the mask, plus one gray level.
+
+    Parameters
+    ----------
+    mask
+        (rows, cols) bool, not empty.
+    before, here
+        (rows, cols) float32, gray levels from 0 to 255: the plane of the mask, and the next one.
+    spacing
+        Size of a pixel along rows and columns; depth is measured in it.
+    """
+    depth = edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, black_border=True, parallel=1)
+    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
+    spread = float(first[mask].std()) + 1.0
+    score = depth * np.exp(-(((second - first) / spread) ** 2))
+    # Where nothing looks alike the score may underflow; depth alone decides then.
+    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
+    return int(row), int(col)
+
+
+def _confidence(prediction: ProbabilityMask, quality: float | None, agreement: float) -> float:
+    """See `PropagatedMask`; without a predicted IoU the probability counts twice. 0 for an empty mask."""
+    mask = prediction.mask
+    sure = float(prediction.probability[mask].mean()) if mask.any() else 0.0
+    return float(sure * (sure if quality is None else quality) * agreement**0.25)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two bool masks of one shape, of which at least one is not empty."""
+    return float(np.count_nonzero(first & second) / np.count_nonzero(first | second))
+
+
+def _hint(prediction: Any) -> Any:
+    """A prediction for use on another plane: its closer look shows the plane on which it was taken."""
+    return replace(prediction, look=None) if getattr(prediction, "look", None) is not None else prediction
