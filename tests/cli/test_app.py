@@ -457,7 +457,7 @@ def test_training_gets_its_configuration(call: Call, tmp_path: Path, monkeypatch
 
 def test_complex_planes_and_colour_masks_are_told_apart(tmp_path: Path) -> None:
     """What is no number is refused; a mask may be a coloured picture."""
-    from napari_lowlat_seg.cli.segment import Wanted, check_plane, read_prompts
+    from napari_lowlat_seg.cli.segment import SegmentRequest, check_plane, read_prompts
 
     volume = Volume(np.zeros((4, 5), complex), name="a")
     with pytest.raises(ValueError, match=r"a must hold real numbers; got type complex128"):
@@ -465,7 +465,9 @@ def test_complex_planes_and_colour_masks_are_told_apart(tmp_path: Path) -> None:
     colours = np.zeros((4, 5, 3), np.uint8)
     colours[1, 2, 1] = 9
     Image.fromarray(colours).save(tmp_path / "m.png")
-    ((mask,),) = read_prompts(Wanted(masks=(tmp_path / "m.png",)), Volume(np.zeros((4, 5))), 0).values()
+    ((mask,),) = read_prompts(
+        SegmentRequest(masks=(tmp_path / "m.png",)), Volume(np.zeros((4, 5))), 0
+    ).values()
     assert np.argwhere(mask.pixels).tolist() == [[1, 2]]  # type: ignore[union-attr]
 
 
@@ -534,11 +536,11 @@ def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: 
 
 def test_what_is_nan_in_a_mask_is_not_meant(tmp_path: Path) -> None:
     """Masks of statistics packages have NaN outside."""
-    from napari_lowlat_seg.cli.segment import Wanted, read_prompts
+    from napari_lowlat_seg.cli.segment import SegmentRequest, read_prompts
 
     mask = np.full((3, 6, 7), np.nan, np.float32)
     mask[1, 2:4, 3:5] = 1
     nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / "m.nii")
-    prompts = read_prompts(Wanted(masks=(tmp_path / "m.nii",)), Volume(np.zeros((3, 6, 7))), 0)
+    prompts = read_prompts(SegmentRequest(masks=(tmp_path / "m.nii",)), Volume(np.zeros((3, 6, 7))), 0)
     assert [plane.index for plane in prompts] == [(1, None, None)]
     assert int(prompts[Plane((1, None, None))][0].pixels.sum()) == 4

@@ -66,6 +66,30 @@ def test_labels_in_any_orientation_and_in_zarr():
     assert np.array_equal(whole.changed, edit.changed)
 
 
+@given(arrays.arrays(np.uint16, (3, 4), elements=st.integers(0, 5)), st.randoms(use_true_random=False))
+def test_the_lowest_label_keeps_a_pixel_in_whatever_order_masks_are_written(labels, random):
+    """`lowest` makes the result independent of which job was done first; without it the last one wins."""
+    masks = [(label, labels >= label) for label in range(1, 6)]
+    first, last = ArrayLabels(np.zeros((2, 6, 6), np.uint16)), ArrayLabels(np.zeros((2, 6, 6), np.uint16))
+    random.shuffle(masks)
+    expected = np.zeros((3, 4), np.uint16)
+    for label, mask in masks:
+        first.write_mask(PLANE, mask, label, (1, 2), lowest=True)
+        last.write_mask(PLANE, mask, label, (1, 2))
+        expected[mask] = label
+    assert np.array_equal(first.data[1, 1:4, 2:6], labels > 0)
+    assert np.array_equal(last.data[1, 1:4, 2:6], expected)
+    assert not first.data[0].any()
+
+
+def test_a_plane_is_filled_with_labels():
+    """Across the second axis; the others keep theirs."""
+    store = ArrayLabels(np.ones((2, 3, 4), np.uint8))
+    store.fill(Plane((None, 1, None)), np.arange(8).reshape(2, 4))
+    assert np.array_equal(store.data[:, 1], np.arange(8).reshape(2, 4))
+    assert np.array_equal(store.data[:, ::2], np.ones((2, 2, 4)))
+
+
 def test_a_correction_leaves_what_others_painted_meanwhile():
     """Of the voxels it leaves, only those that still carry its label go back to what was beneath."""
     labels = np.zeros((2, 4, 4), np.uint8)

@@ -18,6 +18,7 @@ from napari_lowlat_seg.io.files import (
     check_labels_path,
     default_axis,
     embeddings_folder,
+    label_output,
     read_volume,
     write_labels,
 )
@@ -377,6 +378,26 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_labels(path, np.zeros((4, 4), int))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_written_plane_by_plane_make_a_file_when_the_work_is_done(tmp_path: Path) -> None:
+    """With the spacing of the image; an error leaves no file."""
+    like = Volume(np.zeros((2, 4, 5), np.uint8), (3.0, 1.0, 1.0))
+
+    def write(path: Path, error: Exception | None = None) -> None:
+        with label_output(path, like) as labels:
+            labels.write_mask(Plane((1, None, None)), np.eye(3, dtype=bool), 7, (1, 2))
+            if error is not None:
+                raise error
+
+    write(tmp_path / "a.tif")
+    back = read_volume(tmp_path / "a.tif")
+    assert (back.spacing, np.argwhere(back.data == 7).tolist()) == (
+        (3.0, 1.0, 1.0), [[1, 1, 2], [1, 2, 3], [1, 3, 4]],
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="stopped"):
+        write(tmp_path / "b.tif", RuntimeError("stopped"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
 def test_files_are_read_without_torch_and_napari() -> None:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
 from napari_lowlat_seg.io.files import check_labels_path, read_volume
-from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
+from napari_lowlat_seg.io.zarr_labels import LabelPyramid
 
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("ome_zarr")
@@ -107,7 +108,7 @@ def test_without_zarr_it_is_said_how_to_get_it(
 def test_labels_keep_the_geometry_of_the_image(data: np.ndarray, tmp_path: Path) -> None:
     """Axes, units and spacing; and they can be read as an image again."""
     like = read_volume(_image(tmp_path / "a.zarr", np.tile(data, (1, 30, 20)), "zyx", [4.0, 0.5, 0.25]))
-    labels = OmeZarrLabels(tmp_path / "l.zarr", like)
+    labels = LabelPyramid.at(tmp_path / "l.zarr", like)
     assert [level.shape for level in labels.levels] == [(6, 1200, 1200), (6, 600, 600), (6, 300, 300)]
     ome = json.loads((tmp_path / "l.zarr" / "zarr.json").read_text())["attributes"]["ome"]
     assert ome["image-label"] == {}
@@ -127,7 +128,7 @@ def test_every_level_is_the_finest_one_thinned(
 ) -> None:
     """After any writes: level k shows every 2^k-th pixel, and pixels outside of masks keep their label."""
     like = Volume(np.zeros((2, 700, 1100), np.uint8))
-    labels = OmeZarrLabels(tmp_path_factory.mktemp("l") / "l.zarr", like)
+    labels = LabelPyramid.at(tmp_path_factory.mktemp("l") / "l.zarr", like)
     expected = np.zeros(like.shape, np.uint32)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for label in range(1, 4):
@@ -136,26 +137,28 @@ def test_every_level_is_the_finest_one_thinned(
         top, left = data.draw(st.integers(0, 700 - rows)), data.draw(st.integers(0, 1100 - cols))
         mask = rng.random((rows, cols)) < data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0]))
         expected[z, top : top + rows, left : left + cols][mask] = label
-        labels.write(Plane((z, None, None)), mask, label, (top, left))
+        labels.write_mask(Plane((z, None, None)), mask, label, (top, left))
     assert len(labels.levels) == 3
     for k, level in enumerate(labels.levels):
         np.testing.assert_array_equal(level[...], expected[:, :: 2**k, :: 2**k])
-    np.testing.assert_array_equal(labels.plane(Plane((0, None, None))), expected[0])
+    np.testing.assert_array_equal(
+        labels.read(Plane((0, None, None)), BoundingBox(0, 0, 700, 1100)), expected[0]
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_planes_along_any_axis_reach_every_level(axis: int, tmp_path: Path) -> None:
     """Only the last two axes are thinned: a plane across one of them is not on every level."""
     like = Volume(np.zeros((3, 40, 1100), np.uint8))
-    written = OmeZarrLabels(tmp_path / "w.zarr", like)
-    filled = OmeZarrLabels(tmp_path / "f.zarr", like)
+    written = LabelPyramid.at(tmp_path / "w.zarr", like)
+    filled = LabelPyramid.at(tmp_path / "f.zarr", like)
     expected = np.zeros(like.shape, np.uint32)
     for plane in like.planes(axis)[1:3]:
         labels = np.arange(np.prod(like.sides(plane)), dtype=np.uint32).reshape(like.sides(plane)) % 7
         expected[plane.key()] = labels
         filled.fill(plane, labels)
         for label in range(1, 7):
-            written.write(plane, labels == label, label)
+            written.write_mask(plane, labels == label, label)
     for k, (one, other) in enumerate(zip(written.levels, filled.levels)):
         np.testing.assert_array_equal(one[...], expected[:, :: 2**k, :: 2**k])
         np.testing.assert_array_equal(other[...], expected[:, :: 2**k, :: 2**k])
@@ -164,29 +167,31 @@ def test_planes_along_any_axis_reach_every_level(axis: int, tmp_path: Path) -> N
 def test_labels_can_be_gone_on_with(tmp_path: Path) -> None:
     """In another session; chunks in which nothing was written take no room."""
     like = Volume(np.zeros((8, 2000, 2000), np.uint8))
-    OmeZarrLabels(tmp_path / "l.zarr", like).write(Plane((1, None, None)), np.ones((3, 3), bool), 7, (9, 9))
-    again = OmeZarrLabels(tmp_path / "l.zarr", like)
-    again.write(Plane((1, None, None)), np.ones((2, 2), bool), 8, (11, 11))
+    LabelPyramid.at(tmp_path / "l.zarr", like).write_mask(
+        Plane((1, None, None)), np.ones((3, 3), bool), 7, (9, 9)
+    )
+    again = LabelPyramid.at(tmp_path / "l.zarr", like)
+    again.write_mask(Plane((1, None, None)), np.ones((2, 2), bool), 8, (11, 11))
     assert again.levels[0][1, 9:13, 9:13].tolist() == [
         [7, 7, 7, 0], [7, 7, 7, 0], [7, 7, 8, 8], [0, 0, 8, 8],
     ]  # fmt: skip
     assert sum(1 for path in (tmp_path / "l.zarr" / "0").rglob("*") if path.is_file()) == 2
     for other in (Volume(np.zeros((8, 9, 9), np.uint8)),):
         with pytest.raises(ValueError, match=r"must be labels of shape \(8, 9, 9\) or not exist; it has"):
-            OmeZarrLabels(tmp_path / "l.zarr", other)
+            LabelPyramid.at(tmp_path / "l.zarr", other)
 
 
 def test_an_image_is_not_taken_for_labels(data: np.ndarray, tmp_path: Path) -> None:
     """Writing there would destroy it."""
     path = _image(tmp_path / "a.zarr", data, "zyx", [1, 1, 1])
     with pytest.raises(ValueError, match=r"must be labels of shape \(6, 40, 60\) or not exist"):
-        OmeZarrLabels(path, read_volume(path))
+        LabelPyramid.at(path, read_volume(path))
 
 
 def test_labels_along_any_axis_lie_where_they_belong(tmp_path: Path) -> None:
     """A plane cut across the columns."""
-    labels = OmeZarrLabels(tmp_path / "l.zarr", Volume(np.zeros((5, 30, 40), np.uint8)))
-    labels.write(Plane((None, None, 3)), np.eye(5, 30, dtype=bool), 2)
+    labels = LabelPyramid.at(tmp_path / "l.zarr", Volume(np.zeros((5, 30, 40), np.uint8)))
+    labels.write_mask(Plane((None, None, 3)), np.eye(5, 30, dtype=bool), 2)
     assert np.argwhere(labels.levels[0][...]).tolist() == [[i, i, 3] for i in range(5)]
 
 
@@ -210,7 +215,7 @@ def test_a_click_in_a_huge_plane_is_answered_from_its_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the command line, OME-Zarr to OME-Zarr, carried through; the labels lie where the object is."""
-    from napari_lowlat_seg.cli.segment import Wanted, run_segment
+    from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
     from napari_lowlat_seg.inference.predictor import Prediction
 
     seen: list[tuple[int, ...]] = []
@@ -229,8 +234,8 @@ def test_a_click_in_a_huge_plane_is_answered_from_its_tile(
 
     monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: Bright())
     _big_stack(tmp_path / "a.zarr")
-    wanted = Wanted(clicks=("1,4300,3300",), carry="0:3", label=9)
-    done = run_segment(tmp_path / "a.zarr", tmp_path / "l.zarr", wanted, model="x", device="cpu")
+    request = SegmentRequest(clicks=("1,4300,3300",), propagate="0:3", label=9)
+    done = run_segment(tmp_path / "a.zarr", tmp_path / "l.zarr", request, model="x", device="cpu")
     assert (done["planes"], done["voxels"]) == (4, 4 * 600 * 600)
     assert set(seen) == {(2048, 2048)}
     labels = zarr.open_group(tmp_path / "l.zarr", mode="r")["0"]

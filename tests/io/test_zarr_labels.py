@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.ome_zarr import HIGHEST, OmeZarrLabels
+from napari_lowlat_seg.io.files import label_output
+from napari_lowlat_seg.io.ome_zarr import HIGHEST
 from napari_lowlat_seg.io.zarr_labels import LabelPyramid, highest_label
 
 zarr = pytest.importorskip("zarr")
@@ -21,25 +23,14 @@ pytest.importorskip("ome_zarr")
 LIKE = Volume(np.zeros((3, 700, 1100), np.uint8))
 
 
-def _edit(
-    key: tuple[slice, ...], before: np.ndarray, after: np.ndarray
-) -> tuple[tuple[slice, ...], LabelEdit]:
-    """The edit between two states of a box of plane `key[0]`, and the key of the box that it has."""
-    box = (key[1].start, key[2].start, key[1].stop, key[2].stop)
-    edit = LabelEdit.between(Plane((key[0].start, None, None)), box, before[0], after[0])
+def _write(pyramid: LabelPyramid, at: tuple[int, int, int], mask: np.ndarray, label: int) -> LabelEdit:
+    """Gives the pixels of a mask on plane `at[0]` a label, and returns the edit."""
+    plane, box = Plane((at[0], None, None)), BoundingBox.at(at[1:], mask.shape)
+    before = pyramid.read(plane, box)
+    edit = LabelEdit.between(plane, box, before, np.where(mask, np.asarray(label, before.dtype), before))
     assert edit is not None
-    return (key[0], slice(edit.box[0], edit.box[2]), slice(edit.box[1], edit.box[3])), edit
-
-
-def _write(pyramid: LabelPyramid, at: tuple[int, int, int], mask: np.ndarray, label: int) -> Any:
-    """Gives the pixels of a mask a label and says how."""
-    key = (
-        slice(at[0], at[0] + 1), slice(at[1], at[1] + mask.shape[0]), slice(at[2], at[2] + mask.shape[1]),
-    )  # fmt: skip
-    before = pyramid.read(key)
-    key, edit = _edit(key, before, np.where(mask[None], np.asarray(label, before.dtype), before))
-    pyramid.write(key, edit)
-    return key, edit
+    pyramid.write([edit])
+    return edit
 
 
 @settings(max_examples=20, deadline=None)
@@ -62,8 +53,7 @@ def test_every_level_is_the_finest_one_thinned_and_undone_exactly(
     assert len(pyramid.levels) == 3
     for k, level in enumerate(pyramid.levels):
         np.testing.assert_array_equal(level[...], expected[:, :: 2**k, :: 2**k])
-    for key, edit in reversed(done):
-        pyramid.write(key, edit.reversed())
+    pyramid.write([edit.reversed() for edit in reversed(done)])
     assert not any(level[...].any() for level in pyramid.levels)
 
 
@@ -79,13 +69,23 @@ def test_other_steps_between_levels_are_followed() -> None:
     assert pyramid.highest() == 8
 
 
+def test_short_axes_are_thinned_by_their_true_steps(tmp_path: Path) -> None:
+    """Of 5 rows, levels have 3 and 2: rows 0 and 4, though 5 / 2 is nearer to 2 than to 4."""
+    pyramid = LabelPyramid.at(tmp_path / "l.zarr", Volume(np.zeros((2, 5, 1100), np.uint8)))
+    labels = np.arange(5 * 1100, dtype=np.uint32).reshape(5, 1100)
+    pyramid.fill(Plane((1, None, None)), labels)
+    assert [level.shape[1] for level in pyramid.levels] == [5, 3, 2]
+    for k, level in enumerate(pyramid.levels):
+        np.testing.assert_array_equal(level[1], labels[:: 2**k, :: 2**k])
+
+
 def test_the_highest_label_is_noted_beside_the_labels(tmp_path: Path) -> None:
     """The next session need not search; undo leaves it, so that no number comes twice."""
     pyramid = LabelPyramid.at(tmp_path / "l.zarr", LIKE)
     assert pyramid.highest() == 0
-    key, edit = _write(pyramid, (1, 5, 7), np.ones((3, 3), bool), 12)
+    edit = _write(pyramid, (1, 5, 7), np.ones((3, 3), bool), 12)
     assert pyramid.highest() == 12
-    pyramid.write(key, edit.reversed())
+    pyramid.write([edit.reversed()])
     again = LabelPyramid.at(tmp_path / "l.zarr", LIKE)
     assert again.highest() == 12
     _write(again, (1, 5, 7), np.ones((3, 3), bool), 4)
@@ -101,7 +101,8 @@ def test_what_the_command_line_adds_is_searched_for(tmp_path: Path) -> None:
     pyramid = LabelPyramid.at(path, LIKE)
     assert pyramid.highest() == 0
     assert HIGHEST in zarr.open_group(path).attrs
-    OmeZarrLabels(path, LIKE).write(Plane((2, None, None)), np.ones((1, 1), bool), 40, (333, 555))
+    with label_output(path, LIKE) as labels:
+        labels.write_mask(Plane((2, None, None)), np.ones((1, 1), bool), 40, (333, 555))
     assert HIGHEST not in zarr.open_group(path).attrs
     assert LabelPyramid.at(path, LIKE).highest() == 40
 

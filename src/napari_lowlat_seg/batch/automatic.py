@@ -21,15 +21,14 @@ from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
 from napari_lowlat_seg.batch.jobs import connected, spread
 from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, everything
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
+from napari_lowlat_seg.core.labels import ArrayLabels
+from napari_lowlat_seg.core.volume import Plane, any_finite
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     default_axis,
-    is_ome_zarr,
+    label_output,
     read_volume,
-    write_labels,
 )
-from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.linking import linked
 
 BATCH = 4
@@ -126,18 +125,18 @@ def run_everything(
         raise ValueError(f"everything is looked for in 2-D and 3-D images; {image} has shape {volume.shape}")
     volume = volume.with_window()
     planes = volume.planes(default_axis(image) if axis is None and volume.ndim == 3 else axis or 0)
-    labels = OmeZarrLabels(output, volume) if is_ome_zarr(output) else None
     folder = output.resolve().with_name(f".{output.name}.planes")
     folder.mkdir(exist_ok=True)
     job = EverythingJob(image.resolve(), folder, model, device, channel, volume.window, rules, tuple(planes))
     size = 1 if scheduler is None and workers == 0 else BATCH
     jobs = [replace(job, planes=job.planes[i : i + size]) for i in range(0, len(planes), size)]
     files: dict[Plane, Path] = {}
-    with connected(scheduler, workers) as client, _bar(len(planes)) as bar:
-        for done in spread(client, look_at, jobs):
-            files |= done
-            bar.update(len(done))
-    objects = _write(output, volume, labels, [(plane, files[plane]) for plane in planes])
+    with label_output(output, volume) as labels:
+        with connected(scheduler, workers) as client, _bar(len(planes)) as bar:
+            for done in spread(client, look_at, jobs):
+                files |= done
+                bar.update(len(done))
+        objects = _write(labels, [(plane, files[plane]) for plane in planes])
     for path in folder.glob("*.npz"):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody's own files are none of our business
@@ -145,20 +144,11 @@ def run_everything(
     return {"objects": objects, "planes": len(planes), "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _write(
-    output: Path, volume: Volume, labels: OmeZarrLabels | None, files: list[tuple[Plane, Path]]
-) -> int:
+def _write(labels: ArrayLabels, files: list[tuple[Plane, Path]]) -> int:
     """Link the planes and write the labels; how many objects there are."""
     numbers = lasting(list(linked(_read(path) for _, path in files)), min(LEAST_PLANES, len(files)))
-    whole = np.zeros(volume.shape, np.uint32) if labels is None else None
     for (plane, path), table in zip(files, numbers, strict=True):
-        found = table[_read(path)]
-        if labels is not None:
-            labels.fill(plane, found)
-        elif whole is not None:
-            whole[plane.key()] = found
-    if whole is not None:
-        write_labels(output, whole, volume)
+        labels.fill(plane, table[_read(path)])
     return max((int(table.max()) for table in numbers), default=0)
 
 

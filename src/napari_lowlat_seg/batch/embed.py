@@ -18,7 +18,8 @@ from typing import Any
 from napari_lowlat_seg.batch.jobs import connected, spread
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
-from napari_lowlat_seg.io.files import NIFTI_SUFFIXES, as_shown, default_axis, embeddings_folder, read_volume
+from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_volume
+from napari_lowlat_seg.io.nifti import is_nifti
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 BATCH = 8
@@ -143,7 +144,7 @@ def run_embed(
 
 def _planes(volume: Volume, image: Path, axis: int) -> list[Plane]:
     """The planes across an axis of the file, in the volume as it is shown."""
-    turned = image.name.lower().endswith(NIFTI_SUFFIXES) and 0 <= axis < volume.ndim
+    turned = is_nifti(image) and 0 <= axis < volume.ndim
     return volume.planes(volume.ndim - 1 - axis if turned else axis)
 
 

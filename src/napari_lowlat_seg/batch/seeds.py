@@ -27,11 +27,9 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     default_axis,
-    is_ome_zarr,
+    label_output,
     read_volume,
-    write_labels,
 )
-from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
 from napari_lowlat_seg.propagation.consensus import Spot, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import seed_anchors
@@ -162,18 +160,19 @@ def run_seeds(
         for region, group in _by_region(seeds, volume, axis).items()
         for some in (group[i : i + TOGETHER] for i in range(0, len(group), TOGETHER))
     ]
-    labels = OmeZarrLabels(output, volume) if is_ome_zarr(output) else _ArrayLabels(volume)
     voxels, disputes = 0, []
     work = run_consensus_job if agreed else run_seed_job
-    with connected(scheduler, workers) as client, _bar(len(jobs)) as bar:
+    with (
+        label_output(output, volume) as labels,
+        connected(scheduler, workers) as client,
+        _bar(len(jobs)) as bar,
+    ):
         for parts, spots in spread(client, work, jobs):
             disputes += spots
             for number, plane, corner, mask in parts:
-                labels.write(plane, mask, number, corner, lowest=True)
+                labels.write_mask(plane, mask, number, corner, lowest=True)
                 voxels += int(np.count_nonzero(mask))
             bar.update()
-    if isinstance(labels, _ArrayLabels):
-        write_labels(output, labels.whole, volume)
     if agreed:
         write_disputes(output.with_name(output.name + DISPUTES), disputes)
     seconds = round(time.perf_counter() - started, 3)
@@ -241,21 +240,6 @@ def _boxed(number: int, plane: Plane, mask: np.ndarray, region: BoundingBox) -> 
         return number, plane, region.corner, np.zeros((0, 0), bool)
     corner = (region.top + int(rows[0]), region.left + int(cols[0]))
     return number, plane, corner, mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
-
-
-class _ArrayLabels:
-    """Labels in memory, written as those of `OmeZarrLabels` are."""
-
-    def __init__(self, volume: Volume) -> None:
-        self.whole = np.zeros(volume.shape, np.uint32)
-
-    def write(
-        self, plane: Plane, mask: np.ndarray, label: int, corner: tuple[int, int], *, lowest: bool = True
-    ) -> None:
-        (top, left), (rows, cols) = corner, mask.shape
-        part = self.whole[plane.key()][top : top + rows, left : left + cols]
-        free = (part == 0) | (part > label) if lowest else np.ones_like(mask)
-        part[mask & free] = label
 
 
 def _bar(total: int) -> Any:

@@ -65,8 +65,8 @@ def _leave(sentence: str, status: int) -> None:
     sys.exit(status)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(request: bool) -> None:
+    if request:
         from napari_lowlat_seg import __version__
 
         print(__version__)
@@ -147,24 +147,24 @@ def segment(
 
     Coordinates are array indices, pixel centres on integers; Z is the place along --axis. Several planes may
     have prompts; on each, masks and outlines come first, clicks last. A point file holds one line "Z,R,C" per
-    point, a blank line between strokes, and "+" or "-" as another column if wanted (.csv), or a list of
+    point, a blank line between strokes, and "+" or "-" as another column if request (.csv), or a list of
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
-    from napari_lowlat_seg.cli.segment import Wanted, run_segment
+    from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
 
-    wanted = Wanted(
+    request = SegmentRequest(
         clicks=tuple(click or ()),
         boxes=tuple(box or ()),
         scribbles=tuple(scribble or ()),
         polygons=tuple(polygon or ()),
         masks=tuple(mask or ()),
         axis=axis,
-        carry=carry,
+        propagate=carry,
         channel=channel,
         label=label,
     )
     with extras():
-        done = run_segment(image, output, wanted, model=model, device=device)
+        done = run_segment(image, output, request, model=model, device=device)
     if as_json:
         print(json.dumps(done))
     else:

@@ -138,18 +138,3 @@ def _on_plane(
 
 def _form(volume: Volume, last: str) -> str:
     return ",".join([*(["Z"] if volume.ndim == 3 else [f"Z{i}" for i in range(volume.ndim - 2)]), last])
-
-
-def read_range(text: str, length: int, name: str) -> tuple[int, int]:
-    """First and last position of "A:B" on an axis, both included; an end left out is the end of the axis.
-
-    Raises ValueError, which calls the text `name`, for other texts and for positions beside the axis.
-    """
-    first, colon, last = text.partition(":")
-    try:
-        low, high = int(first or 0), int(last or length - 1)
-    except ValueError:
-        low, high = 0, -1
-    if not colon or not 0 <= low <= high < length:
-        raise ValueError(f"{name} must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
-    return low, high

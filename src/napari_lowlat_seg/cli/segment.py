@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_range, read_strokes
-from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble
+from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
 from napari_lowlat_seg.core.tiles import crop, tile_of
-from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.files import (
-    NIFTI_SUFFIXES,
-    check_labels_path,
-    default_axis,
-    is_ome_zarr,
-    read_volume,
-    write_labels,
-)
+from napari_lowlat_seg.core.volume import Plane, Volume, read_range
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
+from napari_lowlat_seg.io.nifti import is_nifti
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for: prompts as text and files, where, and how far to carry the object."""
+class SegmentRequest:
+    """What to segment in an image, as the command line gives it.
+
+    Attributes
+    ----------
+    clicks, boxes
+        Texts that `read_click` and `read_box` understand.
+    scribbles, polygons
+        Point files that `read_strokes` understands.
+    masks
+        Image files of the input's shape; non-zero pixels are the object.
+    axis
+        The axis along which the planes lie; None for the usual one of the format.
+    propagate
+        "A:B", the planes to propagate the object to; None for those with prompts only.
+    channel
+        Counted from 0; None for images without channels.
+    label
+        What is written for the object, 1 to 2^32 - 1.
+    """
 
     clicks: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
@@ -37,29 +50,42 @@ class Wanted:
     polygons: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
     axis: int | None = None
-    carry: str | None = None
+    propagate: str | None = None
     channel: int | None = None
     label: int = 1
 
 
-def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device: str) -> dict[str, Any]:
-    """Segment one object and write its labels; what was done, as JSON values.
+def run_segment(
+    image: Path, output: Path, request: SegmentRequest, *, model: str, device: str
+) -> dict[str, Any]:
+    """Segment one object and write its labels.
 
-    What is wrong with files, prompts and ranges is found before the model is loaded. Raises ValueError or
-    OSError with one sentence; no output is written then.
+    What is wrong with files, prompts and ranges is found before the model is loaded.
+
+    Returns
+    -------
+    dict
+        What was done, as JSON values: "input", "output", "model", "device", "label", "prompts", "planes",
+        "voxels" and "seconds".
+
+    Raises
+    ------
+    ValueError, OSError
+        With one sentence; no output is written then.
+    ImportError
+        For a format whose library is not installed.
     """
     started = time.perf_counter()
-    volume = read_volume(image, channel=wanted.channel)
-    check_labels_path(output)
-    _check_output(output, image, volume, wanted.label)
-    if image.name.lower().endswith(NIFTI_SUFFIXES) and volume.ndim == 4:
+    volume = read_volume(image, channel=request.channel)
+    _check_output(output, image, volume, request.label)
+    if is_nifti(image) and volume.ndim == 4:
         raise ValueError(
             f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel, counted from 0"
         )
-    axis = default_axis(image) if wanted.axis is None else wanted.axis
-    axis = min(axis, volume.ndim - 1) if wanted.axis is None else axis
-    prompts = read_prompts(wanted, volume, axis)
-    planes = carried_range(wanted.carry, volume, list(prompts), axis) if wanted.carry is not None else []
+    axis = min(default_axis(image), volume.ndim - 1) if request.axis is None else request.axis
+    prompts = read_prompts(request, volume, axis)
+    text = request.propagate
+    planes = [] if text is None else propagated_planes(text, volume, list(prompts), axis)
     volume = volume.with_window()
     for plane in prompts:
         check_plane(volume, plane)
@@ -67,100 +93,101 @@ def run_segment(image: Path, output: Path, wanted: Wanted, *, model: str, device
     from napari_lowlat_seg.inference.predictor import load_predictor
 
     predictor = load_predictor(model, device=device)
-    labels = _Labels(output, volume, wanted.label)
-    start = next(iter(prompts))
-    rows, cols = (volume.shape[a] for a in start.axes)
-    region = tile_of((rows, cols), [prompt for items in prompts.values() for prompt in items])
-    part = crop(volume, region, start)
-    answers = {
-        plane: _answer(predictor, part, plane, [prompt.cropped(region) for prompt in items])
-        for plane, items in prompts.items()
-    }
-    for plane, answer in answers.items():
-        labels.add(plane, answer.mask, region.corner)
-    if planes:
-        walk = propagate(predictor, part, answers, planes)
-        final = (step for step in walk if step.final)
-        for step in _progress(final, len(planes) - len(answers)):
-            labels.add(step.plane, step.prediction.mask, region.corner)
-    labels.finish()
+    filled = voxels = 0
+    with label_output(output, volume) as labels:
+        for plane, mask, corner in segment_object(predictor, volume, prompts, planes):
+            labels.write_mask(plane, mask, request.label, corner)
+            filled += bool(mask.any())
+            voxels += int(np.count_nonzero(mask))
     return {
         "input": str(image),
         "output": str(output),
         "model": model,
         "device": predictor.runtime.device,
-        "label": wanted.label,
+        "label": request.label,
         "prompts": sum(len(items) for items in prompts.values()),
-        "planes": labels.planes,
-        "voxels": labels.voxels,
+        "planes": filled,
+        "voxels": voxels,
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-class _Labels:
-    """Where the object is written: to an OME-Zarr at once, to a file when all is known."""
+def segment_object(
+    predictor: Any, volume: Volume, prompts: Mapping[Plane, Sequence[Prompt]], planes: Sequence[Plane]
+) -> Iterator[tuple[Plane, np.ndarray, tuple[int, int]]]:
+    """(plane, mask, corner of the mask on the plane) of an object, each plane once.
 
-    def __init__(self, output: Path, volume: Volume, label: int) -> None:
-        self._output, self._volume, self._label = output, volume, label
-        self._zarr: Any = None
-        if is_ome_zarr(output):
-            from napari_lowlat_seg.io.ome_zarr import OmeZarrLabels
+    Parameters
+    ----------
+    prompts
+        One plane or more; each has one prompt or more.
+    planes
+        Those to propagate to, with the ones that have prompts; none for the latter only.
+    """
+    first = next(iter(prompts))
+    tile = tile_of(volume.sides(first), [prompt for items in prompts.values() for prompt in items])
+    part = crop(volume, tile, first)
+    predictions = {
+        plane: _predict(predictor, part, plane, [prompt.cropped(tile) for prompt in items])
+        for plane, items in prompts.items()
+    }
+    for plane, prediction in predictions.items():
+        yield plane, prediction.mask, tile.corner
+    if not planes:
+        return
+    from tqdm import tqdm
 
-            self._zarr = OmeZarrLabels(output, volume)
-        else:
-            self._whole = np.zeros(volume.shape, np.uint32)
-        self.planes = self.voxels = 0
-
-    def add(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int]) -> None:
-        """A plane is added once; its mask lies at a corner of it."""
-        self.planes += bool(mask.any())
-        self.voxels += int(np.count_nonzero(mask))
-        if self._zarr is not None:
-            self._zarr.write(plane, mask, self._label, corner)
-        else:
-            (top, left), (rows, cols) = corner, mask.shape
-            self._whole[plane.key()][top : top + rows, left : left + cols][mask] = self._label
-
-    def finish(self) -> None:
-        if self._zarr is None:
-            write_labels(self._output, self._whole, self._volume)
+    # The bar is for terminals: there is nothing on a pipe or in a log file.
+    with tqdm(total=len(planes) - len(predictions), unit="plane", file=sys.stderr, disable=None) as bar:
+        for step in propagate(predictor, part, predictions, planes):
+            if step.final:
+                bar.update()
+                yield step.plane, step.prediction.mask, tile.corner
 
 
-def read_prompts(wanted: Wanted, volume: Volume, axis: int) -> dict[Plane, list[Prompt]]:
+def read_prompts(request: SegmentRequest, volume: Volume, axis: int) -> dict[Plane, list[Prompt]]:
     """All prompts by plane. On each plane regions come first, strokes after them, in the order given.
 
-    Raises ValueError if there is none, if one is outside the volume or cannot be understood.
+    Raises
+    ------
+    ValueError
+        If there is none, if one is outside the volume or cannot be understood.
+    FileNotFoundError
+        For a file of prompts that does not exist.
     """
     placed: list[tuple[Plane, Prompt]] = []
-    for path in wanted.masks:
+    for path in request.masks:
         placed += _masks(path, volume, axis)
-    for path in wanted.polygons:
+    for path in request.polygons:
         placed += read_strokes(path, Polygon, volume, axis)
-    placed += [read_box(text, volume, axis) for text in wanted.boxes]
-    for path in wanted.scribbles:
+    placed += [read_box(text, volume, axis) for text in request.boxes]
+    for path in request.scribbles:
         placed += read_strokes(path, Scribble, volume, axis)
-    placed += [read_click(text, volume, axis) for text in wanted.clicks]
+    placed += [read_click(text, volume, axis) for text in request.clicks]
     if not placed:
         raise ValueError(
             "nothing to segment without a prompt; give --click, --box, --scribble, --polygon or --mask"
         )
     prompts: dict[Plane, list[Prompt]] = {}
     for plane, prompt in placed:
-        _check_inside(prompt, volume, plane)
+        # Refuses prompts outside the plane before a model is loaded; the smallest grid is enough to know.
+        dense_maps([prompt], Frame.whole(volume.sides(plane), 1), radius=0)
         prompts.setdefault(plane, []).append(prompt)
     return prompts
 
 
-def carried_range(text: str, volume: Volume, prompted: Sequence[Plane], axis: int) -> list[Plane]:
+def propagated_planes(text: str, volume: Volume, prompted: Sequence[Plane], axis: int) -> list[Plane]:
     """The planes of "A:B" along `axis`, both ends included; an end left out is the end of the volume.
 
-    The range must hold every plane with prompts. Raises ValueError otherwise, for other texts and 2-D images.
+    Raises
+    ------
+    ValueError
+        For another text, a 2-D image, and a range that lacks a plane with prompts.
     """
     if volume.ndim == 2:
         raise ValueError("a 2-D image has one plane only; leave out --propagate")
     axis %= volume.ndim
-    length = volume.shape[axis]
-    low, high = read_range(text, length, "--propagate")
+    low, high = read_range(text, volume.shape[axis], "--propagate")
     index = list(prompted[0].index)
     planes = [Plane((*index[:axis], place, *index[axis + 1 :])) for place in range(low, high + 1)]
     outside = [plane for plane in prompted if plane not in planes]
@@ -180,13 +207,13 @@ def check_plane(volume: Volume, plane: Plane) -> None:
         raise ValueError(f"plane {plane.index} of {volume.name} has no finite pixel; choose another plane")
 
 
-def _answer(predictor: Any, volume: Volume, plane: Plane, prompts: Sequence[Prompt]) -> Any:
-    """The answer after the last prompt. Each is given in turn, as a person would: networks are trained so."""
+def _predict(predictor: Any, volume: Volume, plane: Plane, prompts: Sequence[Prompt]) -> Any:
+    """The prediction after the last prompt; each is given in turn, because networks are trained so."""
     embedding = embed_plane(predictor, volume, plane)
-    answer = None
+    prediction = None
     for count in range(1, len(prompts) + 1):
-        answer = predictor.predict(embedding, prompts[:count], answer)
-    return answer
+        prediction = predictor.predict(embedding, prompts[:count], prediction)
+    return prediction
 
 
 def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]]:
@@ -205,7 +232,8 @@ def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]
 
 
 def _check_output(output: Path, image: Path, volume: Volume, label: int) -> None:
-    """Refuse, before any work, to write over the image, and a .png for what it cannot hold."""
+    """Refuse, before any work, a place or a format that cannot be written, and the image itself."""
+    check_labels_path(output)
     if output.exists() and output.samefile(image):
         raise ValueError(f"{output} is the image itself; give the labels another name")
     if output.suffix.lower() == ".png" and (volume.ndim != 2 or label > 65535):
@@ -213,19 +241,3 @@ def _check_output(output: Path, image: Path, volume: Volume, label: int) -> None
             f"a .png holds one plane of labels up to 65535; got an image of shape {volume.shape} and label "
             f"{label}: use .tif"
         )
-
-
-def _check_inside(prompt: Prompt, volume: Volume, plane: Plane) -> None:
-    """Refuse prompts outside the plane before a model is loaded; the smallest grid is enough to know."""
-    from napari_lowlat_seg.core.frame import Frame
-    from napari_lowlat_seg.core.prompts import dense_maps
-
-    dense_maps([prompt], Frame.whole(volume.sides(plane), 1), radius=0)
-
-
-def _progress(walk: Iterable[Any], total: int) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    # Nothing on a pipe or in a log file.
-    bar: Iterable[Any] = tqdm(walk, total=total, unit="plane", file=sys.stderr, disable=None)
-    return bar

@@ -7,7 +7,7 @@ move in two directions. Where labels live (a numpy array, zarr, a napari layer) 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -165,39 +165,96 @@ class LabelStore(Protocol):
         """The highest label; it may take a moment."""
 
 
+Key = tuple[slice, ...]
+"""One bounded slice per axis of an array; all but those of the rows and the columns have length 1."""
+
+
+def plane_key(plane: Plane, box: BoundingBox) -> Key:
+    """The numpy key of a box of a plane in an array that has the axes of the volume."""
+    sides = iter(BoundingBox(*box).slices)
+    return tuple(next(sides) if at is None else slice(at, at + 1) for at in plane.index)
+
+
 class ArrayLabels:
     """Labels in an array that can be read and written by slices: numpy, zarr, tensorstore.
+
+    Everything is read by `read` and written by `put`; a store of another kind overrides these two.
 
     Parameters
     ----------
     data
-        Integers, with the spatial axes of the volume.
+        Integers.
+    key
+        Where a box of a plane lies in `data`; the default is for the axes of the volume in their order.
     """
 
-    def __init__(self, data: ArrayLike) -> None:
+    def __init__(self, data: ArrayLike, key: Callable[[Plane, BoundingBox], Key] = plane_key) -> None:
         self.data: Any = data
+        self.key = key
 
     def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
-        """A copy of the labels inside a box of a plane."""
-        return np.array(self.data[_key(plane, box)])
+        """A copy of the labels inside a box of a plane: (rows, cols)."""
+        return np.array(self.data[self.key(plane, box)], order="C").reshape(BoundingBox(*box).shape)
+
+    def put(
+        self, plane: Plane, box: BoundingBox, region: np.ndarray, changed: np.ndarray | None = None
+    ) -> None:
+        """Replace the labels inside a box of a plane.
+
+        Parameters
+        ----------
+        region
+            (rows, cols), all new labels of the box.
+        changed
+            (rows, cols) bool, where they may differ from the old ones; None for everywhere.
+        """
+        key = self.key(plane, box)
+        self.data[key] = region.reshape([part.stop - part.start for part in key])
 
     def write(self, edits: Sequence[LabelEdit]) -> None:
         """Make the edits."""
         for edit in edits:
             region = self.read(edit.plane, edit.box)
             edit.apply(region)
-            self.data[_key(edit.plane, edit.box)] = region
+            self.put(edit.plane, edit.box, region, edit.changed)
+
+    def write_mask(
+        self,
+        plane: Plane,
+        mask: np.ndarray,
+        label: int,
+        corner: tuple[int, int] = (0, 0),
+        *,
+        lowest: bool = False,
+    ) -> None:
+        """Give the pixels of a mask a label; all others keep theirs.
+
+        Parameters
+        ----------
+        mask
+            (rows, cols) bool, the whole plane or a part of it.
+        corner
+            (row, col) in the plane at which the mask's first pixel lies.
+        lowest
+            Pixels of a lower label keep it; then the order of several writes does not matter.
+        """
+        tight = BoundingBox.of(mask)
+        if tight.is_empty:
+            return
+        box, changed = tight.shifted(*corner), mask[tight.slices]
+        region = self.read(plane, box)
+        if lowest:
+            changed = changed & ((region == 0) | (region > label))
+        region[changed] = label
+        self.put(plane, box, region, changed)
+
+    def fill(self, plane: Plane, labels: np.ndarray) -> None:
+        """Give every pixel of a plane its label: (rows, cols) integers of 0 or more."""
+        self.put(plane, BoundingBox.at((0, 0), labels.shape), labels)
 
     def highest(self) -> int:
         """The highest label, read slice by slice along the first axis."""
         return max(int(np.max(self.data[i])) for i in range(self.data.shape[0]))
-
-
-def _key(plane: Plane, box: BoundingBox) -> tuple[int | slice, ...]:
-    key: list[int | slice] = list(plane.key())
-    (row, col), (rows, cols) = plane.axes, BoundingBox(*box).slices
-    key[row], key[col] = rows, cols
-    return tuple(key)
 
 
 def object_edits(

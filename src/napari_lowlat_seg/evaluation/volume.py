@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.cli.prompt_syntax import read_range
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.volume import Plane, Volume, to_gray
+from napari_lowlat_seg.core.volume import Plane, Volume, read_range, to_gray
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
 from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_predictor

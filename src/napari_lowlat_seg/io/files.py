@@ -6,8 +6,8 @@ the image. A file is written beside its place and moved there when complete: a r
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.atomic_file import atomic_file, check_writable
+from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.nifti import NIFTI_SUFFIXES, has_nifti_header, is_nifti, read_nifti, write_nifti
 from napari_lowlat_seg.io.tiff import TIFF_SUFFIXES, read_tiff, write_tiff
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ZARR_SUFFIXES = (".ome.zarr", ".zarr")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -105,9 +106,40 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
     return path
 
 
+@contextmanager
+def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
+    """Labels of a volume to be written plane by plane, in any format of `write_labels` or as OME-Zarr.
+
+    An OME-Zarr is written at once; labels that are there already are kept and added to. Any other file is
+    written when the block ends without an error.
+
+    Yields
+    ------
+    ArrayLabels
+        All 0 at first, uint32, of the shape of `like`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `write_labels`; for an OME-Zarr as `ome_zarr.labels_group`.
+    ImportError
+        For an OME-Zarr without zarr and ome-zarr.
+    """
+    if is_ome_zarr(path):
+        from napari_lowlat_seg.io.zarr_labels import LabelPyramid
+
+        pyramid = LabelPyramid.at(path, like)
+        pyramid.uncounted()
+        yield pyramid
+        return
+    labels = ArrayLabels(np.zeros(like.shape, np.uint32))
+    yield labels
+    write_labels(path, labels.data, like)
+
+
 def default_axis(path: str | Path) -> int:
     """The axis along which a file's planes are usually viewed: the third of NIfTI (axial), else the first."""
-    return 2 if str(path).lower().endswith(NIFTI_SUFFIXES) else 0
+    return 2 if is_nifti(path) else 0
 
 
 def as_shown(volume: Volume, path: str | Path) -> Volume:
@@ -117,7 +149,7 @@ def as_shown(volume: Volume, path: str | Path) -> Volume:
     viewer's layer does not carry along.
     """
     shown = replace(volume, header=None, window=None)
-    if not str(path).lower().endswith(NIFTI_SUFFIXES):
+    if not is_nifti(path):
         return shown
     axes = [axis for axis in range(len(volume.data.shape)) if axis != volume.channel_axis][::-1]
     channels = [] if volume.channel_axis is None else [volume.channel_axis]
@@ -157,32 +189,6 @@ def _read_tiff(path: Path, channel: int | None) -> _Read:
     return read_tiff(path)
 
 
-def _read_nifti(path: Path, channel: int | None) -> _Read:
-    import nibabel
-
-    image: Any
-    if path.suffix.lower() == ".gz":
-        # Nibabel would stop before the checksum; here damage is found, and everything is unpacked once.
-        raw = gzip.decompress(path.read_bytes())
-        second = int.from_bytes(raw[:4], "little") == 540 or int.from_bytes(raw[:4], "big") == 540
-        image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
-    else:
-        image = nibabel.load(path)
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise ValueError(f"expected NIfTI, found {type(image).__name__}")
-    data = np.asarray(image.dataobj)
-    channel_axis = None
-    if data.dtype.names:  # RGB is stored as a record
-        data = np.stack([data[name] for name in data.dtype.names], axis=-1)
-        channel_axis = data.ndim - 1
-    elif channel is not None and data.ndim == 4:
-        channel_axis = 3
-    ndim = data.ndim - (channel_axis is not None)
-    zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()[:ndim]]
-    spacing = tuple(zoom if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in zooms)
-    return data, spacing, channel_axis, image.header.copy()
-
-
 def _read_zarr(path: Path, channel: int | None) -> _Read:
     from napari_lowlat_seg.io.ome_zarr import open_image
 
@@ -202,25 +208,7 @@ def _read_picture(path: Path, channel: int | None) -> _Read:
 
 
 def _write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
-    write_tiff(path, labels, like, unit="mm" if _is_nifti(like) else "")
-
-
-def _write_nifti(path: Path, labels: np.ndarray, like: Volume | None) -> None:
-    import nibabel
-
-    if like is not None and _is_nifti(like):
-        header = like.header.copy()
-        header.set_data_dtype(labels.dtype)
-        header["cal_min"] = header["cal_max"] = 0
-        second = isinstance(header, nibabel.Nifti2Header)
-        kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-        # No affine: qform and sform of the header stay as they are, codes included.
-        image = kind(labels, None, header)
-    else:
-        spacing = like.spacing if like is not None and like.spacing else (1.0,) * labels.ndim
-        scale = [*spacing[:3], *(1.0,) * (3 - len(spacing[:3])), 1.0]
-        image = nibabel.Nifti1Image(labels, np.diag(scale), dtype=labels.dtype)
-    nibabel.save(image, path)
+    write_tiff(path, labels, like, unit="mm" if has_nifti_header(like) else "")
 
 
 def _write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
@@ -235,13 +223,13 @@ _Write = Callable[[Path, np.ndarray, Volume | None], None]
 
 _READERS: dict[str, Callable[[Path, int | None], _Read]] = {
     **dict.fromkeys(TIFF_SUFFIXES, _read_tiff),
-    **dict.fromkeys(NIFTI_SUFFIXES, _read_nifti),
+    **dict.fromkeys(NIFTI_SUFFIXES, read_nifti),
     **dict.fromkeys(ZARR_SUFFIXES, _read_zarr),
     **dict.fromkeys(PICTURE_SUFFIXES, _read_picture),
 }
 _WRITERS: dict[str, _Write] = {
     **dict.fromkeys(TIFF_SUFFIXES, _write_tiff),
-    **dict.fromkeys(NIFTI_SUFFIXES, _write_nifti),
+    **dict.fromkeys(NIFTI_SUFFIXES, write_nifti),
     ".png": _write_png,
 }
 
@@ -261,7 +249,3 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
     if low < 0 or high > np.iinfo(np.uint32).max:
         raise ValueError(f"labels must be from 0 to {np.iinfo(np.uint32).max}; got {low} to {high}")
     return labels.astype(np.min_scalar_type(high), copy=False)
-
-
-def _is_nifti(like: Volume | None) -> bool:
-    return like is not None and hasattr(like.header, "set_qform")

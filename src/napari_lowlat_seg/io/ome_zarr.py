@@ -6,14 +6,13 @@ of their own; every write changes the same place on all levels, so that the pyra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
+from napari_lowlat_seg.core.volume import Volume, intensity_window
 
 SIDE = 512
 """Rows and columns of a chunk of labels; along other axes a chunk is one voxel long."""
@@ -66,92 +65,6 @@ def open_image(path: Path) -> tuple[Any, tuple[float, ...] | None, int | None, O
     return levels[0], tuple(scale[i] for i in kept), channel_axis, header
 
 
-class OmeZarrLabels:
-    """Labels on disk, written plane by plane.
-
-    Parameters
-    ----------
-    path
-        A folder that does not exist yet, or labels made before for the same shape, which are gone on with.
-    like
-        The volume that is segmented: its shape, spacing, axes and units are kept.
-
-    Raises
-    ------
-    ValueError
-        If there is something else at the path.
-    ImportError
-        Without zarr and ome-zarr.
-
-    Notes
-    -----
-    Level k shows every 2^k-th row and column, so a coarse label is one that exists. Chunks in which nothing
-    was written take no room.
-    """
-
-    def __init__(self, path: str | Path, like: Volume) -> None:
-        group = labels_group(path, like)
-        # Whoever writes here does not keep count, and what was counted before may be wrong from now on.
-        if HIGHEST in group.attrs:
-            del group.attrs[HIGHEST]
-        self.levels: tuple[Any, ...] = label_levels(group)
-
-    def write(
-        self,
-        plane: Plane,
-        mask: np.ndarray,
-        label: int,
-        corner: tuple[int, int] = (0, 0),
-        *,
-        lowest: bool = False,
-    ) -> None:
-        """Give the pixels of a mask a label; all others keep theirs.
-
-        Parameters
-        ----------
-        mask
-            (rows, cols) bool, the whole plane or a part of it.
-        corner
-            (row, col) in the plane at which the mask's first pixel lies.
-        lowest
-            Pixels of a lower label keep it; then the order of several writes does not matter.
-        """
-        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) == 0:
-            return
-        top, left = int(rows[0]), int(cols[0])
-        part = mask[top : rows[-1] + 1, left : cols[-1] + 1]
-        start = (top + corner[0], left + corner[1])
-        for array, shown, steps in self._shown(plane):
-            # The first row and column that this level shows.
-            first = [-(-low // step) for low, step in zip(start, steps)]
-            rest = tuple(slice(at * step - low, None, step) for at, step, low in zip(first, steps, start))
-            thin = part[rest]
-            if thin.any():
-                region = _region(shown, first, thin.shape)
-                old = np.asarray(array[region])
-                free = thin & ((old == 0) | (old > label)) if lowest else thin
-                array[region] = np.where(free, np.asarray(label, old.dtype), old)
-
-    def fill(self, plane: Plane, labels: np.ndarray) -> None:
-        """Give every pixel of a plane its label: (rows, cols) integers of 0 or more."""
-        for array, shown, (down, across) in self._shown(plane):
-            array[shown.key()] = labels[::down, ::across]
-
-    def _shown(self, plane: Plane) -> Iterator[tuple[Any, Plane, tuple[int, int]]]:
-        """The levels that show a plane: array, the plane there, and every how many-th row and column."""
-        row, col = plane.axes
-        for level, array in enumerate(self.levels):
-            steps = [1] * (len(plane.index) - 2) + [2**level] * 2
-            if all(at is None or at % step == 0 for at, step in zip(plane.index, steps)):
-                there = tuple(None if at is None else at // step for at, step in zip(plane.index, steps))
-                yield array, Plane(there), (steps[row], steps[col])
-
-    def plane(self, plane: Plane) -> np.ndarray:
-        """The labels of one plane, at full size."""
-        return np.asarray(self.levels[0][plane.key()])
-
-
 def labels_group(path: str | Path, like: Volume) -> Any:
     """The zarr group of labels for a volume: opened for writing where it exists, made where not.
 
@@ -201,11 +114,6 @@ def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | N
         if levels and levels[0].shape == shape:
             return group
     return None
-
-
-def _region(plane: Plane, first: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
-    spans = iter(slice(low, low + count) for low, count in zip(first, shape))
-    return tuple(next(spans) if i is None else i for i in plane.index)
 
 
 def _created(zarr: Any, path: Path, like: Volume) -> Any:

@@ -8,33 +8,37 @@ that exist when somebody else's labels are searched for their highest id, once.
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.labels import LabelEdit
-from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.labels import ArrayLabels, Key
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.ome_zarr import HIGHEST, group_around, label_levels, labels_group
 
-Key = tuple[slice, ...]
-"""One bounded slice per axis; two of them may be longer than 1: the rows and the columns of a box."""
 
+class LabelPyramid(ArrayLabels):
+    """Labels in arrays of falling size, the first one full: what is written is written on all levels.
 
-class LabelPyramid:
-    """Labels in arrays of falling size, the first one full.
+    Level k of a pyramid that is made here shows every 2^k-th row and column, so a coarse label is one that
+    exists. Chunks in which nothing was written take no room.
 
     Parameters
     ----------
     levels
         numpy or zarr arrays of integers, all with the same axes.
     group
-        The zarr group that they belong to, in whose attributes the highest id is kept; None if there is none.
+        The zarr group that they belong to, in whose attributes the highest label is kept; None if there is
+        none.
     """
 
     def __init__(self, levels: Sequence[Any], group: Any = None) -> None:
+        super().__init__(levels[0])
         self.levels = tuple(levels)
         self._group = group
         self._highest: int | None = None
@@ -54,25 +58,31 @@ class LabelPyramid:
         group = group_around(levels[0])
         return cls(levels if group is None else label_levels(group), group)
 
-    def read(self, key: Key) -> np.ndarray:
-        """A copy of the labels inside a box, with all axes."""
-        return np.array(self.levels[0][key], order="C")
+    def keyed(self, key: Callable[[Plane, BoundingBox], Key]) -> LabelPyramid:
+        """The same labels, whose arrays have other axes than the volume; see `ArrayLabels`."""
+        other = copy.copy(self)
+        other.key = key
+        return other
 
-    def write(self, key: Key, edit: LabelEdit) -> None:
-        """Make an edit, whose box is the one of the key, on all levels."""
-        region = self.read(key)
-        changed = np.broadcast_to(edit.changed.reshape(region.shape), region.shape)
-        edit.apply(region.reshape(edit.changed.shape))
-        self.levels[0][key] = region
+    def put(
+        self, plane: Plane, box: BoundingBox, region: np.ndarray, changed: np.ndarray | None = None
+    ) -> None:
+        """Replace the labels inside a box of a plane on all levels; on coarse ones only what has changed."""
+        super().put(plane, box, region, changed)
+        key = self.key(plane, box)
+        sides = [part.stop - part.start for part in key]
         for level in self.levels[1:]:
-            _thin(level, self._steps(level), key, region, changed)
-        known = self._noted if self._highest is None else self._highest
-        if known is not None and edit.highest > known:
-            self._highest = None if self._highest is None else edit.highest
-            self._note(edit.highest)
+            steps = [_step(n, m) for n, m in zip(self.levels[0].shape, level.shape, strict=True)]
+            _thin(
+                level, steps, key, region.reshape(sides), None if changed is None else changed.reshape(sides)
+            )
+        known, highest = self._noted if self._highest is None else self._highest, int(region.max(initial=0))
+        if known is not None and highest > known:
+            self._highest = highest
+            self._note(highest)
 
     def highest(self) -> int:
-        """The highest id; may take as long as reading all chunks that exist, the first time."""
+        """The highest label; may take as long as reading all chunks that exist, the first time."""
         if self._highest is None:
             noted = self._noted
             # The coarsest level is read anyway: another program may have drawn what was never noted.
@@ -95,10 +105,6 @@ class LabelPyramid:
         if self._group is not None and label != self._noted:
             self._group.attrs[HIGHEST] = label
 
-    def _steps(self, level: Any) -> tuple[int, ...]:
-        """Voxels of the finest level from one voxel of a coarser one to the next."""
-        return tuple(max(1, round(n / m)) for n, m in zip(self.levels[0].shape, level.shape, strict=True))
-
 
 def highest_label(array: Any) -> int:
     """The highest label of an array, 0 without any, read part by part: of zarr the chunks there are."""
@@ -112,20 +118,29 @@ def highest_label(array: Any) -> int:
     return max(0, max((int(np.max(np.asarray(part))) for part in parts), default=0))
 
 
-def _thin(level: Any, steps: Sequence[int], key: Key, region: np.ndarray, changed: np.ndarray) -> None:
+def _step(fine: int, coarse: int) -> int:
+    """Voxels of the finest level from one voxel of a coarser one to the next, from the lengths of an axis."""
+    # Short axes are halved to a length that the ratio does not tell: 5, 3, 2 have steps of 1, 2, 4.
+    halvings = (2**k for k in range(fine.bit_length() + 1))
+    return next((step for step in halvings if -(-fine // step) == coarse), max(1, round(fine / coarse)))
+
+
+def _thin(level: Any, steps: Sequence[int], key: Key, region: np.ndarray, changed: np.ndarray | None) -> None:
     """Bring what changed in a box of the finest level to a coarser one."""
-    wanted, shown = [], []
+    there, shown = [], []
     for part, step, length in zip(key, steps, level.shape, strict=True):
         first, stop = -(-part.start // step), min(-(-part.stop // step), length)
         if first >= stop:
             return
-        wanted.append(slice(first, stop))
+        there.append(slice(first, stop))
         shown.append(slice(first * step - part.start, (stop - 1) * step - part.start + 1, step))
-    seen = changed[tuple(shown)]
-    if seen.any():
-        values = np.array(level[tuple(wanted)])
-        values[seen] = region[tuple(shown)][seen]
-        level[tuple(wanted)] = values
+    values = region[tuple(shown)]
+    if changed is not None:
+        seen = changed[tuple(shown)]
+        if not seen.any():
+            return
+        values = np.where(seen, values, np.asarray(level[tuple(there)]))
+    level[tuple(there)] = values
 
 
 def _stored(array: Any) -> Iterator[Key]:

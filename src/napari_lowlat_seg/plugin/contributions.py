@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.io.files import NIFTI_SUFFIXES, as_shown, read_volume
+from napari_lowlat_seg.io.files import as_shown, read_volume
+from napari_lowlat_seg.io.nifti import is_nifti
 from napari_lowlat_seg.io.samples import sample_path
 
 LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
@@ -23,7 +24,7 @@ _UNITS = {"meter": "m", "mm": "mm", "micron": "um", "sec": "s", "msec": "ms", "u
 
 def get_scan_reader(path: str | list[str]) -> Reader | None:
     """The reader for NIfTI files; None, as napari expects it, where one of the files has another suffix."""
-    return read_scans if all(one.lower().endswith(NIFTI_SUFFIXES) for one in _listed(path)) else None
+    return read_scans if all(is_nifti(one) for one in _listed(path)) else None
 
 
 def read_scans(path: str | list[str]) -> list[LayerData]:

@@ -57,7 +57,7 @@ class DiskLabels:
         if unfit is not None or laid_out is None or pyramid is None:
             raise ValueError(unfit)
         self.layer = getattr(layer, "__wrapped__", layer)
-        self._laid_out, self._pyramid = laid_out, pyramid
+        self._pyramid = pyramid.keyed(laid_out.key)
         if not all(isinstance(level, LazyArray) for level in self.layer.data):
             self._show()
 
@@ -69,13 +69,11 @@ class DiskLabels:
 
     def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
-        region = self._pyramid.read(self._laid_out.key(plane, box))
-        return region.reshape(box[2] - box[0], box[3] - box[1])
+        return self._pyramid.read(plane, box)
 
     def write(self, edits: Sequence[LabelEdit]) -> None:
         """Make the edits, on all levels; what is in view is drawn anew."""
-        for edit in edits:
-            self._pyramid.write(self._laid_out.key(edit.plane, edit.box), edit)
+        self._pyramid.write(edits)
         self.layer.data[-1].renew()
         self.layer.refresh()
 
