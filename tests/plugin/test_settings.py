@@ -1,5 +1,7 @@
 """What is remembered between sessions, in a folder of the test's own."""
 
+from importlib.resources import files
+
 import pytest
 import yaml
 from napari.settings import get_plugin_settings
@@ -10,12 +12,15 @@ from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import (
+    GROUPS,
     PLUGIN,
+    SETTINGS,
     remember,
     remember_finish,
     remember_keys,
     remember_policy,
     settings,
+    stored,
     stored_finish,
     stored_keys,
     stored_policy,
@@ -38,12 +43,55 @@ def saved(tmp_path):
     return lambda: yaml.safe_load((tmp_path / f"{PLUGIN}.yaml").read_text())
 
 
-def test_every_action_has_its_key_in_the_manifest(manifest):
-    """Preferences and the table of keys speak of the same things in the same words and order."""
-    declared = manifest.contributions.configurations["keys"].properties
-    assert [(name, one.title, one.default) for name, one in declared.items()] == [
-        (action.name, action.title, action.key) for action in ACTIONS
-    ]
+def declared():
+    """The configurations of `napari.yaml` that the table calls for."""
+    types = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    groups = {group: {"title": title, "properties": {}} for group, title in GROUPS.items()}
+    for one in SETTINGS:
+        kind = type(one.default)
+        row = {
+            "title": f"{one.label} ({one.unit})" if one.unit else one.label,
+            "type": types[kind],
+            "default": one.default,
+            "minimum": one.low if one.low is None else kind(one.low),
+            "maximum": one.high if one.high is None else kind(one.high),
+            "enum": list(one.choices) or None,
+            "description": one.explanation or None,
+        }
+        if one.group:
+            shown = {key: value for key, value in row.items() if value is not None}
+            groups[one.group]["properties"][one.name] = shown
+    return groups
+
+
+def test_the_manifest_declares_the_table_of_settings():
+    """The same settings in the same order, with the same types, defaults, limits and words.
+
+    After a change of the table, write `yaml.safe_dump(declared(), sort_keys=False)` into the manifest.
+    """
+    manifest = yaml.safe_load((files("napari_lowlat_seg") / "napari.yaml").read_text(encoding="utf-8"))
+    configurations = manifest["contributions"]["configurations"]
+    assert configurations == declared()
+    assert list(configurations) == list(GROUPS)
+    for group, one in configurations.items():
+        assert list(one["properties"]) == [row.name for row in SETTINGS if row.group == group]
+
+
+def test_every_action_has_its_key_in_the_table():
+    """Under its name, title and default key."""
+    rows = [(one.name, one.label, one.default) for one in SETTINGS if one.group == "keys"]
+    assert rows == [(action.name, action.title, action.key) for action in ACTIONS]
+
+
+def test_every_setting_is_read_from_where_it_is_kept():
+    """As delivered, each value is the default of its row, in its type."""
+    for group in GROUPS:
+        defaults = {one.name: one.default for one in SETTINGS if one.group == group}
+        values = stored(group)
+        assert values == defaults
+        assert {name: type(value) for name, value in values.items()} == {
+            name: type(value) for name, value in defaults.items()
+        }
 
 
 def test_what_is_delivered_is_what_the_engine_starts_with():

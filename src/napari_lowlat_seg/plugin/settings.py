@@ -1,12 +1,14 @@
-"""What is remembered between sessions: napari's settings of this plugin, declared in `napari.yaml`.
+"""The settings: one table of them, and how they are read from napari's settings and saved there.
 
-napari makes a page of its Preferences from them and saves them by itself. A widget reads them when it opens
-and writes what its user changes; two open widgets do not disturb each other.
+`napari.yaml` declares the same table, which a test compares; napari makes a page of its Preferences from it
+and saves values at once. A widget reads them when it opens and saves what its user changes, so two open
+widgets do not disturb each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +19,240 @@ from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import embeddings_folder
 from napari_lowlat_seg.plugin.keys import ACTIONS, KeyTable
+from napari_lowlat_seg.serving.service import CACHE_BYTES
 
 PLUGIN = "napari-lowlat-seg"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as Preferences and the widget show it.
+
+    Attributes
+    ----------
+    group, name
+        napari keeps it as `settings().<group>.<name>`. A group of "" means that it is not kept, because it
+        means something in one image only.
+    default
+        Its type is the setting's: bool, int, float or str.
+    label, explanation
+        The words beside it, and its tooltip.
+    low, high
+        Limits of a number, both allowed; None for none.
+    step
+        Of a number.
+    unit
+        Shown behind a number.
+    choices
+        The strings that are allowed, and how each is shown; empty if any is allowed.
+    """
+
+    group: str
+    name: str
+    default: bool | int | float | str
+    label: str
+    explanation: str = ""
+    low: float | None = None
+    high: float | None = None
+    step: float = 1
+    unit: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+GROUPS = {
+    "model": "Model",
+    "prompts": "Prompts",
+    "finish": "Mask",
+    "labels": "Labels",
+    "embeddings": "Embeddings",
+    "keys": "Keys",
+}
+"""The title of each group that is kept."""
+
+SETTINGS = (
+    Setting("model", "name", "default", "Model", "The network that draws masks; some are downloaded first."),
+    Setting(
+        "model",
+        "device",
+        "auto",
+        "Device",
+        "Where the model runs: auto takes the best there is; others are cpu, cuda, cuda:1, mps.",
+    ),
+    Setting(
+        "model",
+        "closer_look",
+        "auto",
+        "Closer look",
+        "Whether small objects are refined in a magnified crop around them: finer, a little slower.",
+        choices={"auto": "automatic", "off": "off"},
+    ),
+    Setting(
+        "prompts",
+        "tool",
+        "scribble",
+        "Tool",
+        "What dragging the mouse draws.",
+        choices={"scribble": "Scribble", "box": "Box", "lasso": "Lasso"},
+    ),
+    Setting(
+        "prompts",
+        "postpone",
+        False,
+        "Postpone predictions",
+        "Prompts are collected; the model predicts when this is switched off again.",
+    ),
+    Setting(
+        "prompts",
+        "hover",
+        False,
+        "Preview under the cursor",
+        "Shows the contour that a click would give where the mouse rests.",
+    ),
+    Setting(
+        "prompts",
+        "intensities",
+        "automatic",
+        "Intensities",
+        "What the model sees as black and white: found in the data, or the contrast limits of the layer.",
+        choices={"automatic": "automatic", "displayed": "as displayed"},
+    ),
+    Setting(
+        "finish",
+        "threshold",
+        PostProcessing.threshold,
+        "Threshold",
+        "Pixels whose probability is above this belong to the object.",
+        low=0.01,
+        high=0.99,
+        step=0.01,
+    ),
+    Setting(
+        "finish",
+        "smooth",
+        PostProcessing.smooth,
+        "Smooth",
+        "Standard deviation by which the outline is smoothed; 0 leaves it.",
+        low=0.0,
+        high=50.0,
+        step=0.5,
+        unit="px",
+    ),
+    Setting(
+        "finish",
+        "fill_holes",
+        PostProcessing.fill_holes,
+        "Fill holes",
+        "Background that the object encloses belongs to it.",
+    ),
+    Setting(
+        "finish",
+        "largest",
+        PostProcessing.largest,
+        "Largest part only",
+        "Drops every part of the mask but the largest.",
+    ),
+    Setting("", "label", 1, "Label", "The label that accepting the object writes.", low=1, high=2**31 - 1),
+    Setting(
+        "labels",
+        "policy",
+        Policy.kind,
+        "Existing labels",
+        "What happens where the object lies on existing labels.",
+        choices={"keep": "keep them", "overwrite": "overwrite them"},
+    ),
+    Setting("", "within", Policy.within, "Within label", "The only label replaced.", low=0, high=2**31 - 1),
+    Setting(
+        "labels",
+        "semantic",
+        False,
+        "Same label for every object",
+        "Semantic segmentation: a new object keeps the label.",
+    ),
+    Setting("", "channel", 0, "Channel", "The channel that the model sees.", low=0, high=0),
+    Setting(
+        "embeddings",
+        "ahead",
+        8,
+        "Planes to embed in advance",
+        "How many planes are embedded ahead of the one in view, then behind it; 0 for none.",
+        low=0,
+        high=200,
+    ),
+    Setting(
+        "embeddings",
+        "memory",
+        CACHE_BYTES >> 20,
+        "Memory for embeddings",
+        "The embeddings used last are kept in memory up to this size.",
+        low=64,
+        high=2**20,
+        step=256,
+        unit="MiB",
+    ),
+    Setting(
+        "embeddings",
+        "disk",
+        0,
+        "Disk for embeddings",
+        "Embeddings are kept on the disk up to this size, also for the next time, with copies of the images; "
+        "0 writes none.",
+        low=0,
+        high=2**20,
+        step=256,
+        unit="MiB",
+    ),
+    Setting(
+        "embeddings",
+        "folder",
+        "",
+        "Folder of embeddings",
+        "Where `lowlat-seg embed -o` wrote embeddings; those beside an image file are found anyway.",
+    ),
+    *(Setting("keys", action.name, action.key, action.title) for action in ACTIONS),
+)
+
+
+SETTING = {one.name: one for one in SETTINGS if one.group != "keys"}
+"""The settings that are no keys, by name."""
+
+
 def settings() -> Any:
-    """The settings by group, each named as in the manifest: `.model`, `.prompts`, ...; assigning saves."""
+    """napari's settings of this plugin: `.model.name`, `.prompts.tool`, ...; assigning saves."""
     return get_plugin_settings(PLUGIN)
 
 
+def stored(group: str) -> dict[str, Any]:
+    """The values of one group by name, as they are kept now."""
+    values = getattr(settings(), group)
+    return {one.name: getattr(values, one.name) for one in SETTINGS if one.group == group}
+
+
 def remember(group: str, **values: object) -> None:
-    """Saves values of one group.
+    """Save values of one group.
+
+    Raises
+    ------
+    ValueError
+        For a value that the table does not allow.
 
     Examples
     --------
     >>> remember("model", name="segnext-sax1")  # doctest: +SKIP
     """
-    stored = getattr(settings(), group)
+    kept = getattr(settings(), group)
     for name, value in values.items():
-        if getattr(stored, name) != value:
-            setattr(stored, name, value)
+        if getattr(kept, name) != value:
+            setattr(kept, name, value)
 
 
 def stored_finish() -> PostProcessing:
-    """How masks were finished last."""
-    stored = settings().finish
-    return PostProcessing(stored.threshold, stored.smooth, stored.fill_holes, stored.largest)
+    """How masks were post-processed last."""
+    return PostProcessing(**stored("finish"))
 
 
 def remember_finish(finish: PostProcessing) -> None:
-    """Saves how masks are finished."""
-    remember(
-        "finish",
-        threshold=finish.threshold,
-        smooth=finish.smooth,
-        fill_holes=finish.fill_holes,
-        largest=finish.largest,
-    )
+    """Save how masks are post-processed."""
+    remember("finish", **asdict(finish))
 
 
 def stored_policy() -> Policy:
@@ -62,24 +261,24 @@ def stored_policy() -> Policy:
 
 
 def remember_policy(policy: Policy) -> None:
-    """Saves the policy, unless it speaks of one label: that label means something in one volume only."""
+    """Save the policy, unless it names one label: that label means something in one volume only."""
     if policy.kind != "within":
         remember("labels", policy=policy.kind)
 
 
 def stored_room() -> dict[str, Any]:
-    """Room for embeddings, as `responder_process.open_prediction_service` takes it."""
-    stored = settings().embeddings
-    return {"cache_bytes": stored.memory * 2**20, "disk_bytes": stored.disk * 2**20}
+    """The bytes for embeddings, as keywords of `serving.process.open_prediction_service`."""
+    kept = settings().embeddings
+    return {"cache_bytes": kept.memory * 2**20, "disk_bytes": kept.disk * 2**20}
 
 
 def embedding_folders(layer: Any) -> tuple[Path, ...]:
-    """Where embeddings of an image layer may have been put: beside its file, and in the settings' folder.
+    """Where embeddings of an image layer may be: beside its file, and in the folder of the settings.
 
     Parameters
     ----------
     layer
-        One of napari's; it may come from no file, or from several.
+        An image layer of napari; it may come from no file, or from several.
     """
     file, folder = layer.source.path, settings().embeddings.folder
     beside = [embeddings_folder(file)] if isinstance(file, str | Path) and Path(file).name else []
@@ -87,16 +286,16 @@ def embedding_folders(layer: Any) -> tuple[Path, ...]:
 
 
 def stored_keys() -> KeyTable:
-    """The keys as the user has them; one that is no key is told of and stays as delivered."""
-    table, stored = KeyTable(), settings().keys
+    """The keys as the user has them; for a text that is no key the default is taken, with a warning."""
+    table, keys = KeyTable(), stored("keys")
     for action in ACTIONS:
         try:
-            table.set(action.name, getattr(stored, action.name))
+            table.set(action.name, keys[action.name])
         except ValueError as error:
             show_warning(f"The key of “{action.title}” is {action.key} again: {error}")
     return table
 
 
 def remember_keys(keys: Mapping[str, str]) -> None:
-    """Saves the keys by action."""
+    """Save the keys by action."""
     remember("keys", **keys)
