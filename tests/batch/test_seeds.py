@@ -18,7 +18,7 @@ from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
-from napari_lowlat_seg.propagation.consensus import Spot
+from napari_lowlat_seg.propagation.consensus import Disagreement
 
 
 class Bright:
@@ -87,7 +87,7 @@ def test_a_consensus_lists_where_the_axes_disagree(rods: Path, tmp_path: Path) -
 
 def test_disputes_are_a_table_that_napari_opens(tmp_path: Path) -> None:
     """The largest first, whichever job came first."""
-    small, large = Spot((1, 2, 3), 40, (0, 2)), Spot((4, 5, 6), 90, (1,))
+    small, large = Disagreement((1, 2, 3), 40, (0, 2)), Disagreement((4, 5, 6), 90, (1,))
     write_disputes(tmp_path / "d.csv", [(1, small), (2, large), (3, large)])
     assert (tmp_path / "d.csv").read_text().splitlines()[1:] == [
         "0,4,5,6,2,90,1", "1,4,5,6,3,90,1", "2,1,2,3,1,40,0+2",

@@ -28,7 +28,7 @@ def test_a_cone_between_two_disks_is_found() -> None:
         assert np.count_nonzero(found[plane] ^ _disk(radius)) < 0.15 * np.count_nonzero(_disk(radius))
 
 
-def test_an_object_that_moved_away_does_not_vanish_on_its_way() -> None:
+def test_an_object_that_moved_does_not_vanish_half_way() -> None:
     """Outlines that do not overlap are laid on top of each other."""
     (quarter, half, third) = between(_disk(4, (8, 5)), _disk(4, (32, 33)), 3)
     np.testing.assert_array_equal(half, _disk(4, (20, 19)))
@@ -36,7 +36,7 @@ def test_an_object_that_moved_away_does_not_vanish_on_its_way() -> None:
     np.testing.assert_array_equal(third, _disk(4, (26, 26)))
 
 
-def test_distances_are_measured_in_the_world() -> None:
+def test_distances_are_in_world_units() -> None:
     """Tall pixels: what is 4 columns away is nearer than what is 4 rows away."""
     first, second = np.zeros((31, 31), bool), np.zeros((31, 31), bool)
     first[15, 11:20] = second[11:20, 15] = True
@@ -46,8 +46,8 @@ def test_distances_are_measured_in_the_world() -> None:
     assert not np.array_equal(tall, tall.T)
 
 
-def test_between_an_outline_and_nothing_nothing_is_claimed() -> None:
-    """Nor beyond the first and the last outline."""
+def test_between_a_mask_and_an_empty_one_nothing_is_filled() -> None:
+    """Nor beyond the first and the last mask."""
     planes = _planes(7)
     masks = {planes[1]: _disk(5), planes[3]: np.zeros((41, 41), bool), planes[5]: _disk(5)}
     assert list(interpolate(masks, planes)) == []
@@ -64,7 +64,7 @@ def test_equal_outlines_stay_as_they_are_and_nothing_is_mutated() -> None:
 
 
 def test_masks_of_different_shapes_are_refused() -> None:
-    """Told when called."""
+    """The error is raised when called."""
     planes = _planes(3)
     with pytest.raises(ValueError, match=r"must have one shape; got \[\(41, 41\), \(42, 42\)\]"):
         interpolate({planes[0]: _disk(4), planes[2]: _disk(4, side=42)}, planes)

@@ -1,4 +1,4 @@
-"""Planes linked into objects: one to one, over a missing plane, never two melted into one."""
+"""Planes linked into objects: one to one, over a missing plane, never two merged into one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from napari_lowlat_seg.propagation.linking import linked, overlaps, partners
+from napari_lowlat_seg.propagation.linking import link_planes, matches, overlaps
 
 
 def _row(text: str) -> np.ndarray:
@@ -18,7 +18,7 @@ def _row(text: str) -> np.ndarray:
 def _numbers(*planes: str, **options: float) -> list[str]:
     """The objects of planes, each a row of one-digit labels."""
     rows = [_row(plane) for plane in planes]
-    return ["".join(map(str, table[row][0])) for row, table in zip(rows, linked(rows, **options))]
+    return ["".join(map(str, table[row][0])) for row, table in zip(rows, link_planes(rows, **options))]
 
 
 def test_an_object_keeps_its_number_whatever_its_label() -> None:
@@ -33,26 +33,26 @@ def test_a_plane_without_the_object_is_bridged() -> None:
     assert _numbers("1110", "0000", "1110", reach=1) == ["1110", "0000", "2220"]
 
 
-def test_two_that_flow_together_stay_two() -> None:
+def test_two_objects_that_merge_on_a_plane_stay_two() -> None:
     """The larger goes on; the other one ends, and may come back beyond the wrong plane."""
     assert _numbers("1111222", "3333333", "1111222") == ["1111222", "1111111", "1111222"]
 
 
 def test_little_overlap_is_no_link() -> None:
-    """Whatever the least IoU says."""
+    """Unless the lowest IoU allows it."""
     assert _numbers("11100", "00111") == ["11100", "00222"]
-    assert _numbers("11100", "00111", least=0.2) == ["11100", "00111"]
+    assert _numbers("11100", "00111", min_iou=0.2) == ["11100", "00111"]
 
 
-def test_nothing_anywhere_is_no_object() -> None:
+def test_empty_planes_have_no_objects() -> None:
     """Empty planes have a table of one entry."""
-    assert [table.tolist() for table in linked([_row("000"), _row("000")])] == [[0], [0]]
-    assert list(linked([])) == []
+    assert [table.tolist() for table in link_planes([_row("000"), _row("000")])] == [[0], [0]]
+    assert list(link_planes([])) == []
 
 
 @given(*(arrays(np.uint8, (4, 6), elements=st.integers(0, 4)) for _ in range(2)))
 def test_overlaps_are_those_of_the_masks(first: np.ndarray, second: np.ndarray) -> None:
-    """Beside the naive way."""
+    """Compared with the naive way."""
     a, b, iou = overlaps(first, second)
     expected = {
         (i, j): np.sum((first == i) & (second == j)) / np.sum((first == i) | (second == j))
@@ -65,8 +65,8 @@ def test_overlaps_are_those_of_the_masks(first: np.ndarray, second: np.ndarray) 
 
 
 @given(*(arrays(np.uint8, (4, 6), elements=st.integers(0, 4)) for _ in range(2)))
-def test_nobody_has_two_partners(first: np.ndarray, second: np.ndarray) -> None:
-    """On either side, and there is an order that repeats itself."""
-    pairs = partners(first, second, 0.1)
+def test_matches_are_one_to_one(first: np.ndarray, second: np.ndarray) -> None:
+    """On both sides, and in the order of the first labels."""
+    pairs = matches(first, second, 0.1)
     assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
     assert pairs == sorted(pairs)

@@ -1,4 +1,4 @@
-"""Many objects at once: each as if it were alone, each plane embedded once per passage."""
+"""Many objects at once: the result of each alone, and each plane embedded once per passage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from napari_lowlat_seg.propagation.seeds import seed_anchors
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """An answer of the fake below."""
+class FakePrediction:
+    """What the fake predictor below predicts."""
 
     probability: np.ndarray
     quality: float | None = None
@@ -29,8 +29,8 @@ class Known:
         return replace(self, probability=probability)
 
 
-class Oracle:
-    """Answers with what is as bright as the place clicked."""
+class SameBrightness:
+    """Predicts what is as bright as the pixel clicked, and counts embeddings."""
 
     def __init__(self) -> None:
         self.embedded = 0
@@ -39,12 +39,14 @@ class Oracle:
         self.embedded += 1
         return image
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+    def predict(
+        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+    ) -> FakePrediction:
         (click,) = prompts
         assert isinstance(click, Click)
         row, col = (round(v) for v in click.at)
         like = embedding == embedding[row, col]
-        return Known(np.where(like & (embedding[row, col] > 0), np.float32(0.9), np.float32(0)))
+        return FakePrediction(np.where(like & (embedding[row, col] > 0), np.float32(0.9), np.float32(0)))
 
 
 @pytest.fixture
@@ -62,58 +64,60 @@ POINTS = [(2, 4, 4.4), (6, 14, 15), (6.4, 25, 24)]
 
 def test_every_point_becomes_an_object(rods: Volume) -> None:
     """Numbered from 1 in the order of the points, on the plane each lies in, embedded once."""
-    oracle = Oracle()
-    anchors = seed_anchors(oracle, rods, POINTS)
+    predictor = SameBrightness()
+    anchors = seed_anchors(predictor, rods, POINTS)
     assert {number: [p.position for p in found] for number, found in anchors.items()} == {
         1: [2],
         2: [6],
         3: [6],
     }
-    assert oracle.embedded == 2
+    assert predictor.embedded == 2
     for number, (z, row, col) in enumerate(POINTS, start=1):
-        ((plane, answer),) = anchors[number].items()
+        ((plane, prediction),) = anchors[number].items()
         expected = rods.plane(plane) == rods.data[round(z), round(row), round(col)]
-        np.testing.assert_array_equal(answer.mask, expected)
+        np.testing.assert_array_equal(prediction.mask, expected)
 
 
 def test_points_find_their_plane_along_any_axis(rods: Volume) -> None:
     """Row and column are the axes left over, in order."""
-    (anchors,) = seed_anchors(Oracle(), rods, [(2, 4, 3)], axis=1).values()
-    ((plane, answer),) = anchors.items()
+    (anchors,) = seed_anchors(SameBrightness(), rods, [(2, 4, 3)], axis=1).values()
+    ((plane, prediction),) = anchors.items()
     assert plane == Plane((None, 4, None))
-    np.testing.assert_array_equal(answer.mask, rods.plane(plane) == 80)
+    np.testing.assert_array_equal(prediction.mask, rods.plane(plane) == 80)
 
 
-def test_all_are_carried_as_each_would_be_alone(rods: Volume) -> None:
-    """Same planes, same bytes, same confidence; but far fewer embeddings."""
+def test_many_objects_are_propagated_as_each_alone(rods: Volume) -> None:
+    """Same planes, same bytes, same confidence, but far fewer embeddings."""
     planes = rods.planes()
-    oracle = Oracle()
-    anchors = seed_anchors(oracle, rods, POINTS)
-    anchors[1][planes[9]] = Known((rods.plane(planes[9]) == 80).astype(np.float32))
-    oracle.embedded = 0
+    predictor = SameBrightness()
+    anchors = seed_anchors(predictor, rods, POINTS)
+    anchors[1][planes[9]] = FakePrediction((rods.plane(planes[9]) == 80).astype(np.float32))
+    predictor.embedded = 0
     together: dict[int, list[tuple[Plane, bytes, float, bool]]] = {number: [] for number in anchors}
-    for number, step in propagate_many(oracle, rods, anchors, planes):
+    for number, step in propagate_many(predictor, rods, anchors, planes):
         together[number].append(
             (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
         )
-    assert oracle.embedded <= 3 * len(planes)
-    oracle.embedded = 0
+    assert predictor.embedded <= 3 * len(planes)
+    predictor.embedded = 0
     for number, found in anchors.items():
         alone = [
             (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
-            for step in propagate(oracle, rods, found, planes)
+            for step in propagate(predictor, rods, found, planes)
         ]
         assert together[number] == alone
         assert alone
     assert {plane.position for plane, *_ in together[3]} == {5, 7, 8, 9}
 
 
-def test_a_journey_of_many_can_be_cancelled(rods: Volume) -> None:
-    """After what has been found so far."""
-    anchors = seed_anchors(Oracle(), rods, POINTS)
+def test_propagation_of_many_can_be_cancelled(rods: Volume) -> None:
+    """What was found before stays."""
+    anchors = seed_anchors(SameBrightness(), rods, POINTS)
     found: list[int] = []
-    walk = propagate_many(Oracle(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3)
-    for number, _ in walk:
+    propagated = propagate_many(
+        SameBrightness(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3
+    )
+    for number, _ in propagated:
         found.append(number)
     assert len(found) == 3
 
@@ -122,4 +126,4 @@ def test_a_journey_of_many_can_be_cancelled(rods: Volume) -> None:
 def test_a_seed_outside_the_volume_is_refused(rods: Volume, point: tuple[float, ...]) -> None:
     """So is one with too few coordinates."""
     with pytest.raises(ValueError, match=r"needs 3 coordinates inside a volume of \(12, 30, 30\); got \("):
-        seed_anchors(Oracle(), rods, [point])
+        seed_anchors(SameBrightness(), rods, [point])

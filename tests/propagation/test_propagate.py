@@ -1,4 +1,4 @@
-"""Propagation, with a predictor that knows the truth: what it walks, where it stops, what it hands on."""
+"""Propagation of one object: which planes it reaches, where it stops, what each plane is predicted from."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from napari_lowlat_seg.propagation.sweep import (
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """An answer of the fake below."""
+class FakePrediction:
+    """What the fake predictor below predicts."""
 
     probability: np.ndarray
     look: object = None
@@ -39,22 +39,24 @@ class Known:
         return replace(self, probability=probability)
 
 
-class Oracle:
-    """Answers with the bright part of the image under the click, and remembers how it was asked."""
+class SameBrightness:
+    """Predicts what is as bright as the pixel clicked, and records how it was called."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[np.ndarray, Sequence[Prompt], Known | None]] = []
+        self.calls: list[tuple[np.ndarray, Sequence[Prompt], FakePrediction | None]] = []
 
     def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
         return image
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
-        self.asked.append((embedding, prompts, previous))
+    def predict(
+        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+    ) -> FakePrediction:
+        self.calls.append((embedding, prompts, previous))
         (click,) = prompts
         assert isinstance(click, Click)
         row, col = (round(v) for v in click.at)
         like = embedding == embedding[row, col] if embedding[row, col] else np.zeros(embedding.shape, bool)
-        return Known(np.where(like, np.float32(0.9), np.float32(0)))
+        return FakePrediction(np.where(like, np.float32(0.9), np.float32(0)))
 
 
 @pytest.fixture
@@ -64,47 +66,49 @@ def ball() -> np.ndarray:
     return np.where((z - 6) ** 2 + (r - 12) ** 2 + (c - 12) ** 2 <= 25, 100, 0).astype(np.uint8)
 
 
-def _known(mask: np.ndarray) -> Known:
-    return Known(mask.astype(np.float32))
+def _prediction(mask: np.ndarray) -> FakePrediction:
+    return FakePrediction(mask.astype(np.float32))
 
 
-def _answers(volume: Volume, *positions: int) -> dict[Plane, Known]:
+def _anchors(volume: Volume, *positions: int) -> dict[Plane, FakePrediction]:
     planes = volume.planes()
-    return {planes[i]: _known(volume.plane(planes[i]) > 0) for i in positions}
+    return {planes[i]: _prediction(volume.plane(planes[i]) > 0) for i in positions}
 
 
-def test_an_object_is_carried_both_ways_until_it_ends(ball: np.ndarray) -> None:
+def test_an_object_is_propagated_both_ways_until_it_ends(ball: np.ndarray) -> None:
     """Backwards, then forwards; the tips, where its area collapses, and what lies behind are left out."""
     volume = Volume(ball)
-    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes(), min_overlap=0.2))
+    found = list(propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes(), min_overlap=0.2))
     assert _places(found) == [5, 4, 3, 2, 7, 8, 9, 10]
     for step in found:
         np.testing.assert_array_equal(step.prediction.mask, volume.plane(step.plane) > 0)
 
 
 def test_the_range_is_not_left(ball: np.ndarray) -> None:
-    """Only the planes given are answered."""
+    """Only the planes given are predicted."""
     volume = Volume(ball)
-    found = propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[5:9])
+    found = propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[5:9])
     assert _places(found) == [5, 7, 8]
 
 
-def test_planes_between_two_anchors_answer_to_both(ball: np.ndarray) -> None:
+def test_planes_between_two_anchors_are_averaged_from_both(ball: np.ndarray) -> None:
     """First as the earlier anchor sees them, then mixed, the nearer anchor weighing more."""
     volume = Volume(ball)
     planes = volume.planes()[4:9]
     low, high = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
     low[8:16, 8:16] = high[8:16, 10:18] = True
 
-    class TwoMinds(Oracle):
+    class Repeating(SameBrightness):
         """Repeats the mask it is given: two anchors that contradict each other."""
 
-        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+        def predict(
+            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+        ) -> FakePrediction:
             assert previous is not None
             return previous
 
-    anchors = {planes[0]: _known(low), planes[4]: _known(high)}
-    found = list(propagate(TwoMinds(), Volume(np.full_like(ball, 100)), anchors, planes))
+    anchors = {planes[0]: _prediction(low), planes[4]: _prediction(high)}
+    found = list(propagate(Repeating(), Volume(np.full_like(ball, 100)), anchors, planes))
     assert [(step.plane.position, step.final) for step in found] == [
         (5, False), (6, False), (7, False), (7, True), (6, True), (5, True),
     ]  # fmt: skip
@@ -116,7 +120,7 @@ def test_planes_between_two_anchors_answer_to_both(ball: np.ndarray) -> None:
     )  # fmt: skip
 
 
-def test_where_one_walk_ends_the_other_answers_alone() -> None:
+def test_where_one_sweep_ends_the_other_one_counts_alone() -> None:
     """An object seen from one side only is not halved."""
     data = np.zeros((6, 20, 20), np.uint8)
     data[:, 5:12, 5:12] = 100
@@ -124,103 +128,109 @@ def test_where_one_walk_ends_the_other_answers_alone() -> None:
     volume = Volume(data)
     planes = volume.planes()
 
-    class Shy(Oracle):
+    class MissingOnce(SameBrightness):
         """Sees nothing on plane 2 when it comes from plane 1."""
 
-        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
-            answer = super().predict(embedding, prompts, previous)
-            return _known(np.zeros((20, 20), bool)) if len(self.asked) == 2 else answer
+        def predict(
+            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+        ) -> FakePrediction:
+            prediction = super().predict(embedding, prompts, previous)
+            return _prediction(np.zeros((20, 20), bool)) if len(self.calls) == 2 else prediction
 
-    found = list(propagate(Shy(), volume, _answers(volume, 0, 5), planes))
+    found = list(propagate(MissingOnce(), volume, _anchors(volume, 0, 5), planes))
     assert [(step.plane.position, step.final) for step in found] == [
         (1, False), (4, True), (3, True), (2, True), (1, True),
     ]  # fmt: skip
     assert all(np.array_equal(step.prediction.mask, data[0] > 0) for step in found)
 
-    class Blind(Shy):
+    class MissingTwice(MissingOnce):
         """Sees nothing either when it comes from plane 5."""
 
-        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
-            answer = super().predict(embedding, prompts, previous)
-            return _known(np.zeros((20, 20), bool)) if len(self.asked) > 2 else answer
+        def predict(
+            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+        ) -> FakePrediction:
+            prediction = super().predict(embedding, prompts, previous)
+            return _prediction(np.zeros((20, 20), bool)) if len(self.calls) > 2 else prediction
 
-    found = list(propagate(Blind(), volume, _answers(volume, 0, 5), planes))
+    found = list(propagate(MissingTwice(), volume, _anchors(volume, 0, 5), planes))
     assert [(step.plane.position, step.final) for step in found] == [(1, False), (1, True)]
     np.testing.assert_allclose(found[1].prediction.probability, found[0].prediction.probability, atol=1e-3)
 
 
-def test_an_empty_anchor_is_a_wall(ball: np.ndarray) -> None:
-    """ "It is not here" stops the walk from the other side half-way, and starts none."""
+def test_an_empty_anchor_stops_propagation_half_way(ball: np.ndarray) -> None:
+    """It stops the sweep from the other side half-way, and starts none."""
     volume = Volume(ball)
     planes = volume.planes()
-    anchors = _answers(volume, 6) | {planes[8]: _known(np.zeros((24, 24), bool))}
-    found = propagate(Oracle(), volume, anchors, planes[6:])
+    anchors = _anchors(volume, 6) | {planes[8]: _prediction(np.zeros((24, 24), bool))}
+    found = propagate(SameBrightness(), volume, anchors, planes[6:])
     assert _places(found) == [7]
 
 
-def test_confidence_falls_along_the_walk(ball: np.ndarray) -> None:
-    """By the fourth root of every overlap on the way, times how sure the answer itself is, squared."""
+def test_confidence_falls_with_the_distance(ball: np.ndarray) -> None:
+    """By the fourth root of every overlap on the way, times the mean probability, squared."""
     volume = Volume(ball)
-    found = list(propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[6:9]))
+    found = list(propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[6:9]))
     areas = [np.count_nonzero(ball[i]) for i in (6, 7, 8)]
     expected = [0.9**2 * (areas[1] / areas[0]) ** 0.25, 0.9**2 * (areas[2] / areas[0]) ** 0.25]
     assert [step.confidence for step in found] == pytest.approx(expected)
 
 
 def test_confidence_starts_from_the_predicted_iou(ball: np.ndarray) -> None:
-    """Where the network predicts one; between two anchors the nearer one's answer weighs more."""
+    """Where the network predicts one; between two anchors the nearer one weighs more."""
     volume, planes = Volume(np.full_like(ball, 100)), Volume(ball).planes()[4:9]
 
-    class Judge(Oracle):
+    class HalvingQuality(SameBrightness):
         """Repeats the mask it is given and thinks half of it after every step."""
 
-        def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+        def predict(
+            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+        ) -> FakePrediction:
             assert previous is not None
             assert previous.quality is not None
             return replace(previous, quality=previous.quality / 2)
 
-    start = replace(_known(ball[6] > 0), quality=0.8)
-    alone = propagate(Judge(), volume, {planes[0]: start}, planes[:3])
+    start = replace(_prediction(ball[6] > 0), quality=0.8)
+    alone = propagate(HalvingQuality(), volume, {planes[0]: start}, planes[:3])
     assert [step.confidence for step in alone] == pytest.approx([0.4, 0.2])
-    both = propagate(Judge(), volume, {planes[0]: start, planes[4]: start}, planes)
+    both = propagate(HalvingQuality(), volume, {planes[0]: start, planes[4]: start}, planes)
     mixed = [step.confidence for step in both if step.final]
     assert mixed == pytest.approx([0.9 * 0.4 + 0.1 * 0.1, 0.2, 0.9 * 0.4 + 0.1 * 0.1])
 
 
-def test_the_worst_plane_has_most_doubtful_pixels(ball: np.ndarray) -> None:
-    """Half-trusted large masks before distrusted small ones; provisional answers do not count."""
+def test_the_most_uncertain_plane_has_the_most_uncertain_pixels(ball: np.ndarray) -> None:
+    """Half-certain large masks before uncertain small ones; masks that are not final do not count."""
     planes = Volume(ball).planes()
     large, small = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
     large[:10], small[:1, :2] = True, True
-    carried = [
-        PropagatedMask(planes[0], _known(large), 0.9),
-        PropagatedMask(planes[1], _known(small), 0.1),
-        PropagatedMask(planes[2], _known(np.zeros((24, 24), bool)), 0.0),
-        PropagatedMask(planes[3], _known(large), 0.0, final=False),
+    propagated = [
+        PropagatedMask(planes[0], _prediction(large), 0.9),
+        PropagatedMask(planes[1], _prediction(small), 0.1),
+        PropagatedMask(planes[2], _prediction(np.zeros((24, 24), bool)), 0.0),
+        PropagatedMask(planes[3], _prediction(large), 0.0, final=False),
     ]
-    assert most_uncertain(carried) == planes[0]
-    assert most_uncertain(carried[1:]) == planes[1]
-    assert most_uncertain(carried[2:]) == planes[2]
+    assert most_uncertain(propagated) == planes[0]
+    assert most_uncertain(propagated[1:]) == planes[1]
+    assert most_uncertain(propagated[2:]) == planes[2]
     assert most_uncertain([]) is None
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.DataObject) -> None:
-    """Carrying all anew gives the same bytes outside; carrying what changed gives the same bytes inside."""
+    """Outside, all again gives the same bytes; inside, only what changed gives the same bytes."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     volume = Volume(rng.integers(90, 110, (14, 12, 12)).astype(np.uint8))
     planes = volume.planes()
     places = sorted(data.draw(st.sets(st.integers(0, 13), min_size=1, max_size=5)))
-    anchors = {planes[i]: _known(_blob(rng)) for i in places}
+    anchors = {planes[i]: _prediction(_blob(rng)) for i in places}
     corrected = data.draw(st.integers(0, 13))
     gone = corrected in places and len(places) > 1 and data.draw(st.booleans())
     after = {plane: known for plane, known in anchors.items() if plane != planes[corrected]}
     if not gone:
-        after[planes[corrected]] = _known(_blob(rng) & data.draw(st.booleans()))
-    first = _final(propagate(Wobbly(), volume, anchors, planes))
-    again = _final(propagate(Wobbly(), volume, after, planes))
-    part = _final(propagate(Wobbly(), volume, after, planes, changed=[planes[corrected]]))
+        after[planes[corrected]] = _prediction(_blob(rng) & data.draw(st.booleans()))
+    first = _final(propagate(NetworkLike(), volume, anchors, planes))
+    again = _final(propagate(NetworkLike(), volume, after, planes))
+    part = _final(propagate(NetworkLike(), volume, after, planes, changed=[planes[corrected]]))
     may_change = set(affected(after, planes, [planes[corrected]])) | {planes[corrected]}
     for plane in planes:
         if plane not in may_change:
@@ -233,13 +243,15 @@ def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.D
     assert {plane.position for plane in may_change} == set(range(left + 1, right))
 
 
-class Wobbly(Oracle):
+class NetworkLike(SameBrightness):
     """Like a network: depends on picture, click and previous mask, changes the mask a little, and decides."""
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Known | None) -> Known:
+    def predict(
+        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
+    ) -> FakePrediction:
         assert previous is not None
         noise = np.sin(embedding.astype(np.float32) * 12.9898 + sum(prompts[0].bounds())) * 0.4
-        return Known((previous.probability * 0.8 + noise * previous.probability).astype(np.float32))
+        return FakePrediction((previous.probability * 0.8 + noise * previous.probability).astype(np.float32))
 
 
 def _blob(rng: np.random.Generator) -> np.ndarray:
@@ -249,38 +261,38 @@ def _blob(rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def _final(found: Iterator[PropagatedMask[Known]]) -> dict[Plane, tuple[bytes, float]]:
+def _final(found: Iterator[PropagatedMask[FakePrediction]]) -> dict[Plane, tuple[bytes, float]]:
     return {s.plane: (s.prediction.probability.tobytes(), s.confidence) for s in found if s.final}
 
 
-def _places(found: Iterable[PropagatedMask[Known]]) -> list[int]:
+def _places(found: Iterable[PropagatedMask[FakePrediction]]) -> list[int]:
     return [step.plane.position for step in found]
 
 
-def test_a_walk_that_is_not_wanted_any_more_ends_at_once(ball: np.ndarray) -> None:
+def test_a_cancelled_propagation_ends_at_once(ball: np.ndarray) -> None:
     """Asked before and after each embedding: no prediction is made in vain."""
     volume = Volume(ball)
-    oracle = Oracle()
+    predictor = SameBrightness()
     stop: list[bool] = []
 
     def embed(plane: Plane) -> np.ndarray:
         stop.extend([True] * (plane.position == 4))
         return volume.plane(plane)
 
-    walk = propagate(
-        oracle, volume, _answers(volume, 6), volume.planes(), embed=embed, cancelled=lambda: bool(stop)
+    propagated = propagate(
+        predictor, volume, _anchors(volume, 6), volume.planes(), embed=embed, cancelled=lambda: bool(stop)
     )
-    assert _places(walk) == [5]
-    assert len(oracle.asked) == 1
+    assert _places(propagated) == [5]
+    assert len(predictor.calls) == 1
 
 
-def test_a_leak_into_the_background_stops_the_walk() -> None:
-    """When the answer is suddenly the whole plane, it is no longer the object."""
+def test_a_leak_into_the_background_stops_propagation() -> None:
+    """When the mask is suddenly the whole plane, it is no longer the object."""
     data = np.zeros((4, 20, 20), np.uint8)
     data[:, 5:12, 5:12] = 100
     data[2] = 100
     volume = Volume(data)
-    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [1]
+    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [1]
 
 
 def test_an_object_of_another_brightness_is_another_object() -> None:
@@ -289,29 +301,29 @@ def test_an_object_of_another_brightness_is_another_object() -> None:
     for plane, brightness in enumerate((100, 102, 104, 106, 108, 110)):
         data[plane, 5:12, 5:12] = brightness
     volume = Volume(data)
-    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [
+    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [
         1,
         2,
     ]
 
 
-def test_a_plane_of_nan_stops_the_walk() -> None:
+def test_a_plane_of_nan_stops_propagation() -> None:
     """There is nothing to see on it; what was found before is kept."""
     data = np.zeros((4, 20, 20), np.float32)
     data[:, 5:12, 5:12] = 100
     data[2] = np.nan
     volume = Volume(data, window=(0.0, 100.0))
-    assert _places(propagate(Oracle(), volume, _answers(volume, 0), volume.planes())) == [1]
+    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [1]
 
 
 def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarray) -> None:
     """But never the closer look, which shows another plane."""
     volume = Volume(ball)
-    oracle = Oracle()
+    predictor = SameBrightness()
     plane = volume.planes()[6]
-    anchor = replace(_answers(volume, 6)[plane], look="a crop of plane 6")
-    next(propagate(oracle, volume, {plane: anchor}, volume.planes()))
-    (_, prompts, previous) = oracle.asked[0]
+    anchor = replace(_anchors(volume, 6)[plane], look="a crop of plane 6")
+    next(propagate(predictor, volume, {plane: anchor}, volume.planes()))
+    (_, prompts, previous) = predictor.calls[0]
     assert prompts == [Click((12, 12))]
     assert previous is not None
     assert previous.probability is anchor.probability
@@ -321,13 +333,13 @@ def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarr
 def test_work_is_done_plane_by_plane(ball: np.ndarray) -> None:
     """So a caller can show progress, and stop by closing the generator."""
     volume = Volume(ball)
-    oracle = Oracle()
-    walk = propagate(oracle, volume, _answers(volume, 6), volume.planes())
-    assert len(oracle.asked) == 0
-    next(walk)
-    assert len(oracle.asked) == 1
-    walk.close()  # type: ignore[attr-defined]
-    assert len(oracle.asked) == 1
+    predictor = SameBrightness()
+    propagated = propagate(predictor, volume, _anchors(volume, 6), volume.planes())
+    assert len(predictor.calls) == 0
+    next(propagated)
+    assert len(predictor.calls) == 1
+    propagated.close()  # type: ignore[attr-defined]
+    assert len(predictor.calls) == 1
 
 
 def test_any_axis_and_colour_images_work(ball: np.ndarray) -> None:
@@ -340,12 +352,12 @@ def test_any_axis_and_colour_images_work(ball: np.ndarray) -> None:
         asked.append(plane)
         return volume.plane(plane)[..., 0]
 
-    anchors = {planes[12]: _known(volume.plane(planes[12])[..., 0] > 0)}
-    found = [step.plane for step in propagate(Oracle(), volume, anchors, planes[10:14], embed=embed)]
+    anchors = {planes[12]: _prediction(volume.plane(planes[12])[..., 0] > 0)}
+    found = [step.plane for step in propagate(SameBrightness(), volume, anchors, planes[10:14], embed=embed)]
     assert found == asked == [planes[11], planes[10], planes[13]]
 
 
-def test_the_seed_is_deep_inside_where_both_images_agree() -> None:
+def test_the_click_is_deep_inside_where_both_images_agree() -> None:
     """Half of the object has changed: the click goes to the other half."""
     mask = np.zeros((40, 60), bool)
     mask[10:30, 5:55] = True
@@ -360,7 +372,7 @@ def test_the_seed_is_deep_inside_where_both_images_agree() -> None:
     assert mask[click_position(mask, before, before + 200)]
 
 
-def test_the_seed_measures_depth_in_the_world() -> None:
+def test_the_depth_of_a_click_is_in_world_units() -> None:
     """Thick rows: a plate that is wide in pixels may be thin in the world."""
     mask = np.zeros((40, 40), bool)
     mask[5:11, 2:38] = True  # 6 rows of 10 units: depth 30
@@ -370,25 +382,25 @@ def test_the_seed_measures_depth_in_the_world() -> None:
 
 
 def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:
-    """Told at once, before any plane is asked."""
+    """The error is raised when called, before any plane is predicted."""
     volume = Volume(ball)
     with pytest.raises(ValueError, match=r"range of 2 planes; got 0 of 1 inside"):
-        propagate(Oracle(), volume, _answers(volume, 6), volume.planes()[:2])
+        propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[:2])
     with pytest.raises(ValueError, match=r"at least one plane with a mask.*; got 0 of 0 inside"):
-        propagate(Oracle(), volume, {}, volume.planes())
+        propagate(SameBrightness(), volume, {}, volume.planes())
 
 
-def test_the_real_predictor_is_such_an_engine() -> None:
+def test_the_predictor_has_the_methods_of_the_protocol() -> None:
     """The Protocol asks for what `Predictor` has."""
     assert all(hasattr(Predictor, name) for name in ("embed", "predict"))
-    engine: type[MaskPredictor] = Predictor  # type: ignore[type-abstract]
-    assert engine is Predictor
+    protocol: type[MaskPredictor] = Predictor  # type: ignore[type-abstract]
+    assert protocol is Predictor
 
 
 def test_planes_are_embedded_with_the_window_of_the_volume_and_their_spacing() -> None:
     """So that brightness means the same on every plane."""
 
-    class Recorder(Oracle):
+    class Recorder(SameBrightness):
         def embed(self, image: np.ndarray, window: object, spacing: object) -> tuple:
             return image.shape, window, spacing
 

@@ -55,7 +55,7 @@ def _refuse() -> Embedding:
     raise AssertionError("nothing had to be made")
 
 
-def test_what_was_kept_is_not_made_again() -> None:
+def test_a_cached_embedding_is_not_made_again() -> None:
     """The same object, so a closer look still knows its picture."""
     cache = EmbeddingCache()
     first = cache.ensure(_key(3), lambda: _made(3))
@@ -66,7 +66,7 @@ def test_what_was_kept_is_not_made_again() -> None:
     assert _key(4) not in cache
 
 
-def test_what_is_unused_for_longest_falls_storey_by_storey(tmp_path: Path) -> None:
+def test_least_recently_used_entries_move_down_tier_by_tier(tmp_path: Path) -> None:
     """Device, host, disk, gone."""
     file = _file_size(tmp_path / "one")
     cache = EmbeddingCache(2 * SIZE, 128, tmp_path / "all", 2 * file)
@@ -89,7 +89,7 @@ def _file_size(folder: Path) -> int:
     return cache.nbytes.disk
 
 
-def test_without_a_folder_the_oldest_is_gone() -> None:
+def test_without_a_folder_the_oldest_is_dropped() -> None:
     """A cache is allowed to forget."""
     cache = EmbeddingCache(SIZE, 0)
     cache.ensure(_key(0), lambda: _made(0))
@@ -98,7 +98,7 @@ def test_without_a_folder_the_oldest_is_gone() -> None:
     assert cache.nbytes == (SIZE, 0, 0)
 
 
-def test_an_embedding_is_the_same_from_every_storey(tmp_path: Path) -> None:
+def test_an_embedding_is_the_same_from_every_tier(tmp_path: Path) -> None:
     """To the bit, in type and in layout; also to another process that opens the folder later."""
     torch.manual_seed(0)
     made = Embedding(
@@ -132,25 +132,13 @@ def test_features_beyond_half_precision_stay_as_they_are(tmp_path: Path) -> None
     assert again.features[1].isnan().all()
 
 
-def test_a_picture_in_use_keeps_its_identity(tmp_path: Path) -> None:
+def test_an_image_in_use_keeps_its_identity(tmp_path: Path) -> None:
     """Although its embedding went to disk: the closer look that holds it can be used again."""
     cache = EmbeddingCache(0, 0, tmp_path)
     look = cache.ensure(_key(0), lambda: _made(0))
     again = cache.ensure(_key(0), _refuse)
     assert again is not look
     assert again.image is look.image
-
-
-def test_flush_writes_all_that_is_held(tmp_path: Path) -> None:
-    """And what is written already is not written again."""
-    cache = EmbeddingCache(SIZE, 2**20, tmp_path)
-    for i in range(3):
-        cache.ensure(_key(i), lambda i=i: _made(i))
-    cache.flush()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    cache.flush()
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    assert all(_says(EmbeddingCache(folder=tmp_path).get(_key(i)), i) for i in range(3))
 
 
 @settings(max_examples=60, deadline=None)
@@ -175,7 +163,7 @@ def test_any_order_of_use_serves_the_right_one_within_bounds(
         assert limit is None or held.disk <= limit
 
 
-def test_what_threads_want_at_once_is_made_once() -> None:
+def test_threads_that_ask_at_once_share_one_embedding() -> None:
     """The second waits for the first."""
     cache = EmbeddingCache()
     started, go = threading.Event(), threading.Event()
@@ -208,7 +196,7 @@ def test_threads_on_a_small_cache_get_what_they_asked_for(tmp_path: Path) -> Non
         assert all(pool.map(use, range(4)))
 
 
-def test_a_failure_to_make_is_told_and_nothing_is_kept() -> None:
+def test_an_error_of_make_is_raised_and_nothing_is_kept() -> None:
     """The next one may try again."""
     cache = EmbeddingCache()
 
@@ -220,7 +208,7 @@ def test_a_failure_to_make_is_told_and_nothing_is_kept() -> None:
     assert _says(cache.ensure(_key(0), lambda: _made(0)), 0)
 
 
-def test_who_waits_for_one_that_gives_up_makes_it_himself() -> None:
+def test_a_thread_that_waited_for_a_failed_make_calls_its_own() -> None:
     """An interrupted network is no answer to somebody else's question."""
     cache = EmbeddingCache()
     started, go = threading.Event(), threading.Event()
@@ -280,7 +268,7 @@ def test_every_part_of_the_key_counts() -> None:
     assert replace(key, window=(np.float32(0), np.float64(255))).filename == key.filename  # type: ignore[arg-type]
 
 
-def test_the_key_of_a_plane_knows_its_pixels() -> None:
+def test_the_key_of_a_plane_depends_on_its_pixels() -> None:
     """An edited plane is another plane, the others stay what they are."""
 
     class Net:
@@ -415,7 +403,7 @@ print([str(w.message).split(";")[0] for w in caught], list(folder.iterdir()))
 """
 
 
-def test_a_full_disk_is_told_once_and_work_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_causes_one_warning_and_the_cache_goes_on(tmp_path: Path) -> None:
     """The file system refuses to let files grow; nothing half is left."""
     pytest.importorskip("resource")
     expected = [f"the embedding cache cannot write to {tmp_path} (File too large)"]

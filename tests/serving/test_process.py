@@ -1,4 +1,4 @@
-"""The doors of a responder, with another interpreter behind them."""
+"""A prediction service in another interpreter: the same results, and recovery when that one ends."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.serving import process as process_module
-from napari_lowlat_seg.serving.process import PredictionProcess, in_child, open_prediction_service
+from napari_lowlat_seg.serving.process import PredictionProcess, call_in_process, open_prediction_service
 from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
@@ -68,8 +68,8 @@ class Fake:
         while self.model == "slow" and not cancelled():
             time.sleep(0.01)
         yield SoftMask.from_mask(pixels > 0), True
-    def propagate(self, walk, sources, cancelled):
-        for plane, source in zip(walk.planes, sources):
+    def propagate(self, request, sources, cancelled):
+        for plane, source in zip(request.planes, sources):
             yield 3, PropagatedMask(plane, SoftMask.from_mask(source.read() > 5), 0.5)
             while self.model == "slow" and not cancelled():
                 time.sleep(0.01)
@@ -94,12 +94,12 @@ def twice(number):
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., PredictionProcess]]:
     """Makes a process around a fake; ends it afterwards."""
-    (tmp_path / "fake_responder.py").write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "fake_service.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     made = []
 
     def one(model: str = "fake", **options: Any) -> PredictionProcess:
-        made.append(PredictionProcess(model, load="fake_responder:load", **options))
+        made.append(PredictionProcess(model, load="fake_service:load", **options))
         return made[-1]
 
     yield one
@@ -133,7 +133,7 @@ def gone(process: PredictionProcess | int | None) -> bool:
     return False
 
 
-def test_answers_come_from_the_child(make, source) -> None:
+def test_predictions_come_from_the_child(make, source) -> None:
     """Both answers, in order, with masks that are the child's."""
     process = make()
     assert process.embed(source) == 0.5
@@ -174,12 +174,12 @@ def test_pixels_of_any_layout_arrive(make, pixels) -> None:
 
 
 def planes_of(pixels: np.ndarray) -> tuple[PropagationRequest, list[PlaneSource]]:
-    """A walk through planes whose pixels are read here."""
-    walk = PropagationRequest(tuple(Plane((z, None, None)) for z in range(len(pixels))))
-    return walk, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
+    """A propagation through planes whose pixels are read here."""
+    request = PropagationRequest(tuple(Plane((z, None, None)) for z in range(len(pixels))))
+    return request, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
 
 
-def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
+def test_propagation_reads_its_planes_here(make) -> None:
     """The sources keep their order."""
     pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
     found = list(make().propagate(*planes_of(pixels)))
@@ -187,7 +187,7 @@ def test_a_walk_reads_its_planes_here_and_tells_of_each(make) -> None:
     assert all(np.array_equal(item.prediction.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
 
 
-def test_a_walk_that_is_not_wanted_any_more_ends(make) -> None:
+def test_a_cancelled_propagation_ends(make) -> None:
     """And the child serves on."""
     process, found = make("slow"), []
     for item in process.propagate(*planes_of(np.zeros((5, 2, 2), np.uint8)), lambda: bool(found)):
@@ -235,7 +235,7 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
     assert process.pid == before
 
 
-def test_what_is_not_wanted_any_more_stops(make, source) -> None:
+def test_a_cancelled_embedding_stops(make, source) -> None:
     """The child is told while it works, and serves the next."""
     process = make("endless")
     process.describe()
@@ -247,20 +247,20 @@ def test_what_is_not_wanted_any_more_stops(make, source) -> None:
     assert process.pid == before
 
 
-def test_no_answer_follows_once_something_cancelled_came(make, source) -> None:
+def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None:
     """Also when the caller simply stops to listen."""
     process = make("slow")
     process.embed(source)
-    answers = process.predict(request(), source)
-    next(answers)
-    answers.close()
+    predictions = process.predict(request(), source)
+    next(predictions)
+    predictions.close()
     shown: list[Any] = []
     for answer, _ in process.predict(request(), source, lambda: bool(shown)):
         shown.append(answer)
-    assert len(shown) == 2  # this fake has its last answer ready when it is told to stop
+    assert len(shown) == 2  # this fake yields its last prediction when it is cancelled
 
 
-def test_a_child_that_is_killed_at_work_is_told_of_and_started_again(make, source) -> None:
+def test_a_child_killed_at_work_raises_and_is_started_again(make, source) -> None:
     """One clear sentence, then all is as before."""
     process = make("endless")
 
@@ -268,15 +268,13 @@ def test_a_child_that_is_killed_at_work_is_told_of_and_started_again(make, sourc
         os.kill(process.pid, signal.SIGKILL) if process.pid else None
         return False
 
-    with pytest.raises(
-        WorkerProcessEnded, match=r"has ended \(SIGKILL, as when memory runs out\); what was drawn is"
-    ):
+    with pytest.raises(WorkerProcessEnded, match="was killed, probably out of memory; your prompts are kept"):
         process.embed(source, kill)
     with pytest.raises(Interrupted):
         process.embed(source, lambda: True)
 
 
-def test_a_child_that_is_killed_at_rest_is_not_missed(make, source, until) -> None:
+def test_a_child_killed_at_rest_is_started_again(make, source, until) -> None:
     """The next call starts another, and the plane is embedded once more."""
     process = make()
     assert process.embed(source) == 0.5
@@ -287,13 +285,13 @@ def test_a_child_that_is_killed_at_rest_is_not_missed(make, source, until) -> No
     assert process.embed(source) == 0.5
 
 
-def test_a_child_that_dies_while_it_loads_is_told_of(make, source) -> None:
+def test_a_child_that_ends_while_it_loads_raises_its_exit_status(make, source) -> None:
     """With its exit status."""
-    with pytest.raises(WorkerProcessEnded, match=r"has ended \(exit status 3\)"):
+    with pytest.raises(WorkerProcessEnded, match="has ended with exit status 3; your prompts are kept"):
         make("loud").describe()
 
 
-def test_a_deaf_child_is_restarted_from_another_thread(make, source) -> None:
+def test_a_child_that_does_not_react_is_restarted_from_another_thread(make, source) -> None:
     """The call under way fails, the next one finds a new child."""
     process = make("deaf")
     first = process.describe()["process"]
@@ -302,7 +300,7 @@ def test_a_deaf_child_is_restarted_from_another_thread(make, source) -> None:
         process.restart()
         return False
 
-    with pytest.raises(WorkerProcessEnded, match="SIGKILL"):
+    with pytest.raises(WorkerProcessEnded, match="model process was killed"):
         process.embed(source, restart)
     assert process.describe()["process"] != first
     assert gone(first)
@@ -319,27 +317,27 @@ def test_a_closed_process_refuses(make, source) -> None:
         process.embed(source)
 
 
-def test_downloads_are_told_of_and_can_be_refused(make) -> None:
+def test_downloads_report_progress_and_can_be_cancelled(make) -> None:
     """What the progress raises comes out here and stops the child's loading."""
-    told: list[tuple[int, int | None]] = []
-    make("far").describe(lambda *bytes_: told.append(bytes_))
-    assert told == [(1, 2), (2, 2)]
+    progress: list[tuple[int, int | None]] = []
+    make("far").describe(lambda *bytes_: progress.append(bytes_))
+    assert progress == [(1, 2), (2, 2)]
 
-    def tired(done: int, total: int | None) -> None:
+    def cancel(done: int, total: int | None) -> None:
         raise Interrupted("enough")
 
     with pytest.raises(Interrupted, match="enough"):
-        make("far").describe(tired)
+        make("far").describe(cancel)
 
 
-def test_no_interpreter_no_process(make, source, monkeypatch) -> None:
+def test_a_missing_interpreter_raises(make, source, monkeypatch) -> None:
     """Told in one sentence."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(RuntimeError, match="no process could be started with '/nowhere/python'"):
         make().embed(source)
 
 
-def test_threads_are_as_asked_as_set_or_all_but_one(make, monkeypatch) -> None:
+def test_threads_are_those_given_or_set_or_all_but_one(make, monkeypatch) -> None:
     """In this order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert make(threads=2).describe()["threads"] == 2
@@ -349,7 +347,7 @@ def test_threads_are_as_asked_as_set_or_all_but_one(make, monkeypatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has priorities instead")
-def test_the_child_gives_way(make) -> None:
+def test_the_child_has_a_lower_priority(make) -> None:
     """By steps of niceness."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     for steps in (0, 7):
@@ -368,7 +366,7 @@ def test_a_child_dies_with_its_parent(tmp_path, make, model) -> None:
         import numpy as np
         from napari_lowlat_seg.serving.service import PlaneSource
         from napari_lowlat_seg.serving.process import PredictionProcess
-        process = PredictionProcess("{model}", load="fake_responder:load")
+        process = PredictionProcess("{model}", load="fake_service:load")
         process.describe()
         source = PlaneSource(1, lambda: np.zeros((2, 2)))
         threading.Thread(target=process.embed, args=(source,), daemon=True).start()
@@ -394,44 +392,44 @@ def test_modules_in_the_working_folder_do_not_confuse_the_child(make, tmp_path, 
     assert make().describe()["model"] == "fake"
 
 
-def test_other_work_is_done_in_a_child_of_its_own(make) -> None:
+def test_a_function_is_called_in_a_child_of_its_own(make) -> None:
     """Its result and its errors come back."""
     make()
-    assert in_child("fake_responder:twice", 21) == 42
+    assert call_in_process("fake_service:twice", 21) == 42
     with pytest.raises(ValueError, match=r"there is no model file /nowhere/a\.pth"):
-        in_child("napari_lowlat_seg.models.checkpoints:import_model", "/nowhere/a.pth")
+        call_in_process("napari_lowlat_seg.models.checkpoints:import_model", "/nowhere/a.pth")
 
 
-def test_where_no_interpreter_can_be_started_all_happens_here(monkeypatch) -> None:
+def test_where_no_interpreter_can_be_started_the_service_is_in_this_process(monkeypatch) -> None:
     """A frozen program is no Python."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     here = open_prediction_service("default", "cpu")
     assert isinstance(here, PredictionService)
-    assert in_child("os:getpid") == os.getpid()
+    assert call_in_process("os:getpid") == os.getpid()
 
 
-def test_elsewhere_a_process_is_opened() -> None:
+def test_the_service_is_opened_in_a_process() -> None:
     """It starts with the first call only."""
     process = open_prediction_service("default", "cpu")
     assert isinstance(process, PredictionProcess)
     assert process.pid is None
 
 
-def test_pixels_cannot_be_read_where_they_are_not() -> None:
+def test_pixels_cannot_be_read_in_the_other_process() -> None:
     """A source that travels leaves its pixels at home."""
     with pytest.raises(RuntimeError, match="these pixels are in another process"):
-        process_module._elsewhere()
+        process_module._unreadable()
 
 
-def test_the_default_model_answers_as_it_does_here() -> None:
+def test_the_default_model_predicts_as_in_this_process() -> None:
     """The same masks from both sides, over several clicks."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)
     pixels[30:50, 40:70] += 100
     source = PlaneSource("plane", lambda: pixels)
     process, here = PredictionProcess("default", "cpu", threads=1), load_prediction_service("default", "cpu")
     try:
-        for responder in (process, here):
-            responder.embed(source)
+        for service in (process, here):
+            service.embed(source)
         there, mine = ([a for a, _ in r.predict(request(50), source)] for r in (process, here))
         assert process.describe()["parameters"] == here.describe()["parameters"]
     finally:

@@ -1,4 +1,4 @@
-"""A predictor that remembers planes and closer looks, and that can be told to stop."""
+"""A prediction service caches planes and closer looks, and its requests can be cancelled."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +22,8 @@ from napari_lowlat_seg.serving.worker_process import Interrupted
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a session asks."""
+class FakeRequest:
+    """The fields of a request that a service reads."""
 
     prompts: tuple[Any, ...]
     previous: SoftMask | None = None
@@ -61,7 +61,7 @@ def network() -> Disk:
 
 
 @pytest.fixture
-def responder(network: Disk) -> PredictionService:
+def service(network: Disk) -> PredictionService:
     return PredictionService(Predictor(network, Runtime()), 2**24)
 
 
@@ -73,13 +73,13 @@ def source() -> PlaneSource:
 
 
 def unread() -> np.ndarray:
-    raise AssertionError("nobody may read this")
+    raise AssertionError("these pixels must not be read")
 
 
-def test_a_plane_is_embedded_once(responder, network, source) -> None:
+def test_a_plane_is_embedded_once(service, network, source) -> None:
     """The second time costs nothing and reads nothing."""
-    assert responder.embed(source) > 0
-    assert responder.embed(replace(source, read=unread)) == 0.0
+    assert service.embed(source) > 0
+    assert service.embed(replace(source, read=unread)) == 0.0
     assert network.encoded == 1
 
 
@@ -92,37 +92,37 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_plane_window_or_spacing_is_another_embedding(responder, network, source, other) -> None:
+def test_another_plane_window_or_spacing_is_another_embedding(service, network, source, other) -> None:
     """All that an embedding depends on is in its key."""
-    responder.embed(source)
-    responder.embed(replace(source, **other))
+    service.embed(source)
+    service.embed(replace(source, **other))
     assert network.encoded == 2
 
 
 @pytest.mark.parametrize("other", [{"key": "opened again"}, {"spacing": (10.0, 10.0)}])
-def test_the_same_pixels_are_embedded_once_whoever_shows_them(responder, network, source, other) -> None:
+def test_the_same_pixels_are_embedded_once_whoever_shows_them(service, network, source, other) -> None:
     """Keys are by content; a spacing counts by its ratio."""
-    responder.embed(source)
-    assert responder.embed(replace(source, **other)) == 0.0
+    service.embed(source)
+    assert service.embed(replace(source, **other)) == 0.0
     assert network.encoded == 1
 
 
 def test_pixels_that_changed_are_another_plane(network, source) -> None:
     """An embedding that has fallen out is made of what is there now, and not served under the old name."""
-    responder = PredictionService(Predictor(network, Runtime(), "off"), 10)
+    service = PredictionService(Predictor(network, Runtime(), "off"), 10)
     pixels = source.read().copy()
     edited = replace(source, read=lambda: pixels)
-    first = responder._embedding(edited).features[0].clone()
+    first = service._embedding(edited).features[0].clone()
     pixels[:] = 0
-    assert not torch.equal(responder._embedding(edited).features[0], first)
+    assert not torch.equal(service._embedding(edited).features[0], first)
 
 
 def test_embeddings_unused_for_longest_are_forgotten(network, source) -> None:
     """What is kept is bounded in bytes: here there is room for one plane ready and one in half precision."""
-    responder = PredictionService(Predictor(network, Runtime(), "off"), 8 * 220_000 // 3)
+    service = PredictionService(Predictor(network, Runtime(), "off"), 8 * 220_000 // 3)
     for number in (0, 1, 0, 2, 0, 1, 0):
         pixels = np.full((400, 400), number, np.uint8)
-        responder.embed(replace(source, key=number, read=lambda pixels=pixels: pixels))
+        service.embed(replace(source, key=number, read=lambda pixels=pixels: pixels))
     assert network.encoded == 4
 
 
@@ -137,28 +137,30 @@ def test_what_was_kept_in_a_folder_is_there_the_next_time(network, source, tmp_p
     assert list((tmp_path / "small").iterdir()) == []
 
 
-def test_what_others_embedded_ahead_is_found_and_left_alone(network, source, tmp_path) -> None:
+def test_embeddings_made_ahead_are_found_in_their_folder_which_is_only_read(
+    network, source, tmp_path
+) -> None:
     """In any folder of the source that exists; nothing is written there."""
     predictor = Predictor(network, Runtime())
     PredictionService(predictor, 10, tmp_path / "ahead", 2**20).embed(source)
     before = {path.name for path in (tmp_path / "ahead").iterdir()}
     there = replace(source, folders=(tmp_path / "none", tmp_path / "ahead"))
-    responder = PredictionService(predictor, 2**24)
-    assert responder.embed(there) == 0.0
-    assert responder.embed(replace(there, read=unread)) == 0.0
+    service = PredictionService(predictor, 2**24)
+    assert service.embed(there) == 0.0
+    assert service.embed(replace(there, read=unread)) == 0.0
     assert network.encoded == 1
-    responder.embed(replace(there, key="other", read=lambda: np.ones((9, 9))))
+    service.embed(replace(there, key="other", read=lambda: np.ones((9, 9))))
     assert {path.name for path in (tmp_path / "ahead").iterdir()} == before
-    assert len(list(responder.predict(Asked((Click((200, 200)),)), there))) == 3
+    assert len(list(service.predict(FakeRequest((Click((200, 200)),)), there))) == 3
 
 
-def test_a_folder_that_cannot_be_made_is_told_of_and_done_without(monkeypatch, tmp_path) -> None:
+def test_a_folder_that_cannot_be_made_causes_a_warning(monkeypatch, tmp_path) -> None:
     """The model loads all the same."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "file"))
     with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*embeddings \(.*\); they are"):
-        responder = load_prediction_service("default", "cpu", disk_bytes=2**20)
-    assert responder.describe()["model"] == "default"
+        service = load_prediction_service("default", "cpu", disk_bytes=2**20)
+    assert service.describe()["model"] == "default"
 
 
 def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
@@ -170,75 +172,75 @@ def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
     assert (tmp_path / "embeddings").is_dir()
 
 
-def test_an_embedding_larger_than_the_cache_still_answers(network, source) -> None:
+def test_an_embedding_larger_than_the_cache_is_made_anew_each_time(network, source) -> None:
     """It is made anew each time."""
-    responder = PredictionService(Predictor(network, Runtime(), "off"), 10)
+    service = PredictionService(Predictor(network, Runtime(), "off"), 10)
     for _ in range(2):
-        assert len(list(responder.predict(Asked((Click((9, 9)),)), source))) == 2
+        assert len(list(service.predict(FakeRequest((Click((9, 9)),)), source))) == 2
     assert network.encoded == 2
 
 
-def test_the_quick_answer_comes_first_and_the_last_one_says_so(responder, network, source) -> None:
+def test_the_quick_prediction_comes_first_and_the_last_one_is_marked(service, network, source) -> None:
     """The whole plane, then the closer look, which makes it smaller, then that it was the last one."""
-    answers = list(responder.predict(Asked((Click((200, 200)),)), source))
-    assert [final for _, final in answers] == [False, False, True]
-    coarse, fine, last = (int((answer.probability > 0.5).sum()) for answer, _ in answers)
+    predictions = list(service.predict(FakeRequest((Click((200, 200)),)), source))
+    assert [final for _, final in predictions] == [False, False, True]
+    coarse, fine, last = (int((soft_mask.probability > 0.5).sum()) for soft_mask, _ in predictions)
     assert coarse > 2 * fine == 2 * last
     assert network.encoded == 2
-    assert answers[0][0].quality == 0.75
+    assert predictions[0][0].quality == 0.75
 
 
-def test_the_next_click_uses_the_closer_look_of_the_last_one(responder, network, source) -> None:
+def test_the_next_click_uses_the_closer_look_of_the_click_before(service, network, source) -> None:
     """Nothing is embedded again while the object fits."""
-    *_, (first, _) = responder.predict(Asked((Click((200, 200)),)), source)
+    *_, (first, _) = service.predict(FakeRequest((Click((200, 200)),)), source)
     clicks = (Click((200, 200)), Click((203, 200)))
-    answers = list(responder.predict(Asked(clicks, first), source))
-    assert [final for _, final in answers] == [False, True]
+    predictions = list(service.predict(FakeRequest(clicks, first), source))
+    assert [final for _, final in predictions] == [False, True]
     assert network.encoded == 2
 
 
-def test_another_object_on_the_plane_has_a_closer_look_of_its_own(responder, network, source) -> None:
+def test_another_object_on_the_plane_has_a_closer_look_of_its_own(service, network, source) -> None:
     """Looks are kept for each object and plane."""
     for number, place in ((1, 100), (2, 300)):
-        *_, (answer, _) = responder.predict(Asked((Click((place, place)),), None, number), source)
-        list(responder.predict(Asked((Click((place, place)),), answer, number), source))
+        *_, (soft_mask, _) = service.predict(FakeRequest((Click((place, place)),), None, number), source)
+        list(service.predict(FakeRequest((Click((place, place)),), soft_mask, number), source))
     assert network.encoded == 3
 
 
-def test_the_previous_mask_is_fed_back_also_a_drawn_one(responder, network, source) -> None:
+def test_the_previous_mask_is_fed_back_also_a_drawn_one(service, network, source) -> None:
     """A mask by hand enters as one of the network's own does."""
     mask = np.zeros((400, 400), bool)
     mask[150:250, 150:250] = True
-    list(responder.predict(Asked((Click((200, 200)),), SoftMask.from_mask(mask)), source))
+    list(service.predict(FakeRequest((Click((200, 200)),), SoftMask.from_mask(mask)), source))
     assert network.priors[0] == 1.0
 
 
-def test_a_trial_has_the_quick_answer_only(responder, network, source) -> None:
+def test_a_preview_gets_the_quick_prediction_only(service, network, source) -> None:
     """A stroke under way and a hovering mouse come too often for more."""
-    answers = list(responder.predict(Asked((Click((200, 200)),), ticket=0), source))
-    assert [final for _, final in answers] == [True]
+    predictions = list(service.predict(FakeRequest((Click((200, 200)),), ticket=0), source))
+    assert [final for _, final in predictions] == [True]
     assert network.encoded == 1
 
 
-def test_an_embedding_that_nobody_wants_stops_in_the_middle(responder, network, source) -> None:
+def test_a_cancelled_embedding_stops_between_two_layers(service, network, source) -> None:
     """It is not kept, and the next one is whole."""
     with pytest.raises(Interrupted):
-        responder.embed(source, lambda: True)
-    assert responder.embed(source) > 0
+        service.embed(source, lambda: True)
+    assert service.embed(source) > 0
 
 
-def test_no_answer_follows_once_something_newer_came(responder, network, source) -> None:
+def test_no_prediction_follows_once_a_request_is_cancelled(service, network, source) -> None:
     """Neither between two answers nor in the middle of one."""
     cancelled = []
-    answers = responder.predict(Asked((Click((200, 200)),)), source, lambda: bool(cancelled))
-    next(answers)
+    predictions = service.predict(FakeRequest((Click((200, 200)),)), source, lambda: bool(cancelled))
+    next(predictions)
     cancelled.append(True)
-    assert list(answers) == []
-    assert list(responder.predict(Asked((Click((200, 200)),)), source, lambda: True)) == []
+    assert list(predictions) == []
+    assert list(service.predict(FakeRequest((Click((200, 200)),)), source, lambda: True)) == []
     assert network.encoded == 1
 
 
-def walk_of(
+def propagation_of(
     pixels: np.ndarray, *, read: list[int] | None = None
 ) -> tuple[PropagationRequest, list[PlaneSource]]:
     """From the middle one of some planes, where the object is a square in the middle."""
@@ -259,80 +261,80 @@ def walk_of(
     return PropagationRequest(planes, {7: anchor}), [source(z) for z in range(len(pixels))]
 
 
-def test_an_object_is_carried_through_planes_that_are_read_once(network) -> None:
+def test_propagation_reads_each_plane_once(network) -> None:
     """Embeddings are kept: the second time nothing is embedded and the answers are the same."""
-    responder = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    service = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
     read: list[int] = []
-    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8), read=read)
-    found = list(responder.propagate(walk, sources))
+    request, sources = propagation_of(np.full((5, 200, 200), 90, np.uint8), read=read)
+    found = list(service.propagate(request, sources))
     assert [(number, item.plane.position) for number, item in found] == [(7, 1), (7, 0), (7, 3), (7, 4)]
     assert all(item.prediction.mask[100, 100] for _, item in found)
-    assert sorted(read) == [0, 1, 2, 2, 3, 4]  # the anchor is where both ways begin
+    assert sorted(read) == [0, 1, 2, 2, 3, 4]  # the anchor is where both sweeps begin
     encoded = network.encoded
-    again = list(responder.propagate(walk, sources))
+    again = list(service.propagate(request, sources))
     assert [item.confidence for _, item in again] == [item.confidence for _, item in found]
     assert network.encoded == encoded == 4
 
 
-def test_a_seed_is_answered_first_and_then_carried(responder) -> None:
+def test_a_seed_is_predicted_first_and_then_propagated(service) -> None:
     """Its own plane comes with confidence 1."""
-    walk, sources = walk_of(np.full((3, 200, 200), 90, np.uint8))
-    seeds = {4: (walk.planes[1], Click((60, 60))), 5: (walk.planes[1], Click((140, 140)))}
-    found = list(responder.propagate(PropagationRequest(walk.planes, seeds=seeds), sources))
+    request, sources = propagation_of(np.full((3, 200, 200), 90, np.uint8))
+    seeds = {4: (request.planes[1], Click((60, 60))), 5: (request.planes[1], Click((140, 140)))}
+    found = list(service.propagate(PropagationRequest(request.planes, seeds=seeds), sources))
     assert [(number, item.plane.position) for number, item in found[:2]] == [(4, 1), (5, 1)]
     assert found[0][1].confidence == 1.0
     assert {number for number, _ in found[2:]} == {4, 5}
 
 
-def test_shapes_are_mixed_without_the_network(responder, network) -> None:
+def test_shapes_are_interpolated_without_the_network(service, network) -> None:
     """Between two outlines, as sure as they agree."""
-    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
-    square = next(iter(walk.anchors[7].values()))
-    ends = {walk.planes[0]: square, walk.planes[4]: square}
-    found = list(responder.propagate(PropagationRequest(walk.planes, {7: ends}, shapes=True), sources))
+    request, sources = propagation_of(np.full((5, 200, 200), 90, np.uint8))
+    square = next(iter(request.anchors[7].values()))
+    ends = {request.planes[0]: square, request.planes[4]: square}
+    found = list(service.propagate(PropagationRequest(request.planes, {7: ends}, shapes=True), sources))
     assert [(item.plane.position, item.confidence) for _, item in found] == [(1, 1.0), (2, 1.0), (3, 1.0)]
     assert network.encoded == 0
     assert (
         list(
-            responder.propagate(
-                PropagationRequest(walk.planes, {7: ends}, shapes=True), sources, lambda: True
+            service.propagate(
+                PropagationRequest(request.planes, {7: ends}, shapes=True), sources, lambda: True
             )
         )
         == []
     )
 
 
-def test_a_walk_that_nobody_wants_stops_in_the_middle_of_the_network(network) -> None:
+def test_a_cancelled_propagation_stops_between_two_layers(network) -> None:
     """What has come so far stays with who asked."""
-    responder = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
-    walk, sources = walk_of(np.full((5, 200, 200), 90, np.uint8))
+    service = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
+    request, sources = propagation_of(np.full((5, 200, 200), 90, np.uint8))
     found = []
-    for item in responder.propagate(walk, sources, lambda: len(found) == 1 and network.encoded > 1):
+    for item in service.propagate(request, sources, lambda: len(found) == 1 and network.encoded > 1):
         found.append(item)
     assert len(found) == 1
 
 
-def test_errors_are_the_predictors_own(responder, source) -> None:
+def test_errors_are_the_predictors_own(service, source) -> None:
     """The same sentence arrives, and reading errors pass through."""
     with pytest.raises(ValueError, match=r"expected an image of shape .*, got \(4,\)"):
-        responder.embed(replace(source, read=lambda: np.zeros(4)))
+        service.embed(replace(source, read=lambda: np.zeros(4)))
     with pytest.raises(ValueError, match="outside"):
-        list(responder.predict(Asked((Click((900, 900)),)), source))
+        list(service.predict(FakeRequest((Click((900, 900)),)), source))
 
 
-def test_it_says_what_it_runs(responder) -> None:
+def test_the_service_describes_its_model(service) -> None:
     """Model, device and precision as found."""
-    facts = responder.describe()
+    facts = service.describe()
     assert (facts["device"], facts["precision"], facts["size"], facts["parameters"]) == ("cpu", "fp32", 64, 3)
     assert facts["licence"] == "that of its file"
 
 
-def test_closing_forgets_and_restarting_is_nothing(responder, network, source) -> None:
+def test_closing_drops_embeddings_and_restarting_does_nothing(service, network, source) -> None:
     """Both are there for those who talk to a process."""
-    responder.embed(source)
-    responder.restart()
-    responder.close()
-    responder.embed(source)
+    service.embed(source)
+    service.restart()
+    service.close()
+    service.embed(source)
     assert network.encoded == 2
 
 
@@ -343,7 +345,7 @@ def test_the_default_model_is_loaded_by_name() -> None:
     assert facts["licence"] == WEIGHTS["default"].licence
 
 
-def test_a_model_that_is_not_here_is_downloaded_and_told_of(monkeypatch, tmp_path) -> None:
+def test_a_missing_model_is_downloaded_with_progress(monkeypatch, tmp_path) -> None:
     """Whatever the progress raises cancels it."""
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
 
@@ -352,14 +354,14 @@ def test_a_model_that_is_not_here_is_downloaded_and_told_of(monkeypatch, tmp_pat
 
     monkeypatch.setattr(checkpoints, "fetch", fetch)
 
-    def tired(done: int, total: int | None) -> None:
+    def cancel(done: int, total: int | None) -> None:
         raise Interrupted(f"{done} of {total}")
 
     with pytest.raises(Interrupted, match="1 of 2"):
-        load_prediction_service("segnext-sax1", progress=tired)
+        load_prediction_service("segnext-sax1", progress=cancel)
 
 
-def test_importing_this_room_imports_no_torch(run_python) -> None:
+def test_importing_the_service_imports_no_torch(run_python) -> None:
     """A window may know its doors."""
     code = "import sys, napari_lowlat_seg.serving.process; print('torch' in sys.modules)"
     assert run_python(code) == "False"

@@ -29,7 +29,7 @@ from napari_lowlat_seg.io.files import (
     label_output,
     read_volume,
 )
-from napari_lowlat_seg.propagation.linking import linked
+from napari_lowlat_seg.propagation.linking import link_planes
 
 BATCH = 4
 """Planes that a worker takes at a time."""
@@ -146,14 +146,14 @@ def run_everything(
 
 def _write(labels: ArrayLabels, files: list[tuple[Plane, Path]]) -> int:
     """Link the planes and write the labels; how many objects there are."""
-    numbers = lasting(list(linked(_read(path) for _, path in files)), min(LEAST_PLANES, len(files)))
+    numbers = lasting(list(link_planes(_read(path) for _, path in files)), min(LEAST_PLANES, len(files)))
     for (plane, path), table in zip(files, numbers, strict=True):
         labels.fill(plane, table[_read(path)])
     return max((int(table.max()) for table in numbers), default=0)
 
 
 def lasting(tables: list[np.ndarray], least: int) -> list[np.ndarray]:
-    """Tables as of `linked` in which objects on fewer than `least` planes are 0, the others counted anew.
+    """Tables of `link_planes` in which objects on fewer than `least` planes are 0, the others counted anew.
 
     >>> [table.tolist() for table in lasting([np.array([0, 1, 2]), np.array([0, 2, 3])], 2)]
     [[0, 0, 1], [0, 1, 0]]

@@ -30,7 +30,7 @@ from napari_lowlat_seg.io.files import (
     label_output,
     read_volume,
 )
-from napari_lowlat_seg.propagation.consensus import Spot, consensus
+from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import seed_anchors
 
@@ -70,7 +70,7 @@ class SeedJob:
     seeds: tuple[tuple[int, tuple[float, ...]], ...]
 
 
-Done = tuple[list[Part], list[tuple[int, Spot]]]
+Done = tuple[list[Part], list[tuple[int, Disagreement]]]
 """What a job has found, and where the axes disagree on it, by the object's number."""
 
 
@@ -99,9 +99,9 @@ def run_consensus_job(job: SeedJob) -> Done:
     predictor = cached_predictor(job.model, job.device)
     volume = replace(the_volume(job.image, job.channel), window=job.window)
     parts: list[Part] = []
-    spots: list[tuple[int, Spot]] = []
+    spots: list[tuple[int, Disagreement]] = []
     for number, agreed in consensus(predictor, volume, {n: (point,) for n, point in job.seeds}).items():
-        spots += [(number, spot) for spot in agreed.spots(volume.spacing)]
+        spots += [(number, spot) for spot in agreed.disagreements(volume.spacing)]
         top, left = (low for axis, low in enumerate(agreed.corner) if axis != job.axis)
         for place, mask in enumerate(np.moveaxis(agreed.mask, job.axis, 0), start=agreed.corner[job.axis]):
             if mask.any():
@@ -179,14 +179,14 @@ def run_seeds(
     return {"objects": len(seeds), "voxels": voxels, "disputes": len(disputes), "seconds": seconds}
 
 
-def write_disputes(path: Path, disputes: Sequence[tuple[int, Spot]]) -> None:
+def write_disputes(path: Path, disputes: Sequence[tuple[int, Disagreement]]) -> None:
     """Write (object, place) as a table, the largest place first; napari opens it as points.
 
     Columns: index, axis-0, axis-1, axis-2 (the voxel), object, voxels, claimed-by (axes, such as "0+2").
     """
     order = sorted(disputes, key=lambda one: (-one[1].voxels, one[0], one[1].position))
     rows = [
-        (i, *spot.position, number, spot.voxels, "+".join(map(str, spot.claimed_by)))
+        (i, *spot.position, number, spot.voxels, "+".join(map(str, spot.found_along)))
         for i, (number, spot) in enumerate(order)
     ]
 

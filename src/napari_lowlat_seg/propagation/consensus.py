@@ -1,8 +1,8 @@
-"""One object carried along all three axes: what they agree on, and where they do not.
+"""One object propagated along all three axes: what they agree on, and where they disagree.
 
-A click in a volume lies on three planes. Carried along each of the three axes the object is seen by three
-observers who drift differently, and where they disagree somebody should look. Only the boxes around the
-object are kept, never three volumes. How they vote and when it pays: docs/decisions/propagation.md.
+A click in a volume lies on three planes, one across each axis. Propagated along each of the three axes, the
+object drifts differently, and where the three masks disagree a person should look. Only boxes around the
+objects are kept, never whole volumes. How they vote and when it pays: docs/decisions/propagation.md.
 """
 
 from __future__ import annotations
@@ -26,22 +26,30 @@ from napari_lowlat_seg.propagation.sweep import MaskPredictor
 AXES = 3
 
 MAJORITY = 2
-"""A voxel belongs to the object when so many of the three axes see it there."""
+"""A voxel belongs to the object when it was found along this many of the three axes."""
 
 Voxel = tuple[int, int, int]
 Point = Sequence[float]
 
 
 @dataclass(frozen=True, eq=False)
-class Solid:
-    """Part of a volume: the first voxel of a box, and (a, b, c) bool in it; False outside."""
+class VoxelMask:
+    """The part of a volume where an object is.
+
+    Attributes
+    ----------
+    corner
+        The first voxel of a box.
+    mask
+        (a, b, c) bool inside the box; outside of it all is False.
+    """
 
     corner: Voxel
     mask: np.ndarray
 
 
 @dataclass(frozen=True)
-class Spot:
+class Disagreement:
     """A place where the axes disagree.
 
     Attributes
@@ -49,75 +57,79 @@ class Spot:
     position
         The voxel deepest inside: the place to look at.
     voxels
-        How many are disputed there by the same axes, the skin that is two voxels thin or less left out.
-    claimed_by
-        The axes that see the object there; the others do not.
+        Its size, without the skin around it that is at most two voxels thin.
+    found_along
+        The axes along which the object was found there; along the others it was not.
     """
 
     position: Voxel
     voxels: int
-    claimed_by: tuple[int, ...]
+    found_along: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Consensus:
-    """What three walks say of one object.
+    """One object as found along each of the three axes.
 
     Attributes
     ----------
     corner
-        The first voxel of the box that holds all they say.
-    claims
-        (3, a, b, c) bool: the object as each walk sees it, by the axis walked along, inside the box.
+        The first voxel of the box around all three masks.
+    votes
+        (3, a, b, c) bool: the object inside the box, by the axis along which it was propagated.
     """
 
     corner: Voxel
-    claims: np.ndarray
+    votes: np.ndarray
 
     @property
     def mask(self) -> np.ndarray:
-        """(a, b, c) bool: the object by their vote (`MAJORITY`)."""
-        mask: np.ndarray = self.claims.sum(axis=0, dtype=np.uint8) >= MAJORITY
+        """(a, b, c) bool: voxels found along at least `MAJORITY` axes."""
+        mask: np.ndarray = self.votes.sum(axis=0, dtype=np.uint8) >= MAJORITY
         return mask
 
     @property
     def agreement(self) -> float:
-        """Voxels that all three see, as a share of those that any sees, 0 to 1; 1 where nobody sees any."""
-        seen = int(np.count_nonzero(self.claims.any(axis=0)))
-        return int(np.count_nonzero(self.claims.all(axis=0))) / seen if seen else 1.0
+        """Voxels found along all axes as a share of those found along any, 0 to 1; 1 if there are none."""
+        found = int(np.count_nonzero(self.votes.any(axis=0)))
+        return int(np.count_nonzero(self.votes.all(axis=0))) / found if found else 1.0
 
-    def spots(self, spacing: Sequence[float] | None = None) -> list[Spot]:
-        """Where they disagree, the largest place first.
+    def disagreements(self, spacing: Sequence[float] | None = None) -> list[Disagreement]:
+        """Where the axes disagree, the largest place first.
 
-        Walks never agree to the voxel, so a skin of one or two voxels around the object is no dispute: what
-        counts is what a cross of seven voxels fits into.
+        Masks from different axes never agree to the voxel. A skin of one or two voxels around the object does
+        not count: only voxels that a cross of seven covers do.
+
+        Parameters
+        ----------
+        spacing
+            World units per voxel along each axis, in which depth is measured; None for equal sides.
         """
-        by = sum(self.claims[axis].astype(np.uint8) << axis for axis in range(AXES))
-        everybody = (1 << AXES) - 1
-        spots = [spot for some in range(1, everybody) for spot in self._claimed(by == some, some, spacing)]
-        return sorted(spots, key=lambda spot: (-spot.voxels, spot.position))
+        bits = sum(self.votes[axis].astype(np.uint8) << axis for axis in range(AXES))
+        places = [place for some in range(1, (1 << AXES) - 1) for place in self._places(bits, some, spacing)]
+        return sorted(places, key=lambda place: (-place.voxels, place.position))
 
-    def _claimed(self, where: np.ndarray, some: int, spacing: Sequence[float] | None) -> Iterator[Spot]:
-        """The connected places that the axes of the bits in `some` claim, and only they."""
-        claimed = tuple(axis for axis in range(AXES) if some >> axis & 1)
-        parts, _ = label(binary_opening(where))
+    def _places(self, bits: np.ndarray, some: int, spacing: Sequence[float] | None) -> Iterator[Disagreement]:
+        """The connected places found along exactly the axes whose bits are set in `some`."""
+        axes = tuple(axis for axis in range(AXES) if some >> axis & 1)
+        parts, _ = label(binary_opening(bits == some))
         for number, box in enumerate(find_objects(parts), start=1):
             inside = np.ascontiguousarray(parts[box] == number)
             depth = edt.edt(inside, anisotropy=tuple(spacing or (1.0,) * AXES), black_border=True, parallel=1)
             deepest = np.unravel_index(int(np.argmax(depth)), inside.shape)
             a, b, c = (int(x + y.start + z) for x, y, z in zip(self.corner, box, deepest, strict=True))
-            yield Spot((a, b, c), int(np.count_nonzero(inside)), claimed)
+            yield Disagreement((a, b, c), int(np.count_nonzero(inside)), axes)
 
 
 def consensus(
     predictor: MaskPredictor[Any], volume: Volume, objects: Mapping[int, Sequence[Point]]
 ) -> dict[int, Consensus]:
-    """Objects carried along all three axes; those of which no walk finds anything are left out.
+    """Objects propagated along all three axes; an object that is found along none is left out.
 
     Parameters
     ----------
     predictor
-        Answers for the planes; see `sweep.MaskPredictor`.
+        `Predictor`, or anything with its `embed` and `predict`.
     volume
         Three spatial axes. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
     objects
@@ -131,30 +143,29 @@ def consensus(
     """
     if volume.ndim != AXES:
         raise ValueError(f"a consensus of three axes needs a volume of 3; got shape {volume.shape}")
-    walks = [carried_along(predictor, volume, objects, axis) for axis in range(AXES)]
+    by_axis = [propagate_along(predictor, volume, objects, axis) for axis in range(AXES)]
     found = {}
     for number in objects:
-        seen = [walk.get(number) for walk in walks]
-        if any(seen):
-            found[number] = _together(seen)
+        masks = [of_axis.get(number) for of_axis in by_axis]
+        if any(masks):
+            found[number] = _together(masks)
     return found
 
 
-def _together(seen: Sequence[Solid | None]) -> Consensus:
-    """Three solids in one box; None saw nothing."""
-    there = [solid for solid in seen if solid is not None]
-    low, high = _bounds(there)
-    claims = np.zeros((AXES, *(high - low)), bool)
-    for axis, solid in enumerate(seen):
-        if solid is not None:
-            claims[axis][_within(low, solid)] = solid.mask
-    return Consensus((int(low[0]), int(low[1]), int(low[2])), claims)
+def _together(masks: Sequence[VoxelMask | None]) -> Consensus:
+    """Three masks in one box; None is an empty mask."""
+    low, high = _bounds([mask for mask in masks if mask is not None])
+    votes = np.zeros((AXES, *(high - low)), bool)
+    for axis, mask in enumerate(masks):
+        if mask is not None:
+            votes[axis][_within(low, mask)] = mask.mask
+    return Consensus((int(low[0]), int(low[1]), int(low[2])), votes)
 
 
-def carried_along(
+def propagate_along(
     predictor: MaskPredictor[Any], volume: Volume, objects: Mapping[int, Sequence[Point]], axis: int
-) -> dict[int, Solid]:
-    """What a walk along one axis finds of each object; objects of which it finds nothing are left out.
+) -> dict[int, VoxelMask]:
+    """Objects propagated along one axis; an object that is not found is left out.
 
     Parameters and errors are those of `consensus`.
     """
@@ -164,49 +175,50 @@ def carried_along(
     for number, points in objects.items():
         clicks = [Click((point[row], point[col])) for point in points]
         groups.setdefault(tile_of(volume.sides(planes[0]), clicks), {})[number] = points
-    pieces: dict[int, list[Solid]] = {}
-    for region, group in groups.items():
-        part = crop(volume, region, planes[0])
+    pieces: dict[int, list[VoxelMask]] = {}
+    for tile, group in groups.items():
+        part = crop(volume, tile, planes[0])
         offset = np.zeros(volume.ndim)
-        offset[[row, col]] = region.corner
+        offset[[row, col]] = tile.corner
         moved = {n: [tuple(np.subtract(point, offset)) for point in points] for n, points in group.items()}
         anchors = object_anchors(predictor, part, moved, axis)
-        for number, one in anchors.items():
-            pieces[number] = [_piece(plane, answer.mask, region) for plane, answer in one.items()]
-        for number, step in propagate_many(predictor, part, anchors, part.planes(axis)):
-            if step.final:
-                pieces[number].append(_piece(step.plane, step.prediction.mask, region))
-    found = {number: [piece for piece in some if piece.mask.size] for number, some in pieces.items()}
-    return {number: _joined(some) for number, some in found.items() if some}
+        for number, known in anchors.items():
+            pieces[number] = [_piece(plane, prediction.mask, tile) for plane, prediction in known.items()]
+        for number, found in propagate_many(predictor, part, anchors, part.planes(axis)):
+            if found.final:
+                pieces[number].append(_piece(found.plane, found.prediction.mask, tile))
+    full = {number: [piece for piece in some if piece.mask.size] for number, some in pieces.items()}
+    return {number: _joined(some) for number, some in full.items() if some}
 
 
-def _piece(plane: Plane, mask: np.ndarray, region: BoundingBox) -> Solid:
-    """One plane of an answer, cut to its box; empty if the answer is."""
+def _piece(plane: Plane, mask: np.ndarray, tile: BoundingBox) -> VoxelMask:
+    """The mask on a tile of a plane, cut to its box; empty if the mask is."""
     part = Patch.of(mask)
     if part.box.is_empty:
-        return Solid((0, 0, 0), np.zeros((0, 0, 0), bool))
+        return VoxelMask((0, 0, 0), np.zeros((0, 0, 0), bool))
     across = next(axis for axis, at in enumerate(plane.index) if at is not None)
-    corner = list(part.box.shifted(*region.corner).corner)
+    corner = list(part.box.shifted(*tile.corner).corner)
     corner.insert(across, plane.position)
-    return Solid((corner[0], corner[1], corner[2]), np.expand_dims(part.pixels.copy(), across))
+    return VoxelMask((corner[0], corner[1], corner[2]), np.expand_dims(part.pixels.copy(), across))
 
 
-def _joined(pieces: Sequence[Solid]) -> Solid:
-    """Pieces that do not overlap, in one box."""
+def _joined(pieces: Sequence[VoxelMask]) -> VoxelMask:
+    """One mask of pieces that do not overlap."""
     low, high = _bounds(pieces)
     whole = np.zeros(high - low, bool)
     for piece in pieces:
         whole[_within(low, piece)] = piece.mask
-    return Solid((int(low[0]), int(low[1]), int(low[2])), whole)
+    return VoxelMask((int(low[0]), int(low[1]), int(low[2])), whole)
 
 
-def _bounds(pieces: Sequence[Solid]) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(pieces: Sequence[VoxelMask]) -> tuple[np.ndarray, np.ndarray]:
     """The first voxel of a box around all pieces, and the one behind its last."""
     low = np.min([piece.corner for piece in pieces], axis=0)
     high = np.max([np.add(piece.corner, piece.mask.shape) for piece in pieces], axis=0)
     return low, high
 
 
-def _within(corner: Sequence[int] | np.ndarray, piece: Solid) -> tuple[slice, ...]:
+def _within(corner: Sequence[int] | np.ndarray, piece: VoxelMask) -> tuple[slice, ...]:
+    """The numpy key of a piece in an array whose first voxel is `corner`."""
     starts = np.subtract(piece.corner, corner)
     return tuple(slice(int(a), int(a) + n) for a, n in zip(starts, piece.mask.shape, strict=True))

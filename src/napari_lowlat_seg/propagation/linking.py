@@ -1,8 +1,8 @@
 """Labels of single planes linked into objects that run through a stack.
 
 Two segments on neighbouring planes are one object when each overlaps the other more than any other segment
-there, and enough. Links are one to one: a wrong mask on one plane cannot melt two objects into one, it ends
-one of them. A segment without a partner may find one a plane further on.
+there, and enough. Links are one to one: a wrong mask on one plane cannot merge two objects, it ends one of
+them. A segment without a match may find one a plane further on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-LEAST = 0.3
-"""IoU of two segments that are linked."""
+MIN_IOU = 0.3
+"""Lowest IoU of two segments that are linked."""
 
 REACH = 2
-"""Planes between which links are sought: 2 lets an object be missing on one."""
+"""Links are sought up to this many planes back: with 2 an object may be missing on one plane."""
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,8 +33,8 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     return a, b, counts / (areas[a] + others[b] - counts)
 
 
-def partners(first: np.ndarray, second: np.ndarray, least: float = LEAST) -> list[tuple[int, int]]:
-    """Labels that are each other's best by IoU, `least` or more; of equal ones the lower label."""
+def matches(first: np.ndarray, second: np.ndarray, min_iou: float = MIN_IOU) -> list[tuple[int, int]]:
+    """Pairs of labels, each the other's best by IoU and with at least `min_iou`; of equal ones the lowest."""
     a, b, iou = overlaps(first, second)
     best_of_a: dict[int, int] = {}
     best_of_b: dict[int, int] = {}
@@ -42,26 +42,38 @@ def partners(first: np.ndarray, second: np.ndarray, least: float = LEAST) -> lis
         best_of_a.setdefault(int(a[i]), i)
         best_of_b.setdefault(int(b[i]), i)
     mutual = [(one, i) for one, i in sorted(best_of_a.items()) if best_of_b[int(b[i])] == i]
-    return [(one, int(b[i])) for one, i in mutual if iou[i] >= least]
+    return [(one, int(b[i])) for one, i in mutual if iou[i] >= min_iou]
 
 
-def linked(planes: Iterable[np.ndarray], least: float = LEAST, reach: int = REACH) -> Iterator[np.ndarray]:
-    """For each plane of labels, the number of the object that each of its labels belongs to.
+def link_planes(
+    planes: Iterable[np.ndarray], min_iou: float = MIN_IOU, reach: int = REACH
+) -> Iterator[np.ndarray]:
+    """Yield, for each plane of labels, a table from its labels to the numbers of the objects they belong to.
 
-    Numbers count from 1 in the order in which objects begin; entry 0, nothing, is 0. Only the last `reach`
-    planes are held.
+    Parameters
+    ----------
+    planes
+        (rows, cols) integers, 0 for the background. Only the last `reach` planes are held.
+    min_iou
+        Lowest IoU of two segments that are linked, 0 to 1.
+    reach
+        How many planes back links are sought.
+
+    Yields
+    ------
+    (highest label + 1,) uint32. Numbers count from 1 in the order in which objects begin; entry 0 is 0.
     """
-    # Of each plane the labels without a partner yet, and the numbers of all.
+    # For each plane, its labels without a match so far, and the object numbers of all its labels.
     recent: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=reach)
     count = 0
     for labels in planes:
         numbers = np.zeros(int(labels.max(initial=0)) + 1, np.uint32)
         open_here = labels
         for free, theirs in reversed(recent):
-            pairs = partners(free, open_here, least)
+            pairs = matches(free, open_here, min_iou)
             for a, b in pairs:
                 numbers[b] = theirs[a]
-            # Whoever has a partner is no partner for others.
+            # A label that has a match is not matched again.
             free[np.isin(free, [a for a, _ in pairs])] = 0
             open_here = np.where(np.isin(open_here, [b for _, b in pairs]), 0, open_here)
         for label in np.unique(labels[labels > 0]).tolist():

@@ -1,7 +1,7 @@
-"""Embeddings kept for later: on the device, in host memory and in a folder, each bounded in bytes.
+"""A cache of embeddings: on the device, in host memory and in a folder, each bounded in bytes.
 
-What has not been used for longest falls one storey down: device, host, disk, gone. An embedding comes back
-with the same bytes from every storey, because its features are rounded to half precision when it enters. Why
+Least recently used entries move from device to host memory to disk, then are dropped. An embedding comes back
+with the same bytes from every tier, because its features are rounded to half precision when it enters. Why
 the cache looks as it does: docs/decisions/embedding-cache.md.
 """
 
@@ -22,20 +22,23 @@ from cachetools import LRUCache
 from napari_lowlat_seg.core.frame import Fit, Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Embedding
-from napari_lowlat_seg.serving.embedding_files import SUFFIX, EmbeddingFolder, Packed, pack, unpack
+from napari_lowlat_seg.serving.embedding_files import SUFFIX, EmbeddingFolder, PackedEmbedding, pack, unpack
 
 
 class Model(Protocol):
-    """What a key needs to know of a predictor."""
+    """What a key needs of a predictor."""
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str:
+        """Fingerprint of the network."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Side of the network's input in pixels."""
 
     @property
-    def network(self) -> Any: ...
+    def network(self) -> Any:
+        """Its `fit` says how an image is fitted into the input."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class EmbeddingKey:
     Parameters
     ----------
     content
-        A digest of the pixels that are embedded, so that an edited plane is another plane.
+        A digest of the pixels that are embedded, so that an edited plane has another key.
     plane
         Which plane of its volume it is.
     frame
-        The part of the plane that the network sees, its spacing and the network's size.
+        The part of the plane that the network sees, its spacing and the size of the network's input.
     window
-        Intensities shown as black and white; None when the picture's own percentiles choose them.
+        (low, high) intensities shown as black and white; None when they are the image's own percentiles.
     model
         Fingerprint of the network, `Predictor.model`.
     """
@@ -64,7 +67,7 @@ class EmbeddingKey:
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            # A numpy number is written otherwise than the same number of Python.
+            # The repr of a numpy number differs from that of the same number of Python.
             object.__setattr__(self, "window", (float(self.window[0]), float(self.window[1])))
 
     @classmethod
@@ -89,12 +92,12 @@ class EmbeddingKey:
 
     @property
     def filename(self) -> str:
-        """The name of its file: a digest of the whole key."""
+        """The name of the embedding's file: a digest of the whole key."""
         return hashlib.blake2b(repr(self).encode(), digest_size=20).hexdigest() + SUFFIX
 
 
-class HeldBytes(NamedTuple):
-    """Bytes on each storey."""
+class CachedBytes(NamedTuple):
+    """Bytes in each tier."""
 
     device: int
     host: int
@@ -102,19 +105,19 @@ class HeldBytes(NamedTuple):
 
 
 class EmbeddingCache:
-    """Embeddings by key, on three storeys.
+    """Embeddings by key, in three tiers.
 
     Parameters
     ----------
     device_bytes
-        Room for embeddings ready to use. On a machine without accelerator they lie in main memory as well.
+        Room for embeddings ready to use. Without an accelerator these are in main memory as well.
     host_bytes
         Room for embeddings in half precision in main memory.
     folder
-        Where embeddings go that fall from host memory; None drops them. Any number of processes may share
-        one folder.
+        Where embeddings go that are evicted from host memory; None to drop them. Any number of processes may
+        share one folder.
     disk_bytes
-        Room in the folder, whoever wrote there; None for as much as there is.
+        Room in the folder for the files of all processes together; None for as much as there is.
     device
         Where embeddings from host and disk are put to use: `predictor.runtime.device`.
 
@@ -127,9 +130,9 @@ class EmbeddingCache:
 
     Notes
     -----
-    All methods may be called from any thread. A file is written under another name, moved to its place when
-    complete, and ends with a digest of its bytes: what a killed process left is never served. When the folder
-    cannot be written to, a warning says so once and the cache goes on in memory.
+    All methods may be called from any thread. A file is moved to its place when it is complete, and ends with
+    a digest of its bytes: what a killed process left half written is never used. When the folder cannot be
+    written to, the cache warns once and goes on in memory.
     """
 
     def __init__(
@@ -146,19 +149,18 @@ class EmbeddingCache:
         self.device = device
         self._lock = Lock()
         self._making: dict[EmbeddingKey, Future[Embedding]] = {}
-        # A picture that a caller still holds is handed out again: a closer look knows its picture by
-        # identity.
+        # An image that a caller still holds is returned again: a closer look knows its image by identity.
         self._images: WeakValueDictionary[EmbeddingKey, np.ndarray] = WeakValueDictionary()
-        self._device = _Storey(device_bytes, _bytes_of)
-        self._host = _Storey(host_bytes, lambda packed: packed.nbytes)
+        self._device = _Tier(device_bytes, _bytes_of)
+        self._host = _Tier(host_bytes, lambda packed: packed.nbytes)
         self._disk = None if folder is None else EmbeddingFolder(Path(folder), disk_bytes)
 
     def ensure(self, key: EmbeddingKey, make: Callable[[], Embedding]) -> Embedding:
         """The embedding of a key, made by `make` if there is none; two threads that ask at once make it once.
 
-        Raises ValueError if `make` gives an embedding of another frame or model than the key says, and
-        whatever `make` raises; nothing is kept then. Who waits for another thread's `make` that fails, as one
-        that is interrupted does, makes it himself.
+        Raises ValueError if `make` returns an embedding of another frame or model than the key names, and
+        whatever `make` raises; nothing is kept then. A thread that waits for another one's `make` calls its
+        own if that one raises, for instance because it was interrupted.
         """
         mine: Future[Embedding] = Future()
         while True:
@@ -171,7 +173,7 @@ class EmbeddingCache:
         try:
             found = self.get(key)
             if found is None:
-                found = self._taken(key, make())
+                found = self._checked(key, make())
             mine.set_result(found)
             return found
         except BaseException as error:
@@ -182,88 +184,79 @@ class EmbeddingCache:
                 del self._making[key]
 
     def get(self, key: EmbeddingKey) -> Embedding | None:
-        """The embedding of a key, None if there is none; it is the most recently used one now."""
+        """The embedding of a key, now the most recently used one; None if there is none."""
         with self._lock:
             ready: Embedding | None = self._device.get(key)
             if ready is not None:
                 return ready
-            packed: Packed | None = self._host.pop(key, None)
+            packed: PackedEmbedding | None = self._host.pop(key, None)
         if packed is None and self._disk is not None:
             packed = self._disk.read(key.filename, repr(key))
-        return None if packed is None else self._raised(key, packed)
+        return None if packed is None else self._promoted(key, packed)
 
     def __contains__(self, key: EmbeddingKey) -> bool:
-        """Whether it is held somewhere. A file that turns out to be damaged counts until it is asked for."""
+        """Whether the embedding is in any tier. A damaged file counts until it is read."""
         with self._lock:
             held = key in self._device or key in self._host
         return held or (self._disk is not None and key.filename in self._disk)
 
     @property
-    def nbytes(self) -> HeldBytes:
-        """Bytes held on device, host and disk."""
+    def nbytes(self) -> CachedBytes:
+        """Bytes on the device, in host memory and on disk."""
         disk = 0 if self._disk is None else self._disk.nbytes
         with self._lock:
-            return HeldBytes(int(self._device.currsize), int(self._host.currsize), disk)
+            return CachedBytes(int(self._device.currsize), int(self._host.currsize), disk)
 
     def save(self, key: EmbeddingKey, embedding: Embedding) -> None:
-        """Write an embedding to the folder now, if there is one: a process that is killed cannot `flush`."""
+        """Write an embedding to the folder now, if there is one, in case this process is killed later."""
         if self._disk is not None:
             self._write(key, pack(embedding))
 
-    def flush(self) -> None:
-        """Write all that is held in memory to the folder, if there is one; to be called before leaving."""
-        with self._lock:
-            held, ready = dict(self._host), dict(self._device)
-        for key, packed in held.items():
-            self._write(key, packed)
-        for key, embedding in ready.items():
-            self._write(key, pack(embedding))
-
-    def _taken(self, key: EmbeddingKey, made: Embedding) -> Embedding:
-        """A new embedding, rounded as it will come back from every storey."""
+    def _checked(self, key: EmbeddingKey, made: Embedding) -> Embedding:
+        """A new embedding, rounded as it will come back from every tier."""
         if made.frame != key.frame or made.model != key.model:
             raise ValueError(
                 f"an embedding must be what its key says, {key.frame} by {key.model}; got {made.frame} by "
                 f"{made.model}"
             )
-        return self._raised(key, pack(made))
+        return self._promoted(key, pack(made))
 
-    def _raised(self, key: EmbeddingKey, packed: Packed) -> Embedding:
-        """An embedding ready for use, put on the device; what has no room there any more falls."""
+    def _promoted(self, key: EmbeddingKey, packed: PackedEmbedding) -> Embedding:
+        """An embedding put on the device, ready for use; others move down a tier to make room."""
         with self._lock:
             image = self._images.setdefault(key, packed.image)
         ready = Embedding(unpack(packed, self.device), key.frame, image, key.model)
         with self._lock:
-            fallen = self._device.add(key, ready)
-            dropped = [drop for k, old in fallen for drop in self._host.add(k, pack(old))]
-        # Files are slow: nobody else waits for them.
+            evicted = self._device.add(key, ready)
+            dropped = [drop for k, old in evicted for drop in self._host.add(k, pack(old))]
+        # Files are slow, so they are written without the lock.
         for k, old in dropped:
             self._write(k, old)
         return ready
 
-    def _write(self, key: EmbeddingKey, packed: Packed) -> None:
+    def _write(self, key: EmbeddingKey, packed: PackedEmbedding) -> None:
         if self._disk is not None:
             self._disk.write(key.filename, repr(key), packed)
 
 
-class _Storey(LRUCache[EmbeddingKey, Any]):
-    """An LRU cache bounded in bytes that says what had to leave."""
+class _Tier(LRUCache[EmbeddingKey, Any]):
+    """An LRU cache bounded in bytes that returns what it evicts."""
 
     def __init__(self, maxsize: int, getsizeof: Callable[[Any], int]) -> None:
         super().__init__(maxsize, getsizeof)
-        self._fallen: list[tuple[EmbeddingKey, Any]] = []
+        self._evicted: list[tuple[EmbeddingKey, Any]] = []
 
     def add(self, key: EmbeddingKey, value: Any) -> list[tuple[EmbeddingKey, Any]]:
-        """Keep a value; those that make room for it come back, or the value itself if it is too large."""
+        """Add a value and return those evicted for it, or the value itself if it is too large."""
         if self.getsizeof(value) > self.maxsize:
             return [(key, value)]
         self[key] = value
-        fallen, self._fallen = self._fallen, []
-        return fallen
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     def popitem(self) -> tuple[EmbeddingKey, Any]:
         item: tuple[EmbeddingKey, Any] = super().popitem()
-        self._fallen.append(item)
+        self._evicted.append(item)
         return item
 
 

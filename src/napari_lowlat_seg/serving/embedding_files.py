@@ -1,7 +1,7 @@
-"""Embeddings as files: half precision, checked to the last bit, never seen half written.
+"""Embeddings as files in half precision, moved into place when complete and checked when read.
 
-A file is written under another name, moved to its place when complete, and ends with a digest of its bytes;
-a process may be killed, a disk may be full, others may write the same file: what is read is whole.
+A file ends with a digest of its bytes. A process may be killed, a disk may be full, other processes may write
+the same file: an embedding that is read is whole.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ _LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """An embedding in half precision in main memory, and what it takes to undo that.
+class PackedEmbedding:
+    """An embedding in half precision in main memory, with the types and layouts to restore.
 
     Attributes
     ----------
     features
-        The encoder's tensors.
-    kinds
-        What they were: "float32", with " last" behind it if they were laid out channels last.
+        The encoder's tensors, float16 where their values allow it.
+    layouts
+        The type that each tensor had, such as "float32", followed by " last" if it was channels last.
     image
         As in `Embedding`.
     """
 
     features: tuple[Tensor, ...]
-    kinds: tuple[str, ...]
+    layouts: tuple[str, ...]
     image: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        """Bytes of features and picture."""
+        """Bytes of features and image."""
         return sum(feature.nbytes for feature in self.features) + self.image.nbytes
 
 
-def pack(embedding: Embedding) -> Packed:
-    """Half precision where the values allow it: beyond its range a feature stays as it is."""
-    features, kinds = [], []
+def pack(embedding: Embedding) -> PackedEmbedding:
+    """An embedding in half precision; a feature with values beyond its range stays as it is."""
+    features, layouts = [], []
     for feature in embedding.features:
         last = feature.ndim == 4 and not feature.is_contiguous() and _is_channels_last(feature)
-        kinds.append(str(feature.dtype).removeprefix("torch.") + (" last" if last else ""))
+        layouts.append(str(feature.dtype).removeprefix("torch.") + (" last" if last else ""))
         fits = feature.is_floating_point() and float(feature.abs().amax()) <= _LARGEST_HALF
         features.append(feature.to("cpu", torch.float16 if fits else feature.dtype).contiguous())
-    return Packed(tuple(features), tuple(kinds), embedding.image)
+    return PackedEmbedding(tuple(features), tuple(layouts), embedding.image)
 
 
-def unpack(packed: Packed, device: str) -> tuple[Tensor, ...]:
+def unpack(packed: PackedEmbedding, device: str) -> tuple[Tensor, ...]:
     """The features of a packed embedding on a device, in the type and layout they had."""
-    return tuple(_restored(f, kind, device) for f, kind in zip(packed.features, packed.kinds))
+    return tuple(_restored(f, layout, device) for f, layout in zip(packed.features, packed.layouts))
 
 
 class EmbeddingFolder:
@@ -95,11 +95,11 @@ class EmbeddingFolder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all complete files, whoever wrote them."""
+        """Bytes of all complete files, also those of other processes."""
         return sum(size for _, size, _ in self._files())
 
-    def read(self, name: str, identity: str) -> Packed | None:
-        """The content of a file if it is whole and says `identity`; else None, and the file is deleted."""
+    def read(self, name: str, identity: str) -> PackedEmbedding | None:
+        """The embedding in a file if it is whole and of `identity`; else None, and the file is deleted."""
         path = self._folder / name
         try:
             blob = path.read_bytes()
@@ -115,8 +115,8 @@ class EmbeddingFolder:
             pass  # a folder that may only be read serves as well
         return packed
 
-    def write(self, name: str, identity: str, packed: Packed) -> None:
-        """Write a file unless it exists. If that is impossible, warns once, and writes nothing ever after."""
+    def write(self, name: str, identity: str, packed: PackedEmbedding) -> None:
+        """Write a file unless it exists. If that is impossible, warn once and write nothing from then on."""
         path = self._folder / name
         if not self._writable or path.exists():
             return
@@ -167,27 +167,27 @@ class EmbeddingFolder:
                     yield about.st_mtime, about.st_size, Path(entry.path)
 
 
-def _restored(feature: Tensor, kind: str, device: str) -> Tensor:
-    name, _, last = kind.partition(" ")
-    layout = torch.channels_last if last else torch.contiguous_format
-    return feature.to(device, getattr(torch, name), memory_format=layout)
+def _restored(feature: Tensor, layout: str, device: str) -> Tensor:
+    name, _, last = layout.partition(" ")
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return feature.to(device, getattr(torch, name), memory_format=memory_format)
 
 
 def _is_channels_last(feature: Tensor) -> bool:
     return feature.is_contiguous(memory_format=torch.channels_last)
 
 
-def _encoded(identity: str, packed: Packed) -> bytes:
+def _encoded(identity: str, packed: PackedEmbedding) -> bytes:
     """A file: tensors in the safetensors format, then a digest of those bytes."""
-    tensors = {f"{i} {kind}": f for i, (f, kind) in enumerate(zip(packed.features, packed.kinds))}
+    tensors = {f"{i} {layout}": f for i, (f, layout) in enumerate(zip(packed.features, packed.layouts))}
     tensors["image"] = torch.from_numpy(np.ascontiguousarray(packed.image))
     tensors["key"] = torch.frombuffer(bytearray(identity.encode()), dtype=torch.uint8)
     body = safetensors.torch.save(tensors)
     return body + hashlib.blake2b(body, digest_size=CHECKSUM).digest()
 
 
-def _decoded(identity: str, blob: bytes) -> Packed | None:
-    """What a file holds; None if it is torn, damaged, or of another key."""
+def _decoded(identity: str, blob: bytes) -> PackedEmbedding | None:
+    """The embedding in the bytes of a file; None if they are cut short, damaged, or of another key."""
     body, checksum = blob[:-CHECKSUM], blob[-CHECKSUM:]
     if hashlib.blake2b(body, digest_size=CHECKSUM).digest() != checksum:
         return None
@@ -196,5 +196,5 @@ def _decoded(identity: str, blob: bytes) -> Packed | None:
         return None
     image = tensors.pop("image").numpy()
     named = sorted((int(name.split()[0]), name) for name in tensors)
-    kinds = tuple(name.partition(" ")[2] for _, name in named)
-    return Packed(tuple(tensors[name] for _, name in named), kinds, image)
+    layouts = tuple(name.partition(" ")[2] for _, name in named)
+    return PackedEmbedding(tuple(tensors[name] for _, name in named), layouts, image)

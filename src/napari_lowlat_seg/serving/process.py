@@ -1,4 +1,4 @@
-"""A responder in a process of its own, so that whoever draws windows never waits for a network.
+"""A prediction service in a process of its own, so that a window never waits for a network.
 
 Why a process, and with how many threads: docs/decisions/inference-process.md.
 """
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -40,32 +41,32 @@ from napari_lowlat_seg.serving.worker_process import (
 LOAD = "napari_lowlat_seg.serving.service:load_prediction_service"
 
 NICENESS = 10
-"""Steps by which the child gives way to the window."""
+"""By how much the priority of the child is below that of the window, in steps of `nice`."""
 
 NUMBERED = 10_000
 """Planes that the child knows by number. One that has lost its number is embedded once more."""
 
 
 class PredictionProcess:
-    """The doors of a `PredictionService`, the work in a child process.
+    """A `PredictionService` with its methods here and its work in a child process.
 
-    The child starts with the first call, and again with the next one after it has ended for whatever reason;
-    its embeddings are made anew then. Call `embed`, `predict` and `describe` from one thread; `restart` and
-    `close` from any.
+    The child starts with the first call. When it has ended, for whatever reason, the next call starts
+    another, which makes its embeddings anew. Call `embed`, `predict`, `propagate` and `describe` from one
+    thread, one at a time; `restart` and `close` from any thread.
 
     Parameters
     ----------
     model, device, closer_look
-        As `predictor.load_predictor` has them.
+        As `load_predictor` has them.
     cache_bytes, disk_bytes
         As `load_prediction_service` has them.
     threads
         Processor threads of the network; None for OMP_NUM_THREADS if the user has set it, else all but one of
         those that `processors.usable` counts, so that the window keeps one.
     niceness
-        Steps by which the child gives way to other processes; 0 for none.
+        By how much the priority of the child is lower, in steps of `nice`; 0 for the same priority.
     load
-        "module:function" that makes the responder in the child, called as `load_prediction_service` is.
+        "module:function" that makes the service in the child, called as `load_prediction_service` is.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class PredictionProcess:
         niceness: int = NICENESS,
         load: str = LOAD,
     ) -> None:
-        room = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
-        self._content = (load, (model, device, closer_look), room)
+        limits = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
+        self._load = (load, (model, device, closer_look), limits)
         self._environment, self._niceness = _threads(threads), niceness
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
         self._numbers = itertools.count(1)
@@ -92,56 +93,57 @@ class PredictionProcess:
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
         """As `PredictionService.embed`; `source.read` is called here, if the child lacks the embedding."""
-        child, services = self._running(), {"read": source.read}
-        (seconds,) = child.ask("embed", (self._numbered(source),), services, cancelled)
+        (seconds,) = self._request("embed", None, [source], cancelled)
         return float(seconds)
 
     def predict(
         self, request: Request, source: PlaneSource, cancelled: Cancelled = never
     ) -> Iterator[tuple[SoftMask, bool]]:
         """As `PredictionService.predict`."""
-        child, services = self._running(), {"read": source.read}
-        try:
-            yield from child.ask("predict", (request, self._numbered(source)), services, cancelled)
-        except Interrupted:
-            return
+        with suppress(Interrupted):
+            yield from self._request("predict", request, [source], cancelled)
 
     def propagate(
-        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
+        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         """As `PredictionService.propagate`; each plane is read here when an object reaches it."""
-        child, services = self._running(), {"read": lambda place: sources[place].read()}
-        numbered = [self._numbered(source) for source in sources]
-        try:
-            yield from child.ask("propagate", (walk, numbered), services, cancelled)
-        except Interrupted:
-            return
+        with suppress(Interrupted):
+            yield from self._request("propagate", request, sources, cancelled)
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model as `PredictionService.describe` has them, and the child's process and threads.
 
-        Loads the model if need be. Raises what loading raises; `WorkerProcessEnded`, a RuntimeError, if the
-        child ends or this was closed; what `progress` raises cancels a download.
+        Loads the model if need be. Raises what loading raises, and `WorkerProcessEnded`, a RuntimeError, if
+        the child ends or this was closed. What `progress` raises cancels a download.
         """
         self._running(progress)
         return self._facts
 
     @property
     def pid(self) -> int | None:
-        """The child's process; None while there is none."""
+        """The child's process id; None while there is none."""
         child = self._child
         return None if child is None or child.ended else child.pid
 
     def restart(self) -> None:
-        """Ends the child at once, whatever it is doing; the next call starts another."""
+        """Kill the child at once, whatever it is doing; the next call starts another."""
         if self._child is not None:
             self._child.kill()
 
     def close(self) -> None:
-        """Ends the child for good and returns at once; a call under way raises `child.WorkerProcessEnded`."""
+        """Kill the child for good and return at once; a call under way raises `WorkerProcessEnded`."""
         with self._lock:
             self._closed = True
         self.restart()
+
+    def _request(
+        self, kind: str, message: Any, sources: Sequence[PlaneSource], cancelled: Cancelled
+    ) -> Iterator[Any]:
+        """What the child's service yields for one request; pixels are read here when the child asks."""
+        child = self._running()
+        numbered = [self._numbered(source) for source in sources]
+        callbacks = {"read": lambda place: sources[place].read()}
+        yield from child.request(kind, (message, numbered), callbacks, cancelled)
 
     def _running(self, progress: Progress | None = None) -> WorkerProcess:
         """The child, with its model loaded."""
@@ -152,18 +154,18 @@ class PredictionProcess:
                 raise WorkerProcessEnded("the process that runs the model was closed; open another one")
             child = self._child = WorkerProcess(__name__, "serve", self._environment, self._niceness)
         try:
-            (self._facts,) = child.ask("load", self._content, {"progress": progress or _nobody})
+            (self._facts,) = child.request("load", self._load, {"progress": progress or _ignore})
         except BaseException:
             child.kill()
             raise
         return child
 
     def _numbered(self, source: PlaneSource) -> PlaneSource:
-        """The source as it travels: a key may be anything hashable, and pixels stay until asked for."""
+        """The source as it travels: its key, which may be anything hashable, a number; its pixels stay."""
         identity = source.identity
         if identity not in self._planes:
             self._planes[identity] = next(self._numbers)
-        return replace(source, key=self._planes[identity], read=_elsewhere)
+        return replace(source, key=self._planes[identity], read=_unreadable)
 
 
 def open_prediction_service(
@@ -174,28 +176,29 @@ def open_prediction_service(
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = 0,
 ) -> PredictionProcess | PredictionService:
-    """A responder in a process of its own; in this one where no further interpreter can be started.
+    """A service in a process of its own; in this process where no further interpreter can be started.
 
-    The latter takes as long as loading the model takes: call it off the main thread.
+    The latter takes as long as loading the model takes: call it off the main thread. Parameters are those of
+    `PredictionProcess`.
     """
     make: Any = PredictionProcess if can_start_interpreters() else load_prediction_service
-    made: PredictionProcess | PredictionService = make(
+    service: PredictionProcess | PredictionService = make(
         model, device, closer_look, cache_bytes=cache_bytes, disk_bytes=disk_bytes
     )
-    return made
+    return service
 
 
-def in_child(entry: str, *arguments: Any, progress: Progress | None = None) -> Any:
-    """What "module:function" gives for these arguments in a process of its own, or here if there can be none.
+def call_in_process(entry: str, *arguments: Any, progress: Progress | None = None) -> Any:
+    """What "module:function" returns, run in a process of its own, or here if there can be none.
 
-    For work that needs torch, which a window's process shall not import: "...checkpoints:import_model". A
-    function with a parameter `progress` is handed one. Raises what it raises.
+    For work that needs torch, which a window's process does not import: "...checkpoints:import_model". A
+    function with a parameter `progress` gets the one given here. Raises what the function raises.
     """
     if not can_start_interpreters():
-        return _called(entry, arguments, progress or _nobody)
+        return _called(entry, arguments, progress or _ignore)
     child = WorkerProcess(__name__, "serve", _threads(None))
     try:
-        (result,) = child.ask("call", (entry, arguments), {"progress": progress or _nobody})
+        (result,) = child.request("call", (entry, arguments), {"progress": progress or _ignore})
         return result
     finally:
         child.kill()
@@ -207,61 +210,54 @@ def can_start_interpreters() -> bool:
 
 
 def serve() -> None:
-    """What the child runs."""
-    channel = Connection()
-    desk = _Desk(channel)
-    verbs = ("load", "embed", "predict", "propagate", "call")
-    channel.serve({verb: getattr(desk, verb) for verb in verbs})
+    """Answer the parent's requests for ever; the child's main function."""
+    connection = Connection()
+    server = _Server(connection)
+    requests = {kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate")}
+    connection.serve({"load": server.load, "call": server.call, **requests})
 
 
-class _Desk:
-    """The child's side of every question."""
+class _Server:
+    """The child's side of every request."""
 
-    def __init__(self, channel: Connection) -> None:
-        self._channel = channel
-        self._responder: Any = None
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._service: Any = None
 
-    def load(self, entry: str, arguments: tuple[Any, ...], room: dict[str, int]) -> Iterator[dict[str, Any]]:
-        self._responder = _found(entry)(*arguments, **room, progress=self._progress)
+    def load(
+        self, entry: str, arguments: tuple[Any, ...], limits: dict[str, int]
+    ) -> Iterator[dict[str, Any]]:
+        self._service = _function(entry)(*arguments, **limits, progress=self._progress)
         threads = os.environ["OMP_NUM_THREADS"]
-        yield {**self._responder.describe(), "process": os.getpid(), "threads": int(threads)}
+        yield {**self._service.describe(), "process": os.getpid(), "threads": int(threads)}
 
-    def embed(self, source: PlaneSource) -> Iterator[float]:
-        yield self._responder.embed(self._here(source), self._channel.stopped)
-
-    def predict(self, request: Request, source: PlaneSource) -> Iterator[tuple[SoftMask, bool]]:
-        answers: Iterator[tuple[SoftMask, bool]]
-        answers = self._responder.predict(request, self._here(source), self._channel.stopped)
-        return answers
-
-    def propagate(
-        self, walk: PropagationRequest, sources: Sequence[PlaneSource]
-    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-        here = [
-            replace(source, read=partial(self._channel.call, "read", place))
+    def request(self, kind: str, message: Any, sources: Sequence[PlaneSource]) -> Iterator[Any]:
+        readable = [
+            replace(source, read=partial(self._connection.call, "read", place))
             for place, source in enumerate(sources)
         ]
-        found: Iterator[tuple[int, PropagatedMask[SoftMask]]]
-        found = self._responder.propagate(walk, here, self._channel.stopped)
-        return found
+        service, cancelled = self._service, self._connection.cancelled
+        if kind == "embed":
+            yield service.embed(readable[0], cancelled)
+        elif kind == "predict":
+            yield from service.predict(message, readable[0], cancelled)
+        else:
+            yield from service.propagate(message, readable, cancelled)
 
     def call(self, entry: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         yield _called(entry, arguments, self._progress)
 
-    def _here(self, source: PlaneSource) -> PlaneSource:
-        return replace(source, read=lambda: self._channel.call("read"))
-
     def _progress(self, done: int, total: int | None) -> None:
-        self._channel.call("progress", done, total)
+        self._connection.call("progress", done, total)
 
 
 def _called(entry: str, arguments: tuple[Any, ...], progress: Progress) -> Any:
-    function = _found(entry)
-    wanted = "progress" in inspect.signature(function).parameters
-    return function(*arguments, **({"progress": progress} if wanted else {}))
+    function = _function(entry)
+    takes_progress = "progress" in inspect.signature(function).parameters
+    return function(*arguments, **({"progress": progress} if takes_progress else {}))
 
 
-def _found(entry: str) -> Callable[..., Any]:
+def _function(entry: str) -> Callable[..., Any]:
     module, _, name = entry.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
@@ -274,9 +270,9 @@ def _threads(count: int | None) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(count or max(1, usable() - 1))}
 
 
-def _nobody(done: int, total: int | None) -> None:
-    """Nobody wants to know."""
+def _ignore(done: int, total: int | None) -> None:
+    """Progress of a download that nobody has asked to see; the download goes on."""
 
 
-def _elsewhere() -> NoReturn:
+def _unreadable() -> NoReturn:
     raise RuntimeError("these pixels are in another process; ask for them there")

@@ -1,8 +1,8 @@
-"""Requests in, answers out, what is costly kept: a predictor with its embeddings and closer looks.
+"""Predictions on request: a predictor, with its embeddings and closer looks cached.
 
-A window asks here and not the predictor itself, so that a plane is embedded once, a second click on an object
-finds the closer look of the first one, and whoever is tired of waiting can say so in the middle of a network.
-torch is imported inside functions only: a window may import this room.
+A plane is embedded once, a second click on an object finds the closer look of the first one, and a request
+can be cancelled between two layers of the network. torch is imported inside functions only, because a window
+imports this module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,33 +36,43 @@ from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.inference.predictor import CloserLook, Embedding, Predictor
+    from napari_lowlat_seg.inference.predictor import CloserLook, Embedding, Prediction, Predictor
     from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 
 CACHE_BYTES = 2**30
-"""Room in memory: a quarter for closer looks, the rest for planes, half of it ready on the device."""
+"""Memory for embeddings: a quarter for closer looks, the rest for planes, half of that on the device."""
 
-KNOWN = 10_000
-"""Planes whose keys are remembered; that of another one is found by reading its pixels once more."""
+REMEMBERED_KEYS = 10_000
+"""Planes whose keys are remembered; the key of another plane is found by reading its pixels once more."""
 
 
 class PredictionService:
-    """A predictor that remembers.
+    """Answers requests with a predictor and caches what is costly: embeddings and closer looks.
+
+    Call `embed`, `predict` and `propagate` from one thread, one at a time. An answer is made in the caller's
+    thread while its iterator is read.
 
     Parameters
     ----------
     predictor
         Of any model on any device.
     cache_bytes
-        Room in memory for embeddings of planes and of closer looks together; those unused for longest go
-        first. One that is larger than its share is made anew each time.
+        Memory for embeddings of planes and of closer looks together; those unused for longest are dropped
+        first. An embedding that is larger than its share is made anew each time.
     folder
-        Where planes' embeddings are kept for the next time as well, None for nowhere.
+        Where planes' embeddings are kept for the next time as well; None for nowhere.
     disk_bytes
         Room in that folder.
     facts
-        What `describe` says beside what the predictor knows itself.
+        What `describe` returns beside what the predictor knows itself.
+
+    Examples
+    --------
+    >>> service = PredictionService(load_predictor("default"))  # doctest: +SKIP
+    >>> request = session.request(plane)  # doctest: +SKIP
+    >>> for soft_mask, final in service.predict(request, session.source(plane)):  # doctest: +SKIP
+    ...     session.apply(request, soft_mask)
     """
 
     def __init__(
@@ -85,71 +95,94 @@ class PredictionService:
         )
         self._planes = self._open()
         self._looks: LRUCache[Hashable, Embedding] = LRUCache(looks, _bytes_of)
-        self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(KNOWN)  # by identity of the source
-        self._shelves: dict[Path, EmbeddingCache] = {}  # folders that others have filled
+        self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(REMEMBERED_KEYS)  # by identity of the source
+        self._others: dict[Path, EmbeddingCache] = {}  # folders that other programs have filled
         self._encoded = 0  # planes that the network has embedded
-        self._newer: Cancelled = never
-        predictor.interrupt_by(self._look_up)
+        self._cancelled: Cancelled = never
+        predictor.interrupt_by(self._raise_if_cancelled)
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
-        """Makes the embedding of a plane; seconds that it took, 0.0 if it was kept, here or in a folder.
+        """Embed a plane and return the seconds that it took, 0.0 if it was cached in memory or in a folder.
+
+        Parameters
+        ----------
+        source
+            Where the pixels come from; they are read if the embedding is not in memory.
+        cancelled
+            Asked before every layer of the network, or every 10 ms.
 
         Raises
         ------
         Interrupted
-            As soon as `newer()` is true; it is asked before every layer of the network, or every 10 ms.
+            As soon as `cancelled()` is true.
         ValueError
             For pixels that the predictor refuses; and whatever reading them raises.
         """
         began, before = time.perf_counter(), self._encoded
-        with self._until(cancelled):
+        with self._interruptible(cancelled):
             self._embedding(source)
         return 0.0 if self._encoded == before else time.perf_counter() - began
 
     def predict(
         self, request: Request, source: PlaneSource, cancelled: Cancelled = never
     ) -> Iterator[tuple[SoftMask, bool]]:
-        """The answers to a request, the quicker first, each with whether it is the last one.
+        """Yield the predictions for a request, the quicker first, each with whether it is the last one.
 
-        A trial (ticket 0) gets the quick answer only. Once `newer()` is true no more answers come, and the
-        network stops in the middle of the one it is at. Raises ValueError as `Predictor.answers` does.
-        """
-        try:
-            with self._until(cancelled):
-                yield from self._answers(request, source, cancelled)
-        except Interrupted:
-            return
-
-    def propagate(
-        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
-    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-        """(object, where it was found) for every plane that the objects of a walk reach, as they come.
+        The first one is seen from the whole plane; a closer look may follow it. A request with ticket 0, a
+        preview, gets the first one only.
 
         Parameters
         ----------
-        sources
-            Of the walk's planes, in their order; all have one intensity window.
-        newer
-            Once it is true nothing more comes, and the network stops in the middle.
+        request
+            As `Session.request` or `Session.preview_request` returns it.
+        source
+            Where the pixels of its plane come from.
+        cancelled
+            Once it returns True nothing more comes, and the network stops between two layers.
 
-        Raises ValueError as `propagate.propagate` does, and whatever reading pixels raises.
+        Raises
+        ------
+        ValueError
+            As `Predictor.predict` does, and whatever reading the pixels raises.
         """
-        seen = SeenPlanes(dict(zip(walk.planes, sources, strict=True)))
-        try:
-            with self._until(cancelled):
-                yield from run_propagation(
-                    AnswerEngine(self._predictor),
-                    seen,
-                    walk,
-                    lambda plane: self._embedding(seen.source(plane)),
-                    cancelled,
-                )
-        except Interrupted:
-            return
+        with suppress(Interrupted), self._interruptible(cancelled):
+            yield from self._predictions(request, source, cancelled)
+
+    def propagate(
+        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
+        """Yield (object, mask) for every plane that the objects of a request reach, as they are found.
+
+        Parameters
+        ----------
+        request
+            As `PropagationRun.request` holds it.
+        sources
+            Of the request's planes, in their order; all have one intensity window.
+        cancelled
+            Once it returns True nothing more comes, and the network stops between two layers.
+
+        Raises
+        ------
+        ValueError
+            As `propagate` does, and whatever reading pixels raises.
+        """
+        pictures = _CachedPlanes(dict(zip(request.planes, sources, strict=True)))
+
+        def embed(plane: Plane) -> Embedding:
+            return self._embedding(pictures.source(plane))
+
+        with suppress(Interrupted), self._interruptible(cancelled):
+            yield from run_propagation(
+                _SoftMaskPredictor(self._predictor), pictures, request, embed, cancelled
+            )
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Facts on the model: model, device, precision, size (side of its input in pixels), parameters,
-        licence, and what the maker of this responder added."""
+        """Facts on the model, by name, and the `facts` that this service was made with.
+
+        The names are "model", "device", "precision", "size" (side of the network's input in pixels),
+        "parameters" (their number) and "licence". `progress` is not used: the model is loaded already.
+        """
         predictor, row = self._predictor, WEIGHTS.get(self._predictor.name)
         return {
             "model": predictor.name,
@@ -162,38 +195,32 @@ class PredictionService:
         }
 
     def restart(self) -> None:
-        """Nothing: a thread cannot be ended, it stops at the next layer of the network."""
+        """Do nothing: a thread cannot be ended. A cancelled request stops at the network's next layer."""
 
     def close(self) -> None:
-        """Forgets all embeddings in memory."""
+        """Drop all embeddings in memory."""
         self._planes = self._open()
         self._looks.clear()
 
-    def _answers(
+    def _predictions(
         self, request: Request, source: PlaneSource, cancelled: Cancelled
     ) -> Iterator[tuple[SoftMask, bool]]:
         embedding = self._embedding(source)
-        about = (request.object, source.identity)
-        previous = request.previous
-        before = None
-        if previous is not None:
-            from napari_lowlat_seg.inference.predictor import Prediction
-
-            look = self._looks.get(about)
-            before = Prediction(previous.probability, previous.quality, embedding.frame, look)
-        answer = None
-        # Whether an answer is the last one is known when the next one is there, or none. The quick one must
-        # not wait for that: it goes out as one that may be bettered, and once more when it was not.
-        for prediction in self._predictor.answers(embedding, request.prompts, before):
-            answer = SoftMask.of(prediction.probability, prediction.quality)
+        key = (request.object, source.identity)
+        previous = _prediction(request.previous, embedding, self._looks.get(key))
+        soft_mask = None
+        # Whether a prediction is the last one is known when the next one is there, or none. The quick one
+        # must not wait for that: it goes out as one that may be refined, and once more when it was not.
+        for prediction in self._predictor.answers(embedding, request.prompts, previous):
+            soft_mask = SoftMask.of(prediction.probability, prediction.quality)
             look = prediction.look
             if request.ticket and look is not None and _bytes_of(look) <= self._looks.maxsize:
-                self._looks[about] = look
-            yield answer, not request.ticket
+                self._looks[key] = look
+            yield soft_mask, not request.ticket
             if not request.ticket or cancelled():
                 return
-        if answer is not None:
-            yield answer, True
+        if soft_mask is not None:
+            yield soft_mask, True
 
     def _embedding(self, source: PlaneSource) -> Embedding:
         from napari_lowlat_seg.serving.embedding_cache import EmbeddingKey
@@ -204,25 +231,27 @@ class PredictionService:
             return known
         pixels = np.asarray(source.read())
         if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif":
-            return self._made(source, pixels)  # which says what is wrong with them
-        # Who reads the pixels makes the key anew: they may have changed since the last time.
+            return self._made(source, pixels)  # raises an error that says what is wrong with them
+        # The key is made anew from the pixels: they may have changed since the last time.
         key = EmbeddingKey.of_pixels(self._predictor, pixels, source.plane, source.window, source.spacing)
         self._keys[source.identity] = key
         before = self._encoded
-        embedding = self._planes.ensure(key, lambda: self._shelved(key, source) or self._made(source, pixels))
+        embedding = self._planes.ensure(
+            key, lambda: self._found_in_folder(key, source) or self._made(source, pixels)
+        )
         if self._encoded > before:
             self._planes.save(key, embedding)
         return embedding
 
-    def _shelved(self, key: EmbeddingKey, source: PlaneSource) -> Embedding | None:
-        """What others have left of it in one of the source's folders."""
+    def _found_in_folder(self, key: EmbeddingKey, source: PlaneSource) -> Embedding | None:
+        """The embedding that another program, such as `lowlat-seg embed`, has left in a folder."""
         from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 
         for folder in source.folders:
-            if folder not in self._shelves and folder.is_dir():
+            if folder not in self._others and folder.is_dir():
                 device = self._predictor.runtime.device
-                self._shelves[folder] = EmbeddingCache(0, 0, folder, 0, device)
-            found = self._shelves[folder].get(key) if folder in self._shelves else None
+                self._others[folder] = EmbeddingCache(0, 0, folder, 0, device)
+            found = self._others[folder].get(key) if folder in self._others else None
             if found is not None:
                 return found
         return None
@@ -233,15 +262,15 @@ class PredictionService:
         return made
 
     @contextmanager
-    def _until(self, cancelled: Cancelled) -> Iterator[None]:
-        self._newer = cancelled
+    def _interruptible(self, cancelled: Cancelled) -> Iterator[None]:
+        self._cancelled = cancelled
         try:
             yield
         finally:
-            self._newer = never
+            self._cancelled = never
 
-    def _look_up(self) -> None:
-        if self._newer():
+    def _raise_if_cancelled(self) -> None:
+        if self._cancelled():
             raise Interrupted
 
 
@@ -254,13 +283,18 @@ def load_prediction_service(
     disk_bytes: int = 0,
     progress: Progress | None = None,
 ) -> PredictionService:
-    """The responder for a model on a device; see `predictor.load_predictor` for its arguments and errors.
+    """A service for a model by name, which is downloaded first if it is not on this machine.
 
-    Embeddings take up to `cache_bytes` of memory and `disk_bytes` beside the downloaded models; none is
-    written there if that is 0.
-
-    A model that is not on this machine is downloaded first: `progress` is told (bytes so far, bytes in all or
-    None), and what it raises cancels the download.
+    Parameters
+    ----------
+    model, device, closer_look
+        As `load_predictor` has them; it also raises its errors.
+    cache_bytes
+        Memory for embeddings.
+    disk_bytes
+        Room for embeddings in a folder beside the downloaded models; 0 to write none there.
+    progress
+        Called with (bytes so far, bytes in all or None) during a download; what it raises cancels it.
     """
     from napari_lowlat_seg.inference.predictor import load_predictor
     from napari_lowlat_seg.models.checkpoints import download_model, model_info
@@ -268,12 +302,12 @@ def load_prediction_service(
     row = WEIGHTS.get(model)
     if row is not None and row.url and not model_info(model)["downloaded"]:
         download_model(model, progress)
-    folder = _kept_folder() if disk_bytes else None
+    folder = _embeddings_folder() if disk_bytes else None
     return PredictionService(load_predictor(model, device, closer_look), cache_bytes, folder, disk_bytes)
 
 
-def _kept_folder() -> Path | None:
-    """Where embeddings are kept from one session to the next; None, with a warning, if it cannot be made."""
+def _embeddings_folder() -> Path | None:
+    """The folder of embeddings beside the models; None, with a warning, if it cannot be made."""
     folder = cache_dir() / "embeddings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,8 +325,19 @@ def _bytes_of(embedding: Embedding) -> int:
     return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes
 
 
-class SeenPlanes:
-    """Planes for a walk, which looks at each more than once and at one after the other: `volume.Pictures`."""
+def _prediction(
+    soft_mask: SoftMask | None, embedding: Embedding, look: Embedding | None = None
+) -> Prediction | None:
+    """A soft mask as the predictor takes it for the previous prediction."""
+    if soft_mask is None:
+        return None
+    from napari_lowlat_seg.inference.predictor import Prediction
+
+    return Prediction(soft_mask.probability, soft_mask.quality, embedding.frame, look)
+
+
+class _CachedPlanes:
+    """The planes of a propagation, as `volume.Pictures`; each is needed more than once, but not for long."""
 
     def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
         self._sources = sources
@@ -300,30 +345,22 @@ class SeenPlanes:
         self.window = next(iter(sources.values())).window
 
     def plane_spacing(self, plane: Plane) -> tuple[float, float]:
-        """As `Volume.plane_spacing`."""
         return self._sources[plane].spacing
 
     def source(self, plane: Plane) -> PlaneSource:
-        """The source of a plane, which reads it at most once in a while."""
+        """The source of a plane, which reads the plane's pixels from this cache."""
         return replace(self._sources[plane], read=lambda: self.plane(plane))
 
 
 @dataclass(frozen=True)
-class AnswerEngine:
-    """A predictor that speaks in answers, which are kept and travel: `sweep.MaskPredictor`."""
+class _SoftMaskPredictor:
+    """A predictor of soft masks, which are small and can be sent to another process."""
 
     predictor: Predictor
 
     def embed(self, image: Any, window: Any, spacing: Any) -> Any:
-        """As `Predictor.embed`."""
         return self.predictor.embed(image, window, spacing)
 
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: SoftMask | None) -> SoftMask:
-        """As `Predictor.predict`."""
-        from napari_lowlat_seg.inference.predictor import Prediction  # torch, which a window shall not import
-
-        before = None
-        if previous is not None:
-            before = Prediction(previous.probability, previous.quality, embedding.frame)
-        made = self.predictor.predict(embedding, prompts, before)
+        made = self.predictor.predict(embedding, prompts, _prediction(previous, embedding))
         return SoftMask.of(made.probability, made.quality)

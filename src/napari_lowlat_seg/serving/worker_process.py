@@ -1,8 +1,8 @@
-"""Another interpreter that works for this one: how it is started, spoken to and ended.
+"""Another Python interpreter that works for this one: how it is started, asked and ended.
 
-Both sides talk in frames over the child's standard input and output. Nothing is forked, and the user's script
-is not run a second time, as multiprocessing would. A child whose input ends, ends itself: closing, a crash
-and `kill -9` of the parent all look the same to it.
+Both sides send framed messages over the child's standard input and output. Nothing is forked, and the user's
+script is not run a second time, as multiprocessing would. A child ends itself when its input ends, so that
+closing, a crash and `kill -9` of the parent have the same effect.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GLANCE = 0.005
-"""Seconds between two glances at whether an answer is still wanted. Answers themselves wake at once."""
+POLL_SECONDS = 0.005
+"""Seconds between two checks whether a request was cancelled. Replies themselves wake at once."""
 
 _BOOT = "import sys; sys.path += sys.argv[2:]; from {module} import {function}; {function}()"
 
-Services = Mapping[str, Callable[..., Any]]
+Callbacks = Mapping[str, Callable[..., Any]]
 
 
 class Interrupted(Exception):
-    """The answer is not wanted any more."""
+    """Raised where a request that was cancelled is at work."""
 
 
 class WorkerProcessEnded(RuntimeError):
-    """The other interpreter is not there any more."""
+    """Raised by a request to an interpreter that has ended."""
 
 
 class Message(NamedTuple):
-    """What travels: the number of the conversation, what it is about, and what belongs to it."""
+    """What is sent: the number of the request it belongs to, the kind of message, and its content."""
 
     number: int
     kind: str
@@ -47,16 +47,16 @@ class Message(NamedTuple):
 
 
 class WorkerProcess:
-    """Another interpreter, as its parent sees it. `ask` from one thread, `kill` from any.
+    """Another interpreter, as its parent sees it. Call `request` from one thread, `kill` from any.
 
     Parameters
     ----------
     module, function
-        What runs there; the function opens a `Connection` and serves.
+        What runs there; the function opens a `Connection` and calls its `serve`.
     environment
-        What differs from this process's environment.
+        Variables that differ from this process's environment.
     niceness
-        Steps by which it gives way to other processes, where the system knows such steps; 0 for none.
+        By how much its priority is lower, in steps of `nice` where the system has them; 0 for the same.
 
     Raises
     ------
@@ -97,39 +97,47 @@ class WorkerProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether nobody will answer any more."""
+        """Whether the interpreter has ended or was killed."""
         return self._killed or self._process.poll() is not None
 
     def kill(self) -> None:
-        """Ends it at once, whatever it is doing."""
+        """End it at once, whatever it is doing."""
         self._killed = True
         self._process.kill()
 
-    def ask(
+    def request(
         self,
-        verb: str,
+        kind: str,
         content: tuple[Any, ...],
-        services: Services,
+        callbacks: Callbacks,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Any]:
-        """What the child says to one question, each as it comes.
+        """Yield what the child's handler of this kind of request yields.
+
+        Closing the generator stops the child as well.
 
         Parameters
         ----------
-        services
-            What the child may call here while it works. What they raise ends the conversation.
-        newer
-            Asked again and again while waiting; once it is true, the child is told to stop.
+        kind
+            The name of a handler that the child gave to `Connection.serve`.
+        content
+            The handler's arguments.
+        callbacks
+            By name, what the child may call here while it works. What they raise ends the request.
+        cancelled
+            Asked every `POLL_SECONDS` while waiting; once it returns True, the child is told to stop.
 
         Raises
         ------
         Interrupted
-            If the child stopped.
+            If the child has stopped.
         WorkerProcessEnded
-            If it ended, or had. And every error of the child's, as the nearest kind that all Pythons have.
+            If the child has ended.
+        Exception
+            An error of the child's, as the nearest of its kinds that is built into Python.
         """
         number = next(self._numbers)
-        self._send(Message(number, verb, content))
+        self._send(Message(number, kind, content))
         stopped = ended = False
         try:
             while not ended:
@@ -137,26 +145,25 @@ class WorkerProcess:
                     stopped = True
                     self._send(Message(number, "stop"))
                 try:
-                    reply = self._replies.get(timeout=GLANCE if cancelled is not None else None)
+                    reply = self._replies.get(timeout=POLL_SECONDS if cancelled is not None else None)
                 except queue.Empty:
                     continue
                 if reply.kind == "died":
-                    self._replies.put(reply)  # for whoever asks next
+                    self._replies.put(reply)  # for the next request
                     raise WorkerProcessEnded(
-                        f"the process that runs the model has ended ({reply.content}); what was drawn is "
-                        "kept, try again"
+                        f"the model process {reply.content}; your prompts are kept, click again to restart it"
                     )
                 if reply.number != number:
-                    continue  # left over from a conversation that was given up
+                    continue  # left over from a request that was given up
                 ended = reply.kind in ("end", "error", "interrupted")
                 if reply.kind == "item":
                     yield reply.content
                 elif reply.kind == "error":
-                    raise _rebuilt(*reply.content)
+                    raise _rebuilt_error(*reply.content)
                 elif reply.kind == "interrupted":
                     raise Interrupted
                 elif not ended:
-                    result = services[reply.kind](*reply.content)
+                    result = callbacks[reply.kind](*reply.content)
                     self._send(Message(number, "served", result))
         finally:
             if not ended and not stopped:
@@ -182,11 +189,11 @@ class WorkerProcess:
             status = self._process.wait()
             with self._sending:
                 self._process.stdin.close()
-            self._replies.put(Message(0, "died", _told(status)))
+            self._replies.put(Message(0, "died", _described(status)))
 
 
 class Connection:
-    """The child's end, opened once, by its main thread; what it prints goes to standard error then."""
+    """The child's end, opened once, by its main thread. What the child prints goes to standard error then."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "wb", 0)
@@ -195,7 +202,7 @@ class Connection:
         os.dup2(nothing, 0)
         try:
             os.dup2(2, 1)
-        except OSError:  # a program without a terminal has none
+        except OSError:  # a program without a terminal has no standard error
             os.dup2(nothing, 1)
         os.close(nothing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the parent
@@ -203,18 +210,18 @@ class Connection:
         if niceness and hasattr(os, "nice"):
             os.nice(niceness)
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._stopped = self._number = 0
+        self._cancelled = self._number = 0
         threading.Thread(target=self._listen, args=(source,), daemon=True).start()
 
-    def serve(self, verbs: Mapping[str, Callable[..., Iterator[Any]]]) -> None:
-        """Answers questions by `verbs` for ever; each yields what it has to say."""
+    def serve(self, handlers: Mapping[str, Callable[..., Iterator[Any]]]) -> None:
+        """Answer requests for ever, each by the handler of its kind, which yields the replies."""
         while True:
             message = self._messages.get()
-            if message.kind not in verbs:
-                continue  # a stop or a service that came too late
+            if message.kind not in handlers:
+                continue  # a stop, or a callback's result, that came too late
             self._number = message.number
             try:
-                for item in verbs[message.kind](*message.content):
+                for item in handlers[message.kind](*message.content):
                     self._send("item", item)
                 self._send("end")
             except Interrupted:
@@ -223,15 +230,15 @@ class Connection:
                 kinds = [kind.__name__ for kind in type(error).__mro__]
                 self._send("error", (kinds, str(error) or kinds[0], traceback.format_exc()))
 
-    def stopped(self) -> bool:
-        """Whether the answer under way is not wanted any more."""
-        return self._stopped == self._number
+    def cancelled(self) -> bool:
+        """Whether the request under way was cancelled."""
+        return self._cancelled == self._number
 
-    def call(self, service: str, *arguments: Any) -> Any:
-        """What a service of the parent's gives; Interrupted if the parent stopped instead."""
-        if not self.stopped():
-            self._send(service, arguments)
-        while not self.stopped():
+    def call(self, callback: str, *arguments: Any) -> Any:
+        """What a callback of the parent's returns. Raises Interrupted if the request was cancelled."""
+        if not self.cancelled():
+            self._send(callback, arguments)
+        while not self.cancelled():
             message = self._messages.get()
             if message.kind == "served" and message.number == self._number:
                 return message.content
@@ -244,14 +251,15 @@ class Connection:
         try:
             while (message := read(source)) is not None:
                 if message.kind == "stop":
-                    self._stopped = message.number
+                    self._cancelled = message.number
                 self._messages.put(message)
         finally:
-            os._exit(0)  # the parent is gone, in the middle of whatever this is
+            os._exit(0)  # the parent is gone; whatever is under way ends too
 
 
 def write(stream: Any, message: Message) -> None:
-    """One frame: the number of parts, the length of each, the parts. Arrays are parts and are not copied."""
+    """Write one frame: the number of parts, the length of each, the parts. Arrays are parts of their own and
+    are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(message, 5, buffer_callback=buffers.append)
     parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
@@ -262,7 +270,7 @@ def write(stream: Any, message: Message) -> None:
 
 
 def read(stream: Any) -> Message | None:
-    """The next frame; None at the end."""
+    """Read the next frame; None at the end of the stream."""
     try:
         (count,) = struct.unpack("<Q", _exactly(stream, 8))
         lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
@@ -284,16 +292,16 @@ def _exactly(stream: Any, count: int) -> bytearray:
     return part
 
 
-def _told(status: int) -> str:
-    """An exit status in words."""
+def _described(status: int) -> str:
+    """How a process ended, after its exit status."""
     if status >= 0:
-        return f"exit status {status}"
+        return f"has ended with exit status {status}"
     name = next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
-    return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+    return "was killed, probably out of memory" if name == "SIGKILL" else f"was ended by {name}"
 
 
-def _rebuilt(kinds: list[str], sentence: str, trace: str) -> Exception:
-    """An error of the child's, as the nearest kind that every Python has."""
+def _rebuilt_error(kinds: list[str], sentence: str, trace: str) -> Exception:
+    """An error of the child's, as the nearest of its kinds that is built into Python."""
     for kind in kinds:
         known = getattr(builtins, kind, None)
         if isinstance(known, type) and issubclass(known, Exception):
@@ -301,6 +309,6 @@ def _rebuilt(kinds: list[str], sentence: str, trace: str) -> Exception:
                 error = known(sentence)
             except TypeError:  # a kind that needs more than a sentence
                 continue
-            error.__cause__ = RuntimeError(f"in the child:\n{trace}")
+            error.__cause__ = RuntimeError(f"in the model process:\n{trace}")
             return error
     return RuntimeError(sentence)

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBox
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
 from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button, described
-from napari_lowlat_seg.serving.process import in_child
+from napari_lowlat_seg.serving.process import call_in_process
 
 FILES = "Models (*.pth *.pt *.safetensors);;All files (*)"
 DEVICES = ("cpu", "cuda", "mps")
@@ -146,7 +146,7 @@ def importing(file: Path) -> Callable[[], str]:
 
     It runs in a process of its own, because reading the file needs torch. Raises as `import_model` does.
     """
-    return lambda: Path(in_child("napari_lowlat_seg.models.checkpoints:import_model", str(file))).stem
+    return lambda: Path(call_in_process("napari_lowlat_seg.models.checkpoints:import_model", str(file))).stem
 
 
 def _described(name: str) -> str:
