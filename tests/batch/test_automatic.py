@@ -1,8 +1,9 @@
-"""Everything in a volume: the same labels whoever works, whoever dies, and whenever it was stopped."""
+"""Automatic segmentation of a volume: the same labels on a cluster, after a crash and after a stop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import tifffile
 import torch
 
-from napari_lowlat_seg.batch import automatic
-from napari_lowlat_seg.batch.automatic import run_everything
+from napari_lowlat_seg.batch import automatic, jobs
+from napari_lowlat_seg.batch.automatic import run_automatic
 from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.inference.predictor import Prediction
@@ -44,7 +45,7 @@ class Bright:
 def bright(monkeypatch: pytest.MonkeyPatch) -> Bright:
     """In the place of the network, in this process."""
     predictor = Bright()
-    monkeypatch.setattr(automatic, "cached_predictor", lambda *_: predictor)
+    monkeypatch.setattr(jobs, "cached_predictor", lambda *_: predictor)
     return predictor
 
 
@@ -65,7 +66,7 @@ def test_objects_run_through_the_volume(rods: Path, bright: Bright, tmp_path: Pa
     """Over an empty plane; what is seen on two planes is left out; nothing stays beside the labels."""
     if output.endswith("zarr"):
         pytest.importorskip("ome_zarr")
-    done = run_everything(rods, tmp_path / output)
+    done = run_automatic(rods, tmp_path / output)
     volume = read_volume(tmp_path / output)
     labels = np.stack([volume.plane(plane) for plane in volume.planes()])
     data = np.asarray(read_volume(rods).data)
@@ -79,7 +80,7 @@ def test_objects_run_through_the_volume(rods: Path, bright: Bright, tmp_path: Pa
 
 def test_any_axis_will_do(rods: Path, bright: Bright, tmp_path: Path) -> None:
     """Planes of 6 rows are small, so small objects count."""
-    run_everything(rods, tmp_path / "l.tif", axis=2, rules=MaskGeneratorSettings(least_area=5))
+    run_automatic(rods, tmp_path / "l.tif", axis=2, settings=MaskGeneratorSettings(least_area=5))
     labels = np.asarray(read_volume(tmp_path / "l.tif").data)
     np.testing.assert_array_equal(labels > 0, np.asarray(read_volume(rods).data) > 0)
 
@@ -89,66 +90,60 @@ def test_a_picture_is_a_volume_of_one_plane(bright: Bright, tmp_path: Path) -> N
     picture = np.zeros((40, 50), np.uint8)
     picture[5:25, 5:25] = 90
     tifffile.imwrite(tmp_path / "a.tif", picture)
-    done = run_everything(tmp_path / "a.tif", tmp_path / "l.png")
+    done = run_automatic(tmp_path / "a.tif", tmp_path / "l.png")
     np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.png").data), picture > 0)
     assert (done["objects"], done["planes"]) == (1, 1)
 
 
-def test_a_plane_of_nan_shows_nothing(bright: Bright, tmp_path: Path) -> None:
+def test_a_plane_of_nan_has_no_objects(bright: Bright, tmp_path: Path) -> None:
     """Registered stacks have such planes."""
     data = np.full((3, 20, 20), np.nan, np.float32)
     data[0, 2:12, 2:12] = 1
     data[0, 12:, 12:] = 0
     tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack")
-    assert run_everything(tmp_path / "a.tif", tmp_path / "l.tif")["planes"] == 3
+    assert run_automatic(tmp_path / "a.tif", tmp_path / "l.tif")["planes"] == 3
 
 
-def test_it_goes_on_where_it_stopped(
+def test_a_stopped_run_is_resumed(
     rods: Path, bright: Bright, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was looked at is not looked at again, unless the rules are others; the labels are the same."""
-    run_everything(rods, tmp_path / "whole.tif")
-    everything = bright.asked
+    """Planes that were done are not done again, and the labels are the same."""
+    run_automatic(rods, tmp_path / "whole.tif")
+    whole = bright.asked
 
     class Stopped(Exception):
         pass
 
-    look_at, looked = automatic.look_at, []
+    run_job, done = automatic.run_automatic_job, []
 
-    def stop_after_four(job: automatic.EverythingJob) -> Any:
-        if len(looked) == 4:
+    def stop_after_four(job: automatic.AutomaticJob) -> Any:
+        if len(done) == 4:
             raise Stopped
-        looked.append(job)
-        return look_at(job)
+        done.append(job)
+        return run_job(job)
 
-    monkeypatch.setattr(automatic, "look_at", stop_after_four)
+    monkeypatch.setattr(automatic, "run_automatic_job", stop_after_four)
     bright.asked = 0
     with pytest.raises(Stopped):
-        run_everything(rods, tmp_path / "l.tif")
+        run_automatic(rods, tmp_path / "l.tif")
     half = bright.asked
-    monkeypatch.setattr(automatic, "look_at", look_at)
-    run_everything(rods, tmp_path / "l.tif")
-    assert 0 < half < bright.asked == everything
+    monkeypatch.setattr(automatic, "run_automatic_job", run_job)
+    run_automatic(rods, tmp_path / "l.tif")
+    assert 0 < half < bright.asked == whole
     assert (tmp_path / "l.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
 
 
-def test_other_rules_find_other_files(rods: Path, bright: Bright, tmp_path: Path) -> None:
+def test_other_settings_and_models_have_files_of_their_own(
+    rods: Path, bright: Bright, tmp_path: Path
+) -> None:
     """So does another model."""
-    job = automatic.EverythingJob(
-        rods,
-        tmp_path,
-        "m",
-        "cpu",
-        None,
-        (0, 255),
-        MaskGeneratorSettings(),
-        tuple(read_volume(rods).planes()[:1]),
-    )
-    [(_, first)] = automatic.look_at(job)
-    [(_, again)] = automatic.look_at(job)
-    [(_, other)] = automatic.look_at(automatic.replace(job, rules=MaskGeneratorSettings(grid=4)))
+    planes = tuple(read_volume(rods).planes()[:1])
+    job = automatic.AutomaticJob(image=rods, folder=tmp_path, window=(0, 255), items=planes)
+    [(_, first)] = automatic.run_automatic_job(job)
+    [(_, again)] = automatic.run_automatic_job(job)
+    [(_, other)] = automatic.run_automatic_job(replace(job, settings=MaskGeneratorSettings(grid=4)))
     bright.model = "other"
-    [(_, another)] = automatic.look_at(job)
+    [(_, another)] = automatic.run_automatic_job(job)
     assert first == again
     assert len({first, other, another}) == 3
 
@@ -176,9 +171,9 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     """The labels are those of one process, to the byte; half a file is no file."""
     image, model = noise
     monkeypatch.setattr(automatic, "BATCH", 1)
-    run_everything(image, tmp_path / "one.tif", model=str(model), device="cpu", rules=ALL_IN)
-    run_everything(
-        image, tmp_path / "two.tif", model=str(model), device="cpu", rules=ALL_IN, scheduler=deadly_cluster
+    run_automatic(image, tmp_path / "one.tif", model=str(model), device="cpu", settings=ALL_IN)
+    run_automatic(
+        image, tmp_path / "two.tif", model=str(model), device="cpu", settings=ALL_IN, scheduler=deadly_cluster
     )
     assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
@@ -205,4 +200,4 @@ def test_more_than_three_axes_are_refused(tmp_path: Path) -> None:
         tmp_path / "a.tif", np.zeros((2, 3, 20, 20), np.uint8), imagej=True, metadata={"axes": "TZYX"}
     )
     with pytest.raises(ValueError, match=r"in 2-D and 3-D images; .* has shape \(2, 3, 20, 20\)"):
-        run_everything(tmp_path / "a.tif", tmp_path / "l.tif")
+        run_automatic(tmp_path / "a.tif", tmp_path / "l.tif")

@@ -1,4 +1,4 @@
-"""Embedding ahead: what a cluster writes is what one process writes, and nothing is made twice."""
+"""Embedding in advance: what a cluster writes is what one process writes, and nothing is made twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import tifffile
 import torch
 
 from napari_lowlat_seg.batch import embed
-from napari_lowlat_seg.batch.embed import EmbedJob, run_embed, run_job
+from napari_lowlat_seg.batch.embed import EmbedJob, run_embed, run_embed_job
 from napari_lowlat_seg.cli import app
-from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.propagation.sweep import embed_plane
@@ -29,11 +29,19 @@ def stack(tmp_path: Path) -> Path:
     return path
 
 
+def _job(
+    stack: Path, tiny: Path, folder: Path, window: tuple[float, float] | None, planes: tuple[Plane, ...]
+) -> EmbedJob:
+    return EmbedJob(
+        image=stack, folder=folder / "cache", model=str(tiny), device="cpu", window=window, items=planes
+    )
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_click_finds_the_embedding_that_was_made_ahead(tiny: Path, stack: Path, tmp_path: Path) -> None:
+def test_a_click_finds_the_embedding_made_in_advance(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """Same key, same features as embedding it now."""
     done = run_embed(stack, tmp_path / "cache", model=str(tiny), device="cpu")
     assert (done["planes"], done["made"]) == (20, 20)
@@ -68,7 +76,7 @@ def test_a_scan_is_embedded_as_a_window_shows_it(
     assert all(EmbeddingKey.of(predictor, shown, plane) in cache for plane in planes)
 
 
-def test_it_goes_on_where_it_stopped(tiny: Path, stack: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_is_resumed(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """What is there is not made again; what was lost is, to the byte."""
     folder = tmp_path / "cache"
     run_embed(stack, folder, model=str(tiny), device="cpu")
@@ -100,7 +108,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     assert {name: written[name] for name in expected} == expected
 
 
-def test_a_plane_of_nan_is_passed_over(tiny: Path, tmp_path: Path) -> None:
+def test_a_plane_of_nan_is_skipped(tiny: Path, tmp_path: Path) -> None:
     """Registered stacks have such planes."""
     data = np.random.default_rng(0).normal(size=(3, 20, 20)).astype(np.float32)
     data[1] = np.nan
@@ -109,16 +117,16 @@ def test_a_plane_of_nan_is_passed_over(tiny: Path, tmp_path: Path) -> None:
     assert (done["planes"], done["made"]) == (3, 2)
 
 
-def test_other_errors_are_not_passed_over(tiny: Path, stack: Path, tmp_path: Path) -> None:
+def test_other_errors_are_raised(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """A window that is none is a mistake, not an empty plane."""
     volume = read_volume(stack)
     planes = tuple(volume.planes()[:1])
-    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, (9.0, 1.0), planes)
+    job = _job(stack, tiny, tmp_path, (9.0, 1.0), planes)
     with pytest.raises(ValueError, match=r"needs finite low < high; got \(9\.0, 1\.0\)"):
-        run_job(job)
+        run_embed_job(job)
 
 
-def test_a_full_disk_does_not_pass_for_success(
+def test_a_full_disk_is_an_error(
     tiny: Path, stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job fails, and a cluster would try it elsewhere."""
@@ -128,12 +136,12 @@ def test_a_full_disk_does_not_pass_for_success(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     planes = tuple(read_volume(stack).planes()[:2])
-    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, None, planes)
+    job = _job(stack, tiny, tmp_path, None, planes)
     with (
         pytest.warns(RuntimeWarning, match="No space left"),
         pytest.raises(OSError, match=r"cannot be written to .*cache; make room there"),
     ):
-        run_job(job)
+        run_embed_job(job)
 
 
 def test_the_command_says_what_it_did(
@@ -151,13 +159,13 @@ def test_the_command_says_what_it_did(
     assert "axis must be from 0 to 2" in capsys.readouterr().err
 
 
-def test_a_job_carries_all_that_a_worker_needs(tiny: Path, stack: Path, tmp_path: Path) -> None:
+def test_a_job_holds_all_that_a_worker_needs(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """The window comes with it: a worker that has other planes must not choose another."""
     planes = tuple(read_volume(stack).planes()[:1])
-    job = EmbedJob(stack, tmp_path / "cache", str(tiny), "cpu", None, (0.0, 500.0), planes)
-    assert run_job(job) == (1, 1)
-    assert run_job(job) == (0, 1)
-    assert run_job(replace(job, window=(0.0, 600.0))) == (1, 1)
+    job = _job(stack, tiny, tmp_path, (0.0, 500.0), planes)
+    assert run_embed_job(job) == 1
+    assert run_embed_job(job) == 0
+    assert run_embed_job(replace(job, window=(0.0, 600.0))) == 1
     predictor: Predictor = load_predictor(str(tiny), device="cpu")
     volume = replace(read_volume(stack), window=(0.0, 600.0))
     assert EmbeddingKey.of(predictor, volume, planes[0]) in EmbeddingCache(folder=tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Work on a cluster: all of it is done once, whoever dies."""
+"""Work on a cluster: each job is done once, also when workers crash."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
-from napari_lowlat_seg.batch.jobs import connected, spread
+from napari_lowlat_seg.batch import jobs
+from napari_lowlat_seg.batch.jobs import BatchJob, connected, map_jobs
 
 pytest.importorskip("distributed")
 
@@ -29,7 +32,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(tmp_path: Path) ->
     done = []
     with connected(None, 2) as client:
         pids = client.run(os.getpid)
-        for number in spread(client, slow_file, range(24)):
+        for _, number in map_jobs(client, slow_file, range(24)):
             done.append(number)
             if len(done) == 4:
                 os.kill(next(iter(pids.values())), signal.SIGKILL)
@@ -37,14 +40,45 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(tmp_path: Path) ->
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(24))
 
 
-def test_an_error_that_repeats_itself_is_told() -> None:
+def test_an_error_that_repeats_itself_is_raised() -> None:
     """With its own sentence."""
 
     def fail(job: int) -> int:
         raise ValueError(f"job {job} cannot be done")
 
     with connected(None, 1) as client, pytest.raises(ValueError, match=r"job 3 cannot be done"):
-        list(spread(client, fail, [3]))
+        list(map_jobs(client, fail, [3]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_job_that_crashes_every_worker_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, not with the traceback of the cluster."""
+    monkeypatch.setattr(jobs, "CRASHES", 0)
+
+    def crash(job: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with connected(None, 1) as client, pytest.raises(OSError, match=r"every worker that took it crashed"):
+        list(map_jobs(client, crash, [1]))
+
+
+def test_a_job_is_split_into_batches() -> None:
+    """In order; the rest is the last."""
+    parts = BatchJob(image=Path("a.tif"), device="cpu", items=tuple(range(5))).split(2)
+    assert [part.items for part in parts] == [(0, 1), (2, 3), (4,)]
+    assert {part.device for part in parts} == {"cpu"}
+
+
+def test_a_file_that_has_changed_is_opened_again(tmp_path: Path) -> None:
+    """A worker lives for many runs and keeps the last image."""
+    path = tmp_path / "a.tif"
+    job = BatchJob(image=path, window=(0.0, 9.0))
+    tifffile.imwrite(path, np.zeros((4, 5), np.uint8))
+    first = job.volume()
+    assert job.volume().data is first.data
+    assert first.window == (0.0, 9.0)
+    tifffile.imwrite(path, np.ones((4, 6), np.uint8))
+    assert job.volume().shape == (4, 6)
 
 
 def test_no_workers_is_no_cluster() -> None:
@@ -53,7 +87,7 @@ def test_no_workers_is_no_cluster() -> None:
         assert client is None
 
 
-def test_an_address_where_nobody_answers_is_refused() -> None:
+def test_an_address_without_a_scheduler_is_refused() -> None:
     """And a negative number of workers."""
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at 'nonsense://'; check"):
         connected("nonsense://", 0).__enter__()
@@ -61,7 +95,7 @@ def test_an_address_where_nobody_answers_is_refused() -> None:
         connected(None, -1).__enter__()
 
 
-def test_without_dask_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine alone does not bring it."""
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match=r"needs Dask.*pip install napari-lowlat-seg\[cluster\]"):

@@ -1,4 +1,4 @@
-"""Everything on a plane: what a grid of clicks finds, once each, the doubtful left out."""
+"""Automatic segmentation of a plane: each object once, uncertain ones left out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.batch import mask_generator as room
+from napari_lowlat_seg.batch import mask_generator as module
 from napari_lowlat_seg.batch.mask_generator import (
     MaskGeneratorSettings,
     MaskProposal,
-    distinct,
-    everything,
-    grid_of_clicks,
-    judged,
-    laid_down,
+    click_grid,
+    filter_masks,
+    label_masks,
+    label_plane,
+    nms,
 )
 from napari_lowlat_seg.core.prompts import Click, Prompt
 
@@ -41,9 +41,9 @@ class Bright:
         return image
 
     def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[SoftMask]:
-        return [self._answer(embedding, click) for (click,) in prompts]
+        return [self._predict(embedding, click) for (click,) in prompts]
 
-    def _answer(self, image: np.ndarray, click: Prompt) -> SoftMask:
+    def _predict(self, image: np.ndarray, click: Prompt) -> SoftMask:
         row, col = (round(v) for v in click.bounds()[:2])
         return SoftMask(np.where(image == image[row, col], np.float32(image[row, col] / 255), np.float32(0)))
 
@@ -58,36 +58,40 @@ def blocks() -> np.ndarray:
     return image
 
 
-def test_each_sure_object_is_found_once(blocks: np.ndarray) -> None:
+def test_each_certain_object_is_found_once(blocks: np.ndarray) -> None:
     """The dim one, the small one and the background are left out."""
-    labels = everything(Bright(), blocks)
+    labels = label_plane(Bright(), blocks)
     expected = np.zeros_like(blocks, np.uint32)
     expected[5:25, 5:25], expected[30:55, 5:30] = 1, 2
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_rules_let_more_in(blocks: np.ndarray) -> None:
+def test_settings_let_more_in(blocks: np.ndarray) -> None:
     """The dim one without asking for stability, the small one with a smaller least area."""
-    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(stability=0)))) == 1 + 3
-    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(least_area=25)))) == 1 + 3
-    assert len(np.unique(everything(Bright(), blocks, rules=MaskGeneratorSettings(most_area=0.1)))) == 1 + 1
+    assert label_plane(Bright(), blocks, settings=MaskGeneratorSettings(stability=0)).max() == 3
+    assert (
+        len(np.unique(label_plane(Bright(), blocks, settings=MaskGeneratorSettings(least_area=25)))) == 1 + 3
+    )
+    assert (
+        len(np.unique(label_plane(Bright(), blocks, settings=MaskGeneratorSettings(most_area=0.1)))) == 1 + 1
+    )
 
 
 def test_a_large_plane_is_seen_whole_and_in_tiles(
     blocks: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a tile's side cuts off is taken from where it is whole: the labels stay the same."""
-    whole = everything(Bright(), blocks)
-    monkeypatch.setattr(room, "TILE", 40)
-    monkeypatch.setattr(room, "SHIFT", 20)
+    whole = label_plane(Bright(), blocks)
+    monkeypatch.setattr(module, "TILE", 40)
+    monkeypatch.setattr(module, "SHIFT", 20)
     predictor = Bright()
-    labels = everything(predictor, blocks)
+    labels = label_plane(predictor, blocks)
     assert predictor.embedded == [(60, 80)] + 6 * [(40, 40)]
     np.testing.assert_array_equal(labels > 0, whole > 0)
     assert len(np.unique(labels)) == 1 + 2
 
 
-def test_colours_are_seen_as_they_are() -> None:
+def test_colours_reach_the_network_unchanged() -> None:
     """A picture of three channels goes to the network unchanged."""
 
     class Shapes(Bright):
@@ -95,30 +99,31 @@ def test_colours_are_seen_as_they_are() -> None:
             assert embedding.shape == (20, 30, 3)
             return [SoftMask(np.ones((20, 30), np.float32)) for _ in prompts]
 
-    labels = everything(Shapes(), np.zeros((20, 30, 3), np.uint8), rules=MaskGeneratorSettings(most_area=1))
+    labels = label_plane(
+        Shapes(), np.zeros((20, 30, 3), np.uint8), settings=MaskGeneratorSettings(most_area=1)
+    )
     np.testing.assert_array_equal(labels, np.ones((20, 30), np.uint32))
 
 
 def test_clicks_keep_their_distance_in_the_world() -> None:
     """Rows twice as far apart as columns are asked as often."""
-    clicks = grid_of_clicks((10, 20), 4, spacing=(2.0, 1.0))
+    clicks = click_grid((10, 20), 4, spacing=(2.0, 1.0))
     assert sorted({click.at[0] for click in clicks}) == [0.75, 3.25, 5.75, 8.25]
     assert sorted({click.at[1] for click in clicks}) == [2.0, 7.0, 12.0, 17.0]
-    assert len(grid_of_clicks((1, 1000), 5)) == 5
+    assert len(click_grid((1, 1000), 5)) == 5
 
 
-def test_an_answer_that_leaves_out_its_click_is_none() -> None:
+def test_a_mask_without_its_click_is_dropped() -> None:
     """Nor is the part counted that the click is not in."""
     probability = np.zeros((20, 20), np.float32)
     probability[:8, :8] = probability[12:, 12:] = 0.9
-    assert judged(Click((10, 10)), probability, None, MaskGeneratorSettings()) is None
-    found = judged(Click((3, 3)), probability, 0.8, MaskGeneratorSettings())
-    assert found is not None
+    soft, settings = SoftMask(probability, 0.8), MaskGeneratorSettings()
+    (found,) = filter_masks([Click((10, 10)), Click((3, 3))], [soft, soft], settings)
     assert (found.corner, found.mask.shape, found.area) == ((0, 0), (8, 8), 64)
     assert found.score == pytest.approx(0.8)
 
 
-def test_the_better_of_two_alike_stays() -> None:
+def test_the_better_of_two_similar_masks_is_kept() -> None:
     """By score, then by order; those that overlap little both stay."""
     square = np.ones((10, 10), bool)
     worse, better, same = (
@@ -127,12 +132,12 @@ def test_the_better_of_two_alike_stays() -> None:
         MaskProposal((1, 1), square, 0.9),
     )
     aside = MaskProposal((8, 8), square, 0.1)
-    assert distinct([worse, aside, better, same], 0.5) == [better, aside]
+    assert nms([worse, aside, better, same], 0.5) == [better, aside]
     assert worse.iou(better) == pytest.approx(81 / 119)
     assert worse.iou(MaskProposal((10, 0), square, 1.0)) == 0
 
 
-def test_pixels_go_to_the_first_and_nobody_is_left_a_rag() -> None:
+def test_pixels_go_to_the_first_mask_and_remnants_are_dropped() -> None:
     """What keeps less than its share is left out, and leaves no gap in the numbers."""
     square = np.ones((10, 10), bool)
     found = [
@@ -140,11 +145,11 @@ def test_pixels_go_to_the_first_and_nobody_is_left_a_rag() -> None:
         MaskProposal((2, 0), square, 0.8),
         MaskProposal((5, 0), square, 0.7),
     ]
-    labels = laid_down(found, (20, 10), 0.5)
+    labels = label_masks(found, (20, 10), 0.5)
     assert labels[:, 0].tolist() == 10 * [1] + 5 * [2] + 5 * [0]
 
 
-def test_impossible_rules_are_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     """With the value that came."""
     with pytest.raises(ValueError, match=r"a grid needs 1 click or more along the longer side; got 0"):
         MaskGeneratorSettings(grid=0)
@@ -154,6 +159,6 @@ def test_impossible_rules_are_refused() -> None:
 
 def test_a_plane_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is embedded."""
-    monkeypatch.setattr(room, "PIXELS", 100)
+    monkeypatch.setattr(module, "PIXELS", 100)
     with pytest.raises(ValueError, match=r"planes of up to 100 pixels; got 10 x 11"):
-        everything(Bright(), np.zeros((10, 11), np.uint8))
+        label_plane(Bright(), np.zeros((10, 11), np.uint8))

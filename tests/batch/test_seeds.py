@@ -10,10 +10,9 @@ import pytest
 import tifffile
 import torch
 
-from napari_lowlat_seg.batch import seeds
-from napari_lowlat_seg.batch.seeds import DISPUTES, read_points, run_seeds, write_disputes
+from napari_lowlat_seg.batch import jobs, seeds
+from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds, write_disputes
 from napari_lowlat_seg.cli import app
-from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
@@ -38,7 +37,7 @@ class Bright:
 @pytest.fixture
 def rods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two rods of their own brightness in a stack of 6 planes."""
-    monkeypatch.setattr(seeds, "cached_predictor", lambda *_: Bright())
+    monkeypatch.setattr(jobs, "cached_predictor", lambda *_: Bright())
     data = np.zeros((6, 40, 50), np.uint8)
     data[:, 5:15, 5:15] = 100
     data[:, 20:35, 20:40] = 200
@@ -64,8 +63,9 @@ def test_where_two_claim_a_pixel_the_lower_number_keeps_it(
     if output.endswith("zarr"):
         pytest.importorskip("ome_zarr")
     (tmp_path / "p.csv").write_text("2,10,10\n3,11,11\n")
-    monkeypatch.setattr(seeds, "TOGETHER", 1)
-    monkeypatch.setattr(seeds, "map", lambda work, jobs: [work(j) for j in reversed(jobs)], raising=False)
+    monkeypatch.setattr(seeds, "BATCH", 1)
+    backwards = lambda _, work, some: ((job, work(job)) for job in reversed(some))  # noqa: E731
+    monkeypatch.setattr(jobs, "map_jobs", backwards)
     run_seeds(rods, tmp_path / "p.csv", tmp_path / output)
     volume = read_volume(tmp_path / output)
     labels = np.stack([volume.plane(plane) for plane in volume.planes()])
@@ -92,33 +92,6 @@ def test_disputes_are_a_table_that_napari_opens(tmp_path: Path) -> None:
     assert (tmp_path / "d.csv").read_text().splitlines()[1:] == [
         "0,4,5,6,2,90,1", "1,4,5,6,3,90,1", "2,1,2,3,1,40,0+2",
     ]  # fmt: skip
-
-
-def test_napari_s_own_points_file_is_read(tmp_path: Path) -> None:
-    """Header and index are passed over."""
-    path = tmp_path / "p.csv"
-    path.write_text("index,axis-0,axis-1,axis-2\n0,1.0,2.5,3.0\n1,0,0,0\n")
-    volume = Volume(np.zeros((3, 4, 5), np.uint8))
-    assert read_points(path, volume) == [(1, 2.5, 3), (0, 0, 0)]
-    path.write_text("axis-0,axis-1,axis-2\n1.0,2.5,3.0\n")
-    assert read_points(path, volume) == [(1, 2.5, 3)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1,2\n", r"3 numbers per line, inside a volume of \(3, 4, 5\); got '1,2'"),
-        ("1,2,x\n", r"got '1,2,x'"),
-        ("1,2,9\n", r"got '1,2,9'"),
-        ("\n", r"must hold at least one point; it has none"),
-    ],
-)
-def test_other_points_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    """With the line that is wrong."""
-    path = tmp_path / "p.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_points(path, Volume(np.zeros((3, 4, 5), np.uint8)))
 
 
 @pytest.fixture
@@ -157,7 +130,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seeds to a job, so that there is a middle."""
-    monkeypatch.setattr(seeds, "TOGETHER", 2)
+    monkeypatch.setattr(seeds, "BATCH", 2)
     _seeds([*noise, "--consensus", "-o", str(tmp_path / "one.tif")])
     _seeds([*noise, "--consensus", "-o", str(tmp_path / "two.tif"), "--scheduler", deadly_cluster])
     for end in ("", DISPUTES):

@@ -1,23 +1,137 @@
-"""Work spread over a Dask cluster: one on this machine, or any whose scheduler has an address.
+"""Work on an image cut into jobs, done here or on a Dask cluster.
 
-Dask moves a task to another worker when its worker dies. Tasks must therefore leave nothing half done: each
+Dask moves a job to another worker when its worker dies. Jobs must therefore leave nothing half done: each
 writes whole files, and finds what an earlier try has written.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
+from napari_lowlat_seg.io.files import read_volume
 
 RETRIES = 3
-"""Times that a task is tried again after an error, deaths of workers not counted."""
+"""How often a job is tried again after an error; crashes of workers do not count."""
 
-DEATHS = 10
-"""Workers that a task may lose before it is taken for their murderer."""
+CRASHES = 10
+"""How many workers a job may crash before it is abandoned."""
+
+Stamp = tuple[int, int] | None
 
 Job = TypeVar("Job")
+OnImage = TypeVar("OnImage", bound="BatchJob")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """What a worker must know to work on an image: everything is opened where the work is done.
+
+    Attributes
+    ----------
+    image
+        A file, or an OME-Zarr, that every worker reaches under the same path.
+    channel
+        As in `read_volume`.
+    window
+        (low, high), one intensity window for all jobs, so that every worker sees the same brightness.
+    model, device
+        As in `load_predictor`.
+    items
+        The planes or the seeds to work on.
+    """
+
+    image: Path
+    channel: int | None = None
+    window: tuple[float, float] | None = None
+    model: str = "default"
+    device: str = "auto"
+    items: tuple[Any, ...] = ()
+
+    def predictor(self) -> Predictor:
+        """The predictor, loaded once in a worker's life."""
+        return cached_predictor(self.model, self.device, _stamp(Path(self.model)))
+
+    def volume(self) -> Volume:
+        """The image, opened once for all jobs on it, seen through the window."""
+        volume = cached_volume(self.image, self.channel, _stamp(self.image))
+        return replace(volume, window=self.window)
+
+    def split(self, size: int) -> list[Self]:
+        """Jobs of up to `size` items each, in order."""
+        return [
+            replace(self, items=self.items[start : start + size]) for start in range(0, len(self.items), size)
+        ]
+
+
+@lru_cache(maxsize=1)
+def cached_predictor(model: str, device: str, stamp: Stamp) -> Predictor:
+    """`load_predictor`, again only for another model or a file that has changed."""
+    return load_predictor(model, device=device)
+
+
+@lru_cache(maxsize=1)
+def cached_volume(image: Path, channel: int | None, stamp: Stamp) -> Volume:
+    """`read_volume`, again only for another image or a file that has changed."""
+    return read_volume(image, channel=channel)
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes when a file is written anew; None where there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size
+
+
+def run_jobs(
+    work: Callable[[OnImage], Result],
+    jobs: Sequence[OnImage],
+    on_result: Callable[[Result], object],
+    *,
+    unit: str,
+    workers: int = 0,
+    scheduler: str | None = None,
+) -> None:
+    """Do all jobs, with a bar on the terminal that counts their items.
+
+    Parameters
+    ----------
+    work
+        A function of a module, because it travels to the workers.
+    on_result
+        Called in this process with each result, in the order in which they come.
+    unit
+        What an item is, for the bar.
+    workers, scheduler
+        As in `connected`.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As `connected`, and whatever `work` raises.
+    OSError
+        If a job has crashed `CRASHES` workers.
+    """
+    total = sum(len(job.items) for job in jobs)
+    with (
+        connected(scheduler, workers) as client,
+        tqdm(total=total, unit=unit, file=sys.stderr, disable=None) as bar,
+    ):
+        for job, result in map_jobs(client, work, jobs):
+            on_result(result)
+            bar.update(len(job.items))
 
 
 @contextmanager
@@ -54,7 +168,7 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
             yield client
         return
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": DEATHS}),
+        dask.config.set({"distributed.scheduler.allowed-failures": CRASHES}),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=40
         ) as cluster,
@@ -63,17 +177,30 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
         yield client
 
 
-def spread(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """The results in the order in which they come; without a client (None) the work is done here, in turn.
+def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+    """(job, result) in the order in which they come; without a client (None) the work is done here, in turn.
 
-    The first error that repeats itself is raised.
+    Raises
+    ------
+    OSError
+        If a job has crashed as many workers as the cluster allows.
+    Exception
+        The first error of `work` that is still there after `RETRIES`.
     """
     if client is None:
-        yield from map(work, jobs)
+        for job in jobs:
+            yield job, work(job)
         return
-    from dask.distributed import as_completed
+    from dask.distributed import KilledWorker, as_completed
 
-    # Not pure: what a task leaves behind is its point, and a result kept from earlier would skip it.
+    # Not pure: what a job leaves behind is its point, and a result kept from earlier would skip it.
     futures = client.map(work, jobs, pure=False, retries=RETRIES)
-    for _, result in as_completed(futures, with_results=True):
-        yield result
+    job_of = dict(zip(futures, jobs, strict=True))
+    try:
+        for future, result in as_completed(futures, with_results=True):
+            yield job_of[future], result
+    except KilledWorker as error:
+        raise OSError(
+            "a job was abandoned because every worker that took it crashed, probably out of memory; "
+            "use fewer workers on each machine"
+        ) from error

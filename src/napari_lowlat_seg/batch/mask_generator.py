@@ -1,8 +1,8 @@
-"""Every object of one plane, unprompted: a grid of clicks, and of the answers those worth keeping.
+"""Every object of one plane, without prompts: a grid of clicks, of whose masks the good ones are kept.
 
-An answer is worth keeping when it hardly changes with the threshold and no better one shows the same. What is
-kept is laid down as labels that do not overlap. A large plane is looked at as a whole and in tiles. The
-settings come from measurement: docs/decisions/everything.md.
+A mask is good when it hardly changes with the threshold and no better one shows the same object. Those kept
+become labels that do not overlap. A large plane is segmented as a whole and in tiles. The settings come from
+measurement: docs/decisions/everything.md.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
 
-TOGETHER = 32
-"""Clicks that the network is asked at once, at most."""
+CLICKS_AT_ONCE = 32
+"""The most clicks that the network predicts in one call."""
 
 PIXELS = 2**26
-"""Pixels of the answers that are held at once, and of the largest plane."""
+"""Pixels of the predictions held at once, and of the largest plane."""
 
 STEP = 0.2
 """A stable mask is nearly the same at thresholds this much above and below the usual one."""
 
 TILE = 1024
-"""Rows and columns above which a plane is looked at in tiles, too,"""
+"""Planes of more rows or columns are segmented in tiles, too,"""
 
 SHIFT = 768
 """from one tile to the next: what is cut off by a tile is whole in another, or large."""
 
 
-class Engine(Protocol):
+class BatchPredictor(Protocol):
     """What a grid of clicks needs of a predictor."""
 
     def embed(
@@ -47,14 +47,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class MaskGeneratorSettings:
-    """Which answers are kept.
+    """Which masks are kept.
 
     Attributes
     ----------
     grid
         Clicks along the longer side of a plane or tile; the shorter side has them at the same distance.
     stability
-        Least IoU of the masks at thresholds 0.2 above and below the usual one, 0 to 1.
+        Least IoU of the masks at thresholds 0.2 above and below the usual one, 0 to 1. Higher values give
+        fewer, more certain objects.
     least_area
         Pixels.
     most_area
@@ -64,6 +65,11 @@ class MaskGeneratorSettings:
         times the network's own estimate of its IoU, or the mean probability inside the mask if it makes none.
     own
         Share of a mask that masks of higher score must leave to it, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        For a grid below 1 and a stability outside 0 to 1.
     """
 
     grid: int = 16
@@ -85,39 +91,52 @@ DEFAULT = MaskGeneratorSettings()
 
 @dataclass(frozen=True, eq=False)
 class MaskProposal:
-    """An answer that was kept: where its box begins, its mask there, and how good it seems, 0 to 1."""
+    """A mask that was kept.
+
+    Attributes
+    ----------
+    corner
+        (row, col) on the plane of the mask's first pixel.
+    mask
+        (rows, cols) bool, cut to its bounding box.
+    score
+        How good it seems, 0 to 1.
+    """
 
     corner: tuple[int, int]
     mask: np.ndarray
     score: float
 
+    @property
+    def box(self) -> BoundingBox:
+        """Where the mask lies."""
+        return BoundingBox.at(self.corner, self.mask.shape)
+
     @cached_property
     def area(self) -> int:
-        """Pixels."""
+        """Pixels of the mask."""
         return int(np.count_nonzero(self.mask))
 
     def iou(self, other: MaskProposal) -> float:
         """Intersection over union; 0 where the boxes do not meet."""
-        low = np.maximum(self.corner, other.corner)
-        high = np.minimum(np.add(self.corner, self.mask.shape), np.add(other.corner, other.mask.shape))
-        if (low >= high).any():
+        shared = self.box.intersection(other.box)
+        if shared.is_empty:
             return 0.0
         mine, theirs = (
-            one.mask[tuple(slice(a, b) for a, b in zip(low - one.corner, high - one.corner))]
-            for one in (self, other)
+            one.mask[shared.shifted(-one.corner[0], -one.corner[1]).slices] for one in (self, other)
         )
         both = int(np.count_nonzero(mine & theirs))
         return both / (self.area + other.area - both)
 
 
-def everything(
-    predictor: Engine,
+def label_plane(
+    predictor: BatchPredictor,
     image: np.ndarray,
     window: tuple[float, float] | None = None,
     spacing: tuple[float, float] = (1.0, 1.0),
-    rules: MaskGeneratorSettings = DEFAULT,
+    settings: MaskGeneratorSettings = DEFAULT,
 ) -> np.ndarray:
-    """Labels of all that is found in a picture: (rows, cols) uint32, 0 for nothing, 1 the best answer.
+    """Labels of every object found in a picture: (rows, cols) uint32, 0 for none, 1 for the best mask.
 
     Parameters
     ----------
@@ -133,22 +152,21 @@ def everything(
 
     Examples
     --------
-    >>> labels = everything(load_predictor("default"), image)  # doctest: +SKIP
+    >>> labels = label_plane(load_predictor("default"), image)  # doctest: +SKIP
     """
     rows, cols = image.shape[:2]
     if rows * cols > PIXELS:
         raise ValueError(f"everything is looked for in planes of up to {PIXELS} pixels; got {rows} x {cols}")
     kept: list[MaskProposal] = []
-    for region in looks(rows, cols):
-        seen = image[region.slices]
-        kept += _in_tile(predictor, seen, window, spacing, region, (rows, cols), rules)
-    return laid_down(distinct(kept, rules.same), (rows, cols), rules.own)
+    for tile in overlapping_tiles(rows, cols):
+        kept += _propose(predictor, image[tile.slices], window, spacing, tile, (rows, cols), settings)
+    return label_masks(nms(kept, settings.same), (rows, cols), settings.own)
 
 
-def looks(rows: int, cols: int) -> list[BoundingBox]:
+def overlapping_tiles(rows: int, cols: int) -> list[BoundingBox]:
     """The whole plane; of a large one also its tiles, all of one size, row by row.
 
-    >>> [(*r.corner, *r.shape) for r in looks(1024, 1500)]
+    >>> [(*r.corner, *r.shape) for r in overlapping_tiles(1024, 1500)]
     [(0, 0, 1024, 1500), (0, 0, 1024, 1024), (0, 476, 1024, 1024)]
     """
     whole = BoundingBox(0, 0, rows, cols)
@@ -164,12 +182,10 @@ def looks(rows: int, cols: int) -> list[BoundingBox]:
     return [whole, *dict.fromkeys(tiles)]
 
 
-def grid_of_clicks(
-    shape: tuple[int, int], count: int, spacing: tuple[float, float] = (1.0, 1.0)
-) -> list[Click]:
+def click_grid(shape: tuple[int, int], count: int, spacing: tuple[float, float] = (1.0, 1.0)) -> list[Click]:
     """Clicks in the middle of equal cells, `count` of them along the longer side, row by row.
 
-    >>> [click.at for click in grid_of_clicks((4, 8), 2)]
+    >>> [click.at for click in click_grid((4, 8), 2)]
     [(1.5, 1.5), (1.5, 5.5)]
     """
     sides = np.multiply(shape, spacing)
@@ -178,83 +194,90 @@ def grid_of_clicks(
     return [Click((float(row), float(col))) for row in rows for col in cols]
 
 
-def _in_tile(
-    predictor: Engine,
-    seen: np.ndarray,
+def _propose(
+    predictor: BatchPredictor,
+    pixels: np.ndarray,
     window: tuple[float, float] | None,
     spacing: tuple[float, float],
-    region: BoundingBox,
+    tile: BoundingBox,
     plane: tuple[int, int],
-    rules: MaskGeneratorSettings,
+    settings: MaskGeneratorSettings,
 ) -> Iterator[MaskProposal]:
-    embedding = predictor.embed(seen, window, spacing)
-    clicks = grid_of_clicks(region.shape, rules.grid, spacing)
-    step = max(1, min(TOGETHER, PIXELS // int(np.prod(region.shape))))
+    """The masks of a tile that are kept, placed on the plane."""
+    embedding = predictor.embed(pixels, window, spacing)
+    clicks = click_grid(tile.shape, settings.grid, spacing)
+    step = max(1, min(CLICKS_AT_ONCE, PIXELS // (tile.shape[0] * tile.shape[1])))
     for first in range(0, len(clicks), step):
-        asked = clicks[first : first + step]
-        answers = predictor.predict_batch(embedding, [[click] for click in asked])
-        for click, answer in zip(asked, answers, strict=True):
-            found = judged(click, answer.probability, answer.quality, rules)
-            if found is not None and not _cut_off(found, region, plane):
-                (top, left) = found.corner
-                yield MaskProposal((top + region.top, left + region.left), found.mask, found.score)
+        some = clicks[first : first + step]
+        predictions = predictor.predict_batch(embedding, [[click] for click in some])
+        for proposal in filter_masks(some, predictions, settings):
+            box = proposal.box.shifted(*tile.corner)
+            if not _is_cut_off(box, tile, plane):
+                yield MaskProposal(box.corner, proposal.mask, proposal.score)
 
 
-def _cut_off(found: MaskProposal, region: BoundingBox, plane: tuple[int, int]) -> bool:
+def _is_cut_off(box: BoundingBox, tile: BoundingBox, plane: tuple[int, int]) -> bool:
     """Whether a mask touches a side of its tile that is not a side of the plane."""
-    (top, left), (rows, cols) = found.corner, found.mask.shape
-    touches = (top == 0, left == 0, top + rows == region.shape[0], left + cols == region.shape[1])
-    inner = (
-        region.top > 0,
-        region.left > 0,
-        region.bottom < plane[0],
-        region.right < plane[1],
-    )
-    return any(touch and inside for touch, inside in zip(touches, inner, strict=True))
+    sides = BoundingBox(0, 0, *plane)
+    return any(mask == side != end for mask, side, end in zip(box, tile, sides, strict=True))
 
 
-def judged(
-    click: Click, probability: np.ndarray, quality: float | None, rules: MaskGeneratorSettings
-) -> MaskProposal | None:
-    """The part of an answer that its click is in, if it is worth keeping."""
-    row, col = (round(x) for x in click.at)
-    mask = probability > THRESHOLD
-    if not mask[row, col]:
-        return None
-    parts, _ = label(mask)
-    part = parts == parts[row, col]
-    area = int(np.count_nonzero(part))
-    if not rules.least_area <= area <= rules.most_area * part.size:
-        return None
-    stability = float(
-        np.count_nonzero(probability > THRESHOLD + STEP) / np.count_nonzero(probability > THRESHOLD - STEP)
-    )
-    if stability < rules.stability:
-        return None
-    score = stability * (float(probability[part].mean()) if quality is None else quality)
-    rows, cols = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    box = part[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
-    return MaskProposal((int(rows[0]), int(cols[0])), box, score)
+def filter_masks(
+    clicks: Sequence[Click], predictions: Sequence[Any], settings: MaskGeneratorSettings
+) -> Iterator[MaskProposal]:
+    """Of each prediction the connected part that its click is in, if it is worth keeping.
+
+    Parameters
+    ----------
+    clicks, predictions
+        One prediction per click, with `probability`, (rows, cols) float32 in 0 to 1, and `quality`, its
+        estimated IoU or None.
+    """
+    for click, prediction in zip(clicks, predictions, strict=True):
+        probability, quality = prediction.probability, prediction.quality
+        row, col = (round(x) for x in click.at)
+        mask = probability > THRESHOLD
+        if not mask[row, col]:
+            continue
+        parts, _ = label(mask)
+        part = parts == parts[row, col]
+        area = int(np.count_nonzero(part))
+        if not settings.least_area <= area <= settings.most_area * part.size:
+            continue
+        stability = float(
+            np.count_nonzero(probability > THRESHOLD + STEP)
+            / np.count_nonzero(probability > THRESHOLD - STEP)
+        )
+        if stability < settings.stability:
+            continue
+        score = stability * (float(probability[part].mean()) if quality is None else quality)
+        box = BoundingBox.of(part)
+        yield MaskProposal(box.corner, part[box.slices].copy(), score)
 
 
-def distinct(found: Sequence[MaskProposal], same: float) -> list[MaskProposal]:
-    """The best of each group that shows the same, best first; of equally good ones the earlier."""
+def nms(proposals: Sequence[MaskProposal], same: float) -> list[MaskProposal]:
+    """The best of each group that overlaps by an IoU above `same`, best first; of equal ones the earlier.
+
+    Non-maximum suppression.
+    """
     kept: list[MaskProposal] = []
-    for one in sorted(found, key=lambda one: -one.score):
-        if all(one.iou(better) <= same for better in kept):
-            kept.append(one)
+    for proposal in sorted(proposals, key=lambda one: -one.score):
+        if all(proposal.iou(better) <= same for better in kept):
+            kept.append(proposal)
     return kept
 
 
-def laid_down(found: Sequence[MaskProposal], shape: tuple[int, int], own: float) -> np.ndarray:
-    """Labels (rows, cols) uint32 from 1: each keeps what none before it has, if that is enough of it."""
+def label_masks(proposals: Sequence[MaskProposal], shape: tuple[int, int], own: float) -> np.ndarray:
+    """Labels (rows, cols) uint32 from 1: each keeps the pixels that none before it has.
+
+    A mask to which less than the share `own` is left is dropped; there is no gap in the numbers.
+    """
     labels = np.zeros(shape, np.uint32)
     count = 0
-    for one in found:
-        (top, left), (rows, cols) = one.corner, one.mask.shape
-        part = labels[top : top + rows, left : left + cols]
-        free = one.mask & (part == 0)
-        if np.count_nonzero(free) >= own * one.area:
+    for proposal in proposals:
+        part = labels[proposal.box.slices]
+        free = proposal.mask & (part == 0)
+        if np.count_nonzero(free) >= own * proposal.area:
             count += 1
             part[free] = count
     return labels

@@ -1,14 +1,13 @@
-"""Every point an object: many seeds carried through a volume in one go, here or on a cluster.
+"""Each point becomes an object: many seeds propagated through a volume at once, here or on a cluster.
 
-Seeds that look at the same tile are one job, so a plane is embedded once for all of them. Where objects claim
-the same pixel the lower number keeps it; so the labels do not depend on who was finished first. With a
-consensus each object is carried along all three axes; a table beside the labels lists where they disagree.
+Seeds in the same tile are one job, so a plane is embedded once for all of them. Where objects claim the same
+pixel the lower number keeps it; so the labels do not depend on which job was done first. With a consensus
+each object is propagated along all three axes; a table beside the labels lists where they disagree.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,96 +16,79 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.embed import cached_predictor, the_volume
-from napari_lowlat_seg.batch.jobs import connected, spread
+from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.files import (
-    check_labels_path,
-    default_axis,
-    label_output,
-    read_volume,
-)
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
+from napari_lowlat_seg.io.points import read_points
 from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import seed_anchors
 
-TOGETHER = 16
+BATCH = 16
 """Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
 
 DISPUTES = ".disputes.csv"
 """What is added to the name of the labels for the table of places where the axes disagree."""
 
-Part = tuple[int, Plane, tuple[int, int], np.ndarray]
-"""(number, plane, corner in the plane, mask)."""
+Seed = tuple[int, tuple[float, ...]]
+"""(number, point): one coordinate per spatial axis, in the voxels of the whole volume."""
 
+ObjectMask = tuple[int, Plane, Patch]
+"""(number, plane, mask on the plane, cut to its bounding box)."""
 
-@dataclass(frozen=True)
-class SeedJob:
-    """Some seeds of one tile.
-
-    Attributes
-    ----------
-    image, channel, window, model, device
-        As in `precompute.EmbedJob`.
-    axis
-        Along which the objects are carried.
-    region
-        The tile.
-    seeds
-        (number, point): points have one coordinate per spatial axis, in the pixels of the whole volume.
-    """
-
-    image: Path
-    channel: int | None
-    window: tuple[float, float] | None
-    model: str
-    device: str
-    axis: int
-    region: BoundingBox
-    seeds: tuple[tuple[int, tuple[float, ...]], ...]
-
-
-Done = tuple[list[Part], list[tuple[int, Disagreement]]]
+SeedResult = tuple[list[ObjectMask], list[tuple[int, Disagreement]]]
 """What a job has found, and where the axes disagree on it, by the object's number."""
 
 
-def run_seed_job(job: SeedJob) -> Done:
-    """All that the seeds of a job reach, each mask cut to its bounding box."""
-    predictor = cached_predictor(job.model, job.device)
-    volume = replace(the_volume(job.image, job.channel), window=job.window)
+@dataclass(frozen=True, kw_only=True)
+class SeedJob(BatchJob):
+    """Seeds of one tile, as items (`Seed`).
+
+    Attributes
+    ----------
+    axis
+        The axis along which the objects are propagated.
+    tile
+        Of every plane.
+    """
+
+    axis: int
+    tile: BoundingBox
+
+
+def run_seed_job(job: SeedJob) -> SeedResult:
+    """Propagate the seeds of a job along its axis."""
+    predictor, volume = job.predictor(), job.volume()
     planes = volume.planes(job.axis)
-    part = crop(volume, job.region, planes[0])
+    part = crop(volume, job.tile, planes[0])
     offset = np.zeros(volume.ndim)
-    offset[list(planes[0].axes)] = job.region.corner
-    points = [tuple(np.subtract(point, offset)) for _, point in job.seeds]
-    anchors = {
-        number: found
-        for (number, _), found in zip(job.seeds, seed_anchors(predictor, part, points, job.axis).values())
-    }
-    found = [_boxed(n, plane, a.mask, job.region) for n, one in anchors.items() for plane, a in one.items()]
+    offset[list(planes[0].axes)] = job.tile.corner
+    points = [tuple(np.subtract(point, offset)) for _, point in job.items]
+    found = seed_anchors(predictor, part, points, job.axis).values()
+    anchors = {number: one for (number, _), one in zip(job.items, found)}
+    masks = [(number, plane, a.mask) for number, one in anchors.items() for plane, a in one.items()]
     for number, step in propagate_many(predictor, part, anchors, planes):
         if step.final:
-            found.append(_boxed(number, step.plane, step.prediction.mask, job.region))
-    return [one for one in found if one[3].size], []
+            masks.append((number, step.plane, step.prediction.mask))
+    return [_cut(number, plane, mask, job.tile) for number, plane, mask in masks if mask.any()], []
 
 
-def run_consensus_job(job: SeedJob) -> Done:
-    """What the three axes agree on for the seeds of a job, and where they do not."""
-    predictor = cached_predictor(job.model, job.device)
-    volume = replace(the_volume(job.image, job.channel), window=job.window)
-    parts: list[Part] = []
+def run_consensus_job(job: SeedJob) -> SeedResult:
+    """Propagate the seeds of a job along all three axes: what they agree on, and where they do not."""
+    predictor, volume = job.predictor(), job.volume()
+    masks: list[ObjectMask] = []
     spots: list[tuple[int, Disagreement]] = []
-    for number, agreed in consensus(predictor, volume, {n: (point,) for n, point in job.seeds}).items():
+    for number, agreed in consensus(predictor, volume, {n: (point,) for n, point in job.items}).items():
         spots += [(number, spot) for spot in agreed.disagreements(volume.spacing)]
         top, left = (low for axis, low in enumerate(agreed.corner) if axis != job.axis)
         for place, mask in enumerate(np.moveaxis(agreed.mask, job.axis, 0), start=agreed.corner[job.axis]):
             if mask.any():
-                parts.append((number, volume.plane_at([place], job.axis), (top, left), mask.copy()))
-    return parts, spots
+                masks.append((number, volume.plane_at([place], job.axis), Patch((top, left), mask.copy())))
+    return masks, spots
 
 
 def run_seeds(
@@ -122,23 +104,27 @@ def run_seeds(
     workers: int = 0,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
-    """Carry every point of a file through a 3-D image and write the labels: point i becomes label i, from 1.
+    """Propagate every point of a file through a 3-D image and write labels: point i becomes label i, from 1.
 
     Parameters
     ----------
+    image
+        A file or an OME-Zarr, as in `read_volume`.
     points
         As of `read_points`.
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
-    axis, workers, scheduler
-        As of `precompute.run_embed`.
     agreed
-        Carry along all three axes; where they disagree is written beside the labels (`write_disputes`).
+        Propagate along all three axes and keep what two agree on; where they disagree is written beside the
+        labels (`write_disputes`).
+    model, device, axis, channel, workers, scheduler
+        As of `run_embed`.
 
     Returns
     -------
-    "objects", "voxels" (claimed ones counted once for each claim), "disputes" (0 without a consensus) and
-    "seconds".
+    dict
+        "objects", "voxels" (claimed ones counted once for each claim), "disputes" (0 without a consensus) and
+        "seconds".
 
     Raises
     ------
@@ -146,6 +132,8 @@ def run_seeds(
         For unusable files, points outside the volume, and images that are not 3-D.
     OSError
         If the labels cannot be written.
+    ImportError
+        For a cluster without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
@@ -154,25 +142,34 @@ def run_seeds(
         raise ValueError(f"seeds are carried through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
     axis = default_axis(image) if axis is None else axis
-    seeds = read_points(points, volume)
+    seeds = list(enumerate(read_points(points, volume), start=1))
+    job = SeedJob(
+        image=image.resolve(),
+        channel=channel,
+        window=volume.window,
+        model=model,
+        device=device,
+        axis=axis,
+        tile=EMPTY_BOX,
+    )
     jobs = [
-        SeedJob(image.resolve(), channel, volume.window, model, device, axis, region, tuple(some))
-        for region, group in _by_region(seeds, volume, axis).items()
-        for some in (group[i : i + TOGETHER] for i in range(0, len(group), TOGETHER))
+        part
+        for tile, some in _by_tile(seeds, volume, axis).items()
+        for part in replace(job, tile=tile, items=tuple(some)).split(BATCH)
     ]
     voxels, disputes = 0, []
+
+    def write(result: SeedResult) -> None:
+        nonlocal voxels
+        masks, spots = result
+        disputes.extend(spots)
+        for number, plane, patch in masks:
+            labels.write_mask(plane, patch.pixels, number, patch.corner, lowest=True)
+            voxels += int(np.count_nonzero(patch.pixels))
+
     work = run_consensus_job if agreed else run_seed_job
-    with (
-        label_output(output, volume) as labels,
-        connected(scheduler, workers) as client,
-        _bar(len(jobs)) as bar,
-    ):
-        for parts, spots in spread(client, work, jobs):
-            disputes += spots
-            for number, plane, corner, mask in parts:
-                labels.write_mask(plane, mask, number, corner, lowest=True)
-                voxels += int(np.count_nonzero(mask))
-            bar.update()
+    with label_output(output, volume) as labels:
+        run_jobs(work, jobs, write, unit="seed", workers=workers, scheduler=scheduler)
     if agreed:
         write_disputes(output.with_name(output.name + DISPUTES), disputes)
     seconds = round(time.perf_counter() - started, 3)
@@ -189,60 +186,23 @@ def write_disputes(path: Path, disputes: Sequence[tuple[int, Disagreement]]) -> 
         (i, *spot.position, number, spot.voxels, "+".join(map(str, spot.found_along)))
         for i, (number, spot) in enumerate(order)
     ]
-
     with atomic_file(path) as part, part.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("index", "axis-0", "axis-1", "axis-2", "object", "voxels", "claimed-by"))
         table.writerows(rows)
 
 
-def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:
-    """The points of a .csv: one number per spatial axis; napari's own files, with header and index, too.
-
-    Raises ValueError for other lines, no points, and points outside the volume.
-    """
-    with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and rows[0][-1].strip().startswith("axis"):
-        index = rows[0][0].strip() == "index"
-        rows = [row[index:] for row in rows[1:]]
-    found = []
-    for row in rows:
-        try:
-            point = tuple(float(text) for text in row)
-        except ValueError:
-            point = ()
-        if len(point) != volume.ndim or not all(-0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape)):
-            raise ValueError(
-                f"{path} must hold {volume.ndim} numbers per line, inside a volume of {volume.shape}; got "
-                f"{','.join(row)!r}"
-            )
-        found.append(point)
-    if not found:
-        raise ValueError(f"{path} must hold at least one point; it has none")
-    return found
-
-
-def _by_region(
-    seeds: Sequence[tuple[float, ...]], volume: Volume, axis: int
-) -> dict[BoundingBox, list[tuple[int, tuple[float, ...]]]]:
-    row, col = volume.planes(axis)[0].axes
-    groups: dict[BoundingBox, list[tuple[int, tuple[float, ...]]]] = {}
-    for number, point in enumerate(seeds, start=1):
-        region = tile_of((volume.shape[row], volume.shape[col]), [Click((point[row], point[col]))])
-        groups.setdefault(region, []).append((number, point))
+def _by_tile(seeds: Sequence[Seed], volume: Volume, axis: int) -> dict[BoundingBox, list[Seed]]:
+    first = volume.planes(axis)[0]
+    row, col = first.axes
+    groups: dict[BoundingBox, list[Seed]] = {}
+    for number, point in seeds:
+        tile = tile_of(volume.sides(first), [Click((point[row], point[col]))])
+        groups.setdefault(tile, []).append((number, point))
     return groups
 
 
-def _boxed(number: int, plane: Plane, mask: np.ndarray, region: BoundingBox) -> Part:
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return number, plane, region.corner, np.zeros((0, 0), bool)
-    corner = (region.top + int(rows[0]), region.left + int(cols[0]))
-    return number, plane, corner, mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].copy()
-
-
-def _bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="batch", file=sys.stderr, disable=None)
+def _cut(number: int, plane: Plane, mask: np.ndarray, tile: BoundingBox) -> ObjectMask:
+    """The mask of a tile as a patch of the plane, copied so that the whole tile can go."""
+    box = BoundingBox.of(mask)
+    return number, plane, Patch(box.shifted(*tile.corner).corner, mask[box.slices].copy())

@@ -258,14 +258,14 @@ def everything(
     device: Device = DEVICE,
 ) -> None:
     """Label everything in VOLUME, without prompts: a grid of clicks on each plane, linked plane to plane."""
-    from napari_lowlat_seg.batch.automatic import run_everything
+    from napari_lowlat_seg.batch.automatic import run_automatic
     from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 
     with extras():
-        done = run_everything(
+        done = run_automatic(
             image,
             output,
-            rules=MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area),
+            settings=MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area),
             model=model,
             device=device,
             axis=axis,
