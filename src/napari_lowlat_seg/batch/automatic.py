@@ -157,7 +157,7 @@ def _link(labels: ArrayLabels, files: list[tuple[Plane, Path]]) -> int:
 
 
 def drop_short_objects(tables: list[np.ndarray], least: int) -> list[np.ndarray]:
-    """Tables as of `link_planes` in which objects on fewer than `least` planes are 0, the others counted anew.
+    """Tables of `link_planes` in which objects on fewer than `least` planes are 0, the others counted anew.
 
     >>> [table.tolist() for table in drop_short_objects([np.array([0, 1, 2]), np.array([0, 2, 3])], 2)]
     [[0, 0, 1], [0, 1, 0]]
