@@ -29,6 +29,7 @@ ROOMS = (["annotation"], ["core"], ["io"], ["propagation"])
 WEIGHTS = sorted(SOURCE.glob("models/weights/*.*"))
 VOCABULARY = [name for name in ENGINE if name.split(".")[1:2] in ROOMS]
 PUBLIC = [
+    "ArrayLabels",
     "Box",
     "Click",
     "Embedding",
@@ -40,9 +41,12 @@ PUBLIC = [
     "Predictor",
     "Prompt",
     "Scribble",
+    "Session",
+    "SoftMask",
     "Volume",
     "__version__",
     "load_predictor",
+    "propagate",
     "sample_path",
 ]
 
@@ -107,7 +111,9 @@ def test_a_public_name_leads_somewhere_and_is_documented(name):
 
 def test_an_unknown_name_is_answered_with_the_public_names():
     """A typing error is answered with what there is."""
-    with pytest.raises(AttributeError, match=r"has no attribute 'Klick'; its public names are Box, Click"):
+    with pytest.raises(
+        AttributeError, match=r"has no attribute 'Klick'; its public names are ArrayLabels, Box"
+    ):
         napari_lowlat_seg.Klick  # noqa: B018
 
 

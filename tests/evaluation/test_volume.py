@@ -108,7 +108,7 @@ def test_the_rivals_are_what_they_are_called(scene: Scene) -> None:
     anchors = {planes[i]: scene.prompted(planes[i])[0] for i in (3, 6)}
     small = np.zeros((20, 20), np.float32)
     small[7:10, 7:10] = 1
-    anchors[planes[6]] = anchors[planes[6]].redrawn(small)
+    anchors[planes[6]] = anchors[planes[6]].with_probability(small)
     copied = NearestCopy().fill(scene, anchors, None)
     assert [int(copied[planes[i]].sum()) for i in (0, 4, 5, 20)] == [49, 49, 9, 9]
     shaped = Interpolation().fill(scene, anchors, None)

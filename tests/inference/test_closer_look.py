@@ -12,23 +12,24 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.inference.closer_look import (
-    FIRST_SIGHT,
     MARGIN,
+    WHOLE_PLANE_SHARE,
     WORTHWHILE,
     closer_frame,
     has_room,
     object_box,
     shows,
 )
-from napari_lowlat_seg.inference.predictor import Prediction, Predictor
+from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.inference.torch_backend import HotPath
+from napari_lowlat_seg.inference.torch_backend import TorchBackend
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 
 SMALL = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8)
 
 
-class Drawing(Compact):
+class Disk(Compact):
     """A network that draws a disk of 24 network pixels around every positive prompt, whatever the picture."""
 
     def decode(self, fused):  # type: ignore[no-untyped-def]
@@ -123,7 +124,7 @@ def test_shows_asks_for_positive_prompts_and_the_newest():
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(Drawing(SMALL), Runtime())
+    return Predictor(Disk(SMALL), Runtime())
 
 
 @pytest.fixture
@@ -143,8 +144,8 @@ def test_whole_plane_answers_first(predictor, image):
 @pytest.mark.parametrize(
     ("prompts", "share"),
     [
-        ([Click((200, 150))], FIRST_SIGHT),
-        ([Scribble(((195, 150), (205, 150)))], FIRST_SIGHT),
+        ([Click((200, 150))], WHOLE_PLANE_SHARE),
+        ([Scribble(((195, 150), (205, 150)))], WHOLE_PLANE_SHARE),
         ([Box((190, 140), (210, 160))], 0.0),
         ([Click((200, 150)), Box((190, 140), (210, 160))], 0.0),
     ],
@@ -164,19 +165,19 @@ def test_of_clicks_and_scribbles_both_views_have_a_say_at_first(predictor, image
 class OnDevice:
     """A hot path whose probabilities stay tensors, as they do on a GPU."""
 
-    def __init__(self, path: HotPath) -> None:
-        self.embed, self.network, self._draw = path.embed, path.network, path.draw
+    def __init__(self, path: TorchBackend) -> None:
+        self.embed, self.network, self._predict = path.embed, path.network, path.predict
 
-    def draw(self, features, frame, questions):  # type: ignore[no-untyped-def]
+    def predict(self, features, frame, objects):  # type: ignore[no-untyped-def]
         return [
-            replace(one, soft=torch.from_numpy(one.soft)) for one in self._draw(features, frame, questions)
+            replace(one, soft=torch.from_numpy(one.soft)) for one in self._predict(features, frame, objects)
         ]
 
 
 def test_a_blend_is_the_same_on_a_device(predictor, image):
     """Tensors stay tensors, and the mask is that of what they hold."""
     _, here = predictor.answers(predictor.embed(image), [Click((200, 150))])
-    predictor.hot_path = OnDevice(predictor.hot_path)
+    predictor.backend = OnDevice(predictor.backend)
     _, there = predictor.answers(predictor.embed(image), [Click((200, 150))])
     assert isinstance(there.soft, torch.Tensor)
     assert np.allclose(here.probability, there.probability, atol=1e-6)
@@ -219,7 +220,7 @@ def test_a_look_at_another_picture_is_not_used(predictor, image):
 
 def test_off_never_looks_closer(image):
     """One answer, from the whole plane."""
-    predictor = Predictor(Drawing(SMALL), Runtime(), "off")
+    predictor = Predictor(Disk(SMALL), Runtime(), "off")
     (only,) = predictor.answers(predictor.embed(image), [Click((200, 150))])
     assert only.look is None
 
@@ -234,7 +235,7 @@ def test_predict_is_the_last_answer(predictor, image):
     assert not start.probability.any()
 
 
-class Flooding(Drawing):
+class Flooding(Disk):
     """After a second click the object is all that the network sees."""
 
     def fuse(self, features, maps):  # type: ignore[no-untyped-def]
@@ -246,7 +247,7 @@ class Flooding(Drawing):
         return (20 * max_pool2d(clicked.float(), 49, 1, 24) - 10,)
 
 
-class Contrary(Drawing):
+class Contrary(Disk):
     """Draws around negative prompts."""
 
     def fuse(self, features, maps):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.evaluation.inputs.segmenters import load_segmenter
 from napari_lowlat_seg.inference import openvino_backend, runtime
-from napari_lowlat_seg.inference.openvino_backend import CompiledStep, Refused, compiled_steps
+from napari_lowlat_seg.inference.openvino_backend import CompiledStep, ConversionError, compiled_steps
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.io.samples import blobs
@@ -85,7 +85,7 @@ def image() -> np.ndarray:
 
 def steps_of(network: Network) -> tuple[CompiledStep, CompiledStep]:
     """The network's two steps, converted."""
-    path = Predictor(network, Runtime(), "off").hot_path
+    path = Predictor(network, Runtime(), "off").backend
     return compiled_steps(path.network, path.click, "fp32")
 
 
@@ -207,11 +207,11 @@ def test_a_cache_that_cannot_be_written_is_none(network, tmp_path, monkeypatch) 
 
 def test_converted_networks_unused_for_longest_go(tmp_path) -> None:
     """So that trying models does not fill a disk."""
-    names = [f"old-{i}" for i in range(openvino_backend.KEPT + 2)]
+    names = [f"old-{i}" for i in range(openvino_backend.MAX_CONVERTED + 2)]
     for age, name in enumerate(names):
         (tmp_path / name).mkdir()
         openvino_backend.os.utime(tmp_path / name, (age, age))
-    openvino_backend._forget(tmp_path)
+    openvino_backend._prune(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
 
 
@@ -223,7 +223,7 @@ def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> 
     """And leaves the next answer as it would have been."""
     predictor = Predictor(network, FULL, "off")
     expected = predictor.embed(image)
-    monkeypatch.setattr(openvino_backend, "GLANCE_MS", 0)
+    monkeypatch.setattr(openvino_backend, "POLL_MS", 0)
     looks = 0
 
     def look() -> None:
@@ -242,7 +242,7 @@ def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> 
 
 def test_other_numbers_than_torchs_are_refused(cache) -> None:
     """A converter's mistake must not draw masks."""
-    with pytest.raises(Refused, match=r"its encode differs from torch's by 1 at values up to 0\."):
+    with pytest.raises(ConversionError, match=r"its encode differs from torch's by 1 at values up to 0\."):
         steps_of(Odd())
     assert not list(cache.glob("Odd-*"))  # nor be found there the next time
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
-from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_predictor
+from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.inference.torch_backend import HotPath, Question
+from napari_lowlat_seg.inference.torch_backend import TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
@@ -254,10 +255,10 @@ def test_a_crop_is_answered_in_its_own_pixels() -> None:
     frame = Frame((100, 120), 32, (40, 60, 32, 32))
     previous = np.zeros((100, 120), np.float32)
     previous[50:60, 70:90] = 1
-    path = HotPath(Echo(), Runtime())
-    [drawing] = path.draw(path.embed(plane, frame), frame, [Question([Click((45, 65))], previous)])
-    assert (drawing.soft.shape, drawing.quality) == ((32, 32), 0.75)
-    np.testing.assert_array_equal(drawing.mask, previous[40:72, 60:92] > 0)
+    path = TorchBackend(Echo(), Runtime())
+    [prediction] = path.predict(path.embed(plane, frame), frame, [([Click((45, 65))], previous)])
+    assert (prediction.soft.shape, prediction.quality) == ((32, 32), 0.75)
+    np.testing.assert_array_equal(prediction.mask, previous[40:72, 60:92] > 0)
 
 
 def test_a_predictor_is_loaded_from_a_file(tmp_path) -> None:

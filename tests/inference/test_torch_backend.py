@@ -15,7 +15,7 @@ from napari_lowlat_seg.evaluation.reference.segnext import OfficialForm
 from napari_lowlat_seg.inference import runtime
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor, suited
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.inference.torch_backend import BATCH, HotPath, Question
+from napari_lowlat_seg.inference.torch_backend import BATCH, TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig, _resizing
@@ -87,13 +87,13 @@ def test_a_batch_needs_an_earlier_answer_or_none_for_each(network, image) -> Non
         predictor.predict_batch(predictor.embed(image), [[Click((1, 1))]], [None, None])
 
 
-class Full(HotPath):
+class Full(TorchBackend):
     """A device without memory."""
 
     def embed(self, plane, frame):  # type: ignore[no-untyped-def]
         raise torch.cuda.OutOfMemoryError("full")
 
-    def draw(self, features, frame, questions):  # type: ignore[no-untyped-def]
+    def predict(self, features, frame, objects):  # type: ignore[no-untyped-def]
         raise torch.cuda.OutOfMemoryError("full")
 
 
@@ -102,7 +102,7 @@ def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     expected = Predictor(network, Runtime(), "off")
     embedding = expected.embed(image)
     predictor = Predictor(network, Runtime(), "off", name="mine")
-    predictor.hot_path = Full(network, Runtime())
+    predictor.backend = Full(network, Runtime())
     with pytest.warns(
         UserWarning, match="cpu is out of memory, so mine goes on with the processor"
     ) as warned:
@@ -110,7 +110,7 @@ def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     assert len(warned) == 1
     answer = expected.predict(embedding, [Click((10, 20))])
     np.testing.assert_array_equal(found.probability, answer.probability)
-    predictor.hot_path = Full(network, Runtime())
+    predictor.backend = Full(network, Runtime())
     with pytest.warns(UserWarning, match="out of memory"):
         again = predictor.predict(embedding, [Click((10, 20))])
     np.testing.assert_array_equal(again.probability, answer.probability)
@@ -142,7 +142,7 @@ class Pretended(Runtime):
         return lambda: [tensor.numpy() for tensor in sent]
 
 
-class Recorded(HotPath):
+class Recorded(TorchBackend):
     """The steps of a GPU without one."""
 
     def _recording(self, step, inputs):  # type: ignore[no-untyped-def]
@@ -165,16 +165,14 @@ def test_recorded_steps_answer_as_plain_ones(network, image) -> None:
         asked = [kinds[i % len(kinds)] for i in range(count)]
         earlier = [plain.predict(embedding, kinds[0]) if i % 3 == 1 else None for i in range(count)]
         with pytest.raises(ValueError, match="is outside the plane"):
-            path.draw(features, embedding.frame, [Question(asked[0]), Question([Click((99, 0))])])
-        questions = [
-            Question(prompts, before and before.soft) for prompts, before in zip(asked, earlier, strict=True)
-        ]
-        drawings = path.draw(features, embedding.frame, questions)
-        assert len(drawings) == count
-        for prompts, before, drawing in zip(asked, earlier, drawings, strict=True):
+            path.predict(features, embedding.frame, [(asked[0], None), ([Click((99, 0))], None)])
+        objects = [(prompts, before and before.soft) for prompts, before in zip(asked, earlier, strict=True)]
+        predictions = path.predict(features, embedding.frame, objects)
+        assert len(predictions) == count
+        for prompts, before, prediction in zip(asked, earlier, predictions, strict=True):
             expected = plain.predict(embedding, prompts, before)
-            np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
-            np.testing.assert_array_equal(drawing.mask, drawing.soft.numpy() > 0.49)
+            np.testing.assert_allclose(prediction.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+            np.testing.assert_array_equal(prediction.mask, prediction.soft.numpy() > 0.49)
     assert all(not step.inputs[0].any() for step in path._clicks.values())
 
 
@@ -184,20 +182,20 @@ def test_out_of_memory_in_a_batch_loses_no_answer(network, image) -> None:
     class Small(Recorded):
         started = 0
 
-        def _started(self, features, frame, questions):  # type: ignore[no-untyped-def]
+        def _start(self, features, frame, objects):  # type: ignore[no-untyped-def]
             self.started += 1
-            if self.started > 1 and len(questions) > 1:
+            if self.started > 1 and len(objects) > 1:
                 raise torch.cuda.OutOfMemoryError("full")
-            return super()._started(features, frame, questions)
+            return super()._start(features, frame, objects)
 
     plain, path = Predictor(network, Runtime(), "off"), Small(network, Pretended())
     embedding = plain.embed(image)
     asked = [[Click((float(i), 20))] for i in range(2 * BATCH)]
-    drawings = path.draw(embedding.features, embedding.frame, [Question(prompts) for prompts in asked])
+    predictions = path.predict(embedding.features, embedding.frame, [(prompts, None) for prompts in asked])
     assert path.started == 1 + 1 + BATCH
-    for prompts, drawing in zip(asked, drawings, strict=True):
+    for prompts, prediction in zip(asked, predictions, strict=True):
         expected = plain.predict(embedding, prompts)
-        np.testing.assert_allclose(drawing.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(prediction.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
 
 
 def test_the_compiler_sees_the_same_network(network) -> None:

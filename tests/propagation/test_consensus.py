@@ -25,7 +25,7 @@ class FakePrediction:
     def mask(self) -> np.ndarray:
         return self.probability > 0.49
 
-    def redrawn(self, probability):
+    def with_probability(self, probability):
         return replace(self, probability=probability)
 
 

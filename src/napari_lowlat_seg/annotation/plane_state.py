@@ -111,7 +111,7 @@ class PlaneState:
         if self.hand is not None and self.drawn is not None:
             box = self.hand.box
             there, drawn = answer.cropped(box), self.drawn.cropped(box)
-            there = there.redrawn(np.where(self._kept(box), drawn.probability, there.probability))
+            there = there.with_probability(np.where(self._kept(box), drawn.probability, there.probability))
             answer = there.on(answer.shape, box.corner).laid_over(answer, box)
         return replace(self, answer=answer, answered=True)
 

@@ -89,7 +89,7 @@ class SoftMask:
         """How many there are in `mask`."""
         return int(np.count_nonzero(self.above(THRESHOLD)))
 
-    def redrawn(self, probability: np.ndarray) -> SoftMask:
+    def with_probability(self, probability: np.ndarray) -> SoftMask:
         """This answer with another probability, (rows, cols) in [0, 1]."""
         return SoftMask.of(probability, self.quality)
 

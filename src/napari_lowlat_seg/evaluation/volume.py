@@ -19,7 +19,8 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range, to_gray
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
-from napari_lowlat_seg.inference.predictor import Prediction, Predictor, load_predictor
+from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate

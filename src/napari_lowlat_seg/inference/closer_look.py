@@ -25,7 +25,7 @@ LEAST_PIXELS = 32  # no crop is smaller than this,
 LEAST_SHARE = 1 / 8  # nor than this share of the plane's longer side
 WORTHWHILE = 0.6  # a crop larger than this share of the plane's longer side is not worth embedding
 ROOM = 0.1  # a crop serves while the object leaves this share of its size free on every side
-FIRST_SIGHT = 0.4  # share of the whole plane's answer in a new object's first closer one
+WHOLE_PLANE_SHARE = 0.4  # of the whole plane in the first closer look of a new object
 SPECK = 0.02  # parts of a mask smaller than this share of its largest part do not count
 
 

@@ -1,6 +1,6 @@
-"""OpenVINO on a processor: encoder and click of a network converted once, with the same answers in less time.
+"""OpenVINO on a processor: a network's encoder and click, converted once, give the same masks in less time.
 
-An optional extra. The converted network waits in the cache folder, so that only the first start pays for it.
+An optional extra. The converted network is kept in the cache folder, so that only the first start converts.
 Why, with which precision, and what it costs: docs/decisions/hot-path.md.
 """
 
@@ -27,20 +27,20 @@ from napari_lowlat_seg.inference.torch_backend import Step
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import cache_dir
 
-GLANCE_MS = 10
-"""Between two glances at whether the answer is still wanted. Answers themselves wake at once."""
+POLL_MS = 10
+"""How often a running network is checked for cancellation. A result that arrives is returned at once."""
 
-KEPT = 4
-"""Converted networks in the cache folder; those unused for longest are removed."""
+MAX_CONVERTED = 4
+"""Converted networks in the cache folder; the least recently used are removed."""
 
-CLOSE = {"f32": 1e-3, "bf16": 0.1}
-"""How far a step may be from torch's, as a share of the largest value, to be trusted at all."""
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
+"""Largest difference to torch's result that is accepted, as a share of the largest value."""
 
-Look = Callable[[], object]
+Check = Callable[[], object]
 
 
-class Refused(RuntimeError):
-    """OpenVINO cannot be loaded, or does not convert this network."""
+class ConversionError(RuntimeError):
+    """OpenVINO cannot be loaded, cannot convert this network, or computes something else with it."""
 
 
 class CompiledStep:
@@ -50,27 +50,27 @@ class CompiledStep:
     ----------
     compiled
         OpenVINO's compiled model.
-    look
-        Called before and, again and again, during the work; what it raises stops the work and comes out.
+    check
+        Called before the step and every 10 ms during it; an exception that it raises stops the step.
     """
 
-    def __init__(self, compiled: Any, look: Look) -> None:
+    def __init__(self, compiled: Any, check: Check) -> None:
         self._tensor = openvino().Tensor
         self._request = compiled.create_infer_request()
         self._outputs = len(compiled.outputs)
-        self._look = look
+        self._check = check
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The step's tensors, which are the caller's to keep."""
-        self._look()
+        """The step's output tensors, copied, so that the next call does not change them."""
+        self._check()
         request = self._request
         arrays = [x.float().contiguous().numpy() for x in inputs]  # kept here until the work is done
         for index, array in enumerate(arrays):
             request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         request.start_async()
         try:
-            while not request.wait_for(GLANCE_MS):
-                self._look()
+            while not request.wait_for(POLL_MS):
+                self._check()
         except BaseException:
             request.cancel()  # it ends before the next layer
             while not _over(request):
@@ -80,9 +80,9 @@ class CompiledStep:
 
 
 def compiled_steps(
-    network: Network, click: Step, precision: str, look: Look = lambda: None
+    network: Network, click: Step, precision: str, check: Check = lambda: None
 ) -> tuple[CompiledStep, CompiledStep]:
-    """`network.encode` for one image, and `click` (maps (1, 3, S, S) and features to tensors).
+    """`network.encode` for one image and `click`, which maps (1, 3, S, S) and features to tensors, compiled.
 
     Parameters
     ----------
@@ -90,28 +90,28 @@ def compiled_steps(
         On the processor, in float32 and evaluation mode.
     precision
         Of the products of `click`, "fp32" or "bf16"; embeddings are always made in float32.
-    look
-        As `CompiledStep` has it.
+    check
+        As for `CompiledStep`.
 
     Raises
     ------
-    Refused
-        If OpenVINO cannot be loaded, does not convert the network, or comes to other numbers than torch.
+    ConversionError
+        If OpenVINO cannot be loaded, cannot convert the network, or computes other numbers than torch.
     """
     try:
-        return _compiled_steps(network, click, "bf16" if precision == "bf16" else "f32", look)
-    except Refused:
+        return _compiled_steps(network, click, "bf16" if precision == "bf16" else "f32", check)
+    except ConversionError:
         raise
     except Exception as problem:  # OpenVINO's errors are RuntimeError, torch's tracer has more kinds
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise Refused(reason) from problem
+        raise ConversionError(reason) from problem
 
 
 def openvino() -> Any:
-    """The library, without what it tells its makers.
+    """The OpenVINO module, with telemetry switched off.
 
     Importing it sends an event to Google Analytics through `openvino_telemetry` unless the user has opted
-    out. What is None here cannot be imported, and OpenVINO goes on with its stub.
+    out. A module that is None in `sys.modules` cannot be imported; OpenVINO then uses its own stub.
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -119,15 +119,15 @@ def openvino() -> Any:
 
 
 def _compiled_steps(
-    network: Network, click: Step, hint: str, look: Look
+    network: Network, click: Step, hint: str, check: Check
 ) -> tuple[CompiledStep, CompiledStep]:
     core = openvino().Core()
     folder = cache_dir() / "openvino" / _key(network)
 
     def compiled(models: dict[str, Any]) -> tuple[CompiledStep, CompiledStep]:
         return (
-            CompiledStep(_compiled(core, models["encode"], "f32"), look),
-            CompiledStep(_compiled(core, models["click"], hint), look),
+            CompiledStep(_compiled(core, models["encode"], "f32"), check),
+            CompiledStep(_compiled(core, models["click"], hint), check),
         )
 
     def kept() -> tuple[CompiledStep, CompiledStep]:
@@ -138,7 +138,7 @@ def _compiled_steps(
         os.utime(folder)
         return steps
     except (OSError, RuntimeError):
-        pass  # there is none yet, or it is spoilt
+        pass  # there is none yet, or it is damaged
     started = time.perf_counter()
     side = (1, 3, network.size, network.size)
     image, maps = torch.rand(side) * 255, torch.rand(side)
@@ -151,13 +151,13 @@ def _compiled_steps(
         }
     _store(models, folder)
     try:
-        encode, answer = kept()  # as at every later start: what was read rounds otherwise than what was made
+        encode, answer = kept()  # as every later start does: a network that was read rounds differently
     except (OSError, RuntimeError):
         encode, answer = compiled(models)
     try:
         _check("encode", encode(image), features, "f32")
         _check("click", answer(maps, *features), expected, hint)
-    except Refused:
+    except ConversionError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
@@ -179,7 +179,7 @@ def _compiled(core: Any, model: Any, hint: str) -> Any:
 
 
 class _Traced(nn.Module):
-    """A step as a module, which is what converters take."""
+    """A step as a module: the converter takes modules only."""
 
     def __init__(self, network: Network, step: Step) -> None:
         super().__init__()
@@ -201,12 +201,14 @@ def _converted(network: Network, step: Step, *inputs: Tensor) -> Any:
 def _check(name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...], hint: str) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         apart, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
-        if not apart <= CLOSE[hint] * max(largest, 1.0):
-            raise Refused(f"its {name} differs from torch's by {apart:.3g} at values up to {largest:.3g}")
+        if not apart <= TOLERANCE[hint] * max(largest, 1.0):
+            raise ConversionError(
+                f"its {name} differs from torch's by {apart:.3g} at values up to {largest:.3g}"
+            )
 
 
 def _key(network: Network) -> str:
-    """A name for all that a converted network depends on: weights, settings, program, and converter."""
+    """A name for all that a converted network depends on: weights, config, source code, and converter."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -220,7 +222,7 @@ def _key(network: Network) -> str:
 
 
 def _store(models: dict[str, Any], folder: Path) -> None:
-    """Both models in a folder that appears at once, or not at all; a cache that cannot be written is none."""
+    """Write both models to a folder that appears complete or not at all; a read-only cache is no error."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
@@ -228,21 +230,21 @@ def _store(models: dict[str, Any], folder: Path) -> None:
                 openvino().save_model(model, f"{made}/new/{name}.xml", compress_to_fp16=False)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(f"{made}/new", folder)
-        _forget(folder.parent)
+        _prune(folder.parent)
     except OSError:
         return
 
 
-def _forget(place: Path) -> None:
-    """Leaves the converted networks that were used last."""
+def _prune(place: Path) -> None:
+    """Remove all but the most recently used converted networks."""
     by_use = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)
-    for old in by_use[:-KEPT]:
+    for old in by_use[:-MAX_CONVERTED]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _over(request: Any) -> bool:
-    """Whether a request that was cancelled has ended."""
+    """Whether a cancelled request has ended."""
     try:
-        return bool(request.wait_for(GLANCE_MS))
-    except RuntimeError:  # how it tells that it was cancelled
+        return bool(request.wait_for(POLL_MS))
+    except RuntimeError:  # raised by requests that were cancelled
         return True

@@ -1,8 +1,9 @@
-"""The hot path: pixels and prompts to probabilities on one device, in as few steps as the device allows.
+"""A network on a device: images and prompts in, predictions out, in as little time as the device allows.
 
-On a CUDA device encoder and click are recorded graphs of fixed shapes; prompts are stamped, the previous
-answer is resized and the mask is cut where the network is, and one wait ends a click. Elsewhere the same
-steps run one by one, the network's own by OpenVINO where it is installed. Why: docs/decisions/hot-path.md.
+On a CUDA device encoder and click are CUDA graphs of fixed shapes; prompts are written into the maps, the
+previous mask is resized and the new one thresholded on the device, and a click waits for it once. Elsewhere
+the same steps run one by one, the network's own by OpenVINO where it is installed. Why:
+docs/decisions/hot-path.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,14 +23,15 @@ from torch import Tensor
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt, Region, dense_maps, dotted, stroke_pixels
+from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import Network
 
 Step = Callable[..., tuple[Tensor, ...]]
 
 
-class Recording:
-    """A step over fixed input tensors.
+class RecordedStep:
+    """A step recorded as a CUDA graph over fixed input tensors.
 
     Write new values into `inputs`, call `replay`, and read the result, the same tensors every time, before
     the next replay overwrites it.
@@ -44,12 +46,12 @@ class Recording:
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...]) -> None:
         self.inputs = inputs
-        aside = torch.cuda.Stream(inputs[0].device)
-        aside.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(aside):
+        side_stream = torch.cuda.Stream(inputs[0].device)
+        side_stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(side_stream):
             for _ in range(2):  # libraries choose their kernels and take their workspaces outside the graph
                 step(*inputs)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(aside)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(side_stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.outputs = step(*inputs)
@@ -60,33 +62,20 @@ class Recording:
         return self.outputs
 
 
-BATCH = 8  # objects a recorded step answers at once
+BATCH = 8
+"""Objects that a recorded step predicts at once."""
+
+Object = tuple[Sequence[Prompt], np.ndarray | Tensor | None]
+"""All prompts of one object, and its probability (H, W) before the newest of them, if there is one."""
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """All prompts of one object, and its probability (H, W) before the newest of them, if there is one."""
-
-    prompts: Sequence[Prompt]
-    previous: np.ndarray | Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Drawing:
-    """An answer over a frame's crop: `soft` (rows, cols) where it was computed, `mask` on the host."""
-
-    soft: np.ndarray | Tensor
-    mask: np.ndarray
-    quality: float | None
-
-
-class HotPath:
-    """A network on a device; keeps recorded steps and no picture.
+class TorchBackend:
+    """A network on a device; it keeps recorded steps and no image.
 
     Parameters
     ----------
     network
-        Any member of the family; it is moved to the device.
+        Any network of the family; it is moved to the device.
     runtime
         Device and precision.
     """
@@ -94,37 +83,37 @@ class HotPath:
     def __init__(self, network: Network, runtime: Runtime) -> None:
         self.network = runtime.prepare(network)
         self.runtime = runtime
-        self._encoder: Recording | None = None
-        self._clicks: dict[int, Recording] = {}  # by number of objects
-        self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose picture is in a recorded click's inputs
-        self._turn = threading.Lock()  # recorded steps have one set of inputs
-        # Apple's device cannot resize with antialiasing: what is not CUDA gets its picture laid out.
+        self._encoder: RecordedStep | None = None
+        self._clicks: dict[int, RecordedStep] = {}  # by number of objects
+        self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose features are in a recorded click's inputs
+        self._lock = threading.Lock()  # recorded steps have one set of inputs
+        # Apple's device cannot resize with antialiasing: only CUDA resizes images itself.
         self._resizing = runtime if runtime.on_cuda else Runtime()
         self._pad = self._resizing.tensor(np.array(network.pad))
-        self._look: Callable[[], object] = _nothing_newer
-        self.encode: Step = self.network.encode  # on a processor OpenVINO may take both steps over
+        self._check: Callable[[], object] = _nothing
+        self.encode: Step = self.network.encode  # OpenVINO may replace both steps
         self.click: Step = self._clicked
         if runtime.openvino:
             self._convert()
 
-    def interrupt_by(self, look: Callable[[], object]) -> None:
-        """Calls `look` again and again while the network computes; what it raises stops the network there."""
-        self._look = look
+    def interrupt_by(self, check: Callable[[], object]) -> None:
+        """Calls `check` between the network's layers; an exception that it raises stops the network there."""
+        self._check = check
         for module in self.network.modules():
-            module.register_forward_pre_hook(lambda *_: look())
+            module.register_forward_pre_hook(lambda *_: check())
 
     def warm_up(self) -> None:
-        """Pay now what the first picture and the first click would pay: recording, or choosing kernels."""
+        """Embed and predict once: the first image then waits for no recording and no choice of kernels."""
         image = np.zeros((self.network.size, self.network.size), np.uint8)
         frame = Frame.whole(image.shape, self.network.size, self.network.fit)
         features = self.embed(image, frame)
         for count in (1, BATCH) if self.runtime.on_cuda else (1,):
-            self.draw(features, frame, [Question([Click((0.0, 0.0))])] * count)
+            self.predict(features, frame, [([Click((0.0, 0.0))], None)] * count)
 
     def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
-        """The encoder's tensors for what `frame` shows of a uint8 plane (H, W) or (H, W, 3)."""
+        """The encoder's tensors for the frame's crop of a uint8 plane (H, W) or (H, W, 3)."""
         crop = frame.cut(plane)
-        with self._turn, self.runtime.inference(embedding=True):
+        with self._lock, self.runtime.inference(embedding=True):
             pixels = self._resizing.upload(crop if crop.ndim == 3 else crop[..., None])
             pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
             image = on_square(pixels, frame, self._pad)  # (1, 3, S, S)
@@ -137,24 +126,24 @@ class HotPath:
             self._encoder.inputs[0].copy_(image)
             return tuple(feature.clone() for feature in self._encoder.replay())
 
-    def draw(
-        self, features: tuple[Tensor, ...], frame: Frame, questions: Sequence[Question]
-    ) -> list[Drawing]:
-        """The answers to any number of questions about one picture, in order.
+    def predict(
+        self, features: tuple[Tensor, ...], frame: Frame, objects: Sequence[Object]
+    ) -> list[Prediction]:
+        """The predictions, over the frame's crop, for any number of objects of one image, in order.
 
-        On a CUDA device many are answered at once, and what follows is prepared and started before the
-        host waits for what came before. Out of memory there, one is answered at a time.
+        On a CUDA device several objects are predicted at once, and the next ones are started before the host
+        waits for those before. If their memory does not suffice there, one object is predicted at a time.
         """
         most = BATCH if self.runtime.on_cuda else 1
         features = tuple(x.to(self.runtime.device, self.runtime.dtype) for x in features)
         started = 0
-        coming: list[Callable[[], list[Drawing]]] = []  # one or two
-        drawings: list[Drawing] = []
-        while started < len(questions):
-            part = questions[started : started + most]
+        pending: list[Callable[[], list[Prediction]]] = []  # one or two
+        predictions: list[Prediction] = []
+        while started < len(objects):
+            part = objects[started : started + most]
             try:
-                with self._turn, self.runtime.inference():
-                    coming.append(self._started(features, frame, part))
+                with self._lock, self.runtime.inference():
+                    pending.append(self._start(features, frame, part))
             except torch.cuda.OutOfMemoryError:
                 if most == 1:
                     raise
@@ -163,15 +152,15 @@ class HotPath:
                 most = 1
                 continue
             started += len(part)
-            if len(coming) > 1:
-                drawings += coming.pop(0)()
-        return drawings + [drawing for arrive in coming for drawing in arrive()]
+            if len(pending) > 1:
+                predictions += pending.pop(0)()
+        return predictions + [prediction for wait in pending for prediction in wait()]
 
-    def _started(
-        self, features: tuple[Tensor, ...], frame: Frame, questions: Sequence[Question]
-    ) -> Callable[[], list[Drawing]]:
-        """The answers, for which the device has all it needs: whoever calls for them waits."""
-        count, size = len(questions), self.network.size
+    def _start(
+        self, features: tuple[Tensor, ...], frame: Frame, objects: Sequence[Object]
+    ) -> Callable[[], list[Prediction]]:
+        """Start predicting; calling the result waits for the device and returns the predictions."""
+        count, size = len(objects), self.network.size
         if self.runtime.on_cuda:
             step = self._recorded(1 if count == 1 else BATCH, features)
             maps, click = step.inputs[0], step.replay
@@ -179,39 +168,41 @@ class HotPath:
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
             click = partial(self.click, maps, *features)
         try:
-            self.stamp(maps, frame, questions)
+            self.stamp(maps, frame, objects)
             logits, *quality = (output[:count] for output in click())
             logits = from_square(logits, frame, self.network.aligned)[:, 0]  # (B, rows, cols)
-            # Rounded as it is made, and the mask is cut from what was rounded: they always agree.
+            # Rounded as it is made, and the rounded values are thresholded: they and the mask always agree.
             soft = torch.sigmoid(logits, out=logits.new_empty(logits.shape, dtype=self.runtime.dtype))
             download = self.runtime.downloading(soft > THRESHOLD, *quality)
         finally:
             if self.runtime.on_cuda:
-                maps.zero_()  # for the next click, while this one's answer is on its way
+                maps.zero_()  # for the next click, while this one's mask is being copied
 
-        def arrive() -> list[Drawing]:
-            masks, *judged = download()
-            if not self.runtime.on_cuda:
-                return _drawings(soft.cpu().numpy(), masks, judged)
-            # Memory that a GPU writes to takes long to be had: many masks leave theirs to the next.
-            return _drawings(soft, masks.copy() if count > 1 else masks, judged)
+        def wait() -> list[Prediction]:
+            masks, *quality = download()
+            qualities = [float(q) for q in quality[0]] if quality else [None] * count
+            if self.runtime.on_cuda:
+                # Memory that a GPU writes to takes long to allocate: several masks leave theirs to the next.
+                masks = masks.copy() if count > 1 else masks
+            each = zip(soft if self.runtime.on_cuda else soft.cpu().numpy(), qualities, masks, strict=True)
+            return [Prediction(one, quality, frame, None, mask) for one, quality, mask in each]
 
-        return arrive
+        return wait
 
     def _clicked(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
-        logits, quality = self.network.sketch(self.network.fuse(features, maps))
+        logits, quality = self.network.decode_low_res(self.network.fuse(features, maps))
         return (logits.float(),) if quality is None else (logits.float(), quality.float())
 
     def _convert(self) -> None:
-        """Hand the network's steps to OpenVINO; where it refuses them they stay with torch."""
-        from napari_lowlat_seg.inference.openvino_backend import Refused, compiled_steps
+        """Hand both steps to OpenVINO, if it can convert them."""
+        from napari_lowlat_seg.inference.openvino_backend import ConversionError, compiled_steps
 
         try:
             self.encode, self.click = compiled_steps(
-                self.network, self._clicked, self.runtime.precision, lambda: self._look()
+                self.network, self._clicked, self.runtime.precision, lambda: self._check()
             )
-        except Refused as problem:
+        except ConversionError as problem:
             self.runtime = replace(self.runtime, openvino=False)
             warnings.warn(
                 f"OpenVINO does not run this network ({problem}), so torch does, more slowly; uninstall "
@@ -219,7 +210,7 @@ class HotPath:
                 stacklevel=4,
             )
 
-    def _recorded(self, count: int, features: tuple[Tensor, ...]) -> Recording:
+    def _recorded(self, count: int, features: tuple[Tensor, ...]) -> RecordedStep:
         if count not in self._clicks:
             size = self.network.size
             maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
@@ -232,15 +223,15 @@ class HotPath:
             self._loaded[count] = weakref.ref(features[0])
         return step
 
-    def _recording(self, step: Step, inputs: tuple[Tensor, ...]) -> Recording:
-        return Recording(torch.compile(step, dynamic=False) if self.runtime.compiled else step, inputs)
+    def _recording(self, step: Step, inputs: tuple[Tensor, ...]) -> RecordedStep:
+        return RecordedStep(torch.compile(step, dynamic=False) if self.runtime.compiled else step, inputs)
 
-    def stamp(self, maps: Tensor, frame: Frame, questions: Sequence[Question]) -> None:
-        """Write prompts and previous answers into maps (B, 3, S, S) that hold zeros."""
+    def stamp(self, maps: Tensor, frame: Frame, objects: Sequence[Object]) -> None:
+        """Write prompts and previous masks into maps (B, 3, S, S) that hold zeros; see `dense_maps`."""
         radius, regions = self.network.radius, self.network.regions
         places, per_sample = [], maps.stride(0)
-        for sample, asked in enumerate(questions):
-            prompts = dotted(asked.prompts, self.network.dots, frame)
+        for sample, (prompts, _) in enumerate(objects):
+            prompts = dotted(prompts, self.network.dots, frame)
             if any(isinstance(prompt, Region) for prompt in prompts):
                 dense = dense_maps(prompts, frame, radius=radius, regions=regions)
                 maps[sample].copy_(self.runtime.upload(dense))
@@ -250,12 +241,12 @@ class HotPath:
         if places:
             flat = places[0] if len(places) == 1 else np.concatenate(places)
             maps.view(-1).index_fill_(0, self.runtime.upload(flat), 1.0)
-        for sample, asked in enumerate(questions):
-            if asked.previous is not None:
-                maps[sample, 0] = self._prior(frame, asked.prompts, asked.previous)
+        for sample, (prompts, previous) in enumerate(objects):
+            if previous is not None:
+                maps[sample, 0] = self._prior(frame, prompts, previous)
 
     def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray | Tensor) -> Tensor:
-        """Channel 0, (S, S): the previous probability with the regions newer than it painted over."""
+        """Channel 0, (S, S): the previous probability, with regions newer than it drawn over it."""
         seen = frame.cut(previous)
         soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
         soft = soft.to(self.runtime.device)[None, None]
@@ -268,19 +259,14 @@ class HotPath:
         return prior
 
 
-def _drawings(soft: np.ndarray | Tensor, masks: np.ndarray, judged: list[np.ndarray]) -> list[Drawing]:
-    qualities = [float(q) for q in judged[0]] if judged else [None] * len(masks)
-    return [Drawing(*one) for one in zip(soft, masks, qualities, strict=True)]
-
-
-def _nothing_newer() -> None:
-    """Nobody has asked for an interruption."""
+def _nothing() -> None:
+    """Does nothing: no interruption has been asked for."""
 
 
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
     """The regions that no click or scribble follows, oldest first.
 
-    Every other region is older than the previous prediction, which has answered it.
+    Every other region is older than the previous prediction, which takes account of it.
     """
     newest: list[Region] = []
     for prompt in reversed(prompts):
@@ -294,7 +280,7 @@ def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     """Crop pixels (1, C, rows, cols) on the square of a frame, padded with `fill` (F,): (1, F, S, S).
 
     The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
-    survive. Gray pictures are resized once and shown in all F channels.
+    survive. Gray images are resized once and repeated in all F channels.
     """
     rows, cols = frame.content
     smooth = frame.fit == "letterbox" and len(fill) == 3  # masks are smooth already and asked for often
@@ -307,10 +293,11 @@ def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
 
 
 def from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
-    """Logits (B, 1, s, s) over the square brought to the frame's crop, (B, 1, rows, cols)."""
+    """Logits (B, 1, s, s) over the square, resized to the frame's crop: (B, 1, rows, cols)."""
     size, short = frame.size, logits.shape[-1]
     rows, cols = frame.content
-    # A logit can stand for several pixels of the square: where these are not all shown, they are made first.
+    # A logit can stand for several pixels of the square. Where some of these are padding, the logits are
+    # resized to the square first, and the padding is cut off.
     between = short != size and (aligned or not rows == cols == size)
     if between:
         logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=aligned)

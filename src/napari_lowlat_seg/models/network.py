@@ -36,8 +36,8 @@ class Network(nn.Module, ABC):
     dots
         As how many clicks along it a scribble is drawn; 0 for the whole line.
     aligned
-        Whether the outermost logits of `sketch` lie on the square's corners, as the original has it, rather
-        than half a logit inside.
+        Whether the outermost logits of `decode_low_res` lie on the square's corners, as the original has it,
+        rather than half a logit inside.
     bf16
         Whether clicks with bf16 products on a processor were seen to draw the same masks
         (docs/decisions/hot-path.md).
@@ -78,7 +78,7 @@ class Network(nn.Module, ABC):
     def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """Logits (B, 1, s, s) on a grid that covers the square, and a predicted IoU (B,) or None."""
 
-    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    def decode_low_res(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """As `decode`, with the logits on the network's own grid: who resizes them does it only once."""
         return self.decode(fused)
 

@@ -346,7 +346,7 @@ class SegNext(Network):
         logits, side = self.head_logits(fused).float(), (self.size, self.size)
         return F.interpolate(logits, side, mode="bilinear", align_corners=True), None  # (B, 1, S, S)
 
-    def sketch(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    def decode_low_res(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         return self.head_logits(fused).float(), None  # (B, 1, 4g, 4g)
 
     def head_logits(self, fused: tuple[Tensor, ...]) -> Tensor:

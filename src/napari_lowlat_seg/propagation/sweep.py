@@ -55,7 +55,7 @@ class ProbabilityMask(Protocol):
     def quality(self) -> float | None:
         """The network's own estimate of the IoU in [0, 1], or None."""
 
-    def redrawn(self, probability: np.ndarray) -> Any:
+    def with_probability(self, probability: np.ndarray) -> Any:
         """The same with another probability."""
 
 
@@ -236,7 +236,7 @@ class Sweep(Generic[M]):
         """Both predictions of a plane, the first with the weight `share`, the second with the rest."""
         one, other = first.prediction, second.prediction
         probability = share * one.probability + (1 - share) * other.probability
-        prediction = other.redrawn(probability.astype(np.float32))
+        prediction = other.with_probability(probability.astype(np.float32))
         known = one.quality is not None and other.quality is not None
         quality = share * one.quality + (1 - share) * other.quality if known else None
         confidence = _confidence(prediction, quality, iou(one.mask, other.mask))
@@ -305,12 +305,12 @@ class _Compressed:
         probability = visit.prediction.probability
         box = BoundingBox.of(probability > FAINT)
         patch = Patch(box.corner, probability[box.slices].astype(np.float16))
-        empty = visit.prediction.redrawn(np.zeros((0, 0), np.float32))
+        empty = visit.prediction.with_probability(np.zeros((0, 0), np.float32))
         return cls(replace(visit, prediction=empty), probability.shape, patch)
 
     def restored(self) -> _Visit:
         probability = self.patch.on(self.shape).astype(np.float32)
-        return replace(self.visit, prediction=self.visit.prediction.redrawn(probability))
+        return replace(self.visit, prediction=self.visit.prediction.with_probability(probability))
 
 
 def click_position(

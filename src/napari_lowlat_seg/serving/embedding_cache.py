@@ -21,7 +21,7 @@ from cachetools import LRUCache
 
 from napari_lowlat_seg.core.frame import Fit, Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.inference.predictor import Embedding
+from napari_lowlat_seg.inference.prediction import Embedding
 from napari_lowlat_seg.serving.embedding_files import SUFFIX, EmbeddingFolder, PackedEmbedding, pack, unpack
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from napari_lowlat_seg.core.atomic_file import PREFIX, atomic_file, remove_leftovers
-from napari_lowlat_seg.inference.predictor import Embedding
+from napari_lowlat_seg.inference.prediction import Embedding
 
 SUFFIX = ".embedding"
 CHECKSUM = 16

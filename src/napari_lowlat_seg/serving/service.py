@@ -36,7 +36,8 @@ from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.inference.predictor import CloserLook, Embedding, Prediction, Predictor
+    from napari_lowlat_seg.inference.prediction import Embedding
+    from napari_lowlat_seg.inference.predictor import CloserLook, Predictor
     from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 
@@ -207,12 +208,16 @@ class PredictionService:
     ) -> Iterator[tuple[SoftMask, bool]]:
         embedding = self._embedding(source)
         key = (request.object, source.identity)
-        previous = _prediction(request.previous, embedding, self._looks.get(key))
+        previous = None
+        if request.previous is not None:
+            from napari_lowlat_seg.inference.prediction import Prediction  # imports torch
+
+            previous = Prediction.of(request.previous, embedding.frame, self._looks.get(key))
         soft_mask = None
         # Whether a prediction is the last one is known when the next one is there, or none. The quick one
         # must not wait for that: it goes out as one that may be refined, and once more when it was not.
         for prediction in self._predictor.answers(embedding, request.prompts, previous):
-            soft_mask = SoftMask.of(prediction.probability, prediction.quality)
+            soft_mask = prediction.soft_mask
             look = prediction.look
             if request.ticket and look is not None and _bytes_of(look) <= self._looks.maxsize:
                 self._looks[key] = look
@@ -325,17 +330,6 @@ def _bytes_of(embedding: Embedding) -> int:
     return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes
 
 
-def _prediction(
-    soft_mask: SoftMask | None, embedding: Embedding, look: Embedding | None = None
-) -> Prediction | None:
-    """A soft mask as the predictor takes it for the previous prediction."""
-    if soft_mask is None:
-        return None
-    from napari_lowlat_seg.inference.predictor import Prediction
-
-    return Prediction(soft_mask.probability, soft_mask.quality, embedding.frame, look)
-
-
 class _CachedPlanes:
     """The planes of a propagation, as `volume.Pictures`; each is needed more than once, but not for long."""
 
@@ -362,5 +356,4 @@ class _SoftMaskPredictor:
         return self.predictor.embed(image, window, spacing)
 
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: SoftMask | None) -> SoftMask:
-        made = self.predictor.predict(embedding, prompts, _prediction(previous, embedding))
-        return SoftMask.of(made.probability, made.quality)
+        return self.predictor.predict(embedding, prompts, previous).soft_mask

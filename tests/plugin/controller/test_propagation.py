@@ -54,7 +54,7 @@ class Knowing:
     def predict(self, request, source, newer):
         best = self.engine.predict(request.plane, request.prompts, None)
         if self.looks is not None:
-            yield best.redrawn(best.probability * (np.arange(SHAPE[2]) < 25)), False
+            yield best.with_probability(best.probability * (np.arange(SHAPE[2]) < 25)), False
             self.looks.wait(300)
         yield best, True
 

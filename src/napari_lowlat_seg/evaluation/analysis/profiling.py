@@ -21,9 +21,10 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Volume, to_uint8
-from napari_lowlat_seg.inference.predictor import Embedding, Predictor
+from napari_lowlat_seg.inference.prediction import Embedding
+from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import DTYPES, Runtime
-from napari_lowlat_seg.inference.torch_backend import Question, from_square, on_square
+from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.io.samples import blobs
 from napari_lowlat_seg.models.network import Network
 
@@ -53,12 +54,12 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
 
     Each stage is waited for and nothing is recorded, so on a GPU they add up to more than a click takes.
     """
-    path, network, runtime = predictor.hot_path, predictor.network, predictor.runtime
+    path, network, runtime = predictor.backend, predictor.network, predictor.runtime
     plane = to_uint8(image)
     frame = Frame.whole(plane.shape[:2], network.size, network.fit)
     embedding = predictor.embed(image)
     prompts = [Click((0.4 * plane.shape[0], 0.6 * plane.shape[1])), Click((0.0, 0.0), positive=False)]
-    asked = Question(prompts, predictor.predict_batch(embedding, [prompts[:1]])[0].soft)
+    asked = (prompts, predictor.predict_batch(embedding, [prompts[:1]])[0].soft)
     with runtime.inference():
         rgb = runtime.upload(plane if plane.ndim == 3 else plane[..., None]).permute(2, 0, 1)[None].float()
         pad = runtime.tensor(np.array(network.pad))
@@ -87,7 +88,7 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
 
 def _encoded(predictor: Predictor, shown: Tensor) -> tuple[Tensor, ...]:
     with predictor.runtime.inference(embedding=True):
-        return predictor.hot_path.encode(shown)
+        return predictor.backend.encode(shown)
 
 
 def _drawing(
@@ -96,9 +97,9 @@ def _drawing(
     """The network's own stages of a click: OpenVINO has them as one."""
     network = predictor.network
     if predictor.runtime.openvino:
-        return {"fuse and draw": lambda: predictor.hot_path.click(maps, *features)}
+        return {"fuse and draw": lambda: predictor.backend.click(maps, *features)}
     fused = network.fuse(features, maps)
-    return {"fuse": lambda: network.fuse(features, maps), "draw": lambda: network.sketch(fused)}
+    return {"fuse": lambda: network.fuse(features, maps), "draw": lambda: network.decode_low_res(fused)}
 
 
 def floor(predictor: Predictor) -> dict[str, float]:
@@ -125,7 +126,9 @@ def work_of(network: Network) -> dict[str, tuple[float, float]]:
     features = tuple(feature.detach() for feature in twin.encode(image))
     return {
         "embed": _counted(twin, lambda: twin.encode(image), [image]),
-        "click": _counted(twin, lambda: twin.sketch(twin.fuse(features, maps))[:1], [maps, *features]),
+        "click": _counted(
+            twin, lambda: twin.decode_low_res(twin.fuse(features, maps))[:1], [maps, *features]
+        ),
     }
 
 

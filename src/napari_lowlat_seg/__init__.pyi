@@ -1,0 +1,22 @@
+# The public names, in one place: type checkers read them here, and `lazy_loader` at import.
+
+from .annotation.session import Session as Session
+from .core.frame import Frame as Frame
+from .core.labels import ArrayLabels as ArrayLabels
+from .core.masks import SoftMask as SoftMask
+from .core.prompts import Box as Box
+from .core.prompts import Click as Click
+from .core.prompts import Mask as Mask
+from .core.prompts import Polygon as Polygon
+from .core.prompts import Prompt as Prompt
+from .core.prompts import Scribble as Scribble
+from .core.volume import Plane as Plane
+from .core.volume import Volume as Volume
+from .inference.prediction import Embedding as Embedding
+from .inference.prediction import Prediction as Prediction
+from .inference.predictor import Predictor as Predictor
+from .inference.predictor import load_predictor as load_predictor
+from .io.samples import sample_path as sample_path
+from .propagation.propagate import propagate as propagate
+
+__version__: str

@@ -1,0 +1,98 @@
+"""What comes out of a predictor: the embedding of an image, and the mask of an object on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.masks import THRESHOLD, SoftMask
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An image as a network has encoded it.
+
+    Attributes
+    ----------
+    features
+        The encoder's tensors, on the predictor's device.
+    frame
+        How the image lies on the network's square input.
+    image
+        (H, W) or (H, W, 3) uint8: the whole image after its intensity window was applied.
+    model
+        Fingerprint of the network that made it; other networks refuse it.
+    """
+
+    features: tuple[Tensor, ...]
+    frame: Frame
+    image: np.ndarray
+    model: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The soft mask of an object, at full precision, and what it was seen through.
+
+    `SoftMask` is its rounded, compressed form, which is kept for undo and sent between processes; why there
+    are two: docs/decisions/soft-mask.md.
+
+    Attributes
+    ----------
+    soft
+        (H, W) probabilities in [0, 1], where they were computed: float32 on the host, or the device's own
+        type on a GPU, from which nothing is copied until `probability` is read.
+    quality
+        The network's estimate of the mask's IoU in [0, 1]; None if it makes none.
+    frame
+        The frame of the embedding that the network was given.
+    look
+        The embedding of a closer look, if one was taken; the next `predict` may use it again.
+    host_mask
+        `mask`, if it is on the host already.
+    """
+
+    soft: np.ndarray | Tensor
+    quality: float | None
+    frame: Frame
+    look: Embedding | None = None
+    host_mask: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, mask: SoftMask, frame: Frame, look: Embedding | None = None) -> Prediction:
+        """The prediction that a kept soft mask was; its probability is the rounded one."""
+        return cls(mask.probability, mask.quality, frame, look)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return (int(self.soft.shape[0]), int(self.soft.shape[1]))
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """(H, W) float32 in [0, 1]."""
+        if isinstance(self.soft, np.ndarray):
+            return self.soft
+        probability: np.ndarray = self.soft.float().cpu().numpy()
+        return probability
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool: probability above 0.49."""
+        if self.host_mask is not None:
+            return self.host_mask
+        mask: np.ndarray = self.probability > THRESHOLD
+        return mask
+
+    @property
+    def soft_mask(self) -> SoftMask:
+        """The rounded, compressed form, to keep or to send."""
+        return SoftMask.of(self.probability, self.quality)
+
+    def with_probability(self, probability: np.ndarray) -> Prediction:
+        """This prediction with another probability, (H, W) float32, and without its closer look."""
+        return replace(self, soft=probability, look=None, host_mask=None)
