@@ -18,7 +18,7 @@ from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import BATCH, TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig, _resizing
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig, _bilinear_matrix
 
 TINY = replace(
     SegNextConfig.vit_b(2),
@@ -222,8 +222,8 @@ def test_warming_up_changes_no_answer(network, image) -> None:
 
 def test_bilinear_weights_are_exact_in_half_precision() -> None:
     """They are sixteenths, so the sum of the pyramid loses nothing by them."""
-    full = _resizing(8, 64, torch.float32, torch.device("cpu"))
-    assert torch.equal(_resizing(8, 64, torch.float16, torch.device("cpu")).float(), full)
+    full = _bilinear_matrix(8, 64, torch.float32, torch.device("cpu"))
+    assert torch.equal(_bilinear_matrix(8, 64, torch.float16, torch.device("cpu")).float(), full)
 
 
 def test_stroke_maps_equal_disks_one_by_one() -> None:

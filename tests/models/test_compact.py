@@ -201,7 +201,7 @@ def test_a_correction_is_a_slope_and_a_shift_of_the_logit(network: Compact) -> N
     image, maps = random_inputs(2, 256)
     fused = network.fuse(network.encode(image), maps)
     said: list[torch.Tensor] = []
-    network.judge.register_forward_hook(lambda *call: said.append(call[-1][:, 0]))
+    network.iou_head.register_forward_hook(lambda *call: said.append(call[-1][:, 0]))
     logits, plain = network.decode(fused)
     assert torch.equal(plain, said[0].sigmoid())
     network.config = replace(TINY, quality_slope=1.5, quality_shift=-0.25)
@@ -225,6 +225,25 @@ def test_a_file_from_before_corrections_answers_as_ever(network: Compact, tmp_pa
         one.decode(one.fuse(one.encode(image), maps)) for one in (network, load_model(old), load_model(path))
     ]
     assert all(torch.equal(a, b) for other in answers[1:] for a, b in zip(answers[0], other, strict=True))
+
+
+def test_files_keep_their_name_of_the_iou_head(network: Compact, tmp_path: Path) -> None:
+    """ "judge": files written before it was renamed load, and what is saved again is equal."""
+    old = Path(model_path("default"))
+    with safe_open(old, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    heads = sorted(name for name in tensors if "iou_head" in name or "judge" in name)
+    assert heads == ["judge.0.bias", "judge.0.weight", "judge.2.bias", "judge.2.weight"]
+    loaded = load_model("default")
+    assert isinstance(loaded, Compact)
+    assert torch.equal(loaded.iou_head[0].weight, tensors["judge.0.weight"].float())
+    with safe_open(save_model(loaded, tmp_path / "again.safetensors", half=True), "pt") as file:
+        again = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    missing, unexpected = network.load_state_dict({"iou_head.0.bias": torch.zeros(64)}, strict=False)
+    assert "iou_head.0.weight" in missing
+    assert unexpected == []
 
 
 def test_the_shipped_weights_are_the_default_config() -> None:

@@ -10,9 +10,9 @@ from napari_lowlat_seg.models.tinyvit import (
     TinyViT,
     WindowAttention,
     WindowBlock,
+    patch_conv,
+    patch_conv_product,
     resize_windows,
-    tile_product,
-    tiled,
 )
 
 
@@ -156,7 +156,7 @@ def test_a_convolution_in_tiles_is_a_product(side: int, biased: bool) -> None:
     conv = torch.nn.Conv2d(5, 7, side, side, bias=biased)
     x = torch.randn(2, 5, 12, 17)
     for laid in (torch.contiguous_format, torch.channels_last):
-        found = tile_product(conv.to(memory_format=laid), x.contiguous(memory_format=laid))  # type: ignore[call-overload]
+        found = patch_conv_product(conv.to(memory_format=laid), x.contiguous(memory_format=laid))  # type: ignore[call-overload]
         torch.testing.assert_close(found, conv(x), rtol=1e-5, atol=1e-6)
         assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(tiled(conv, x), conv(x))
+    assert torch.equal(patch_conv(conv, x), conv(x))

@@ -1,23 +1,24 @@
-"""The compact member of the family: TinyViT encoder with thin skips, pooled-key fusion, a light decoder.
+"""The compact network of the family: TinyViT encoder with thin skips, pooled-key fusion, a light decoder.
 
-What SegNext fixes is kept: the image is embedded once, prompts are pixels in dense maps, the maps join the
-cached embedding and self-attention fuses both. What two processor cores need is changed: 512 px, 1024 tokens
-whose keys are pooled 2 x 2, prompt maps that also enter at 1/4 and 1/8, and cached skips at these sides for
-the boundaries.
+As in SegNext, the image is embedded once, prompts are pixels in dense maps, the maps are added to the cached
+embedding, and self-attention fuses both. For two processor cores it is smaller: 512 px, 1024 tokens whose
+keys are pooled 2 x 2; for sharp boundaries, prompt maps also enter at 1/4 and 1/8, where the embedding keeps
+thin skips. Why these numbers: docs/decisions/compact-model.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_lowlat_seg.models.network import MEAN, STD, Fit, Network, Regions
-from napari_lowlat_seg.models.tinyvit import ChannelNorm, TinyViT, tiled
+from napari_lowlat_seg.models.tinyvit import ChannelNorm, TinyViT, patch_conv
 from napari_lowlat_seg.models.vit import HEAD, TAPS, Dino
 
 # tanh(2 d / radius) is 1 in float32 from here on, so a click's distance map need not reach further.
@@ -29,7 +30,7 @@ def distance_maps(points: Tensor, radius: int) -> Tensor:
 
     `points` is (B, C, H, W) in [0, 1] and not changed; a pixel of a lesser value v gets 1 - v at most.
     Squared distances are minima along the rows, then along the columns, over the reach where tanh is not 1
-    yet: no step depends on values, so the steps can be recorded.
+    yet: no step depends on values, so a GPU can record the steps.
     """
     reach = int(SATURATED * radius) + 1
     far = float(4 * reach**2)
@@ -85,8 +86,8 @@ class CompactConfig:
     vit_depth, vit_width
         Blocks and channels of a second encoder, a plain ViT (see `Dino`); none if the depth is 0.
     quality_slope, quality_shift
-        Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the judge's
-        logit x (Platt scaling). 1 and 0 leave it as it was trained.
+        Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the IoU
+        head's logit x (Platt scaling). 1 and 0 leave it as it was trained.
 
     Raises
     ------
@@ -148,7 +149,7 @@ class PooledAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, rows, cols, width = x.shape
         q = self.q(x).view(batch, rows * cols, self.heads, -1).transpose(1, 2)
-        pooled = self.norm(tiled(self.pool, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
+        pooled = self.norm(patch_conv(self.pool, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
         kv = self.kv(pooled).view(batch, pooled.shape[1], 2 * self.heads, -1).transpose(1, 2)
         k, v = kv.chunk(2, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
@@ -187,11 +188,17 @@ class RefineBlock(nn.Module):
         self.narrow = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + tiled(self.narrow, F.gelu(tiled(self.widen, self.norm(self.spread(x)))))
+        return x + patch_conv(self.narrow, F.gelu(patch_conv(self.widen, self.norm(self.spread(x)))))
 
 
 class Compact(Network):
-    """The compact network: 7.6 M parameters with the default `CompactConfig`, and the doors of `SegNext`."""
+    """The compact network; 7.6 M parameters with the default `CompactConfig`.
+
+    Parameters
+    ----------
+    config
+        Everything that its shape depends on.
+    """
 
     mean: Tensor
     std: Tensor
@@ -204,7 +211,7 @@ class Compact(Network):
         super().__init__()
         self.config = config
         self.size, self.regions = config.size, config.regions
-        # Distances start from the click's own pixel, so its disk is asked for as small as it can be.
+        # Distances are measured from the click's own pixel, so its disk must be that pixel alone.
         self.radius = config.radius if config.disks else 0
         c, c8, c4 = config.width, config.skip8, config.skip4
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -227,24 +234,34 @@ class Compact(Network):
         self.up4 = nn.ConvTranspose2d(c8, c4, 2, 2)
         self.refine4 = nn.Sequential(RefineBlock(c4), RefineBlock(c4))
         self.draw = nn.Conv2d(c4, 4, 1)
-        self.judge = nn.Sequential(nn.Linear(2 * c + 1, 64), nn.GELU(), nn.Linear(64, 1))
+        self.iou_head = nn.Sequential(nn.Linear(2 * c + 1, 64), nn.GELU(), nn.Linear(64, 1))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.state_dict`; the IoU head is called "judge", as in all files."""
+        return _renamed(super().state_dict(*args, **kwargs), "iou_head.", "judge.")
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `nn.Module.load_state_dict`; takes the names of files."""
+        return super().load_state_dict(_renamed(state_dict, "judge.", "iou_head."), strict, assign)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         image = ((image - self.mean) / self.std).to(self.dtype)
         quarter, eighth, tiny = self.encoder(image)
-        deep = tiled(self.deep, tiny)
+        deep = patch_conv(self.deep, tiny)
         deep = deep if self.vit is None else deep + self.vit(image)
-        return deep, tiled(self.thin8, eighth), tiled(self.thin4, quarter)
+        return deep, patch_conv(self.thin8, eighth), patch_conv(self.thin4, quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""
         deep, thin8, thin4 = features
         if not self.config.disks:
             maps = torch.cat([maps[:, :1], distance_maps(maps[:, 1:], self.config.radius)], dim=1)
-        prompts4 = F.gelu(tiled(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
-        prompts8 = F.gelu(tiled(self.maps8, prompts4))  # (B, c8, S/8, S/8)
-        x = deep + tiled(self.maps16, prompts8)  # (B, C, S/16, S/16)
+        prompts4 = F.gelu(patch_conv(self.maps4, maps.to(self.dtype)))  # (B, c4, S/4, S/4)
+        prompts8 = F.gelu(patch_conv(self.maps8, prompts4))  # (B, c8, S/8, S/8)
+        x = deep + patch_conv(self.maps16, prompts8)  # (B, C, S/16, S/16)
         for block in self.blocks:
             x = block(x)
         return self.norm(x), thin8 + prompts8, thin4 + prompts4
@@ -254,15 +271,22 @@ class Compact(Network):
         x, side8, side4 = fused
         y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
         y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
-        logits = F.pixel_shuffle(tiled(self.draw, y), 2)  # (B, 1, S/2, S/2)
-        # the judge sees the fused tokens inside the drawn mask and overall, and how much the mask covers
+        logits = F.pixel_shuffle(patch_conv(self.draw, y), 2)  # (B, 1, S/2, S/2)
+        # The IoU head sees the mean fused token inside the mask, the mean of all tokens, and the mask's area.
         inside = F.adaptive_avg_pool2d(
             logits.detach().sigmoid(), (x.shape[-2], x.shape[-1])
         )  # (B, 1, S/16, S/16)
         within = (x * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-3)
         seen = torch.cat([within, x.mean((2, 3)), inside.mean((2, 3))], 1)  # (B, 2 C + 1)
-        judged = self.judge(seen)[:, 0]
+        iou = self.iou_head(seen)[:, 0]  # a logit
         slope, shift = self.config.quality_slope, self.config.quality_shift
-        if (slope, shift) != (1, 0):  # numbers of the file: a judge without a correction costs no kernel
-            judged = slope * judged + shift
-        return logits, judged.sigmoid()
+        if (slope, shift) != (1, 0):  # numbers of the file: without a correction nothing is computed
+            iou = slope * iou + shift
+        return logits, iou.sigmoid()
+
+
+def _renamed(state: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """A state whose names that begin with `old` begin with `new`."""
+    return {
+        new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()
+    }

@@ -19,16 +19,16 @@ DEPTHS = (2, 2, 6, 2)
 UPSTREAM_WINDOWS = (7, 14, 7)
 
 
-def tiled(conv: nn.Module, x: Tensor) -> Tensor:
+def patch_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of a map (B, C, H, W) whose kernel is as large as its stride, a 1x1 above all.
 
     On CUDA torch adds a convolution's bias in a pass of its own; a product of matrices has it for nothing.
     """
-    out: Tensor = tile_product(conv, x) if x.is_cuda and isinstance(conv, nn.Conv2d) else conv(x)
+    out: Tensor = patch_conv_product(conv, x) if x.is_cuda and isinstance(conv, nn.Conv2d) else conv(x)
     return out
 
 
-def tile_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def patch_conv_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """`conv(x)` as one product of matrices over square tiles that do not overlap."""
     side = conv.kernel_size[0]
     rows, cols = x.shape[2] // side, x.shape[3] // side
@@ -48,8 +48,8 @@ class ResidualConv(nn.Module):
         self.conv3 = nn.Conv2d(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.gelu(self.conv2(F.gelu(tiled(self.conv1, x))))
-        return F.gelu(x + tiled(self.conv3, inner))
+        inner = F.gelu(self.conv2(F.gelu(patch_conv(self.conv1, x))))
+        return F.gelu(x + patch_conv(self.conv3, inner))
 
 
 class Merge(nn.Module):
@@ -63,7 +63,7 @@ class Merge(nn.Module):
         self.conv3 = nn.Conv2d(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return tiled(self.conv3, F.gelu(self.conv2(F.gelu(tiled(self.conv1, x)))))
+        return patch_conv(self.conv3, F.gelu(self.conv2(F.gelu(patch_conv(self.conv1, x)))))
 
 
 class WindowAttention(nn.Module):
