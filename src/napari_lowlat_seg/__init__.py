@@ -10,7 +10,7 @@ process except what is asked for by `torch.set_num_threads`; its child processes
 
 import lazy_loader
 
-from napari_lowlat_seg.core.processors import configure as _configure
+from napari_lowlat_seg.inference.processors import configure as _configure
 
 _lazy_attribute, _, _names = lazy_loader.attach_stub(__name__, __file__)
 

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.boxes import HALO, TILE, BoundingBox, Tiling, tile_of
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import Request
-from napari_lowlat_seg.core.tiles import HALO, TILE, Tiling, crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 
 HUGE = (20_000, 30_000)
@@ -66,7 +65,7 @@ def test_a_cut_shows_the_tile_of_every_plane_and_reads_no_more(axis: int) -> Non
     data = Recorder(np.arange(10 * 12 * 14).reshape(10, 12, 14))
     volume = Volume(data, spacing=(3, 2, 1), window=(0, 9))
     tile = BoundingBox(2, 3, 6, 8)
-    part = crop(volume, tile, volume.planes(axis)[0])
+    part = volume.cropped(tile, volume.planes(axis)[0])
     assert part.plane_spacing(part.planes(axis)[0]) == volume.plane_spacing(volume.planes(axis)[0])
     for plane in volume.planes(axis):
         data.read = 0
@@ -78,7 +77,7 @@ def test_a_cut_shows_the_tile_of_every_plane_and_reads_no_more(axis: int) -> Non
 def test_channels_stay_whole_and_a_plain_index_works() -> None:
     """RGB planes; and arrays asked with slices and steps, as the volume's sample does."""
     data = np.arange(6 * 7 * 3).reshape(6, 7, 3)
-    part = crop(Volume(data, channel_axis=-1), BoundingBox(1, 2, 5, 7), Plane())
+    part = Volume(data, channel_axis=-1).cropped(BoundingBox(1, 2, 5, 7), Plane())
     np.testing.assert_array_equal(part.plane(Plane()), data[1:5, 2:7])
     np.testing.assert_array_equal(part.data[1], data[2, 2:7])
     np.testing.assert_array_equal(part.data[::2, 1:3], data[1:5:2, 3:5])

@@ -9,8 +9,8 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
 from hand import Hand
+from napari_lowlat_seg.core.boxes import Tiling
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.tiles import Tiling
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.scene import AnnotationController
 from napari_lowlat_seg.plugin.widget import LowlatWidget

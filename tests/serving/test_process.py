@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.core.processors import usable
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.inference.processors import usable
 from napari_lowlat_seg.serving import process as process_module
 from napari_lowlat_seg.serving.process import PredictionProcess, call_in_process, open_prediction_service
 from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service

@@ -18,9 +18,8 @@ import numpy as np
 
 from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch
+from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
 from napari_lowlat_seg.io.points import read_points
@@ -64,7 +63,7 @@ def run_seed_job(job: SeedJob) -> SeedResult:
     """Propagate the seeds of a job along its axis."""
     predictor, volume = job.predictor(), job.volume()
     planes = volume.planes(job.axis)
-    part = crop(volume, job.tile, planes[0])
+    part = volume.cropped(job.tile, planes[0])
     offset = np.zeros(volume.ndim)
     offset[list(planes[0].axes)] = job.tile.corner
     points = [tuple(np.subtract(point, offset)) for _, point in job.items]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
+from napari_lowlat_seg.core.boxes import tile_of
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
-from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range
 from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
 from napari_lowlat_seg.io.nifti import is_nifti
@@ -126,7 +126,7 @@ def segment_object(
     """
     first = next(iter(prompts))
     tile = tile_of(volume.sides(first), [prompt for items in prompts.values() for prompt in items])
-    part = crop(volume, tile, first)
+    part = volume.cropped(tile, first)
     predictions = {
         plane: _predict(predictor, part, plane, [prompt.cropped(tile) for prompt in items])
         for plane, items in prompts.items()

@@ -1,11 +1,20 @@
-"""Bounding boxes on a plane, and patches: the pixels inside a box, with the box's place on the plane."""
+"""Boxes on a plane, patches (the pixels inside a box, with its place on the plane), and tiles of huge planes.
+
+A network sees 512 x 512 pixels. Of a plane of 20,000 x 20,000 it would see next to nothing, and reading it
+takes 400 MB. Planes of up to `LARGE` rows and columns are taken whole; on larger ones `tile_of` chooses a box
+around the prompts, and `Volume.cropped` makes it a volume of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.core.prompts import Prompt
 
 
 class BoundingBox(NamedTuple):
@@ -159,3 +168,65 @@ class Patch:
 
 EMPTY_PATCH = Patch((0, 0), np.zeros((0, 0), np.bool_))
 """The mask of an object that is not on a plane."""
+
+LARGE = 4096
+"""Rows or columns above which a plane is not taken whole."""
+
+TILE = 2048
+"""Side of a tile, halo included."""
+
+HALO = 256
+"""Rows and columns at each side of a tile that are context; the rest is its core, where the prompts lie."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """From which rows or columns on a plane is cut into tiles, their side and their halo, all in pixels."""
+
+    large: int = LARGE
+    side: int = TILE
+    halo: int = HALO
+
+
+TILING = Tiling()
+
+
+def tile_of(
+    shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: BoundingBox | None = None
+) -> BoundingBox:
+    """The tile of a plane in which the object of these prompts is looked for.
+
+    It is the tile whose core holds the middle of the prompts, so that prompts near each
+    other share a tile and its embedding; it grows where the prompts do not fit in.
+
+    Parameters
+    ----------
+    shape
+        (rows, cols) of the plane. Planes of up to `tiling.large` rows and columns are one tile.
+    prompts
+        One or more.
+    now
+        The tile in use; it is kept as long as half a halo is left between the prompts and its sides, the
+        sides of the plane excepted.
+    """
+    if max(shape) <= tiling.large:
+        return BoundingBox(0, 0, *shape)
+    bounds = np.array([prompt.bounds() for prompt in prompts])
+    low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
+    if now is not None:
+        least = [at if at == 0 else at + tiling.halo // 2 for at in now.corner]
+        most = [end if end == n else end - tiling.halo // 2 for end, n in zip(now[2:], shape)]
+        if (low >= np.array(least) - 0.5).all() and (high <= np.array(most) - 0.5).all():
+            return now
+    (top, bottom), (left, right) = (_span(float(a), float(b), n, tiling) for a, b, n in zip(low, high, shape))
+    return BoundingBox(top, left, bottom, right)
+
+
+def _span(low: float, high: float, length: int, tiling: Tiling) -> tuple[int, int]:
+    side, halo = min(tiling.side, length), tiling.halo
+    core = tiling.side - 2 * halo
+    start = int((low + high) / 2 // core) * core - halo
+    start = max(0, min(start, length - side))
+    first = max(0, min(start, int(low) - halo))
+    last = min(length, max(start + side, int(high) + 1 + halo))
+    return first, last

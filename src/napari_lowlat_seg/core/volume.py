@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from napari_lowlat_seg.core.boxes import BoundingBox
+
 SAMPLED_PIXELS = 2**22
 """Percentiles are taken of about this many pixels: of every pixel up to twice as many."""
 
@@ -361,6 +363,15 @@ class Volume:
         row, col = plane.axes
         return (1.0, 1.0) if self.spacing is None else (self.spacing[row], self.spacing[col])
 
+    def cropped(self, box: BoundingBox, plane: Plane) -> Volume:
+        """The volume that shows only a box of each plane parallel to `plane`; nothing is read yet."""
+        row, col = plane.axes
+        parts: list[slice] = [slice(0, n) for n in self.shape]
+        parts[row], parts[col] = box.slices
+        if self.channel_axis is not None:
+            parts.insert(self.channel_axis, slice(0, self.data.shape[self.channel_axis]))
+        return replace(self, data=_Crop(self.data, tuple(parts)))
+
     def with_window(self) -> Volume:
         """This volume with one intensity window for all planes, chosen from a sample, if it has none."""
         if self.window is not None:
@@ -418,3 +429,30 @@ def _spread(length: int) -> list[int]:
     """Where blocks begin along a side."""
     ends = np.linspace(0, max(0, length - SAMPLED_SIDE), SAMPLED_BLOCKS)
     return [int(at) for at in np.unique(ends.astype(np.int64))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """A part of an array; reading it reads no more of the array than that part."""
+
+    data: ArrayLike
+    window: tuple[slice, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(part.stop - part.start for part in self.window)
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    def __getitem__(self, key: Any, /) -> Any:
+        whole = (key if isinstance(key, tuple) else (key,)) + (slice(None),) * len(self.window)
+        return self.data[tuple(_moved(k, part) for k, part in zip(whole, self.window))]
+
+
+def _moved(key: int | slice, part: slice) -> int | slice:
+    if isinstance(key, slice):
+        first, last, step = key.indices(part.stop - part.start)
+        return slice(part.start + first, part.start + last, step)
+    return int(part.start) + int(key)

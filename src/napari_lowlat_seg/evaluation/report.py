@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.processors import usable
 from napari_lowlat_seg.evaluation.annotator import miou_at_k, noc, nof
+from napari_lowlat_seg.inference.processors import usable
 
 ALL = "all objects"
 OPENMP = ("OMP_", "GOMP_", "KMP_")

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from napari_lowlat_seg.core.processors import usable
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample, Target, by_picture, read_samples
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, load_segmenter
+from napari_lowlat_seg.inference.processors import usable
 
 # A task of a worker process: so many objects of one picture. More would leave other workers idle at the end.
 TASK_OBJECTS = 24

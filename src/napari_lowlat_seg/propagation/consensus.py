@@ -15,9 +15,8 @@ import edt
 import numpy as np
 from scipy.ndimage import binary_opening, find_objects, label
 
-from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.tiles import crop, tile_of
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import object_anchors
@@ -177,7 +176,7 @@ def propagate_along(
         groups.setdefault(tile_of(volume.sides(planes[0]), clicks), {})[number] = points
     pieces: dict[int, list[VoxelMask]] = {}
     for tile, group in groups.items():
-        part = crop(volume, tile, planes[0])
+        part = volume.cropped(tile, planes[0])
         offset = np.zeros(volume.ndim)
         offset[[row, col]] = tile.corner
         moved = {n: [tuple(np.subtract(point, offset)) for point in points] for n, points in group.items()}

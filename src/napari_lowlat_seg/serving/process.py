@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 from cachetools import LRUCache
 
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.processors import threads_set_by_user, usable
 from napari_lowlat_seg.core.requests import (
     Cancelled,
     PlaneSource,
@@ -29,6 +28,7 @@ from napari_lowlat_seg.core.requests import (
     Request,
     never,
 )
+from napari_lowlat_seg.inference.processors import threads_set_by_user, usable
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import (

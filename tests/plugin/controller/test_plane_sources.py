@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import Tiling
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PropagationRequest, Request
-from napari_lowlat_seg.core.tiles import Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Sources
 

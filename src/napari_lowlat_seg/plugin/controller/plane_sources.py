@@ -8,10 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.boxes import TILING, BoundingBox, Tiling, tile_of
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
-from napari_lowlat_seg.core.tiles import TILING, Tiling, crop, tile_of
 from napari_lowlat_seg.core.volume import Plane
 
 
@@ -56,7 +55,7 @@ class Sources:
         volume = self._session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
         key = (self._picture, plane.index) if region is None else (self._picture, plane.index, region)
-        part = volume if region is None else crop(volume, region, plane)
+        part = volume if region is None else volume.cropped(region, plane)
         return PlaneSource(
             key,
             lambda: part.plane(plane),

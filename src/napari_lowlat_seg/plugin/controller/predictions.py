@@ -14,11 +14,10 @@ import numpy as np
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.boxes import TILING, BoundingBox, Patch, Tiling
 from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
-from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import Heading, Sources
 from napari_lowlat_seg.plugin.layers.preview import Preview

@@ -14,10 +14,9 @@ from psygnal import Signal
 
 from napari_lowlat_seg.annotation.history import Step
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import Patch
+from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions

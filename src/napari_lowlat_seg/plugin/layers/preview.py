@@ -15,10 +15,9 @@ import numpy as np
 from napari.layers import Labels
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.boxes import TILING, BoundingBox, Patch, Tiling
 from napari_lowlat_seg.core.frame import Points
 from napari_lowlat_seg.core.raster import swept
-from napari_lowlat_seg.core.tiles import TILING, Tiling
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.labels.memory_labels import redraw
 from napari_lowlat_seg.plugin.layers.grid import Grid, Place

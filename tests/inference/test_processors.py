@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from napari_lowlat_seg.core import processors
-from napari_lowlat_seg.core.processors import SPIN_TURNS, configure, cpu_quota, threads_set_by_user, usable
+from napari_lowlat_seg.inference import processors
+from napari_lowlat_seg.inference.processors import (
+    SPIN_TURNS,
+    configure,
+    cpu_quota,
+    threads_set_by_user,
+    usable,
+)
 
 OURS = {"GOMP_SPINCOUNT": str(SPIN_TURNS)}
 
@@ -66,7 +72,9 @@ def test_usable_is_the_smaller_of_affinity_and_quota(bound_to, count, quota, fou
 def test_affinity_counts(run_python):
     """Not the processors of the machine, but those this process is bound to."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    assert run_python(f"{code}from napari_lowlat_seg.core.processors import usable; print(usable())") == "1"
+    assert (
+        run_python(f"{code}from napari_lowlat_seg.inference.processors import usable; print(usable())") == "1"
+    )
 
 
 def groups(root: Path, lines: str, **limits: str) -> float | None:
