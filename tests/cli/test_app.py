@@ -432,7 +432,7 @@ def test_wrong_benchmarks_and_trainings_give_one_sentence(
         raise ImportError("this needs onnxruntime; install the extra rivals")
 
     monkeypatch.setattr("napari_lowlat_seg.evaluation.quality.run_quality", missing)
-    monkeypatch.setattr("napari_lowlat_seg.evaluation.quality.run_latency", missing)
+    monkeypatch.setattr("napari_lowlat_seg.evaluation.latency.run_latency", missing)
     monkeypatch.setattr("napari_lowlat_seg.evaluation.analysis.robustness.run_robustness", missing)
     folder = ("--dataset", "folder", "--root", ".")
     for arguments in (("quality", *folder), ("robustness", *folder), ("latency",)):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.evaluation.latency import busy_loops, grid, latency, peak_ram, run_latency
+from napari_lowlat_seg.evaluation.latency import busy_loops, latency, peak_ram, run_latency, sat_clicks
 from napari_lowlat_seg.io.samples import blobs
 
 Export = Callable[..., tuple[Path, Path]]
@@ -78,7 +78,7 @@ def test_segment_anything_clicks_the_whole_grid() -> None:
 
 def test_the_grid_is_the_original_scripts() -> None:
     """(32 + 64 i, 32 + 64 j) of 1024, on a picture of any size."""
-    places = grid((512, 2048))
+    places = sat_clicks((512, 2048))
     assert (places[0].at, places[1].at, places[16].at) == ((16.0, 64.0), (16.0, 192.0), (48.0, 64.0))
     assert len(places) == 256
 

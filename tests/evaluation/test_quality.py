@@ -17,8 +17,14 @@ from napari_lowlat_seg.evaluation import quality as quality_module
 from napari_lowlat_seg.evaluation.analysis.gallery import draw_tiles
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.quality import quality, run_quality
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
 Export = Callable[..., tuple[Path, Path]]
+
+
+def evaluation(specs: Sequence[str], root: Path, **settings: Any) -> EvaluationSettings:
+    """Settings for the folder of pictures."""
+    return EvaluationSettings(tuple(specs), "folder", root, **settings)
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_pa
     """Table, JSON with all curves, and a plot."""
     shown: list[str] = []
     file, plot = tmp_path / "out.json", tmp_path / "out.png"
-    report = run_quality(specs, "folder", root, max_clicks=3, json=file, plot=plot, show=shown.append)
+    report = run_quality(evaluation(specs, root), max_clicks=3, json=file, plot=plot, show=shown.append)
     assert report["complete"]
     written = json.loads(file.read_text())
     assert [(c["object"], c["model"]) for c in written["curves"]][:3] == [
@@ -166,7 +172,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_pa
 def test_a_run_tells_how_true_the_predicted_iou_is(root: Path, specs: list[str], tmp_path: Path) -> None:
     """In a second table, in JSON and in a plot beside the first; the files of ONNX models are not ours."""
     shown: list[str] = []
-    report = run_quality(specs, "folder", root, max_clicks=3, plot=tmp_path / "o.png", show=shown.append)
+    report = run_quality(evaluation(specs, root), max_clicks=3, plot=tmp_path / "o.png", show=shown.append)
     rows = {(row["model"], row["group"]): row for row in report["calibration"]}
     assert list(rows) == [(m, g) for m in ("good", "bad") for g in ("a", "b", "all objects")]
     assert rows["good", "a"]["bias"] == -0.5  # it always says 0.5, and it is always right
@@ -180,7 +186,7 @@ def test_without_a_judge_there_is_no_calibration(root: Path, tiny: Path, tmp_pat
     shown: list[str] = []
     plot = tmp_path / "o.png"
     report = run_quality(
-        [str(tiny)], "folder", root, max_clicks=1, device="cpu", plot=plot, show=shown.append
+        evaluation([str(tiny)], root, device="cpu"), max_clicks=1, plot=plot, show=shown.append
     )
     assert (report["calibration"], len(shown)) == ([], 1)
     assert not (tmp_path / "o-calibration.png").exists()
@@ -190,7 +196,7 @@ def test_without_a_judge_there_is_no_calibration(root: Path, tiny: Path, tmp_pat
 def test_the_worst_objects_are_listed_and_drawn(root: Path, specs: list[str], tmp_path: Path) -> None:
     """One picture a model and domain; in JSON with or without pictures."""
     file = tmp_path / "o.json"
-    run_quality(specs, "folder", root, max_clicks=3, json=file, gallery=tmp_path / "g", worst=1, show=None)
+    run_quality(evaluation(specs, root), max_clicks=3, json=file, gallery=tmp_path / "g", worst=1, show=None)
     files = ["bad-a.png", "bad-b.png", "good-a.png", "good-b.png"]
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == files
     worst = json.loads(file.read_text())["worst"]
@@ -216,7 +222,7 @@ def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: P
     """Byte for byte, in the order of the ranks; a second run writes over the first."""
     for workers, folder in ((1, "alone"), (2, "shared"), (1, "shared")):
         run_quality(
-            specs, "folder", root, max_clicks=2, workers=workers, gallery=tmp_path / folder, show=None
+            evaluation(specs, root, workers=workers), max_clicks=2, gallery=tmp_path / folder, show=None
         )
         for path in (tmp_path / "alone").iterdir():
             assert path.read_bytes() == (tmp_path / folder / path.name).read_bytes()
@@ -224,15 +230,15 @@ def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: P
 
 def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
     """Two processes, in the order of the data set all the same."""
-    alone = run_quality(specs, "folder", root, max_clicks=2, show=None)
-    shared = run_quality(specs, "folder", root, max_clicks=2, workers=2, show=None)
+    alone = run_quality(evaluation(specs, root), max_clicks=2, show=None)
+    shared = run_quality(evaluation(specs, root, workers=2), max_clicks=2, show=None)
     assert shared["curves"] == alone["curves"]
 
 
 def test_a_workers_error_reaches_the_caller(root: Path, specs: list[str]) -> None:
     """As the error it was."""
     with pytest.raises(ValueError, match=r"expected an ONNX file at none.onnx"):
-        run_quality(["onnx-sam:none.onnx,none.onnx"], "folder", root, workers=2, show=None)
+        run_quality(evaluation(["onnx-sam:none.onnx,none.onnx"], root, workers=2), show=None)
 
 
 def test_an_interrupt_keeps_what_is_done(
@@ -248,7 +254,7 @@ def test_an_interrupt_keeps_what_is_done(
     monkeypatch.setattr(quality_module, "quality", interrupted)
     shown: list[str] = []
     file, gallery = tmp_path / "o.json", tmp_path / "g"
-    report = run_quality(specs, "folder", root, max_clicks=2, json=file, gallery=gallery, show=shown.append)
+    report = run_quality(evaluation(specs, root), max_clicks=2, json=file, gallery=gallery, show=shown.append)
     assert (report["complete"], len(report["curves"])) == (False, 2)
     assert not (tmp_path / "g").exists()
     assert json.loads((tmp_path / "o.json").read_text())["complete"] is False
@@ -265,7 +271,7 @@ def test_an_interrupted_gallery_is_not_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quality_module, "draw_tiles", interrupted)
-    report = run_quality(specs, "folder", root, max_clicks=1, gallery=tmp_path / "g", show=None)
+    report = run_quality(evaluation(specs, root), max_clicks=1, gallery=tmp_path / "g", show=None)
     assert (report["complete"], len(report["curves"])) == (True, 6)
     assert not (tmp_path / "g").exists()
 
@@ -273,17 +279,17 @@ def test_an_interrupted_gallery_is_not_written(
 def test_bad_numbers_are_refused_before_the_work(root: Path) -> None:
     """With what came."""
     with pytest.raises(ValueError, match="max_clicks must be at least 1, got 0"):
-        run_quality(["default"], "folder", root, max_clicks=0)
+        run_quality(evaluation(["default"], root), max_clicks=0)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
-        run_quality(["default"], "folder", root, workers=-1)
+        run_quality(evaluation(["default"], root, workers=-1))
 
 
 def test_the_folder_of_a_result_must_exist(root: Path) -> None:
     """Checked before hours of work."""
     with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
-        run_quality(["default"], "folder", root, json=root / "nowhere" / "out.json")
+        run_quality(evaluation(["default"], root), json=root / "nowhere" / "out.json")
     with pytest.raises(ValueError, match=r"the folder of .*nowhere.gallery must exist; make it first"):
-        run_quality(["default"], "folder", root, gallery=root / "nowhere" / "gallery")
+        run_quality(evaluation(["default"], root), gallery=root / "nowhere" / "gallery")
 
 
 def test_a_gallery_is_no_file(root: Path) -> None:
@@ -292,11 +298,11 @@ def test_a_gallery_is_no_file(root: Path) -> None:
     with pytest.raises(
         ValueError, match=r"the gallery is a folder of pictures, and .*g is a file; take another"
     ):
-        run_quality(["default"], "folder", root, gallery=root / "g")
+        run_quality(evaluation(["default"], root), gallery=root / "g")
     assert (root / "g").read_text() == "mine"
 
 
 def test_a_gallery_of_nothing_is_refused(root: Path) -> None:
     """One object is the least."""
     with pytest.raises(ValueError, match="a gallery shows at least 1 worst object of each domain, got 0"):
-        run_quality(["default"], "folder", root, worst=0)
+        run_quality(evaluation(["default"], root), worst=0)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_lowlat_seg.evaluation.inputs.datasets import Options, Sample, Target, find_targets
+from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions, Sample, Target, find_targets
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
-from napari_lowlat_seg.evaluation.runner import Team, check_names, over_objects
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def targets(tmp_path: Path) -> list[Target]:
             pixels = np.zeros((8, 8), np.uint8)
             pixels[1:3], pixels[5:7] = 1, 2
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
-    return find_targets("folder", tmp_path, options=Options())
+    return find_targets("folder", tmp_path, options=FolderOptions())
 
 
 def names(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[str]]:
@@ -34,7 +34,7 @@ def names(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[li
 
 def test_results_come_in_the_order_of_the_targets(targets: list[Target]) -> None:
     """All results of an object together."""
-    found, complete = over_objects(names, Team(()), targets)
+    found, complete = over_objects(names, EvaluationSettings(()), targets)
     assert (found, complete) == ([t.name for t in targets for _ in range(2)], True)
 
 
@@ -45,13 +45,13 @@ def test_an_interrupt_keeps_the_objects_that_are_done(targets: list[Target]) -> 
         yield [next(iter(samples)).name]
         raise KeyboardInterrupt
 
-    assert over_objects(interrupted, Team(()), targets) == ([targets[0].name], False)
+    assert over_objects(interrupted, EvaluationSettings(()), targets) == ([targets[0].name], False)
 
 
 def test_there_are_no_fewer_workers_than_none() -> None:
     """0 means one for every two cores."""
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
-        Team((), workers=-1)
+        EvaluationSettings((), workers=-1)
 
 
 def test_one_of_no_models_has_no_name() -> None:

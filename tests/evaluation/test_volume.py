@@ -13,11 +13,10 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.volume import (
     METHODS,
+    Case,
     Interpolation,
     NearestCopy,
-    PreviousMask,
     Propagation,
-    Scene,
     measure,
     run_volume,
 )
@@ -51,7 +50,7 @@ class Bright:
 
 
 @pytest.fixture
-def scene() -> Scene:
+def case() -> Case:
     """A rod of 22 planes in 26, as wide on all of them, but not where it is brighter than it should be."""
     data = np.zeros((26, 20, 20), np.uint8)
     data[2:24, 5:12, 5:12] = 100
@@ -59,12 +58,12 @@ def scene() -> Scene:
     data[8, 5:12, 5:12] = 90
     volume = Volume(data, window=(0.0, 255.0))
     by_plane = {plane: truth[plane.key()] for plane in volume.planes()}
-    return Scene(Bright(), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]
+    return Case(Bright(), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]
 
 
-def test_actions_are_counted_until_the_object_is_right(scene: Scene) -> None:
+def test_actions_are_counted_until_the_object_is_right(case: Case) -> None:
     """Plane 8 is a wall from either side: the annotator corrects it, then its neighbour, and all is right."""
-    row = measure(scene, METHODS["propagate"])
+    row = measure(case, METHODS["propagate"])
     assert row["dice_one"] == pytest.approx(2 * 6 / (22 + 6))
     assert row["iou_one"] == pytest.approx(6 / 22)
     assert row["dice_c1"] == pytest.approx(2 * 7 / (22 + 7))
@@ -74,9 +73,9 @@ def test_actions_are_counted_until_the_object_is_right(scene: Scene) -> None:
     assert row["actions_ten"] == 3
 
 
-def test_every_method_says_the_same_kind_of_thing(scene: Scene) -> None:
-    """Keys and ranges; the scene's own answers are shared."""
-    rows = {name: measure(scene, make, 3) for name, make in METHODS.items()}
+def test_every_method_says_the_same_kind_of_thing(case: Case) -> None:
+    """Keys and ranges; the case's own answers are shared."""
+    rows = {name: measure(case, make, 3) for name, make in METHODS.items()}
     keys = list(rows["propagate"])
     for row in rows.values():
         assert list(row) == keys
@@ -85,60 +84,57 @@ def test_every_method_says_the_same_kind_of_thing(scene: Scene) -> None:
     assert rows["nearest copy"]["dice_one"] == pytest.approx(2 * 22 / (22 + 26))
 
 
-def test_a_correction_in_steps_equals_all_anew(scene: Scene) -> None:
+def test_a_correction_in_steps_equals_all_anew(case: Case) -> None:
     """What the benchmark carries on is what a fresh start would give."""
-    planes = scene.planes
-    anchors = {planes[12]: scene.prompted(planes[12])[0]}
+    planes = case.planes
+    anchors = {planes[12]: case.annotate(planes[12])[0]}
     method = Propagation()
-    method.fill(scene, anchors, None)
-    anchors[planes[8]] = scene.prompted(planes[8])[0]
-    found = method.fill(scene, anchors, planes[8])
+    method.fill(case, anchors, None)
+    anchors[planes[8]] = case.annotate(planes[8])[0]
+    found = method.fill(case, anchors, planes[8])
     again = {
-        s.plane: s.prediction.mask
-        for s in propagate(scene.predictor, scene.volume, anchors, planes)
-        if s.final
+        s.plane: s.prediction.mask for s in propagate(case.predictor, case.volume, anchors, planes) if s.final
     }
     assert set(found) == set(again) | set(anchors)
     assert all(np.array_equal(found[plane], again[plane]) for plane in again)
 
 
-def test_the_rivals_are_what_they_are_called(scene: Scene) -> None:
-    """Half-way with the previous mask; the nearest anchor; shapes between."""
-    planes = scene.planes
-    anchors = {planes[i]: scene.prompted(planes[i])[0] for i in (3, 6)}
+def test_copying_and_interpolation_fill_their_planes(case: Case) -> None:
+    """The mask of the nearest anchor; shapes between anchors."""
+    planes = case.planes
+    anchors = {planes[i]: case.annotate(planes[i])[0] for i in (3, 6)}
     small = np.zeros((20, 20), np.float32)
     small[7:10, 7:10] = 1
     anchors[planes[6]] = anchors[planes[6]].with_probability(small)
-    copied = NearestCopy().fill(scene, anchors, None)
+    copied = NearestCopy().fill(case, anchors, None)
     assert [int(copied[planes[i]].sum()) for i in (0, 4, 5, 20)] == [49, 49, 9, 9]
-    shaped = Interpolation().fill(scene, anchors, None)
+    shaped = Interpolation().fill(case, anchors, None)
     assert set(shaped) == set(planes[3:7])
     assert 9 <= shaped[planes[5]].sum() < shaped[planes[4]].sum() < 49
-    assert set(PreviousMask().fill(scene, {planes[3]: anchors[planes[3]]}, None)) == set(planes[2:24])
 
 
-def test_a_plane_without_the_object_is_one_action(scene: Scene) -> None:
-    """ "It is not here." """
-    answer, actions = scene.prompted(scene.planes[0])
+def test_a_plane_without_the_object_is_one_action(case: Case) -> None:
+    """To say that it is absent."""
+    answer, actions = case.annotate(case.planes[0])
     assert (int(answer.mask.sum()), actions) == (0, 1)
 
 
-def test_doubt_names_a_carried_plane(scene: Scene) -> None:
+def test_the_flagging_method_names_its_least_certain_plane(case: Case) -> None:
     """The method that flags starts where it is least sure; the plain one leaves the choice to the truth."""
-    anchors = {scene.planes[12]: scene.prompted(scene.planes[12])[0]}
+    anchors = {case.planes[12]: case.annotate(case.planes[12])[0]}
     flagged, plain = Propagation(flagged=True), Propagation()
     for method in (flagged, plain):
-        method.fill(scene, anchors, None)
-    assert isinstance(flagged.doubted(), Plane)
-    assert plain.doubted() is None
+        method.fill(case, anchors, None)
+    assert isinstance(flagged.least_certain(), Plane)
+    assert plain.least_certain() is None
 
 
 @pytest.fixture
-def files(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def files(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setattr("napari_lowlat_seg.evaluation.volume.load_predictor", lambda *_, **__: Bright())
     image, labels = tmp_path / "image.tif", tmp_path / "labels.tif"
-    write_labels(image, np.asarray(scene.volume.data))
-    write_labels(labels, (np.asarray(scene.volume.data) > 0).astype(np.uint8) * 3)
+    write_labels(image, np.asarray(case.volume.data))
+    write_labels(labels, (np.asarray(case.volume.data) > 0).astype(np.uint8) * 3)
     return image, labels
 
 

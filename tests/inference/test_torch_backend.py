@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference.segnext import OfficialSegNext
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble, dense_maps
 from napari_lowlat_seg.core.raster import disks
-from napari_lowlat_seg.evaluation.reference.segnext import OfficialForm
 from napari_lowlat_seg.inference import runtime
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor, suited
 from napari_lowlat_seg.inference.runtime import Runtime
@@ -39,7 +39,7 @@ def image() -> np.ndarray:
 
 def test_ours_equals_the_published_form(network, image) -> None:
     """Through four clicks, each fed the answer before."""
-    official, ours = OfficialForm(network, "cpu", "official"), Predictor(network, Runtime(), "off")
+    official, ours = OfficialSegNext(network, "cpu", "official"), Predictor(network, Runtime(), "off")
     theirs, embedding = official.embed(image), ours.embed(image)
     clicks = [Click((10, 20)), Click((50, 60), False), Click((40, 40)), Click((59, 79), False)]
     expected = found = None

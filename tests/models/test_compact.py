@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.evaluation.annotator import box_around, iou, lasso_around, next_click, scribble_in
+from napari_lowlat_seg.evaluation.annotator import box_around, lasso_around, next_click, scribble_in
+from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.inference.predictor import Embedding, Predictor, load_predictor
 from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.models.checkpoints import load_model, model_path, save_model

@@ -11,7 +11,7 @@ import typer
 from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, extras
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.evaluation.inputs.datasets import Options
+    from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions
 
 app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -72,23 +72,26 @@ def quality(
 ) -> None:
     """NoC, NoF and k-mIoU of a simulated annotator, and how true the predicted IoU is."""
     from napari_lowlat_seg.evaluation.quality import run_quality
+    from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
     with extras():
         run_quality(
-            model,
-            dataset,
-            root,
+            EvaluationSettings(
+                tuple(model),
+                dataset,
+                root,
+                limit,
+                _options(ignore, min_area, components, sets),
+                device,
+                closer_look,
+                workers,
+            ),
             max_clicks=max_clicks,
-            limit=limit,
             first=first,
-            closer_look=closer_look,
-            device=device,
-            workers=workers,
             json=json,
             plot=plot,
             gallery=gallery,
             worst=worst,
-            options=_options(ignore, min_area, components, sets),
         )
 
 
@@ -109,27 +112,30 @@ def robustness(
 ) -> None:
     """What poor pictures and careless clicks cost; what corrections change far away."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
+    from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
     with extras():
         run_robustness(
-            model,
-            dataset,
-            root,
-            limit=limit,
-            closer_look=closer_look,
-            device=device,
-            workers=workers,
+            EvaluationSettings(
+                tuple(model),
+                dataset,
+                root,
+                limit,
+                _options(ignore, min_area, components, sets),
+                device,
+                closer_look,
+                workers,
+            ),
             json=json,
-            options=_options(ignore, min_area, components, sets),
         )
 
 
 def _options(
     ignore: list[str] | None, min_area: list[str] | None, components: bool, sets: list[str] | None
-) -> Options:
-    from napari_lowlat_seg.evaluation.inputs.datasets import Options, per_set
+) -> FolderOptions:
+    from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions, per_set
 
-    return Options(
+    return FolderOptions(
         ignore=per_set(ignore or ()),
         min_area=per_set(min_area or ()),
         components=components,
@@ -157,7 +163,7 @@ def latency(
     found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
     if found is None:
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
-    from napari_lowlat_seg.evaluation.quality import run_latency
+    from napari_lowlat_seg.evaluation.latency import run_latency
 
     with extras():
         run_latency(
@@ -217,6 +223,18 @@ def labels(
     json: Json = None,
 ) -> None:
     """Recall, panoptic quality and Rand error of labels, wherever they come from."""
-    from napari_lowlat_seg.evaluation.benchmark_labels import run_labels
+    import numpy as np
+    from skimage.measure import label
 
-    run_labels(found, reference, parts=parts, least=least, json=json)
+    from napari_lowlat_seg.evaluation.metrics import label_scores
+    from napari_lowlat_seg.evaluation.report import save_json
+    from napari_lowlat_seg.io.files import read_volume
+
+    ours, truth = (np.asarray(read_volume(path).data).astype(np.int64) for path in (found, reference))
+    if parts:
+        truth = label(truth, connectivity=1, background=0)
+    scores = label_scores(ours, truth, least)
+    if json is not None:
+        save_json(scores, json)
+    for name, value in scores.items():
+        print(f"{name:>12}  {value:.3f}" if isinstance(value, float) else f"{name:>12}  {value}")

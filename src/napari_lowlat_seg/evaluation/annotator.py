@@ -1,9 +1,9 @@
-"""The simulated annotator: where would a patient person click, drag or draw next, given the truth?
+"""The simulated annotator: the prompts that a careful person would give next, computed from the ground truth.
 
-Two kinds of simulation live here. `next_click` is the exact evaluation protocol of the interactive
-segmentation literature, pixel for pixel, because published numbers depend on it. The other prompts (box,
-lasso, scribble) have no agreed protocol; theirs are made to look like a person's: a little loose, shortened,
-simplified.
+`next_click` is the evaluation protocol of the interactive segmentation literature, pixel for pixel (Sofiiuk,
+Petrov, Konushin, "Reviving Iterative Training with Mask Guidance for Interactive Segmentation", 2021, section
+4; SegNext uses the same), because published numbers depend on it. Boxes, lassos and scribbles have no agreed
+protocol; here they imitate a person's: a little loose, shortened, simplified.
 
 A *truth* is an (H, W) array of any integer type: 1 object, 0 background, -1 ignored. All coordinates are
 (row, col) with pixel centres on integers. Nothing here mutates its arguments.
@@ -21,10 +21,12 @@ from skimage.graph import MCP_Geometric
 from skimage.measure import approximate_polygon, find_contours, label
 from skimage.morphology import skeletonize
 
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Prompt, Scribble
+from napari_lowlat_seg.evaluation.metrics import check_same_shape, iou
 
 
-class SoftMask(Protocol):
+class HasMask(Protocol):
     """What a predictor returns: anything with a boolean mask of the truth's shape."""
 
     @property
@@ -35,9 +37,12 @@ class SoftMask(Protocol):
 class Annotation:
     """One object annotated by the simulated annotator.
 
-    Attributes:
-        prompts: in the order they were given; the first may be of any kind.
-        ious: (len(prompts),) float32, the IoU after each prompt.
+    Attributes
+    ----------
+    prompts
+        In the order they were given; the first may be of any kind.
+    ious
+        (len(prompts),) float32, the IoU after each prompt.
     """
 
     prompts: tuple[Prompt, ...]
@@ -45,7 +50,7 @@ class Annotation:
 
 
 def annotate(
-    predict: Callable[[tuple[Prompt, ...], SoftMask | None], SoftMask],
+    predict: Callable[[tuple[Prompt, ...], HasMask | None], HasMask],
     truth: np.ndarray,
     *,
     first: Prompt | None = None,
@@ -53,17 +58,24 @@ def annotate(
     stop_at: float | None = None,
     parity: bool = False,
 ) -> Annotation:
-    """The object of `truth`, annotated with up to `max_clicks` prompts.
+    """Annotate the object of a truth with up to `max_clicks` prompts.
 
-    Parameters:
-        predict: called with all prompts so far and the previous answer (None at first).
-        first: the first prompt; the protocol's first click if None. All later ones are clicks.
-        stop_at: the annotator is content with this IoU and stops after the prompt that reached it.
-        parity: do what the published harness does where nothing is left to correct: go on with a negative
-            click at (0, 0). Without it the annotator stops there, so fewer prompts may come back.
+    Parameters
+    ----------
+    predict
+        Called with all prompts so far and the previous prediction (None at first).
+    first
+        The first prompt; the protocol's first click if None. All later ones are clicks.
+    stop_at
+        Stop after the prompt that reached this IoU.
+    parity
+        Where nothing is left to correct, go on with a negative click at (0, 0), as published evaluation code
+        does. Without it the annotation ends there, so fewer prompts may come back.
 
-    Raises:
-        ValueError: if the truth has no object or `max_clicks` is not positive.
+    Raises
+    ------
+    ValueError
+        If the truth has no object or `max_clicks` is not positive.
     """
     if max_clicks < 1:
         raise ValueError(f"max_clicks must be at least 1, got {max_clicks}")
@@ -73,7 +85,7 @@ def annotate(
         )
     prompts: tuple[Prompt, ...] = ()
     ious: list[float] = []
-    answer: SoftMask | None = None
+    prediction: HasMask | None = None
     mask = np.zeros(truth.shape, bool)
     while len(prompts) < max_clicks:
         prompt = (
@@ -82,8 +94,8 @@ def annotate(
         if prompt is None:
             break
         prompts = (*prompts, prompt)
-        answer = predict(prompts, answer)
-        mask = answer.mask
+        prediction = predict(prompts, prediction)
+        mask = prediction.mask
         ious.append(iou(truth, mask))
         if stop_at is not None and ious[-1] >= stop_at:
             break
@@ -93,68 +105,69 @@ def annotate(
 def next_click(
     truth: np.ndarray, mask: np.ndarray, prompts: Sequence[Prompt] = (), *, parity: bool = False
 ) -> Click | None:
-    """The click in the middle of the largest error, or None if there is no error left to click on.
+    """Return the click in the middle of the largest error, or None if there is no error left to click on.
 
     The error with the larger exact Euclidean distance to its own edge (the picture's border is an edge) gets
     the click, at the first such pixel in row-major order; a tie makes the click negative. Pixels of earlier
     clicks are skipped, ignored pixels are no errors.
 
-    Parameters:
-        truth: (H, W), 1 / 0 / -1.
-        mask: (H, W) bool, the current answer.
-        prompts: what was given so far; only the pixels of clicks matter.
-        parity: return a negative click at (0, 0) in place of None, as the published harness does.
+    Parameters
+    ----------
+    truth
+        (H, W), 1 / 0 / -1.
+    mask
+        (H, W) bool, the current prediction.
+    prompts
+        Given so far; only the pixels of clicks matter.
+    parity
+        Return a negative click at (0, 0) in place of None, as published evaluation code does.
 
-    Raises:
-        ValueError: if truth and mask differ in shape.
+    Raises
+    ------
+    ValueError
+        If truth and mask differ in shape.
     """
-    misses, excess = _errors(truth, mask)
+    missed, excess = _errors(truth, mask)
     clicked = [(round(p.at[0]), round(p.at[1])) for p in prompts if isinstance(p, Click)]
-    depth_miss, at_miss = deepest(misses, clicked)
-    depth_excess, at_excess = deepest(excess, clicked)
-    if depth_miss == 0 and depth_excess == 0 and not parity:
+    missed_depth, missed_at = deepest(missed, clicked)
+    excess_depth, excess_at = deepest(excess, clicked)
+    if missed_depth == 0 and excess_depth == 0 and not parity:
         return None
-    positive = depth_miss > depth_excess
-    return Click(at_miss if positive else at_excess, positive=positive)
-
-
-def next_scribble(truth: np.ndarray, mask: np.ndarray, prompts: Sequence[Prompt] = ()) -> Scribble | None:
-    """A stroke through the error that the next click would fall on, or None if there is no error left.
-
-    Same sign and same region as `next_click`; the region is the 8-connected one around that click.
-    """
-    click = next_click(truth, mask, prompts)
-    if click is None:
-        return None
-    misses, excess = _errors(truth, mask)
-    regions = label(misses if click.positive else excess, connectivity=2)
-    at = round(click.at[0]), round(click.at[1])
-    return Scribble(_stroke(regions == regions[at]), positive=click.positive)
+    positive = missed_depth > excess_depth
+    return Click(missed_at if positive else excess_at, positive=positive)
 
 
 def scribble_in(truth: np.ndarray) -> Scribble:
-    """A positive stroke along the object's largest part: its longest skeleton path, shortened and simplified.
+    """Return a positive stroke along the longest skeleton path of the object's largest part, shortened.
 
-    Raises:
-        ValueError: if the truth has no object.
+    Raises
+    ------
+    ValueError
+        If the truth has no object.
     """
     return Scribble(_stroke(largest_part(truth)))
 
 
 def box_around(truth: np.ndarray, jitter: float = 0.0, rng: np.random.Generator | None = None) -> Box:
-    """The tight positive box around the whole object, from its first to its last pixel centre.
+    """Return the tight positive box around the whole object, from its first to its last pixel centre.
 
-    Parameters:
-        truth: (H, W), 1 / 0 / -1.
-        jitter: standard deviation of each side's position as a fraction of the box's extent along that axis;
-            the box stays inside the picture and keeps its orientation.
-        rng: source of the jitter; a fixed one if None.
+    Parameters
+    ----------
+    truth
+        (H, W), 1 / 0 / -1.
+    jitter
+        Standard deviation of each side's position as a fraction of the box's extent along that axis;
+        the box stays inside the picture and keeps its orientation.
+    rng
+        Source of the jitter; a fixed one if None.
 
-    Raises:
-        ValueError: if the truth has no object.
+    Raises
+    ------
+    ValueError
+        If the truth has no object.
     """
     inside = _object(truth)
-    top, left, bottom, right = _bounds(inside)
+    top, left, bottom, right = BoundingBox.of(inside)
     corners = np.array([[top, left], [bottom - 1, right - 1]], float)
     if jitter > 0:
         rng = np.random.default_rng(0) if rng is None else rng
@@ -165,20 +178,26 @@ def box_around(truth: np.ndarray, jitter: float = 0.0, rng: np.random.Generator 
 
 
 def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.02) -> Polygon:
-    """A loose positive outline of the object's largest part, with its holes filled in.
+    """Return a loose positive outline of the object's largest part, with its holes filled in.
 
-    Parameters:
-        truth: (H, W), 1 / 0 / -1.
-        margin: how far outside the object the hand stays, as a fraction of the square root of its area.
-        tolerance: how much the outline is simplified, in the same unit.
+    Parameters
+    ----------
+    truth
+        (H, W), 1 / 0 / -1.
+    margin
+        Distance of the outline from the object, as a fraction of the square root of its area.
+    tolerance
+        How much the outline is simplified, in the same unit.
 
-    Raises:
-        ValueError: if the truth has no object.
+    Raises
+    ------
+    ValueError
+        If the truth has no object.
     """
     part = largest_part(truth)
     size = float(np.sqrt(part.sum()))
     pad = int(np.ceil(margin * size)) + 2
-    top, left, bottom, right = _bounds(part)
+    top, left, bottom, right = BoundingBox.of(part)
     padded = np.pad(part[top:bottom, left:right], pad)
     distance = edt.edt(~padded, black_border=False, parallel=1)
     # The iso-line of the distance at margin + half a pixel is the dilated outline, without stairs.
@@ -191,86 +210,24 @@ def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.0
     return Polygon(tuple(_pair(point) for point in points))
 
 
-# The first prompts an annotator can begin with; "click" is the protocol's.
 FIRST_PROMPTS: dict[str, Callable[[np.ndarray], Prompt | None]] = {
     "click": lambda truth: next_click(truth, np.zeros(truth.shape, bool)),
     "box": box_around,
     "scribble": scribble_in,
     "polygon": lasso_around,
 }
-
-
-def iou(truth: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of the object and the mask, over pixels that are not ignored; 1.0 if both are
-    empty.
-
-    Raises:
-        ValueError: if truth and mask differ in shape.
-    """
-    _same_shape(truth, mask)
-    inside, counted = truth == 1, truth != -1
-    union = np.count_nonzero((inside | mask) & counted)
-    return np.count_nonzero(inside & mask) / union if union else 1.0
-
-
-def noc(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Clicks until each object reached the threshold, (N,) int64; the number of clicks given where it never
-    did.
-
-    Parameters:
-        ious: (N, K) IoU after each of K clicks.
-        threshold: an IoU such as 0.9.
-    """
-    _curves(ious)
-    reached = ious >= threshold
-    clicks: np.ndarray = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, ious.shape[1])
-    return clicks
-
-
-def nof(ious: np.ndarray, threshold: float) -> int:
-    """Objects that needed all K clicks; as published, arriving at exactly click K counts as failure."""
-    return int(np.count_nonzero(noc(ious, threshold) == ious.shape[1]))
-
-
-def miou_at_k(ious: np.ndarray) -> np.ndarray:
-    """Mean IoU at exactly click 1 .. K, (K,); only meaningful for curves without early stop."""
-    _curves(ious)
-    mean: np.ndarray = ious.mean(axis=0)
-    return mean
-
-
-def _curves(ious: np.ndarray) -> None:
-    if ious.ndim != 2 or 0 in ious.shape:
-        raise ValueError(
-            f"expected IoU curves of shape (objects, clicks) with at least one of each, got {ious.shape}"
-        )
-
-
-def _same_shape(truth: np.ndarray, mask: np.ndarray) -> None:
-    if truth.shape != mask.shape or truth.ndim != 2:
-        raise ValueError(
-            f"truth and mask must be two planes of one shape, got {truth.shape} and {mask.shape}"
-        )
+"""Kinds of first prompts; "click" is the protocol's."""
 
 
 def _errors(truth: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Missed and excess pixels, (H, W) bool each."""
-    _same_shape(truth, mask)
+    check_same_shape(truth, mask)
     mask = mask.astype(bool, copy=False)
     return (truth == 1) & ~mask, (truth == 0) & mask
 
 
-def _bounds(region: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right (exclusive) of the true pixels; zeros if there are none."""
-    rows = np.flatnonzero(region.any(axis=1))
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    cols = np.flatnonzero(region[rows[0] : rows[-1] + 1].any(axis=0))
-    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
-
-
 def deepest(region: np.ndarray, clicked: Sequence[tuple[int, int]] = ()) -> tuple[float, tuple[int, int]]:
-    """Depth and place of a region's deepest pixel that is not clicked yet; (0.0, (0, 0)) if there is none.
+    """Return depth and place of a region's deepest pixel not clicked yet; (0.0, (0, 0)) if there is none.
 
     The depth is the exact Euclidean distance to the region's edge (the picture's border is one too), in
     pixels: of a whole object it is the inscribed radius.
@@ -278,10 +235,11 @@ def deepest(region: np.ndarray, clicked: Sequence[tuple[int, int]] = ()) -> tupl
     Distances are measured in the bounding box of the region only. That is exact: all that surrounds the box
     is background or the border of the picture, and both are edges.
     """
-    top, left, bottom, right = _bounds(region)
-    if bottom == 0:
+    box = BoundingBox.of(region)
+    if box.is_empty:
         return 0.0, (0, 0)
-    depths = edt.edt(np.ascontiguousarray(region[top:bottom, left:right]), black_border=True, parallel=1)
+    top, left, bottom, right = box
+    depths = edt.edt(np.ascontiguousarray(region[box.slices]), black_border=True, parallel=1)
     for row, col in clicked:
         if top <= row < bottom and left <= col < right:
             depths[row - top, col - left] = 0
@@ -300,7 +258,7 @@ def _object(truth: np.ndarray) -> np.ndarray:
 
 
 def largest_part(truth: np.ndarray) -> np.ndarray:
-    """The largest 8-connected part of the object, (H, W) bool."""
+    """Return the largest 8-connected part of the object, (H, W) bool."""
     parts = label(_object(truth), connectivity=2)
     largest: np.ndarray = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     return largest
@@ -308,7 +266,7 @@ def largest_part(truth: np.ndarray) -> np.ndarray:
 
 def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, float], ...]:
     """Points along the longest path of the skeleton of a connected region, shortened at both ends."""
-    top, left, bottom, right = _bounds(region)
+    top, left, bottom, right = BoundingBox.of(region)
     inside = np.pad(region[top:bottom, left:right], 1)
     skeleton = skeletonize(inside)
     # The far end of the far end of any pixel: the longest path of a tree, and a long one of any other
@@ -324,7 +282,7 @@ def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, floa
 
 
 def _far_end(skeleton: np.ndarray, start: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The skeleton pixel farthest from `start` along the skeleton, and the way there."""
+    """The skeleton pixel farthest from `start` along the skeleton, and the path to it."""
     search = MCP_Geometric(np.where(skeleton, 1.0, -1.0))
     costs, _ = search.find_costs([start])
     costs[~np.isfinite(costs)] = -1

@@ -1,8 +1,8 @@
-"""Latency: how long a model takes to embed a picture and to answer a prompt, and how much memory it needs.
+"""Latency benchmark: how long a model takes to embed an image and to predict a mask, and its peak memory.
 
 All models are timed in turns within one process, so that a busy minute of the machine hits each of them. Peak
-memory is taken from a fresh process a model that does the same work and nothing else. Busy loops, processes
-that each keep a processor busy, show what the models take beside other work.
+memory is measured in a fresh process a model that does the same work and nothing else. Busy loops, processes
+that each keep a processor busy, show the times beside other work.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from napari_lowlat_seg.evaluation.report import (
 from napari_lowlat_seg.io.samples import blobs
 
 WARM_UP = 2
-PAUSE = 0.05  # seconds between models: the idle threads of the one before keep a core busy for a while
-SAT_SIDE = 16
+PAUSE = 0.05  # seconds between models: idle threads of the last one spin for a while
+SAT_SIDE = 16  # clicks along a side in the "segment anything" test
 
 # It says when it runs, and ends with its input: also when this process is killed.
 _BUSY_LOOP = """
@@ -55,26 +55,35 @@ def latency(
     sat_seconds: float = 60.0,
     progress: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Times of every model on one picture, one row a model.
+    """Return the times of every model on one image, one row a model.
 
-    A click is a `predict` with one more click than before and the previous answer, 1 to 10 clicks in all and
-    then from the start: what a person at work causes. Times are wall-clock seconds until the mask is a numpy
-    array: of the first answer, which a model that looks closer shows at once, and of the final one.
+    A click is a `predict` with one more click than before and the previous prediction, 1 to 10 clicks in all
+    and then from the start, as in interactive use. Times are wall-clock seconds until the mask is a numpy
+    array: of the first prediction, which a model with a closer look shows at once, and of the final one.
 
-    Parameters:
-        models: with different names.
-        image: (H, W) or (H, W, 3).
-        embeds, clicks: how often each is measured, after a warm-up.
-        sat_seconds: "segment anything": the picture embedded once and one positive click on each of
-            16 x 16 places, (32 + 64 i, 32 + 64 j) of the picture stretched to 1024 x 1024, as in the
-            original's script, one by one. They are visited evenly for at most so many seconds a model, and
-            the rest extrapolated ("sat_clicks" says how many were done); 0 leaves it out.
-        progress: called after each step of each model.
+    Parameters
+    ----------
+    models
+        With different names.
+    image
+        (H, W) or (H, W, 3).
+    embeds, clicks
+        How often each is measured, after a warm-up.
+    sat_seconds
+        SAT, the "segment anything" test of SegNext (CVPR 2024): the image embedded once and one positive
+        click on each of 16 x 16 points, (32 + 64 i, 32 + 64 j) of the image stretched to 1024 x 1024, one by
+        one. They are visited evenly for at most so many seconds a model, and the rest extrapolated
+        ("sat_clicks" tells how many were done); 0 leaves it out.
+    progress
+        Called after each step of each model.
 
-    Returns:
-        Rows with model, form, device, embed_s (median), first_p50_s, first_p95_s, first_p99_s, click_p50_s,
-        click_p95_s, click_p99_s, sat_s or None, sat_clicks, sat_first_s (first answers only; None where they
-        are the final ones) and sat_batch_s (None for models that cannot answer many clicks at once).
+    Returns
+    -------
+    list of dict
+        "model", "form", "device", "embed_s" (median), "first_p50_s", "first_p95_s", "first_p99_s",
+        "click_p50_s", "click_p95_s", "click_p99_s", "sat_s" or None, "sat_clicks", "sat_first_s" (first
+        predictions only; None where they are the final ones) and "sat_batch_s" (None for models without
+        `predict_batch`).
     """
     embed_times: dict[str, list[float]] = {model.name: [] for model in models}
     click_times: dict[str, list[tuple[float, float]]] = {model.name: [] for model in models}
@@ -87,11 +96,13 @@ def latency(
             settle(model)
             embed_times[model.name] += [perf_counter() - start] if turn else []
             progress()
-    walks = {model.name: _Walk(model, embeddings[model.name], image.shape[:2]) for model in models}
+    sequences = {
+        model.name: _ClickSequence(model, embeddings[model.name], image.shape[:2]) for model in models
+    }
     for turn in range(clicks + WARM_UP):
         for model in models:
             sleep(PAUSE)
-            seconds = walks[model.name].step()
+            seconds = sequences[model.name].step()
             click_times[model.name] += [seconds] if turn >= WARM_UP else []
             progress()
     rows = []
@@ -124,28 +135,44 @@ def run_latency(
     plot: str | Path | None = None,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """The latency benchmark from names to report; shows a table, writes JSON if asked to.
+    """Run the latency benchmark; show a table, write JSON and a plot if asked to.
 
-    Parameters:
-        models: lines of text that `rivals.load_segmenter` understands.
-        size: (rows, cols) of a synthetic picture of blobs.
-        device, closer_look: as in `load_segmenter`.
-        clicks, sat_seconds: as in `latency`.
-        memory: also measure peak memory, in a fresh process a model.
-        curves: also measure how the cost of our models grows; see `profiling.curves`.
-        busy: processes in an endless loop that run beside all that is timed.
-        json, plot: files to write; checked before the work starts.
-        show: called with the finished table as text; None for silence.
+    Parameters
+    ----------
+    models
+        Lines of text that `load_segmenter` understands.
+    size
+        (rows, cols) of a synthetic image of blobs.
+    device, closer_look
+        As in `load_segmenter`.
+    clicks, sat_seconds
+        As in `latency`.
+    memory
+        Also measure peak memory, in a fresh process a model.
+    curves
+        Also measure how the cost of our models grows; see `profiling.curves`.
+    busy
+        Processes in an endless loop that run beside all that is timed.
+    json, plot
+        Files to write; checked before the work starts.
+    show
+        Called with the finished table as text; None for silence.
 
-    Returns:
-        What the JSON file holds: "rows" as from `latency` with peak_ram_mib and peak_gpu_mib (None where
-        there is none) and, for our own models, "stages" and "floor" (see `cost`); "curves" if asked for,
-        "size", "busy", and what was run on what.
+    Returns
+    -------
+    dict
+        The content of the JSON file: "rows" as from `latency` with "peak_ram_mib" and "peak_gpu_mib" (None
+        where there is none) and, for our own models, "stages" and "floor" (see `profiling`); "costs", the
+        curves if asked for; "size", "busy" and the machine.
 
-    Raises:
-        ValueError: for a size, number or name that cannot be used, before the work starts.
-        ImportError: if an ONNX model is wanted without onnxruntime.
-        RuntimeError: if a busy loop does not start, or ends before the measurement does.
+    Raises
+    ------
+    ValueError
+        For an unusable size, number or name, before the work starts.
+    ImportError
+        If an ONNX model is wanted without onnxruntime.
+    RuntimeError
+        If a busy loop does not start, or ends before the measurement does.
     """
     if busy < 0:
         raise ValueError(f"busy must be at least 0, got {busy}")
@@ -157,7 +184,7 @@ def run_latency(
     if not models or len(set(models)) < len(models):
         raise ValueError(f"expected different models, at least one; got {', '.join(models) or 'none'}")
     made = [load_segmenter(spec, device=device, closer_look=closer_look) for spec in models]
-    embeds, grown = 3, []
+    embeds, costs = 3, []
     steps = len(made) * (embeds + 1 + clicks + WARM_UP + 1)
     with busy_loops(busy), tqdm(total=steps, unit="step", desc="latency") as bar:
         image = blobs(size)
@@ -169,12 +196,12 @@ def run_latency(
                 from napari_lowlat_seg.evaluation.analysis import profiling  # here, because it needs torch
 
                 row["stages"], row["floor"] = profiling.stages(ours, image), profiling.floor(ours)
-                grown += profiling.curves(ours) if curves else []
+                costs += profiling.curves(ours) if curves else []
     for spec, row in zip(models, rows):
-        ram, gpu = _memory_elsewhere(spec, size, device, closer_look) if memory else (None, None)
+        ram, gpu = _peak_memory(spec, size, device, closer_look) if memory else (None, None)
         row.update(peak_ram_mib=ram, peak_gpu_mib=gpu)
     report = {
-        "kind": "latency", "size": list(size), "busy": busy, "rows": rows, "costs": grown,
+        "kind": "latency", "size": list(size), "busy": busy, "rows": rows, "costs": costs,
         "machine": machine(),
     }  # fmt: skip
     if json is not None:
@@ -188,11 +215,12 @@ def run_latency(
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[list[int]]:
-    """Inside: so many processes in an endless loop; their process numbers. All have ended afterwards.
+    """Run so many processes in an endless loop inside the `with` block; yields their process numbers.
 
-    Raises:
-        RuntimeError: if one does not start; at the end, if one has ended by itself, as the times are then
-            not what they are said to be.
+    Raises
+    ------
+    RuntimeError
+        If one does not start, or has ended by itself at the end: the times would be wrong.
     """
     loops: list[subprocess.Popen[bytes]] = []
     try:
@@ -218,20 +246,20 @@ def busy_loops(count: int) -> Iterator[list[int]]:
 
 
 def device_of(model: Segmenter) -> str:
-    """The torch device of a model that tells it, "cpu" for anything else."""
+    """Return the torch device of a model that tells it, "cpu" for any other."""
     runtime = getattr(getattr(model, "predictor", None), "runtime", model)
     return str(getattr(runtime, "device", "cpu"))
 
 
 def settle(model: Segmenter) -> None:
-    """Wait until the model's GPU has done what it was given; embeddings stay there, so nothing else waits."""
+    """Wait until the model's GPU is idle; embeddings stay on it, so nothing else waits for them."""
     if device_of(model).startswith("cuda"):
         import torch
 
         torch.cuda.synchronize(device_of(model))
 
 
-class _Walk:
+class _ClickSequence:
     """Clicks on one picture, one more each time, from the start after ten."""
 
     def __init__(self, model: Segmenter, embedding: Any, shape: tuple[int, ...], length: int = 10) -> None:
@@ -245,20 +273,22 @@ class _Walk:
         self._previous: Any = None
 
     def step(self) -> tuple[float, float]:
-        """Seconds that the first and the final answer to the next click took."""
+        """Give the next click; return seconds until the first and the final mask."""
         if self._given == len(self._clicks):
             self._given, self._previous = 0, None
         self._given += 1
         start, times = perf_counter(), []
-        for answer in answers(self._model, self._embedding, self._clicks[: self._given], self._previous):
-            np.asarray(answer.mask)
+        for prediction in predictions(
+            self._model, self._embedding, self._clicks[: self._given], self._previous
+        ):
+            np.asarray(prediction.mask)
             times.append(perf_counter() - start)
-            self._previous = answer
+            self._previous = prediction
         return times[0], times[-1]
 
 
-def answers(model: Segmenter, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
-    """A model's answers, the quicker first; most models have one."""
+def predictions(model: Segmenter, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
+    """Yield a model's predictions, the quicker first; most models make one."""
     several = getattr(model, "answers", None)
     if several is None:
         yield model.predict(embedding, prompts, previous)
@@ -266,8 +296,8 @@ def answers(model: Segmenter, embedding: Any, prompts: Sequence[Prompt], previou
         yield from several(embedding, prompts, previous)
 
 
-def grid(shape: tuple[int, ...]) -> list[Click]:
-    """The 256 clicks of SAT on a picture of (rows, cols)."""
+def sat_clicks(shape: tuple[int, ...]) -> list[Click]:
+    """Return the 256 clicks of SAT on an image of (rows, cols)."""
     places = (32 + 64 * np.arange(SAT_SIDE)) / 1024
     rows, cols = shape[:2]
     return [Click((float(r * rows), float(c * cols))) for r in places for c in places]
@@ -278,24 +308,24 @@ def _sats(model: Segmenter, image: np.ndarray, budget: float) -> dict[str, Any]:
     if budget <= 0:
         return {"sat_s": None, "sat_clicks": 0, "sat_first_s": None, "sat_batch_s": None}
     looks = getattr(getattr(model, "predictor", None), "closer_look", "off") == "auto"
-    sat, done = _sat(model, image, budget, lambda *asked: model.predict(*asked).mask)
+    sat, done = _sat(model, image, budget, lambda *inputs: model.predict(*inputs).mask)
     first = None
     if looks:
-        first, _ = _sat(model, image, budget, lambda *asked: next(answers(model, *asked)).mask)
+        first, _ = _sat(model, image, budget, lambda *inputs: next(predictions(model, *inputs)).mask)
     batch = None
     if (together := getattr(model, "predict_batch", None)) is not None and done == SAT_SIDE**2:
         start = perf_counter()
-        for prediction in together(model.embed(image), [[click] for click in grid(image.shape)]):
+        for prediction in together(model.embed(image), [[click] for click in sat_clicks(image.shape)]):
             np.asarray(prediction.mask)
         batch = perf_counter() - start
     return {"sat_s": sat, "sat_clicks": done, "sat_first_s": first, "sat_batch_s": batch}
 
 
 def _sat(
-    model: Segmenter, image: np.ndarray, budget: float, answer: Callable[..., np.ndarray]
+    model: Segmenter, image: np.ndarray, budget: float, predict: Callable[..., np.ndarray]
 ) -> tuple[float, int]:
-    """Seconds for the whole grid, and how many of its clicks were really given."""
-    clicks = grid(image.shape)
+    """Seconds for the whole grid, and how many of its clicks were given."""
+    clicks = sat_clicks(image.shape)
     # A stride that is coprime to the grid visits all parts of it early, so that a part stands for the whole.
     order = [(i * 97) % len(clicks) for i in range(len(clicks))]
     start = perf_counter()
@@ -303,33 +333,33 @@ def _sat(
     settle(model)
     embedded = perf_counter() - start
     done, start = 0, perf_counter()
-    for place in order:
-        np.asarray(answer(embedding, [clicks[place]], None))
+    for index in order:
+        np.asarray(predict(embedding, [clicks[index]], None))
         done += 1
         if perf_counter() - start > budget:
             break
     return embedded + (perf_counter() - start) * len(clicks) / done, done
 
 
-def _memory_elsewhere(
+def _peak_memory(
     spec: str, size: tuple[int, int], device: str, closer_look: str
 ) -> tuple[float | None, float | None]:
-    """Peak RAM and GPU memory in MiB of a process that only loads the model, embeds and answers.
+    """Peak RAM and GPU memory in MiB of a process that only loads the model, embeds and predicts.
 
-    It answers 3 clicks; on a GPU, whose memory is counted from then on, the SAT grid as well.
+    It predicts 3 clicks; on a GPU, whose memory is counted from then on, the SAT grid as well.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory_here, spec, size, device, closer_look).result()
+        return pool.submit(_measure_memory, spec, size, device, closer_look).result()
 
 
-def _memory_here(
+def _measure_memory(
     spec: str, size: tuple[int, int], device: str, closer_look: str
 ) -> tuple[float | None, float | None]:
     model = load_segmenter(spec, device=device, closer_look=closer_look)
     image = blobs(size)
-    walk = _Walk(model, model.embed(image), image.shape)
+    sequence = _ClickSequence(model, model.embed(image), image.shape)
     for _ in range(3):
-        walk.step()
+        sequence.step()
     gpu = None
     if device_of(model).startswith("cuda"):
         import torch
@@ -341,7 +371,7 @@ def _memory_here(
 
 
 def peak_ram() -> float | None:
-    """Most memory this process ever held in MiB, or None where the system does not tell."""
+    """Return the peak memory of this process in MiB, or None where the system does not tell it."""
     status = Path("/proc/self/status")
     if status.is_file():  # the figure of getrusage includes what the parent held before this process began
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)

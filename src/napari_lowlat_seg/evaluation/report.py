@@ -1,4 +1,4 @@
-"""What comes out of a benchmark: rows of metrics, tables for people, JSON for programs, plots for papers."""
+"""Benchmark reports: rows of metrics, plain-text tables, JSON files, plots."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.evaluation.annotator import miou_at_k, noc, nof
+from napari_lowlat_seg.evaluation.metrics import miou_at_k, noc, nof
 from napari_lowlat_seg.inference.processors import usable
 
 ALL = "all objects"
-OPENMP = ("OMP_", "GOMP_", "KMP_")
+OPENMP = ("OMP_", "GOMP_", "KMP_")  # how the names of its environment variables begin
 KS = (1, 3, 5, 10, 20)
 # Sizes of objects as fractions of the picture: the upper end of each bin, and its name.
 SIZES = ((0.001, "< 0.1 %"), (0.01, "0.1-1 %"), (0.1, "1-10 %"), (float("inf"), "> 10 %"))
@@ -32,14 +33,21 @@ SIZES = ((0.001, "< 0.1 %"), (0.01, "0.1-1 %"), (0.1, "1-10 %"), (float("inf"), 
 class Curve:
     """IoU after each prompt, of one model on one object.
 
-    Attributes:
-        model, form: the model and how it makes one mask of prompts.
-        group: the set the object belongs to.
-        object: its name.
-        area: its size as a fraction of the picture.
-        ious: after prompt 1 .. K.
-        predicted: the model's own estimate of each; None where it makes none, and where no answer was given
-            because nothing was left to correct.
+    Attributes
+    ----------
+    model, form
+        The model, and how it makes one mask from prompts.
+    group
+        The set the object belongs to.
+    object
+        Its name.
+    area
+        Its size as a fraction of the picture.
+    ious
+        After prompt 1 .. K.
+    predicted
+        The model's own estimate of each; None where it makes none, and after the last prompt where
+        nothing was left to correct.
     """
 
     model: str
@@ -52,12 +60,12 @@ class Curve:
 
 
 def domain_of(group: str, dataset: str) -> str:
-    """What a set is of: the first part of its name in a `folder`, the data set itself elsewhere."""
+    """Return the domain of a set: the first part of its name in a `folder`, else the data set."""
     return group.split("/")[0] if dataset == "folder" else dataset
 
 
 def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """One row of metrics for each model on each set, each size of object, and all objects together.
+    """Return a row of metrics for each model on each set, each size of object, and all objects together.
 
     A row has model, form, by ("set", "size" or "all"), group, objects, noc85, noc90, noc95, nof95 and miou1,
     miou3 .. as far as the curves go.
@@ -82,7 +90,7 @@ def summarise(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def size_of(area: float) -> str:
-    """The name of the size bin that a fraction of the picture falls in."""
+    """Return the name of the size bin of an object that covers a fraction of the picture."""
     return next(name for end, name in SIZES if area < end)
 
 
@@ -98,132 +106,145 @@ def _metrics(curves: Sequence[Curve]) -> dict[str, float]:
 
 
 def quality_table(report: Mapping[str, Any]) -> str:
-    """The rows of a quality report as a table of plain text."""
-    what = f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts"
-    return text_of(
-        _columns(report["rows"]), what + ("" if report["complete"] else " (interrupted: part of the objects)")
-    )
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows of a quality report as a plain-text table."""
+    rows = report["rows"]
     metrics = [key for key in rows[0] if key.startswith(("noc", "nof", "miou"))] if rows else []
-    titles = [
-        key.replace("noc", "NoC").replace("nof", "NoF") if key[0] == "n" else f"{key[4:]}-mIoU"
-        for key in metrics
-    ]
-    table = Table("set", "n", "model", "form", *titles)
-    for column in (table.columns[1], *table.columns[4:]):
-        column.justify = "right"
-    last = None
-    for row in rows:
-        if last is not None and row["group"] != last:
-            table.add_section()
-        cells = [_number(row[key], key) for key in metrics]
-        fresh = row["group"] != last
-        table.add_row(
-            row["group"] if fresh else "",
-            str(row["objects"]) if fresh else "",
+    cells = [
+        (
+            row["group"],
+            row["objects"],
             row["model"],
             row["form"],
-            *cells,
+            *(_metric(row[key], key) for key in metrics),
         )
-        last = row["group"]
-    return table
-
-
-def _number(value: float, key: str) -> str:
-    return (
-        str(value)
-        if key.startswith("nof")
-        else f"{value:.2f}"
-        if key.startswith("noc")
-        else f"{100 * value:.1f}"
+        for row in rows
+    ]
+    note = "" if report["complete"] else " (interrupted: part of the objects)"
+    return table(
+        f"{report['dataset']}, first prompt: {report['first']}, {report['max_clicks']} prompts{note}",
+        ("set", "n", "model", "form", *map(_title, metrics)),
+        cells,
+        text=("set", "model", "form"),
+        merged=2,
     )
 
 
-LATENCIES = ("embed_s", "first_p50_s", "first_p95_s", "click_p50_s", "click_p95_s", "click_p99_s")
+def _title(key: str) -> str:
+    return f"{key[4:]}-mIoU" if key.startswith("miou") else f"No{key[2].upper()}{key[3:]}"
+
+
+def _metric(value: float, key: str) -> str:
+    if key.startswith("miou"):
+        return f"{100 * value:.1f}"
+    return str(value) if key.startswith("nof") else f"{value:.2f}"
+
+
+LATENCIES = {
+    "embed_s": "embed ms",
+    "first_p50_s": "first p50 ms",
+    "first_p95_s": "p95",
+    "click_p50_s": "final p50 ms",
+    "click_p95_s": "p95",
+    "click_p99_s": "p99",
+}
 
 
 def latency_table(report: Mapping[str, Any]) -> str:
-    """The rows of a latency report as a table of plain text; busy loops beside it are named in the title."""
+    """Return the rows of a latency report as a plain-text table; busy loops are in the title."""
     rows, cols = report["size"]
-    table = Table(
-        "model",
-        "form",
-        "device",
-        "embed ms",
-        "first p50 ms",
-        "p95",
-        "final p50 ms",
-        "p95",
-        "p99",
-        "SAT s",
-        "first",
-        "batch",
-        "RAM MiB",
-        "GPU MiB",
-    )
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for row in report["rows"]:
-        table.add_row(
-            row["model"],
-            row["form"],
-            row["device"],
+    cells = [
+        (
+            *(row[key] for key in ("model", "form", "device")),
             *(f"{1000 * row[key]:.4g}" for key in LATENCIES),
-            "-"
-            if row["sat_s"] is None
-            else f"{row['sat_s']:.3g}" + ("" if row["sat_clicks"] == 256 else "*"),
-            *("-" if row[key] is None else f"{row[key]:.3g}" for key in ("sat_first_s", "sat_batch_s")),
-            *("-" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_ram_mib", "peak_gpu_mib")),
+            number(row["sat_s"], ".3g") + ("" if row["sat_s"] is None or row["sat_clicks"] == 256 else "*"),
+            *(number(row[key], ".3g") for key in ("sat_first_s", "sat_batch_s")),
+            *(number(row[key], ".0f") for key in ("peak_ram_mib", "peak_gpu_mib")),
         )
+        for row in report["rows"]
+    ]
     extrapolated = any(row["sat_s"] is not None and row["sat_clicks"] < 256 for row in report["rows"])
     note = "; * extrapolated from fewer than 256 clicks" if extrapolated else ""
     if busy := report.get("busy", 0):
         note = f", beside {busy} busy loop{'s' if busy > 1 else ''}{note}"
-    return text_of(table, f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}")
+    return table(
+        f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}",
+        ("model", "form", "device", *LATENCIES.values(), "SAT s", "first", "batch", "RAM MiB", "GPU MiB"),
+        cells,
+        text=("model", "form", "device"),
+    )
+
+
+DICES = {"dice_one": "1 plane", "dice_ten": "every 10th", "dice_c1": "+1", "dice_c3": "+3", "dice_c5": "+5"}
+PLANE_IOUS = {"iou_one": "IoU 1 plane", "iou_ten": "IoU every 10th"}
+ACTIONS = {"actions_ten": "actions 10th", "actions_90": "to .90", "actions_95": "to .95"}
 
 
 def volume_table(report: Mapping[str, Any]) -> str:
-    """The rows of a volume report as a table of plain text."""
-    dice = {
-        "dice_one": "1 plane",
-        "dice_ten": "every 10th",
-        "dice_c1": "+1",
-        "dice_c3": "+3",
-        "dice_c5": "+5",
-    }
-    ious = {"iou_one": "IoU 1 plane", "iou_ten": "IoU every 10th"}
-    actions = {"actions_ten": "actions 10th", "actions_90": "to .90", "actions_95": "to .95"}
-    table = Table("object", "method", *dice.values(), *ious.values(), *actions.values())
-    for column in table.columns[2:]:
-        column.justify = "right"
-    last = None
-    for row in report["rows"]:
-        if last is not None and row["object"] != last:
-            table.add_section()
-        table.add_row(
-            row["object"] if row["object"] != last else "",
+    """Return the rows of a volume report as a plain-text table."""
+    cells = [
+        (
+            row["object"],
             row["method"],
-            *(f"{row[key]:.3f}" for key in (*dice, *ious)),
-            *("-" if row[key] is None else str(row[key]) for key in actions),
+            *(f"{row[key]:.3f}" for key in (*DICES, *PLANE_IOUS)),
+            *(number(row[key], "d") for key in ACTIONS),
         )
-        last = row["object"]
-    return text_of(table, f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions")
+        for row in report["rows"]
+    ]
+    return table(
+        f"{report['image']}, {report['model']}: 3-D Dice, mean IoU of planes, actions",
+        ("object", "method", *DICES.values(), *PLANE_IOUS.values(), *ACTIONS.values()),
+        cells,
+        text=("object", "method"),
+        merged=1,
+    )
 
 
-def text_of(table: Table, title: str) -> str:
-    """A table as plain text under its title."""
-    table.title = title
-    table.title_justify = "left"
-    console = Console(width=240, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+def number(value: float | None, form: str) -> str:
+    """Return a number formatted as `format` does it; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    text: Collection[str] = (),
+    merged: int = 0,
+) -> str:
+    """Return a plain-text table under its title.
+
+    Parameters
+    ----------
+    columns
+        Headings.
+    rows
+        One cell a column; `str` makes text of it.
+    text
+        The columns that are left-aligned; all others are right-aligned.
+    merged
+        Number of leading columns whose cells stay empty while they repeat the row above; a line is drawn
+        where they change.
+    """
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column, justify="left" if column in text else "right")
+    above: list[str] | None = None
+    for row in rows:
+        cells = [str(cell) for cell in row]
+        lead = cells[:merged]
+        if merged and above is not None and lead != above:
+            made.add_section()
+        made.add_row(*([""] * merged if merged and lead == above else lead), *cells[merged:])
+        above = lead
+    console = Console(width=240, no_color=True, file=StringIO())
     with console.capture() as capture:
-        console.print(table)
+        console.print(made)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Return platform, processor, versions and command line of this run."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
@@ -251,7 +272,7 @@ def _version(name: str) -> str | None:
 
 
 def check_folders(*paths: str | Path | None) -> None:
-    """Raises ValueError for a file to be written whose folder is not there: before the work, not after it."""
+    """Raise ValueError for a file whose folder does not exist; call it before the work, not after it."""
     for path in paths:
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise ValueError(f"the folder of {path} must exist; make it first")
@@ -265,10 +286,12 @@ def save_json(report: Mapping[str, Any], path: str | Path) -> None:
 
 
 def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
-    """Mean IoU against the number of prompts, one panel a set; the format is the one of the file's suffix.
+    """Plot mean IoU against the number of prompts, one panel a set, in the format of the file's suffix.
 
-    Raises:
-        ImportError: without matplotlib.
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
     """
     figure_of = plotting()
     curves: Sequence[Curve] = report["curves"]
@@ -286,19 +309,27 @@ def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
         axes.set_title(group, fontsize=9)
         axes.grid(alpha=0.3)
     title = f"{report['dataset']}: mean IoU in % after each prompt, the first a {report['first']}"
-    figure.suptitle(title, fontsize=10)
-    if panels:
-        lines = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    save_figure(figure, path, title)
+
+
+def save_figure(figure: Any, path: str | Path, title: str = "") -> None:
+    """Write a figure, under a title with the first panel's legend below if one is given."""
+    if title:
+        figure.suptitle(title, fontsize=10)
+        for axes in figure.axes[:1]:
+            lines = axes.get_legend_handles_labels()
+            figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
     with atomic_file(path) as part:
         figure.savefig(part, dpi=120)
 
 
 def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
-    """Stages beside the floor of every model of ours, and its cost curves if there are any.
+    """Plot the stages of a click and the floor of each of our models, and their cost curves if there are any.
 
-    Raises:
-        ImportError: without matplotlib.
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
     """
     rows = [row for row in report["rows"] if "stages" in row]
     kinds = list(dict.fromkeys(curve["kind"] for curve in report["costs"]))
@@ -328,15 +359,16 @@ def save_latency_plot(report: Mapping[str, Any], path: str | Path) -> None:
         axes.set_title(f"ms against {kind}", fontsize=9)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    with atomic_file(path) as part:
-        figure.savefig(part, dpi=120)
+    save_figure(figure, path)
 
 
 def plotting() -> Any:
-    """matplotlib's Figure, which draws to files without a display.
+    """Return matplotlib's Figure class, which draws to files without a display.
 
-    Raises:
-        ImportError: without matplotlib, saying how to get it.
+    Raises
+    ------
+    ImportError
+        Without matplotlib, saying how to get it.
     """
     try:
         return importlib.import_module("matplotlib.figure").Figure

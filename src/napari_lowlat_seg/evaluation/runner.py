@@ -1,7 +1,7 @@
-"""Models asked about every object of a data set, here or in worker processes; Ctrl-C keeps what is done.
+"""Running a benchmark over the objects of a data set, here or in worker processes; Ctrl-C keeps what is done.
 
-What is asked is a *measure*: called with models and samples, it gives for each sample in turn a list of
-results. It travels to worker processes, so it is a function of a module, or a `functools.partial` of one.
+A *measure* is called with models and samples and yields a list of results for each sample in turn. It is sent
+to worker processes, so it is a function of a module, or a `functools.partial` of one.
 """
 
 from __future__ import annotations
@@ -9,39 +9,59 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from napari_lowlat_seg.evaluation.inputs.datasets import Sample, Target, by_picture, read_samples
+from napari_lowlat_seg.evaluation.inputs.datasets import (
+    FolderOptions,
+    Sample,
+    Target,
+    by_picture,
+    find_targets,
+    read_samples,
+)
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, load_segmenter
 from napari_lowlat_seg.inference.processors import usable
 
-# A task of a worker process: so many objects of one picture. More would leave other workers idle at the end.
 TASK_OBJECTS = 24
+"""Objects of one picture in a task of a worker process; more would leave other workers idle at the end."""
 
 Result = TypeVar("Result")
 Measure = Callable[[Sequence[Segmenter], Iterable[Sample]], Iterable[list[Result]]]
 
 
 @dataclass(frozen=True)
-class Team:
-    """The models that are asked, and the processes that ask them.
+class EvaluationSettings:
+    """Which models are evaluated on which objects, and by how many processes.
 
-    Attributes:
-        models: lines of text that `rivals.load_segmenter` understands.
-        device, closer_look: as in `load_segmenter`.
-        workers: processes, each with its own models and its share of the cores; on a GPU they share the
-            device. 0 takes one process for every two cores.
+    Attributes
+    ----------
+    models
+        Lines of text that `load_segmenter` understands.
+    dataset, root, limit, options
+        As `find_targets` takes them.
+    device, closer_look
+        As in `load_segmenter`.
+    workers
+        Processes, each with its own models and its share of the cores; on a GPU they share the device. 0
+        takes one process for every two cores.
 
-    Raises:
-        ValueError: for a negative number of workers.
+    Raises
+    ------
+    ValueError
+        For a negative number of workers.
     """
 
     models: tuple[str, ...]
+    dataset: str = "folder"
+    root: Path = Path()
+    limit: int | None = None
+    options: FolderOptions = field(default_factory=FolderOptions)
     device: str = "auto"
     closer_look: str = "auto"
     workers: int = 1
@@ -52,7 +72,7 @@ class Team:
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """Number of worker processes."""
         return self.workers or max(1, usable() // 2)
 
     @property
@@ -60,26 +80,45 @@ class Team:
         """Cores that each process may use."""
         return max(1, usable() // self.processes)
 
+    def targets(self) -> list[Target]:
+        """Return the objects of the data set; raises as `find_targets` does."""
+        return find_targets(self.dataset, self.root, self.limit, self.options)
+
+    def described(self) -> dict[str, object]:
+        """Return what a report says of these settings."""
+        return {
+            "dataset": self.dataset,
+            "models": list(self.models),
+            "limit": self.limit,
+            "device": self.device,
+            "closer_look": self.closer_look,
+        }
+
 
 def over_objects(
-    measure: Measure[Result], team: Team, targets: Sequence[Target], title: str = ""
+    measure: Measure[Result], settings: EvaluationSettings, targets: Sequence[Target], title: str = ""
 ) -> tuple[list[Result], bool]:
-    """The results for all objects in the order of the targets, and whether no Ctrl-C ended it early.
+    """Return the results for all objects in the order of the targets, and whether all were done.
 
-    Parameters:
-        measure: what is asked; see the top of this module.
-        team: whom it is asked. The models stay loaded in this process, for the next question to the same.
-        targets: those of one picture follow each other.
-        title: stands before the progress bar.
+    Parameters
+    ----------
+    measure
+        See the top of this module.
+    settings
+        The models; they stay loaded in this process for the next call with the same ones.
+    targets
+        Those of one picture follow each other.
+    title
+        Stands before the progress bar.
 
-    Raises whatever the models or the measure raise.
+    False after Ctrl-C. Raises whatever the models or the measure raise.
     """
-    ask = _here if team.processes == 1 else _apart
+    run = _here if settings.processes == 1 else _in_workers
     done: dict[Target, list[Result]] = {}
     complete = True
     with tqdm(total=len(targets), unit="object", desc=title) as progress:
         try:
-            for target, results in ask(measure, team, targets):
+            for target, results in run(measure, settings, targets):
                 done[target] = results
                 progress.update()
         except KeyboardInterrupt:
@@ -88,7 +127,7 @@ def over_objects(
 
 
 def check_names(models: Sequence[Segmenter]) -> None:
-    """Raises ValueError where results could not be told apart: two models of one name, or none at all."""
+    """Raise ValueError for models whose results could not be told apart: two of one name, or none at all."""
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
         raise ValueError(
@@ -97,35 +136,36 @@ def check_names(models: Sequence[Segmenter]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(team: Team) -> list[Segmenter]:
-    return [
-        load_segmenter(spec, device=team.device, closer_look=team.closer_look, threads=team.threads)
-        for spec in team.models
-    ]
+def _load(models: tuple[str, ...], device: str, closer_look: str, threads: int) -> list[Segmenter]:
+    return [load_segmenter(spec, device=device, closer_look=closer_look, threads=threads) for spec in models]
 
 
 def _here(
-    measure: Measure[Result], team: Team, targets: Sequence[Target]
+    measure: Measure[Result], settings: EvaluationSettings, targets: Sequence[Target]
 ) -> Iterator[tuple[Target, list[Result]]]:
-    yield from zip(targets, measure(_loaded(team), read_samples(targets)))
+    models = _load(settings.models, settings.device, settings.closer_look, settings.threads)
+    yield from zip(targets, measure(models, read_samples(targets)))
 
 
-def _apart(
-    measure: Measure[Result], team: Team, targets: Sequence[Target]
+def _in_workers(
+    measure: Measure[Result], settings: EvaluationSettings, targets: Sequence[Target]
 ) -> Iterator[tuple[Target, list[Result]]]:
-    """Results as they come from worker processes, which take the next picture when they are done with one."""
+    """Results from worker processes as they come; a process that is done takes the next picture."""
     tasks = [
         same[i : i + TASK_OBJECTS] for same in by_picture(targets) for i in range(0, len(same), TASK_OBJECTS)
     ]
     before = set(active_children())
     pool = ProcessPoolExecutor(
-        team.processes, mp_context=get_context("spawn"), initializer=_quiet, initargs=(team.threads,)
+        settings.processes,
+        mp_context=get_context("spawn"),
+        initializer=_initialise,
+        initargs=(settings.threads,),
     )
     try:
-        futures = [pool.submit(_task, measure, team, task) for task in tasks]
+        futures = [pool.submit(_task, measure, settings, task) for task in tasks]
         for future in as_completed(futures):
             yield from future.result()
-    except BaseException:  # also Ctrl-C: a picture may take minutes, and nobody waits for its end
+    except BaseException:  # also Ctrl-C: a picture may take minutes
         for worker in set(active_children()) - before:
             worker.terminate()
         raise
@@ -133,7 +173,7 @@ def _apart(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _quiet(threads: int) -> None:
+def _initialise(threads: int) -> None:
     """In a worker: leave Ctrl-C to the parent, and keep to this worker's share of the cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
@@ -142,6 +182,6 @@ def _quiet(threads: int) -> None:
 
 
 def _task(
-    measure: Measure[Result], team: Team, targets: Sequence[Target]
+    measure: Measure[Result], settings: EvaluationSettings, targets: Sequence[Target]
 ) -> list[tuple[Target, list[Result]]]:
-    return list(_here(measure, team, targets))
+    return list(_here(measure, settings, targets))

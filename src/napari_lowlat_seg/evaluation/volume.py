@@ -1,22 +1,21 @@
-"""How many actions a volume costs: one object, prompted on a few planes, corrected where it is worst.
+"""Volume benchmark: how many actions an object in a volume costs with propagation, copying and interpolation.
 
-A simulated annotator knows the truth. It prompts a plane with clicks until its IoU is good, at most five; one
-of several methods fills the other planes; then the annotator corrects the plane with most wrong pixels (or
-the one that the method itself doubts most), again and again.
+A simulated annotator knows the truth. It clicks on a plane until the IoU is 0.9, at most five times; one of
+several methods fills the other planes; then the annotator corrects the plane with most wrong pixels (or the
+one that the method itself is least certain of), again and again.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.prompts import Click
-from napari_lowlat_seg.core.volume import Plane, Volume, read_range, to_gray
+from napari_lowlat_seg.core.volume import Plane, Volume, read_range
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
 from napari_lowlat_seg.inference.prediction import Prediction
@@ -24,14 +23,14 @@ from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected, click_position, embed_plane
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected, embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 CLICKS = 5
-"""Most clicks that one plane gets,"""
+"""Most clicks on one plane."""
 
 GOOD = 0.9
-"""and the IoU at which it gets no more."""
+"""IoU at which a plane gets no more clicks."""
 
 EVERY = 10
 """In the second scenario, every tenth plane of the object is prompted."""
@@ -39,123 +38,102 @@ EVERY = 10
 CORRECTIONS = 12
 """Planes corrected at most while the actions are counted."""
 
-Filled = dict[Plane, np.ndarray]
-"""Masks by plane, anchors included."""
+Masks = dict[Plane, np.ndarray]
+"""(H, W) bool by plane, anchors included."""
 
 
 @dataclass(eq=False)
-class Scene:
-    """One object in a volume, with all that methods may share: embeddings and the annotator's answers."""
+class Case:
+    """One object in a volume, with what the methods share: embeddings and the annotated planes.
+
+    Attributes
+    ----------
+    truth
+        (H, W) bool by plane, in spatial order.
+    annotated
+        Prediction and number of actions by plane, as far as it has been annotated.
+    """
 
     predictor: Predictor
     volume: Volume
     truth: dict[Plane, np.ndarray]
     cache: EmbeddingCache
-    answers: dict[Plane, tuple[Prediction, int]] = field(default_factory=dict)
+    annotated: dict[Plane, tuple[Prediction, int]] = field(default_factory=dict)
 
     @property
     def planes(self) -> list[Plane]:
-        """In spatial order."""
+        """The planes in spatial order."""
         return list(self.truth)
 
     def embed(self, plane: Plane) -> Any:
-        """From the cache, or made."""
+        """Return the embedding of a plane, from the cache or made."""
         key = EmbeddingKey.of(self.predictor, self.volume, plane)
         return self.cache.ensure(key, lambda: embed_plane(self.predictor, self.volume, plane))
 
-    def prompted(self, plane: Plane) -> tuple[Prediction, int]:
-        """The annotator's answer on a plane and its actions: clicks, or one for "it is not here"."""
-        if plane not in self.answers:
-            self.answers[plane] = self._annotated(plane)
-        return self.answers[plane]
+    def annotate(self, plane: Plane) -> tuple[Prediction, int]:
+        """Return the annotated plane and its number of actions: clicks, or one for "the object is absent"."""
+        if plane not in self.annotated:
+            self.annotated[plane] = self._annotate(plane)
+        return self.annotated[plane]
 
-    def _annotated(self, plane: Plane) -> tuple[Prediction, int]:
+    def _annotate(self, plane: Plane) -> tuple[Prediction, int]:
         embedding = self.embed(plane)
         if not self.truth[plane].any():
             return Prediction(np.zeros(self.truth[plane].shape, np.float32), None, embedding.frame), 1
-        given: list[Prediction] = []
+        predictions: list[Prediction] = []
 
         def predict(prompts: Any, previous: Any) -> Prediction:
-            given.append(self.predictor.predict(embedding, prompts, previous))
-            return given[-1]
+            predictions.append(self.predictor.predict(embedding, prompts, previous))
+            return predictions[-1]
 
-        done = annotate(predict, self.truth[plane].astype(np.int8), max_clicks=CLICKS, stop_at=GOOD)
-        return replace(given[-1], look=None), len(done.prompts)
+        annotation = annotate(predict, self.truth[plane].astype(np.int8), max_clicks=CLICKS, stop_at=GOOD)
+        return replace(predictions[-1], look=None), len(annotation.prompts)
 
 
 class Method(ABC):
-    """A way to fill the planes between and beyond anchors. `doubted` names the plane to correct, or None."""
+    """A way to fill the planes between and beyond anchors."""
 
     @abstractmethod
-    def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
-        """All masks; `changed` is the anchor that has come since the last call, None for a fresh start."""
+    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
+        """Return all masks; `changed` is the anchor added since the last call, None at the start."""
 
-    def doubted(self) -> Plane | None:
-        """Where the method itself would look first."""
+    def least_certain(self) -> Plane | None:
+        """Return the plane that the method itself would correct first; None if it does not tell."""
         return None
 
 
 class Propagation(Method):
-    """`propagate`, a correction carried no further than the neighbouring anchors."""
+    """`propagate`; a correction changes the planes up to the neighbouring anchors.
+
+    Parameters
+    ----------
+    flagged
+        Whether it names its least certain plane.
+    """
 
     def __init__(self, flagged: bool = False) -> None:
         self._flagged = flagged
-        self._carried: dict[Plane, PropagatedMask[Prediction]] = {}
+        self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
 
-    def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
+    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
         new = None if changed is None else [changed]
-        gone = scene.planes if changed is None else [changed, *affected(anchors, scene.planes, [changed])]
-        for plane in gone:
-            self._carried.pop(plane, None)
-        walk = propagate(scene.predictor, scene.volume, anchors, scene.planes, changed=new, embed=scene.embed)
-        self._carried.update((step.plane, step) for step in walk if step.final)
-        found = {plane: step.prediction.mask for plane, step in self._carried.items()}
-        return found | {plane: answer.mask for plane, answer in anchors.items()}
+        outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
+        for plane in outdated:
+            self._propagated.pop(plane, None)
+        steps = propagate(case.predictor, case.volume, anchors, case.planes, changed=new, embed=case.embed)
+        self._propagated.update((step.plane, step) for step in steps if step.final)
+        masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
+        return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
 
-    def doubted(self) -> Plane | None:
-        return most_uncertain(self._carried.values()) if self._flagged else None
-
-
-class PreviousMask(Method):
-    """What propagation did before: the mask and one click from the plane before, half-way between anchors."""
-
-    def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
-        found = {plane: answer.mask for plane, answer in anchors.items()}
-        planes = scene.planes
-        places = sorted(planes.index(plane) for plane in anchors)
-        for before, place, after in zip([None, *places], places, [*places[1:], None]):
-            last = len(planes) - 1 if after is None else (place + after) // 2
-            first = 0 if before is None else (before + place) // 2 + 1
-            for route in (range(place + 1, last + 1), range(place - 1, first - 1, -1)):
-                found |= dict(_previous_mask(scene, planes[place], anchors, [planes[i] for i in route]))
-        return found
-
-
-def _previous_mask(
-    scene: Scene, start: Plane, anchors: Mapping[Plane, Prediction], route: Sequence[Plane]
-) -> Iterator[tuple[Plane, np.ndarray]]:
-    answer, before = anchors[start], to_gray(scene.volume.plane(start), scene.volume.window)
-    if not answer.mask.any():
-        return
-    usual, change = before[answer.mask].mean(), 3 * before[answer.mask].std() + 10
-    for plane in route:
-        here = to_gray(scene.volume.plane(plane), scene.volume.window)
-        click = Click(click_position(answer.mask, before, here, scene.volume.plane_spacing(plane)))
-        following = replace(scene.predictor.predict(scene.embed(plane), [click], answer), look=None)
-        both = np.count_nonzero(answer.mask & following.mask)
-        if both < 0.3 * np.count_nonzero(answer.mask | following.mask) or not following.mask.any():
-            return
-        if abs(here[following.mask].mean() - usual) > change:
-            return
-        yield plane, following.mask
-        answer, before = following, here
+    def least_certain(self) -> Plane | None:
+        return most_uncertain(self._propagated.values()) if self._flagged else None
 
 
 class NearestCopy(Method):
-    """Every plane shows what the nearest anchor shows."""
+    """Every plane gets the mask of the nearest anchor."""
 
-    def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
-        places = {plane: place for place, plane in enumerate(scene.planes)}
+    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
+        places = {plane: place for place, plane in enumerate(case.planes)}
         return {
             plane: anchors[min(anchors, key=lambda a: abs(places[a] - place))].mask
             for plane, place in places.items()
@@ -163,53 +141,52 @@ class NearestCopy(Method):
 
 
 class Interpolation(Method):
-    """Shapes between the anchors' shapes, nothing beyond."""
+    """Shape interpolation between anchors, nothing beyond; see `propagation.interpolate`."""
 
-    def fill(self, scene: Scene, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Filled:
-        masks = {plane: answer.mask for plane, answer in anchors.items()}
-        spacing = scene.volume.plane_spacing(scene.planes[0])
-        return dict(interpolate(masks, scene.planes, spacing)) | masks
+    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
+        masks = {plane: anchor.mask for plane, anchor in anchors.items()}
+        spacing = case.volume.plane_spacing(case.planes[0])
+        return dict(interpolate(masks, case.planes, spacing)) | masks
 
 
 METHODS: dict[str, Callable[[], Method]] = {
     "propagate": Propagation,
     "propagate, corrected where it doubts": lambda: Propagation(flagged=True),
-    "previous mask": PreviousMask,
     "nearest copy": NearestCopy,
     "interpolation": Interpolation,
 }
 
 
-def measure(scene: Scene, method: Callable[[], Method], corrections: int = CORRECTIONS) -> dict[str, Any]:
-    """Dice and mean plane IoU of one method on one object, and the actions it took.
+def measure(case: Case, method: Callable[[], Method], corrections: int = CORRECTIONS) -> dict[str, Any]:
+    """Return Dice, mean plane IoU and actions of one method on one object.
 
-    Keys: dice_one, iou_one (one prompted plane, the one where the object is largest), dice_ten, iou_ten,
-    actions_ten (every tenth plane of the object prompted), dice_c1, dice_c3, dice_c5 (after so many
-    corrections of the first scenario), actions_90, actions_95 (to that Dice, None if it was not reached).
-    IoU is averaged over the planes that show the object in the truth or in the answer.
+    Keys: "dice_one", "iou_one" (one prompted plane, the one where the object is largest), "dice_ten",
+    "iou_ten", "actions_ten" (every tenth plane of the object prompted), "dice_c1", "dice_c3", "dice_c5"
+    (after so many corrections of the first scenario), "actions_90", "actions_95" (to that Dice, None if it
+    was not reached). IoU is averaged over the planes that show the object in the truth or in the masks.
     """
-    areas = {plane: int(np.count_nonzero(truth)) for plane, truth in scene.truth.items()}
+    areas = {plane: int(np.count_nonzero(truth)) for plane, truth in case.truth.items()}
     start = max(areas, key=lambda plane: areas[plane])
-    shown = [plane for plane in scene.planes if areas[plane]]
+    shown = [plane for plane in case.planes if areas[plane]]
     tenth = list(dict.fromkeys([*shown[EVERY // 2 :: EVERY], start]))
-    anchors = {plane: scene.prompted(plane)[0] for plane in tenth}
-    found = method().fill(scene, anchors, None)
+    anchors = {plane: case.annotate(plane)[0] for plane in tenth}
+    masks = method().fill(case, anchors, None)
     row: dict[str, Any] = {
-        "dice_ten": _dice(scene, found),
-        "iou_ten": _mean_iou(scene, found),
-        "actions_ten": sum(scene.prompted(plane)[1] for plane in tenth),
+        "dice_ten": _dice(case, masks),
+        "iou_ten": _mean_iou(case, masks),
+        "actions_ten": sum(case.annotate(plane)[1] for plane in tenth),
     }
     curve: list[tuple[int, float]] = []
-    filler, anchors, changed, actions = method(), {}, None, 0
+    filler, anchors, actions = method(), {}, 0
     plane: Plane | None = start
     while plane is not None and len(curve) <= corrections:
-        anchors[plane], cost = scene.prompted(plane)
+        anchors[plane], cost = case.annotate(plane)
         actions += cost
-        found = filler.fill(scene, anchors, changed if not curve else plane)
+        masks = filler.fill(case, anchors, plane if curve else None)
         if not curve:
-            row["iou_one"] = _mean_iou(scene, found)
-        curve.append((actions, _dice(scene, found)))
-        plane = _next(scene, filler, found, anchors)
+            row["iou_one"] = _mean_iou(case, masks)
+        curve.append((actions, _dice(case, masks)))
+        plane = _next(case, filler, masks, anchors)
     at = [curve[min(k, len(curve) - 1)][1] for k in (0, 1, 3, 5)]
     row |= dict(zip(("dice_one", "dice_c1", "dice_c3", "dice_c5"), at))
     for goal in (0.9, 0.95):
@@ -217,33 +194,32 @@ def measure(scene: Scene, method: Callable[[], Method], corrections: int = CORRE
     return row
 
 
-def _next(scene: Scene, filler: Method, found: Filled, anchors: Mapping[Plane, Any]) -> Plane | None:
-    """The plane to correct: the doubted one, else that with most wrong pixels; None if all is right."""
-    doubted = filler.doubted()
-    if doubted is not None:
-        return doubted
+def _next(case: Case, filler: Method, masks: Masks, anchors: Mapping[Plane, Any]) -> Plane | None:
+    """The plane to correct: the least certain one, else that with most wrong pixels; None if all is right."""
+    if (chosen := filler.least_certain()) is not None:
+        return chosen
     wrong = {
-        plane: int(np.count_nonzero(truth ^ found[plane] if plane in found else truth))
-        for plane, truth in scene.truth.items()
+        plane: int(np.count_nonzero(truth ^ masks[plane] if plane in masks else truth))
+        for plane, truth in case.truth.items()
         if plane not in anchors
     }
     candidate = max(wrong, key=lambda plane: wrong[plane], default=None)
     return candidate if candidate is not None and wrong[candidate] else None
 
 
-def _dice(scene: Scene, found: Filled) -> float:
+def _dice(case: Case, masks: Masks) -> float:
     both = total = 0
-    for plane, truth in scene.truth.items():
-        mask = found.get(plane)
+    for plane, truth in case.truth.items():
+        mask = masks.get(plane)
         total += int(truth.sum()) + (0 if mask is None else int(mask.sum()))
         both += 0 if mask is None else int((truth & mask).sum())
     return float(2 * both / total)
 
 
-def _mean_iou(scene: Scene, found: Filled) -> float:
+def _mean_iou(case: Case, masks: Masks) -> float:
     ious = []
-    for plane, truth in scene.truth.items():
-        mask = found.get(plane, np.zeros_like(truth))
+    for plane, truth in case.truth.items():
+        mask = masks.get(plane, np.zeros_like(truth))
         union = np.count_nonzero(truth | mask)
         if union:
             ious.append(np.count_nonzero(truth & mask) / union)
@@ -263,7 +239,7 @@ def run_volume(
     corrections: int = CORRECTIONS,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Every method on every object of one image; shows a table, writes JSON if asked to, gives the report.
+    """Run every method on every object of one image; show a table, write JSON if asked to, return the report.
 
     Parameters
     ----------
@@ -272,7 +248,7 @@ def run_volume(
     objects
         Labels, several joined with "+" as one object; every label if empty.
     axis
-        The axis to walk along; 0, or 2 for NIfTI.
+        The axis to propagate along; 0, or 2 for NIfTI.
     planes
         "A:B", both included: the part of the volume to use; an end left out is the end of the volume.
     corrections
@@ -293,18 +269,18 @@ def run_volume(
     window = np.stack([volume.plane(plane) for plane in chosen])
     volume = replace(volume, window=Volume(window).with_window().window)
     reference = {plane: truth.plane(plane) for plane in chosen}
-    there = {int(label) for cut in reference.values() for label in np.unique(cut)} - {0}
-    wanted = [_labels(text, there) for text in objects] or [(label,) for label in sorted(there)]
+    present = {int(label) for cut in reference.values() for label in np.unique(cut)} - {0}
+    groups = [_labels(text, present) for text in objects] or [(label,) for label in sorted(present)]
     predictor = load_predictor(model, device=device)
     cache = EmbeddingCache(2**30, 2**31, device=predictor.runtime.device)
     rows = []
-    for group in wanted:
-        scene = Scene(
+    for group in groups:
+        case = Case(
             predictor, volume, {plane: np.isin(cut, group) for plane, cut in reference.items()}, cache
         )
         name = "+".join(map(str, group))
         rows += [
-            {"object": name, "method": method, **measure(scene, make, corrections)}
+            {"object": name, "method": method, **measure(case, make, corrections)}
             for method, make in METHODS.items()
         ]
     report = {"image": image.name, "model": model, "axis": axis, "rows": rows, "machine": machine()}
@@ -319,10 +295,10 @@ def _range(text: str, length: int) -> slice:
     return slice(low, high + 1)
 
 
-def _labels(text: str, there: set[int]) -> tuple[int, ...]:
+def _labels(text: str, present: set[int]) -> tuple[int, ...]:
     parts = text.split("+")
-    if not all(part.strip().isdigit() and int(part) in there for part in parts):
-        some = ", ".join(map(str, sorted(there)[:20]))
+    if not all(part.strip().isdigit() and int(part) in present for part in parts):
+        some = ", ".join(map(str, sorted(present)[:20]))
         raise ValueError(
             f"an object is a label of the reference, such as {some}, or several joined by +; got {text!r}"
         )

@@ -15,9 +15,9 @@ from scipy.special import expit, logit
 
 from napari_lowlat_seg.evaluation.analysis.calibration import (
     Correction,
-    Judgements,
-    across_sets,
+    PredictedIous,
     calibrate_model,
+    cross_validate,
     fit,
 )
 from napari_lowlat_seg.models.checkpoints import load_model, save_corrected, save_model
@@ -27,14 +27,14 @@ from napari_lowlat_seg.models.registry import file_sha256
 TINY = CompactConfig(size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1)
 
 
-def judged(predicted: Any, true: Any, sets: Any) -> Judgements:
+def judged(predicted: Any, true: Any, sets: Any) -> PredictedIous:
     """Answers, whose domains are the first parts of their sets."""
     domains = [one.split("/")[0] for one in sets]
-    return Judgements(np.array(predicted, float), np.array(true, float), np.array(sets), np.array(domains))
+    return PredictedIous(np.array(predicted, float), np.array(true, float), np.array(sets), np.array(domains))
 
 
 @pytest.fixture
-def distorted() -> Judgements:
+def distorted() -> PredictedIous:
     """Answers of four sets whose true IoU is sigmoid(2 x - 1) of what was predicted."""
     predicted = np.random.default_rng(0).uniform(0.1, 0.95, 120)
     return judged(predicted, expit(2 * logit(predicted) - 1), ["em/a", "em/b", "med/c", "med/d"] * 30)
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def write(tmp_path: Path, model: Path, distorted: Judgements) -> Callable[..., Path]:
+def write(tmp_path: Path, model: Path, distorted: PredictedIous) -> Callable[..., Path]:
     """Write a quality report on the model with curves of one prompt; `changes` replace parts of it."""
 
     def write(name: str = "report.json", answers: int = 120, **changes: Any) -> Path:
@@ -69,14 +69,14 @@ def write(tmp_path: Path, model: Path, distorted: Judgements) -> Callable[..., P
     return write
 
 
-def test_a_distortion_is_found(distorted: Judgements) -> None:
+def test_a_distortion_is_found(distorted: PredictedIous) -> None:
     """Slope and shift of the logit, and then nothing is left to correct."""
     found = fit(distorted)
     assert (found.slope, found.shift) == pytest.approx((2, -1), abs=1e-4)
     assert found.of(distorted).predicted == pytest.approx(distorted.true, abs=1e-4)
 
 
-def test_a_correction_changes_neither_the_order_nor_the_answers(distorted: Judgements) -> None:
+def test_a_correction_changes_neither_the_order_nor_the_answers(distorted: PredictedIous) -> None:
     """Only the figure; what it was made of stays as it is."""
     before = distorted.predicted.copy()
     after = Correction(0.5, 2.0).of(distorted)
@@ -90,7 +90,7 @@ def test_a_judge_that_is_certain_can_be_corrected() -> None:
     assert found.predicted == pytest.approx([0, 1], abs=1e-5)
 
 
-def test_domains_weigh_the_same(distorted: Judgements) -> None:
+def test_domains_weigh_the_same(distorted: PredictedIous) -> None:
     """Ten times as many answers of one domain do not move the fit."""
     noisy = judged(distorted.predicted, np.round(distorted.true, 1), distorted.sets.tolist())
     em = np.flatnonzero(noisy.domains == "em")
@@ -100,9 +100,9 @@ def test_domains_weigh_the_same(distorted: Judgements) -> None:
     assert (again.slope, again.shift) == pytest.approx((once.slope, once.shift), abs=1e-3)
 
 
-def test_sets_are_held_out_in_turn(distorted: Judgements) -> None:
+def test_sets_are_held_out_in_turn(distorted: PredictedIous) -> None:
     """Every other set, both ways; each is tested on what the other was fitted to."""
-    rows = across_sets(distorted)
+    rows = cross_validate(distorted)
     assert [(row["fitted"], row["tested"], row["answers"]) for row in rows] == [
         (["em/a", "med/c"], ["em/b", "med/d"], 60),
         (["em/b", "med/d"], ["em/a", "med/c"], 60),
@@ -110,17 +110,17 @@ def test_sets_are_held_out_in_turn(distorted: Judgements) -> None:
     assert all(row["before"]["mae"] > 0.05 > 1e-3 > row["after"]["mae"] for row in rows)
 
 
-def test_what_one_half_shows_need_not_hold_for_the_other(distorted: Judgements) -> None:
+def test_what_one_half_shows_need_not_hold_for_the_other(distorted: PredictedIous) -> None:
     """A distortion of one set only: the other is worse off, and the row says so."""
     bad = distorted.where(np.isin(distorted.sets, ["em/a", "em/b"]))
     true = np.where(bad.sets == "em/a", bad.true, bad.predicted)
-    first = across_sets(judged(bad.predicted, true, bad.sets.tolist()))[0]
+    first = cross_validate(judged(bad.predicted, true, bad.sets.tolist()))[0]
     assert first["before"]["mae"] == 0 < first["after"]["mae"]
 
 
-def test_one_set_has_nothing_to_hold_out(distorted: Judgements) -> None:
+def test_one_set_has_nothing_to_hold_out(distorted: PredictedIous) -> None:
     """No row."""
-    assert across_sets(distorted.where(distorted.sets == "em/a")) == []
+    assert cross_validate(distorted.where(distorted.sets == "em/a")) == []
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import pytest
 
 from napari_lowlat_seg.evaluation.analysis.calibration import (
     BINS,
-    Judgements,
+    PredictedIous,
     calibration_table,
     calibrations,
     measures,
@@ -20,10 +20,10 @@ from napari_lowlat_seg.evaluation.analysis.calibration import (
 from napari_lowlat_seg.evaluation.report import Curve
 
 
-def judged(predicted: Any, true: Any) -> Judgements:
+def judged(predicted: Any, true: Any) -> PredictedIous:
     """Answers of one set."""
     places = np.array(["em/a"] * len(predicted))
-    return Judgements(np.array(predicted, float), np.array(true, float), places, places)
+    return PredictedIous(np.array(predicted, float), np.array(true, float), places, places)
 
 
 @pytest.fixture
@@ -49,19 +49,19 @@ def report(curves: list[Curve]) -> dict[str, Any]:
 
 def test_the_answers_after_prompts_1_3_5_10_and_20_count(curves: list[Curve]) -> None:
     """As far as there are any: none after the annotator was content, none of a model without a judge."""
-    found = Judgements.of(curves[:1] + curves[2:], "folder")
+    found = PredictedIous.of(curves[:1] + curves[2:], "folder")
     assert found.predicted.tolist() == [0.6, 0.7, 0.8, 0.3, 0.4, 0.5, 0.9]
     assert found.true.tolist() == [0.5, 0.7, 0.9, 0.4, 0.2, 0.4, 0.6]
     assert found.sets.tolist() == ["em/a"] * 3 + ["em/b"] + ["med/c"] * 3
     assert found.domains.tolist() == ["em"] * 4 + ["med"] * 3
-    assert len(Judgements.of(curves[1:2], "folder")) == 0
-    assert len(Judgements.of([Curve("old", "one", "em", "1", 0.1, (0.5,))], "folder")) == 0
+    assert len(PredictedIous.of(curves[1:2], "folder")) == 0
+    assert len(PredictedIous.of([Curve("old", "one", "em", "1", 0.1, (0.5,))], "folder")) == 0
 
 
 def test_long_curves_count_at_10_and_20() -> None:
     """Five answers of twenty."""
     steps = tuple(i / 20 for i in range(1, 21))
-    found = Judgements.of([Curve("m", "one", "s", "1", 0.1, steps, steps)], "sstem")
+    found = PredictedIous.of([Curve("m", "one", "s", "1", 0.1, steps, steps)], "sstem")
     assert found.predicted.tolist() == [0.05, 0.15, 0.25, 0.5, 1.0]
     assert set(found.domains.tolist()) == {"sstem"}
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.prompts import Click, Prompt
-from napari_lowlat_seg.evaluation.analysis.robustness import Run, conduct, corrections, far_changes
-from napari_lowlat_seg.evaluation.annotator import iou
+from napari_lowlat_seg.evaluation.analysis.robustness import ClickRun, corrections, far_changes, misbehaviour
+from napari_lowlat_seg.evaluation.metrics import iou
 
 SHAPE = (40, 60)
 
@@ -34,9 +34,9 @@ def truth() -> np.ndarray:
     return square((10, 10), (10, 40)).astype(np.int8)
 
 
-def run(truth: np.ndarray, clicks: Sequence[Click], masks: Sequence[np.ndarray]) -> Run:
+def run(truth: np.ndarray, clicks: Sequence[Click], masks: Sequence[np.ndarray]) -> ClickRun:
     ious = np.array([iou(truth, mask) for mask in masks], np.float32)
-    return Run(truth, tuple(clicks), tuple(SoftMask(mask) for mask in masks), ious)
+    return ClickRun(truth, tuple(clicks), tuple(SoftMask(mask) for mask in masks), ious)
 
 
 def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
@@ -46,16 +46,16 @@ def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
     def predict(prompts: tuple[Prompt, ...], previous: Any) -> SoftMask:
         return SoftMask(next(masks))
 
-    found = Run.of(predict, truth, 8)
+    found = ClickRun.of(predict, truth, 8)
     assert [click.at for click in found.clicks] == [(14, 14), (14, 44)]
-    assert [int(answer.mask.sum()) for answer in found.answers] == [100, 200]
+    assert [int(answer.mask.sum()) for answer in found.predictions] == [100, 200]
     assert [found.after(k) for k in (1, 2, 8)] == [0.5, 1, 1]
 
 
 def test_a_run_may_begin_elsewhere(truth: np.ndarray) -> None:
     """With a first click of one's own."""
     begin = Click((11, 11))
-    assert Run.of(lambda prompts, previous: SoftMask(truth == 1), truth, 8, begin).clicks == (begin,)
+    assert ClickRun.of(lambda prompts, previous: SoftMask(truth == 1), truth, 8, begin).clicks == (begin,)
 
 
 def test_a_change_is_near_where_any_of_its_pixels_is(truth: np.ndarray) -> None:
@@ -105,11 +105,11 @@ def test_one_click_has_no_corrections(truth: np.ndarray) -> None:
     assert set(corrections(run(truth, [Click((14, 14))], [truth == 1])).values()) == {0}
 
 
-def test_conduct_counts_masks_turned_inside_out_and_disobedience(truth: np.ndarray) -> None:
+def test_misbehaviour_counts_masks_turned_inside_out_and_disobedience(truth: np.ndarray) -> None:
     """The mask of what is not the object; a positive click that is outside, a negative one inside."""
     right = truth == 1
     clicks = [Click((14, 14)), Click((14, 14)), Click((0, 0), positive=False), Click((0, 0), positive=False)]
-    found = conduct([run(truth, clicks[:2], [right, ~right]), run(truth, clicks[2:], [right, ~right])])
+    found = misbehaviour([run(truth, clicks[:2], [right, ~right]), run(truth, clicks[2:], [right, ~right])])
     assert found == {"answers": 4, "complement": 2, "inside out": 2, "disobeyed": 2}
 
 
@@ -117,5 +117,5 @@ def test_a_small_part_is_not_inside_out() -> None:
     """Though all the rest of the plane has more of a large object; ignored pixels count nowhere."""
     truth = np.zeros(SHAPE, np.int8)
     truth[:, :40], truth[:20, :40] = -1, 1
-    found = conduct([run(truth, [Click((4, 4))], [square((0, 0), side=5)])])
+    found = misbehaviour([run(truth, [Click((4, 4))], [square((0, 0), side=5)])])
     assert found == {"answers": 1, "complement": 1, "inside out": 0, "disobeyed": 0}

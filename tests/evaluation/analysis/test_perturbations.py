@@ -8,7 +8,7 @@ import pytest
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.perturbations import (
-    DISTURBANCES,
+    PERTURBATIONS,
     THIN,
     hot_pixels,
     inverted,
@@ -47,23 +47,23 @@ def bar(rows: int, cols: int) -> np.ndarray:
     return truth
 
 
-@pytest.mark.parametrize("name", DISTURBANCES)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_a_disturbance_is_always_the_same_and_changes_no_argument(name, channels, image) -> None:
     """Gray or RGB; picture and truth keep one shape."""
     picture = np.broadcast_to(image.reshape(*SHAPE, *[1] * len(channels)), SHAPE + channels).copy()
     before = picture.copy()
-    once, again = (DISTURBANCES[name].image(picture) for _ in range(2))
+    once, again = (PERTURBATIONS[name].image(picture) for _ in range(2))
     np.testing.assert_array_equal(once, again)
     np.testing.assert_array_equal(picture, before)
-    assert once.shape[:2] == DISTURBANCES[name].truth(np.zeros(SHAPE, np.int8)).shape
+    assert once.shape[:2] == PERTURBATIONS[name].truth(np.zeros(SHAPE, np.int8)).shape
     assert once.shape[2:] == channels
 
 
-@pytest.mark.parametrize("name", DISTURBANCES)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 def test_a_constant_picture_can_be_disturbed(name) -> None:
     """One value has no range; the engine still gets numbers."""
-    seen = DISTURBANCES[name].image(np.full((9, 9), 7, np.uint8))
+    seen = PERTURBATIONS[name].image(np.full((9, 9), 7, np.uint8))
     assert np.isfinite(seen).any()
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from napari_lowlat_seg.core.prompts import Prompt, Scribble
 from napari_lowlat_seg.evaluation.analysis import robustness as robustness_module
-from napari_lowlat_seg.evaluation.analysis.perturbations import DISTURBANCES
+from napari_lowlat_seg.evaluation.analysis.perturbations import PERTURBATIONS
 from napari_lowlat_seg.evaluation.analysis.robustness import (
     ROWS,
-    Findings,
+    Measurements,
     Row,
     robustness,
     robustness_table,
@@ -26,8 +26,16 @@ from napari_lowlat_seg.evaluation.analysis.robustness import (
     summarise_robustness,
 )
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
 Export = Callable[..., tuple[Path, Path]]
+
+
+def evaluation(specs: Sequence[str], root: Path, **settings: Any) -> EvaluationSettings:
+    """Settings for the folder of pictures."""
+    return EvaluationSettings(tuple(specs), "folder", root, **settings)
+
+
 SHAPE = (60, 90)
 
 
@@ -117,8 +125,8 @@ def thin_object(image: np.ndarray) -> Sample:
 
 
 def values(model: Disks, one: Sample) -> dict[str, float]:
-    [[findings]] = robustness([model], [one])
-    return findings.values
+    [[measurements]] = robustness([model], [one])
+    return measurements.values
 
 
 def test_a_model_that_draws_the_object_is_beyond_reproach(round_object: Sample) -> None:
@@ -170,7 +178,7 @@ def test_every_picture_is_embedded_once(round_object: Sample, thin_object: Sampl
     """Two objects of one picture: the plain one and each disturbed one."""
     model = Disks()
     list(robustness([model], [round_object, thin_object]))
-    assert len(model.embedded) == 1 + len(DISTURBANCES)
+    assert len(model.embedded) == 1 + len(PERTURBATIONS)
     assert [picture.dtype.kind for picture in model.embedded].count("f") == 1
 
 
@@ -235,12 +243,14 @@ def test_every_row_reads_a_value_that_is_measured(round_object: Sample, thin_obj
 
 def test_a_table_has_a_column_for_each_domain() -> None:
     """Fractions in percent, differences with a sign, a dash for nothing."""
-    findings = [
-        Findings("m", "fake", group, "o", 0.1, {"clean 1": clean, "noise 1": 0.5})
+    measurements = [
+        Measurements("m", "fake", group, "o", 0.1, {"clean 1": clean, "noise 1": 0.5})
         for group, clean in (("em/a", 0.5), ("em/b", 0.7), ("med/c", 0.9))
     ]
-    assert summarise_robustness(findings, "davis")[0]["values"] == pytest.approx({"davis": 0.7, "all": 0.7})
-    rows = summarise_robustness(findings, "folder")
+    assert summarise_robustness(measurements, "davis")[0]["values"] == pytest.approx(
+        {"davis": 0.7, "all": 0.7}
+    )
+    rows = summarise_robustness(measurements, "folder")
     assert rows[0]["values"] == pytest.approx({"em": 0.6, "med": 0.9, "all": 0.7})
     text = robustness_table({"dataset": "folder", "complete": False, "rows": rows})
     first, *lines = text.splitlines()
@@ -276,7 +286,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str]) -> Non
     """A table a model, JSON with all objects; two processes find the same."""
     shown: list[str] = []
     file = root / "out.json"
-    report = run_robustness(specs, "folder", root, json=file, show=shown.append)
+    report = run_robustness(evaluation(specs, root), json=file, show=shown.append)
     written = json.loads(file.read_text())
     assert report["complete"]
     assert [(one["object"], one["model"]) for one in written["objects"]] == [
@@ -286,7 +296,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str]) -> Non
     assert written["objects"][0]["values"]["inverted 1"] < 0.5
     assert list(written["rows"][0]["values"]) == ["em", "med", "all"]
     assert shown[0].count("clean, IoU after 1 click") == 2
-    assert run_robustness(specs, "folder", root, workers=2, show=None)["objects"] == report["objects"]
+    assert run_robustness(evaluation(specs, root, workers=2), show=None)["objects"] == report["objects"]
 
 
 def test_an_interrupt_keeps_what_is_done(
@@ -301,7 +311,7 @@ def test_an_interrupt_keeps_what_is_done(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(robustness_module, "robustness", interrupted)
-        report = run_robustness(specs, "folder", root, show=shown.append)
+        report = run_robustness(evaluation(specs, root), show=shown.append)
         assert (report["complete"], len(report["objects"])) == (False, 2 * done)
     assert "interrupted: part of the objects" in shown[0]
     assert shown[1] == "folder: interrupted before the first object was done"
@@ -310,4 +320,4 @@ def test_an_interrupt_keeps_what_is_done(
 def test_the_folder_of_a_result_must_exist(root: Path) -> None:
     """Checked before hours of work."""
     with pytest.raises(ValueError, match=r"the folder of .*out.json must exist; make it first"):
-        run_robustness(["default"], "folder", root, json=root / "nowhere" / "out.json")
+        run_robustness(evaluation(["default"], root), json=root / "nowhere" / "out.json")

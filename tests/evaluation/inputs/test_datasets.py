@@ -12,7 +12,7 @@ from PIL import Image
 
 from napari_lowlat_seg.evaluation.inputs.datasets import (
     DATASETS,
-    Options,
+    FolderOptions,
     Target,
     by_picture,
     find_targets,
@@ -61,7 +61,7 @@ def test_a_folder_has_one_object_an_id(instances: Path) -> None:
 
 def test_an_ignored_id_is_no_object_but_not_counted(instances: Path) -> None:
     """Given for one set only; the other set keeps its ids."""
-    targets = find_targets("folder", instances, options=Options(ignore={"a": 255}))
+    targets = find_targets("folder", instances, options=FolderOptions(ignore={"a": 255}))
     assert [(t.group, t.label) for t in targets] == [("a", 1), ("a", 7), ("b", 300)]
     truth = next(read_samples(targets)).truth
     assert (truth[11] == -1).all()
@@ -70,7 +70,9 @@ def test_an_ignored_id_is_no_object_but_not_counted(instances: Path) -> None:
 
 def test_components_are_objects_of_their_own(instances: Path) -> None:
     """The two parts of id 7, and the ignored row in neither."""
-    targets = find_targets("folder", instances, options=Options(ignore=255, components=True, sets=("a",)))
+    targets = find_targets(
+        "folder", instances, options=FolderOptions(ignore=255, components=True, sets=("a",))
+    )
     samples = list(read_samples(targets))
     assert sorted(int((s.truth == 1).sum()) for s in samples) == [4, 9, 16]
     assert all((s.truth[11] == -1).all() for s in samples)
@@ -78,9 +80,9 @@ def test_components_are_objects_of_their_own(instances: Path) -> None:
 
 def test_slivers_are_left_out(instances: Path) -> None:
     """A least area for all sets, and another for one of them."""
-    everywhere = find_targets("folder", instances, options=Options(min_area=14))
+    everywhere = find_targets("folder", instances, options=FolderOptions(min_area=14))
     assert [t.label for t in everywhere] == [1, 255]
-    by_set = find_targets("folder", instances, options=Options(min_area={"a": 14, "*": 1}))
+    by_set = find_targets("folder", instances, options=FolderOptions(min_area={"a": 14, "*": 1}))
     assert [t.label for t in by_set] == [1, 255, 300]
 
 
@@ -222,7 +224,7 @@ def test_a_limit_is_at_least_one(instances: Path) -> None:
 def test_options_may_leave_nothing(instances: Path) -> None:
     """A least area larger than every object."""
     with pytest.raises(ValueError, match="folder found no object under"):
-        find_targets("folder", instances, options=Options(min_area=10_000))
+        find_targets("folder", instances, options=FolderOptions(min_area=10_000))
 
 
 def test_every_picture_needs_a_mask(tmp_path: Path) -> None:

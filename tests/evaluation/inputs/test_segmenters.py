@@ -219,17 +219,83 @@ def test_a_name_says_precision_and_look() -> None:
     assert made.predictor.closer_look == "off"  # type: ignore[attr-defined]
 
 
-def test_only_a_segnext_has_an_official_form() -> None:
-    """The compact model was never published."""
-    with pytest.raises(ValueError, match="only a SegNext has an official form, default has none; leave @off"):
-        load_segmenter("default@official", device="cpu")
+SEGMENTER = """
+from dataclasses import dataclass
+
+@dataclass
+class Everything:
+    name: str = "everything"
+    form: str = "one mask"
+    device: str = "cpu"
+
+    def embed(self, image): ...
+    def predict(self, embedding, prompts, previous): ...
+
+def make(device):
+    return Everything(device=device)
+
+def nothing(device):
+    return None
+"""
+
+
+@pytest.fixture
+def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders added to the import path are removed after the test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.mark.usefixtures("import_path")
+def test_a_function_of_a_python_file_makes_a_segmenter(tmp_path: Path) -> None:
+    """It is called with the device; the file may lie in a package and import from it."""
+    (tmp_path / "own_models").mkdir()
+    (tmp_path / "own_models" / "__init__.py").touch()
+    (tmp_path / "own_models" / "plain.py").write_text(SEGMENTER)
+    file = tmp_path / "own_models" / "all_of_it.py"
+    file.write_text("from own_models.plain import make")
+    made = load_segmenter(f"{file}:make", device="cpu")
+    assert (made.name, made.device) == ("everything", "cpu")  # type: ignore[attr-defined]
+    assert model_sha256(f"{file}:make") is None
+
+
+@pytest.mark.usefixtures("import_path")
+@pytest.mark.parametrize(
+    ("name", "content", "function", "message"),
+    [
+        ("none", None, "make", r"expected FILE.py:FUNCTION, but there is no file .*none.py"),
+        ("segmenter_1", SEGMENTER, "mak", r"expected a function 'mak' in .*segmenter_1.py, there is none"),
+        (
+            "segmenter_2",
+            SEGMENTER,
+            "nothing",
+            r"segmenter_2.py:nothing must return a segmenter, .* has no name",
+        ),
+        (
+            "segmenter_3",
+            "import no_such_module",
+            "make",
+            r"segmenter_3.py cannot be imported: No module named",
+        ),
+        ("segmenter_4", "def make(", "make", r"segmenter_4.py cannot be imported: .* was never closed"),
+        ("json", SEGMENTER, "make", r"a module json is already imported from .*; rename .*json.py"),
+    ],
+)
+def test_a_python_file_that_makes_no_segmenter_is_refused(
+    tmp_path: Path, name: str, content: str | None, function: str, message: str
+) -> None:
+    """Each with what is wrong."""
+    file = tmp_path / f"{name}.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_segmenter(f"{file}:{function}", device="cpu")
 
 
 def test_a_model_of_ours_is_known_by_its_file(tiny: Path) -> None:
-    """Whatever stands behind the name; ONNX files, random weights and unknown names have none."""
+    """Whatever marks follow the name; ONNX files and unknown names have none."""
     digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
     assert [model_sha256(f"{tiny}{marks}") for marks in ("", "@off", "@off@fp32")] == [digest] * 3
-    for other in ("onnx-sam:a.onnx,b.onnx", "segnext-vitb-sax2-random@official", "no-such"):
+    for other in ("onnx-sam:a.onnx,b.onnx", "no-such@off", "no-such"):
         assert model_sha256(other) is None
 
 

@@ -1,7 +1,8 @@
-"""How far a model's own estimate of its IoU can be believed: how wrong, how biased, in which order.
+"""Calibration of the predicted IoU: its error, bias and rank correlation with the true one, and a correction.
 
-The answers after prompts 1, 3, 5, 10 and 20 count, as far as they were given. The true IoU is the
-benchmark's, so pixels that the truth ignores are ignored here too.
+The predictions after prompts 1, 3, 5, 10 and 20 count, as far as they were made. The true IoU is the
+benchmark's, so pixels that the truth ignores are ignored here too. The correction is Platt scaling (Platt,
+"Probabilistic Outputs for Support Vector Machines", 1999, section 2) fitted to IoU by least squares.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
 
-from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.evaluation.report import ALL, KS, Curve, domain_of, plotting, text_of
+from napari_lowlat_seg.evaluation.report import (
+    ALL,
+    KS,
+    Curve,
+    domain_of,
+    number,
+    plotting,
+    save_figure,
+    table,
+)
 from napari_lowlat_seg.models.checkpoints import model_path, save_corrected
 from napari_lowlat_seg.models.compact import BOUNDS
 from napari_lowlat_seg.models.registry import file_sha256
@@ -31,12 +39,15 @@ MEASURES = {"mae": "MAE", "ece": "ECE", "bias": "bias", "spearman": "Spearman"}
 
 
 @dataclass(frozen=True, eq=False)
-class Judgements:
-    """Predicted and true IoU of N answers of one model.
+class PredictedIous:
+    """Predicted and true IoU of N masks of one model.
 
-    Attributes:
-        predicted, true: (N,) float64 in [0, 1].
-        sets, domains: (N,) str, where the object of each answer is from.
+    Attributes
+    ----------
+    predicted, true
+        (N,) float64 in [0, 1].
+    sets, domains
+        (N,) str, the set and the domain of each mask's object.
     """
 
     predicted: np.ndarray
@@ -45,8 +56,8 @@ class Judgements:
     domains: np.ndarray
 
     @classmethod
-    def of(cls, curves: Sequence[Curve], dataset: str) -> Judgements:
-        """What the curves of one model hold after prompts 1, 3, 5, 10 and 20 of a data set."""
+    def of(cls, curves: Sequence[Curve], dataset: str) -> PredictedIous:
+        """Collect them from the curves of one model, after prompts 1, 3, 5, 10 and 20."""
         found = [
             (curve.predicted[k - 1], curve.ious[k - 1], curve.group, domain_of(curve.group, dataset))
             for curve in curves
@@ -56,89 +67,93 @@ class Judgements:
         predicted, true, sets, domains = zip(*found) if found else ((), (), (), ())
         return cls(np.array(predicted, float), np.array(true, float), np.array(sets), np.array(domains))
 
-    def where(self, keep: np.ndarray) -> Judgements:
-        """Those that a boolean (N,) keeps."""
-        return Judgements(self.predicted[keep], self.true[keep], self.sets[keep], self.domains[keep])
+    def where(self, keep: np.ndarray) -> PredictedIous:
+        """Return those that a boolean (N,) keeps."""
+        return PredictedIous(self.predicted[keep], self.true[keep], self.sets[keep], self.domains[keep])
 
     def __len__(self) -> int:
         return len(self.predicted)
 
 
-def measures(judged: Judgements) -> dict[str, float | None]:
-    """Errors of the predicted IoU, all in units of IoU; None for what so few answers cannot tell.
+def measures(ious: PredictedIous) -> dict[str, float | None]:
+    """Return errors of the predicted IoU, all in units of IoU; None where there are too few predictions.
 
-    Keys: mae (mean absolute error), ece (expected calibration error: mean over the bins, by answers, of how
-    far the mean prediction of a bin is from its mean truth), bias (mean of predicted - true; positive is
-    overconfident) and spearman (rank correlation; None where one side is constant).
+    Returns
+    -------
+    dict
+        "mae": mean absolute error; "ece": expected calibration error, the distance of mean predicted and mean
+        true IoU averaged over bins by their counts (Guo et al., "On Calibration of Modern Neural Networks",
+        ICML 2017, eq. 3, with IoU for accuracy); "bias": mean of predicted - true, positive is overconfident;
+        "spearman": rank correlation, None where one side is constant.
     """
-    if not len(judged):
+    if not len(ious):
         return dict.fromkeys(MEASURES)
-    wrong = judged.predicted - judged.true
-    varied = np.ptp(judged.predicted) > 0 and np.ptp(judged.true) > 0
-    gaps = [count * abs(predicted - true) for predicted, true, count in reliability(judged)]
+    wrong = ious.predicted - ious.true
+    varied = np.ptp(ious.predicted) > 0 and np.ptp(ious.true) > 0
+    gaps = [count * abs(predicted - true) for predicted, true, count in reliability(ious)]
     return {
         "mae": float(np.abs(wrong).mean()),
-        "ece": float(sum(gaps) / len(judged)),
+        "ece": float(sum(gaps) / len(ious)),
         "bias": float(wrong.mean()),
-        "spearman": float(spearmanr(judged.predicted, judged.true).statistic) if varied else None,
+        "spearman": float(spearmanr(ious.predicted, ious.true).statistic) if varied else None,
     }
 
 
-def reliability(judged: Judgements) -> list[tuple[float, float, int]]:
-    """(mean predicted, mean true, answers) of every bin that has any; an edge belongs to the bin above."""
-    place = np.clip((judged.predicted * BINS).astype(int), 0, BINS - 1)
+def reliability(ious: PredictedIous) -> list[tuple[float, float, int]]:
+    """Return (mean predicted, mean true, count) of every bin with any; an edge belongs to the bin above."""
+    place = np.clip((ious.predicted * BINS).astype(int), 0, BINS - 1)
     return [
-        (float(judged.predicted[place == i].mean()), float(judged.true[place == i].mean()), int(count))
+        (float(ious.predicted[place == i].mean()), float(ious.true[place == i].mean()), int(count))
         for i, count in enumerate(np.bincount(place, minlength=BINS))
         if count
     ]
 
 
 def calibrations(curves: Sequence[Curve], dataset: str) -> list[dict[str, Any]]:
-    """One row for each model that judges itself and each domain, then all objects together.
+    """Return a row for each model that predicts its IoU and each domain, then all objects together.
 
-    A row has model, group (the domain), answers, and the keys of `measures`.
+    A row has "model", "group" (the domain), "answers" (their number), and the keys of `measures`.
     """
     rows = []
     for model in dict.fromkeys(curve.model for curve in curves):
-        judged = Judgements.of([curve for curve in curves if curve.model == model], dataset)
+        ious = PredictedIous.of([curve for curve in curves if curve.model == model], dataset)
         rows += [
             {"model": model, "group": group, "answers": len(part), **measures(part)}
-            for group, part in _parts(judged)
+            for group, part in _parts(ious)
         ]
     return rows
 
 
-def _parts(judged: Judgements) -> list[tuple[str, Judgements]]:
-    """By domain in their order, and all; none without an answer."""
-    domains = list(dict.fromkeys(judged.domains.tolist()))
-    parts = [(domain, judged.where(judged.domains == domain)) for domain in domains]
-    return [*parts, (ALL, judged)] if parts else []
+def _parts(ious: PredictedIous) -> list[tuple[str, PredictedIous]]:
+    """By domain in their order, and all; nothing if there are no predictions."""
+    domains = list(dict.fromkeys(ious.domains.tolist()))
+    parts = [(domain, ious.where(ious.domains == domain)) for domain in domains]
+    return [*parts, (ALL, ious)] if parts else []
 
 
 def calibration_table(report: Mapping[str, Any]) -> str:
-    """The calibration rows of a quality report as a table of plain text."""
-    table = Table("model", "domain", "answers", *MEASURES.values())
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in report["calibration"]:
-        table.add_row(row["model"], row["group"], str(row["answers"]), *cells(row))
-        if row["group"] == ALL:
-            table.add_section()
+    """Return the calibration rows of a quality report as a plain-text table."""
     counted = ", ".join(str(k) for k in KS if k <= report["max_clicks"])
-    return text_of(table, f"predicted IoU against the true one, after prompts {counted}")
+    return table(
+        f"predicted IoU against the true one, after prompts {counted}",
+        ("model", "domain", "predictions", *MEASURES.values()),
+        [(row["model"], row["group"], row["answers"], *_cells(row)) for row in report["calibration"]],
+        text=("model", "domain"),
+        merged=1,
+    )
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """The measures of a row as text; a dash for what could not be told."""
-    return ["-" if row[key] is None else f"{row[key]:.3f}" for key in MEASURES]
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [number(row[key], ".3f") for key in MEASURES]
 
 
 def save_calibration_plot(report: Mapping[str, Any], path: str | Path) -> None:
-    """Mean true IoU against mean predicted IoU, bin by bin; one panel a domain, dots by number of answers.
+    """Plot mean true against mean predicted IoU by bins, a panel a domain; larger dots for more predictions.
 
-    Raises:
-        ImportError: without matplotlib.
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
     """
     figure_of = plotting()
     rows = report["calibration"]
@@ -152,7 +167,7 @@ def save_calibration_plot(report: Mapping[str, Any], path: str | Path) -> None:
         axes.plot([0, 1], [0, 1], "k:", linewidth=1)
         for colour, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
             curves = [curve for curve in report["curves"] if curve.model == model]
-            part = dict(_parts(Judgements.of(curves, report["dataset"]))).get(group)
+            part = dict(_parts(PredictedIous.of(curves, report["dataset"]))).get(group)
             if part is None:
                 continue
             predicted, true, counts = zip(*reliability(part))
@@ -164,65 +179,60 @@ def save_calibration_plot(report: Mapping[str, Any], path: str | Path) -> None:
         axes.set_ylabel("true IoU", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    title = f"{report['dataset']}: IoU as predicted and as it is; larger dots, more answers"
-    figure.suptitle(title, fontsize=10)
-    lines = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
-    with atomic_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=120)
+    save_figure(figure, path, f"{report['dataset']}: predicted and true IoU; larger dots, more predictions")
 
 
-LEAST = 50
-"""Answers that a correction must be fitted to at least."""
+MIN_PREDICTIONS = 50
+"""Least number of predictions that a correction is fitted to."""
 
-CERTAIN = 1e-6
-"""Predictions nearer to 0 or 1 than this count as this near: their logits have no end."""
+MARGIN = 1e-6
+"""Predictions are clipped to this distance from 0 and 1, whose logits are infinite."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """sigmoid(slope * x + shift) in place of sigmoid(x)."""
+    """Predicted IoU becomes sigmoid(slope * x + shift), with x its logit."""
 
     slope: float = 1.0
     shift: float = 0.0
 
-    def of(self, judged: Judgements) -> Judgements:
-        """The same answers with corrected predictions."""
-        corrected = expit(self.slope * _logits(judged) + self.shift)
-        return Judgements(corrected, judged.true, judged.sets, judged.domains)
+    def of(self, ious: PredictedIous) -> PredictedIous:
+        """Return the same masks with corrected predictions."""
+        corrected = expit(self.slope * _logits(ious) + self.shift)
+        return PredictedIous(corrected, ious.true, ious.sets, ious.domains)
 
 
-def fit(judged: Judgements) -> Correction:
-    """The correction of least squared error between predicted and true IoU, all domains weighing the same."""
-    names, place, counts = np.unique(judged.domains, return_inverse=True, return_counts=True)
+def fit(ious: PredictedIous) -> Correction:
+    """Return the correction of least squared error, with equal weight for each domain."""
+    names, place, counts = np.unique(ious.domains, return_inverse=True, return_counts=True)
     weights = np.sqrt(1 / (len(names) * counts[place]))
-    logits = _logits(judged)
+    logits = _logits(ious)
     found = least_squares(
-        lambda x: weights * (expit(x[0] * logits + x[1]) - judged.true),
+        lambda x: weights * (expit(x[0] * logits + x[1]) - ious.true),
         (1.0, 0.0),
         bounds=tuple(zip(BOUNDS["quality_slope"], BOUNDS["quality_shift"])),
     )
     return Correction(float(found.x[0]), float(found.x[1]))
 
 
-def _logits(judged: Judgements) -> np.ndarray:
-    logits: np.ndarray = logit(np.clip(judged.predicted, CERTAIN, 1 - CERTAIN))
+def _logits(ious: PredictedIous) -> np.ndarray:
+    logits: np.ndarray = logit(np.clip(ious.predicted, MARGIN, 1 - MARGIN))
     return logits
 
 
-def across_sets(judged: Judgements) -> list[dict[str, Any]]:
-    """Fitted on every other set and tested on the rest, both ways; nothing where there is one set only.
+def cross_validate(ious: PredictedIous) -> list[dict[str, Any]]:
+    """Fit on every other set and test on the rest, and the other way round; no rows if there is one set only.
 
-    A row has fitted and tested (names of sets), correction, answers (tested), and the `measures` before and
-    after. Sets count in the order of the report.
+    A row has "fitted" and "tested" (names of sets), "correction", "answers" (number tested on), and the
+    `measures` "before" and "after". Sets are taken in the order of the report.
     """
-    sets = list(dict.fromkeys(judged.sets.tolist()))
+    sets = list(dict.fromkeys(ious.sets.tolist()))
     if len(sets) < 2:
         return []
     rows = []
     for fitted, tested in ((sets[::2], sets[1::2]), (sets[1::2], sets[::2])):
-        correction = fit(judged.where(np.isin(judged.sets, fitted)))
-        rest = judged.where(np.isin(judged.sets, tested))
+        correction = fit(ious.where(np.isin(ious.sets, fitted)))
+        rest = ious.where(np.isin(ious.sets, tested))
         rows.append(
             {
                 "fitted": fitted,
@@ -244,49 +254,60 @@ def calibrate_model(
     model_name: str | None = None,
     show: Callable[[str], None] | None = print,
 ) -> Correction:
-    """Fits a correction to a quality report and writes the model with it.
+    """Fit a correction to a quality report and write the model with it.
 
-    Parameters:
-        model: name or file of the model that the report is about.
-        report: the JSON file of `benchmark quality`.
-        out: the .safetensors file to write, which must be new.
-        model_name: what the report calls the model; may be left out where it has one only.
-        show: called with the tables as text; None for silence.
+    Parameters
+    ----------
+    model
+        Name or file of the model in the report.
+    report
+        A JSON file of `benchmark quality`.
+    out
+        The .safetensors file to write, which must be new.
+    model_name
+        The model's name in the report; may be left out if there is one only.
+    show
+        Called with the tables as text; None for silence.
 
-    Returns:
-        The correction of what the model predicted in the report.
+    Returns
+    -------
+    Correction
+        Of the IoU that the model predicted in the report.
 
-    Raises:
-        ValueError: for a file that is no such report, a report of another model or of too few answers, and
-            as `save_corrected`.
+    Raises
+    ------
+    ValueError
+        For a file that is no such report, a report of another model or of too few answers, and
+        as `save_corrected`.
     """
-    written = _read(report)
-    name = _named(written, report, model_name)
+    content = _read_report(report)
+    name = _model_in(content, report, model_name)
     digest = file_sha256(model_path(str(model)))
-    if written["sha256"].get(name) != digest:
+    if content["sha256"].get(name) != digest:
         raise ValueError(
-            f"{report} is not about {model}: {name} has sha256 {written['sha256'].get(name)} there, and this "
+            f"{report} is not about {model}: {name} has sha256 {content['sha256'].get(name)} there, and this "
             f"file has {digest}; run benchmark quality with this model"
         )
-    curves = [Curve(**curve) for curve in written["curves"] if curve["model"] == name]
-    judged = Judgements.of(curves, written["dataset"])
-    if len(judged) < LEAST:
+    curves = [Curve(**curve) for curve in content["curves"] if curve["model"] == name]
+    ious = PredictedIous.of(curves, content["dataset"])
+    if len(ious) < MIN_PREDICTIONS:
         raise ValueError(
-            f"a correction is fitted to at least {LEAST} predicted IoUs, and {report} has {len(judged)} of "
-            f"{name}; run benchmark quality with more objects, or with a model that predicts its IoU"
+            f"a correction is fitted to at least {MIN_PREDICTIONS} predicted IoUs, and {report} has "
+            f"{len(ious)} of {name}; run benchmark quality with more objects, or with a model that predicts "
+            "its IoU"
         )
-    correction = fit(judged)
-    note = f"fitted to {len(judged)} answers on {', '.join(dict.fromkeys(judged.sets.tolist()))}"
+    correction = fit(ious)
+    note = f"fitted to {len(ious)} answers on {', '.join(dict.fromkeys(ious.sets.tolist()))}"
     save_corrected(model, out, correction.slope, correction.shift, note)
     if show is not None:
-        show(_table(judged, correction))
+        show(_correction_table(ious, correction))
         show(
             f"slope {correction.slope:.4f}, shift {correction.shift:.4f} on top of what the model had: {out}"
         )
     return correction
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_report(path: Path) -> dict[str, Any]:
     """A quality report that records predicted IoUs."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
@@ -300,8 +321,8 @@ def _read(path: Path) -> dict[str, Any]:
     )
 
 
-def _named(report: dict[str, Any], path: Path, name: str | None) -> str:
-    """The model of the report that is meant."""
+def _model_in(report: dict[str, Any], path: Path, name: str | None) -> str:
+    """The name of the model in the report."""
     names: list[str] = list(dict.fromkeys(curve["model"] for curve in report["curves"]))
     if name is None and len(names) == 1:
         return names[0]
@@ -313,33 +334,32 @@ def _named(report: dict[str, Any], path: Path, name: str | None) -> str:
     return name
 
 
-def _table(judged: Judgements, correction: Correction) -> str:
-    """Before and after by halves of the sets, and of the fit on all, which knows what it is tested on."""
-    table = Table("fitted on", "tested on", "answers", "slope", "shift", "", *MEASURES.values())
-    for column in (*table.columns[2:5], *table.columns[6:]):
-        column.justify = "right"
-    for row in across_sets(judged):
-        _add(table, row)
+def _correction_table(ious: PredictedIous, correction: Correction) -> str:
+    """Measures before and after, by halves of the sets, and of the fit on all, which knows its test data."""
     everything = {
         "fitted": ["all sets"],
         "tested": ["all sets"],
         "correction": correction,
-        "answers": len(judged),
+        "answers": len(ious),
+        "before": measures(ious),
+        "after": measures(correction.of(ious)),
     }
-    _add(table, {**everything, "before": measures(judged), "after": measures(correction.of(judged))})
-    return text_of(table, "predicted IoU before and after the correction")
-
-
-def _add(table: Table, row: dict[str, Any]) -> None:
-    fitted, tested = ("\n".join(row[key]) for key in ("fitted", "tested"))
-    made = row["correction"]
-    table.add_row(
-        fitted,
-        tested,
-        str(row["answers"]),
-        f"{made.slope:.3f}",
-        f"{made.shift:.3f}",
-        "before\nafter",
-        *("\n".join(pair) for pair in zip(cells(row["before"]), cells(row["after"]))),
+    cells = [
+        (
+            "\n".join(row["fitted"]),
+            "\n".join(row["tested"]),
+            row["answers"],
+            f"{row['correction'].slope:.3f}",
+            f"{row['correction'].shift:.3f}",
+            "before\nafter",
+            *("\n".join(pair) for pair in zip(_cells(row["before"]), _cells(row["after"]))),
+        )
+        for row in (*cross_validate(ious), everything)
+    ]
+    return table(
+        "predicted IoU before and after the correction",
+        ("fitted on", "tested on", "predictions", "slope", "shift", "", *MEASURES.values()),
+        cells,
+        text=("fitted on", "tested on", ""),
+        merged=2,
     )
-    table.add_section()

@@ -25,9 +25,10 @@ from napari_lowlat_seg.evaluation.analysis.pictures import (
     draw_sheet,
     with_heading,
 )
-from napari_lowlat_seg.evaluation.annotator import FIRST_PROMPTS, annotate, iou
+from napari_lowlat_seg.evaluation.annotator import FIRST_PROMPTS, annotate
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
+from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.evaluation.report import KS, Curve, domain_of
 
 RANKED = 5
@@ -123,11 +124,16 @@ def draw_tile(
 ) -> Image.Image:
     """One object, annotated again: after prompt 1 and after the last of five, or of as many as there were.
 
-    Parameters:
-        embedding: what the model made of the sample's picture.
-        curve: that of the same model and object.
-        place: its rank, from 1.
-        first: kind of the first prompt, as in the benchmark.
+    Parameters
+    ----------
+    embedding
+        What the model made of the sample's picture.
+    curve
+        That of the same model and object.
+    place
+        Its rank, from 1.
+    first
+        Kind of the first prompt, as in the benchmark.
     """
     answers: list[tuple[tuple[Prompt, ...], np.ndarray]] = []
 

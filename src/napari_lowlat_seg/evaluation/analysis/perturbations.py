@@ -1,7 +1,7 @@
-"""What goes wrong in practice, done on purpose: poor pictures, careless clicks, an object that is a line.
+"""Perturbations of images and clicks as they occur in practice, and a measure of thin objects.
 
-A truth is (H, W): 1 object, 0 background, -1 ignored. All is the same for the same arguments; nothing here
-changes its arguments.
+A truth is (H, W): 1 object, 0 background, -1 ignored. Every function is deterministic and does not mutate its
+arguments.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.evaluation.annotator import deepest, largest_part, next_click
 
 THICK = 3
-"""Rows of a picture that become one of the anisotropic one."""
+"""Rows of an image that are averaged to one of the anisotropic one."""
 
 OFF_CENTRE = 0.3
-"""How far beside the middle a careless first click is, as a share of the inscribed radius."""
+"""Distance of a careless first click from the centre, as a fraction of the inscribed radius."""
 
 THIN = 20.0
-"""An object is thin above this `thinness`, which a bar five times as long as wide has."""
+"""`thinness` above which an object is thin; a bar five times as long as wide has it."""
 
 
 def low_contrast(image: np.ndarray) -> np.ndarray:
-    """Values squeezed to a quarter of their range around the mean; integers stay integers."""
+    """Return an image with its values compressed to a quarter around their mean; integers stay integers."""
     mean = float(image[np.isfinite(image)].mean(dtype=np.float64))
     return _as(mean + (image - mean) / 4, image.dtype)
 
 
 def noisy(image: np.ndarray) -> np.ndarray:
-    """With Gaussian noise whose standard deviation is a tenth of the range; each channel has its own."""
+    """Return an image with Gaussian noise, independent by channel, of a tenth of the range."""
     low, span = _range(image)
     noise = np.random.default_rng(0).standard_normal(image.shape, np.float32)
     return _as(np.clip(image + 0.1 * span * noise, low, low + span), image.dtype)
 
 
 def inverted(image: np.ndarray) -> np.ndarray:
-    """Dark for bright within the range."""
+    """Return an image with dark and bright exchanged within the range."""
     low, span = _range(image)
     return _as(2 * low + span - image, image.dtype)
 
 
 def hot_pixels(image: np.ndarray) -> np.ndarray:
-    """As a 12-bit camera writes it to uint16, with one pixel in a thousand stuck at 65535."""
+    """Return an image as a 12-bit camera writes it to uint16, with one pixel in a thousand stuck at 65535."""
     low, span = _range(image)
     seen = _as((image - low) * (4095 / span), np.dtype(np.uint16))
     seen[np.random.default_rng(0).random(image.shape[:2]) < 0.001] = 65535
@@ -54,9 +54,9 @@ def hot_pixels(image: np.ndarray) -> np.ndarray:
 
 
 def with_outliers(image: np.ndarray) -> np.ndarray:
-    """As float32 from 0 to 1e-6, one pixel in a thousand a million times as large, as many NaN.
+    """Return an image as float32 from 0 to 1e-6, 0.1 % of its pixels a million times larger, as many NaN.
 
-    Pixels that are not finite are what `intensities.intensity_window` promises to look past.
+    The window of intensities (`core.volume`) must ignore values that are not finite.
     """
     low, span = _range(image)
     seen = ((image - low) * (1e-6 / span)).astype(np.float32)
@@ -67,45 +67,45 @@ def with_outliers(image: np.ndarray) -> np.ndarray:
 
 
 def thick_rows(image: np.ndarray) -> np.ndarray:
-    """The means of three rows at a time; rows left over at the bottom are cut off."""
+    """Return the means of three rows at a time; rows left over at the bottom are cut off."""
     rows = len(image) // THICK
     stacked = image[: rows * THICK].reshape(rows, THICK, *image.shape[1:])
     return _as(stacked.mean(axis=1, dtype=np.float64), image.dtype)
 
 
 def middle_rows(truth: np.ndarray) -> np.ndarray:
-    """The truth of `thick_rows`: that of the middle one of every three rows."""
+    """Return the truth for `thick_rows`: that of the middle one of every three rows."""
     return truth[THICK // 2 : len(truth) // THICK * THICK : THICK]
 
 
 def unchanged(pixels: np.ndarray) -> np.ndarray:
-    """The very same."""
+    """Return the same array."""
     return pixels
 
 
 @dataclass(frozen=True)
-class Disturbance:
-    """A picture as it might also have been taken, the truth that goes with it, and its (row, col) spacing."""
+class Perturbation:
+    """A change of the image, the same change of the truth, and the (row, col) spacing afterwards."""
 
     image: Callable[[np.ndarray], np.ndarray]
     truth: Callable[[np.ndarray], np.ndarray] = unchanged
     spacing: tuple[float, float] = (1.0, 1.0)
 
 
-DISTURBANCES: dict[str, Disturbance] = {
-    "low contrast": Disturbance(low_contrast),
-    "noise": Disturbance(noisy),
-    "inverted": Disturbance(inverted),
-    "hot pixels": Disturbance(hot_pixels),
-    "outliers": Disturbance(with_outliers),
-    "anisotropic": Disturbance(thick_rows, middle_rows, (THICK, 1.0)),
+PERTURBATIONS: dict[str, Perturbation] = {
+    "low contrast": Perturbation(low_contrast),
+    "noise": Perturbation(noisy),
+    "inverted": Perturbation(inverted),
+    "hot pixels": Perturbation(hot_pixels),
+    "outliers": Perturbation(with_outliers),
+    "anisotropic": Perturbation(thick_rows, middle_rows, (THICK, 1.0)),
 }
 
 
 def off_centre(truth: np.ndarray, rng: np.random.Generator) -> Click:
-    """The protocol's first click, moved by 30 % of the inscribed radius in a random direction.
+    """Return the protocol's first click, moved by 30 % of the inscribed radius in a random direction.
 
-    It stays on the object: the pixel nearest to a point so close to the middle is inside the inscribed disk.
+    It stays on the object: the pixel nearest to a point so close to the centre is inside the inscribed disk.
     """
     radius, middle = deepest(truth == 1)
     angle = rng.uniform(0, 2 * np.pi)
@@ -114,7 +114,7 @@ def off_centre(truth: np.ndarray, rng: np.random.Generator) -> Click:
 
 
 def wrong_click(truth: np.ndarray, rng: np.random.Generator) -> Click | None:
-    """A positive click on the background, one to three inscribed radii outside the object.
+    """Return a positive click on the background, one to three inscribed radii outside the object.
 
     Where there is no such pixel, on the farthest one that there is; None if nothing is background.
     """
@@ -123,8 +123,8 @@ def wrong_click(truth: np.ndarray, rng: np.random.Generator) -> Click | None:
         return None
     radius = deepest(truth == 1)[0]
     distance = np.where(outside, edt.edt(truth != 1, parallel=1), 0)
-    wanted = np.flatnonzero((distance >= radius) & (distance <= 3 * radius))
-    at = int(rng.choice(wanted)) if wanted.size else int(distance.argmax())
+    candidates = np.flatnonzero((distance >= radius) & (distance <= 3 * radius))
+    at = int(rng.choice(candidates)) if candidates.size else int(distance.argmax())
     row, col = divmod(at, truth.shape[1])
     return Click((row, col))
 
@@ -132,10 +132,10 @@ def wrong_click(truth: np.ndarray, rng: np.random.Generator) -> Click | None:
 def repairing_click(
     truth: np.ndarray, mask: np.ndarray, prompts: Sequence[Prompt], wrong: Click
 ) -> Click | None:
-    """What a person clicks to take a wrong click back: the deepest pixel of the excess that it has made.
+    """Return the click that repairs a wrong one: negative, at the deepest pixel of the excess that it caused.
 
-    That is the 8-connected part of the excess around the wrong click. Where the mask did not follow the wrong
-    click, there is nothing to take back and the protocol goes on; None if nothing is wrong at all.
+    That excess is the 8-connected part around the wrong click. Where the mask did not follow the wrong click,
+    the protocol's next click is returned; None if nothing is wrong at all.
     """
     parts = label((truth == 0) & mask, connectivity=2)
     row, col = (round(v) for v in wrong.at)
@@ -147,11 +147,14 @@ def repairing_click(
 
 
 def thinness(truth: np.ndarray) -> float:
-    """Area over squared inscribed radius of the object's largest part: pi for a disk, four for a square.
+    """Return area over squared inscribed radius of the object's largest part: pi for a disk, 4 for a square.
 
     `deepest` measures to the centre of the nearest pixel outside, half a pixel beyond the edge.
 
-    Raises ValueError for a truth without an object.
+    Raises
+    ------
+    ValueError
+        For a truth without an object.
     """
     part = largest_part(truth)
     return float(np.count_nonzero(part)) / (deepest(part)[0] - 0.5) ** 2

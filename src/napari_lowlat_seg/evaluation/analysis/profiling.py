@@ -1,7 +1,8 @@
-"""What a picture and a click cost: by stage, beside the least that the device allows, and as the work grows.
+"""Profiling of our models: time by stage, the least time that the device allows, and growth with the work.
 
-The floor is the larger of two times: operations over the rate of a large matrix product on this device, and
-bytes that must move (weights and inputs once, outputs once) over the rate of a large copy.
+The floor follows the roofline model (Williams, Waterman, Patterson, "Roofline", CACM 2009): the larger of
+operations over the rate of a large matrix product on this device, and bytes that must move (weights, inputs
+and outputs once each) over the rate of a large copy.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ AMOUNTS = {
 
 
 def seconds_of(work: Callable[[], object], runtime: Runtime, repeats: int = REPEATS) -> float:
-    """Median wall-clock seconds of `work` until the device is done with it, after a warm-up."""
+    """Return the median wall-clock seconds of `work` until the device is done with it, after a warm-up."""
     times = []
     for _ in range(repeats + 1):
         start = perf_counter()
@@ -50,31 +51,31 @@ def seconds_of(work: Callable[[], object], runtime: Runtime, repeats: int = REPE
 
 
 def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float]]:
-    """Seconds of the stages of "embed" and of a second "click" of the whole plane.
+    """Return the seconds of each stage of "embed" and of a second "click" on the whole plane.
 
-    Each stage is waited for and nothing is recorded, so on a GPU they add up to more than a click takes.
+    Each stage is waited for and no graph is recorded, so on a GPU they add up to more than a click takes.
     """
     path, network, runtime = predictor.backend, predictor.network, predictor.runtime
     plane = to_uint8(image)
     frame = Frame.whole(plane.shape[:2], network.size, network.fit)
     embedding = predictor.embed(image)
     prompts = [Click((0.4 * plane.shape[0], 0.6 * plane.shape[1])), Click((0.0, 0.0), positive=False)]
-    asked = (prompts, predictor.predict_batch(embedding, [prompts[:1]])[0].soft)
+    question = (prompts, predictor.predict_batch(embedding, [prompts[:1]])[0].soft)
     with runtime.inference():
         rgb = runtime.upload(plane if plane.ndim == 3 else plane[..., None]).permute(2, 0, 1)[None].float()
         pad = runtime.tensor(np.array(network.pad))
-        shown = on_square(rgb, frame, pad).contiguous(memory_format=torch.channels_last)
+        square = on_square(rgb, frame, pad).contiguous(memory_format=torch.channels_last)
         shape = (1, 3, network.size, network.size)
         maps = torch.zeros(shape, device=runtime.device, dtype=runtime.dtype)
-        path.stamp(maps, frame, [asked])
+        path.stamp(maps, frame, [question])
         logits = path.click(maps, *embedding.features)[0]
         embed: dict[str, Callable[[], object]] = {
             "8 bits": lambda: to_uint8(image).copy(),
             "resize": lambda: on_square(rgb, frame, pad),
-            "encode": lambda: _encoded(predictor, shown),
+            "encode": lambda: _encoded(predictor, square),
         }
         click: dict[str, Callable[[], object]] = {
-            "prompts": lambda: path.stamp(maps.zero_(), frame, [asked]),
+            "prompts": lambda: path.stamp(maps.zero_(), frame, [question]),
             **_drawing(predictor, embedding.features, maps),
             "mask": lambda: runtime.download(
                 from_square(logits, frame, network.aligned).sigmoid() > THRESHOLD
@@ -86,9 +87,9 @@ def stages(predictor: Predictor, image: np.ndarray) -> dict[str, dict[str, float
         }
 
 
-def _encoded(predictor: Predictor, shown: Tensor) -> tuple[Tensor, ...]:
+def _encoded(predictor: Predictor, square: Tensor) -> tuple[Tensor, ...]:
     with predictor.runtime.inference(embedding=True):
-        return predictor.backend.encode(shown)
+        return predictor.backend.encode(square)
 
 
 def _drawing(
@@ -103,9 +104,13 @@ def _drawing(
 
 
 def floor(predictor: Predictor) -> dict[str, float]:
-    """The least seconds of "embed_s", "click_s" and "sat_s" (one picture, 256 clicks), and where from.
+    """Return the least seconds possible on this device, and what they follow from.
 
-    "operations_per_s" and "bytes_per_s" are the ceilings measured; the rest is counted.
+    Returns
+    -------
+    dict
+        "embed_s", "click_s", "sat_s" (one image, 256 clicks); "operations_per_s" and "bytes_per_s", as
+        measured by `ceilings`; "embed_operations", "embed_bytes", "click_operations", "click_bytes".
     """
     network, runtime = predictor.network, predictor.runtime
     operations, moved = ceilings(runtime)
@@ -119,22 +124,22 @@ def floor(predictor: Predictor) -> dict[str, float]:
 
 
 def work_of(network: Network) -> dict[str, tuple[float, float]]:
-    """Floating-point operations and values moved (weights, inputs, outputs) of "embed" and "click"."""
-    twin = _on_meta(network)
+    """Return floating-point operations and values moved (weights, inputs, outputs) of "embed" and "click"."""
+    meta = _on_meta(network)
     side = (1, 3, network.size, network.size)
     image, maps = torch.zeros(side, device="meta"), torch.zeros(side, device="meta")
-    features = tuple(feature.detach() for feature in twin.encode(image))
+    features = tuple(feature.detach() for feature in meta.encode(image))
     return {
-        "embed": _counted(twin, lambda: twin.encode(image), [image]),
+        "embed": _counted(meta, lambda: meta.encode(image), [image]),
         "click": _counted(
-            twin, lambda: twin.decode_low_res(twin.fuse(features, maps))[:1], [maps, *features]
+            meta, lambda: meta.decode_low_res(meta.fuse(features, maps))[:1], [maps, *features]
         ),
     }
 
 
 @lru_cache(maxsize=8)
 def ceilings(runtime: Runtime) -> tuple[float, float]:
-    """Operations a second of a large matrix product and bytes a second of a large copy, on this device."""
+    """Return operations per second of a large matrix product and bytes per second of a large copy."""
     side, length = (8192, 2**29) if runtime.on_cuda else (2048, 2**26)
     with runtime.inference():
         factors = torch.randn(2, side, side, device=runtime.device).to(DTYPES[runtime.precision])
@@ -146,11 +151,11 @@ def ceilings(runtime: Runtime) -> tuple[float, float]:
 
 
 def _on_meta(network: Network) -> Network:
-    """A network of the same shapes without numbers."""
+    """A network of the same shapes without values."""
     family: Any = type(network)
     with torch.device("meta"):
-        twin: Network = family(network.config).eval()
-    return twin
+        meta: Network = family(network.config).eval()
+    return meta
 
 
 def _counted(
@@ -159,18 +164,20 @@ def _counted(
     with FlopCounterMode(display=False) as counter:
         outputs = step()
     weights = list(network.parameters())
-    # Those that have a part in the outputs are those that must be read.
+    # Weights with a gradient take part in the outputs: they must be read.
     grads = torch.autograd.grad(sum(x.sum() for x in outputs), weights, allow_unused=True)  # type: ignore[arg-type]
     used = sum(weight.numel() for weight, grad in zip(weights, grads) if grad is not None)
     return counter.get_total_flops(), used + sum(x.numel() for x in (*inputs, *outputs))
 
 
 def curves(predictor: Predictor, amounts: dict[str, tuple[int, ...]] = AMOUNTS) -> list[dict[str, Any]]:
-    """How the cost grows with prompts, the picture's side, planes of a volume and objects.
+    """Time the work as it grows with prompts, the image's side, planes of a volume and objects.
 
-    Returns:
-        Curves with model, kind (a key of `amounts`), label (what is timed), amounts, seconds, and "touched":
-        whether what must be touched grows as the amount ("linear") or as its square ("square").
+    Returns
+    -------
+    list of dict
+        Curves with "model", "kind" (a key of `amounts`), "label" (what is timed), "amounts", "seconds", and
+        "touched": whether the data to be read grows as the amount ("linear") or as its square ("square").
     """
     image = blobs((1024, 1024))
     embedding = predictor.embed(image)

@@ -1,9 +1,9 @@
-"""Robustness: what is left of a model's quality when pictures are poor and people careless.
+"""Robustness benchmark: quality on degraded images, with careless clicks, and side effects of corrections.
 
-Every object is annotated once as the protocol has it (8 clicks), once on each disturbed picture (3 clicks),
-and with a first click beside the middle, a wrong click that is taken back, and a scribble if it is thin.
-`disturbances` has all of these. Of the protocol's own corrections it is told what they changed far from the
-click, of all answers to right clicks whether they turned inside out or went against the newest click.
+Every object is annotated once by the protocol (8 clicks), once on each perturbed image (3 clicks), and with a
+first click off the centre, a wrong click that is then repaired, and a scribble if the object is thin; see
+`perturbations`. Counted are, of the protocol's corrections, IoU lost and pixels changed far from the click,
+and of all masks those that are inverted or contradict the newest click.
 """
 
 from __future__ import annotations
@@ -16,86 +16,95 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from skimage.measure import label
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.evaluation.analysis.perturbations import (
-    DISTURBANCES,
+    PERTURBATIONS,
     THIN,
-    Disturbance,
+    Perturbation,
     off_centre,
     repairing_click,
     thinness,
     wrong_click,
 )
-from napari_lowlat_seg.evaluation.annotator import SoftMask, annotate, deepest, iou, scribble_in
-from napari_lowlat_seg.evaluation.inputs.datasets import Options, Sample, find_targets
+from napari_lowlat_seg.evaluation.annotator import HasMask, annotate, deepest, scribble_in
+from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
-from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, save_json, text_of
-from napari_lowlat_seg.evaluation.runner import Team, check_names, over_objects
+from napari_lowlat_seg.evaluation.metrics import iou
+from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, number, save_json, table
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
 
-FALL = 0.05
-"""A correction is a fall when the IoU loses more than this."""
+DROP = 0.05
+"""A correction counts as a drop when the IoU falls by more than this."""
 
-LEAST_REACH = 8.0
-"""Pixels around a click that are near it however thin the object is; else it is the inscribed radius."""
+MIN_REACH = 8.0
+"""Pixels nearer to a click than this, or than the object's inscribed radius, are near it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One object annotated with clicks.
+class ClickRun:
+    """One object annotated with clicks, with all its masks.
 
-    Attributes:
-        truth: (H, W), 1 / 0 / -1.
-        clicks: in the order they were given.
-        answers: one a click, each with its `mask`.
-        ious: (clicks,) float32.
+    Attributes
+    ----------
+    truth
+        (H, W), 1 / 0 / -1.
+    clicks
+        In the order they were given.
+    predictions
+        One a click, each with its `mask`.
+    ious
+        (clicks,) float32.
     """
 
     truth: np.ndarray
     clicks: tuple[Click, ...]
-    answers: tuple[SoftMask, ...]
+    predictions: tuple[HasMask, ...]
     ious: np.ndarray
 
     @classmethod
     def of(
         cls,
-        predict: Callable[[tuple[Prompt, ...], SoftMask | None], SoftMask],
+        predict: Callable[[tuple[Prompt, ...], HasMask | None], HasMask],
         truth: np.ndarray,
         clicks: int,
         first: Click | None = None,
-    ) -> Run:
-        """What the simulated annotator does with up to so many clicks; arguments as `annotate` takes them."""
-        answers: list[SoftMask] = []
+    ) -> ClickRun:
+        """Let the simulated annotator give up to so many clicks; arguments as `annotate` takes them."""
+        predictions: list[HasMask] = []
 
-        def kept(prompts: tuple[Prompt, ...], previous: SoftMask | None) -> SoftMask:
-            answers.append(predict(prompts, previous))
-            return answers[-1]
+        def recorded(prompts: tuple[Prompt, ...], previous: HasMask | None) -> HasMask:
+            predictions.append(predict(prompts, previous))
+            return predictions[-1]
 
-        done = annotate(kept, truth, first=first, max_clicks=clicks)
-        given = tuple(prompt for prompt in done.prompts if isinstance(prompt, Click))
-        return cls(truth, given, tuple(answers), done.ious)
+        annotation = annotate(recorded, truth, first=first, max_clicks=clicks)
+        clicks_given = tuple(prompt for prompt in annotation.prompts if isinstance(prompt, Click))
+        return cls(truth, clicks_given, tuple(predictions), annotation.ious)
 
     def after(self, clicks: int) -> float:
-        """IoU after so many clicks, or at the end if the annotator was content before."""
+        """Return the IoU after so many clicks, or after the last one if there were fewer."""
         return float(self.ious[min(clicks, len(self.ious)) - 1])
 
 
-def corrections(run: Run) -> dict[str, float]:
-    """Sums over the corrections of a run: their number, falls, far share of changed pixels, IoU by these."""
-    reach = max(LEAST_REACH, deepest(run.truth == 1)[0])
+def corrections(run: ClickRun) -> dict[str, float]:
+    """Return sums over the corrections of a run.
+
+    Keys: "corrections" (their number), "falls" (those that drop the IoU), "far share" (of changed pixels, of
+    those far from the click), "far gain" (IoU gained by these).
+    """
+    reach = max(MIN_REACH, deepest(run.truth == 1)[0])
     falls, far_share, far_gain = 0, 0.0, 0.0
-    for k in range(1, len(run.answers)):
-        before, after = run.answers[k - 1].mask, run.answers[k].mask
+    for k in range(1, len(run.predictions)):
+        before, after = run.predictions[k - 1].mask, run.predictions[k].mask
         far = far_changes(before, after, run.clicks[k].at, reach)
-        falls += bool(run.ious[k] < run.ious[k - 1] - FALL)
+        falls += bool(run.ious[k] < run.ious[k - 1] - DROP)
         if far.any():
             far_share += np.count_nonzero(far) / np.count_nonzero(before ^ after)
             far_gain += float(run.ious[k]) - iou(run.truth, np.where(far, before, after))
     return {
-        "corrections": len(run.answers) - 1,
+        "corrections": len(run.predictions) - 1,
         "falls": falls,
         "far share": far_share,
         "far gain": far_gain,
@@ -103,12 +112,16 @@ def corrections(run: Run) -> dict[str, float]:
 
 
 def far_changes(before: np.ndarray, after: np.ndarray, at: tuple[float, float], reach: float) -> np.ndarray:
-    """The pixels (H, W) bool of those changes that do not come near a click.
+    """Return the pixels (H, W) bool of the changed regions that do not come near a click.
 
-    Parameters:
-        before, after: (H, W) bool masks.
-        at: (row, col) of the click.
-        reach: an 8-connected region of changed pixels is near if it has one at most so many pixels away.
+    Parameters
+    ----------
+    before, after
+        (H, W) bool masks.
+    at
+        (row, col) of the click.
+    reach
+        An 8-connected region of changed pixels is near if it has one at most so many pixels away.
     """
     changed: np.ndarray = before ^ after
     box = BoundingBox.of(changed)
@@ -122,18 +135,19 @@ def far_changes(before: np.ndarray, after: np.ndarray, at: tuple[float, float], 
     return far
 
 
-def conduct(runs: Sequence[Run]) -> dict[str, float]:
-    """How many answers there are in some runs, and how many of them are not what anybody would expect.
+def misbehaviour(runs: Sequence[ClickRun]) -> dict[str, float]:
+    """Count the masks of some runs, and those among them that no user expects.
 
-    Keys: answers; complement (the complement of the mask has the higher IoU with the object: also a mask that
-    takes a small part of a large object); inside out (and the mask has a higher IoU with the background than
-    its complement has); disobeyed (the newest click's own pixel is on the wrong side).
+    Keys: "answers" (all masks); "complement" (the complement of the mask has the higher IoU with the object,
+    as it also has where the mask takes a small part of a large object); "inside out" (and the mask has a
+    higher IoU with the background than its complement has); "disobeyed" (the newest click's own pixel has the
+    wrong sign).
     """
     counts = {"answers": 0.0, "complement": 0.0, "inside out": 0.0, "disobeyed": 0.0}
     for run in runs:
         background = np.where(run.truth < 0, run.truth, 1 - run.truth)
-        for click, answer in zip(run.clicks, run.answers, strict=True):
-            mask = answer.mask
+        for click, prediction in zip(run.clicks, run.predictions, strict=True):
+            mask = prediction.mask
             row, col = (round(v) for v in click.at)
             better = bool(iou(run.truth, ~mask) > iou(run.truth, mask))
             counts["answers"] += 1
@@ -144,21 +158,26 @@ def conduct(runs: Sequence[Run]) -> dict[str, float]:
 
 
 CLICKS = 8
-"""Clicks on the undisturbed picture: one, and seven corrections."""
+"""Clicks on the original image: one, and seven corrections."""
 
-DISTURBED_CLICKS = 3
-"""Clicks on every disturbed picture."""
+PERTURBED_CLICKS = 3
+"""Clicks on every perturbed image."""
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What one model did with one object.
+class Measurements:
+    """Results of one model on one object.
 
-    Attributes:
-        model, form: the model and how it makes one mask of prompts.
-        group, object: the set and the object's name.
-        area: the object's size as a fraction of the picture.
-        values: IoU or counts by the names that `ROWS` reads; what does not apply to the object is left out.
+    Attributes
+    ----------
+    model, form
+        The model, and how it makes one mask from prompts.
+    group, object
+        The set and the object's name.
+    area
+        The object's size as a fraction of the picture.
+    values
+        IoU or counts by the names that `ROWS` reads; what does not apply to the object is left out.
     """
 
     model: str
@@ -171,13 +190,18 @@ class Findings:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
-    Attributes:
-        title: what it is called.
-        value: the name in `Findings.values` whose mean over objects it shows,
-        less: after this one is taken off,
-        per: or whose sum it shows as a share of the sum of this one.
+    Attributes
+    ----------
+    title
+        Heading.
+    value
+        The name in `Measurements.values` whose mean over objects it shows,
+    less
+        After this one is taken off,
+    per
+        Or whose sum it shows as a share of the sum of this one.
     """
 
     title: str
@@ -186,21 +210,21 @@ class Row:
     per: str | None = None
 
     def of(self, all_values: Sequence[Mapping[str, float]]) -> float | None:
-        """The number of this line for some objects, as a fraction; None if it applies to none of them."""
-        some = self.applying(all_values)
+        """Return the value of this row for some objects, as a fraction; None if it applies to none."""
+        values_with = self.applying(all_values)
         if self.per is not None:
-            whole = sum(values[self.per] for values in some)
-            return sum(values[self.value] for values in some) / whole if whole else None
-        less = [values[self.less] if self.less else 0.0 for values in some]
-        return float(np.mean([v[self.value] for v in some]) - np.mean(less)) if some else None
+            whole = sum(values[self.per] for values in values_with)
+            return sum(values[self.value] for values in values_with) / whole if whole else None
+        less = [values[self.less] if self.less else 0.0 for values in values_with]
+        return float(np.mean([v[self.value] for v in values_with]) - np.mean(less)) if values_with else None
 
     def applying(self, all_values: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
-        """The objects that this line is about."""
+        """Return the values of the objects that this row applies to."""
         return [values for values in all_values if self.value in values]
 
     @property
     def signed(self) -> bool:
-        """Whether it shows a gain or a loss."""
+        """Whether the value is a difference, shown with a sign."""
         return self.less is not None or self.value == "far gain"
 
 
@@ -209,8 +233,8 @@ ROWS: tuple[Row, ...] = (
     Row("clean, after 3", "clean 3"),
     *(
         Row(f"{name}, after {clicks}", f"{name} {clicks}", less=f"clean {clicks}")
-        for name in DISTURBANCES
-        for clicks in (1, DISTURBED_CLICKS)
+        for name in PERTURBATIONS
+        for clicks in (1, PERTURBED_CLICKS)
     ),
     Row("off-centre by 30 %, after 1", "off-centre 1", less="clean 1"),
     Row("before a wrong click, IoU", "before wrong"),
@@ -227,77 +251,87 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Findings]]:
-    """For each sample in turn, the findings on every model.
+def robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Measurements]]:
+    """Yield for each sample in turn the measurements of every model.
 
-    Parameters:
-        models: with different names. One with `embed_spaced(image, spacing)` is told of the pixels' form.
-        samples: samples of one picture should follow each other and share the image array: it is disturbed
-            and embedded once.
+    Parameters
+    ----------
+    models
+        With different names. `embed_spaced(image, spacing)` is called where a model has it.
+    samples
+        Samples of one picture should follow each other and share the image array: it is perturbed
+        and embedded once.
 
-    Raises:
-        ValueError: for two models of one name, or a truth without an object.
+    Raises
+    ------
+    ValueError
+        For two models of one name, or a truth without an object.
     """
     check_names(models)
     return _robustness(models, samples)
 
 
-def _robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Findings]]:
+def _robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Measurements]]:
     image: np.ndarray | None = None
-    scenes: list[_Scene] = []
+    images: list[_ModelOnImage] = []
     for sample in samples:
         if sample.image is not image:
-            image, pictures = sample.image, _disturbed(sample.image)
-            scenes = [_Scene(model, image, pictures) for model in models]
+            image, pictures = sample.image, _perturbed(sample.image)
+            images = [_ModelOnImage(model, image, pictures) for model in models]
         area = float((sample.truth == 1).mean())
         yield [
-            Findings(s.model.name, s.model.form, sample.group, sample.name, area, s.findings(sample))
-            for s in scenes
+            Measurements(s.model.name, s.model.form, sample.group, sample.name, area, s.measurements(sample))
+            for s in images
         ]
 
 
-def _disturbed(image: np.ndarray) -> dict[str, np.ndarray]:
-    """All disturbances of a picture that leave a pixel of it."""
-    pictures = {name: disturbance.image(image) for name, disturbance in DISTURBANCES.items()}
+def _perturbed(image: np.ndarray) -> dict[str, np.ndarray]:
+    """The image with each perturbation that leaves a pixel of it."""
+    pictures = {name: perturbation.image(image) for name, perturbation in PERTURBATIONS.items()}
     return {name: picture for name, picture in pictures.items() if picture.size}
 
 
-class _Scene:
-    """A model in front of one picture, plain and disturbed; each is embedded once."""
+class _ModelOnImage:
+    """A model with the embeddings of one image, original and perturbed."""
 
-    def __init__(self, model: Segmenter, image: np.ndarray, disturbed: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, model: Segmenter, image: np.ndarray, perturbed: Mapping[str, np.ndarray]) -> None:
         self.model = model
         self._plain = model.embed(image)
-        self._disturbed = {
-            name: _embedded(model, picture, DISTURBANCES[name]) for name, picture in disturbed.items()
+        self._perturbed = {
+            name: _embedded(model, picture, PERTURBATIONS[name]) for name, picture in perturbed.items()
         }
 
-    def findings(self, sample: Sample) -> dict[str, float]:
-        """The values of one object."""
+    def measurements(self, sample: Sample) -> dict[str, float]:
+        """Return the values of one object, by the names that `ROWS` reads."""
         truth, rng = sample.truth, np.random.default_rng(zlib.crc32(sample.name.encode()))
         clean = self._run(self._plain, truth, CLICKS)
         beside = self._run(self._plain, truth, 1, off_centre(truth, rng))
         values = {"clean 1": clean.after(1), "clean 3": clean.after(3), "off-centre 1": beside.after(1)}
         runs = [clean, beside]
-        for name, embedding in self._disturbed.items():
-            seen = DISTURBANCES[name].truth(truth)
+        for name, embedding in self._perturbed.items():
+            seen = PERTURBATIONS[name].truth(truth)
             if not (seen == 1).any():
                 continue
-            runs.append(self._run(embedding, seen, DISTURBED_CLICKS))
-            values |= {f"{name} {clicks}": runs[-1].after(clicks) for clicks in (1, DISTURBED_CLICKS)}
+            runs.append(self._run(embedding, seen, PERTURBED_CLICKS))
+            values |= {f"{name} {clicks}": runs[-1].after(clicks) for clicks in (1, PERTURBED_CLICKS)}
         if thinness(truth) > THIN:
             scribbled = self.model.predict(self._plain, (scribble_in(truth),), None)
             values |= {"thin click": clean.after(1), "thin scribble": iou(truth, scribbled.mask)}
-        return values | self._wronged(clean, wrong_click(truth, rng)) | corrections(clean) | conduct(runs)
+        return (
+            values
+            | self._wrong_click_ious(clean, wrong_click(truth, rng))
+            | corrections(clean)
+            | misbehaviour(runs)
+        )
 
-    def _run(self, embedding: Any, truth: np.ndarray, clicks: int, first: Click | None = None) -> Run:
-        return Run.of(partial(self.model.predict, embedding), truth, clicks, first)
+    def _run(self, embedding: Any, truth: np.ndarray, clicks: int, first: Click | None = None) -> ClickRun:
+        return ClickRun.of(partial(self.model.predict, embedding), truth, clicks, first)
 
-    def _wronged(self, clean: Run, wrong: Click | None) -> dict[str, float]:
+    def _wrong_click_ious(self, clean: ClickRun, wrong: Click | None) -> dict[str, float]:
         """IoU before a wrong click that follows two right ones, after it, and after its repair."""
         if wrong is None:
             return {}
-        truth, prompts, right = clean.truth, (*clean.clicks[:2], wrong), clean.answers[:2][-1]
+        truth, prompts, right = clean.truth, (*clean.clicks[:2], wrong), clean.predictions[:2][-1]
         misled = self.model.predict(self._plain, prompts, right)
         repair = repairing_click(truth, misled.mask, prompts, wrong)
         last = misled if repair is None else self.model.predict(self._plain, (*prompts, repair), misled)
@@ -308,12 +342,12 @@ class _Scene:
         }
 
 
-def _embedded(model: Segmenter, picture: np.ndarray, disturbance: Disturbance) -> Any:
+def _embedded(model: Segmenter, picture: np.ndarray, perturbation: Perturbation) -> Any:
     spaced = getattr(model, "embed_spaced", None)
-    return model.embed(picture) if spaced is None else spaced(picture, disturbance.spacing)
+    return model.embed(picture) if spaced is None else spaced(picture, perturbation.spacing)
 
 
-def summarise_robustness(findings: Sequence[Findings], dataset: str) -> list[dict[str, Any]]:
+def summarise_robustness(findings: Sequence[Measurements], dataset: str) -> list[dict[str, Any]]:
     """One entry a model and row: model, form, row, signed, objects (which it is about), and `values`.
 
     `values` has a fraction or None for each domain (see `domain_of`) and for "all".
@@ -340,63 +374,74 @@ def summarise_robustness(findings: Sequence[Findings], dataset: str) -> list[dic
 
 
 def robustness_table(report: Mapping[str, Any]) -> str:
-    """The rows of a robustness report as a table of plain text a model, in % of IoU or of what is counted."""
+    """Return the rows of a robustness report as a plain-text table a model, in percent."""
     if not report["rows"]:
         return f"{report['dataset']}: interrupted before the first object was done"
     note = "" if report["complete"] else " (interrupted: part of the objects)"
     tables = []
     for model in dict.fromkeys(entry["model"] for entry in report["rows"]):
         entries = [entry for entry in report["rows"] if entry["model"] == model]
-        table = Table("", "n", *entries[0]["values"])
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for entry in entries:
-            form = "{:+.1f}" if entry["signed"] else "{:.1f}"
-            cells = ("-" if v is None else form.format(100 * v) for v in entry["values"].values())
-            table.add_row(entry["row"], str(entry["objects"]), *cells)
+        cells = [
+            (
+                entry["row"],
+                entry["objects"],
+                *(_percent(v, entry["signed"]) for v in entry["values"].values()),
+            )
+            for entry in entries
+        ]
         title = f"{report['dataset']}, {model} ({entries[0]['form']}), in %; differences to clean in points"
-        tables.append(f"{title}{note}\n{text_of(table, '')}")
+        columns = ("", "n", *entries[0]["values"])
+        tables.append(f"{title}{note}\n{table('', columns, cells, text=('',))}")
     return "\n\n".join(tables)
 
 
+def _percent(fraction: float | None, signed: bool) -> str:
+    return number(None if fraction is None else 100 * fraction, "+.1f" if signed else ".1f")
+
+
 def run_robustness(
-    models: Sequence[str],
-    dataset: str,
-    root: str | Path,
+    settings: EvaluationSettings,
     *,
-    limit: int | None = None,
-    closer_look: str = "auto",
-    device: str = "auto",
-    workers: int = 1,
     json: str | Path | None = None,
-    options: Options | None = None,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """The robustness benchmark from names to report; shows a table a model, writes JSON if asked to.
+    """Run the robustness benchmark; show a table a model, write JSON if asked to.
 
     Ctrl-C ends it early: what is done is shown and written, with "complete" false.
 
-    Parameters:
-        models, dataset, root, limit, closer_look, device, workers, options, show: as `run_quality` has them.
-        json: a file to write; its folder is checked before the work starts.
+    Parameters
+    ----------
+    settings
+        Models and objects.
+    json
+        A file to write; its folder is checked before the work starts.
+    show
+        Called with the finished tables as text; None for silence.
 
-    Returns:
-        What the JSON file holds: "rows" (from `summarise_robustness`), "objects" (all findings), "complete"
-        and what was run on what.
+    Returns
+    -------
+    dict
+        The content of the JSON file: "rows" (from `summarise_robustness`), "objects" (all measurements),
+        "complete", the settings and the machine.
 
-    Raises:
-        ValueError: for anything in the call that cannot be used, before the work starts.
-        ImportError: if an ONNX model is wanted and its library is missing.
+    Raises
+    ------
+    ValueError
+        For any unusable argument, before the work starts.
+    ImportError
+        If an ONNX model is asked for and its library is missing.
     """
-    team = Team(tuple(models), device, closer_look, workers)
     check_folders(json)
-    targets = find_targets(dataset, root, limit, options)
-    findings, complete = over_objects(robustness, team, targets, dataset)
+    targets = settings.targets()
+    measurements, complete = over_objects(robustness, settings, targets, settings.dataset)
     report = {
-        "kind": "robustness", "dataset": dataset, "models": list(models), "limit": limit, "device": device,
-        "closer_look": closer_look, "complete": complete, "machine": machine(),
-        "rows": summarise_robustness(findings, dataset), "objects": findings,
-    }  # fmt: skip
+        "kind": "robustness",
+        **settings.described(),
+        "complete": complete,
+        "machine": machine(),
+        "rows": summarise_robustness(measurements, settings.dataset),
+        "objects": measurements,
+    }
     if json is not None:
         save_json(report, json)
     if show is not None:

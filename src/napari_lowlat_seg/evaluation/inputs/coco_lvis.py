@@ -26,8 +26,10 @@ _KINDS = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 def read_index(path: Path) -> list[tuple[str, int]]:
     """Picture names and their numbers of instances (later entries of a picture's list are 'stuff'), by name.
 
-    Raises:
-        ValueError: if the file is damaged, not an index, or names anything but plain data.
+    Raises
+    ------
+    ValueError
+        If the file is damaged, not an index, or names anything but plain data.
     """
     index = _load(path)
     try:
@@ -41,8 +43,10 @@ def read_index(path: Path) -> list[tuple[str, int]]:
 def read_codes(path: Path) -> list[int]:
     """The code of every object of one picture, in the annotation's order.
 
-    Raises:
-        ValueError: if the file is damaged, or holds or names anything but packed masks.
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or holds or names anything but packed masks.
     """
     return _halves(path)[1]
 
@@ -50,8 +54,10 @@ def read_codes(path: Path) -> list[int]:
 def read_layers(path: Path) -> np.ndarray:
     """(L, H, W) integer layers of one picture; objects that overlap lie in different layers.
 
-    Raises:
-        ValueError: as `read_codes`.
+    Raises
+    ------
+    ValueError
+        As `read_codes`.
     """
     try:
         return np.stack([_decoded(png) for png in _halves(path)[0]])

@@ -28,13 +28,20 @@ PerSet = int | None | Mapping[str, int | None]  # one value for all sets, or by 
 class Target:
     """One object of one picture, not read yet.
 
-    Attributes:
-        group: the set it is counted under.
-        name: unique within the data set.
-        image, mask: files.
-        rule: how the truth is read from the mask file; a key of `truths.RULES`.
-        label: the object's id, for rules that have ids; the id of a component counts from 1.
-        ignore: an id that means "do not count this pixel", or None.
+    Attributes
+    ----------
+    group
+        The set it is counted under.
+    name
+        Unique within the data set.
+    image, mask
+        Files.
+    rule
+        How the truth is read from the mask file; a key of `truths.RULES`.
+    label
+        The object's id, for rules that have ids; the id of a component counts from 1.
+    ignore
+        An id that means "do not count this pixel", or None.
     """
 
     group: str
@@ -50,10 +57,14 @@ class Target:
 class Sample:
     """One object to segment.
 
-    Attributes:
-        image: (H, W) or (H, W, 3) RGB, of the file's type. Samples of one picture share one array.
-        truth: (H, W) int8: 1 object, 0 background, -1 ignored.
-        name, group: as in its target.
+    Attributes
+    ----------
+    image
+        (H, W) or (H, W, 3) RGB, of the file's type. Samples of one picture share one array.
+    truth
+        (H, W) int8: 1 object, 0 background, -1 ignored.
+    name, group
+        As in its target.
     """
 
     image: np.ndarray
@@ -63,14 +74,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Options:
+class FolderOptions:
     """What a `folder` of instance masks may need to be told; by set name where a mapping is given.
 
-    Attributes:
-        ignore: a mask value that means "do not count this pixel" (255 in VOC-like sets).
-        min_area: objects of fewer pixels are left out.
-        components: count every 8-connected part of an id as an object of its own.
-        sets: only sets whose name ends like one of these; all if empty.
+    Attributes
+    ----------
+    ignore
+        A mask value that means "do not count this pixel" (255 in VOC-like sets).
+    min_area
+        Objects of fewer pixels are left out.
+    components
+        Count every 8-connected part of an id as an object of its own.
+    sets
+        Only sets whose name ends like one of these; all if empty.
     """
 
     ignore: PerSet = None
@@ -80,19 +96,26 @@ class Options:
 
 
 def find_targets(
-    dataset: str, root: str | Path, limit: int | None = None, options: Options | None = None
+    dataset: str, root: str | Path, limit: int | None = None, options: FolderOptions | None = None
 ) -> list[Target]:
     """The objects of a data set, in the order of its files.
 
-    Parameters:
-        dataset: a name in `DATASETS`.
-        root: its folder.
-        limit: at most so many objects of each set, spread evenly over the set: always the same ones.
-        options: for `folder` data sets only.
+    Parameters
+    ----------
+    dataset
+        A name in `DATASETS`.
+    root
+        Its folder.
+    limit
+        At most so many objects of each set, spread evenly over the set: always the same ones.
+    options
+        For `folder` data sets only.
 
-    Raises:
-        ValueError: for an unknown name, a layout that is not there, or options that leave no object; in one
-            sentence.
+    Raises
+    ------
+    ValueError
+        For an unknown name, a layout that is not there, or options that leave no object; in one
+        sentence.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
@@ -100,7 +123,7 @@ def find_targets(
         raise ValueError(f"limit must be at least 1 object, got {limit}")
     if not Path(root).is_dir():
         raise ValueError(f"the root of {dataset} must be an existing folder, got {root}")
-    targets = DATASETS[dataset](Path(root), options or Options())
+    targets = DATASETS[dataset](Path(root), options or FolderOptions())
     if not targets:
         raise ValueError(
             f"{dataset} found no object under {root}; check that the masks hold ids and none is filtered out"
@@ -161,10 +184,12 @@ def _stem(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _one_object(group: str, images: str, masks: str, rule: str) -> Callable[[Path, Options], list[Target]]:
+def _one_object(
+    group: str, images: str, masks: str, rule: str
+) -> Callable[[Path, FolderOptions], list[Target]]:
     """A loader of a data set with one object a picture."""
 
-    def load(root: Path, options: Options) -> list[Target]:
+    def load(root: Path, options: FolderOptions) -> list[Target]:
         pairs = _pairs(root, images, masks, f"{group} is read from {images}/ and {masks}/")
         return [Target(group, image.stem, image, mask, rule) for image, mask in pairs]
 
@@ -179,7 +204,7 @@ HQSEG = {
 }
 
 
-def _hqseg(root: Path, options: Options) -> list[Target]:
+def _hqseg(root: Path, options: FolderOptions) -> list[Target]:
     """The four validation parts of HQSeg-44K, in the folders of its public release."""
     hint = "HQSeg-44K is read from " + ", ".join(folder for folder, _, _ in HQSEG.values())
     return [
@@ -189,7 +214,7 @@ def _hqseg(root: Path, options: Options) -> list[Target]:
     ]
 
 
-def _sstem(root: Path, options: Options) -> list[Target]:
+def _sstem(root: Path, options: FolderOptions) -> list[Target]:
     targets = []
     for image, mask in _pairs(
         root, "raw", "mitochondria", "ssTEM is read from raw/*.tif and mitochondria/*.png"
@@ -201,7 +226,7 @@ def _sstem(root: Path, options: Options) -> list[Target]:
     return targets
 
 
-def _coco_lvis(root: Path, options: Options) -> list[Target]:
+def _coco_lvis(root: Path, options: FolderOptions) -> list[Target]:
     """The merged COCO + LVIS annotation: val/hannotation.pickle, val/images/*.jpg, val/masks/*.pickle."""
     split = root / "val" if (root / "val").is_dir() else root
     index = split / "hannotation.pickle"
@@ -219,7 +244,7 @@ def _coco_lvis(root: Path, options: Options) -> list[Target]:
     return targets
 
 
-def _folder(root: Path, options: Options) -> list[Target]:
+def _folder(root: Path, options: FolderOptions) -> list[Target]:
     """Any images/ + masks/ pair under the root or one level below; folders inside images/ are sets."""
     folders = (root, *sorted(entry for entry in root.iterdir() if entry.is_dir()))
     homes = [folder for folder in folders if (folder / "images").is_dir()]
@@ -237,7 +262,7 @@ def _folder(root: Path, options: Options) -> list[Target]:
     return targets
 
 
-def _objects(image: Path, mask: Path, group: str, options: Options) -> list[Target]:
+def _objects(image: Path, mask: Path, group: str, options: FolderOptions) -> list[Target]:
     """The ids of one mask that are big enough."""
     ignore, least = _for_set(options.ignore, group), _for_set(options.min_area, group) or 1
     rule = "part" if options.components else "id"
@@ -249,8 +274,10 @@ def _objects(image: Path, mask: Path, group: str, options: Options) -> list[Targ
 def per_set(texts: Sequence[str]) -> PerSet:
     """Values by set from texts such as "255" (all sets) or "vgg_iseg=255" (this one); None if there are none.
 
-    Raises:
-        ValueError: for a text of another form.
+    Raises
+    ------
+    ValueError
+        For a text of another form.
     """
     values: dict[str, int | None] = {}
     for text in texts:
@@ -278,7 +305,7 @@ def _spread(targets: Sequence[Target], limit: int | None) -> list[Target]:
 
 
 # What `lowlat-seg benchmark quality --dataset` understands.
-DATASETS: dict[str, Callable[[Path, Options], list[Target]]] = {
+DATASETS: dict[str, Callable[[Path, FolderOptions], list[Target]]] = {
     "davis": _one_object("DAVIS", "img", "gt", "nonzero"),
     "hqseg44k": _hqseg,
     "coco-lvis": _coco_lvis,

@@ -20,8 +20,10 @@ from napari_lowlat_seg.evaluation.inputs import coco_lvis
 def read_picture(path: Path) -> np.ndarray:
     """(H, W) or (H, W, 3) pixels of a picture file in their own type; palettes and alpha are resolved to RGB.
 
-    Raises:
-        ValueError: if the file cannot be read as one picture.
+    Raises
+    ------
+    ValueError
+        If the file cannot be read as one picture.
     """
     try:
         if path.suffix.lower() in (".tif", ".tiff"):

@@ -25,10 +25,14 @@ _POINT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input",
 class SamEmbedding:
     """A picture as a SAM-like encoder left it.
 
-    Attributes:
-        features: the decoder's inputs that do not depend on prompts, by name.
-        shape: rows and columns of the picture.
-        scale: network pixels per picture pixel along rows and columns.
+    Attributes
+    ----------
+    features
+        The decoder's inputs that do not depend on prompts, by name.
+    shape
+        Rows and columns of the picture.
+    scale
+        Network pixels per picture pixel along rows and columns.
     """
 
     features: dict[str, np.ndarray]
@@ -40,10 +44,14 @@ class SamEmbedding:
 class SamPrediction:
     """An answer of a SAM-like decoder.
 
-    Attributes:
-        logits: (H, W) float32.
-        quality: its predicted IoU.
-        low_res: (1, 1, 256, 256) logits to feed back, or None if the export returns none.
+    Attributes
+    ----------
+    logits
+        (H, W) float32.
+    quality
+        Its predicted IoU.
+    low_res
+        (1, 1, 256, 256) logits to feed back, or None if the export returns none.
     """
 
     logits: np.ndarray
@@ -77,16 +85,25 @@ class OnnxSam:
     Prompts that SAM lacks are given as what it has: a scribble as up to 8 points spread along it, a polygon
     as its bounding box. With several boxes or polygons, the last one counts.
 
-    Parameters:
-        encoder, decoder: ONNX files.
-        name: what tables call it.
-        feedback: feed the previous logits back; ignored if the export returns none.
-        threads: CPU threads for each of the two; onnxruntime's choice if None.
-        device: "cuda" or "cuda:N" runs there if this onnxruntime can, everything else on the CPU.
+    Parameters
+    ----------
+    encoder, decoder
+        ONNX files.
+    name
+        What tables call it.
+    feedback
+        Feed the previous logits back; ignored if the export returns none.
+    threads
+        CPU threads for each of the two; onnxruntime's choice if None.
+    device
+        "cuda" or "cuda:N" runs there if this onnxruntime can, everything else on the CPU.
 
-    Raises:
-        ImportError: without onnxruntime.
-        ValueError: for missing files, or files whose inputs are not of this form.
+    Raises
+    ------
+    ImportError
+        Without onnxruntime.
+    ValueError
+        For missing files, or files whose inputs are not of this form.
     """
 
     def __init__(
@@ -155,8 +172,10 @@ class OnnxSam:
     ) -> SamPrediction:
         """The mask for all prompts together; `previous` is the last answer for the same object, or None.
 
-        Raises:
-            ValueError: for prompts that SAM has no equal of: none at all, masks, and negative regions.
+        Raises
+        ------
+        ValueError
+            For prompts that SAM has no equal of: none at all, masks, and negative regions.
         """
         answer = self._decode(embedding, prompts, previous)
         scores = answer["iou_predictions"][0]

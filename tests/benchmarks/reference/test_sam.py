@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from napari_lowlat_seg.core.prompts import Box, Click, Prompt
-from napari_lowlat_seg.evaluation.inputs.segmenters import load_segmenter
-from napari_lowlat_seg.evaluation.latency import latency
-from napari_lowlat_seg.evaluation.reference.sam import NETWORKS, POINTS_PER_BATCH, SamForm
-from napari_lowlat_seg.evaluation.reference.sam_decoder import CrossAttention, FourierPositions, MapNorm
-from napari_lowlat_seg.evaluation.reference.sam_kin import (
+from benchmarks.reference import sam
+from benchmarks.reference.sam import POINTS_PER_BATCH, SamSegmenter
+from benchmarks.reference.sam_networks import (
+    CrossAttention,
     EfficientSamTi,
+    FourierPositions,
     GlobalViT,
+    MapNorm,
     MatrixAttention,
     MobileSam,
     PublishedSam,
 )
+from napari_lowlat_seg.core.prompts import Box, Click, Prompt
+from napari_lowlat_seg.evaluation.inputs.segmenters import load_segmenter
+from napari_lowlat_seg.evaluation.latency import latency
 from napari_lowlat_seg.models.network import MEAN, STD, Fit
 
 SIZE = 64  # of small inputs: 4 x 4 features
@@ -33,9 +38,9 @@ def network(request: pytest.FixtureRequest) -> PublishedSam:
 
 
 @pytest.fixture
-def model(network: PublishedSam) -> SamForm:
+def model(network: PublishedSam) -> SamSegmenter:
     """The segmenter around it."""
-    return SamForm(network, "cpu", "small")
+    return SamSegmenter(network, "cpu", "small")
 
 
 @pytest.fixture
@@ -193,7 +198,9 @@ def test_attention_with_its_matrix_equals_the_fused_kernel() -> None:
     torch.testing.assert_close(between(q, k, v), between.out_proj(fused))
 
 
-def test_clicks_change_the_answer_and_so_does_what_is_fed_back(model: SamForm, picture: np.ndarray) -> None:
+def test_clicks_change_the_answer_and_so_does_what_is_fed_back(
+    model: SamSegmenter, picture: np.ndarray
+) -> None:
     """Two clicks differ from one; the previous answer counts for MobileSAM alone."""
     embedding = model.embed(picture)
     clicks: list[Prompt] = [Click((4, 9)), Click((20, 40), positive=False)]
@@ -205,7 +212,7 @@ def test_clicks_change_the_answer_and_so_does_what_is_fed_back(model: SamForm, p
     assert torch.equal(second.low_res, again.low_res) == (not model.network.feeds_back)
 
 
-def test_pictures_do_not_get_into_each_others_way(model: SamForm, picture: np.ndarray) -> None:
+def test_pictures_do_not_get_into_each_others_way(model: SamSegmenter, picture: np.ndarray) -> None:
     """Embedded in turns; the second is upright and coloured."""
     upright = np.stack([picture.T] * 3, axis=-1)
     first = model.embed(picture)
@@ -226,7 +233,7 @@ class Spot(PublishedSam):
     def __init__(self, fit: Fit) -> None:
         super().__init__(SIZE)
         self.fit = fit
-        self.asked: list[int] = []
+        self.batches: list[int] = []
 
     def encode(self, image: Tensor) -> Tensor:
         return image
@@ -234,21 +241,21 @@ class Spot(PublishedSam):
     def decode(
         self, features: Tensor, points: Tensor, labels: Tensor, previous: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        self.asked.append(len(points))
+        self.batches.append(len(points))
         cells = torch.arange(SIZE // 4) * 4 + 1.5  # the middle of each logit, in pixels of the input
         x, y = points[:, -1, 0, None, None], points[:, -1, 1, None, None]
         apart = torch.hypot(cells[None, :, None] - y, cells[None, None, :] - x)
         logits = torch.stack([radius - apart for radius in (6, 12, 3)], dim=1)
         return logits, torch.tensor([[0.1, 0.9, 0.2]]).expand(len(points), -1)
 
-    def _asked(self, features: Tensor, count: int, previous: Tensor | None) -> Tensor:
+    def _repeated(self, features: Tensor, count: int, previous: Tensor | None) -> Tensor:
         raise AssertionError("decode is answered here")
 
 
 @pytest.mark.parametrize(("fit", "scale"), [("letterbox", (2.0, 2.0)), ("official", (4.0, 2.0))])
 def test_an_answer_lies_where_the_click_was(fit: Fit, scale: tuple[float, float]) -> None:
     """On 16 x 32 pixels: twice as large and padded below, or stretched to the square."""
-    model = SamForm(Spot(fit), "cpu", "spot")
+    model = SamSegmenter(Spot(fit), "cpu", "spot")
     picture = np.zeros((16, 32), np.uint8)
     answer = model.predict(model.embed(picture), [Click((0, 0), positive=False), Click((7, 22))])
     rows, cols = np.mgrid[:16, :32]
@@ -266,8 +273,8 @@ def test_a_picture_is_padded_with_zeros_or_stretched() -> None:
     picture = np.zeros((16, 32), np.uint8)
     picture[:, 16:] = 255
     white, black = ((value - np.array(MEAN)) / STD for value in (255, 0))
-    padded, _ = SamForm(Spot("letterbox"), "cpu", "spot").embed(picture)
-    stretched, _ = SamForm(Spot("official"), "cpu", "spot").embed(picture)
+    padded, _ = SamSegmenter(Spot("letterbox"), "cpu", "spot").embed(picture)
+    stretched, _ = SamSegmenter(Spot("official"), "cpu", "spot").embed(picture)
     assert padded.shape == stretched.shape == (1, 3, SIZE, SIZE)
     assert (padded[..., 32:, :] == 0).all()
     for row, image in ((31, padded), (63, stretched)):
@@ -278,24 +285,24 @@ def test_a_picture_is_padded_with_zeros_or_stretched() -> None:
 def test_many_objects_are_answered_64_at_once() -> None:
     """Each as if it were alone."""
     network = Spot("letterbox")
-    model = SamForm(network, "cpu", "spot")
+    model = SamSegmenter(network, "cpu", "spot")
     embedding = model.embed(np.zeros((16, 32), np.uint8))
     asked = [[Click((float(i % 16), float(i % 32)))] for i in range(POINTS_PER_BATCH + 2)]
     answers = model.predict_batch(embedding, asked)
-    assert network.asked == [POINTS_PER_BATCH, 2]
+    assert network.batches == [POINTS_PER_BATCH, 2]
     alone = [model.predict(embedding, clicks) for clicks in asked]
     assert all((one.mask == other.mask).all() for one, other in zip(answers, alone, strict=True))
 
 
 def test_no_objects_have_no_answers() -> None:
     """An empty list."""
-    model = SamForm(Spot("letterbox"), "cpu", "spot")
+    model = SamSegmenter(Spot("letterbox"), "cpu", "spot")
     assert model.predict_batch(model.embed(np.zeros((16, 32), np.uint8)), []) == []
 
 
 def test_only_clicks_are_taken_and_as_many_for_each_object() -> None:
     """A box, nothing, and one click beside two."""
-    model = SamForm(Spot("letterbox"), "cpu", "spot")
+    model = SamSegmenter(Spot("letterbox"), "cpu", "spot")
     embedding = model.embed(np.zeros((16, 32), np.uint8))
     with pytest.raises(ValueError, match="expected clicks, which is all that is timed, got a box; use"):
         model.predict(embedding, [Box((1, 1), (5, 5))])
@@ -305,26 +312,18 @@ def test_only_clicks_are_taken_and_as_many_for_each_object() -> None:
         model.predict_batch(embedding, [[Click((1, 1))], [Click((1, 1)), Click((2, 2))]])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_line_of_text_names_a_published_form(name: str) -> None:
+@pytest.mark.parametrize("function", ["mobile_sam", "efficient_sam_ti"])
+def test_a_function_of_the_file_makes_a_published_form(function: str) -> None:
     """The same weights every time, and the table says that they are random."""
-    made, again = (load_segmenter(f"{name}@official", device="cpu") for _ in range(2))
-    assert made.name == f"{name}@official"
+    spec = f"{Path(sam.__file__)}:{function}"
+    made, again = (load_segmenter(spec, device="cpu") for _ in range(2))
     assert made.form.startswith("random weights, published form, eager fp32, best of 3, ")
     assert (made.device, made.network.size) == ("cpu", 1024)  # type: ignore[attr-defined]
     pairs = zip(made.network.parameters(), again.network.parameters(), strict=True)  # type: ignore[attr-defined]
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("spec", ["mobile-sam-random", "efficient-sam-ti-random@fp16"])
-def test_a_published_form_has_no_other_forms(spec: str) -> None:
-    """Half precision, and none named."""
-    name = spec.partition("@")[0]
-    with pytest.raises(ValueError, match=f"{name} is here in its published form alone, got .*; use {name}@"):
-        load_segmenter(spec, device="cpu")
-
-
-def test_the_benchmark_times_a_published_form(model: SamForm, picture: np.ndarray) -> None:
+def test_the_benchmark_times_a_published_form(model: SamSegmenter, picture: np.ndarray) -> None:
     """Clicks, and the grid one by one and in batches."""
     [row] = latency([model], picture, embeds=1, clicks=3, sat_seconds=1e9)
     assert (row["sat_clicks"], row["device"]) == (256, "cpu")

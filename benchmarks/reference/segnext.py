@@ -1,14 +1,18 @@
-"""SegNext the way it was published to run: plain eager float32, to be timed beside ours on the same weights.
+"""SegNext ViT-B SAx2 with random weights: the way it was published to run, and the way this package runs it.
 
-Written from the description, for the benchmark alone: attention with its matrix of weights, library group
-norms over whole maps, a head that resizes four levels and concatenates them, prompt maps out of full-size
-distance images, and the probability of the whole plane copied to the host after every click.
+    lowlat-seg benchmark latency -m benchmarks/reference/segnext.py:official -m default
+
+All have the same weights. `official` is plain eager float32, written from the description (Liu et al.,
+"Rethinking Interactive Image Segmentation with Low Latency, High Quality, and Diverse Prompts", CVPR 2024):
+attention with its matrix of weights, library group norms over whole maps, a head that resizes four levels and
+concatenates them, prompt maps out of full-size distance images, and the probability of the whole plane copied
+to the host after every click.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +23,11 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import to_uint8
+from napari_lowlat_seg.evaluation.inputs.segmenters import Ours
+from napari_lowlat_seg.inference.predictor import Predictor, suited
+from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import MEAN, STD
-from napari_lowlat_seg.models.segnext import SegNext
+from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.models.vit import Attention, Block
 
 FAR = 1e6  # squared distance of a slot without a click
@@ -39,7 +46,7 @@ class OfficialPrediction:
         return mask
 
 
-class OfficialForm:
+class OfficialSegNext:
     """A benchmark's segmenter around a `SegNext`, which is moved to `device` and not changed otherwise."""
 
     form = "published form, eager fp32"
@@ -50,7 +57,7 @@ class OfficialForm:
         self.network = network.to(device).eval()
 
     def embed(self, image: np.ndarray) -> tuple[Tensor, Frame]:
-        """The encoder's map of a picture (H, W) or (H, W, 3)."""
+        """Return the encoder's map of an image (H, W) or (H, W, 3), and where the image lies on the input."""
         network = self.network
         pixels = to_uint8(image)
         rgb = pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1)
@@ -72,14 +79,14 @@ class OfficialForm:
         prompts: Sequence[Prompt],
         previous: OfficialPrediction | None = None,
     ) -> OfficialPrediction:
-        """The answer to clicks, the only prompts that the published form has."""
+        """Return the mask for clicks, the only prompts that the published form has."""
         tokens, frame = embedding
         with torch.inference_mode():
             maps = torch.cat([self._previous(previous), self.click_maps(prompts, frame)], dim=1)
-            return OfficialPrediction(self.answer(tokens, maps, frame))
+            return OfficialPrediction(self.probability(tokens, maps, frame))
 
     def click_maps(self, prompts: Sequence[Prompt], frame: Frame) -> Tensor:
-        """Disks of positive and negative clicks (1, 2, S, S) out of one distance image a click."""
+        """Return disks of positive and negative clicks (1, 2, S, S), from one distance image a click."""
         size = self.network.size
         rows = torch.arange(size, device=self.device, dtype=torch.float32)[:, None]
         cols = torch.arange(size, device=self.device, dtype=torch.float32)[None, :]
@@ -92,8 +99,8 @@ class OfficialForm:
             maps.append((nearest <= self.network.radius**2).float())
         return torch.stack(maps)[None]
 
-    def answer(self, tokens: Tensor, maps: Tensor, frame: Frame) -> np.ndarray:
-        """The probability (H, W) for prompt maps (1, 3, S, S)."""
+    def probability(self, tokens: Tensor, maps: Tensor, frame: Frame) -> np.ndarray:
+        """Return the probability (H, W) float32 for prompt maps (1, 3, S, S)."""
         network = self.network
         prompts = network.visual_prompts_encoder.proj(maps).flatten(2).transpose(1, 2)
         x = tokens + prompts
@@ -134,3 +141,32 @@ def _attention(x: Tensor, attention: Attention) -> Tensor:
     weights = (q * (dim // attention.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
     mixed: Tensor = attention.proj((weights @ v).transpose(1, 2).reshape(batch, count, dim))
     return mixed
+
+
+def official(device: str) -> OfficialSegNext:
+    """Return the published form."""
+    return OfficialSegNext(_random_network(), device, "SegNext, official")
+
+
+def ours(device: str) -> Ours:
+    """Return this package's form, in the device's precision."""
+    return _ours(Runtime.find(device), "SegNext, ours")
+
+
+def compiled(device: str) -> Ours:
+    """Return this package's form with torch's compiler."""
+    return _ours(replace(Runtime.find(device), compiled=True), "SegNext, compiled")
+
+
+def _ours(runtime: Runtime, name: str) -> Ours:
+    network = _random_network()
+    predictor = Predictor(network, suited(runtime, network), "off")
+    if predictor.runtime.on_cuda:
+        predictor.warm_up()
+    return Ours(name, predictor, f"random weights, {predictor.runtime.precision}")
+
+
+def _random_network() -> SegNext:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return SegNext(SegNextConfig.vit_b(fusion_blocks=2))

@@ -1,12 +1,12 @@
-"""The program that counts what is embedded when somebody scrolls and clicks; it asserts no time itself."""
+"""Counting what is embedded when a user scrolls and clicks; these tests assert no time."""
 
 import numpy as np
 import pytest
 
+from benchmarks.window import scrolling
+from benchmarks.window.scrolling import Counts, ScrollingUser, load_sized
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.plugin.window import scrolling
-from napari_lowlat_seg.plugin.window.scrolling import Counted, Reader, load_sized, turn
 from napari_lowlat_seg.plugin.worker import Worker
 
 
@@ -42,33 +42,27 @@ def worker(qtbot):
     one.close()
 
 
-def test_what_is_embedded_ahead_is_counted(worker):
+def test_planes_embedded_ahead_are_counted(worker):
     """When a plane comes into view, is left, is clicked on; what was forgotten shows there."""
-    reader = Reader(worker, Volume(np.zeros((6, 4, 4), np.uint8), window=(0, 255)), 2)
-    reader.scroll(range(6), 0.1)
-    reader.click(range(6))
-    reader.leave()
-    counted = reader.counted
-    assert (counted.came, counted.left) == ([True] * 6, [True] * 6)
-    assert (sum(counted.clicked), len(counted.warm), len(counted.cold)) == (5, 5, 1)
+    user = ScrollingUser(worker, Volume(np.zeros((6, 4, 4), np.uint8), window=(0, 255)), 2)
+    user.scroll(range(6), 0.1)
+    user.click(range(6))
+    user.leave()
+    counts = user.counts
+    assert (counts.came, counts.left) == ([True] * 6, [True] * 6)
+    assert (sum(counts.clicked), len(counts.warm), len(counts.cold)) == (5, 5, 1)
 
 
-def test_a_row_says_shares_and_medians():
-    """Nothing counted is told as nothing."""
-    counted = Counted([True, False], [True, True], [True], [0.5], [80.0], [])
-    assert counted.row() == "50 % | 100 % | 100 % | 500 ms | 80 ms | -"
-    assert Counted().row() == "- | - | - | - | - | -"
+def test_a_row_holds_shares_and_medians():
+    """Nothing counted gives dashes."""
+    counts = Counts([True, False], [True, True], [True], [0.5], [80.0], [])
+    assert counts.row() == "50 % | 100 % | 100 % | 500 ms | 80 ms | -"
+    assert Counts().row() == "- | - | - | - | - | -"
 
 
 def test_the_embedded_model_takes_another_side():
     """The same weights, four times the tokens."""
     assert load_sized("1024", "cpu").describe()["size"] == 1024
-
-
-def test_waiting_for_ever_is_an_error(qtbot):
-    """Told with how long it has waited."""
-    with pytest.raises(TimeoutError, match=r"nothing came in 0\.05 s; look whether"):
-        turn(lambda: False, 0.05)
 
 
 def test_the_sides_compared_are_those_of_the_figures():

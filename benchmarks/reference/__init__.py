@@ -1,0 +1,1 @@
+"""Published networks with random weights: their latency means something, their masks do not."""

@@ -1,0 +1,1 @@
+"""How long a napari window and its prediction worker take."""

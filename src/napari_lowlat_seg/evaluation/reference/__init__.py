@@ -1,1 +1,0 @@
-"""Networks with random weights that are only timed."""

@@ -1,1 +1,0 @@
-"""Timing of a real window."""
