@@ -125,10 +125,9 @@ class Geometry:
         affine[range(count), range(count)] = [1.0] * count if scale is None else list(scale)
         affine[:-1, -1] = [0.0] * count if translation is None else list(translation)
         made = cls(tuple(axes), affine)
-        known = [axis.unit for axis in axes if axis.kind == "space" and find_unit(axis.unit or "")]
-        spaces = [axis for axis in axes if axis.kind == "space"]
-        if len(known) == len(spaces) and len(set(known)) > 1:
-            return made.in_unit(known[-1])
+        spaces = [axis.unit or "" for axis in axes if axis.kind == "space"]
+        if len(set(spaces)) > 1 and all(find_unit(unit) for unit in spaces):
+            return made.in_unit(spaces[-1])
         return made
 
     @classmethod

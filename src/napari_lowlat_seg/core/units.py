@@ -35,6 +35,7 @@ class Unit:
 
 
 UNITS = (
+    Unit("fm", "femtometer", "space", 1e-15, ("femtometre",)),
     Unit("pm", "picometer", "space", 1e-12, ("picometre",)),
     Unit("Å", "angstrom", "space", 1e-10, ("\u212b", "A", "Ångström", "ångström", "angstroms")),
     Unit("nm", "nanometer", "space", 1e-9, ("nanometre", "nanometers", "nanometres")),
@@ -48,6 +49,9 @@ UNITS = (
     Unit("km", "kilometer", "space", 1e3, ("kilometre",)),
     Unit("in", "inch", "space", 0.0254, ("inches", '"')),
     Unit("ft", "foot", "space", 0.3048, ("feet",)),
+    Unit("yd", "yard", "space", 0.9144, ("yards",)),
+    Unit("thou", "mil", "space", 25.4e-6),
+    Unit("pt", "point", "space", 0.0254 / 72),
     Unit("ns", "nanosecond", "time", 1e-9, ("nsec",)),
     Unit("µs", "microsecond", "time", 1e-6, ("\u03bcs", "us", "usec")),
     Unit("ms", "millisecond", "time", 1e-3, ("msec", "milliseconds")),
