@@ -38,8 +38,10 @@ PUBLIC = [
     "Plane",
     "Polygon",
     "Prediction",
+    "PredictionService",
     "Predictor",
     "Prompt",
+    "PropagationRun",
     "Scribble",
     "Session",
     "SoftMask",
@@ -220,13 +222,24 @@ def test_no_heavy_or_unused_dependency_is_in_the_base():
     assert unused == set()
 
 
-def test_the_script_in_the_readme_runs(tmp_path, run_python):
+@pytest.mark.parametrize(
+    ("section", "printed"),
+    [
+        ("Ten lines of Python", r"\d+ pixels, corrected to \d+ probability up to 0\.\d+"),
+        ("Annotate without a window", "10 planes; accepted: True and undone: accept.*"),
+    ],
+)
+def test_a_script_in_the_readme_runs(tmp_path, run_python, section, printed):
     """The ten lines a newcomer copies work as they stand."""
     readme = (ROOT / "README.md").read_text()
-    (script,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    printed = run_python(f"import os; os.chdir({str(tmp_path)!r})\n{script}")
-    assert printed
+    (script,) = re.findall(rf"## {section}\n[^#]*?```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert re.fullmatch(printed, run_python(f"import os; os.chdir({str(tmp_path)!r})\n{script}").strip())
     assert len(script.strip().splitlines()) <= 12
+
+
+def test_every_script_in_the_readme_is_run():
+    """There are two."""
+    assert (ROOT / "README.md").read_text().count("```python") == 2
 
 
 def test_what_the_readme_links_to_is_there():

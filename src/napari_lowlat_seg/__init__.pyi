@@ -1,5 +1,6 @@
 # The public names, in one place: type checkers read them here, and `lazy_loader` at import.
 
+from .annotation.propagation_run import PropagationRun as PropagationRun
 from .annotation.session import Session as Session
 from .core.frame import Frame as Frame
 from .core.labels import ArrayLabels as ArrayLabels
@@ -18,5 +19,6 @@ from .inference.predictor import Predictor as Predictor
 from .inference.predictor import load_predictor as load_predictor
 from .io.samples import sample_path as sample_path
 from .propagation.propagate import propagate as propagate
+from .serving.service import PredictionService as PredictionService
 
 __version__: str

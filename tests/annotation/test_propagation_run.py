@@ -1,4 +1,4 @@
-"""Objects of a session carried through planes, by an engine that knows the truth."""
+"""Objects of a session propagated through planes, by a predictor that knows the truth."""
 
 from collections.abc import Sequence
 
@@ -31,25 +31,25 @@ def _ball(radius: float = 5.0, centre: Sequence[float] = (6, 12, 12)) -> np.ndar
     return inside
 
 
-class Truth:
-    """Answers with the objects that its clicks touch, as sure as `sure`; counts what it was asked."""
+class TruePredictor:
+    """Predicts the objects under its clicks with one probability, and records the planes."""
 
-    def __init__(self, *objects: np.ndarray, sure: float = 0.9) -> None:
-        self.objects, self.sure = objects, sure
-        self.asked: list[int] = []
+    def __init__(self, *objects: np.ndarray, probability: float = 0.9) -> None:
+        self.objects, self.probability = objects, probability
+        self.predicted: list[int] = []
 
     def embed(self, image: object, window: object, spacing: object) -> None:
         raise AssertionError("embeddings come from the caller")
 
     def predict(self, embedding: Plane, prompts: Sequence[Click], previous: SoftMask | None) -> SoftMask:
         plane: Plane = embedding
-        self.asked.append(plane.position)
+        self.predicted.append(plane.position)
         row, col = (round(x) for x in prompts[0].at)
         mask = np.zeros(SHAPE[1:], bool)
         for one in self.objects:
             if one[plane.position, row, col]:
                 mask |= one[plane.position]
-        return SoftMask.of(np.where(mask, np.float32(self.sure), np.float32(0)))
+        return SoftMask.of(np.where(mask, np.float32(self.probability), np.float32(0)))
 
 
 def _session(labels: np.ndarray | None = None) -> Session:
@@ -72,16 +72,16 @@ def _click(session: Session, position: int, mask: np.ndarray, at: tuple[float, f
     assert session.apply(request, SoftMask.of(mask.astype(np.float32)))
 
 
-def _run(session: Session, run: PropagationRun, engine: Truth) -> list[int]:
-    """Carry it through; the planes that landed."""
-    landed = []
+def _run(session: Session, run: PropagationRun, predictor: TruePredictor) -> list[int]:
+    """Run it to the end; the positions of the planes that were applied, in order."""
+    applied = []
     for number, found in run_propagation(
-        engine, session.volume, run.walk, lambda plane: plane, lambda: False
+        predictor, session.volume, run.request, lambda plane: plane, lambda: False
     ):
         if run.apply(number, found):
-            landed.append(found.plane.position)
+            applied.append(found.plane.position)
     run.finish()
-    return landed
+    return applied
 
 
 def _masks(session: Session) -> np.ndarray:
@@ -89,11 +89,11 @@ def _masks(session: Session) -> np.ndarray:
     return np.stack([np.zeros(SHAPE[1:], bool) if mask is None else mask for mask in masks])
 
 
-def test_an_object_is_carried_from_one_click_and_undone_in_one_step() -> None:
+def test_an_object_is_propagated_from_one_click_and_undone_in_one_step() -> None:
     """All its planes are there; undo leaves the click, redo brings them back."""
     session = _session()
     _click(session, 6, _ball()[6])
-    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
     assert np.array_equal(_masks(session), _ball())
     assert session.timeline.done[-1].title == "propagate"
     session.undo()
@@ -103,21 +103,21 @@ def test_an_object_is_carried_from_one_click_and_undone_in_one_step() -> None:
     assert np.array_equal(_masks(session), _ball())
 
 
-def test_a_correction_carries_only_between_its_neighbours() -> None:
-    """Beyond the anchors nothing is asked, and nothing changes."""
+def test_a_correction_is_propagated_only_between_its_neighbours() -> None:
+    """Beyond the anchors nothing is predicted, and nothing changes."""
     session = _session()
     for position in (3, 6, 9):
         _click(session, position, _ball()[position])
-    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
     before = {plane: session.state(plane) for plane in PLANES}
     session.add(_plane(7), Click((12, 13)))
     request = session.request(_plane(7))
     assert request is not None
     session.apply(request, SoftMask.of(_ball()[7].astype(np.float32)))
-    engine = Truth(_ball(), sure=0.7)
-    landed = _run(session, PropagationRun.propagation(session, PLANES), engine)
-    assert set(landed) == {8}
-    assert set(engine.asked) == {8}
+    predictor = TruePredictor(_ball(), probability=0.7)
+    applied = _run(session, PropagationRun.propagation(session, PLANES), predictor)
+    assert set(applied) == {8}
+    assert set(predictor.predicted) == {8}
     for plane in PLANES:
         assert (session.state(plane) is before[plane]) == (plane.position not in (7, 8))
 
@@ -127,17 +127,17 @@ def test_a_correction_carries_only_between_its_neighbours() -> None:
 def test_outside_the_interval_of_its_anchors_a_correction_changes_no_state(
     positions: set[int], corrected: int
 ) -> None:
-    """Whatever the engine says the second time."""
+    """Whatever is predicted the second time."""
     session = _session()
     for position in positions:
         _click(session, position, _ball()[position])
-    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
     before = {plane.position: session.state(plane) for plane in PLANES}
     session.paint(_plane(corrected), _ball(4)[corrected])
     others = positions - {corrected}
     low = max((p for p in others if p < corrected), default=-1)
     high = min((p for p in others if p > corrected), default=SHAPE[0])
-    _run(session, PropagationRun.propagation(session, PLANES), Truth(_ball(4), sure=0.6))
+    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball(4), probability=0.6))
     changed = {p for p, state in before.items() if session.state(_plane(p)) is not state}
     assert changed <= set(range(low + 1, high))
     session.undo()
@@ -145,8 +145,8 @@ def test_outside_the_interval_of_its_anchors_a_correction_changes_no_state(
     assert all(session.state(_plane(p)) is state for p, state in before.items())
 
 
-def test_a_plane_with_prompts_of_a_person_is_never_overwritten() -> None:
-    """Also when they come while the walk is under way and have no answer yet."""
+def test_a_plane_with_prompts_is_never_overwritten() -> None:
+    """Also when they come while the run is under way and wait for a prediction."""
     session = _session()
     _click(session, 6, _ball()[6])
     run = PropagationRun.propagation(session, PLANES)
@@ -155,12 +155,12 @@ def test_a_plane_with_prompts_of_a_person_is_never_overwritten() -> None:
     assert np.array_equal(session.mask(_plane(6)), _ball()[6])
 
 
-def test_anything_else_done_ends_the_run_and_keeps_what_is_there() -> None:
-    """The rest is carried the next time."""
+def test_any_other_action_ends_the_run_and_keeps_the_masks_so_far() -> None:
+    """The next run brings the rest."""
     session = _session()
     _click(session, 6, _ball()[6])
-    run, engine = PropagationRun.propagation(session, PLANES), Truth(_ball())
-    steps = run_propagation(engine, session.volume, run.walk, lambda plane: plane, lambda: False)
+    run, predictor = PropagationRun.propagation(session, PLANES), TruePredictor(_ball())
+    steps = run_propagation(predictor, session.volume, run.request, lambda plane: plane, lambda: False)
     for number, found in (next(steps), next(steps)):
         assert run.apply(number, found)
     session.add(_plane(6), Click((11, 11)))
@@ -170,60 +170,60 @@ def test_anything_else_done_ends_the_run_and_keeps_what_is_there() -> None:
     assert [step.title for step in session.timeline.done] == ["click", "propagate", "click"]
     assert len(marks(session, PLANES)) == 3
     session.undo()
-    _run(session, PropagationRun.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), predictor)
     assert np.array_equal(_masks(session), _ball())
 
 
 def test_a_second_run_without_a_change_is_refused_and_a_wider_range_is_not() -> None:
-    """Only the planes that are new in the range are asked."""
-    session, engine = _session(), Truth(_ball())
+    """Only the planes that are new in the range are predicted."""
+    session, predictor = _session(), TruePredictor(_ball())
     _click(session, 6, _ball()[6])
-    assert _run(session, PropagationRun.propagation(session, PLANES[4:9]), engine) == [5, 4, 7, 8]
-    with pytest.raises(ValueError, match="nothing has changed since the object was carried"):
+    assert _run(session, PropagationRun.propagation(session, PLANES[4:9]), predictor) == [5, 4, 7, 8]
+    with pytest.raises(ValueError, match="nothing has changed since the last propagation"):
         PropagationRun.propagation(session, PLANES[4:9])
-    engine.asked.clear()
-    _run(session, PropagationRun.propagation(session, PLANES[4:]), engine)
-    assert set(engine.asked) == {7, 8, 9, 10, 11}
-    assert not session.state(_plane(3)).answer
+    predictor.predicted.clear()
+    _run(session, PropagationRun.propagation(session, PLANES[4:]), predictor)
+    assert set(predictor.predicted) == {7, 8, 9, 10, 11}
+    assert not session.state(_plane(3)).soft_mask
 
 
-def test_a_carried_plane_whose_click_was_taken_back_is_carried_again() -> None:
+def test_a_plane_whose_click_was_removed_is_propagated_again() -> None:
     """A removed click leaves a hole, which the next run fills."""
-    session, engine = _session(), Truth(_ball())
+    session, predictor = _session(), TruePredictor(_ball())
     _click(session, 6, _ball()[6])
-    _run(session, PropagationRun.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), predictor)
     _click(session, 8, _ball(3)[8])
     session.set_prompts(_plane(8), ())
     assert session.mask(_plane(8)) is None
-    _run(session, PropagationRun.propagation(session, PLANES), engine)
+    _run(session, PropagationRun.propagation(session, PLANES), predictor)
     assert np.array_equal(_masks(session), _ball())
 
 
-def test_without_the_object_in_the_range_there_is_nothing_to_carry() -> None:
+def test_without_the_object_in_the_range_a_run_is_refused() -> None:
     """The sentence says what to do."""
     session = _session()
     with pytest.raises(ValueError, match="at least one of the 13 planes of its range; click on it"):
         PropagationRun.propagation(session, PLANES)
 
 
-def test_shapes_are_mixed_between_the_outlines() -> None:
-    """No network is asked; the confidence is how well the outlines agree; person's planes stay."""
-    session, engine = _session(), Truth()
+def test_shapes_are_interpolated_between_the_anchors() -> None:
+    """Nothing is predicted; the confidence is the IoU of the two anchors, which stay as they are."""
+    session, predictor = _session(), TruePredictor()
     with pytest.raises(ValueError, match="on two planes of its range, got 0"):
         PropagationRun.interpolation(session, PLANES)
     for position in (4, 8):
         _click(session, position, _ball()[position])
-    landed = _run(session, PropagationRun.interpolation(session, PLANES), engine)
-    assert landed == [5, 6, 7]
-    assert engine.asked == []
+    applied = _run(session, PropagationRun.interpolation(session, PLANES), predictor)
+    assert applied == [5, 6, 7]
+    assert predictor.predicted == []
     assert [mark.confidence for mark in marks(session, PLANES)] == [None, 1.0, 1.0, 1.0, None]
     assert np.array_equal(session.mask(_plane(6)), _ball()[4])
     session.undo()
     assert len(marks(session, PLANES)) == 2
 
 
-def test_every_seed_becomes_an_object_in_the_labels_and_one_undo_takes_all_back() -> None:
-    """They can be reopened with their clicks; the next object gets the next label."""
+def test_every_seed_becomes_an_object_in_the_labels_and_one_undo_removes_all() -> None:
+    """They can be edited with their clicks; the next object gets the next label."""
     labels = np.zeros(SHAPE, np.uint16)
     labels[0, 0, 0] = 7
     session = _session()
@@ -231,7 +231,7 @@ def test_every_seed_becomes_an_object_in_the_labels_and_one_undo_takes_all_back(
     first, second = _ball(5, (6, 6, 6)), _ball(5, (7, 17, 17))
     seeds = [(_plane(6), Click((6, 6))), (_plane(7), Click((17, 17)))]
     session.volume = Volume(np.where(first | second, 200, 50).astype(np.uint8), window=(0.0, 255.0))
-    _run(session, PropagationRun.seeds(session, PLANES, seeds), Truth(first, second))
+    _run(session, PropagationRun.seeds(session, PLANES, seeds), TruePredictor(first, second))
     expected = np.where(first, 8, np.where(second, 9, 0)).astype(np.uint16)
     expected[0, 0, 0] = 7
     assert np.array_equal(labels, expected)
@@ -251,20 +251,20 @@ def test_seeds_need_labels_and_lie_in_the_range() -> None:
     session = _session()
     with pytest.raises(ValueError, match="no labels to write to"):
         PropagationRun.seeds(session, PLANES, [(_plane(6), Click((6, 6)))])
-    with pytest.raises(ValueError, match="seeds on the 2 planes of the range, got 1 of which 1 lie beside"):
+    with pytest.raises(ValueError, match="seeds on the 2 planes of the range, got 1 of which 1 lie outside"):
         PropagationRun.seeds(session, PLANES[:2], [(_plane(6), Click((6, 6)))])
     with pytest.raises(ValueError, match="got 0"):
         PropagationRun.seeds(session, PLANES, [])
 
 
-def test_a_label_that_the_labels_cannot_hold_is_told() -> None:
+def test_a_label_that_the_labels_cannot_hold_is_refused() -> None:
     """What was written before stays one step of undo."""
     labels = np.zeros(SHAPE, np.uint8)
     session = _session()
     session.use_labels(ArrayLabels(labels), 254)
     seeds = [(_plane(6), Click((12, 12))), (_plane(6), Click((12, 13)))]
     run = PropagationRun.seeds(session, PLANES, seeds)
-    first, second = run.walk.seeds
+    first, second = run.request.seeds
     found = PropagatedMask(_plane(6), SoftMask.of(_ball()[6].astype(np.float32)), 1.0)
     assert run.apply(first, found)
     with pytest.raises(ValueError, match="from 1 to 255 in labels of type uint8, got 256"):
@@ -274,8 +274,8 @@ def test_a_label_that_the_labels_cannot_hold_is_told() -> None:
     assert not labels.any()
 
 
-def test_where_to_look_next() -> None:
-    """The worst plane is the one with most doubtful pixels; anchors follow one another in a ring."""
+def test_the_most_uncertain_plane_and_the_next_anchor() -> None:
+    """Uncertainty counts pixels; after the last anchor comes the first."""
     session = _session()
     assert most_uncertain_plane(session, PLANES) is None
     assert next_anchor(session, PLANES, _plane(3)) is None
@@ -293,10 +293,28 @@ def test_where_to_look_next() -> None:
     assert next_anchor(session, PLANES, _plane(8)) == _plane(4)
 
 
-def test_the_way_through_a_volume_keeps_the_other_positions() -> None:
+def test_a_stack_keeps_the_other_positions() -> None:
     """A 4-D plane moves along its last position; a 2-D image has one plane."""
     volume = Volume(np.zeros((2, 3, 4, 5), np.uint8))
-    way = stack_of(volume, Plane((1, 2, None, None)))
-    assert [plane.index for plane in way] == [(1, z, None, None) for z in range(3)]
+    stack = stack_of(volume, Plane((1, 2, None, None)))
+    assert [plane.index for plane in stack] == [(1, z, None, None) for z in range(3)]
     flat = Plane((None, None))
     assert stack_of(Volume(np.zeros((4, 5), np.uint8)), flat) == (flat,)
+
+
+def test_a_stack_is_a_sequence_of_planes_made_on_demand() -> None:
+    """Length, items, slices and membership are those of the tuple of all its planes."""
+    stack = stack_of(Volume(np.zeros((2, 3, 4, 5), np.uint8)), Plane((1, 2, None, None)))
+    planes = tuple(Plane((1, z, None, None)) for z in range(3))
+    assert (len(stack), tuple(stack), stack[-1], stack[1:]) == (3, planes, planes[2], planes[1:])
+    assert all(plane in stack for plane in planes)
+    others = (
+        Plane((0, 1, None, None)),
+        Plane((1, 3, None, None)),
+        Plane((1, None, 2, None)),
+        Plane(),
+        "plane",
+    )
+    assert not any(other in stack for other in others)
+    with pytest.raises(IndexError):
+        stack[3]

@@ -1,4 +1,4 @@
-"""The state of one annotation, driven as a window drives it, with made-up masks in the network's place."""
+"""A session driven as a window drives it, with made-up masks in place of a network's predictions."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def block(top, left, bottom, right, shape=SHAPE[1:]):
     return mask
 
 
-def answer(mask):
-    """What a sure network says of a mask."""
+def predicted(mask):
+    """The prediction of a network that is certain of a mask."""
     return SoftMask.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
 
 
@@ -42,107 +42,107 @@ def session(labels):
     return Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
 
 
-def ask(session, plane, prompt, mask):
-    """One prompt and its answer."""
+def add(session, plane, prompt, mask):
+    """Add a prompt and apply its prediction."""
     session.add(plane, prompt)
-    assert session.apply(session.request(plane), answer(mask))
+    assert session.apply(session.request(plane), predicted(mask))
 
 
-def test_a_click_asks_and_its_answer_is_shown(session):
-    """A request carries all prompts and no mask at first; the mask is the answer's."""
+def test_a_click_makes_a_request_and_its_prediction_is_shown(session):
+    """The first request has all prompts and no previous mask."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
     assert (request.plane, request.prompts, request.previous) == (FIRST, (Click((3, 3)),), None)
     assert session.mask(FIRST) is None
-    assert session.apply(request, answer(block(2, 2, 6, 6)))
+    assert session.apply(request, predicted(block(2, 2, 6, 6)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.request(FIRST) is None
 
 
-def test_the_next_click_continues_from_the_mask(session):
-    """The answer so far is the previous mask of the next request."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+def test_the_next_click_refines_the_mask(session):
+    """The mask so far is the previous one of the next request."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.add(FIRST, Click((9, 9), positive=False))
     request = session.request(FIRST)
     assert request.prompts == (Click((3, 3)), Click((9, 9), positive=False))
-    assert request.previous is session.state(FIRST).answer
+    assert request.previous is session.state(FIRST).soft_mask
 
 
-def test_two_clicks_before_the_first_answer_continue_from_what_was_before_them(session):
-    """A mask that belongs to no prompt of the request is never fed."""
+def test_two_clicks_before_a_prediction_refine_the_mask_before_them(session):
+    """A mask that belongs to other prompts is never fed back."""
     session.add(FIRST, Click((3, 3)))
     first = session.request(FIRST)
     session.add(FIRST, Click((4, 4)))
     assert session.request(FIRST).previous is None
-    assert not session.apply(first, answer(block(0, 0, 2, 2)))
+    assert not session.apply(first, predicted(block(0, 0, 2, 2)))
     assert session.mask(FIRST) is None
 
 
-def test_a_removed_click_is_answered_afresh(session):
-    """Its effect on the mask goes with it: the request has no previous mask."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+def test_after_a_removed_click_the_mask_is_predicted_afresh(session):
+    """The request has no previous mask, so the effect of the click is gone."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
     assert session.set_prompts(FIRST, [Click((3, 3))])
     request = session.request(FIRST)
     assert (request.prompts, request.previous) == ((Click((3, 3)),), None)
 
 
-def test_a_moved_click_is_answered_afresh(session):
+def test_after_a_moved_click_the_mask_is_predicted_afresh(session):
     """A move is a change, not an addition."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.set_prompts(FIRST, [Click((4, 3))])
     assert session.request(FIRST).previous is None
 
 
-def test_without_prompts_nothing_is_asked_and_nothing_shown(session):
-    """Deleting the only click takes its mask away."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+def test_without_prompts_there_is_no_request_and_no_mask(session):
+    """Deleting the only click removes its mask."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.set_prompts(FIRST, [])
     assert session.request(FIRST) is None
     assert session.mask(FIRST) is None
 
 
-def test_equal_prompts_are_no_step(session):
+def test_equal_prompts_make_no_undo_step(session):
     """Layers may be read again at any time."""
     session.add(FIRST, Click((3, 3)))
     assert not session.set_prompts(FIRST, [Click((3, 3))])
     assert len(session.timeline.done) == 1
 
 
-def test_both_answers_to_one_request_land(session):
+def test_both_predictions_for_one_request_are_applied(session):
     """The quick one and the closer look belong to the same state."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
-    assert session.apply(request, answer(block(2, 2, 6, 6)))
-    assert session.apply(request, answer(block(2, 2, 5, 5)))
+    assert session.apply(request, predicted(block(2, 2, 6, 6)))
+    assert session.apply(request, predicted(block(2, 2, 5, 5)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 5, 5))
 
 
-def test_an_answer_for_a_plane_left_meanwhile_is_kept_there(session):
+def test_a_prediction_is_applied_on_a_plane_that_was_left(session):
     """Scrolling on loses nothing."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
     session.add(SECOND, Click((1, 1)))
-    assert session.apply(request, answer(block(2, 2, 6, 6)))
+    assert session.apply(request, predicted(block(2, 2, 6, 6)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.mask(SECOND) is None
     assert session.unanswered == (SECOND,)
 
 
-def test_a_trial_adds_prompts_that_are_never_kept(session):
-    """A stroke under way and a hovering mouse ask on top of what is there."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    trial = session.preview_request(FIRST, [Scribble([(4, 4), (5, 5)])])
-    assert trial.prompts == (Click((3, 3)), Scribble([(4, 4), (5, 5)]))
-    assert trial.previous is session.state(FIRST).answer
-    assert not session.apply(trial, answer(block(0, 0, 1, 1)))
+def test_a_preview_request_is_never_applied(session):
+    """It adds prompts to the given ones, for a stroke under way or a hovering mouse."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    preview = session.preview_request(FIRST, [Scribble([(4, 4), (5, 5)])])
+    assert preview.prompts == (Click((3, 3)), Scribble([(4, 4), (5, 5)]))
+    assert preview.previous is session.state(FIRST).soft_mask
+    assert not session.apply(preview, predicted(block(0, 0, 1, 1)))
     assert session.state(FIRST).prompts == (Click((3, 3)),)
 
 
-def test_undo_takes_a_click_and_its_mask_back_and_redo_brings_both(session):
-    """No network is asked on the way."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+def test_undo_and_redo_change_a_click_and_its_mask_together(session):
+    """No request is needed."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
     assert session.undo().plane == FIRST
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.request(FIRST) is None
@@ -154,7 +154,7 @@ def test_undo_takes_a_click_and_its_mask_back_and_redo_brings_both(session):
     assert session.undo() is None
 
 
-def test_undo_to_a_click_that_was_never_answered_asks_again(session):
+def test_undo_to_a_click_without_a_prediction_makes_a_request(session):
     """What was overtaken is made up for."""
     session.add(FIRST, Click((3, 3)))
     session.add(FIRST, Click((8, 8)))
@@ -162,19 +162,19 @@ def test_undo_to_a_click_that_was_never_answered_asks_again(session):
     assert session.request(FIRST).prompts == (Click((3, 3)),)
 
 
-def test_an_answer_that_comes_after_undo_lands_where_it_belongs(session):
-    """It is kept for redo, and does not touch the state before it."""
+def test_a_prediction_that_comes_after_undo_is_stale(session):
+    """It does not change the state before its click; redo makes the request again."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
     session.undo()
-    assert not session.apply(request, answer(block(2, 2, 6, 6)))
+    assert not session.apply(request, predicted(block(2, 2, 6, 6)))
     assert session.mask(FIRST) is None
     session.redo()
-    assert session.apply(session.request(FIRST), answer(block(2, 2, 6, 6)))
+    assert session.apply(session.request(FIRST), predicted(block(2, 2, 6, 6)))
 
 
-def test_a_new_step_forgets_what_was_undone(session):
-    """There is one timeline, not a tree."""
+def test_a_new_step_drops_the_undone_steps(session):
+    """The undo stack is a line, not a tree."""
     session.add(FIRST, Click((3, 3)))
     session.undo()
     session.add(FIRST, Click((4, 4)))
@@ -182,10 +182,10 @@ def test_a_new_step_forgets_what_was_undone(session):
     assert session.redo() is None
 
 
-def test_the_brush_is_continued_from(session):
-    """The drawn mask is fed with the later click; earlier prompts that it contradicts are not."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
-    ask(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
+def test_a_drawn_mask_is_refined_by_later_prompts(session):
+    """It is the previous mask of the next click; earlier prompts that it contradicts are left out."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
+    add(session, FIRST, Click((8, 8)), block(2, 2, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 6))
     assert session.request(FIRST) is None
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
@@ -195,75 +195,75 @@ def test_the_brush_is_continued_from(session):
     assert np.array_equal(request.previous.probability > 0.5, block(2, 2, 6, 6))
 
 
-def test_what_the_brush_changed_stays_where_no_later_prompt_says_otherwise(session):
+def test_brushed_pixels_stay_unless_a_later_prompt_contradicts_them(session):
     """Erased pixels do not come back with a click elsewhere; one on them, or a box over them, frees them."""
     first = block(2, 2, 9, 9)
-    ask(session, FIRST, Click((3, 3)), first)
+    add(session, FIRST, Click((3, 3)), first)
     drawn = first & ~block(6, 2, 9, 4) & ~block(6, 7, 9, 9)
     session.paint(FIRST, drawn)
-    ask(session, FIRST, Click((2, 6)), block(1, 2, 9, 9))
+    add(session, FIRST, Click((2, 6)), block(1, 2, 9, 9))
     assert np.array_equal(session.mask(FIRST), drawn | block(1, 2, 2, 9))
-    ask(session, FIRST, Click((7, 8)), block(1, 2, 9, 9))
+    add(session, FIRST, Click((7, 8)), block(1, 2, 9, 9))
     assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9) & ~block(6, 2, 9, 4))
-    ask(session, FIRST, Box((6, 2), (8, 3)), block(1, 2, 9, 9))
+    add(session, FIRST, Box((6, 2), (8, 3)), block(1, 2, 9, 9))
     assert np.array_equal(session.mask(FIRST), block(1, 2, 9, 9))
 
 
-def test_painted_pixels_stay_too_and_strokes_add_up(session):
+def test_brush_strokes_add_up(session):
     """A second stroke keeps the first one's pixels; what the network found between them is free."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.paint(FIRST, block(2, 2, 6, 8))
-    ask(session, FIRST, Click((7, 3)), block(2, 2, 8, 6))
+    add(session, FIRST, Click((7, 3)), block(2, 2, 8, 6))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 6) | block(2, 6, 6, 8))
     session.paint(FIRST, (block(2, 2, 8, 6) | block(2, 6, 6, 8)) & ~block(2, 2, 3, 6))
-    ask(session, FIRST, Click((7, 4)), block(2, 2, 5, 5))
+    add(session, FIRST, Click((7, 4)), block(2, 2, 5, 5))
     assert np.array_equal(session.mask(FIRST), block(3, 2, 5, 5) | block(2, 6, 6, 8))
 
 
-def test_a_stroke_that_changes_nothing_binds_nobody(session):
+def test_a_stroke_that_changes_nothing_protects_nothing(session):
     """Neither one over what is shown as it is, nor one that erases where nothing is."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.paint(FIRST, block(2, 2, 6, 6))
-    ask(session, FIRST, Click((8, 8)), block(4, 4, 9, 9))
+    add(session, FIRST, Click((8, 8)), block(4, 4, 9, 9))
     assert np.array_equal(session.mask(FIRST), block(4, 4, 9, 9))
     session.clear()
     session.paint(FIRST, block(0, 0, 0, 0))
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
 
 
-def test_strokes_are_told_from_the_mask_that_was_shown(session):
-    """What finishing took away is no stroke: the network may bring it back."""
+def test_brushed_pixels_are_those_that_differ_from_the_mask_shown(session):
+    """Pixels that post-processing removed were not brushed: a prediction may bring them back."""
     session.finish = PostProcessing(largest=True)
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 5))
     session.finish = PostProcessing()
-    ask(session, FIRST, Click((2, 2)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
+    add(session, FIRST, Click((2, 2)), block(2, 2, 6, 6) | block(8, 8, 9, 9))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 5) | block(8, 8, 9, 9))
 
 
-def test_regions_older_than_the_brush_are_not_asked_again(session):
-    """The drawn mask has answered them."""
-    ask(session, FIRST, Box((2, 2), (8, 8)), block(2, 2, 9, 9))
+def test_regions_older_than_a_drawn_mask_are_left_out(session):
+    """The drawn mask has replaced them."""
+    add(session, FIRST, Box((2, 2), (8, 8)), block(2, 2, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 6))
     session.add(FIRST, Click((5, 7)))
     assert session.request(FIRST).prompts == (Click((5, 7)),)
 
 
-def test_removing_the_click_after_the_brush_shows_the_drawn_mask(session):
-    """Nothing but the drawing is left to answer."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
+def test_removing_the_click_after_a_drawn_mask_shows_the_drawn_mask(session):
+    """No prompt is left beside it."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 9, 9))
     session.paint(FIRST, block(2, 2, 6, 6))
-    ask(session, FIRST, Click((5, 7)), block(2, 2, 6, 8))
+    add(session, FIRST, Click((5, 7)), block(2, 2, 6, 8))
     session.set_prompts(FIRST, [Click((3, 3))])
     assert session.request(FIRST) is None
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
 
 
 def test_accept_writes_all_planes_in_one_step_and_begins_the_next_object(session, labels):
-    """Planes of both orientations carry the label; undo takes all of it back and the object in hand again."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
-    ask(session, CORONAL, Click((1, 3)), block(0, 1, 3, 4, (4, 10)))
+    """Planes of both orientations get the label; undo removes it and the object is current again."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, CORONAL, Click((1, 3)), block(0, 1, 3, 4, (4, 10)))
     assert session.accept()
     expected = np.zeros_like(labels)
     expected[1, 2:6, 2:6] = 1
@@ -280,28 +280,28 @@ def test_accept_writes_all_planes_in_one_step_and_begins_the_next_object(session
 
 
 def test_accept_without_a_mask_changes_nothing(session):
-    """A click that waits for its answer is not written yet."""
+    """A click that waits for its prediction is not written."""
     session.add(FIRST, Click((3, 3)))
     assert not session.accept()
     assert session.label == 1
 
 
 def test_accept_without_labels_says_what_to_do():
-    """Nothing is lost by it."""
+    """The mask stays."""
     session = Session(Volume(np.zeros(SHAPE, np.uint8)))
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     with pytest.raises(ValueError, match="no labels to write to; choose or make a labels layer first"):
         session.accept()
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
 
 
-def test_a_late_answer_does_not_change_an_accepted_object(session):
-    """What was written is what a reopened object shows."""
+def test_a_late_prediction_does_not_change_an_accepted_object(session):
+    """An object that is edited again shows what was written."""
     session.add(FIRST, Click((3, 3)))
     request = session.request(FIRST)
-    session.apply(request, answer(block(2, 2, 6, 6)))
+    session.apply(request, predicted(block(2, 2, 6, 6)))
     session.accept()
-    assert not session.apply(request, answer(block(0, 0, 9, 9)))
+    assert not session.apply(request, predicted(block(0, 0, 9, 9)))
 
 
 def test_neighbours_keep_their_voxels(session, labels):
@@ -309,7 +309,7 @@ def test_neighbours_keep_their_voxels(session, labels):
     labels[1, 4:, 4:] = 7
     before = labels.copy()
     session.use_labels(session.labels, 7)
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     assert np.array_equal(labels == 7, before == 7)
     assert (labels[1] == 8).sum() == 12
@@ -319,7 +319,7 @@ def test_overwrite_and_within_take_what_they_may(session, labels):
     """ "overwrite" takes all, "within 7" takes 7 alone."""
     labels[1, 4:, 4:] = 7
     session.policy = Policy("overwrite")
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     assert (labels[1] == 1).sum() == 16
     session.undo()
@@ -328,16 +328,16 @@ def test_overwrite_and_within_take_what_they_may(session, labels):
     assert (labels[1] == 1).sum() == 4
 
 
-def test_a_reopened_object_brings_its_prompts_and_its_correction_frees_what_it_leaves(session, labels):
+def test_an_edited_object_has_its_prompts_and_frees_the_voxels_it_leaves(session, labels):
     """A smaller mask gives the voxels back, to the label that was beneath where there was one."""
     labels[1, 4:, 4:] = 7
     session.policy = Policy("overwrite")
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     assert session.edit_object(FIRST, (3.2, 2.9))
     assert session.prompted() == {FIRST: (Click((3, 3)),)}
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
-    ask(session, FIRST, Click((5, 5), positive=False), block(2, 2, 4, 4))
+    add(session, FIRST, Click((5, 5), positive=False), block(2, 2, 4, 4))
     session.accept()
     expected = np.zeros_like(labels)
     expected[1, 4:, 4:] = 7
@@ -345,9 +345,9 @@ def test_a_reopened_object_brings_its_prompts_and_its_correction_frees_what_it_l
     assert np.array_equal(labels, expected)
 
 
-def test_a_reopened_object_that_is_cleared_and_accepted_is_gone(session, labels):
+def test_an_edited_object_that_is_cleared_and_accepted_is_gone(session, labels):
     """What was beneath comes back."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     session.edit_object(FIRST, (3, 3))
     assert session.clear()
@@ -357,7 +357,7 @@ def test_a_reopened_object_that_is_cleared_and_accepted_is_gone(session, labels)
 
 def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(session, labels):
     """A correction touches only voxels that still carry the object's label."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     labels[1, 2, 2:6] = 9
     session.edit_object(FIRST, (3, 3))
@@ -367,9 +367,9 @@ def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(
     assert (labels == 1).sum() == 0
 
 
-def test_reopening_where_accepting_has_just_freed_the_pixel_finds_the_background(session, labels):
-    """The object in hand was cleared: the accept takes the label away that the click was aimed at."""
-    ask(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+def test_editing_where_accepting_has_just_freed_the_pixel_finds_the_background(session, labels):
+    """The current object was cleared, so accepting it removes the label under the click."""
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     session.edit_object(FIRST, (3, 3))
     session.clear()
@@ -377,31 +377,31 @@ def test_reopening_where_accepting_has_just_freed_the_pixel_finds_the_background
     assert not labels.any()
 
 
-def test_a_label_from_elsewhere_can_be_reopened(session, labels):
-    """Its mask becomes a drawn one, continued from and freed like an object of our own."""
+def test_a_label_from_elsewhere_can_be_edited(session, labels):
+    """Its mask becomes a drawn one, refined and freed like that of any object."""
     labels[1, 2:8, 2:8] = 5
     session.use_labels(session.labels, 5)
     assert session.edit_object(FIRST, (3, 3))
     assert session.label == 5
     assert np.array_equal(session.mask(FIRST), block(2, 2, 8, 8))
-    ask(session, FIRST, Click((7, 7), positive=False), block(2, 2, 7, 7))
+    add(session, FIRST, Click((7, 7), positive=False), block(2, 2, 7, 7))
     session.accept()
     assert np.array_equal(labels[1] == 5, block(2, 2, 7, 7))
     assert session.label == 6
 
 
-def test_background_and_pixels_outside_are_not_reopened(session):
+def test_background_cannot_be_edited_and_pixels_outside_are_refused(session):
     """A click beside all objects does nothing; one beside the plane is a mistake."""
     assert not session.edit_object(FIRST, (3, 3))
     with pytest.raises(ValueError, match=r"pixel \(12, 0\) is outside the plane of 12 x 10 pixels"):
         session.edit_object(FIRST, (12, 0))
 
 
-def test_reopening_accepts_the_object_in_hand_first(session, labels):
+def test_editing_another_object_accepts_the_current_one_first(session, labels):
     """Nothing is lost by looking at another object."""
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
-    ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
+    add(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
     session.edit_object(FIRST, (1, 1))
     assert (labels == 2).sum() == 9
     assert session.label == 1
@@ -410,9 +410,9 @@ def test_reopening_accepts_the_object_in_hand_first(session, labels):
 def test_semantic_mode_gives_every_object_one_label(session, labels):
     """Objects stay apart: correcting one leaves the other."""
     session.semantic = True
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
-    ask(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
+    add(session, FIRST, Click((8, 8)), block(6, 6, 9, 9))
     session.accept()
     assert set(np.unique(labels)) == {0, 1}
     session.edit_object(FIRST, (7, 7))
@@ -424,7 +424,7 @@ def test_semantic_mode_gives_every_object_one_label(session, labels):
 def test_the_next_label_is_free(session, labels):
     """Above everything written, chosen or painted."""
     session.choose_label(4)
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
     assert session.label == 5
     with pytest.raises(ValueError, match="label must be 1 or more, got 0"):
@@ -434,17 +434,17 @@ def test_the_next_label_is_free(session, labels):
 def test_a_label_too_large_for_the_labels_is_refused(session, labels):
     """The sentence names the limits of the type."""
     session.choose_label(70000)
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     with pytest.raises(ValueError, match="from 1 to 65535 in labels of type uint16, got 70000"):
         session.accept()
     assert session.label == 70000
 
 
 def test_a_brush_stroke_on_the_labels_is_undone_in_order(session, labels):
-    """It has happened already when the session hears of it."""
+    """The labels have changed already when it is recorded."""
     from napari_lowlat_seg.core.labels import LabelEdit
 
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
     box, before = (0, 0, 12, 10), labels[1].copy()
     labels[1, 5, :] = 9
@@ -456,15 +456,14 @@ def test_a_brush_stroke_on_the_labels_is_undone_in_order(session, labels):
     assert not labels.any()
     session.redo(), session.redo()
     assert np.array_equal(labels, after)
-    session.new_object()
-    ask(session, SECOND, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, SECOND, Click((3, 3)), block(0, 0, 3, 3))
     session.accept()
     assert session.label == 10
 
 
 def test_the_finish_counts_for_what_is_shown_and_written(session, labels):
     """A threshold above the probability leaves nothing; back at the default, all is there again."""
-    ask(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
+    add(session, FIRST, Click((3, 3)), block(0, 0, 3, 3))
     session.finish = PostProcessing(threshold=0.98)
     assert not session.mask(FIRST).any()
     assert not session.accept()
@@ -474,7 +473,7 @@ def test_the_finish_counts_for_what_is_shown_and_written(session, labels):
 
 
 def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memory():
-    """Each with a mask of its own; the timeline stays within its limit."""
+    """Each with a mask of its own; the undo stack stays within its limit."""
     plane = Plane()
     session = Session(Volume(np.zeros((1024, 1024), np.uint8)))
     rows, cols = np.mgrid[:1024, :1024]
@@ -491,11 +490,11 @@ def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memor
     assert session.mask(plane) is None
 
 
-def test_a_full_timeline_forgets_its_oldest_steps(labels):
-    """And keeps the newest, whatever it takes."""
+def test_a_full_undo_stack_drops_its_oldest_steps(labels):
+    """And keeps the newest, however large."""
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels), limit=5000)
     for i in range(20):
-        ask(session, FIRST, Click((i / 2, 3)), block(2, 2, 6, 6))
+        add(session, FIRST, Click((i / 2, 3)), block(2, 2, 6, 6))
     assert 1 <= len(session.timeline.done) < 20
     assert session.timeline.nbytes <= 5000
 
@@ -505,8 +504,8 @@ def test_a_full_timeline_forgets_its_oldest_steps(labels):
 PLANES = [FIRST, SECOND, CORONAL, Plane((None, None, 4))]
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["add", "land", "remove", "paint", "accept", "clear", "reopen", "brush", "undo",
-                         "redo", "label", "semantic", "policy", "carry", "seeds"]),
+        st.sampled_from(["add", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo",
+                         "redo", "label", "semantic", "policy", "propagate", "seeds"]),
         st.sampled_from(PLANES),
         st.integers(0, 2**32 - 1),
     ),
@@ -514,29 +513,30 @@ actions = st.lists(
 )  # fmt: skip
 
 
-def carry(session, plane, rng, *, seeds):
-    """A run whose answers come as they like, that may be cut short at any moment."""
-    way = stack_of(session.volume, plane)
+def propagate(session, plane, rng, *, seeds):
+    """A propagation run with random masks that may be cut short."""
+    planes = stack_of(session.volume, plane)
     try:
         if seeds:
-            run = PropagationRun.seeds(session, way, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
+            run = PropagationRun.seeds(session, planes, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
         else:
-            run = PropagationRun.propagation(session, way)
+            run = PropagationRun.propagation(session, planes)
     except ValueError:
-        return  # there is nothing to carry
-    numbers = list(run.walk.seeds or run.walk.anchors)
+        return  # there is nothing to propagate
+    numbers = list(run.request.seeds or run.request.anchors)
     sides = session.volume.sides(plane)
     for _ in range(rng.integers(5)):
-        where = way[rng.integers(len(way))]
+        where = planes[rng.integers(len(planes))]
         run.apply(
-            numbers[rng.integers(len(numbers))], PropagatedMask(where, answer(rng.random(sides) > 0.5), 0.5)
+            numbers[rng.integers(len(numbers))],
+            PropagatedMask(where, predicted(rng.random(sides) > 0.5), 0.5),
         )
     if rng.integers(2):
         run.finish()
 
 
 def play(session, labels, action, plane, seed):
-    """One thing that a user may do at any moment."""
+    """One random action of a user."""
     rng = np.random.default_rng(seed)
     rows, cols = (SHAPE[axis] for axis in plane.axes)
     (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in (rows, cols))
@@ -544,10 +544,10 @@ def play(session, labels, action, plane, seed):
     at = (int(rng.integers(rows)), int(rng.integers(cols)))
     if action == "add":
         session.add(plane, Click(at, bool(rng.integers(2))))
-    elif action == "land":
+    elif action == "apply":
         for waiting in session.unanswered:
             n = tuple(SHAPE[axis] for axis in waiting.axes)
-            session.apply(session.request(waiting), answer(rng.random(n) > 0.5))
+            session.apply(session.request(waiting), predicted(rng.random(n) > 0.5))
     elif action == "remove":
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
@@ -556,7 +556,7 @@ def play(session, labels, action, plane, seed):
         session.accept()
     elif action == "clear":
         session.clear()
-    elif action == "reopen":
+    elif action == "edit":
         session.edit_object(plane, at)
     elif action == "brush":
         from napari_lowlat_seg.core.labels import LabelEdit
@@ -565,8 +565,8 @@ def play(session, labels, action, plane, seed):
         labels[plane.key()][mask] = int(rng.integers(4))
         edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
         session.record_stroke([edit] if edit else [])
-    elif action in ("carry", "seeds"):
-        carry(session, plane, rng, seeds=action == "seeds")
+    elif action in ("propagate", "seeds"):
+        propagate(session, plane, rng, seeds=action == "seeds")
     elif action == "undo":
         session.undo()
     elif action == "redo":
@@ -579,8 +579,8 @@ def play(session, labels, action, plane, seed):
         session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
 
 
-def seen(session, labels):
-    """Everything that a user sees of a session."""
+def shown_of(session, labels):
+    """Everything that a session shows."""
     masks = {plane.index: session.mask(plane) for plane in PLANES}
     shown = {index: None if mask is None else mask.tobytes() for index, mask in masks.items()}
     return labels.tobytes(), session.current, session.label, session.prompted(), shown
@@ -589,27 +589,27 @@ def seen(session, labels):
 @settings(max_examples=150, deadline=None)
 @given(actions)
 def test_any_script_undoes_to_a_bit_identical_volume_and_redoes_to_where_it_was(script):
-    """After every step back everything looks as it did before that step; then all the way forth again."""
+    """After every step back everything looks as it did before that step; then redo does the same forwards."""
     labels = np.zeros(SHAPE, np.uint16)
     labels[:, :3, :3] = 3
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
     for action, plane, seed in script:
         play(session, labels, action, plane, seed)
-    looks = [seen(session, labels)]
+    shown = [shown_of(session, labels)]
     while session.undo():
-        looks.append(seen(session, labels))
+        shown.append(shown_of(session, labels))
     expected = np.zeros(SHAPE, np.uint16)
     expected[:, :3, :3] = 3
     assert np.array_equal(labels, expected)
-    for look in reversed(looks[:-1]):
+    for expected in reversed(shown[:-1]):
         session.redo()
-        assert seen(session, labels) == look
+        assert shown_of(session, labels) == expected
 
 
 @settings(max_examples=150, deadline=None)
 @given(actions)
 def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):
-    """Accepting and correcting take background and give it back, nothing else."""
+    """Accepting and correcting change only background and the object itself."""
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(SHAPE) > 0.7, 40 + rng.integers(1, 4, SHAPE), 0).astype(np.uint16)
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
@@ -617,7 +617,7 @@ def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):
         if action in ("policy", "brush", "semantic", "label", "undo", "redo", "seeds"):
             continue
         before, mine = labels.copy(), session.label
-        if action == "reopen":
+        if action == "edit":
             session.accept()
             before = labels.copy()
         play(session, labels, action, plane, seed)

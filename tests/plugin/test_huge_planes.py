@@ -115,7 +115,7 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
     it.quiet()
     assert it.responder.embedded == [(200, 200)]
     plane = it.talk.plane
-    assert it.talk.session.state(plane).answer.shape == SHAPE[1:]
+    assert it.talk.session.state(plane).soft_mask.shape == SHAPE[1:]
     assert np.array_equal(it.talk.session.mask(plane), expected)
     assert np.array_equal(seen(it), expected)
     assert max(it.talk.preview.layer.data.shape) == 200

@@ -1,7 +1,6 @@
-"""One line of everything that can be undone: prompts, masks, accepted objects and brush strokes, in order.
+"""One undo stack of prompts, masks, accepted objects and brush strokes, in the order in which they came.
 
-A step holds what it changed, before and after, as frozen values. Nothing here knows how to apply a step; the
-session does. What is journalled or replayed later are these same steps.
+A step holds what it changed, before and after, as frozen values. The session applies steps.
 """
 
 from __future__ import annotations
@@ -10,30 +9,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from napari_lowlat_seg.annotation.plane_state import PlaneState, weight
+from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
 
 LIMIT_BYTES = 256 * 2**20
-"""How much the steps may hold together; a step of one click in a megapixel plane takes some 20 KiB."""
+"""Memory for all steps together; a step of one click on a megapixel plane takes some 20 KiB."""
 
 Key = tuple[int, Plane]
-"""The number of an object and the plane on which something is known of it."""
+"""The number of an object, and a plane on which it has a state."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
-    """How an object was carried through planes the last time.
+class Propagated:
+    """The last propagation of an object, so that the next one repeats only what a change affects.
 
     Attributes
     ----------
     anchors
-        What it was carried from.
+        The masks from which it was propagated.
     planes
         The range, in spatial order.
     reached
-        The planes that were answered.
+        The planes that got a mask.
     """
 
     anchors: Mapping[Plane, SoftMask]
@@ -48,39 +47,39 @@ class ObjectRecord:
     Attributes
     ----------
     label
-        Its id in the labels; several objects may share one.
+        Its value in the labels; several objects may share one.
     store
         The labels into which it was accepted; None before.
     written
-        What made it there on each plane, from what was beneath.
-    trace
-        How it was carried; None if it never was.
+        By plane, the edit that wrote it there over what was beneath.
+    propagated
+        Its last propagation; None if there was none.
     """
 
     label: int
     store: LabelStore | None = None
     written: Mapping[Plane, LabelEdit] = field(default_factory=dict)
-    trace: Trace | None = None
+    propagated: Propagated | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One thing that the user did.
+    """One action of the user, which is undone and redone as a whole.
 
     Attributes
     ----------
     title
-        In the user's words: "click", "accept object 3".
+        What was done, in the user's words: "click", "accepted object 3".
     plane
-        Where to look when it is undone or redone; None where no plane is concerned.
+        The plane to show when it is undone or redone; None if it concerns no plane.
     states
-        (key, state before, state after) of the planes that it changed.
+        (key, state before, state after) of the planes whose state it changed.
     records
-        (object, record before, record after); None before an object exists.
+        (object, record before, record after); the record before is None for a new object.
     current
-        The object in hand before and after.
+        The number of the current object before and after.
     edits
-        What it changed in the labels.
+        Its changes of the labels.
     store
         The labels that were changed.
     """
@@ -95,26 +94,26 @@ class Step:
 
     @cached_property
     def nbytes(self) -> int:
-        """Memory that only this step takes, about."""
+        """Memory that this step takes, about, in bytes; values shared with other steps do not count."""
         size = 600 + sum(edit.nbytes for edit in self.edits)
         for _, before, after in self.states:
-            size += weight(after.prompts) - min(weight(before.prompts), weight(after.prompts))
-            if after.answer is not None and after.answer is not before.answer:
-                size += after.answer.nbytes
+            size += nbytes_of(after.prompts) - min(nbytes_of(before.prompts), nbytes_of(after.prompts))
+            if after.soft_mask is not None and after.soft_mask is not before.soft_mask:
+                size += after.soft_mask.nbytes
         return size
 
 
 class Transaction:
-    """A step that grows while something runs. What it says is so at once, and is undone as one step.
+    """A step that collects changes while something runs. Each takes effect at once; all are undone as one.
 
     Parameters
     ----------
     title, plane
         As `Step` has them.
     current
-        The object in hand before and after.
+        The number of the current object before and after.
     states, records
-        All that is known, by key and by number; changed in place.
+        All states by key and all records by number; changed in place.
     """
 
     def __init__(
@@ -134,28 +133,28 @@ class Transaction:
         self._store: LabelStore | None = None
 
     def set_state(self, key: Key, state: PlaneState) -> None:
-        """What is known of an object on a plane from now on."""
+        """Replace the state of an object on a plane."""
         self._states.setdefault(key, self._all_states.get(key, PlaneState()))
         self._all_states[key] = state
 
     def set_record(self, number: int, record: ObjectRecord) -> None:
-        """What is known of an object from now on."""
+        """Replace the record of an object."""
         self._records.setdefault(number, self._all_records.get(number))
         self._all_records[number] = record
 
     def write(self, store: LabelStore, edit: LabelEdit) -> None:
-        """Change labels; always the same ones."""
+        """Change labels; all edits of a transaction go to the same ones."""
         store.write([edit])
         self._store = store
         self._edits.append(edit)
 
     @property
-    def nothing(self) -> bool:
-        """Whether it has changed nothing so far."""
+    def is_empty(self) -> bool:
+        """Whether nothing has been changed so far."""
         return not (self._states or self._records or self._edits)
 
     def close(self) -> Step:
-        """The whole step; it grows no more."""
+        """The step of all changes; no more may follow."""
         self.open = False
         states = ((key, before, self._all_states[key]) for key, before in self._states.items())
         records = ((n, before, self._all_records[n]) for n, before in self._records.items())
@@ -166,7 +165,7 @@ class Transaction:
 
 
 class UndoStack:
-    """Steps done and undone. Over `limit` bytes the oldest steps are forgotten; the newest always stays."""
+    """Steps done and undone. Over `limit` bytes the oldest steps are dropped; the newest always stays."""
 
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
         self.limit = limit
@@ -175,43 +174,43 @@ class UndoStack:
 
     @property
     def done(self) -> Sequence[Step]:
-        """What can be undone, oldest first."""
+        """The steps that can be undone, oldest first."""
         return tuple(self._done)
 
     @property
     def undone(self) -> Sequence[Step]:
-        """What can be redone, the next one last."""
+        """The steps that can be redone, the next one last."""
         return tuple(self._undone)
 
     @property
     def nbytes(self) -> int:
-        """Memory that all steps take, about."""
+        """Memory that all steps take, about, in bytes."""
         return sum(step.nbytes for step in (*self._done, *self._undone))
 
     def push(self, step: Step) -> None:
-        """Add a step that has been done; what was undone before it can no longer be redone."""
+        """Add a step that has been done; steps undone before it can no longer be redone."""
         self._undone.clear()
         self._done.append(step)
-        self._forget()
+        self._drop_oldest()
 
     def undo(self) -> Step | None:
-        """Take the newest step back and give it to the caller to undo; None at the beginning."""
+        """Pop and return the newest step so that the caller can undo it; None if there is none."""
         if not self._done:
             return None
         self._undone.append(self._done.pop())
         return self._undone[-1]
 
     def redo(self) -> Step | None:
-        """The step to redo; None at the end."""
+        """Return the step that the caller shall redo; None if there is none."""
         if not self._undone:
             return None
         self._done.append(self._undone.pop())
         return self._done[-1]
 
     def replace(self, old: PlaneState, new: PlaneState) -> None:
-        """Put a state that has got its answer in the place of the one that waited for it."""
+        """Put a state with its prediction in the place of the one that waited for it, in all steps."""
 
-        def better(step: Step) -> Step:
+        def updated(step: Step) -> Step:
             if not any(old is before or old is after for _, before, after in step.states):
                 return step
             states = tuple(
@@ -220,11 +219,11 @@ class UndoStack:
             )
             return replace(step, states=states)
 
-        self._done = [better(step) for step in self._done]
-        self._undone = [better(step) for step in self._undone]
-        self._forget()
+        self._done = [updated(step) for step in self._done]
+        self._undone = [updated(step) for step in self._undone]
+        self._drop_oldest()
 
-    def _forget(self) -> None:
+    def _drop_oldest(self) -> None:
         over = self.nbytes - self.limit
         while over > 0 and len(self._done) > 1:
             over -= self._done.pop(0).nbytes

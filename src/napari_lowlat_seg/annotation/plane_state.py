@@ -1,6 +1,6 @@
-"""What is known of one object on one plane, and what a change of prompts or a brush stroke makes of it.
+"""The state of one object on one plane, and what new prompts, predictions and brush strokes make of it.
 
-All of it is frozen: a session keeps states, undo exchanges them.
+States are frozen: a session keeps them, undo exchanges them.
 """
 
 from __future__ import annotations
@@ -18,121 +18,123 @@ from napari_lowlat_seg.core.prompts import Click, Mask, Polygon, Prompt, Scribbl
 
 @dataclass(frozen=True, eq=False)
 class PlaneState:
-    """What is known of one object on one plane.
+    """The prompts and the mask of one object on one plane. No method mutates it.
 
     Attributes
     ----------
     prompts
-        All that the user gave, in order.
-    answer
+        All that the user has given, in order.
+    soft_mask
         The newest mask, shown until the next one comes; None before the first.
     previous
-        The mask that the prompts which are not answered yet continue from.
+        The mask that is refined by the prompts without a prediction.
     drawn
-        The mask that a person drew or took from the labels, under all later prompts; None without one.
-    since
-        How many of the prompts are older than `drawn`: it has answered them.
-    answered
-        Whether `answer` belongs to these prompts.
+        The mask that a person drew or took from the labels; None without one. Later prompts refine it.
+    prompts_before_drawn
+        How many of the prompts are older than `drawn`, which has taken their place.
+    pending
+        Whether the prompts wait for a prediction, so that `soft_mask` belongs to earlier ones.
     ticket
-        A number that no other state has; an answer that carries another ticket is stale.
+        A number that no other state of the session has; a prediction with another ticket is stale.
     confidence
-        Of an answer that was carried here from other planes, an estimate of its IoU, 0 to 1; None where a
-        person has spoken.
-    hand
-        Where `drawn` is not what the mask was: the pixels that a brush has changed; None without a stroke.
+        Estimated IoU, 0 to 1, of a mask that was propagated to this plane; None where a person gave prompts
+        or drew.
+    brushed
+        The pixels that a brush has changed in the mask that was shown; None without a stroke.
     """
 
     prompts: tuple[Prompt, ...] = ()
-    answer: SoftMask | None = None
+    soft_mask: SoftMask | None = None
     previous: SoftMask | None = None
     drawn: SoftMask | None = None
-    since: int = 0
-    answered: bool = True
+    prompts_before_drawn: int = 0
+    pending: bool = False
     ticket: int = 0
     confidence: float | None = None
-    hand: SoftMask | None = None
+    brushed: SoftMask | None = None
 
     @property
     def anchor(self) -> bool:
-        """Whether a person has said what the object is here, and the mask is there."""
-        return self.answered and self.answer is not None and self.confidence is None
+        """Whether a person has shown the object here and its mask is there."""
+        return not self.pending and self.soft_mask is not None and self.confidence is None
 
     @property
     def effective_prompts(self) -> tuple[Prompt, ...]:
-        """The prompts that the network is asked: of those older than the drawing, what agrees with it."""
-        return (*_agreeing(self.prompts[: self.since], self.drawn), *self.prompts[self.since :])
+        """The prompts for the network: of those older than the drawing, only what agrees with it."""
+        older = self.prompts[: self.prompts_before_drawn]
+        return (*_agreeing(older, self.drawn), *self.prompts[self.prompts_before_drawn :])
 
     @property
     def base(self) -> SoftMask | None:
-        """The mask that one more prompt continues from."""
-        return self.answer if self.answered else self.previous
+        """The mask that one more prompt refines."""
+        return self.previous if self.pending else self.soft_mask
 
     def with_prompts(self, prompts: tuple[Prompt, ...]) -> PlaneState:
         """This state with other prompts.
 
-        Prompts that only add to the old ones continue from the mask that was there. Any other change is
-        answered afresh: what a removed click did to the mask must go with it.
+        Prompts that only add to the old ones refine the mask that was there. Any other change starts afresh,
+        because the effect of a removed click on the mask must go with it.
         """
         kept = 0
         while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
             kept += 1
-        said = replace(self, prompts=prompts, confidence=None)
+        changed = replace(self, prompts=prompts, confidence=None)
         if kept == len(self.prompts):
-            return replace(said, previous=self.base, answered=False)
-        since = min(self.since, kept)
-        if len(prompts) > since:
-            return replace(said, previous=self.drawn, since=since, answered=False)
-        # Nothing is left to ask beyond what the drawing shows.
-        return replace(said, answer=self.drawn, previous=self.drawn, since=since, answered=True)
+            return replace(changed, previous=self.base, pending=True)
+        older = min(self.prompts_before_drawn, kept)
+        changed = replace(changed, previous=self.drawn, prompts_before_drawn=older)
+        if len(prompts) > older:
+            return replace(changed, pending=True)
+        return replace(changed, soft_mask=self.drawn, pending=False)  # no prompt is left beside the drawing
 
     def with_drawn_mask(self, drawn: SoftMask, shown: Patch | None) -> PlaneState:
-        """This state with a mask drawn by hand over the one shown; later prompts continue from it."""
+        """This state with a mask that a person drew over the one shown; later prompts refine it."""
         parts = [shown.box] if shown is not None else []
-        parts += [self.hand.box] if self.hand is not None else []
+        parts += [self.brushed.box] if self.brushed is not None else []
         box = drawn.box.union(*parts)
         changed = drawn.cropped(box).mask
         if shown is not None:
             changed ^= shown.shown_in(box)
-        changed |= self._kept(box)
+        changed |= self._protected(box)
         return replace(
             self,
-            answer=drawn,
+            soft_mask=drawn,
             previous=drawn,
             drawn=drawn,
-            since=len(self.prompts),
-            hand=SoftMask.from_mask(changed).on(drawn.shape, box.corner) if changed.any() else None,
-            answered=True,
+            prompts_before_drawn=len(self.prompts),
+            brushed=SoftMask.from_mask(changed).on(drawn.shape, box.corner) if changed.any() else None,
+            pending=False,
             confidence=None,
         )
 
-    def with_prediction(self, answer: SoftMask) -> PlaneState:
-        """This state with the network's answer to its prompts, less what a brush has forbidden it."""
-        if self.hand is not None and self.drawn is not None:
-            box = self.hand.box
-            there, drawn = answer.cropped(box), self.drawn.cropped(box)
-            there = there.with_probability(np.where(self._kept(box), drawn.probability, there.probability))
-            answer = there.on(answer.shape, box.corner).laid_over(answer, box)
-        return replace(self, answer=answer, answered=True)
+    def with_prediction(self, soft_mask: SoftMask) -> PlaneState:
+        """This state with a new prediction. Pixels the user changed by brush stay as they were drawn."""
+        if self.brushed is not None and self.drawn is not None:
+            box = self.brushed.box
+            predicted, drawn = soft_mask.cropped(box), self.drawn.cropped(box)
+            inside = np.where(self._protected(box), drawn.probability, predicted.probability)
+            predicted = predicted.with_probability(inside).on(soft_mask.shape, box.corner)
+            soft_mask = predicted.laid_over(soft_mask, box)
+        return replace(self, soft_mask=soft_mask, pending=False)
 
-    def _kept(self, box: BoundingBox) -> np.ndarray:
-        """Where in a part of the plane a brush has the last word; what a later prompt contradicts is free."""
-        if self.hand is None or self.drawn is None:
+    def _protected(self, box: BoundingBox) -> np.ndarray:
+        """(rows, cols) bool in a box: brushed pixels, less the parts that a later prompt contradicts."""
+        if self.brushed is None or self.drawn is None:
             return np.zeros(box.shape, np.bool_)
-        from scipy.ndimage import label  # a quarter of a second, which a window has not when it opens
+        from scipy.ndimage import label  # importing it takes 0.25 s, too long when a window opens
 
-        hand, drawn = self.hand.cropped(box).mask, self.drawn.cropped(box).mask
-        parts, _ = label(hand, np.ones((3, 3)))
-        free = [np.zeros(0, parts.dtype)]
-        for prompt in self.prompts[self.since :]:
+        brushed, drawn = self.brushed.cropped(box).mask, self.drawn.cropped(box).mask
+        parts, _ = label(brushed, np.ones((3, 3)))
+        contradicted = [np.zeros(0, parts.dtype)]
+        for prompt in self.prompts[self.prompts_before_drawn :]:
             at = _pixels(prompt, self.drawn.shape, box)
-            free.append(parts[at][drawn[at] != prompt.positive])
-        kept: np.ndarray = hand & ~np.isin(parts, np.unique(np.concatenate(free)))
-        return kept
+            contradicted.append(parts[at][drawn[at] != prompt.positive])
+        protected: np.ndarray = brushed & ~np.isin(parts, np.unique(np.concatenate(contradicted)))
+        return protected
 
 
 def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt, ...]:
-    """The clicks and scribbles that a mask drawn later does not contradict; regions it has answered."""
+    """The clicks and scribbles that a mask drawn later does not contradict; the mask replaces the regions."""
     if drawn is None or not prompts:
         return tuple(prompts)
     mask = postprocess(drawn, PostProcessing())
@@ -147,7 +149,7 @@ def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt
 
 
 def _pixels(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[Any, Any]:
-    """The key of a prompt's pixels in a part of a plane: its points, or the rectangle around a region."""
+    """The numpy key of a prompt in a box of a plane: its points, or the rectangle around a region."""
     limits, corner, size = np.array(shape) - 1, np.array(box.corner), np.array(box.shape)
     if isinstance(prompt, Click | Scribble):
         points = np.clip(np.rint(np.array(prompt.points)), 0, limits).astype(int) - corner
@@ -159,14 +161,14 @@ def _pixels(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[A
 
 
 def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:
-    """What a change of prompts is called: "click", "remove prompts", "change prompts"."""
+    """The name of a change of prompts for the user: "click", "remove prompts", "change prompts"."""
     if len(new) == len(old) + 1:
         return type(new[-1]).__name__.lower()
     return "remove prompts" if len(new) < len(old) else "change prompts"
 
 
-def weight(prompts: Sequence[Prompt]) -> int:
-    """Bytes of prompts, about: a point is a tuple of two floats."""
+def nbytes_of(prompts: Sequence[Prompt]) -> int:
+    """Memory that prompts take, about, in bytes; a point is a tuple of two floats."""
     size = 0
     for prompt in prompts:
         size += 200

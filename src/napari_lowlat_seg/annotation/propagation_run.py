@@ -1,109 +1,121 @@
-"""Objects of a session carried through planes: what is asked, where the answers land, where to look then.
+"""Objects of a session propagated through planes: the request, the masks it brings, and where to look then.
 
     run = PropagationRun.propagation(session, planes)
-    for number, found in responder.propagate(run.walk, sources):
-        run.apply(number, found)                # False once the user has done something else
-    run.finish()                               # all of it is one step of undo
+    for number, found in service.propagate(run.request, sources):
+        run.apply(number, found)               # False once the user has done something else
+    run.finish()                               # all of it is one undo step
 
-A plane where a person has spoken is never written to. What was carried before is carried anew only between
-the anchors around a change; see `sweep.affected`.
+A plane with prompts or a drawn mask is never changed. A second run propagates only between the anchors around
+a change, see `sweep.affected`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, overload
 
-from napari_lowlat_seg.annotation.history import Trace, Transaction
+from napari_lowlat_seg.annotation.history import Propagated, Transaction
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import object_edits
 from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.core.requests import PropagationRequest
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import uncertainty
 from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
 
 
+class PropagationService(Protocol):
+    """What a run needs of a `PredictionService`."""
+
+    def propagate(
+        self, request: PropagationRequest, sources: Sequence[PlaneSource]
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
+        """As `PredictionService.propagate`."""
+
+
 class PropagationRun:
-    """One run. Make one with `propagation`, `interpolation` or `seeds`.
+    """One propagation of objects of a session. Make one with `propagation`, `interpolation` or `seeds`.
+
+    Use it from the session's thread. It is one undo step. Anything else that is done with the session ends
+    the run; masks that have come until then stay.
 
     Attributes
     ----------
-    walk
-        What is to be asked.
+    request
+        What a `PredictionService` is asked for.
     """
 
     def __init__(
-        self, session: Session, step: Transaction, walk: PropagationRequest, *, writes: bool = False
+        self, session: Session, step: Transaction, request: PropagationRequest, *, writes: bool = False
     ) -> None:
-        self.walk = walk
+        self.request = request
         self._session, self._step, self._writes = session, step, writes
         self._reached: set[Plane] = set()
 
     @classmethod
     def propagation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
-        """The object in hand, carried from where a person has shown it through `planes`, in spatial order.
+        """Begin to propagate the current object through `planes`, in spatial order, from its anchors there.
 
-        Raises ValueError if it is shown on none of them, and if nothing has changed since the last time.
+        Raises ValueError if none of the planes shows the object, and if nothing has changed since the last
+        run.
         """
         anchors = _anchors(session, planes)
-        if not any(answer.pixels for answer in anchors.values()):
+        if not any(soft_mask.pixels for soft_mask in anchors.values()):
             raise ValueError(
                 f"propagation needs the object on at least one of the {len(planes)} planes of its range; "
                 "click on it there first"
             )
-        trace = session.record(session.current).trace
-        changed = tuple(planes) if trace is None else _changed(session, trace, anchors, planes)
+        last = session.record(session.current).propagated
+        changed = tuple(planes) if last is None else _changed(session, last, anchors, planes)
         if not changed:
             raise ValueError(
-                "nothing has changed since the object was carried; correct it on a plane, or widen the range"
+                "nothing has changed since the last propagation; correct the object on a plane, or widen "
+                "the range"
             )
         step = session.open_transaction("propagate", next(iter(anchors)))
         for plane in affected(anchors, planes, changed):
             if session.state(plane).confidence is not None:
                 step.set_state((session.current, plane), PlaneState())
-        walk = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
-        return cls(session, step, walk)
+        request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
+        return cls(session, step, request)
 
     @classmethod
     def interpolation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
-        """The object in hand, its shapes mixed between the planes where a person has shown it; no network.
+        """Begin to interpolate the shape of the current object between its anchors, without the network.
 
-        Raises ValueError if it is shown on less than two of `planes`.
+        Raises ValueError if less than two of `planes` show the object.
         """
-        outlines = {}
+        masks = {}
         for plane in _anchors(session, planes):
             patch = session.patch(plane)
             if patch is not None and patch.pixels.any():
-                outlines[plane] = SoftMask.from_mask(patch.pixels).on(
-                    session.volume.sides(plane), patch.corner
-                )
-        if len(outlines) < 2:
+                masks[plane] = SoftMask.from_mask(patch.pixels).on(session.volume.sides(plane), patch.corner)
+        if len(masks) < 2:
             raise ValueError(
-                f"interpolation needs the object on two planes of its range, got {len(outlines)}; click on "
+                f"interpolation needs the object on two planes of its range, got {len(masks)}; click on "
                 "it on another plane as well"
             )
-        step = session.open_transaction("interpolate", next(iter(outlines)))
-        step.set_record(session.current, replace(session.record(session.current), trace=None))
-        return cls(session, step, PropagationRequest(tuple(planes), {session.current: outlines}, shapes=True))
+        step = session.open_transaction("interpolate", next(iter(masks)))
+        step.set_record(session.current, replace(session.record(session.current), propagated=None))
+        return cls(session, step, PropagationRequest(tuple(planes), {session.current: masks}, shapes=True))
 
     @classmethod
     def seeds(
         cls, session: Session, planes: Sequence[Plane], seeds: Sequence[tuple[Plane, Prompt]]
     ) -> PropagationRun:
-        """Every prompt as an object of its own, carried through `planes` and written to the labels at once.
+        """Begin an object for every seed, a prompt on a plane; they are written to the labels as they come.
 
-        The object in hand is accepted first. Raises ValueError without labels, without a seed and for one
+        The current object is accepted first. Raises ValueError without labels, without a seed and for a seed
         that lies on none of `planes`.
         """
-        beside = [plane for plane, _ in seeds if plane not in planes]
-        if not seeds or beside:
+        outside = [plane for plane, _ in seeds if plane not in planes]
+        if not seeds or outside:
             raise ValueError(
                 f"expected seeds on the {len(planes)} planes of the range, got {len(seeds)} of which "
-                f"{len(beside)} lie beside them; move them or widen the range"
+                f"{len(outside)} lie outside; move them or widen the range"
             )
         if session.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
@@ -114,26 +126,26 @@ class PropagationRun:
 
     @property
     def wanted(self) -> bool:
-        """Whether answers still land: nothing else was done meanwhile."""
+        """Whether masks are still applied: nothing else was done with the session meanwhile."""
         return self._step.open
 
     @property
-    def reached(self) -> int:
-        """How many planes have been answered so far, of all objects."""
-        return len(self._reached)
+    def reached(self) -> frozenset[Plane]:
+        """The planes that have got a mask so far, of all objects."""
+        return frozenset(self._reached)
 
     def apply(self, number: int, found: PropagatedMask[SoftMask]) -> bool:
-        """Take an answer in; False if it is not wanted any more, or if a person has spoken on its plane.
+        """Apply a mask; False if the run has ended, or if the plane has prompts or a drawn mask.
 
         Raises ValueError if the labels' type cannot hold the object's label.
         """
         key, plane = (number, found.plane), found.plane
-        seed = self.walk.seeds.get(number)
+        seed = self.request.seeds.get(number)
         if not self._step.open:
             return False
         if number == self._session.current:
-            known = self._session.state(plane)
-            if known.prompts or known.anchor:
+            state = self._session.state(plane)
+            if state.prompts or state.anchor:
                 return False
         state = PlaneState((), found.prediction, found.prediction, confidence=found.confidence)
         if seed is not None and seed[0] == plane:
@@ -145,26 +157,43 @@ class PropagationRun:
         return True
 
     def finish(self) -> None:
-        """All planes have been answered: the step is complete, and it is remembered how it was made."""
+        """Complete the undo step when all masks have come, and record them for the next run."""
         if not self._step.open:
             return
-        if not self.walk.shapes and not self._writes:
-            ((number, anchors),) = self.walk.anchors.items()
+        if not self.request.shapes and not self._writes:
+            ((number, anchors),) = self.request.anchors.items()
             record = self._session.record(number)
-            reached = (mark.plane for mark in marks(self._session, self.walk.planes) if not mark.anchor)
-            trace = Trace(anchors, self.walk.planes, frozenset(reached))
-            self._step.set_record(number, replace(record, trace=trace))
+            planes = self.request.planes
+            reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
+            propagated = Propagated(anchors, planes, reached)
+            self._step.set_record(number, replace(record, propagated=propagated))
         self._session.close_transaction()
 
     def stop(self) -> None:
-        """What is there stays, as one step; what is not there yet is carried the next time."""
+        """End the run early: masks that have come stay, as one undo step; the next run brings the others."""
         if self._step.open:
             self._session.close_transaction()
 
-    def _write(self, number: int, plane: Plane, answer: SoftMask) -> None:
+    def complete(self, service: PropagationService) -> int:
+        """Run to the end in this thread and return how many planes got a mask.
+
+        For scripts: a window applies each mask when it comes. Raises what the service raises; masks that have
+        come until then stay.
+        """
+        sources = [self._session.source(plane) for plane in self.request.planes]
+        try:
+            for number, found in service.propagate(self.request, sources):
+                self.apply(number, found)
+        except BaseException:
+            self.stop()
+            raise
+        self.finish()
+        return len(self.reached)
+
+    def _write(self, number: int, plane: Plane, soft_mask: SoftMask) -> None:
         session, record = self._session, self._session.record(number)
         assert session.labels is not None
-        mask = postprocess_patch(answer, session.finish)
+        mask = postprocess_patch(soft_mask, session.finish)
         edit, whole = object_edits(
             session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
         )
@@ -175,66 +204,130 @@ class PropagationRun:
 
 
 class Mark(NamedTuple):
-    """What a strip along the planes shows of one of them; the confidence of an anchor is None."""
+    """A plane with a mask of the current object, for an overview of all planes.
+
+    Attributes
+    ----------
+    plane, soft_mask
+        Where and what.
+    confidence
+        Estimated IoU of a propagated mask, 0 to 1; None for an anchor.
+    """
 
     plane: Plane
-    answer: SoftMask
+    soft_mask: SoftMask
     confidence: float | None
 
     @property
     def anchor(self) -> bool:
-        """Whether a person has spoken there."""
+        """Whether a person gave prompts or drew there."""
         return self.confidence is None
 
 
 def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
-    """The planes on which the object in hand is known, in the order given."""
-    known = ((plane, session.state(plane)) for plane in planes)
-    return [Mark(plane, state.answer, state.confidence) for plane, state in known if state.answer is not None]
+    """The planes on which the current object has a mask, in the order given."""
+    known = {plane: state for plane, state in session.states().items() if state.soft_mask is not None}
+    if isinstance(planes, PlaneStack):  # thousands of planes, of which few are known
+        stack = planes
+        planes = sorted((plane for plane in known if plane in stack), key=lambda plane: plane.position)
+    found = ((plane, known[plane]) for plane in planes if plane in known)
+    return [
+        Mark(plane, state.soft_mask, state.confidence)
+        for plane, state in found
+        if state.soft_mask is not None
+    ]
 
 
 def most_uncertain_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
-    """The carried plane where a correction is likely to matter most; None if nothing was carried."""
+    """The propagated plane where a correction is likely to matter most; None if there is none."""
     uncertainties = {
-        plane: uncertainty(confidence, answer.pixels)
-        for plane, answer, confidence in marks(session, planes)
+        plane: uncertainty(confidence, soft_mask.pixels)
+        for plane, soft_mask, confidence in marks(session, planes)
         if confidence is not None
     }
     return max(uncertainties, key=lambda plane: uncertainties[plane], default=None)
 
 
 def next_anchor(session: Session, planes: Sequence[Plane], here: Plane) -> Plane | None:
-    """The next plane after `here` where a person has shown the object; after the last comes the first."""
+    """The next anchor after the plane `here`; after the last comes the first. None without anchors."""
     anchors = [mark.plane for mark in marks(session, planes) if mark.anchor]
     behind = [plane for plane in anchors if plane.position > here.position]
     return next(iter(behind or anchors), None)
 
 
-def stack_of(volume: Volume, plane: Plane) -> tuple[Plane, ...]:
+class PlaneStack(Sequence[Plane]):
+    """All planes along the last axis on which a plane has a position, in order.
+
+    A plane is made when it is asked for, so that a stack of 5,000 planes costs no more than one of 5.
+
+    Parameters
+    ----------
+    plane
+        One of them; it has a position on at least one axis.
+    shape
+        Of the volume.
+    """
+
+    def __init__(self, plane: Plane, shape: Sequence[int]) -> None:
+        axis = max(axis for axis, position in enumerate(plane.index) if position is not None)
+        self._before, self._after = plane.index[:axis], plane.index[axis + 1 :]
+        self._length = shape[axis]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, key: int) -> Plane: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Plane, ...]: ...
+
+    def __getitem__(self, key: int | slice) -> Plane | tuple[Plane, ...]:
+        positions = range(self._length)[key]
+        if isinstance(positions, range):
+            return tuple(self._at(position) for position in positions)
+        return self._at(positions)
+
+    def __contains__(self, plane: object) -> bool:
+        if not isinstance(plane, Plane):
+            return False
+        index, axis = plane.index, len(self._before)
+        position = index[axis] if axis < len(index) else None
+        return (
+            position is not None
+            and position < self._length
+            and (index[:axis], index[axis + 1 :]) == (self._before, self._after)
+        )
+
+    def _at(self, position: int) -> Plane:
+        return Plane((*self._before, position, *self._after))
+
+
+def stack_of(volume: Volume, plane: Plane) -> Sequence[Plane]:
     """All planes along the axis on which this one lies, itself among them; a 2-D image has one."""
-    axes = [axis for axis, position in enumerate(plane.index) if position is not None]
-    if not axes:
+    if all(position is None for position in plane.index):
         return (plane,)
-    return tuple(plane.moved(place - plane.position) for place in range(volume.shape[axes[-1]]))
+    return PlaneStack(plane, volume.shape)
 
 
 def _anchors(session: Session, planes: Iterable[Plane]) -> dict[Plane, SoftMask]:
+    """The masks of the current object that a person gave prompts for or drew, by plane."""
     return {
-        mark.plane: mark.answer
+        mark.plane: mark.soft_mask
         for mark in marks(session, planes)
-        if mark.anchor and session.state(mark.plane).answered
+        if mark.anchor and not session.state(mark.plane).pending
     }
 
 
 def _changed(
-    session: Session, trace: Trace, anchors: dict[Plane, SoftMask], planes: Sequence[Plane]
+    session: Session, last: Propagated, anchors: dict[Plane, SoftMask], planes: Sequence[Plane]
 ) -> tuple[Plane, ...]:
-    """The planes of a range whose anchor, or whose carried answer, is not what the last run left there."""
-    old = set(trace.planes)
+    """The planes of a range whose anchor or propagated mask is not what the last run left there."""
+    old = set(last.planes)
     return tuple(
         plane
         for plane in planes
         if plane not in old
-        or trace.anchors.get(plane) is not anchors.get(plane)
-        or (plane in trace.reached and plane not in anchors and session.state(plane).confidence is None)
+        or last.anchors.get(plane) is not anchors.get(plane)
+        or (plane in last.reached and plane not in anchors and session.state(plane).confidence is None)
     )

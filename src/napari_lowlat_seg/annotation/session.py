@@ -1,14 +1,13 @@
-"""The state of one annotation: objects, their prompts and masks on every plane, and one line of undo.
+"""The state of one annotation: objects, their prompts and masks on every plane, and one undo stack.
 
-    session = Session(volume, labels=ArrayLabels(labels))
+    session = Session(volume, ArrayLabels(labels))
     session.add(plane, Click((120, 88)))
-    request = session.request(plane)           # frozen: may travel to another thread or process
-    session.apply(request, answer)              # False if the user has moved on meanwhile
-    session.accept()                           # writes the object; the next one can begin
+    request = session.request(plane)           # frozen: may be sent to another thread or process
+    session.apply(request, soft_mask)          # False if the prompts have changed meanwhile
+    session.accept()                           # writes the object; the next one begins
     session.undo()
 
-The session asks no network and knows no window. One thread only may use it. All values that it gives out
-are frozen.
+The session calls no network and knows no window. All values that it returns are frozen.
 """
 
 from __future__ import annotations
@@ -16,48 +15,68 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from uuid import uuid4
 
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import LIMIT_BYTES, Key, ObjectRecord, Step, Transaction, UndoStack
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, around, found_object, volume_edits
-from napari_lowlat_seg.core.masks import (
-    PostProcessing,
-    SoftMask,
-    postprocess,
-    postprocess_patch,
+from napari_lowlat_seg.core.labels import (
+    LabelEdit,
+    LabelStore,
+    Policy,
+    around,
+    found_object,
+    volume_edits,
 )
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.core.requests import Request
+from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
-_NOTHING = PlaneState()
+_EMPTY = PlaneState()
 
 
 class Session:
-    """All the state of one annotation.
+    """The objects of an annotation, the current one among them, with prompts and masks on every plane.
+
+    Use a session from one thread only. It predicts nothing itself: `request` returns what a
+    `PredictionService` needs, `apply` takes its predictions.
 
     Parameters
     ----------
     volume
-        What is segmented.
+        The image. Give it one intensity window (`Volume.with_window`).
     labels
-        Where accepted objects are written; may be given later by `use_labels`.
+        Where accepted objects are written, such as `ArrayLabels`; may be given later by `use_labels`.
     limit
-        Bytes that the undo timeline may take.
+        Bytes that the undo stack may take.
 
     Attributes
     ----------
-    volume, labels, timeline
-        As given; replaced, never changed.
+    volume, labels
+        As given; they may be replaced.
+    timeline
+        The undo stack.
     policy
-        What an accepted object may take voxels from.
+        Which labels an accepted object may replace.
     finish
         How probabilities become masks, for what is shown and for what is written.
     semantic
         Whether the next object gets the same label as this one instead of the next free one.
+
+    Examples
+    --------
+    >>> labels = np.zeros((3, 8, 8), np.uint8)
+    >>> session = Session(Volume(np.zeros((3, 8, 8))), ArrayLabels(labels))
+    >>> plane = session.volume.planes()[1]
+    >>> session.add(plane, Click((4, 4)))
+    >>> soft_mask = SoftMask.of(np.pad(np.ones((2, 2), np.float32), 3))  # a network predicts it
+    >>> session.apply(session.request(plane), soft_mask), session.accept(), int(labels.sum())
+    (True, True, 4)
+    >>> session.undo().title, int(labels.sum())
+    ('accepted object 1', 0)
     """
 
     def __init__(self, volume: Volume, labels: LabelStore | None = None, *, limit: int = LIMIT_BYTES) -> None:
@@ -73,75 +92,92 @@ class Session:
         self._records = {1: ObjectRecord(1)}
         self._current = 1
         self._highest = 0
-        self._growing: Transaction | None = None
+        self._open: Transaction | None = None
+        self._name = uuid4().hex  # in the keys of its planes' embeddings
         if labels is not None:
             self.use_labels(labels, labels.highest())
 
-    # What there is
+    # Reading
 
     @property
     def current(self) -> int:
-        """The number of the object in hand; not its label."""
+        """The number of the current object; not its label."""
         return self._current
 
     @property
     def label(self) -> int:
-        """The label that the object in hand has or will get."""
+        """The label that the current object has or will get."""
         return self._records[self._current].label
 
     @property
     def finished_object(self) -> bool:
-        """Whether the object in hand has been accepted before and was reopened."""
+        """Whether the current object was accepted before and is being edited."""
         return bool(self._written(self._current))
 
     def state(self, plane: Plane) -> PlaneState:
-        """What is known of the object in hand on a plane."""
-        return self._states.get((self._current, plane), _NOTHING)
+        """The state of the current object on a plane; an empty state where there is none."""
+        return self._states.get((self._current, plane), _EMPTY)
 
-    def mask(self, plane: Plane) -> np.ndarray | None:
-        """The (rows, cols) bool mask of the object in hand, finished; None before the first answer."""
-        answer = self.state(plane).answer
-        return None if answer is None else postprocess(answer, self.finish)
+    def states(self) -> dict[Plane, PlaneState]:
+        """The states of the current object on all planes that have or had one."""
+        return {plane: state for (number, plane), state in self._states.items() if number == self._current}
 
     def patch(self, plane: Plane) -> Patch | None:
-        """The same mask where it is, for planes that are too large to be looked at whole."""
-        answer = self.state(plane).answer
-        return None if answer is None else postprocess_patch(answer, self.finish)
+        """The bool mask of the current object after post-processing, cut to where it is; None without one."""
+        soft_mask = self.state(plane).soft_mask
+        return None if soft_mask is None else postprocess_patch(soft_mask, self.finish)
+
+    def mask(self, plane: Plane) -> np.ndarray | None:
+        """The same as a (rows, cols) bool array of the whole plane."""
+        patch = self.patch(plane)
+        return None if patch is None else patch.on(self.volume.sides(plane))
 
     def prompted(self) -> dict[Plane, tuple[Prompt, ...]]:
-        """The prompts of the object in hand, for every plane that has some."""
-        return {plane: state.prompts for plane, state in self._here() if state.prompts}
+        """The prompts of the current object, for every plane that has some."""
+        return {plane: state.prompts for plane, state in self.states().items() if state.prompts}
 
     def record(self, number: int) -> ObjectRecord:
-        """What is known of an object as a whole."""
+        """The label of an object, where it was written, and how it was propagated."""
         return self._records[number]
+
+    def source(self, plane: Plane) -> PlaneSource:
+        """Where a service gets the pixels of a plane."""
+        volume = self.volume
+        return PlaneSource(
+            (self._name, plane.index),
+            lambda: volume.plane(plane),
+            volume.window,
+            volume.plane_spacing(plane),
+            f"plane {plane.position}",
+            plane,
+        )
 
     @property
     def unanswered(self) -> tuple[Plane, ...]:
-        """Planes where the object in hand waits for an answer."""
-        return tuple(plane for plane, state in self._here() if not state.answered)
+        """The planes where the current object waits for a prediction."""
+        return tuple(plane for plane, state in self.states().items() if state.pending)
 
     @property
     def can_undo(self) -> bool:
         """Whether there is a step to undo."""
-        growing = self._growing is not None and not self._growing.nothing
-        return growing or bool(self.timeline.done)
+        changed = self._open is not None and not self._open.is_empty
+        return changed or bool(self.timeline.done)
 
     @property
     def can_redo(self) -> bool:
         """Whether there is a step to redo."""
         return bool(self.timeline.undone)
 
-    # What the user does
+    # Changes by the user
 
     def add(self, plane: Plane, prompt: Prompt) -> None:
-        """Give the object in hand one more prompt."""
+        """Give the current object one more prompt on a plane."""
         self.set_prompts(plane, (*self.state(plane).prompts, prompt))
 
     def set_prompts(self, plane: Plane, prompts: Sequence[Prompt]) -> bool:
-        """Give the object in hand other prompts on a plane, one step of undo; False if they are the same.
+        """Replace the prompts of the current object on a plane, in one undo step; False if they are the same.
 
-        One prompt more continues from the mask that was there, see `PlaneState.with_prompts`.
+        Prompts that are added to the old ones refine the mask that was there, see `PlaneState.with_prompts`.
         """
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
@@ -150,29 +186,34 @@ class Session:
         return True
 
     def paint(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> None:
-        """Replace the mask of the object in hand by one drawn by hand; later prompts continue from it.
+        """Replace the mask of the current object by one that a person drew; later prompts refine it.
 
-        `mask` is (rows, cols) bool, the whole plane or a part of it that begins at `corner`.
+        Parameters
+        ----------
+        mask
+            (rows, cols) bool, the whole plane or a part of it; outside of it nothing is drawn.
+        corner
+            (row, col) of the mask's first pixel on the plane.
         """
         drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
         self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)))
 
     def clear(self) -> bool:
-        """Forget all prompts and masks of the object in hand, on all planes; False if there are none.
+        """Remove all prompts and masks of the current object, on all planes; False if there are none.
 
-        What was written of it stays in the labels until the object is accepted again.
+        Voxels that were written before stay in the labels until the object is accepted again.
         """
-        gone = [plane for plane, state in self._here() if state.prompts or state.answer is not None]
-        if not gone:
+        planes = [p for p, state in self.states().items() if state.prompts or state.soft_mask is not None]
+        if not planes:
             return False
-        states = tuple(self._changed(plane, PlaneState()) for plane in gone)
-        self._do(Step("clear", gone[-1], (self._current, self._current), states))
+        states = tuple(self._changed(plane, PlaneState()) for plane in planes)
+        self._do(Step("clear", planes[-1], (self._current, self._current), states))
         return True
 
     def accept(self) -> bool:
-        """Write the object in hand into the labels and begin the next one; False if nothing can be written.
+        """Write the current object into the labels and begin the next one; False if nothing can be written.
 
-        Where a reopened object has been cleared, what was beneath it comes back.
+        Where an object that was accepted before is no longer, what was beneath it comes back.
 
         Raises
         ------
@@ -181,8 +222,8 @@ class Session:
         """
         record = self._records[self._current]
         before = self._written(self._current)
-        answered = [plane for plane, state in self._here() if state.answer is not None]
-        masks = {plane: self.patch(plane) or EMPTY_PATCH for plane in dict.fromkeys((*answered, *before))}
+        known = [plane for plane, state in self.states().items() if state.soft_mask is not None]
+        masks = {plane: self.patch(plane) or EMPTY_PATCH for plane in dict.fromkeys((*known, *before))}
         if not masks:
             return False
         if self.labels is None:
@@ -190,8 +231,8 @@ class Session:
         edits, written = volume_edits(self.labels, masks, record.label, self.policy, before)
         if not edits and not before:
             return False
-        # A late answer must not change the mask of an object that has been written.
-        states = tuple(self._changed(plane, state) for plane, state in self._here())
+        # New tickets: a late prediction must not change the mask of an object that has been written.
+        states = tuple(self._changed(plane, state) for plane, state in self.states().items())
         self._highest = max(self._highest, record.label)
         number = next(self._numbers)
         records = (
@@ -199,22 +240,15 @@ class Session:
             (number, None, ObjectRecord(self._next_label())),
         )
         plane, change = next(iter(masks)), (self._current, number)
-        step = Step(f"accept {record.label}", plane, change, states, records, tuple(edits), self.labels)
+        step = Step(
+            f"accepted object {record.label}", plane, change, states, records, tuple(edits), self.labels
+        )
         self._write(step, edits)
         self._do(step)
         return True
 
-    def new_object(self, label: int | None = None) -> None:
-        """Begin another object, with the next free label or the one given; the one in hand is accepted first.
-
-        Raises ValueError as `accept` and `choose_label` do.
-        """
-        self.accept()
-        if label is not None:
-            self.choose_label(label)
-
     def choose_label(self, label: int) -> None:
-        """Give the object in hand another label; raises ValueError below 1."""
+        """Give the current object another label; raises ValueError below 1."""
         if label < 1:
             raise ValueError(f"an object's label must be 1 or more, got {label}")
         record = self._records[self._current]
@@ -224,12 +258,12 @@ class Session:
         self._do(Step(f"label {label}", None, (self._current, self._current), records=changed))
 
     def edit_object(self, plane: Plane, at: tuple[float, float]) -> bool:
-        """Take the object at a pixel of a plane in hand again, with its prompts; False on the background.
+        """Make the object at a pixel of a plane the current one, with its prompts; False on the background.
 
-        The object in hand is accepted first, which may itself change what the pixel carries. A label that
-        nobody made in this session becomes an object whose mask on this plane is what carries that label.
+        The current object is accepted first, which may itself change the label of the pixel. A label that was
+        not made in this session becomes an object whose mask on this plane is all pixels of that label.
 
-        Raises ValueError as `accept` does, and for a pixel outside the plane.
+        Raises ValueError as `accept` does, and for a pixel (row, col) outside the plane.
         """
         if self.labels is None:
             return False
@@ -244,28 +278,28 @@ class Session:
         label = int(self.labels.read(plane, pixel)[0, 0])
         if label == 0:
             return False
-        self._do(self._reopening(plane, (row, col), label))
+        self._do(self._edit_step(plane, (row, col), label))
         return True
 
     def open_transaction(self, title: str, plane: Plane | None) -> Transaction:
-        """Begin a step that grows until `close_transaction`, or until anything else is done or undone."""
+        """Begin a step that lasts until `close_transaction`, or until anything else is done or undone."""
         self.close_transaction()
         here = (self._current, self._current)
-        self._growing = Transaction(title, plane, here, self._states, self._records)
-        return self._growing
+        self._open = Transaction(title, plane, here, self._states, self._records)
+        return self._open
 
     def open_objects(self, count: int) -> tuple[Transaction, list[int]]:
-        """Begin so many objects in one growing step, with the next free labels: the step and their numbers.
+        """Begin `count` objects with the next free labels: a transaction and the numbers of the objects.
 
-        The object in hand is accepted first, and there is another one in hand afterwards. Raises ValueError
-        as `accept` does.
+        The current object is accepted first, and the next one is current afterwards. Raises ValueError as
+        `accept` does.
         """
         self.accept()
         self.close_transaction()
         numbers = [next(self._numbers) for _ in range(count)]
         first, before, self._current = self.label, self._current, next(self._numbers)
         title = f"{count} objects"
-        step = self._growing = Transaction(title, None, (before, self._current), self._states, self._records)
+        step = self._open = Transaction(title, None, (before, self._current), self._states, self._records)
         for place, number in enumerate(numbers):
             step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
             self._highest = max(self._highest, self._records[number].label)
@@ -273,15 +307,15 @@ class Session:
         return step, numbers
 
     def close_transaction(self) -> None:
-        """The step that was growing has all it will get."""
-        growing, self._growing = self._growing, None
-        if growing is not None:
-            step = growing.close()
-            if not growing.nothing:
+        """Complete the open transaction, if there is one, as one undo step."""
+        transaction, self._open = self._open, None
+        if transaction is not None:
+            step = transaction.close()
+            if not transaction.is_empty:
                 self.timeline.push(step)
 
     def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
-        """Take note of a brush stroke that has changed the labels already."""
+        """Add a brush stroke that has changed the labels already to the undo stack."""
         edits = tuple(edits)
         if edits:
             self._highest = max(self._highest, *(edit.highest for edit in edits))
@@ -289,9 +323,9 @@ class Session:
             self._do(Step("brush on the labels", edits[0].plane, here, edits=edits, store=self.labels))
 
     def use_labels(self, labels: LabelStore | None, highest: int = 0) -> None:
-        """Write to other labels from now on, in which `highest` is the highest id.
+        """Write to other labels from now on, whose highest value is `highest`.
 
-        Objects in the old ones cannot be reopened while these are in use.
+        Objects in the old labels cannot be edited while these are in use.
         """
         self.close_transaction()
         self.labels = labels
@@ -300,7 +334,7 @@ class Session:
             self._records[self._current] = ObjectRecord(self._next_label())
 
     def undo(self) -> Step | None:
-        """Take back the newest step and say which it was; None at the beginning."""
+        """Undo the newest step and return it; None if there is none."""
         self.close_transaction()
         step = self.timeline.undo()
         if step is not None:
@@ -311,7 +345,7 @@ class Session:
         return step
 
     def redo(self) -> Step | None:
-        """Do the step again that was undone last and say which it was; None at the end."""
+        """Redo the step that was undone last and return it; None if there is none."""
         self.close_transaction()
         step = self.timeline.redo()
         if step is not None:
@@ -319,34 +353,31 @@ class Session:
             self._apply(step)
         return step
 
-    # What the network does
+    # Predictions
 
     def request(self, plane: Plane) -> Request | None:
-        """What to ask for the object in hand on a plane; None if nothing is open there."""
+        """The request for the current object on a plane; None if no prompt waits for a prediction there."""
         state = self.state(plane)
-        if state.answered:
+        if not state.pending:
             return None
         return Request(state.ticket, self._current, plane, state.effective_prompts, state.previous)
 
     def preview_request(self, plane: Plane, prompts: Sequence[Prompt]) -> Request:
-        """What to ask while a stroke is under way or the mouse hovers: `prompts` on top of those given."""
+        """A request with `prompts` on top of those given, while a stroke is drawn or the mouse hovers."""
         state = self.state(plane)
         return Request(0, self._current, plane, (*state.effective_prompts, *prompts), state.base)
 
-    def apply(self, request: Request, answer: SoftMask) -> bool:
-        """Take an answer in; False if it is stale or a trial's, and nothing has changed."""
+    def apply(self, request: Request, soft_mask: SoftMask) -> bool:
+        """Apply a prediction; False, without a change, if it is stale or belongs to a preview request."""
         key = (request.object, request.plane)
-        old = self._states.get(key, _NOTHING)
+        old = self._states.get(key, _EMPTY)
         if request.ticket == 0 or old.ticket != request.ticket:
             return False
-        self._states[key] = old.with_prediction(answer)
+        self._states[key] = old.with_prediction(soft_mask)
         self.timeline.replace(old, self._states[key])
         return True
 
-    # How it is done
-
-    def _here(self) -> list[tuple[Plane, PlaneState]]:
-        return [(key[1], state) for key, state in self._states.items() if key[0] == self._current]
+    # Steps
 
     def _changed(self, plane: Plane, state: PlaneState) -> tuple[Key, PlaneState, PlaneState]:
         return (self._current, plane), self.state(plane), replace(state, ticket=next(self._tickets))
@@ -374,24 +405,24 @@ class Session:
         return self.label if self.semantic else self._highest + 1
 
     def _written(self, number: int) -> Mapping[Plane, LabelEdit]:
-        """What made an object in the labels in use."""
+        """By plane, the edit that wrote an object into the labels in use."""
         record = self._records[number]
         return record.written if record.store is self.labels else {}
 
-    def _reopening(self, plane: Plane, at: tuple[int, int], label: int) -> Step:
-        """The step that takes the object with this label at this pixel in hand."""
+    def _edit_step(self, plane: Plane, at: tuple[int, int], label: int) -> Step:
+        """The step that makes the object with this label at this pixel the current one."""
         for number, record in self._records.items():
             edit = self._written(number).get(plane)
             if edit is not None and record.label == label and edit.holds(at):
-                return Step(f"reopen object {label}", plane, (self._current, number))
-        # Nobody made it here: it becomes an object of its own.
+                return Step(f"edit object {label}", plane, (self._current, number))
+        # It was not made in this session: it becomes a new object with a drawn mask.
         assert self.labels is not None
         sides = self.volume.sides(plane)
         box = around(self.labels, plane, at, sides, label)
         written, mask = found_object(self.labels, plane, box, label)
         number = next(self._numbers)
         drawn = SoftMask.from_mask(mask).on(sides, box.corner)
-        state = PlaneState((), drawn, drawn, drawn, 0, True, next(self._tickets))
+        state = PlaneState((), drawn, drawn, drawn, ticket=next(self._tickets))
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
-        states = (((number, plane), _NOTHING, state),)
-        return Step(f"reopen object {label}", plane, (self._current, number), states, records)
+        states = (((number, plane), _EMPTY, state),)
+        return Step(f"edit object {label}", plane, (self._current, number), states, records)

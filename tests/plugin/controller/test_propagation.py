@@ -306,7 +306,7 @@ def test_what_is_carried_is_the_last_answer_and_not_the_quick_one(desk):
     """Pressed between the two: the second run finds nothing to do."""
     desk.truth.looks = threading.Event()
     desk.hand.click((20, 25))
-    desk.qtbot.waitUntil(lambda: desk.talk.session.state(Plane((6, None, None))).answer is not None)
+    desk.qtbot.waitUntil(lambda: desk.talk.session.state(Plane((6, None, None))).soft_mask is not None)
     desk.hand.key("Shift+J")
     assert not desk.through.running
     desk.truth.looks.set()

@@ -106,7 +106,7 @@ class PropagationController:
     def way(self) -> tuple[Plane, ...]:
         """The planes that the viewer scrolls through, in order; empty in 3-D, and where there is only one."""
         plane = self._sight.plane
-        way = () if plane is None else stack_of(self._grid.volume, plane)
+        way = () if plane is None else tuple(stack_of(self._grid.volume, plane))
         return way if len(way) > 1 else ()
 
     @property
@@ -222,7 +222,7 @@ class PropagationController:
             return
         try:
             self._run = make()
-            self._sent, sources, self._tile = self._questions.sources.of_walk(self._run.walk)
+            self._sent, sources, self._tile = self._questions.sources.of_walk(self._run.request)
         except ValueError as error:
             show_warning(str(error))
             self.stop()
