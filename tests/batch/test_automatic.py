@@ -187,7 +187,7 @@ def test_the_command_says_what_it_found(
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--grid", "8", "--stability", "0.5"])
     assert left.value.code == 0
-    assert capsys.readouterr().out.startswith("1 objects on 6 planes in ")
+    assert capsys.readouterr().out.startswith("1 object on 6 planes in ")
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--axis", "7"])
     assert left.value.code == 2

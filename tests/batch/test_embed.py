@@ -152,7 +152,7 @@ def test_the_command_says_what_it_did(
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--axis", "1"])
     assert left.value.code == 0
-    assert capsys.readouterr().out.startswith("30 planes, 30 of them new, ")
+    assert capsys.readouterr().out.startswith("30 planes embedded (30 new), ")
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--axis", "7"])
     assert left.value.code == 2

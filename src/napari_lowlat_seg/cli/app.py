@@ -14,18 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli import benchmark, models
-from napari_lowlat_seg.cli.options import (
-    DEVICE,
-    MODEL,
-    Axis,
-    Channel,
-    Device,
-    Model,
-    Scheduler,
-    Workers,
-    extras,
-)
+from napari_lowlat_seg.cli import batch, benchmark, models
+from napari_lowlat_seg.cli.options import DEVICE, MODEL, Channel, Device, Model, extras, plural
 
 app = typer.Typer(
     name="lowlat-seg",
@@ -43,30 +33,30 @@ _WrongCall: Any = typer.BadParameter.__mro__[2]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; always leaves with SystemExit, or the traceback of an unexpected error."""
-    # Libraries that log what they then raise would say it twice.
+    """Run the command line; ends with SystemExit, or with the traceback of an unexpected error."""
+    # These libraries log what they then raise: it would be shown twice.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
     try:
         status = app(arguments, prog_name="lowlat-seg", standalone_mode=False)
     except typer.Abort:
-        _leave("interrupted", 130)
+        _exit("interrupted", 130)
     except _WrongCall as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lowlat-seg"
-        _leave(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+        _exit(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
     except (ValueError, OSError) as error:
-        _leave(str(error) or type(error).__name__, 2)
+        _exit(str(error) or type(error).__name__, 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _leave(sentence: str, status: int) -> None:
+def _exit(sentence: str, status: int) -> None:
     print(" ".join(sentence.split()), file=sys.stderr)
     sys.exit(status)
 
 
-def _version(request: bool) -> None:
-    if request:
+def _show_version(chosen: bool) -> None:
+    if chosen:
         from napari_lowlat_seg import __version__
 
         print(__version__)
@@ -76,7 +66,8 @@ def _version(request: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Interactive segmentation: prompts in, masks out."""
@@ -90,7 +81,7 @@ def demo(
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
-    """Segment the shipped EM stack and MRI volume; write labels and pictures; say how good and how fast."""
+    """Segment the shipped EM stack and MRI volume; write labels and pictures; report quality and speed."""
     from napari_lowlat_seg.cli.demo import run_demo
 
     run_demo(out, model=model, device=device)
@@ -124,21 +115,21 @@ def segment(
     mask: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="An image of the input's shape; what is not 0 is meant. Repeatable."
+            metavar="FILE", help="An image of the input's shape; non-zero pixels are the object. Repeatable."
         ),
     ] = None,
     axis: Annotated[
         int | None,
-        typer.Option(help="The axis Z moves along; R and C follow in order. Default: 0, or 2 for NIfTI."),
+        typer.Option(help="The axis of Z; R and C are the others in order. Default: 0, or 2 for NIfTI."),
     ] = None,
-    carry: Annotated[
+    propagate: Annotated[
         str | None,
         typer.Option(
-            "--propagate", metavar="A:B", help="Carry the object from plane A to plane B; ':' for all."
+            "--propagate", metavar="A:B", help="Propagate the object from plane A to plane B; ':' for all."
         ),
     ] = None,
-    channel: Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")] = None,
-    label: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="What to write for the object.")] = 1,
+    channel: Channel = None,
+    label: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="The label of the object.")] = 1,
     model: Model = MODEL,
     device: Device = DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
@@ -147,7 +138,7 @@ def segment(
 
     Coordinates are array indices, pixel centres on integers; Z is the place along --axis. Several planes may
     have prompts; on each, masks and outlines come first, clicks last. A point file holds one line "Z,R,C" per
-    point, a blank line between strokes, and "+" or "-" as another column if request (.csv), or a list of
+    point, a blank line between strokes, and an optional column of "+" or "-" (.csv), or a list of
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
     from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
@@ -159,7 +150,7 @@ def segment(
         polygons=tuple(polygon or ()),
         masks=tuple(mask or ()),
         axis=axis,
-        propagate=carry,
+        propagate=propagate,
         channel=channel,
         label=label,
     )
@@ -168,118 +159,18 @@ def segment(
     if as_json:
         print(json.dumps(done))
     else:
-        planes = "plane" if done["planes"] == 1 else "planes"
-        print(f"{done['voxels']} voxels on {done['planes']} {planes} in {done['seconds']:.1f} s: {output}")
+        found = f"{plural(done['voxels'], 'voxel')} on {plural(done['planes'], 'plane')}"
+        print(f"{found} in {done['seconds']:.1f} s: {output}")
 
 
-@app.command()
-def embed(
-    image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="CACHE", help="Folder; default: VOLUME.embeddings, where napari looks."
-        ),
-    ] = None,
-    axis: Axis = None,
-    channel: Channel = None,
-    workers: Workers = 0,
-    scheduler: Scheduler = None,
-    model: Model = MODEL,
-    device: Device = DEVICE,
-) -> None:
-    """Embed all planes of VOLUME into CACHE, so that clicks there need not wait. Goes on where it stopped."""
-    from napari_lowlat_seg.batch.embed import run_embed
-
-    with extras():
-        done = run_embed(
-            image,
-            output,
-            model=model,
-            device=device,
-            axis=axis,
-            channel=channel,
-            workers=workers,
-            scheduler=scheduler,
-        )
-    size = f"{done['bytes'] / 2**20:.0f} MiB"
-    print(f"{done['planes']} planes, {done['made']} of them new, {size}: {done['folder']}")
-
-
-@app.command()
-def seeds(
-    image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
-    axis: Axis = None,
-    channel: Channel = None,
-    consensus: Annotated[
-        bool,
-        typer.Option("--consensus", help="Carry along all three axes; a table beside LABELS lists disputes."),
-    ] = False,
-    workers: Workers = 0,
-    scheduler: Scheduler = None,
-    model: Model = MODEL,
-    device: Device = DEVICE,
-) -> None:
-    """Every point of POINTS becomes an object, carried through VOLUME; all of them in one go."""
-    from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
-
-    with extras():
-        done = run_seeds(
-            image,
-            points,
-            output,
-            model=model,
-            device=device,
-            axis=axis,
-            channel=channel,
-            agreed=consensus,
-            workers=workers,
-            scheduler=scheduler,
-        )
-    print(f"{done['objects']} objects, {done['voxels']} voxels in {done['seconds']:.1f} s: {output}")
-    if consensus:
-        print(f"{done['disputes']} places where the axes disagree: {output}{DISPUTES}")
-
-
-@app.command()
-def everything(
-    image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")],
-    axis: Axis = None,
-    channel: Channel = None,
-    grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
-    stability: Annotated[float, typer.Option(min=0, max=1, help="More gives fewer and surer objects.")] = 0.2,
-    min_area: Annotated[int, typer.Option(min=1, help="Least pixels of an object on a plane.")] = 50,
-    workers: Workers = 0,
-    scheduler: Scheduler = None,
-    model: Model = MODEL,
-    device: Device = DEVICE,
-) -> None:
-    """Label everything in VOLUME, without prompts: a grid of clicks on each plane, linked plane to plane."""
-    from napari_lowlat_seg.batch.automatic import run_automatic
-    from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
-
-    with extras():
-        done = run_automatic(
-            image,
-            output,
-            settings=MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area),
-            model=model,
-            device=device,
-            axis=axis,
-            channel=channel,
-            workers=workers,
-            scheduler=scheduler,
-        )
-    print(f"{done['objects']} objects on {done['planes']} planes in {done['seconds']:.1f} s: {output}")
+for _command in (batch.embed, batch.seeds, batch.everything):
+    app.command()(_command)
 
 
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
 ) -> None:
     """Train a model; several GPUs: torchrun -m napari_lowlat_seg train CONFIG."""
     if not config.is_file():

@@ -31,7 +31,7 @@ Dataset = Annotated[
     typer.Option(help="davis, hqseg44k, coco-lvis, coco-mval, sstem, brats, grabcut, berkeley or folder."),
 ]
 Root = Annotated[Path, typer.Option(help="The folder of the data set.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many objects of each set.")]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of objects per set.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 for one per two cores.")]
 Ignore = Annotated[
     list[str] | None,
@@ -70,7 +70,7 @@ def quality(
     components: Components = False,
     sets: Sets = None,
 ) -> None:
-    """NoC, NoF and k-mIoU of a simulated annotator, and how true the predicted IoU is."""
+    """NoC, NoF and k-mIoU of a simulated annotator, and how accurate the predicted IoU is."""
     from napari_lowlat_seg.evaluation.quality import run_quality
     from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
@@ -110,7 +110,7 @@ def robustness(
     components: Components = False,
     sets: Sets = None,
 ) -> None:
-    """What poor pictures and careless clicks cost; what corrections change far away."""
+    """Quality lost by degraded pictures and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
     from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
@@ -189,9 +189,11 @@ def volume(
         list[str] | None,
         typer.Option("--object", help="A label, or several joined by + as one object. Repeatable."),
     ] = None,
-    axis: Annotated[int | None, typer.Option(help="The axis to walk. Default: 0, or 2 for NIfTI.")] = None,
+    axis: Annotated[
+        int | None, typer.Option(help="The axis along which the planes lie. Default: 0, or 2 for NIfTI.")
+    ] = None,
     planes: Annotated[str, typer.Option(metavar="A:B", help="Only this part of the volume.")] = ":",
-    corrections: Annotated[int, typer.Option(min=0, help="Planes corrected at most.")] = 12,
+    corrections: Annotated[int, typer.Option(min=0, help="Maximum number of planes corrected.")] = 12,
     model: Annotated[str, typer.Option("--model", "-m", help="A name or file.")] = MODEL,
     device: Device = DEVICE,
     json: Json = None,
@@ -214,15 +216,15 @@ def volume(
 
 @app.command()
 def labels(
-    found: Annotated[Path, typer.Argument(metavar="LABELS", help="What is to be judged.")],
+    found: Annotated[Path, typer.Argument(metavar="LABELS", help="The labels to judge.")],
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Of the same shape.")],
     parts: Annotated[
-        bool, typer.Option("--parts", help="Pieces of a label that do not touch are objects of their own.")
+        bool, typer.Option("--parts", help="Parts of a label that do not touch are separate objects.")
     ] = False,
     least: Annotated[int, typer.Option(min=1, help="Least voxels of an object that must be found.")] = 1,
     json: Json = None,
 ) -> None:
-    """Recall, panoptic quality and Rand error of labels, wherever they come from."""
+    """Recall, panoptic quality and Rand error of labels from any source."""
     import numpy as np
     from skimage.measure import label
 

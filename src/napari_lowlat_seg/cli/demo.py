@@ -1,7 +1,7 @@
 """`lowlat-seg demo`: the main job on the shipped data, from prompts to labels, pictures and numbers.
 
 In each scene every object gets one prompt at a place written down here. A simulated annotator, who knows the
-reference, corrects it on that plane until it is good; then it is carried through the volume without help.
+reference, corrects it on that plane until it is good; then it is propagated through the volume without help.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ SCENES = (
 
 
 @dataclass(eq=False)
-class _Found:
-    """What became of one object."""
+class _Result:
+    """The masks of one object, and what they took."""
 
     masks: dict[Plane, np.ndarray] = field(default_factory=dict)
     prompts: tuple[Prompt, ...] = ()
     iou: float = 0.0
     prompt_seconds: list[float] = field(default_factory=list)
-    carry_seconds: float = 0.0
+    propagation_seconds: float = 0.0
 
 
 def _say(line: str) -> None:
@@ -126,7 +126,7 @@ def run_demo(
     `say` is told each step as one line, before it begins; by default it prints to standard error.
 
     Rows have the keys scene, object, prompts, embed_ms, prompt_ms (mean), plane_iou, plane_dice, planes,
-    volume_dice and carry_s. Raises ValueError or OSError for an unusable model, device or folder.
+    volume_dice and propagation_s. Raises ValueError or OSError for an unusable model, device or folder.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -169,23 +169,23 @@ def run_scene(predictor: Any, scene: Scene, out: Path, say: Say = _say) -> list[
     rows, results = [], []
     for number, target in enumerate(scene.targets, start=1):
         truth = np.isin(reference, target.labels)
-        found = _segment(predictor, volume, scene, target, truth, embed, say)
-        for plane, mask in found.masks.items():
+        result = _segment(predictor, volume, scene, target, truth, embed, say)
+        for plane, mask in result.masks.items():
             free = labels[plane.key()]
             free[mask & (free == 0)] = number  # the object clicked first keeps its pixels
-        results.append(found)
+        results.append(result)
         rows.append(
             {
                 "scene": scene.name,
                 "object": target.name,
-                "prompts": len(found.prompts),
+                "prompts": len(result.prompts),
                 "embed_ms": embed_ms,
-                "prompt_ms": 1e3 * float(np.mean(found.prompt_seconds)),
-                "plane_iou": found.iou,
-                "plane_dice": dice(found.masks[start], truth[start.key()]),
-                "planes": sum(bool(mask.any()) for mask in found.masks.values()),
+                "prompt_ms": 1e3 * float(np.mean(result.prompt_seconds)),
+                "plane_iou": result.iou,
+                "plane_dice": dice(result.masks[start], truth[start.key()]),
+                "planes": sum(bool(mask.any()) for mask in result.masks.values()),
                 "volume_dice": dice(labels == number, truth),
-                "carry_s": found.carry_seconds,
+                "propagation_s": result.propagation_seconds,
             }
         )
     say(f"{scene.name}: writing labels and a picture to {out}")
@@ -210,40 +210,40 @@ def _segment(
     truth: np.ndarray,
     embed: Callable[[Plane], Any],
     say: Say,
-) -> _Found:
-    """Prompt, correct, carry."""
+) -> _Result:
+    """Prompt, correct, propagate."""
     start = volume.plane_at([scene.position], scene.axis)
-    found = _Found()
-    answers: list[Any] = []
+    result = _Result()
+    predictions: list[Any] = []
 
     def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
         started = time.perf_counter()
-        answers.append(predictor.predict(embed(start), prompts, previous))
-        found.prompt_seconds.append(time.perf_counter() - started)
-        return answers[-1]
+        predictions.append(predictor.predict(embed(start), prompts, previous))
+        result.prompt_seconds.append(time.perf_counter() - started)
+        return predictions[-1]
 
     on_plane = truth[start.key()].astype(np.int8)
     title = f"{scene.name}: {target.name}"
     say(f"{title}: prompts on plane {scene.position}")
     done = annotate(predict, on_plane, first=target.prompt, max_clicks=MAX_PROMPTS, stop_at=GOOD)
-    found.prompts, found.iou = done.prompts, float(done.ious[-1])
-    found.masks[start] = answers[-1].mask
+    result.prompts, result.iou = done.prompts, float(done.ious[-1])
+    result.masks[start] = predictions[-1].mask
     started = time.perf_counter()
     planes = volume.planes(scene.axis)
-    reached = f"{len(found.prompts)} prompts, IoU {found.iou:.2f}"
+    reached = f"{len(result.prompts)} prompts, IoU {result.iou:.2f}"
     say(f"{title}: {reached}; propagating through at most {len(planes)} planes")
-    walk = propagate(predictor, volume, {start: answers[-1]}, planes, embed=embed)
-    for step in _told(walk, title, say):
-        found.masks[step.plane] = step.prediction.mask
-    found.carry_seconds = time.perf_counter() - started
-    return found
+    steps = propagate(predictor, volume, {start: predictions[-1]}, planes, embed=embed)
+    for step in _told(steps, title, say):
+        result.masks[step.plane] = step.prediction.mask
+    result.propagation_seconds = time.perf_counter() - started
+    return result
 
 
-def _told(walk: Iterable[Any], title: str, say: Say) -> Iterator[Any]:
-    """The steps of a walk; every `EVERY` seconds it says how far they are, at the end how long they took."""
+def _told(steps: Iterable[Any], title: str, say: Say) -> Iterator[Any]:
+    """The steps of a steps; every `EVERY` seconds it says how far they are, at the end how long they took."""
     number, started = 0, time.perf_counter()
     last = started
-    for number, step in enumerate(walk, start=1):
+    for number, step in enumerate(steps, start=1):
         yield step
         if time.perf_counter() - last >= EVERY:
             last = time.perf_counter()
@@ -252,18 +252,18 @@ def _told(walk: Iterable[Any], title: str, say: Say) -> Iterator[Any]:
 
 
 def _panels(
-    volume: Volume, scene: Scene, labels: np.ndarray, reference: np.ndarray, results: Sequence[_Found]
+    volume: Volume, scene: Scene, labels: np.ndarray, reference: np.ndarray, results: Sequence[_Result]
 ) -> list[Panel]:
-    """The plane as it is, the same with prompts and outlines, then two planes it was carried to."""
+    """The plane as it is, the same with prompts and outlines, then two planes it was propagated to."""
     start = volume.plane_at([scene.position], scene.axis)
-    reached = sorted({plane.position for found in results for plane in found.masks})
+    reached = sorted({plane.position for result in results for plane in result.masks})
     places = [reached[len(reached) // 6], reached[-1 - len(reached) // 6]]
-    prompts = tuple(prompt for found in results for prompt in found.prompts)
-    carried = [volume.plane_at([place], scene.axis) for place in places]
+    prompts = tuple(prompt for result in results for prompt in result.prompts)
+    propagated = [volume.plane_at([place], scene.axis) for place in places]
     titles = [f"plane {scene.position}: {len(prompts)} prompts in all"]
-    titles += [f"plane {place}: carried there (yellow: reference)" for place in places]
+    titles += [f"plane {place}: propagated (yellow: reference)" for place in places]
     panels = [Panel(_shown(volume, start), caption=f"{scene.image}, plane {scene.position}")]
-    for plane, title in zip((start, *carried), titles):
+    for plane, title in zip((start, *propagated), titles):
         drawn = [(np.isin(reference[plane.key()], target.labels), REFERENCE) for target in scene.targets]
         drawn += [(labels[plane.key()] == i + 1, COLOURS[i % len(COLOURS)]) for i in range(len(results))]
         panels.append(Panel(_shown(volume, plane), drawn, prompts if plane == start else (), title))
@@ -287,7 +287,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
         "planes",
         "Dice in volume",
     )
-    table = Table(*names, "s to carry", box=None)
+    table = Table(*names, "s to propagate", box=None)
     for row in rows:
         table.add_row(
             row["scene"],
@@ -298,6 +298,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
             f"{row['plane_dice']:.3f}",
             str(row["planes"]),
             f"{row['volume_dice']:.3f}",
-            f"{row['carry_s']:.1f}",
+            f"{row['propagation_s']:.1f}",
         )
     return table

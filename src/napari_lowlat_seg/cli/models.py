@@ -1,4 +1,4 @@
-"""`lowlat-seg models`: which models there are, what is in one, bringing one here, calibrating one."""
+"""`lowlat-seg models`: list, describe, download, import and calibrate models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """All known and imported models, and whether they are on this machine."""
+    """List all known and imported models, and whether they are on this machine."""
     from napari_lowlat_seg.models.checkpoints import list_models
 
     models = list_models()
@@ -45,7 +45,7 @@ def info(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a .safetensors or .pth file.")],
     as_json: AsJson = False,
 ) -> None:
-    """All facts on one model; downloads nothing."""
+    """Show all facts on one model; downloads nothing."""
     from napari_lowlat_seg.models.checkpoints import model_info
 
     facts: dict[str, Any] = model_info(model)
@@ -58,7 +58,7 @@ def info(
 
 @app.command()
 def download(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `models list`.")]) -> None:
-    """Bring a model to this machine and check it."""
+    """Download a model and check it."""
     from napari_lowlat_seg.models.checkpoints import download_model
 
     print(download_model(model))
@@ -82,7 +82,7 @@ def import_(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or file; it stays as it is.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or file; it is not changed.")],
     report: Annotated[
         Path, typer.Option("--from", metavar="FILE", help="The JSON of benchmark quality with this model.")
     ],
@@ -93,7 +93,7 @@ def calibrate(
         str | None, typer.Option(help="What the report calls the model, if it has several.")
     ] = None,
 ) -> None:
-    """Fit the predicted IoU to the true one; say what it gains on sets it was not fitted to."""
+    """Fit the predicted IoU to the true one; report the gain on sets it was not fitted to."""
     from napari_lowlat_seg.evaluation.analysis.calibration import calibrate_model
 
     calibrate_model(model, report, out, model_name=model_name)

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options and messages that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A name of `lowlat-seg models list`, or a .safetensors or .pth file."),
 ]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:1 or mps.")]
-Axis = Annotated[int | None, typer.Option(help="The axis to walk along. Default: 0, or 2 for NIfTI.")]
+Axis = Annotated[
+    int | None, typer.Option(help="The axis along which the planes lie. Default: 0, or 2 for NIfTI.")
+]
 Channel = Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")]
 Scheduler = Annotated[
@@ -26,8 +28,17 @@ DEVICE = "auto"
 
 @contextmanager
 def extras() -> Iterator[None]:
-    """Inside, a library that is not installed is a wrong call: its sentence says which extra to install."""
+    """In this block a missing library is a wrong call: its sentence says which extra to install."""
     try:
         yield
     except ImportError as error:
         raise ValueError(str(error)) from error
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "plane"), plural(2, "plane")
+    ('1 plane', '2 planes')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
