@@ -1,6 +1,6 @@
 """Objects of a session propagated through planes, by a predictor that knows the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import run_propagation
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
@@ -318,3 +319,53 @@ def test_a_stack_is_a_sequence_of_planes_made_on_demand() -> None:
     assert not any(other in stack for other in others)
     with pytest.raises(IndexError):
         stack[3]
+
+
+class Service:
+    """Propagates with a predictor in this process; raises after `limit` masks."""
+
+    def __init__(self, predictor: TruePredictor, limit: int = 1000) -> None:
+        self.predictor, self.limit = predictor, limit
+
+    def propagate(
+        self, request: PropagationRequest, sources: Sequence[PlaneSource]
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
+        data = np.stack([source.read() for source in sources])
+        volume = Volume(data, window=sources[0].window)
+        steps = run_propagation(self.predictor, volume, request, lambda plane: plane, lambda: False)
+        for count, step in enumerate(steps):
+            if count == self.limit:
+                raise RuntimeError("the service was stopped")
+            yield step
+
+
+def test_a_run_is_completed_in_one_call() -> None:
+    """The service gets the sources of all planes; the number of planes reached comes back."""
+    session = _session()
+    _click(session, 6, _ball()[6])
+    assert PropagationRun.propagation(session, PLANES).complete(Service(TruePredictor(_ball()))) == 8
+    assert np.array_equal(_masks(session), _ball())
+    assert [step.title for step in session.timeline.done] == ["click", "propagate"]
+
+
+def test_an_error_of_the_service_ends_the_run_and_keeps_the_masks_so_far() -> None:
+    """They are one undo step."""
+    session = _session()
+    _click(session, 6, _ball()[6])
+    run = PropagationRun.propagation(session, PLANES)
+    with pytest.raises(RuntimeError, match="the service was stopped"):
+        run.complete(Service(TruePredictor(_ball()), limit=3))
+    assert (len(run.reached), run.wanted) == (3, False)
+    session.undo()
+    assert len(marks(session, PLANES)) == 1
+
+
+def test_the_source_of_a_plane_reads_its_pixels() -> None:
+    """With the window and the spacing of the volume; sources of two sessions differ."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    session = Session(Volume(pixels, spacing=(3, 2, 1), window=(0.0, 9.0)))
+    source = session.source(Plane((None, 1, None)))
+    assert np.array_equal(source.read(), pixels[:, 1])
+    assert (source.window, source.spacing, source.plane) == ((0.0, 9.0), (3.0, 1.0), Plane((None, 1, None)))
+    assert source.identity == session.source(Plane((None, 1, None))).identity
+    assert source.identity != Session(session.volume).source(Plane((None, 1, None))).identity

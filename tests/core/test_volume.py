@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window, to_uint8
+from napari_lowlat_seg.core.volume import Plane, Volume, any_finite, intensity_window, to_gray, to_uint8
 
 
 @pytest.fixture
@@ -337,3 +337,19 @@ def test_of_huge_planes_blocks_are_sampled() -> None:
     byte = Watched(np.zeros((3, 5000, 5000), np.uint8))
     assert Volume(byte).with_window().window == (0.0, 255.0)
     assert byte.read == 0
+
+
+def test_gray_is_the_mean_of_the_colours_through_the_window():
+    """From 0 to 255; one channel is itself."""
+    colours = np.array([[[0, 5, 10], [10, 10, 10]]], np.float64)
+    np.testing.assert_array_equal(to_gray(colours, (0.0, 10.0)), np.float32([[127.5, 255.0]]))
+    assert to_gray(colours[..., 0], (0.0, 10.0)).tolist() == [[0.0, 255.0]]
+    assert to_gray(colours).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"), [([np.nan, np.inf], False), ([np.nan, 1.0], True), ([0, 0], True)]
+)
+def test_any_finite_pixel_is_found(pixels, expected):
+    """Integers always are."""
+    assert any_finite(np.array([pixels])) is expected

@@ -164,11 +164,11 @@ def test_every_kind_of_child_inherits_it():
 import json, os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from napari_lowlat_seg.serving.process import in_child
+from napari_lowlat_seg.serving.process import call_in_process
 from napari_lowlat_seg.batch.jobs import connected
 
 if __name__ == "__main__":
-    found = [in_child("os:getenv", "GOMP_SPINCOUNT")]
+    found = [call_in_process("os:getenv", "GOMP_SPINCOUNT")]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found.append(pool.submit(os.getenv, "GOMP_SPINCOUNT").result())
     with connected(None, 1) as client:

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.core import tiles
-from napari_lowlat_seg.core.prompts import Prompt
+from fakes import SameBrightness
+from napari_lowlat_seg.core.boxes import Tiling, tile_of
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.propagation.consensus import Consensus, Disagreement, consensus, propagate_along
-
-
-@dataclass(frozen=True, eq=False)
-class FakePrediction:
-    """What the fake predictor below predicts."""
-
-    probability: np.ndarray
-    quality: float | None = None
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.probability > 0.49
-
-    def with_probability(self, probability):
-        return replace(self, probability=probability)
-
-
-class SameBrightness:
-    """Predicts what is as bright as one of the pixels clicked."""
-
-    def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
-        return image
-
-    def predict(
-        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-    ) -> FakePrediction:
-        places = [tuple(round(v) for v in prompt.bounds()[:2]) for prompt in prompts]
-        like = np.isin(embedding, [embedding[place] for place in places if embedding[place]])
-        return FakePrediction(np.where(like, np.float32(0.9), np.float32(0)))
 
 
 @pytest.fixture
@@ -140,8 +111,8 @@ def test_huge_planes_are_tiled_and_the_result_is_the_same(
 ) -> None:
     """Along every axis in its own tile."""
     whole = consensus(SameBrightness(), block, SEED)[7]
-    for name, value in (("LARGE", 10), ("TILE", 18), ("HALO", 4)):
-        monkeypatch.setattr(tiles, name, value)
+    small = partial(tile_of, tiling=Tiling(large=10, side=18, halo=4))
+    monkeypatch.setattr("napari_lowlat_seg.propagation.consensus.tile_of", small)
     cut = consensus(SameBrightness(), block, SEED)[7]
     assert cut.corner == whole.corner
     np.testing.assert_array_equal(cut.votes, whole.votes)

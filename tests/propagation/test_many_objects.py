@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.core.prompts import Click, Prompt
+from fakes import FakePrediction, SameBrightness
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import propagate, propagate_many
 from napari_lowlat_seg.propagation.seeds import seed_anchors
-
-
-@dataclass(frozen=True, eq=False)
-class FakePrediction:
-    """What the fake predictor below predicts."""
-
-    probability: np.ndarray
-    quality: float | None = None
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.probability > 0.49
-
-    def with_probability(self, probability):
-        return replace(self, probability=probability)
-
-
-class SameBrightness:
-    """Predicts what is as bright as the pixel clicked, and counts embeddings."""
-
-    def __init__(self) -> None:
-        self.embedded = 0
-
-    def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
-        self.embedded += 1
-        return image
-
-    def predict(
-        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-    ) -> FakePrediction:
-        (click,) = prompts
-        assert isinstance(click, Click)
-        row, col = (round(v) for v in click.at)
-        like = embedding == embedding[row, col]
-        return FakePrediction(np.where(like & (embedding[row, col] > 0), np.float32(0.9), np.float32(0)))
 
 
 @pytest.fixture

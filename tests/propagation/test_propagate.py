@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import FakePrediction, SameBrightness
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
@@ -21,42 +22,6 @@ from napari_lowlat_seg.propagation.sweep import (
     click_position,
     embed_plane,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class FakePrediction:
-    """What the fake predictor below predicts."""
-
-    probability: np.ndarray
-    look: object = None
-    quality: float | None = None
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.probability > 0.49
-
-    def with_probability(self, probability):
-        return replace(self, probability=probability)
-
-
-class SameBrightness:
-    """Predicts what is as bright as the pixel clicked, and records how it was called."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[np.ndarray, Sequence[Prompt], FakePrediction | None]] = []
-
-    def embed(self, image: np.ndarray, window: object, spacing: object) -> np.ndarray:
-        return image
-
-    def predict(
-        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-    ) -> FakePrediction:
-        self.calls.append((embedding, prompts, previous))
-        (click,) = prompts
-        assert isinstance(click, Click)
-        row, col = (round(v) for v in click.at)
-        like = embedding == embedding[row, col] if embedding[row, col] else np.zeros(embedding.shape, bool)
-        return FakePrediction(np.where(like, np.float32(0.9), np.float32(0)))
 
 
 @pytest.fixture

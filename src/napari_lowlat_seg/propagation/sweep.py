@@ -8,6 +8,7 @@ reached from both, and the two predictions are averaged. Why so: docs/decisions/
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -182,8 +183,12 @@ class Sweep(Generic[M]):
         The name of the plane comes first so that a caller with many objects can wait with this one until the
         others have come to the same plane. Raises ValueError when called, as `affected` does.
         """
-        gaps = _gaps(self.anchors, self.planes, self.changed)
-        return _until_cancelled(step for gap in gaps for step in self._across(*gap))
+        return self._across_all(_gaps(self.anchors, self.planes, self.changed))
+
+    def _across_all(self, gaps: list[Gap]) -> Iterator[Plane | PropagatedMask[M]]:
+        with suppress(Cancelled):
+            for gap in gaps:
+                yield from self._across(*gap)
 
     def _across(self, lo: int | None, hi: int | None) -> Iterator[Plane | PropagatedMask[M]]:
         """The planes between two anchors, or beyond one."""
@@ -274,13 +279,6 @@ class Sweep(Generic[M]):
     def _check(self) -> None:
         if self.cancelled():
             raise Cancelled
-
-
-def _until_cancelled(steps: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from steps
-    except Cancelled:
-        return
 
 
 @dataclass(frozen=True, eq=False)
