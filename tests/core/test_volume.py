@@ -341,8 +341,8 @@ def test_of_huge_planes_blocks_are_sampled() -> None:
 
 def test_gray_is_the_mean_of_the_colours_through_the_window():
     """From 0 to 255; one channel is itself."""
-    colours = np.array([[[0, 5, 10], [10, 10, 10]]], np.float64)
-    np.testing.assert_array_equal(to_gray(colours, (0.0, 10.0)), np.float32([[127.5, 255.0]]))
+    colours = np.array([[[0, 10, 10], [10, 10, 10]]], np.float64)
+    np.testing.assert_array_equal(to_gray(colours, (0.0, 10.0)), np.float32([[170.0, 255.0]]))
     assert to_gray(colours[..., 0], (0.0, 10.0)).tolist() == [[0.0, 255.0]]
     assert to_gray(colours).dtype == np.float32
 
