@@ -165,7 +165,7 @@ ALL_IN = MaskGeneratorSettings(grid=8, stability=0, least_area=1, most_area=1)
 """A network of random weights is sure of nothing."""
 
 
-def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+def test_a_killed_worker_changes_no_result(
     noise: tuple[Path, Path], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The labels are those of one process, to the byte; half a file is no file."""
@@ -179,7 +179,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
-def test_the_command_says_what_it_found(
+def test_the_command_reports_what_it_found(
     rods: Path, bright: Bright, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its options are the rules; an impossible axis is refused."""

@@ -96,7 +96,7 @@ def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
 
 
-def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+def test_a_killed_worker_changes_no_result(
     tiny: Path, stack: Path, deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file is there and whole; what the dead left is no embedding."""
@@ -144,7 +144,7 @@ def test_a_full_disk_is_an_error(
         run_embed_job(job)
 
 
-def test_the_command_says_what_it_did(
+def test_the_command_reports_what_it_did(
     tiny: Path, stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And refuses an axis that is not there."""

@@ -19,7 +19,7 @@ pytest.importorskip("distributed")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_worker_killed_in_the_middle_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_a_killed_worker_changes_no_result(tmp_path: Path) -> None:
     """Its jobs are done by others, results come once each."""
 
     def slow_file(number: int) -> int:

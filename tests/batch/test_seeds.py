@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -56,7 +57,7 @@ def test_point_i_becomes_label_i(rods: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["l.tif", "l.zarr"])
-def test_where_two_claim_a_pixel_the_lower_number_keeps_it(
+def test_the_lower_number_keeps_a_pixel_that_two_objects_claim(
     rods: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever comes first: jobs are run backwards here."""
@@ -94,6 +95,28 @@ def test_disputes_are_a_table_that_napari_opens(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "points", ["1,4,3\n", "index,axis-0,axis-1,axis-2,class\n0,1,3,4,rod\n", "i,j,k\n4,3,1\n"]
+)
+def test_a_seed_means_the_same_voxel_of_a_scan_in_every_order(
+    rods: Path, tmp_path: Path, points: str
+) -> None:
+    """Z,R,C as `segment` takes it, (z, y, x) as napari saves it, and the file's own (i, j, k)."""
+    data = np.zeros((9, 7, 5), np.uint8)
+    data[3:6, 2:5, :] = 100
+    nibabel.save(nibabel.Nifti1Image(data, np.diag([1, 1, 3, 1.0])), tmp_path / "scan.nii.gz")
+    (tmp_path / "p.csv").write_text(points)
+    run_seeds(tmp_path / "scan.nii.gz", tmp_path / "p.csv", tmp_path / "l.nii.gz")
+    labels = np.asarray(read_volume(tmp_path / "l.nii.gz").data)
+    np.testing.assert_array_equal(labels, data == 100)
+
+
+def test_disputes_of_a_scan_lie_on_the_layer_that_napari_shows(tmp_path: Path) -> None:
+    """Voxel (i, j, k) is written as (z, y, x), and the axes that claim it are counted alike."""
+    write_disputes(tmp_path / "d.csv", [(1, Disagreement((30, 20, 3), 40, (0, 1)))], (2, 1, 0))
+    assert (tmp_path / "d.csv").read_text().splitlines()[1:] == ["0,3,20,30,1,40,1+2"]
+
+
 @pytest.fixture
 def noise(tmp_path: Path) -> list[str]:
     """A stack of noise with 20 seeds, and a network of random weights: what `lowlat-seg seeds` is given."""
@@ -126,7 +149,7 @@ def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> No
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
-def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+def test_a_killed_worker_changes_no_result(
     noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seeds to a job, so that there is a middle."""
@@ -137,7 +160,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
         assert (tmp_path / f"two.tif{end}").read_bytes() == (tmp_path / f"one.tif{end}").read_bytes()
 
 
-def test_a_picture_has_no_planes_to_carry_seeds_through(tmp_path: Path) -> None:
+def test_seeds_in_a_2d_image_are_refused(tmp_path: Path) -> None:
     """Nor has it three numbers to a point."""
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 40), np.uint8))
     (tmp_path / "p.csv").write_text("1,2\n")

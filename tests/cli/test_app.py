@@ -79,7 +79,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     assert all(name in done.stdout for name in ("demo", "segment", "benchmark", "models", "train"))
 
 
-def test_the_version_is_said(call: Call) -> None:
+def test_the_version_is_shown(call: Call) -> None:
     """That of the package."""
     assert call("--version") == Done(0, f"{__version__}\n", "")
 
@@ -112,17 +112,17 @@ def test_a_click_makes_labels_with_the_geometry_of_the_image(
     """On its plane only; the JSON tells what was done."""
     done = segment("--click", "2,20,25", "--label", 300, "--json")
     assert (done.status, done.err) == (0, "")
-    told = json.loads(done.out)
+    report = json.loads(done.out)
     labels = read_volume(tmp_path / "out.tif")
     assert labels.spacing == pytest.approx(read_volume(stack).spacing)
-    assert labels.data.dtype == np.uint16 or told["voxels"] == 0
+    assert labels.data.dtype == np.uint16 or report["voxels"] == 0
     found = np.asarray(labels.data)
     assert set(np.unique(found)) <= {0, 300}
-    assert np.count_nonzero(found) == np.count_nonzero(found[2]) == told["voxels"]
-    assert (told["prompts"], told["label"], told["device"]) == (1, 300, "cpu")
+    assert np.count_nonzero(found) == np.count_nonzero(found[2]) == report["voxels"]
+    assert (report["prompts"], report["label"], report["device"]) == (1, 300, "cpu")
 
 
-def test_every_kind_of_prompt_is_taken(segment: Call, tmp_path: Path) -> None:
+def test_every_kind_of_prompt_is_accepted(segment: Call, tmp_path: Path) -> None:
     """Positive and negative, on several planes, from the call and from files."""
     (tmp_path / "s.csv").write_text("z,r,c\n1,20,20\n1,20,30\n\n1,5,5,-\n1,5,9,-\n")
     (tmp_path / "s.json").write_text('[{"points": [[2, 5, 5], [2, 5, 30]], "positive": false}]')
@@ -163,7 +163,7 @@ def test_nifti_planes_are_axial_by_default(call: Call, tiny: Path, tmp_path: Pat
     assert call(*arguments, "--click", "19,29,5", "--axis", "1").status == 0
 
 
-def test_2d_pictures_take_clicks_of_two_numbers(call: Call, tiny: Path, tmp_path: Path) -> None:
+def test_clicks_in_2d_images_have_two_numbers(call: Call, tiny: Path, tmp_path: Path) -> None:
     """Row and column."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(tmp_path / "a.png")
     assert call("segment", "a.png", "-o", "b.png", "--model", tiny, "--click", "29,39").status == 0
@@ -455,7 +455,7 @@ def test_training_gets_its_configuration(call: Call, tmp_path: Path, monkeypatch
     assert seen == [(Path("a.toml"), True)]
 
 
-def test_complex_planes_and_colour_masks_are_told_apart(tmp_path: Path) -> None:
+def test_complex_planes_are_refused_and_colour_masks_are_read(tmp_path: Path) -> None:
     """What is no number is refused; a mask may be a coloured picture."""
     from napari_lowlat_seg.cli.segment import SegmentRequest, check_plane, read_prompts
 
@@ -471,7 +471,7 @@ def test_complex_planes_and_colour_masks_are_told_apart(tmp_path: Path) -> None:
     assert np.argwhere(mask.pixels).tolist() == [[1, 2]]  # type: ignore[union-attr]
 
 
-def test_a_2d_image_has_nowhere_to_go(call: Call, tiny: Path, tmp_path: Path) -> None:
+def test_a_2d_image_cannot_be_propagated(call: Call, tiny: Path, tmp_path: Path) -> None:
     """--propagate needs planes."""
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
     done = call("segment", "a.png", "-o", "b.png", "--model", tiny, "--click", "3,4", "--propagate", "0:0")
@@ -498,7 +498,7 @@ def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatc
         ("[" * 5000 + "]" * 5000, "is no list of points Z,R,C (RecursionError"),
     ],
 )
-def test_a_strange_point_file_is_one_sentence(
+def test_a_malformed_point_file_gives_one_sentence(
     text: str, sentence: str, segment: Call, tmp_path: Path
 ) -> None:
     """And is never taken for another sign."""
@@ -534,7 +534,7 @@ def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: 
     assert read_volume(tmp_path / "b.nii.gz").shape == (20, 30, 4)
 
 
-def test_what_is_nan_in_a_mask_is_not_meant(tmp_path: Path) -> None:
+def test_nan_in_a_mask_is_background(tmp_path: Path) -> None:
     """Masks of statistics packages have NaN outside."""
     from napari_lowlat_seg.cli.segment import SegmentRequest, read_prompts
 

@@ -68,7 +68,7 @@ def test_a_scene_gives_labels_a_picture_and_numbers(tmp_path: Path) -> None:
     assert "not by an expert" in str(shown[-1])
 
 
-def test_it_tells_what_it_does_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_step_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where there is no terminal; how far it is, every so many seconds."""
     told: list[str] = []
 

@@ -206,7 +206,7 @@ def test_labels_of_five_axes_round_trip(name: str, tmp_path: Path) -> None:
         ("a.ome.tif", (1, 2, 3, 4, 5, 6), r"a.ome.tif cannot hold these labels of shape .*; choose another"),
     ],
 )
-def test_what_a_format_cannot_hold_is_one_sentence(
+def test_labels_that_a_format_cannot_hold_give_one_sentence(
     name: str, shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     """Whatever the library that writes it raises."""

@@ -86,7 +86,7 @@ def test_a_window_ignores_where_nothing_was_written(tmp_path: Path) -> None:
     assert read_volume(_image(tmp_path / "c.zarr", data * 0, "zyx", [1, 1, 1])).window is None
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused_as_images(tmp_path: Path) -> None:
     """A folder without metadata, a file, nothing at all."""
     zarr.open_group(tmp_path / "a.zarr", mode="w")
     with pytest.raises(ValueError, match=r"cannot be read: .*expected an OME-Zarr image with multiscales"):
@@ -95,7 +95,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "b.zarr")
 
 
-def test_without_zarr_it_is_said_how_to_get_it(
+def test_without_zarr_the_error_names_the_extra(
     data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is an extra."""
@@ -164,7 +164,7 @@ def test_planes_along_any_axis_reach_every_level(axis: int, tmp_path: Path) -> N
         np.testing.assert_array_equal(other[...], expected[:, :: 2**k, :: 2**k])
 
 
-def test_labels_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_labels_can_be_continued(tmp_path: Path) -> None:
     """In another session; chunks in which nothing was written take no room."""
     like = Volume(np.zeros((8, 2000, 2000), np.uint8))
     LabelPyramid.at(tmp_path / "l.zarr", like).write_mask(
@@ -211,7 +211,7 @@ def _big_stack(path: Path) -> dict[str, Any]:
     return image
 
 
-def test_a_click_in_a_huge_plane_is_answered_from_its_tile(
+def test_a_click_in_a_huge_plane_is_predicted_from_its_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the command line, OME-Zarr to OME-Zarr, carried through; the labels lie where the object is."""

@@ -95,7 +95,7 @@ def test_the_highest_label_is_noted_beside_the_labels(tmp_path: Path) -> None:
     assert LabelPyramid.at(tmp_path / "l.zarr", LIKE).highest() == 13
 
 
-def test_what_the_command_line_adds_is_searched_for(tmp_path: Path) -> None:
+def test_labels_added_by_the_command_line_are_counted(tmp_path: Path) -> None:
     """It does not count, so it strikes the note out."""
     path = tmp_path / "l.zarr"
     pyramid = LabelPyramid.at(path, LIKE)
@@ -134,7 +134,7 @@ def test_only_chunks_that_exist_are_searched(tmp_path: Path, version: int) -> No
     assert highest_label(group.create_array("1", shape=(9, 9), chunks=(3, 3), dtype="u4")) == 0
 
 
-def test_labels_of_another_program_are_gone_on_with(tmp_path: Path) -> None:
+def test_labels_of_another_program_are_continued(tmp_path: Path) -> None:
     """OME-Zarr 0.4 as the reference library writes it: its own names for levels, its own steps."""
     from ome_zarr.format import FormatV04
     from ome_zarr.writer import write_multiscale
@@ -157,7 +157,7 @@ def test_labels_of_another_program_are_gone_on_with(tmp_path: Path) -> None:
     assert np.asarray(pyramid.levels[1][1, 15:17, 15:17]).tolist() == [[6, 6], [6, 6]]
 
 
-def test_what_is_no_folder_of_labels_is_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused_as_labels(tmp_path: Path) -> None:
     """A folder with something else in it must not be written to."""
     (tmp_path / "l.zarr").mkdir()
     with pytest.raises(ValueError, match=r"must be labels of shape \(3, 700, 1100\) or not exist"):

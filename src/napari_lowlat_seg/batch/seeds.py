@@ -21,7 +21,7 @@ from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume, shown_axes
 from napari_lowlat_seg.io.points import read_points
 from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
@@ -141,7 +141,9 @@ def run_seeds(
         raise ValueError(f"seeds are carried through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
     axis = default_axis(image) if axis is None else axis
-    seeds = list(enumerate(read_points(points, volume), start=1))
+    volume.planes(axis)  # refuses an axis that is not there
+    shown = shown_axes(volume, image)
+    seeds = list(enumerate(read_points(points, volume, axis, shown), start=1))
     job = SeedJob(
         image=image.resolve(),
         channel=channel,
@@ -170,19 +172,33 @@ def run_seeds(
     with label_output(output, volume) as labels:
         run_jobs(work, jobs, write, unit="seed", workers=workers, scheduler=scheduler)
     if agreed:
-        write_disputes(output.with_name(output.name + DISPUTES), disputes)
+        write_disputes(output.with_name(output.name + DISPUTES), disputes, shown)
     seconds = round(time.perf_counter() - started, 3)
     return {"objects": len(seeds), "voxels": voxels, "disputes": len(disputes), "seconds": seconds}
 
 
-def write_disputes(path: Path, disputes: Sequence[tuple[int, Disagreement]]) -> None:
+def write_disputes(
+    path: Path, disputes: Sequence[tuple[int, Disagreement]], shown: Sequence[int] = (0, 1, 2)
+) -> None:
     """Write (object, place) as a table, the largest place first; napari opens it as points.
 
-    Columns: index, axis-0, axis-1, axis-2 (the voxel), object, voxels, claimed-by (axes, such as "0+2").
+    Columns: index, axis-0, axis-1, axis-2 (the voxel), object, voxels, claimed-by (axes, such as "0+2"). Axes
+    are those of the image as napari shows it.
+
+    Parameters
+    ----------
+    shown
+        The axes of the volume in the order in which napari shows them.
     """
     order = sorted(disputes, key=lambda one: (-one[1].voxels, one[0], one[1].position))
     rows = [
-        (i, *spot.position, number, spot.voxels, "+".join(map(str, spot.found_along)))
+        (
+            i,
+            *(spot.position[axis] for axis in shown),
+            number,
+            spot.voxels,
+            "+".join(str(at) for at, axis in enumerate(shown) if axis in spot.found_along),
+        )
         for i, (number, spot) in enumerate(order)
     ]
     with atomic_file(path) as part, part.open("w", newline="") as file:

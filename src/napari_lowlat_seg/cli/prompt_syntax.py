@@ -1,7 +1,7 @@
-"""Prompts as text: what the command line takes, and what point files hold.
+"""Prompts as text: the arguments of the command line, and point files.
 
 Coordinates are array indices in the order *plane positions, row, column*: Z,R,C in a volume, R,C in an image.
-Z runs along the axis given, R and C along the ones left over, in order.
+Z counts along the axis given, R and C along the others, in order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,27 @@ Placed = tuple[Plane, Click | Box | Scribble | Polygon]
 
 
 def read_click(text: str, volume: Volume, axis: int) -> Placed:
-    """The plane and the click of "Z,R,C", "Z,R,C+" or "Z,R,C-". ValueError for anything else."""
+    """The plane and the click of "Z,R,C", "Z,R,C+" or "Z,R,C-".
+
+    Parameters
+    ----------
+    text
+        In an image of two axes "R,C"; in one of four "Z0,Z1,R,C".
+    axis
+        Of the volume, along which Z counts.
+
+    Raises
+    ------
+    ValueError
+        For another text, and for a position outside the volume.
+    """
     numbers, positive = _numbers(text, "a click", volume.ndim, _form(volume, "R,C"))
     plane, (at,) = _on_plane([numbers], volume, axis, f"click {text}")
     return plane, Click(at, positive)
 
 
 def read_box(text: str, volume: Volume, axis: int) -> Placed:
-    """The plane and the box of "Z,R0,C0,R1,C1", with + or - at the end. ValueError for anything else."""
+    """The plane and the box of "Z,R0,C0,R1,C1", with + or - at the end; else as `read_click`."""
     numbers, positive = _numbers(text, "a box", volume.ndim + 2, _form(volume, "R0,C0,R1,C1"))
     first, last = numbers[:-2], [*numbers[:-4], *numbers[-2:]]
     plane, (start, end) = _on_plane([first, last], volume, axis, f"box {text}")
@@ -36,11 +49,23 @@ def read_box(text: str, volume: Volume, axis: int) -> Placed:
 def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volume, axis: int) -> list[Placed]:
     """The planes and the scribbles or polygons of a point file.
 
-    .csv: a line "Z,R,C" per point, with "+" or "-" as another column if wanted; a blank line, or another Z,
+    .csv: a line "Z,R,C" per point, with an optional last column of "+" or "-"; a blank line, or another Z,
     begins a new stroke; a first line of words is skipped. .json: {"points": [[Z, R, C], ...],
     "positive": true}, or a list of such, or just a list of points.
 
-    Raises FileNotFoundError for no file and ValueError for one that holds something else.
+    Parameters
+    ----------
+    kind
+        What the strokes are.
+    axis
+        Of the volume, along which Z counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds something else.
     """
     read = {".csv": _csv_strokes, ".json": _json_strokes}.get(path.suffix.lower())
     if read is None:

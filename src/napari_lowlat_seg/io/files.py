@@ -142,6 +142,12 @@ def default_axis(path: str | Path) -> int:
     return 2 if is_nifti(path) else 0
 
 
+def shown_axes(volume: Volume, path: str | Path) -> tuple[int, ...]:
+    """The spatial axes of a file's volume in the order in which a viewer shows them: NIfTI's turned round."""
+    axes = tuple(range(volume.ndim))
+    return axes[::-1] if is_nifti(path) else axes
+
+
 def as_shown(volume: Volume, path: str | Path) -> Volume:
     """The volume of a file as a viewer shows it: NIfTI's axes turned round, (i, j, k) to (z, y, x).
 

@@ -1,40 +1,91 @@
-"""Points in a table: one line for each, one number for each spatial axis."""
+"""Points in a table: one line for each, one number for each spatial axis.
+
+Three orders of axes are told apart by the first line of the file. Without names, columns are Z,R,C as on the
+command line: the position along the axis of the planes, then row and column. Columns "axis-0", "axis-1", ...
+are those of the layer that napari shows, and so are "z", "y" and "x". Columns "i", "j" and "k" are the
+array's own.
+"""
 
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from napari_lowlat_seg.core.volume import Volume
 
 
-def read_points(path: Path, volume: Volume) -> list[tuple[float, ...]]:
+def read_points(
+    path: Path, volume: Volume, axis: int = 0, shown: Sequence[int] | None = None
+) -> list[tuple[float, ...]]:
     """The points of a .csv file, in the axis order of the volume and in voxels, centres on integers.
 
-    Files that napari has saved, with a header and an index, are read as well.
+    A byte order mark, empty lines and columns with other names than those of axes are ignored.
+
+    Parameters
+    ----------
+    axis
+        The axis of the volume along which Z,R,C of files without names count Z.
+    shown
+        The axes of the volume in the order in which napari shows them; None for the volume's own.
 
     Raises
     ------
     ValueError
-        For other lines, no points, and points outside the volume.
+        For other lines, no points, numbers that are not finite and points outside the volume.
     """
-    with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and rows[0][-1].strip().startswith("axis"):
-        index = rows[0][0].strip() == "index"
-        rows = [row[index:] for row in rows[1:]]
-    points = []
-    for row in rows:
-        try:
-            point = tuple(float(text) for text in row)
-        except ValueError:
-            point = ()
-        if len(point) != volume.ndim or not all(-0.5 <= x <= n - 0.5 for x, n in zip(point, volume.shape)):
-            raise ValueError(
-                f"{path} must hold {volume.ndim} numbers per line, inside a volume of {volume.shape}; got "
-                f"{','.join(row)!r}"
-            )
-        points.append(point)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    columns, axes = None, [axis, *(one for one in range(volume.ndim) if one != axis)]
+    if rows and not any(_is_number(cell) for cell in rows[0]):
+        columns, axes = _named_columns(rows.pop(0), axes, shown or range(volume.ndim))
+    points = [_point(path, row, volume, columns, axes) for row in rows]
     if not points:
         raise ValueError(f"{path} must hold at least one point; it has none")
     return points
+
+
+def _named_columns(
+    names: Sequence[str], plain: Sequence[int], shown: Sequence[int]
+) -> tuple[list[int] | None, list[int]]:
+    """The columns that hold coordinates (None for all), and the axis of the volume for each of them."""
+    names = [name.strip().lower() for name in names]
+    count = len(shown)
+    for wanted, axes in (
+        ([f"axis-{i}" for i in range(count)], shown),
+        (list("tzyx"[-count:]), shown),
+        (list("ijkl"[:count]), range(count)),
+    ):
+        if len(wanted) == count and all(name in names for name in wanted):
+            return [names.index(name) for name in wanted], list(axes)
+    return None, list(plain)
+
+
+def _point(
+    path: Path, row: list[str], volume: Volume, columns: list[int] | None, axes: Sequence[int]
+) -> tuple[float, ...]:
+    text = ",".join(row)
+    cells = row if columns is None else [row[i] for i in columns if i < len(row)]
+    if len(cells) != volume.ndim or not all(_is_number(cell) for cell in cells):
+        raise ValueError(
+            f"{path} must hold {volume.ndim} numbers per line, inside a volume of {volume.shape}; "
+            f"got {text!r}"
+        )
+    point = [0.0] * volume.ndim
+    for place, cell in zip(axes, cells, strict=True):
+        point[place] = float(cell)
+    if not all(math.isfinite(value) for value in point):
+        raise ValueError(f"{path} must hold finite numbers; got {text!r}")
+    if not all(-0.5 <= value <= length - 0.5 for value, length in zip(point, volume.shape, strict=True)):
+        most = ",".join(str(volume.shape[place] - 1) for place in axes)
+        raise ValueError(f"{path} has a point outside the volume, whose last voxel is {most}; got {text!r}")
+    return tuple(point)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
