@@ -13,13 +13,13 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Click, dense_maps
 from napari_lowlat_seg.training.prompts import (
     THRESHOLD,
-    Annotator,
+    BatchAnnotator,
     PromptMix,
-    boxes,
+    argmax_pixel,
+    click_pixel,
     depth,
+    jittered_boxes,
     loose_lasso,
-    pick,
-    spot,
     stamp,
     stroke,
 )
@@ -52,9 +52,9 @@ def only(kind: str, **others: float) -> PromptMix:
 
 def annotator(
     truth: Tensor, mix: PromptMix, generator: torch.Generator, valid: Tensor | None = None
-) -> Annotator:
+) -> BatchAnnotator:
     valid = torch.ones_like(truth) if valid is None else valid
-    return Annotator(truth[:, None].float(), valid[:, None].float(), 3, mix, generator)
+    return BatchAnnotator(truth[:, None].float(), valid[:, None].float(), 3, mix, generator)
 
 
 def centres(channel: Tensor) -> list[list[int]]:
@@ -90,18 +90,18 @@ def test_pick_is_the_first_of_the_largest() -> None:
     maps = torch.zeros(2, 4, 5)
     maps[0, 2, 3] = 1
     maps[1, 1, 4] = maps[1, 3, 0] = 1
-    assert pick(maps).tolist() == [[2, 3], [1, 4]]
+    assert argmax_pixel(maps).tolist() == [[2, 3], [1, 4]]
 
 
 def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: torch.Generator) -> None:
     """Half of the spots are deepest, most others at least half as deep."""
     regions = blobs[1:]
-    deep = depth(regions)
-    peak = deep.amax((1, 2))
+    depths = depth(regions)
+    peak = depths.amax((1, 2))
     share = []
     for _ in range(40):
-        at = spot(deep, 0.5, generator)
-        found = deep[torch.arange(len(at)), at[:, 0], at[:, 1]]
+        at = click_pixel(depths, 0.5, generator)
+        found = depths[torch.arange(len(at)), at[:, 0], at[:, 1]]
         assert bool((found > 0).all())
         share.append((found / peak).sqrt())
     shares = torch.stack(share)
@@ -112,17 +112,17 @@ def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: 
 
 def test_spots_can_all_be_deepest(blobs: Tensor, generator: torch.Generator) -> None:
     """As in the evaluation."""
-    deep = depth(blobs[1:])
-    at = spot(deep, 1.0, generator)
-    assert torch.equal(deep[torch.arange(len(at)), at[:, 0], at[:, 1]], deep.amax((1, 2)))
+    depths = depth(blobs[1:])
+    at = click_pixel(depths, 1.0, generator)
+    assert torch.equal(depths[torch.arange(len(at)), at[:, 0], at[:, 1]], depths.amax((1, 2)))
 
 
 def test_a_stroke_shows_only_pixels_of_its_region(blobs: Tensor, generator: torch.Generator) -> None:
     """It passes through its start; what it crosses outside is marked as such."""
     regions = blobs[1:]
-    deep = depth(regions)
-    start = spot(deep, 0.5, generator)
-    at, inside = stroke(deep, start, generator)
+    depths = depth(regions)
+    start = click_pixel(depths, 0.5, generator)
+    at, inside = stroke(depths, start, generator)
     sample = torch.arange(len(at))[:, None].expand(at.shape[:2])
     assert bool(regions[sample[inside], at[..., 0][inside], at[..., 1][inside]].all())
     nearest = (at - start[:, None]).square().sum(-1).amin(1)
@@ -156,7 +156,7 @@ def test_a_stamp_leaves_hidden_points_and_other_marks_alone() -> None:
 
 def test_a_box_is_the_bounding_box_up_to_its_slack(blobs: Tensor, generator: torch.Generator) -> None:
     """Each side is off by 4 % of its length on average, here by less than six times that."""
-    for region, box in zip(blobs[1:], boxes(blobs, generator)[1:], strict=True):
+    for region, box in zip(blobs[1:], jittered_boxes(blobs, generator)[1:], strict=True):
         for axis in (0, 1):
             true, drawn = (torch.nonzero(one.any(1 - axis)).flatten() for one in (region, box))
             if true.numel() < 3:
@@ -170,7 +170,7 @@ def test_a_box_of_a_small_object_is_exact(generator: torch.Generator) -> None:
     """Two pixels have no slack worth a pixel; a box around nothing is empty."""
     region = torch.zeros(2, 32, 32, dtype=torch.bool)
     region[0, 10:12, 20:22] = True
-    assert torch.equal(boxes(region, generator), region)
+    assert torch.equal(jittered_boxes(region, generator), region)
 
 
 def test_a_loose_outline_stays_near_its_object(generator: torch.Generator) -> None:
@@ -192,25 +192,25 @@ def test_nothing_is_circled_by_nothing(generator: torch.Generator) -> None:
 def test_a_first_click_lies_in_the_truth(blobs: Tensor, generator: torch.Generator) -> None:
     """One positive disk, its centre on a network pixel of the object; an empty truth gets none."""
     truth = inner(blobs)
-    people = annotator(truth, only("click"), generator)
-    people.begin()
+    annotators = annotator(truth, only("click"), generator)
+    annotators.begin()
     there = truth.flatten(1).any(1)
-    for sample, (row, col) in enumerate(centres(people.maps[there, 1])):
+    for sample, (row, col) in enumerate(centres(annotators.maps[there, 1])):
         assert bool(truth[there][sample, row // 2, col // 2])
-    assert people.maps[:, 1].flatten(1).sum(1).tolist() == [29.0 * one for one in there.tolist()]
-    assert float(people.maps[:, [0, 2]].abs().sum()) == 0
+    assert annotators.maps[:, 1].flatten(1).sum(1).tolist() == [29.0 * one for one in there.tolist()]
+    assert float(annotators.maps[:, [0, 2]].abs().sum()) == 0
 
 
 def test_a_first_scribble_touches_no_pixel_farther_than_its_radius(
     blobs: Tensor, generator: torch.Generator
 ) -> None:
     """Every mark of the stroke is within 3 network pixels of the object; it covers more than a click."""
-    people = annotator(blobs, only("scribble"), generator)
-    people.begin()
+    annotators = annotator(blobs, only("scribble"), generator)
+    annotators.begin()
     network = blobs.repeat_interleave(2, 1).repeat_interleave(2, 2)
     far = [ndimage.distance_transform_edt(~one) > 3 for one in network[1:].numpy()]
-    assert not (people.maps[1:, 1].numpy() * far).any()
-    assert float(people.maps[4:, 1].flatten(1).sum(1).max()) > 60
+    assert not (annotators.maps[1:, 1].numpy() * far).any()
+    assert float(annotators.maps[4:, 1].flatten(1).sum(1).max()) > 60
 
 
 @pytest.mark.parametrize("kind", ["box", "polygon", "mask"])
@@ -219,12 +219,12 @@ def test_a_first_region_is_half_in_its_channel_or_whole_in_the_prior(
     blobs: Tensor, generator: torch.Generator, kind: str, as_prior: float, channel: int, value: float
 ) -> None:
     """As `dense_maps` has it with regions = "channel" or "prior"; nothing else is written."""
-    people = annotator(blobs, only(kind, as_prior=as_prior), generator)
-    people.begin()
-    assert set(people.maps[:, channel].unique().tolist()) == {0.0, value}
+    annotators = annotator(blobs, only(kind, as_prior=as_prior), generator)
+    annotators.begin()
+    assert set(annotators.maps[:, channel].unique().tolist()) == {0.0, value}
     others = [number for number in range(3) if number != channel]
-    assert float(people.maps[:, others].abs().sum()) == 0
-    assert bool((people.maps[3:, channel].flatten(1).sum(1) > 0).all())
+    assert float(annotators.maps[:, others].abs().sum()) == 0
+    assert bool((annotators.maps[3:, channel].flatten(1).sum(1) > 0).all())
 
 
 def test_regions_stay_within_the_picture(blobs: Tensor, generator: torch.Generator) -> None:
@@ -232,18 +232,18 @@ def test_regions_stay_within_the_picture(blobs: Tensor, generator: torch.Generat
     valid = torch.zeros_like(blobs)
     valid[:, :40] = True
     for kind in ("box", "polygon"):
-        people = annotator(blobs & valid, only(kind, as_prior=0.0), generator, valid)
-        people.begin()
-        assert float(people.maps[:, :, 80:].sum()) == 0
+        annotators = annotator(blobs & valid, only(kind, as_prior=0.0), generator, valid)
+        annotators.begin()
+        assert float(annotators.maps[:, :, 80:].sum()) == 0
 
 
 def test_first_prompts_are_drawn_by_their_shares(generator: torch.Generator) -> None:
     """400 people, half of them with a box."""
     truth = torch.zeros(400, 32, 32, dtype=torch.bool)
     truth[:, 8:24, 8:24] = True
-    people = annotator(truth, replace(NOTHING, click=3.0, box=3.0, as_prior=0.0), generator)
-    people.begin()
-    drew_box = (people.maps[:, 1] == 0.5).flatten(1).any(1)
+    annotators = annotator(truth, replace(NOTHING, click=3.0, box=3.0, as_prior=0.0), generator)
+    annotators.begin()
+    drew_box = (annotators.maps[:, 1] == 0.5).flatten(1).any(1)
     assert 0.42 < float(drew_box.float().mean()) < 0.58
 
 
@@ -257,15 +257,15 @@ def test_a_correction_lies_in_the_deeper_error_and_repairs_it(generator: torch.G
     mask[1, 36:56, 36:56] = True  # ... wrong by 20
     mask[2, 35:55, 35:55] = True  # both by 20: a tie is negative
     for _ in range(10):
-        people = annotator(truth, only("click"), generator)
-        people.correct(mask[:, None].float())
-        signs = [int(one[2].any()) for one in people.maps]
+        annotators = annotator(truth, only("click"), generator)
+        annotators.correct(mask[:, None].float())
+        signs = [int(one[2].any()) for one in annotators.maps]
         assert signs == [0, 1, 1]
         errors = (truth & ~mask, mask & ~truth)
         for sample, sign in enumerate(signs):
-            (row, col) = centres(people.maps[sample, 1 + sign][None])[0]
+            (row, col) = centres(annotators.maps[sample, 1 + sign][None])[0]
             assert bool(errors[sign][sample, row // 2, col // 2])
-            assert float(people.maps[sample, 2 - sign].sum()) == 0
+            assert float(annotators.maps[sample, 2 - sign].sum()) == 0
 
 
 def test_ignored_pixels_are_not_corrected(generator: torch.Generator) -> None:
@@ -274,19 +274,19 @@ def test_ignored_pixels_are_not_corrected(generator: torch.Generator) -> None:
     truth[:, 4:20, 4:20] = True
     valid = torch.ones_like(truth)
     valid[:, :, 32:] = False
-    people = annotator(truth, only("click", polygon_later=1.0), generator, valid)
-    people.correct((truth | ~valid)[:, None].float())
-    assert float(people.maps[:, 1:].sum()) == 0
+    annotators = annotator(truth, only("click", polygon_later=1.0), generator, valid)
+    annotators.correct((truth | ~valid)[:, None].float())
+    assert float(annotators.maps[:, 1:].sum()) == 0
 
 
 def test_who_sees_nothing_wrong_says_nothing(blobs: Tensor, generator: torch.Generator) -> None:
     """Neither click nor scribble nor outline, and earlier prompts stay."""
     for mix in (only("box"), only("box", scribble_later=1.0), only("box", polygon_later=1.0)):
-        people = annotator(blobs, mix, generator)
-        people.begin()
-        before = people.maps.clone()
-        people.correct(blobs[:, None].float())
-        assert torch.equal(people.maps[:, 1:], before[:, 1:])
+        annotators = annotator(blobs, mix, generator)
+        annotators.begin()
+        before = annotators.maps.clone()
+        annotators.correct(blobs[:, None].float())
+        assert torch.equal(annotators.maps[:, 1:], before[:, 1:])
 
 
 @pytest.mark.parametrize("kind", ["scribble_later", "polygon_later"])
@@ -298,22 +298,22 @@ def test_later_scribbles_and_outlines_have_the_sign_that_repairs(
     truth[:, 10:30, 10:30] = True
     mask = torch.zeros_like(truth)
     mask[:, 10:30, 10:60] = True
-    people = annotator(truth, replace(NOTHING, **{kind: 1.0}), generator)
-    people.correct(mask[:, None].float())
-    assert float(people.maps[:, 1].sum()) == 0
-    assert set(people.maps[:, 2].unique().tolist()) == {0.0, 1.0 if kind == "scribble_later" else 0.5}
-    assert bool(people.maps[:, 2].flatten(1).any(1).all())
+    annotators = annotator(truth, replace(NOTHING, **{kind: 1.0}), generator)
+    annotators.correct(mask[:, None].float())
+    assert float(annotators.maps[:, 1].sum()) == 0
+    assert set(annotators.maps[:, 2].unique().tolist()) == {0.0, 1.0 if kind == "scribble_later" else 0.5}
+    assert bool(annotators.maps[:, 2].flatten(1).any(1).all())
 
 
 def test_the_answer_becomes_the_first_channel(generator: torch.Generator) -> None:
     """Mostly the answer itself, bilinear; in about one of ten coarse, in one of twenty gone."""
     torch.manual_seed(1)
     probability = torch.rand(400, 1, 32, 32)
-    people = annotator(probability[:, 0] > THRESHOLD, only("click"), generator)
-    people.correct(probability)
+    annotators = annotator(probability[:, 0] > THRESHOLD, only("click"), generator)
+    annotators.correct(probability)
     whole = torch.nn.functional.interpolate(probability, (64, 64), mode="bilinear")[:, 0]
-    same = (people.maps[:, 0] == whole).flatten(1).all(1)
-    gone = (people.maps[:, 0] == 0).flatten(1).all(1)
+    same = (annotators.maps[:, 0] == whole).flatten(1).all(1)
+    gone = (annotators.maps[:, 0] == 0).flatten(1).all(1)
     assert 0.79 < float(same.float().mean()) < 0.91
     assert 0.02 < float(gone.float().mean()) < 0.09
 
@@ -324,12 +324,12 @@ def test_a_slip_has_the_wrong_sign_where_the_answer_was_right(generator: torch.G
     truth[:, 16:48, 16:48] = True
     answer = torch.zeros(40, 1, SIDE, SIDE)
     answer[:, :, 24:56, 16:48] = 1  # misses 8 rows, adds 8 others
-    people = annotator(truth, only("click", slip=1.0), generator)
-    people.begin()
-    before = people.maps
-    people.correct(answer)
-    assert bool(people.slipped.all())
-    there = F.max_pool2d(people.maps[:, 1:] - before[:, 1:], 2) > 0
+    annotators = annotator(truth, only("click", slip=1.0), generator)
+    annotators.begin()
+    before = annotators.maps
+    annotators.correct(answer)
+    assert bool(annotators.wrong_clicks.all())
+    there = F.max_pool2d(annotators.maps[:, 1:] - before[:, 1:], 2) > 0
     shared = truth & (answer[:, 0] > 0.5)
     neither = ~truth & (answer[:, 0] < 0.5)
     kinds = []
@@ -344,20 +344,20 @@ def test_a_slip_has_the_wrong_sign_where_the_answer_was_right(generator: torch.G
 def test_nobody_slips_unless_asked(blobs: Tensor, generator: torch.Generator) -> None:
     """And where nothing is right, there is nothing to spoil."""
     for mix, answer in ((PromptMix(), 0.3), (only("click", slip=1.0), 1.0)):
-        people = annotator(torch.zeros_like(blobs) if answer == 1 else blobs, mix, generator)
-        people.begin()
-        people.correct(torch.full((len(blobs), 1, SIDE, SIDE), answer))
-        assert not bool(people.slipped.any())
+        annotators = annotator(torch.zeros_like(blobs) if answer == 1 else blobs, mix, generator)
+        annotators.begin()
+        annotators.correct(torch.full((len(blobs), 1, SIDE, SIDE), answer))
+        assert not bool(annotators.wrong_clicks.any())
 
 
 def test_neither_truth_nor_answer_are_changed(blobs: Tensor, generator: torch.Generator) -> None:
     """A round of everything leaves what it was given as it was; earlier maps are not written to."""
     truth, answer = blobs[:, None].float(), torch.rand(len(blobs), 1, SIDE, SIDE)
     before = truth.clone(), answer.clone()
-    people = Annotator(truth, torch.ones_like(truth), 3, PromptMix(), generator)
-    people.begin()
-    kept, copy = people.maps, people.maps.clone()
-    people.correct(answer)
+    annotators = BatchAnnotator(truth, torch.ones_like(truth), 3, PromptMix(), generator)
+    annotators.begin()
+    kept, copy = annotators.maps, annotators.maps.clone()
+    annotators.correct(answer)
     assert torch.equal(truth, before[0])
     assert torch.equal(answer, before[1])
     assert torch.equal(kept, copy)  # the graph of the first round still needs them
@@ -368,10 +368,10 @@ def test_the_same_seed_gives_the_same_people(blobs: Tensor) -> None:
 
     def said() -> Tensor:
         torch.manual_seed(3)
-        people = annotator(blobs, PromptMix(), torch.Generator().manual_seed(3))
-        people.begin()
+        annotators = annotator(blobs, PromptMix(), torch.Generator().manual_seed(3))
+        annotators.begin()
         for step in range(2):
-            people.correct(torch.full((len(blobs), 1, SIDE, SIDE), 0.3 + 0.4 * step))
-        return people.maps
+            annotators.correct(torch.full((len(blobs), 1, SIDE, SIDE), 0.3 + 0.4 * step))
+        return annotators.maps
 
     assert torch.equal(said(), said())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.training.pictures import (
-    Cut,
+    Crop,
     Picture,
     PictureSet,
     PictureStore,
@@ -40,7 +40,7 @@ def cut(
     one: Picture, target: int, view: tuple[float, float, float], matrix: NDArray[np.float64], size: int
 ) -> Tensor:
     """One view (5, S, S), out of an atlas where another picture comes first."""
-    return PictureStore([picture(7, 9), one], "cpu").cut([Cut(1, (target,), view, matrix)], size)[0]
+    return PictureStore([picture(7, 9), one], "cpu").sample([Crop(1, (target,), view, matrix)], size)[0]
 
 
 def write(root: Path, domain: str, name: str, count: int, shape: tuple[int, int] = (40, 50)) -> None:
@@ -68,7 +68,7 @@ def boxes_and_shapes(seed: int, count: int = 300) -> list[tuple[tuple[int, int],
     return cases
 
 
-class Whole(np.random.Generator):
+class NeverCutsThrough(np.random.Generator):
     """A generator that never cuts through an object: `random` stays in the middle."""
 
     def random(self) -> float:  # type: ignore[override]
@@ -77,7 +77,7 @@ class Whole(np.random.Generator):
 
 def test_a_view_shows_the_whole_object_unless_it_cuts_through_it() -> None:
     """300 pictures and objects of all shapes."""
-    rng = Whole(np.random.PCG64(0))
+    rng = NeverCutsThrough(np.random.PCG64(0))
     for shape, box, area in boxes_and_shapes(0):
         top, left, side = choose_view(rng, shape, box, area)
         assert top <= box[0]
@@ -292,7 +292,7 @@ def test_sets_are_drawn_by_their_shares() -> None:
     views = Views(
         [PictureSet("dark", 1, [dark]), PictureSet("bright", 3, [bright])], 16, 1, 0, torch.zeros(3)
     )
-    drawn = [views.one().picture == 1 for _ in range(300)]
+    drawn = [views.choose().picture == 1 for _ in range(300)]
     assert 0.68 < np.mean(drawn) < 0.82
 
 
@@ -300,14 +300,14 @@ def test_a_picture_knows_its_objects(tmp_path: Path) -> None:
     """Ids, areas and boxes with exclusive ends; objects below the least area are left out."""
     write(tmp_path, "em", "a", 1)
     paths = tmp_path / "em/images/a/0.jpg", tmp_path / "em/masks/a/0.png"
-    both, large = (read_picture(*paths, least_area=least) for least in (30, 31))
+    both, large = (read_picture(*paths, min_area=least) for least in (30, 31))
     assert both is not None
     assert large is not None
     assert (both.objects.tolist(), both.areas.tolist()) == ([1, 2], [300, 30])
     assert both.boxes.tolist() == [[5, 10, 20, 30], [30, 40, 35, 46]]
     assert large.objects.tolist() == [1]
     assert (tuple(both.pixels.shape), both.pixels.dtype) == ((3, 40, 50), torch.uint8)
-    assert read_picture(*paths, least_area=301) is None
+    assert read_picture(*paths, min_area=301) is None
 
 
 def test_shares_follow_the_root_of_the_number_and_the_factors(tmp_path: Path) -> None:

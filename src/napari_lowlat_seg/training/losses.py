@@ -1,6 +1,6 @@
-"""What training makes small: normalised focal loss, Dice and a wrong estimate of the IoU.
+"""Losses: normalised focal loss, Dice, boundary, and the squared error of the predicted IoU.
 
-All take logits (B, 1, H, W) and give one value per sample, so that samples can be weighted afterwards.
+All take logits (B, 1, H, W) and return one value per sample, so that samples can be weighted afterwards.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from napari_lowlat_seg.core.masks import THRESHOLD
 
 @dataclass(frozen=True)
 class LossMix:
-    """What is added to the normalised focal loss and the judge's error, each times its weight."""
+    """Weights of the losses added to the normalised focal loss and the error of the predicted IoU."""
 
     dice: float = 1.0
     boundary: float = 0.0
 
 
 def normalized_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """The loss of every sample (B,), from logits and labels (B, 1, H, W): 1 object, 0 background, -1 ignored.
+    """Return the loss (B,) of logits and labels (B, 1, H, W): 1 object, 0 background, -1 ignored.
 
     A focal loss whose weights are scaled so that they sum to the number of pixels, without a gradient through
     the scale (Sofiiuk, Barinova, Konushin, "AdaptIS: Adaptive Instance Selection Network", ICCV 2019). The
@@ -41,7 +41,7 @@ def normalized_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.5, ga
 
 
 def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """1 - Dice of the soft mask, (B,) in [0, 1], from logits, truth and validity (B, 1, H, W).
+    """Return 1 - Dice of the soft mask, (B,) in [0, 1], from logits, truth and validity (B, 1, H, W).
 
     The Dice of Milletari et al. ("V-Net", 2016) without the squares; one is added to both sides of the
     fraction, so an empty truth is no division by zero. `truth` must be 0 where `valid` is.
@@ -52,7 +52,7 @@ def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def boundary_loss(logits: Tensor, truth: Tensor, valid: Tensor, width: int = 3, slack: int = 5) -> Tensor:
-    """1 - F1 of the soft outline, (B,) in [0, 1], from logits, truth and validity (B, 1, H, W).
+    """Return 1 - F1 of the soft outline, (B,) in [0, 1], from logits, truth and validity (B, 1, H, W).
 
     Outlines are what a maximum over `width` x `width` pixels adds to the background; one counts as found
     within `slack` x `slack` pixels of the other (Bokhovkin & Burnaev, "Boundary Loss for Remote Sensing
@@ -72,7 +72,7 @@ def boundary_loss(logits: Tensor, truth: Tensor, valid: Tensor, width: int = 3, 
 def round_loss(
     logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor, mix: LossMix
 ) -> tuple[Tensor, Tensor]:
-    """Loss of every sample (B,) and its IoU (B,), both with padding left out.
+    """Return the loss (B,) and the IoU (B,) of every sample, both without padding.
 
     Focal loss of the mask, Dice and boundary as `mix` says, and the squared error of the predicted IoU
     `quality` (B,).
@@ -82,8 +82,8 @@ def round_loss(
     mask = (logits.detach().sigmoid() > THRESHOLD).float() * valid
     union = torch.maximum(mask, truth).sum((1, 2, 3))
     iou = (mask * truth).sum((1, 2, 3)) / union.clamp(min=1)
-    judged = F.mse_loss(quality.float(), iou, reduction="none")
-    loss = normalized_focal_loss(logits, labels) + judged
+    quality_error = F.mse_loss(quality.float(), iou, reduction="none")
+    loss = normalized_focal_loss(logits, labels) + quality_error
     for weight, part in ((mix.dice, dice_loss), (mix.boundary, boundary_loss)):
         if weight:
             loss = loss + weight * part(logits, truth, valid)

@@ -1,4 +1,4 @@
-"""Training pictures: every one lies decoded in memory, with the objects that may be targets.
+"""Training pictures: decoded in memory, with the objects that may be targets, and cropped on the device.
 
 A folder holds DOMAIN/images/SET/NAME.* and DOMAIN/masks/SET/NAME.png, whose pixel values are object ids.
 """
@@ -18,8 +18,8 @@ from PIL import Image
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-LEAST_AREA = 24  # pixels of the picture; smaller objects are no targets
-LEAST_AREAS = {"flyem_medulla": 100}  # of sets that are full of slivers
+MIN_AREA = 24  # pixels; smaller objects are no targets
+MIN_AREAS = {"flyem_medulla": 100}  # of sets with many slivers
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Picture:
     pixels
         (3, H, W) uint8 RGB.
     ids
-        (H, W) int32: which object a pixel belongs to, 0 for none.
+        (H, W) int32: the object that a pixel belongs to, 0 for none.
     objects, areas
         (N,): the ids of the objects that may be targets, and their areas in pixels.
     boxes
@@ -47,15 +47,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureSet:
-    """The pictures of one source, and the share of all views that it gets."""
+    """The pictures of one source, and the share of all views that is taken from them."""
 
     name: str
     share: float
     pictures: list[Picture]
 
 
-def read_picture(image_path: Path, mask_path: Path, least_area: int) -> Picture | None:
-    """The picture, or None when no object has `least_area` pixels.
+def read_picture(image_path: Path, mask_path: Path, min_area: int) -> Picture | None:
+    """Return the picture, or None if no object has `min_area` pixels.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def read_picture(image_path: Path, mask_path: Path, least_area: int) -> Picture 
     found = [
         (number, areas[number], (box[0].start, box[1].start, box[0].stop, box[1].stop))
         for number, box in enumerate(find_objects(ids), start=1)
-        if box is not None and areas[number] >= least_area
+        if box is not None and areas[number] >= min_area
     ]
     if not found:
         return None
@@ -98,12 +98,12 @@ def read_picture(image_path: Path, mask_path: Path, least_area: int) -> Picture 
 def read_sets(
     root: Path, domains: dict[str, float], extra: dict[str, float], limit: int | None = None
 ) -> list[PictureSet]:
-    """All sets under `root`: `DOMAIN/images/SET/NAME.*` with `DOMAIN/masks/SET/NAME.png`.
+    """Read all sets under `root`: `DOMAIN/images/SET/NAME.*` with `DOMAIN/masks/SET/NAME.png`.
 
     Parameters
     ----------
     domains
-        Share of all views for every domain. Its sets divide it by the square root of their sizes.
+        Share of all views of every domain, divided among its sets by the square roots of their sizes.
     extra
         Factors on the share of single sets.
     limit
@@ -130,7 +130,7 @@ def read_sets(
             PictureSet(name, share * weight / sum(weights), pictures)
             for (name, pictures), weight in zip(loaded, weights, strict=True)
         ]
-    names = [one.name for one in sets]
+    names = [each.name for each in sets]
     unknown = sorted(set(extra) - set(names))
     if unknown:
         raise ValueError(f"expected `shares` of sets out of {names}, got {unknown}; remove or rename them")
@@ -140,30 +140,30 @@ def read_sets(
 def _read_set(folder: Path, limit: int | None) -> list[Picture]:
     """The pictures of `DOMAIN/images/SET` that show an object."""
     masks = folder.parents[1] / "masks" / folder.name
-    least = LEAST_AREAS.get(folder.name, LEAST_AREA)
+    least = MIN_AREAS.get(folder.name, MIN_AREA)
     with ThreadPoolExecutor() as pool:
         paths = sorted(folder.iterdir())[:limit]
         read = pool.map(lambda path: read_picture(path, masks / f"{path.stem}.png", least), paths)
-        return [one for one in read if one is not None]
+        return [picture for picture in read if picture is not None]
 
 
-FLAT = 1.5  # picture pixels per view pixel up to which one sample is enough; beyond it four are averaged
+MAX_STEP = 1.5  # picture pixels per view pixel up to which one sample is taken; beyond it four are averaged
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
-    """One view to be cut.
+class Crop:
+    """The geometry of one view.
 
     Attributes
     ----------
     picture
-        Its number in the atlas.
+        Its number in the store.
     targets
-        The ids, one or two, that are the object.
+        The one or two ids that are the object.
     view
         Top, left and side in picture pixels.
     matrix
-        From `training_data.warp`: applied about the centre of what the view shows of the picture.
+        From `views.warp`: applied about the centre of the part of the picture that the view shows.
     """
 
     picture: int
@@ -173,66 +173,68 @@ class Cut:
 
 
 class PictureStore:
-    """All pictures end to end on one device, so that the views of a batch are cut in one go.
+    """All pictures end to end on one device, so that all views of a batch are sampled by one kernel.
 
-    View by view, a batch cost the host more time than a training step cost the device.
+    View by view, a batch takes the host longer than a training step takes the device.
     """
 
     def __init__(self, pictures: Sequence[Picture], device: str) -> None:
-        self.shapes = [(one.ids.shape[0], one.ids.shape[1]) for one in pictures]
+        self.shapes = [(picture.ids.shape[0], picture.ids.shape[1]) for picture in pictures]
         self.starts = np.cumsum([0] + [rows * cols for rows, cols in self.shapes])
         total = int(self.starts[-1])
         self.pixels = torch.empty((total, 3), dtype=torch.uint8, device=device)
         self.ids = torch.empty(total, dtype=torch.int32, device=device)
-        for one, start in zip(pictures, self.starts.tolist(), strict=False):
-            span = slice(start, start + one.ids.numel())
-            self.pixels[span] = one.pixels.permute(1, 2, 0).reshape(-1, 3).to(device)
-            self.ids[span] = one.ids.flatten().to(device)
+        for picture, start in zip(pictures, self.starts.tolist(), strict=False):
+            span = slice(start, start + picture.ids.numel())
+            self.pixels[span] = picture.pixels.permute(1, 2, 0).reshape(-1, 3).to(device)
+            self.ids[span] = picture.ids.flatten().to(device)
 
-    def cut(self, cuts: Sequence[Cut], size: int) -> Tensor:
-        """Views as the network gets them, (B, 5, S, S) float: RGB in 0..255, coverage, validity."""
-        numbers = np.array([self._geometry(one, size) for one in cuts], dtype=np.float32)
-        places = np.array(
+    def sample(self, crops: Sequence[Crop], size: int) -> Tensor:
+        """Return views (B, 5, size, size) float32: RGB in 0..255, coverage by the object, validity."""
+        geometries = np.array([self._geometry(crop, size) for crop in crops], dtype=np.float32)
+        sources = np.array(
             [
-                (self.starts[one.picture], *self.shapes[one.picture], one.targets[0], one.targets[-1])
-                for one in cuts
+                (self.starts[crop.picture], *self.shapes[crop.picture], crop.targets[0], crop.targets[-1])
+                for crop in crops
             ],
             dtype=np.int64,
         )
         device = self.ids.device
-        geometry, where = (_uploaded(array, device) for array in (numbers, places))
-        shrinks = any(one.view[2] > FLAT * size for one in cuts)
+        geometry, source = (_upload(array, device) for array in (geometries, sources))
+        shrinks = any(crop.view[2] > MAX_STEP * size for crop in crops)
         sample = _compiled_sample if self.ids.is_cuda else _sample
-        return sample(self.pixels, self.ids, geometry, where, size, shrinks)
+        return sample(self.pixels, self.ids, geometry, source, size, shrinks)
 
-    def _geometry(self, one: Cut, size: int) -> tuple[float, ...]:
-        """The numbers that `_sample` needs of a view, in its order."""
-        top, left, side = one.view
-        rows, cols = self.shapes[one.picture]
-        (yy, yx), (xy, xx) = one.matrix.tolist()
+    def _geometry(self, crop: Crop, size: int) -> tuple[float, ...]:
+        """The numbers that `_sample` takes of a view, in its order."""
+        top, left, side = crop.view
+        rows, cols = self.shapes[crop.picture]
+        (yy, yx), (xy, xx) = crop.matrix.tolist()
         # the content keeps the top left corner, as in a letterboxed frame: warp about the content's centre
         high, wide = min(side, rows - top), min(side, cols - left)
         down, across = (wide, high) if yy == xx == 0 else (high, wide)  # a quarter turn lays a strip upright
-        # a turned view shows what lies beside it too, as far as the picture goes
+        # a rotated view also shows the picture beside it
         still = abs(yy) == 1 and abs(xx) == 1
         bounds = (top, left, top + high, left + wide) if still else (0.0, 0.0, rows, cols)
-        spread = side / size / 4 if side > FLAT * size else 0.0
+        spread = side / size / 4 if side > MAX_STEP * size else 0.0
         middle = (top + high / 2, left + wide / 2)
         return (side, (side - down) / 2, (side - across) / 2, yy, yx, xy, xx, *middle, *bounds, spread)
 
 
-def _uploaded(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device; nobody waits for it there."""
-    here = torch.from_numpy(array)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
+def _upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array on the device; the copy is asynchronous."""
+    on_host = torch.from_numpy(array)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
 
 
-def _sample(pixels: Tensor, ids: Tensor, geometry: Tensor, where: Tensor, size: int, shrinks: bool) -> Tensor:
-    """What `Atlas.cut` gives: bilinear samples, pixel centres at halves, the border repeated outside."""
+def _sample(
+    pixels: Tensor, ids: Tensor, geometry: Tensor, source: Tensor, size: int, shrinks: bool
+) -> Tensor:
+    """The views of `PictureStore.sample`: bilinear, pixel centres at halves, the border repeated outside."""
     side, from_y, from_x, yy, yx, xy, xx, mid_y, mid_x, top, left, bottom, right, spread = (
         column[:, None, None] for column in geometry.unbind(1)
     )
-    start, rows, cols, one, other = (column[:, None, None] for column in where.unbind(1))
+    start, rows, cols, first, second = (column[:, None, None] for column in source.unbind(1))
     steps = (torch.arange(size, device=ids.device) + 0.5) / size - 0.5
     y = steps[None, :, None] * side + from_y
     x = steps[None, None, :] * side + from_x
@@ -255,7 +257,7 @@ def _sample(pixels: Tensor, ids: Tensor, geometry: Tensor, where: Tensor, size: 
                 index = start + row * cols + col
                 colour = colour + share[..., None] * pixels[index]
                 found = ids[index]
-                cover = cover + share * ((found == one) | (found == other))
+                cover = cover + share * ((found == first) | (found == second))
     return torch.cat([colour.permute(0, 3, 1, 2), cover[:, None], valid[:, None].float()], 1)
 
 

@@ -1,8 +1,8 @@
-"""Training, one straight script: settings, data, rounds of simulated prompts, loss, loop, checkpoint.
+"""Training: settings, starting weights, optimiser, loop, checkpoints.
 
 `lowlat-seg train CONFIG` runs it on one device, `torchrun --nproc-per-node N -m napari_lowlat_seg train
-CONFIG` on several; see docs/training.md. The image is encoded once per step and the decoder answers several
-rounds of prompts, each with its loss.
+CONFIG` on several; see docs/training.md. Each image is encoded once per step and decoded for several rounds
+of prompts, each with its loss.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from napari_lowlat_seg.models.tinyvit import resize_windows
 from napari_lowlat_seg.models.vit import resample
 from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.pictures import read_sets
-from napari_lowlat_seg.training.prompts import Annotator, PromptMix
+from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
 from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views
 
 
 def starting_network(config: CompactConfig, start: str, start_vit: str, seed: int) -> Compact:
-    """The network of a config with what its files hold, random weights elsewhere.
+    """Return the network of a config with the weights of its files, random weights elsewhere.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def starting_network(config: CompactConfig, start: str, start_vit: str, seed: in
         Of the network.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model, which may
-        have another input side and lack a second encoder and further fusion blocks: what is new adds nothing
-        at first. None if empty.
+        have another input side and lack a second encoder and further fusion blocks: new parts add nothing at
+        first. None if empty.
     start_vit
         A .safetensors file of weights for the second encoder, on any grid and patch. None if empty.
     seed
@@ -66,7 +66,7 @@ def starting_network(config: CompactConfig, start: str, start_vit: str, seed: in
     if start_vit:
         if network.vit is None:
             raise ValueError("expected a model with a second encoder for `start_vit`; set `vit_depth`")
-        # norms and join are new: no other network has them
+        # no other network has norms and join
         own = network.vit.state_dict()
         network.vit.load_state_dict({**own, **resample(_floats(start_vit), network.vit)})
     return network
@@ -77,8 +77,8 @@ def _floats(path: str) -> dict[str, Tensor]:
 
 
 def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
-    """Load a whole model; the parts that it lacks are a second encoder and further fusion blocks."""
-    if network.vit is not None and "vit.pos_embed" in state:  # the one tensor that knows the input's side
+    """Load a whole model; it may lack a second encoder and further fusion blocks."""
+    if network.vit is not None and "vit.pos_embed" in state:  # the only tensor that knows the input's side
         vit = {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
         state = state | {f"vit.{name}": value for name, value in resample(vit, network.vit).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
@@ -88,7 +88,7 @@ def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
     for number, block in enumerate(network.blocks):
         if f"blocks.{number}.local.weight" in missing:
             assert isinstance(block, FusionBlock)
-            for part in (block.local, block.attn.proj, block.fc2):  # a block of residuals that are zero
+            for part in (block.local, block.attn.proj, block.fc2):  # all residuals of a new block are zero
                 nn.init.zeros_(part.weight)
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]
 
@@ -104,7 +104,7 @@ class TrainConfig:
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model; none if empty.
         A model of another input side, without a second encoder, or with fewer fusion blocks, may start one
-        that has them: what is new adds nothing at first.
+        that has them: new parts add nothing at first.
     start_vit
         A .safetensors file of weights for the second encoder, on any grid and patch; see `resample`.
     device
@@ -118,15 +118,15 @@ class TrainConfig:
     decay, clip
         Weight decay (of weights, not of biases and norms), and the largest norm of the gradient.
     average
-        Decay of the moving average of the weights, which is what ships.
+        Decay of the moving average of the weights; the average is the result.
     seed
         Of weights, views and prompts.
     compile
         Whether to compile the network; takes a minute or two at the start.
     checkpoint_every, minutes
-        Steps between checkpoints, and minutes after which this sitting stops with one.
+        Steps between checkpoints, and minutes after which the run stops with one.
     limit
-        Pictures per set, for trying things out; all if None.
+        Pictures per set, for short tests; all if None.
     rounds
         Numbers of prompts per step, one drawn for each step.
     domains, shares
@@ -166,12 +166,12 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The run that a TOML file describes.
+    """Read a run from a TOML file.
 
     Raises
     ------
     ValueError
-        If the file is no TOML, names a setting that does not exist, or corrects a judge before it is trained.
+        If the file is not TOML, names an unknown setting, or corrects the predicted IoU before it is trained.
     """
     try:
         given = tomllib.loads(path.read_text())
@@ -187,7 +187,7 @@ def read_config(path: Path) -> TrainConfig:
         (LossMix, given.get("loss", {})),
     )
     for kind, table in tables:
-        known = {one.name for one in fields(kind)}
+        known = {setting.name for setting in fields(kind)}
         unknown = sorted(set(table) - known)
         if unknown:
             raise ValueError(
@@ -205,7 +205,7 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The factor on both rates in step `step`, counted from 0: linear warm-up, then a cosine to 1 %."""
+    """Return the factor on all rates in a step counted from 0: linear warm-up, then a cosine to 1 %."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
@@ -213,7 +213,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class Run:
-    """Network, optimiser, moving average and step count: what a checkpoint holds."""
+    """Network, optimiser, moving average and step count: the content of a checkpoint."""
 
     def __init__(self, config: TrainConfig, device: str) -> None:
         shape = CompactConfig(**config.model)
@@ -223,14 +223,14 @@ class Run:
         vit: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
-            known = name.startswith("vit.") and not name.startswith(("vit.norms.", "vit.join."))
-            part = encoder if name.startswith("encoder.") else vit if known else rest
+            pretrained = name.startswith("vit.") and not name.startswith(("vit.norms.", "vit.join."))
+            part = encoder if name.startswith("encoder.") else vit if pretrained else rest
             part.append(parameter)
         groups = [
-            {"params": [p for p in part if (p.ndim > 1) == weighty], "lr": rate, "top": rate,
-             "weight_decay": config.decay if weighty else 0.0}
+            {"params": [p for p in part if (p.ndim > 1) == decays], "lr": rate, "top": rate,
+             "weight_decay": config.decay if decays else 0.0}
             for part, rate in ((encoder, config.encoder_rate), (vit, config.vit_rate), (rest, config.rate))
-            for weighty in (True, False)
+            for decays in (True, False)
             if part
         ]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.startswith("cuda"))
@@ -239,26 +239,32 @@ class Run:
         self.step = 0
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on, whole or not at all."""
+        """Write everything needed to continue, whole or not at all."""
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         with atomic_file(path) as part:
             torch.save({**state, "average": self.average, "step": self.step}, part)
 
     def load(self, path: Path, device: str) -> None:
-        """Go on from what `save` wrote, at the rates and decay of the run's own config."""
+        """Continue from a checkpoint, at the rates and decay of the run's own config."""
         state = torch.load(path, map_location=device, weights_only=True)
         self.network.load_state_dict(state["network"])
-        # the file's settings would silently win over those that were changed in order to go on
-        asked = [
+        # the checkpoint's settings would silently win over those changed for the continuation
+        settings = [
             {key: group[key] for key in ("top", "weight_decay")} for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, asked, strict=True):
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         self.average, self.step = state["average"], state["step"]
 
+    def save_average(self, path: Path) -> None:
+        """Write the averaged weights in half precision, as a model that `load_model` reads."""
+        averaged = Compact(self.network.config)
+        averaged.load_state_dict(self.average)
+        save_model(averaged, path, half=True, step=str(self.step))
+
     def update(self, config: TrainConfig) -> None:
-        """Take one optimiser step from the gradients that lie there; averages over devices first."""
+        """Take one optimiser step with the current gradients, averaged over devices."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if dist.is_initialized():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -284,121 +290,181 @@ def one_step(
     config: TrainConfig,
     generator: torch.Generator,
     encode: Callable[..., Any],
-    answer: Callable[..., Any],
+    decode: Callable[..., Any],
 ) -> Tensor:
-    """Loss and mean IoU after the first and the last round, (3,), of one batch; leaves the gradients."""
+    """Return loss and mean IoU after the first and last round, (3,), of one batch; leaves the gradients."""
     batch = views.next()
     device = batch.image.device.type
-    # A view whose target a warp lost teaches nothing.
+    # A view whose target was warped out of it teaches nothing.
     weight = (batch.truth.sum((1, 2, 3)) > 8).float()
     # drawn from the step, so that several devices do the same number of rounds
     dice = torch.Generator().manual_seed(config.seed + run.step)
     rounds = config.rounds[int(torch.randint(len(config.rounds), (), generator=dice))]
     mix, losses = PromptMix(**config.prompts), LossMix(**config.loss)
-    people = Annotator(batch.truth, batch.valid, run.network.radius, mix, generator)
-    people.begin()
+    annotators = BatchAnnotator(batch.truth, batch.valid, run.network.radius, mix, generator)
+    annotators.begin()
     total = batch.image.new_zeros(())
     ious = []
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         features = encode(batch.image)
     for number in range(rounds):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits, quality = answer(features, people.maps)
+            logits, quality = decode(features, annotators.maps)
         loss, iou = round_loss(logits, quality, batch.truth, batch.valid, losses)
-        told = weight * ~people.slipped
-        total = total + (loss * told).sum() / told.sum().clamp(min=1) / rounds
+        counted = weight * ~annotators.wrong_clicks
+        total = total + (loss * counted).sum() / counted.sum().clamp(min=1) / rounds
         ious.append((iou * weight).sum() / weight.sum().clamp(min=1))
         if number + 1 < rounds:
             with torch.no_grad():
-                people.correct(logits.detach().float().sigmoid())
+                annotators.correct(logits.detach().float().sigmoid())
     total.backward()
     return torch.stack([total.detach(), ious[0].detach(), ious[-1].detach()])
 
 
+@dataclass(frozen=True)
+class Worker:
+    """This process among those that train one network, as torchrun numbers them.
+
+    Attributes
+    ----------
+    rank, world
+        Its number, and the number of all.
+    device
+        A torch device.
+    """
+
+    rank: int
+    world: int
+    device: str
+
+    @classmethod
+    def start(cls, device: str) -> Worker:
+        """Join the others, if there are any."""
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if device == "auto":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        if world > 1:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(rank, world, device)
+
+    def agree(self, stop: bool) -> bool:
+        """Return whether the first process wants to stop, so that all stop at the same step."""
+        flag = torch.tensor(stop, device=self.device)
+        if self.world > 1:
+            dist.broadcast(flag, 0)
+        return bool(flag)
+
+    def leave(self) -> None:
+        """Wait for the others and part from them."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+class Log:
+    """Mean losses of the last steps, one line of JSON each time they are written."""
+
+    def __init__(self, path: Path, config: TrainConfig, worker: Worker) -> None:
+        self._path, self._config, self._worker = path, config, worker
+        self._start = self._written = time.monotonic()
+        self._steps: list[Tensor] = []
+
+    @property
+    def minutes(self) -> float:
+        """Since the beginning."""
+        return (time.monotonic() - self._start) / 60
+
+    def add(self, losses: Tensor) -> None:
+        """Keep the (3,) of `one_step`, on the device."""
+        self._steps.append(losses)
+
+    def write(self, step: int) -> None:
+        """Write the means since the last line, and print them in the first process.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not finite.
+        """
+        loss, first, last = torch.stack(self._steps).mean(0).tolist()
+        now = time.monotonic()
+        views = self._config.batch * self._worker.world * len(self._steps)
+        row = {"step": step, "loss": loss, "iou_first": first, "iou_last": last,
+               "views_per_s": views / (now - self._written), "minutes": (now - self._start) / 60,
+               "rate": learning_rate(step, self._config)}  # fmt: skip
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._worker.rank == 0:
+            print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        self._written, self._steps = now, []
+        if not math.isfinite(loss):
+            raise ValueError(f"expected a finite loss, got {loss} at step {step}; lower `rate` and resume")
+
+
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """The path of the averaged weights, `OUT/average.safetensors`, after training.
+    """Train, and return the path of the averaged weights, `OUT/average.safetensors`.
 
     Parameters
     ----------
     config
         The run.
     resume
-        Go on from `OUT/checkpoint.pt` where there is one. Weights, optimiser, average and step are those of
-        the checkpoint; views and prompts are new ones, seeded by the step.
+        Continue from `OUT/checkpoint.pt` where there is one. Weights, optimiser, average and step are
+        those of the checkpoint; views and prompts are new ones, seeded by the step.
 
     Raises
     ------
     ValueError
         If the data does not fit the config (see `read_sets`), or the loss is no longer finite.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = config.device
-    if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    worker = Worker.start(config.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(config, device)
-    checkpoint = out / "checkpoint.pt"
+    run = Run(config, worker.device)
+    checkpoint, average = out / "checkpoint.pt", out / "average.safetensors"
     if resume and checkpoint.exists():
-        run.load(checkpoint, device)
-    sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
-    seed = config.seed + 1_000_000 * rank + run.step  # no device ever meets the views of another
-    pad = torch.tensor(run.network.pad)
-    source = Views(
-        sets, run.network.size, config.batch, seed, pad, device, ColourAugmentation(**config.looks)
-    )
-    views = Prefetcher(source) if device.startswith("cuda") else source
-    generator = torch.Generator(device).manual_seed(seed)
-    encode: Callable[..., Any] = run.network.encode
-
-    def answer(features: tuple[Tensor, ...], maps: Tensor) -> Any:
-        return run.network.decode(run.network.fuse(features, maps))
-
-    if config.compile:
-        encode, answer = torch.compile(encode, dynamic=False), torch.compile(answer, dynamic=False)
-    began, shown, seen = time.monotonic(), time.monotonic(), []
-    while run.step < config.steps:
-        seen.append(one_step(run, views, config, generator, encode, answer))
+        run.load(checkpoint, worker.device)
+    seed = config.seed + 1_000_000 * worker.rank + run.step  # no two processes see the same views
+    views = _views(run, config, seed, worker.device)
+    generator = torch.Generator(worker.device).manual_seed(seed)
+    encode, decode = _halves(run.network, config.compile)
+    log = Log(out / f"log-{worker.rank}.jsonl", config, worker)
+    over = run.step >= config.steps
+    while not over:
+        log.add(one_step(run, views, config, generator, encode, decode))
         run.update(config)
-        last = run.step == config.steps
-        if run.step % 50 == 0 or last:
-            loss, one, many = torch.stack(seen).mean(0).tolist()
-            now = time.monotonic()
-            speed = config.batch * world * len(seen) / (now - shown)
-            row = {"step": run.step, "loss": loss, "iou_first": one, "iou_last": many, "views_per_s": speed,
-                   "minutes": (now - began) / 60, "rate": learning_rate(run.step, config)}  # fmt: skip
-            with (out / f"log-{rank}.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            if rank == 0:
-                print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
-            shown, seen = now, []
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"expected a finite loss, got {loss} at step {run.step}; lower `rate` and resume"
-                )
-        over = False
-        if run.step % 50 == 0:  # not in every step: the device would have to be waited for
-            stop = torch.tensor(time.monotonic() - began > config.minutes * 60, device=device)
-            if world > 1:  # the clock is read on one device only, so that all stop at the same step
-                dist.broadcast(stop, 0)
-            over = bool(stop)
-        if rank == 0 and (run.step % config.checkpoint_every == 0 or last or over):
+        over = run.step == config.steps
+        if run.step % 50 == 0 or over:  # not in every step: both wait for the device
+            log.write(run.step)
+            over = worker.agree(log.minutes > config.minutes) or over
+        if worker.rank == 0 and (run.step % config.checkpoint_every == 0 or over):
             run.save(checkpoint)
-            shipped = Compact(run.network.config)
-            shipped.load_state_dict(run.average)
-            save_model(shipped, out / "average.safetensors", half=True, step=str(run.step))
-        if over:
-            break
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-    return out / "average.safetensors"
+            run.save_average(average)
+    worker.leave()
+    return average
+
+
+def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Views | Prefetcher:
+    sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
+    colours, pad = ColourAugmentation(**config.looks), torch.tensor(run.network.pad)
+    views = Views(sets, run.network.size, config.batch, seed, pad, device, colours)
+    return Prefetcher(views) if device.startswith("cuda") else views
+
+
+def _halves(network: Compact, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The network's encoder, and its decoder from features and prompt maps."""
+
+    def decode(features: tuple[Tensor, ...], maps: Tensor) -> Any:
+        return network.decode(network.fuse(features, maps))
+
+    encode: Callable[..., Any] = network.encode
+    if not compiled:
+        return encode, decode
+    return torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
 
 
 def train_from_config(path: Path, resume: bool = False) -> Path:
-    """The path of the weights trained as the TOML file `path` says; see `TrainConfig` and `train`."""
+    """Train as a TOML file says, and return the path of the weights; see `TrainConfig` and `train`."""
     return train(read_config(path), resume)

@@ -1,8 +1,8 @@
-"""Training views: what the network sees, chosen, warped and recoloured on the device.
+"""Training views: crops of pictures, warped and recoloured on the device.
 
 A *view* is the whole picture letterboxed, or a square part of it in which the target object covers anything
-from 0.05 % to most of the area. Scale is what the original never varied (its crops undo themselves), and what
-small organelles and the closer look need most.
+from 0.05 % to most of the area. SegNext's published training does not vary the scale; small organelles and
+the closer look need that most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lowlat_seg.training.pictures import Cut, PictureSet, PictureStore
+from napari_lowlat_seg.training.pictures import Crop, PictureSet, PictureStore
 
 # Sets of photographs with an up and a down: mirrored left to right only, and hardly turned.
 # fmt: off
@@ -42,7 +42,7 @@ class Batch:
 def choose_view(
     rng: np.random.Generator, shape: tuple[int, int], box: NDArray[np.float64], area: float
 ) -> tuple[float, float, float]:
-    """A square view (top, left, side) in picture pixels that shows an object.
+    """Choose a square view (top, left, side) in picture pixels that shows an object.
 
     About a third of the views are the whole picture, one in thirteen cuts through the object. A view that is
     wider than the picture in one direction starts at 0 there; otherwise it lies inside.
@@ -59,10 +59,10 @@ def choose_view(
     if rng.random() < 0.35:
         return 0.0, 0.0, longest
     reach = max(box[2] - box[0], box[3] - box[1])
-    wanted = math.sqrt(area / math.exp(rng.uniform(math.log(5e-4), math.log(0.6))))
+    side_for_area = math.sqrt(area / math.exp(rng.uniform(math.log(5e-4), math.log(0.6))))
     cut_through = rng.random() < 0.12  # the object may leave the view
     least = max(24.0, reach * (0.6 if cut_through else 1.08))
-    side = float(np.clip(wanted, least, max(longest, least)))
+    side = float(np.clip(side_for_area, least, max(longest, least)))
     corner = []
     for low, high, length in ((box[0], box[2], rows), (box[1], box[3], cols)):
         if side >= length:
@@ -75,9 +75,9 @@ def choose_view(
 
 
 def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
-    """A 2 x 2 matrix on (row, col): flips, now and then a rotation by any angle and a stretch.
+    """Draw a 2 x 2 matrix on (row, col): flips, in 30 % of cases a rotation, in 30 % a stretch.
 
-    Where the picture is not `free`, it is mirrored left to right at most and turned by a few degrees.
+    Where the picture is not `free` to turn, it is only mirrored left to right and rotated by a few degrees.
     """
     matrix = np.diag(rng.choice([-1.0, 1.0], 2) if free else np.array([1.0, rng.choice([-1.0, 1.0])]))
     if free and rng.random() < 0.5:
@@ -94,7 +94,7 @@ def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ColourAugmentation:
-    """Which share of the views gets which look of other instruments, in [0, 1]."""
+    """Shares of the views, in [0, 1], that get each change of colour, as between instruments."""
 
     gray: float = 0.25
     tint: float = 0.3
@@ -106,8 +106,8 @@ class ColourAugmentation:
     noise: float = 0.35
 
 
-def recolour(image: Tensor, looks: ColourAugmentation, generator: torch.Generator) -> Tensor:
-    """The views (B, 3, S, S) in 0..255 with the looks of other instruments; does not mutate them."""
+def recolour(image: Tensor, colours: ColourAugmentation, generator: torch.Generator) -> Tensor:
+    """Return the views (B, 3, S, S) in 0..255 with changed colours; does not mutate them."""
     batch, device = image.shape[0], image.device
 
     def draw(low: float, high: float, share: float, neutral: float) -> Tensor:
@@ -117,23 +117,23 @@ def recolour(image: Tensor, looks: ColourAugmentation, generator: torch.Generato
 
     x = image / 255
     gray = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(x)
-    x = torch.lerp(x, gray, draw(1, 1, looks.gray, 0))
+    x = torch.lerp(x, gray, draw(1, 1, colours.gray, 0))
     tint = torch.empty(batch, 3, 1, 1, device=device).uniform_(0.8, 1.2, generator=generator)
-    x = x * torch.lerp(torch.ones_like(tint), tint, draw(0, 1, looks.tint, 0))
-    x = torch.lerp(x, 1 - x, draw(1, 1, looks.inverted, 0))
-    x = x.clamp(1e-4, 1) ** draw(-0.7, 0.7, looks.gamma, 0).exp()
-    x = (x - 0.5) * draw(0.35, 1.6, looks.contrast, 1) + 0.5 + draw(-0.25, 0.25, looks.contrast, 0)
+    x = x * torch.lerp(torch.ones_like(tint), tint, draw(0, 1, colours.tint, 0))
+    x = torch.lerp(x, 1 - x, draw(1, 1, colours.inverted, 0))
+    x = x.clamp(1e-4, 1) ** draw(-0.7, 0.7, colours.gamma, 0).exp()
+    x = (x - 0.5) * draw(0.35, 1.6, colours.contrast, 1) + 0.5 + draw(-0.25, 0.25, colours.contrast, 0)
     ramp = torch.arange(-4, 5, device=device, dtype=x.dtype)
     kernel = torch.exp(-(ramp**2) / 4.5)
     kernel = (kernel / kernel.sum()).expand(3, 1, 9)
     smooth = F.conv2d(x, kernel[:, :, None], padding=(0, 4), groups=3)
     smooth = F.conv2d(smooth, kernel[..., None], padding=(4, 0), groups=3)
-    x = torch.lerp(x, smooth, draw(0.3, 1, looks.blur, 0))
+    x = torch.lerp(x, smooth, draw(0.3, 1, colours.blur, 0))
     coarse = F.interpolate(F.avg_pool2d(x, 4), x.shape[-2:], mode="bilinear")
-    x = torch.lerp(x, coarse, draw(1, 1, looks.coarse, 0))
+    x = torch.lerp(x, coarse, draw(1, 1, colours.coarse, 0))
     noise = torch.randn(x.shape, device=device, generator=generator)
     noise = torch.lerp(noise, noise[:, :1].expand_as(noise), draw(1, 1, 0.6, 0))
-    return (x + noise * draw(0, 0.12, looks.noise, 0)).clamp(0, 1) * 255
+    return (x + noise * draw(0, 0.12, colours.noise, 0)).clamp(0, 1) * 255
 
 
 class Views:
@@ -144,14 +144,14 @@ class Views:
     sets
         From `read_sets`.
     size, batch
-        Network side and number of views.
+        Side of the network's input, and number of views.
     seed
         Two sources with one seed give the same batches on the same device.
     mean
         RGB (3,) on the scale 0..255 that padding is filled with.
     device
-        Where all pictures are kept and the views are made.
-    looks
+        Where all pictures are stored and the views are made.
+    colours
         How they are recoloured.
     """
 
@@ -163,24 +163,24 @@ class Views:
         seed: int,
         mean: Tensor,
         device: str = "cpu",
-        looks: ColourAugmentation = ColourAugmentation(),
+        colours: ColourAugmentation = ColourAugmentation(),
     ) -> None:
-        self.looks = looks
+        self.colours = colours
         self.size, self.batch = size, batch
         self.device = torch.device(device)
-        self.pictures = [picture for one in sets for picture in one.pictures]
-        self.free = [one.name not in UPRIGHT for one in sets for _ in one.pictures]
-        self.atlas = PictureStore(self.pictures, device)
+        self.pictures = [picture for each in sets for picture in each.pictures]
+        self.free = [each.name not in UPRIGHT for each in sets for _ in each.pictures]
+        self.store = PictureStore(self.pictures, device)
         self.mean = mean.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        # summed up once: numpy's own choice would do it for every view
-        shares = np.concatenate([np.full(len(one.pictures), one.share / len(one.pictures)) for one in sets])
+        # summed once: numpy's `choice` would do it for every view
+        shares = np.concatenate([np.full(n := len(each.pictures), each.share / n) for each in sets])
         self.shares = np.cumsum(shares / shares.sum())
-        self.chances = [np.cumsum(one.areas**0.3) for one in self.pictures]
+        self.chances = [np.cumsum(picture.areas**0.3) for picture in self.pictures]
 
-    def one(self) -> Cut:
-        """What the next view shows."""
+    def choose(self) -> Crop:
+        """Draw the geometry of the next view."""
         rng = self.rng
         number = min(int(np.searchsorted(self.shares, rng.random())), len(self.pictures) - 1)
         picture, chances = self.pictures[number], self.chances[number]
@@ -192,31 +192,31 @@ class Views:
             apart[index] = np.inf
             members.append(int(apart.argmin()))
         box = np.concatenate([picture.boxes[members, :2].min(0), picture.boxes[members, 2:].max(0)])
-        view = choose_view(rng, self.atlas.shapes[number], box, float(picture.areas[members].sum()))
+        view = choose_view(rng, self.store.shapes[number], box, float(picture.areas[members].sum()))
         targets = tuple(int(target) for target in picture.objects[members])
-        return Cut(number, targets, view, warp(rng, self.free[number]))
+        return Crop(number, targets, view, warp(rng, self.free[number]))
 
     def next(self) -> Batch:
-        """A fresh batch; where a warp lost the target, `truth` is empty."""
-        views = self.atlas.cut([self.one() for _ in range(self.batch)], self.size)
+        """Return a fresh batch; where a warp moved the target out of view, `truth` is empty."""
+        views = self.store.sample([self.choose() for _ in range(self.batch)], self.size)
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
         truth = (half[:, :1] > 0.5).float() * valid
-        image = recolour(views[:, :3], self.looks, self.generator)
+        image = recolour(views[:, :3], self.colours, self.generator)
         padding = views[:, 4:] < 0.5
         image = torch.where(padding, self.mean.view(1, 3, 1, 1), image)
         return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid)
 
 
 class Prefetcher:
-    """The batches of a source, prepared on a stream of their own while the device is busy training.
+    """Batches of a source, prepared on a CUDA stream of their own while the device trains.
 
-    The first few are made by who asks for them: meanwhile the network is compiled, and a thread beside the
-    compiler may not call what is compiled itself.
+    The first few are made by the calling thread: meanwhile the network is compiled, and a thread beside the
+    compiler may not call compiled functions.
     """
 
-    def __init__(self, views: Views, alone: int = 10) -> None:
-        self.views, self.alone = views, alone
+    def __init__(self, views: Views, synchronous: int = 10) -> None:
+        self.views, self.synchronous = views, synchronous
         self.queue: Queue[tuple[Batch, torch.cuda.Event]] = Queue(maxsize=2)
         self.stream = torch.cuda.Stream(views.device)
 
@@ -231,15 +231,15 @@ class Prefetcher:
             self._make()
 
     def next(self) -> Batch:
-        """The next batch; the calling stream waits for it, the host does not."""
-        if self.alone > 0:
+        """Return the next batch; the calling stream waits for it, the host does not."""
+        if self.synchronous > 0:
             self._make()
-        elif self.alone == 0:
+        elif self.synchronous == 0:
             Thread(target=self._fill, daemon=True).start()
-        self.alone -= 1
+        self.synchronous -= 1
         batch, ready = self.queue.get()
-        here = torch.cuda.current_stream()
-        here.wait_event(ready)
+        stream = torch.cuda.current_stream()
+        stream.wait_event(ready)
         for tensor in (batch.image, batch.truth, batch.valid):
-            tensor.record_stream(here)
+            tensor.record_stream(stream)
         return batch
