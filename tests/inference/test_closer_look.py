@@ -13,8 +13,8 @@ from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.inference.closer_look import (
     MARGIN,
+    MAX_SHARE,
     WHOLE_PLANE_SHARE,
-    WORTHWHILE,
     closer_frame,
     has_room,
     object_box,
@@ -82,7 +82,7 @@ def test_small_object_gets_a_crop_with_margin():
 
 def test_large_object_gets_no_crop():
     """An object that fills the plane is seen well enough."""
-    side = WORTHWHILE * 400 / (1 + 2 * MARGIN)
+    side = MAX_SHARE * 400 / (1 + 2 * MARGIN)
     assert closer_frame(whole(), (0, 0, side + 3, side + 3)) is None
     assert closer_frame(whole(), (0, 0, side - 3, side - 3)) is not None
 

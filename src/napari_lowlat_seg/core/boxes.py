@@ -194,7 +194,7 @@ TILING = Tiling()
 def tile_of(
     shape: tuple[int, int], prompts: Iterable[Prompt], tiling: Tiling = TILING, now: BoundingBox | None = None
 ) -> BoundingBox:
-    """The tile of a plane in which the object of these prompts is looked for.
+    """The tile of a plane that is read and embedded for an object with these prompts.
 
     It is the tile whose core holds the middle of the prompts, so that prompts near each
     other share a tile and its embedding; it grows where the prompts do not fit in.

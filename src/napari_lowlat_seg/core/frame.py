@@ -1,4 +1,4 @@
-"""Where a network's square input lies on a plane. The only place where pixels change scale.
+"""How a plane, or a crop of it, lies on a network's square input: the only module that changes scale.
 
 Coordinates are (row, col) with pixel centres on integers, so pixel i reaches from i - 0.5 to i + 0.5. That
 gives x' = (x - crop + 0.5) * scale - 0.5 both for prompts and for images resized without aligned corners.
@@ -17,13 +17,14 @@ import numpy as np
 Fit = Literal["letterbox", "official"]
 
 Points = np.ndarray | Sequence[Sequence[float]]
-Pixels = TypeVar("Pixels")
 """(N, 2) numbers (row, col)."""
+
+Pixels = TypeVar("Pixels")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The part of a plane that a network sees, and how it lies on the network's S x S grid.
+    """A crop of a plane and its place on the network's S x S grid.
 
     Parameters
     ----------
@@ -32,13 +33,19 @@ class Frame:
     size
         Side S of the network's input.
     crop
-        (top, left, rows, cols) of the part that the network sees, in plane pixels, inside the plane.
+        (top, left, rows, cols) of what the network sees, in plane pixels, inside the plane.
     fit
         "letterbox": one scale for both axes in world units, image at the top left, the rest is padding.
         "official": each axis stretched to S, and clicks rounded as SegNext does (uncbiag/SegNext 4c45ce8).
     spacing
         Row and column pixel size in any common unit; letterbox makes the network's pixels square with it.
         Only the ratio counts and is kept: the smaller size becomes 1.
+
+    Raises
+    ------
+    ValueError
+        For a plane or network side below 1, an unknown fit, a pixel size that is not positive and finite, or
+        a crop that is not inside the plane.
 
     Examples
     --------
@@ -67,7 +74,7 @@ class Frame:
             raise ValueError(f"fit must be 'letterbox' or 'official'; got {self.fit!r}")
         if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
             raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
-        # In nm and in mm it is one frame: who embeds ahead may know another unit than the window.
+        # A frame in nm equals the frame in mm: `lowlat-seg embed` may read another unit than the window.
         object.__setattr__(self, "spacing", tuple(round(s / min(spacing), 10) for s in spacing))
         top, left, rows, cols = crop
         if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:
@@ -81,11 +88,11 @@ class Frame:
         fit: Fit = "letterbox",
         spacing: tuple[float, float] = (1.0, 1.0),
     ) -> Frame:
-        """The frame that shows the whole plane."""
+        """The frame of a whole plane; parameters as for the class."""
         return cls(shape, size, (0, 0, shape[0], shape[1]), fit, spacing)
 
     def around(self, box: tuple[float, float, float, float], margin: float, least: float) -> Frame:
-        """A closer look: the frame of a crop around `box`, square in world units, moved into the plane.
+        """The frame of a crop around `box`, square in world units and moved into the plane.
 
         Parameters
         ----------
@@ -95,6 +102,11 @@ class Frame:
             Context added on each side, as a share of the box's longer side; 0 or more.
         least
             The side is at least this many pixels of the finer axis.
+
+        Raises
+        ------
+        ValueError
+            For a negative margin and numbers that are not finite.
         """
         if margin < 0 or not all(math.isfinite(v) for v in (*box, margin, least)):
             raise ValueError(f"around() needs a finite box and a margin of 0 or more; got {box} and {margin}")
@@ -108,10 +120,10 @@ class Frame:
         side = math.ceil(side / max(self.spacing) - 1e-9) * max(self.spacing)
         starts, counts = [], []
         for (first, count), pixel, length in zip(spans, self.spacing, self.shape, strict=True):
-            # The small allowance keeps rounding errors of side / pixel from adding a row.
-            wanted = min(max(math.ceil(side / pixel - 1e-9), count), length)
-            counts.append(wanted)
-            starts.append(min(max(first - (wanted - count) // 2, 0), length - wanted))
+            # Without the small allowance, rounding errors of side / pixel could add a row.
+            size = min(max(math.ceil(side / pixel - 1e-9), count), length)
+            counts.append(size)
+            starts.append(min(max(first - (size - count) // 2, 0), length - size))
         return replace(self, crop=(starts[0], starts[1], counts[0], counts[1]))
 
     @cached_property
@@ -125,7 +137,7 @@ class Frame:
 
     @cached_property
     def scale(self) -> tuple[float, float]:
-        """Network pixels per plane pixel along rows and columns: `content` over crop, as a resize has it."""
+        """Network pixels per plane pixel along rows and columns: `content` over the crop's sides."""
         rows, cols = self.content
         return (rows / self.crop[2], cols / self.crop[3])
 
@@ -140,7 +152,7 @@ class Frame:
         return plane
 
     def pixels(self, points: Points) -> np.ndarray:
-        """The network pixel that each plane point falls on: int64 (N, 2).
+        """The network pixel of each plane point, rounded as the fit does: int64 (N, 2).
 
         Points outside the crop fall outside the grid. With the "official" fit a coordinate is
         trunc(float32(y) * float32(S / H) + 0.5): S, one past the grid, on the last row when H >= 2 S.
@@ -152,9 +164,9 @@ class Frame:
         return rounded.astype(np.int64)
 
     def holding(self, points: Points) -> np.ndarray:
-        """The network pixel whose area holds each plane point, whatever the fit: int64 (N, 2).
+        """The network pixel whose area contains each plane point, whatever the fit: int64 (N, 2).
 
-        The far edge of the plane, where a pointer may well be, belongs to the last pixel.
+        The far edge of the plane, where a pointer can be, belongs to the last pixel.
         """
         pairs, edge = _pairs(points), np.array(self.shape) - 0.5
         inside = np.where(pairs == edge, edge - 1e-6, pairs)

@@ -1,7 +1,7 @@
-"""Writing an object into labels: what changes, under which policy, and how it is taken back.
+"""Writing objects into labels: what an edit changes, under which policy, and how it is undone.
 
-A `LabelEdit` holds the values before and after of exactly the voxels that change, so undo and redo are one
-move in two directions. Where labels live (a numpy array, zarr, a napari layer) is a `LabelStore`'s matter.
+A `LabelEdit` holds the values before and after of exactly the voxels that change, so undo writes the reversed
+edit. A `LabelStore` hides where the labels are: a numpy or zarr array, a napari layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.volume import ArrayLike, Plane
 
 SEARCHED = 4096
-"""Planes of more rows or columns are not read whole to find an object that was made elsewhere."""
+"""Of planes with more rows or columns, only the surroundings of a pixel are searched for its object."""
 
 Kind = Literal["keep", "overwrite", "within"]
 
@@ -49,7 +49,7 @@ class Policy:
             raise ValueError(f"a label to stay within must be 0 or more, got {self.within}")
 
     def allows(self, labels: np.ndarray) -> np.ndarray:
-        """Where these labels may be replaced, as bool."""
+        """Where these labels may be replaced: bool, of the same shape."""
         if self.kind == "overwrite":
             return np.ones(labels.shape, np.bool_)
         free: np.ndarray = labels == (self.within if self.kind == "within" else 0)
@@ -58,7 +58,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class _Values:
-    """The values of some voxels: one number where all are the same, as they are most often."""
+    """The values of some voxels: one number if all are equal, which is the usual case."""
 
     same: int | None
     packed: bytes
@@ -78,14 +78,14 @@ class _Values:
 
 @dataclass(frozen=True)
 class LabelEdit:
-    """Voxels of one plane that change their label.
+    """Voxels of one plane that change their labels.
 
     Attributes
     ----------
     plane
-        Where.
+        The plane.
     box
-        Around the voxels that change.
+        The smallest box around the voxels that change.
     """
 
     plane: Plane
@@ -123,15 +123,15 @@ class LabelEdit:
         return 0 <= row < changed.shape[0] and 0 <= col < changed.shape[1] and bool(changed[row, col])
 
     def reversed(self) -> LabelEdit:
-        """The edit that takes this one back."""
+        """The edit that undoes this one."""
         return replace(self, _before=self._after, _after=self._before)
 
     def apply(self, region: np.ndarray) -> None:
-        """Give the voxels of `region`, the labels inside the box, their new values, in place."""
+        """Write the new values into `region`, the labels inside the box, in place."""
         region[self.changed] = self._after.array()
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(label, (rows, cols) bool inside the box) for each new label, for who paints one at a time."""
+        """Each new label and its voxels, (rows, cols) bool inside the box."""
         changed, values = self.changed, self._after.array()
         if isinstance(values, int):
             yield values, changed
@@ -148,21 +148,21 @@ class LabelEdit:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate size in memory."""
         return len(self._changed) + len(self._before.packed) + len(self._after.packed) + 400
 
 
 class LabelStore(Protocol):
-    """Where labels live: reads and writes boxes of a volume's planes."""
+    """Labels that are read and written by boxes of a volume's planes."""
 
     def read(self, plane: Plane, box: BoundingBox) -> np.ndarray:
         """A copy of the labels inside a box of a plane."""
 
     def write(self, edits: Sequence[LabelEdit]) -> None:
-        """Make the edits, all of them one step of the store's own undo if it has one."""
+        """Write the edits, as one step of the store's own undo if it has one."""
 
     def highest(self) -> int:
-        """The highest label; it may take a moment."""
+        """The highest label; reads all labels."""
 
 
 Key = tuple[slice, ...]
@@ -266,12 +266,12 @@ def object_edits(
     written: LabelEdit | None = None,
     corner: tuple[int, int] = (0, 0),
 ) -> tuple[LabelEdit | None, LabelEdit | None]:
-    """What writing an object on one plane changes; nothing is written here.
+    """The edits that write an object on one plane; nothing is written here.
 
     Parameters
     ----------
     labels
-        Is read around the object.
+        Read around the object.
     plane, mask
         The object, (rows, cols) bool: the whole plane, or a part of it that begins at `corner`.
     label
@@ -279,9 +279,8 @@ def object_edits(
     policy
         What it may take voxels from.
     written
-        What made the object on this plane the last time, if it was written before. Voxels that still carry
-        its label give back what was beneath, and the mask is laid over that: a correction frees what it
-        leaves.
+        The edit that wrote the object on this plane the last time, if there was one. It is undone first,
+        where voxels still have its label: a correction gives back what the object no longer covers.
 
     Raises
     ------
@@ -290,7 +289,10 @@ def object_edits(
 
     Returns
     -------
-    The edit to write, and the edit that makes the whole object from what is beneath it; None where empty.
+    LabelEdit or None
+        The edit to write.
+    LabelEdit or None
+        The edit that writes the whole object over the labels below it.
     """
     tight = BoundingBox.of(mask)
     part = Patch(tight.shifted(*corner).corner, mask[tight.slices])
@@ -322,7 +324,7 @@ def volume_edits(
     policy: Policy,
     written: Mapping[Plane, LabelEdit],
 ) -> tuple[list[LabelEdit], dict[Plane, LabelEdit]]:
-    """`object_edits` on all planes of an object: the edits to write, and what makes it on each plane."""
+    """`object_edits` on all planes of an object: the edits to write, and the edit of the object by plane."""
     edits: list[LabelEdit] = []
     made: dict[Plane, LabelEdit] = {}
     for plane, mask in masks.items():
@@ -335,10 +337,10 @@ def volume_edits(
 def around(
     labels: LabelStore, plane: Plane, at: tuple[int, int], sides: tuple[int, int], label: int
 ) -> BoundingBox:
-    """A box around what carries a label at a pixel: the whole plane, unless that is huge.
+    """A box around the object that has a label at a pixel: the whole plane, unless that is huge.
 
-    Of a huge one it is read in growing boxes until the label does not touch the edge; parts of the object
-    that lie further off are not found.
+    Of a huge plane, growing boxes are read until the label does not touch their edge; parts of the object
+    that are farther away are not found.
     """
     if max(sides) <= SEARCHED:
         return BoundingBox(0, 0, *sides)
@@ -354,9 +356,9 @@ def around(
 def found_object(
     labels: LabelStore, plane: Plane, box: BoundingBox, label: int
 ) -> tuple[LabelEdit, np.ndarray]:
-    """What carries a label in a box, as if it had been written over background; and its mask in the box.
+    """The object with a label in a box: the edit that would write it over background, and its mask.
 
-    Raises ValueError if nothing carries it.
+    Raises ValueError if no voxel has the label.
     """
     now = labels.read(plane, box)
     mask = now == label

@@ -1,8 +1,8 @@
-"""An object's mask on one plane as a session keeps it: small, exact to store, and finished to taste.
+"""An object's mask on one plane, compressed for keeping, and the post-processing of masks.
 
-Thousands of masks are kept for undo and for objects to reopen. A probability is rounded to steps of half a
-percent, so that what is kept, shown and fed back to the network is one and the same thing, and undo and redo
-are exact.
+A session keeps thousands of masks, for undo and for objects that are edited again. Probabilities are rounded
+to steps of half a percent, so that what is kept, shown and given back to the network is the same, and undo
+and redo are exact. Why there are two forms of a soft mask: docs/decisions/soft-mask.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVELS = 200
 
 @dataclass(frozen=True, eq=False)
 class SoftMask:
-    """The probability of an object on one plane.
+    """The probability of an object on one plane, rounded and compressed.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class SoftMask:
     box
         Outside of it the probability is 0; the empty box when it is 0 everywhere.
     packed
-        The rounded probability inside the box, compressed.
+        The rounded probability inside the box, compressed by zlib.
     quality
-        The network's own estimate of its IoU in [0, 1], or None.
+        The network's estimate of the mask's IoU in [0, 1], or None.
     drawn
-        Whether a person drew the mask; no threshold or smoothing is applied to it then.
+        Whether the user drew the mask; neither threshold nor smoothing is applied to it then.
     """
 
     shape: tuple[int, int]
@@ -48,14 +48,14 @@ class SoftMask:
 
     @classmethod
     def of(cls, probability: np.ndarray, quality: float | None = None) -> SoftMask:
-        """The answer for (rows, cols) probabilities in [0, 1]; below half a percent counts as 0."""
+        """The soft mask of (rows, cols) probabilities in [0, 1]; what is below half a percent becomes 0."""
         steps = np.ceil(np.float32(LEVELS) * probability).astype(np.uint8)
         steps[steps == 1] = 0  # a sigmoid never quite reaches 0
         return cls._packed(steps, quality, drawn=False)
 
     @classmethod
     def from_mask(cls, mask: np.ndarray) -> SoftMask:
-        """The answer of a person who drew this (rows, cols) bool mask."""
+        """The soft mask that is 1 where the user drew this (rows, cols) bool mask, and 0 elsewhere."""
         return cls._packed(np.where(mask, np.uint8(LEVELS), np.uint8(0)), None, drawn=True)
 
     @classmethod
@@ -70,7 +70,7 @@ class SoftMask:
 
     @property
     def probability(self) -> np.ndarray:
-        """(rows, cols) float32 in [0, 1], in the middle of the steps it was rounded to."""
+        """(rows, cols) float32 in [0, 1], the middle of each pixel's step."""
         table = ((np.arange(LEVELS + 1) - 0.5) / LEVELS).astype(np.float32)
         table[0], table[-1] = 0, 1
         whole = np.zeros(self.shape, np.float32)
@@ -86,17 +86,17 @@ class SoftMask:
 
     @property
     def pixels(self) -> int:
-        """How many there are in `mask`."""
+        """How many pixels of `mask` are True."""
         return int(np.count_nonzero(self.above(THRESHOLD)))
 
     def with_probability(self, probability: np.ndarray) -> SoftMask:
-        """This answer with another probability, (rows, cols) in [0, 1]."""
+        """The soft mask of another probability, (rows, cols) in [0, 1], with this quality."""
         return SoftMask.of(probability, self.quality)
 
     def on(self, shape: tuple[int, int], corner: tuple[int, int]) -> SoftMask:
-        """The same answer on a plane of another shape, its first pixel at a corner; what lies beside is cut.
+        """This mask placed on a plane of another shape, with its first pixel at `corner` (row, col).
 
-        A tile's answer goes to its plane with the tile's corner, and back with the corner negated.
+        What falls outside the plane is dropped. See `cropped` for the way back.
         """
         box = self.box.shifted(*corner)
         kept = box.clipped(shape)
@@ -108,11 +108,11 @@ class SoftMask:
         return replace(part, shape=shape, box=part.box.shifted(*kept.corner))
 
     def cropped(self, box: BoundingBox) -> SoftMask:
-        """The same answer on a part of the plane."""
+        """The part of this mask that lies in a box of the plane; the box may reach beyond the plane."""
         return self.on(box.shape, (-box.top, -box.left))
 
     def laid_over(self, before: SoftMask | None, box: BoundingBox) -> SoftMask:
-        """This answer inside a box of the plane, and outside of it the one before."""
+        """This mask inside a box of the plane, and `before` outside of the box."""
         if before is None or box.contains(before.box):
             return self
         whole = before.box.union(self.box)
@@ -123,13 +123,13 @@ class SoftMask:
         return replace(part, shape=self.shape, box=part.box.shifted(*whole.corner))
 
     def above(self, threshold: float) -> np.ndarray:
-        """Where the probability is above `threshold`, as a bool array of the size of the box."""
+        """Where the probability inside `box` is above `threshold`: bool, of the shape of the box."""
         above: np.ndarray = self._steps > LEVELS * threshold + 0.5
         return above
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate size in memory."""
         return len(self.packed) + 200
 
     def __getstate__(self) -> dict[str, object]:
@@ -138,7 +138,7 @@ class SoftMask:
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """What is done to a probability before it is shown and written.
+    """How a probability becomes the mask that is shown and written.
 
     Attributes
     ----------
@@ -169,29 +169,29 @@ class PostProcessing:
             raise ValueError(f"smoothing must be from 0 to 50 pixels, got {self.smooth}")
 
 
-def postprocess(answer: SoftMask, finish: PostProcessing) -> np.ndarray:
-    """The (rows, cols) bool mask of an answer; one drawn by hand is taken as it is. Does not mutate."""
-    return postprocess_patch(answer, finish).on(answer.shape)
+def postprocess(soft_mask: SoftMask, settings: PostProcessing) -> np.ndarray:
+    """The (rows, cols) bool mask of a soft mask; a drawn mask is taken as it is."""
+    return postprocess_patch(soft_mask, settings).on(soft_mask.shape)
 
 
-def postprocess_patch(answer: SoftMask, finish: PostProcessing) -> Patch:
-    """The bool mask of an answer where it is, with a pixel of background around it."""
-    plain = answer.above(THRESHOLD if answer.drawn else finish.threshold)
+def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing) -> Patch:
+    """The bool mask of a soft mask as a patch, with a pixel of background around it."""
+    plain = soft_mask.above(THRESHOLD if soft_mask.drawn else settings.threshold)
     if not plain.any():
         return EMPTY_PATCH
-    # What finishing can reach lies around the box; beyond the plane there is nothing to reach.
-    reach = 1 if answer.drawn else int(np.ceil(4 * finish.smooth)) + 1
-    box = answer.box.grown(reach).clipped(answer.shape)
-    part = Patch(answer.box.corner, plain).shown_in(box)
-    if answer.drawn:
+    # Smoothing and filling change pixels up to `reach` around the box.
+    reach = 1 if soft_mask.drawn else int(np.ceil(4 * settings.smooth)) + 1
+    box = soft_mask.box.grown(reach).clipped(soft_mask.shape)
+    part = Patch(soft_mask.box.corner, plain).shown_in(box)
+    if soft_mask.drawn:
         return Patch(box.corner, part)
-    from scipy import ndimage  # a quarter of a second, which a window has not when it opens
+    from scipy import ndimage  # takes 0.25 s, which would delay the window
 
-    if finish.smooth:
-        part[:] = ndimage.gaussian_filter(part.astype(np.float32), finish.smooth, mode="nearest") > 0.5
-    if finish.fill_holes:
+    if settings.smooth:
+        part[:] = ndimage.gaussian_filter(part.astype(np.float32), settings.smooth, mode="nearest") > 0.5
+    if settings.fill_holes:
         part[:] = ndimage.binary_fill_holes(part)
-    if finish.largest:
+    if settings.largest:
         labels, count = ndimage.label(part)
         if count > 1:
             part[:] = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))

@@ -1,8 +1,8 @@
-"""What a user draws, and how every kind of it becomes pixels for the network.
+"""Prompts, and how each kind becomes pixels of the network's dense maps.
 
-All coordinates are (row, col) in plane pixels, pixel centres on integers. Clicks and scribbles are strokes:
-disks of network pixels, still or dragged. Boxes, polygons and masks are regions: filled. Nothing here changes
-its input, and a prompt costs as much as the network pixels it covers.
+Coordinates are (row, col) in pixels of the plane, pixel centres on integers. Clicks and scribbles are
+strokes: a disk of network pixels, at one place or dragged along a line. Boxes, polygons and masks are regions
+and are filled. No function changes its arguments; time grows with the network pixels that a prompt covers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.raster import area_mean, disks, filled, overlap, patch_of, swept
 
 Point = tuple[float, float]
+"""(row, col) in pixels of the plane."""
+
 Bounds = tuple[float, float, float, float]
+"""(r0, c0, r1, c1): two opposite corners in pixels of the plane, both included."""
+
 Regions = Literal["prior", "channel"]
 
 REGION_VALUE = 0.5
-"""What a region writes into the channel of its sign when regions="channel"; strokes write 1."""
+"""The value of a region in the channel of its sign with regions="channel"; strokes have 1."""
 
 
 class _Drawn:
-    """What all prompts that are made of points can do."""
+    """Methods of the prompts that are made of points."""
 
     if TYPE_CHECKING:
 
@@ -35,22 +39,35 @@ class _Drawn:
         def points(self) -> tuple[Point, ...]: ...
 
     def with_points(self, points: Sequence[Point]) -> Self:
-        """This prompt at other points (row, col), as many as it has now; its sign stays."""
+        """This prompt with other points (row, col), as many as it has now."""
         return replace(self, points=tuple(points))  # type: ignore[type-var]
 
     def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels, both corners part of it."""
+        """The smallest `Bounds` around the points."""
         rows, cols = [row for row, _ in self.points], [col for _, col in self.points]
         return (min(rows), min(cols), max(rows), max(cols))
 
     def cropped(self, box: BoundingBox) -> Self:
-        """This prompt in the pixels of a part of the plane; its points may lie beside that part."""
+        """This prompt in the coordinates of a part of the plane; its points may lie outside that part."""
         return self.with_points([(row - box.top, col - box.left) for row, col in self.points])
 
 
 @dataclass(frozen=True)
 class Click(_Drawn):
-    """One point: "this belongs to the object", or with positive=False "this does not"."""
+    """A point on the object, or outside it.
+
+    Attributes
+    ----------
+    at
+        (row, col).
+    positive
+        True: the point belongs to the object. False: it does not.
+
+    Raises
+    ------
+    ValueError
+        If the point is not two finite numbers.
+    """
 
     at: Point
     positive: bool = True
@@ -60,11 +77,11 @@ class Click(_Drawn):
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """The point, as the only one of a stroke."""
+        """The point, in a tuple."""
         return (self.at,)
 
     def with_points(self, points: Sequence[Point]) -> Self:
-        """This click at another point, the only one of `points`; its sign stays."""
+        """This click at another point, the only one of `points`."""
         return replace(self, at=points[0])
 
     def footprint(self, frame: Frame, radius: int) -> Patch:
@@ -74,7 +91,20 @@ class Click(_Drawn):
 
 @dataclass(frozen=True)
 class Scribble(_Drawn):
-    """A line drawn by hand: one point or more, joined by straight pieces."""
+    """A line drawn by hand, on the object or outside it.
+
+    Attributes
+    ----------
+    points
+        One or more (row, col), joined by straight pieces.
+    positive
+        As for `Click`.
+
+    Raises
+    ------
+    ValueError
+        For no point, or one that is not two finite numbers.
+    """
 
     points: tuple[Point, ...]
     positive: bool = True
@@ -89,7 +119,20 @@ class Scribble(_Drawn):
 
 @dataclass(frozen=True)
 class Box(_Drawn):
-    """A rectangle around the object, given by two opposite corners in any order."""
+    """A rectangle around the object, or around background.
+
+    Attributes
+    ----------
+    start, end
+        Two opposite corners (row, col), in any order.
+    positive
+        As for `Click`.
+
+    Raises
+    ------
+    ValueError
+        If a corner is not two finite numbers.
+    """
 
     start: Point
     end: Point
@@ -106,7 +149,7 @@ class Box(_Drawn):
         return (self.start, self.end)
 
     def with_points(self, points: Sequence[Point]) -> Self:
-        """This box with two other corners; its sign stays."""
+        """This box with two other corners."""
         return replace(self, start=points[0], end=points[1])
 
     def footprint(self, frame: Frame, radius: int = 0) -> Patch:
@@ -125,7 +168,20 @@ class Box(_Drawn):
 
 @dataclass(frozen=True)
 class Polygon(_Drawn):
-    """A closed outline of three points or more; where it crosses itself, the even-odd rule decides."""
+    """A closed outline around the object (a lasso), or around background.
+
+    Attributes
+    ----------
+    points
+        Three or more (row, col). Where the outline crosses itself, the even-odd rule decides.
+    positive
+        As for `Click`.
+
+    Raises
+    ------
+    ValueError
+        For fewer points, or one that is not two finite numbers.
+    """
 
     points: tuple[Point, ...]
     positive: bool = True
@@ -136,16 +192,26 @@ class Polygon(_Drawn):
     def footprint(self, frame: Frame, radius: int = 0) -> Patch:
         """Network pixels whose centre lies inside, top and left edges included; at least one pixel."""
         vertices = np.asarray(self.points)
-        # Too thin to hold a pixel centre, it is still where its most central vertex is.
+        # A polygon too thin to contain a pixel centre gives the pixel of its most central vertex.
         central = np.argmin(np.sum((vertices - vertices.mean(axis=0)) ** 2, axis=1))
         return filled(frame.to_network(vertices), frame.size, frame.holding(vertices[[central]]))
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A region given by pixels of the whole plane: (H, W) bool, or float from 0 to 1 for a soft one.
+    """A region given pixel by pixel. Two masks are equal if sign, type and content are.
 
-    The pixels are copied and made read-only. Two masks are equal when sign, type and content are.
+    Attributes
+    ----------
+    pixels
+        (H, W) of the whole plane: bool, or float in [0, 1] for a soft mask. Copied and made read-only.
+    positive
+        As for `Click`.
+
+    Raises
+    ------
+    ValueError
+        For another shape or type, values outside [0, 1], and a mask without a pixel that is set.
     """
 
     pixels: np.ndarray
@@ -179,12 +245,12 @@ class Mask:
         return hash(self._digest)
 
     def bounds(self) -> Bounds:
-        """(r0, c0, r1, c1) in plane pixels of the pixels that are set, both corners part of it."""
+        """The `Bounds` of the pixels that are set."""
         top, left, bottom, right = self._box
         return (float(top), float(left), float(bottom - 1), float(right - 1))
 
     def cropped(self, box: BoundingBox) -> Mask:
-        """This mask on a part of the plane, where at least one pixel of it must be set."""
+        """This mask on a part of the plane, in which at least one of its pixels must be set."""
         return replace(self, pixels=self.pixels[box.slices])
 
     def footprint(self, frame: Frame, radius: int = 0) -> Patch:
@@ -196,9 +262,9 @@ class Mask:
         return Patch(offset, covered)
 
     def share(self, frame: Frame) -> tuple[tuple[int, int], np.ndarray]:
-        """The mask on the network's grid: (row, col) of a rectangle, and its float32 pixels.
+        """The mask on the network's grid: (row, col) of a rectangle's first pixel, and its float32 pixels.
 
-        Each value is the mean of the mask over the area of the plane that the network pixel shows.
+        Each value is the mean of the mask over the area of the plane that the network pixel covers.
         """
         top, left, bottom, right = self._box
         rows = overlap(top, bottom, frame.crop[0], frame.scale[0], frame.content[0])
@@ -216,17 +282,29 @@ Prompt = Click | Scribble | Box | Polygon | Mask
 def dense_maps(
     prompts: Iterable[Prompt], frame: Frame, *, radius: int = 5, regions: Regions = "prior"
 ) -> np.ndarray:
-    """All prompts as the network's three maps: float32 (3, S, S). Does not mutate.
+    """The network's three maps of all prompts: float32 (3, S, S), values in [0, 1].
 
-    Channel 0 is the region prior, to be used where there is no previous mask; 1 and 2 hold positive and
-    negative strokes as disks of `radius` network pixels with value 1 (SegNext: Liu et al., CVPR 2024).
+    Channel 0 is the region prior, which stands in for a previous mask where there is none. Channels 1 and 2
+    hold positive and negative strokes as disks of value 1 (the dense maps of SegNext: Liu et al., CVPR 2024).
 
-    With regions="prior", positive regions set the prior to 1 (a soft mask to its values where they are
-    higher) and negative regions cut it to 0, in the order given. With regions="channel" the prior stays 0
-    and a region writes 0.5 into the channel of its sign where no stroke is.
+    Parameters
+    ----------
+    prompts
+        In any number, oldest first. What is inside the plane but outside the frame's crop is left out.
+    frame
+        How the plane lies on the network's S x S grid.
+    radius
+        Of the disks, in network pixels.
+    regions
+        "prior": positive regions set the prior to 1 (a soft mask to its values where they are higher) and
+        negative ones to 0, in the order given. "channel": the prior stays 0, and a region writes 0.5 into the
+        channel of its sign where no stroke is.
 
-    What lies inside the plane but outside the frame's crop leaves no trace. Raises ValueError for a prompt
-    outside the plane (half a pixel of tolerance), a mask of another shape, and unknown `regions`.
+    Raises
+    ------
+    ValueError
+        For a prompt outside the plane (half a pixel of tolerance), a mask of another shape, and unknown
+        `regions`.
     """
     if regions not in ("prior", "channel"):
         raise ValueError(f"regions must be 'prior' or 'channel'; got {regions!r}")
@@ -236,16 +314,16 @@ def dense_maps(
         if isinstance(prompt, Box | Polygon | Mask):
             _check_inside(prompt, frame)
             _fill(maps, prompt, frame, regions)
-    # Strokes are 1, the largest value: they may come last and all together, whatever the order of prompts.
+    # Strokes are 1, the largest value, so they can be written last, whatever the order of prompts.
     maps.reshape(-1)[stroke_pixels(prompts, frame, radius)] = 1.0
     return maps
 
 
 def dotted(prompts: Iterable[Prompt], count: int, frame: Frame) -> tuple[Prompt, ...]:
-    """The prompts, each scribble as `count` clicks evenly along it, half a step from its ends (none: 0).
+    """The prompts with each scribble replaced by `count` clicks, evenly spaced, half a step from its ends.
 
-    Why a network may be shown dots where a line was drawn: docs/decisions/scribbles.md. Raises ValueError for
-    a scribble outside the plane, as `dense_maps` does, even if no dot is.
+    With a count of 0 the prompts stay as they are. Why a network may be shown dots in place of a line:
+    docs/decisions/scribbles.md. Raises ValueError for a scribble outside the plane, as `dense_maps` does.
     """
     if not count:
         return tuple(prompts)
@@ -261,22 +339,22 @@ def dotted(prompts: Iterable[Prompt], count: int, frame: Frame) -> tuple[Prompt,
 
 def _dots(line: Scribble, count: int) -> list[Click]:
     points = np.array(line.points)
-    way = np.r_[0.0, np.hypot(*np.diff(points, axis=0).T).cumsum()]
-    at = (np.arange(count) + 0.5) / count * way[-1]
-    rows, cols = (np.interp(at, way, points[:, axis]).tolist() for axis in (0, 1))
+    length = np.r_[0.0, np.hypot(*np.diff(points, axis=0).T).cumsum()]  # up to each point
+    at = (np.arange(count) + 0.5) / count * length[-1]
+    rows, cols = (np.interp(at, length, points[:, axis]).tolist() for axis in (0, 1))
     return [Click((row, col), line.positive) for row, col in zip(rows, cols)]
 
 
 def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.ndarray:
-    """Where clicks and scribbles write 1 in the maps of `dense_maps`: int64 (N,) flat indices of (3, S, S).
+    """The pixels of clicks and scribbles in the maps of `dense_maps`: int64 (N,), flat indices of (3, S, S).
 
-    Pixels may be listed twice; regions are passed over. Raises ValueError for a stroke outside the plane.
+    Pixels may be listed twice; regions are ignored. Raises ValueError for a stroke outside the plane.
     """
     size = frame.size
     strokes = [prompt for prompt in prompts if isinstance(prompt, Click | Scribble)]
     clicks = [stroke for stroke in strokes if isinstance(stroke, Click)]
     found = []
-    if clicks:  # all at once, since every call to numpy is felt in a click
+    if clicks:  # all at once: calls of numpy are a noticeable part of a click
         at = np.array([click.at for click in clicks])
         _check_points(at, "Click", frame)
         channels = np.array([1 if click.positive else 2 for click in clicks])
@@ -296,7 +374,7 @@ def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.nd
 def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
     """The stroke as segments between network pixels: int64 (N, 2, 2); a point is a segment of length 0."""
     pixels = frame.pixels(stroke.points)
-    # A hand moves slowly: on the network's grid many neighbours fall on the same pixel.
+    # Neighbouring points of a hand-drawn line often fall on the same network pixel.
     pixels = pixels[np.r_[True, np.any(pixels[1:] != pixels[:-1], axis=1)]]
     if len(pixels) == 1:
         return np.stack([pixels, pixels], axis=1)

@@ -1,6 +1,7 @@
-"""Shapes to pixels on a grid: dragged disks, filled outlines, area means. Plain numpy, no scale, no prompts.
+"""Pixels of shapes on a grid: disks, disks dragged along lines, filled outlines, area means. Plain numpy.
 
-All functions cost as much as the pixels they cover; none makes an image of distances.
+Time grows with the pixels that a shape covers, not with the grid. Why not skimage.draw:
+docs/decisions/libraries.md.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def patch_of(rows: np.ndarray, cols: np.ndarray) -> Patch:
 
 
 def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2), as in `swept`.
+    """Rows and columns of a size x size grid within `radius` of integer centres (N, 2).
 
-    The third array says whose each pixel is, 0 to N - 1.
+    The third array is the index of each pixel's centre, 0 to N - 1.
     """
     down, across = _disk(radius)
     rows, cols = centres[:, :1] + down, centres[:, 1:] + across  # (N, pixels of a disk)
@@ -39,7 +40,7 @@ def disks(centres: np.ndarray, radius: int, size: int) -> tuple[np.ndarray, np.n
 
 @lru_cache(maxsize=8)
 def _disk(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels of a disk, from its middle."""
+    """Rows and columns of the pixels of a disk, relative to its centre."""
     if radius < 0:
         raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
     side = np.arange(-radius, radius + 1)
@@ -62,7 +63,7 @@ def swept(segments: np.ndarray, radius: float, shape: tuple[int, int]) -> tuple[
     """
     if radius < 0:
         raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
-    # Short pieces keep the candidates, small squares around the pieces' middles, close to what is covered.
+    # Candidates are squares around the middles of short pieces; short, so that few candidates are outside.
     step = max(float(radius), 1.0)
     owner, middles = _pieces(segments, step, radius + 1.0, shape)
     longest = np.abs(segments[:, 1] - segments[:, 0]).max(initial=0)
@@ -82,7 +83,7 @@ def swept(segments: np.ndarray, radius: float, shape: tuple[int, int]) -> tuple[
 
 
 def _within(segments: np.ndarray, rows: np.ndarray, cols: np.ndarray, radius: float) -> np.ndarray:
-    """Whether pixels (P, rows, cols) are within the radius of segments (P, 2, 2); no division, so exact."""
+    """Whether pixels (P, rows, cols) are within `radius` of segments (P, 2, 2); exact, without division."""
     (ar, ac), (br, bc) = segments[:, 0].T[..., None, None], segments[:, 1].T[..., None, None]
     dr, dc = br - ar, bc - ac
     length2 = dr * dr + dc * dc
@@ -123,15 +124,16 @@ def _pieces(
 
 
 def _ramps(counts: np.ndarray) -> np.ndarray:
-    """0 .. n-1 for every n of `counts`, one after the other."""
+    """0 .. n-1 for every n of `counts`, concatenated."""
     ramps: np.ndarray = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return ramps
 
 
 def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Patch:
-    """Even-odd fill of an outline (N, 2) on a size x size grid: pixel centres, top and left edges included.
+    """The pixels of a size x size grid whose centres are inside an outline (N, 2), by the even-odd rule.
 
-    An outline that holds no pixel centre gives the pixels `otherwise` (N, 2), as far as they are on the grid.
+    Centres on top and left edges are inside. If no centre is, the result is the pixels `otherwise` (N, 2)
+    that are on the grid.
     """
     ends = np.roll(points, -1, axis=0)
     low, high = np.minimum(points[:, 0], ends[:, 0]), np.maximum(points[:, 0], ends[:, 0])

@@ -1,4 +1,4 @@
-"""Requests to a prediction service, frozen: a plane's pixels, prompts on it, objects to propagate."""
+"""Requests to a prediction service: predict an object on a plane, propagate objects through planes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from napari_lowlat_seg.core.volume import Plane
 PICTURE = Plane()
 """The only plane of a 2-D image."""
 
-
 Cancelled = Callable[[], bool]
+"""Whether the request is no longer wanted; asked again and again while it is worked on."""
+
 Progress = Callable[[int, int | None], object]
+"""Called with (done so far, total or None); what it raises cancels the work."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,19 @@ class PlaneSource:
     Attributes
     ----------
     key
-        Names the plane and its picture: equal keys mean equal pixels.
+        Identifies the pixels: equal keys mean equal pixels.
     read
-        Gives the pixels, (H, W) or (H, W, 3); called on another thread, and only where they are needed.
+        Returns the pixels, (H, W) or (H, W, 3); called on another thread, and only if they are needed.
     window
-        Intensities shown as black and white; None for the plane's own percentiles.
+        (low, high) intensities shown as black and white; None for the plane's own percentiles.
     spacing
         Size of a pixel along rows and columns; only the ratio counts.
     name
-        What to call the plane in messages.
+        The plane's name in messages.
     plane
-        Which one of its volume it is.
+        Its place in its volume.
     folders
-        Where `lowlat-seg embed` may have left its embedding. They are read, never written to.
+        Folders in which `lowlat-seg embed` may have saved the plane's embedding; only read.
     """
 
     key: Hashable
@@ -53,24 +55,24 @@ class PlaneSource:
 
     @property
     def identity(self) -> Hashable:
-        """Equal for two sources that have one embedding."""
+        """Equal for sources whose embeddings are equal."""
         return (self.key, self.window, self.spacing)
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of the network; complete in itself.
+    """A request for the mask of one object on one plane.
 
     Attributes
     ----------
     ticket
-        Which state is asked for; 0 for a trial, whose answer is shown and not kept.
+        The state of the session that it was made for; 0 for a preview, which is shown and not kept.
     object, plane
-        Where the answer belongs.
+        Number of the object, and the plane.
     prompts
-        What it must answer, oldest first.
+        All prompts of the object on the plane, oldest first.
     previous
-        The mask that they continue from, or None.
+        The mask before the newest prompts, or None.
     """
 
     ticket: int
@@ -88,20 +90,20 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class PropagationRequest:
-    """Objects to be carried through planes.
+    """A request to propagate objects through planes.
 
     Attributes
     ----------
     planes
         The range, in spatial order.
     anchors
-        By object: the answers on the planes where it is known. They may be empty for an object of `seeds`.
+        By number of the object: its masks on the planes where it is known; none for an object of `seeds`.
     seeds
-        By object: a plane and the prompt on it that begins the object.
+        By number of the object: a plane and the prompt on it that the object starts from.
     changed
-        As `propagate` has it; for one object only.
+        As for `propagate`; for one object only.
     shapes
-        Whether shapes are mixed between the anchors instead, without the network; see `interpolate`.
+        Interpolate shapes between the anchors, without the network; see `interpolate`.
     """
 
     planes: tuple[Plane, ...]
@@ -112,5 +114,5 @@ class PropagationRequest:
 
 
 def never() -> bool:
-    """Nothing newer will come."""
+    """False: the request is never cancelled."""
     return False

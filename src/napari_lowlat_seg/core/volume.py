@@ -1,8 +1,7 @@
-"""What is segmented: an n-dimensional image with its geometry, and one 2-D cut through it.
+"""An n-dimensional image with its geometry, and the planes through it.
 
 A `Volume` never copies its data: numpy, dask and zarr arrays are read one plane at a time, so a volume may be
-larger than memory. A `Plane` names a cut by its index, which keeps every other module free of questions such
-as "is it 2-D or 3-D?".
+larger than memory. A `Plane` identifies a 2-D plane by its index; no other module distinguishes 2-D from 3-D.
 """
 
 from __future__ import annotations
@@ -26,10 +25,18 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
     """The (low, high) intensities to show as black and white.
 
     uint8 gives (0, 255) and bool (0, 1), so that they pass unchanged. Everything else gives the 0.5 and 99.5
-    percentiles of the finite values, or their extremes when these percentiles are equal; constant pixels of
+    percentiles of the finite values, or their extremes if these percentiles are equal; constant pixels of
     value v give (v, v + 1).
 
-    Raises ValueError for empty pixels, pixels without a finite value, and types that are not real numbers.
+    Parameters
+    ----------
+    pixels
+        Any shape, any real type.
+
+    Raises
+    ------
+    ValueError
+        For empty pixels, pixels without a finite value, and types that are not real numbers.
     """
     pixels = _real(pixels)
     if pixels.dtype == np.bool_:
@@ -56,7 +63,7 @@ def intensity_window(pixels: np.ndarray) -> tuple[float, float]:
 
 
 def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
-    """Pixels as uint8, `window` stretched to 0..255; outside is clipped, NaN becomes 0. Does not mutate.
+    """Pixels as uint8: `window` is stretched to 0..255, values outside are clipped, NaN becomes 0.
 
     Parameters
     ----------
@@ -65,8 +72,11 @@ def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> n
     window
         (low, high) with low < high; None chooses it with `intensity_window`.
 
-    Raises ValueError for empty pixels, pixels without a finite value, other shapes, complex or non-numeric
-    types, and a window that is not increasing.
+    Raises
+    ------
+    ValueError
+        For empty pixels, pixels without a finite value, other shapes, complex or non-numeric types, and a
+        window that is not increasing.
     """
     pixels = _real(pixels)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
@@ -120,14 +130,14 @@ SAMPLED_SIDE = 256
 """A sampled plane is thinned to about this many rows and columns."""
 
 HUGE_SIDE = 4096
-"""Planes of more rows or columns are not read whole for a sample, but blocks of them."""
+"""Of planes with more rows or columns, only blocks are read for a sample."""
 
 SAMPLED_BLOCKS = 4
-"""Of a huge plane so many blocks along each side, of `SAMPLED_SIDE` pixels, evenly spaced from end to end."""
+"""Blocks along each side of a huge plane, each of `SAMPLED_SIDE` pixels, evenly spaced from end to end."""
 
 
 class ArrayLike(Protocol):
-    """What a volume needs of its array: numpy, dask and zarr arrays all have it."""
+    """An array that is read by slices, such as numpy's, dask's and zarr's."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -140,13 +150,18 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True)
 class Plane:
-    """One 2-D cut: a position on every axis but two.
+    """A plane through a volume: a position on every axis but two.
 
     Parameters
     ----------
     index
         One entry per spatial axis. Exactly two are None: first the row axis, then the column axis. The others
         are positions, 0 or more.
+
+    Raises
+    ------
+    ValueError
+        For another number of None, and negative positions.
 
     Examples
     --------
@@ -180,7 +195,7 @@ class Plane:
     def moved(self, offset: int) -> Plane:
         """The plane `offset` steps further along the last axis that has a position.
 
-        Raises ValueError in a 2-D image, which has nowhere to go, and below position 0.
+        Raises ValueError in a 2-D image, which has no such axis, and below position 0.
         """
         for axis in reversed(range(len(self.index))):
             position = self.index[axis]
@@ -189,7 +204,7 @@ class Plane:
         raise ValueError(f"a plane of a 2-D image cannot move; got an offset of {offset}")
 
     def key(self) -> tuple[int | slice, ...]:
-        """The numpy key that cuts this plane out of an array of the spatial axes."""
+        """The numpy key of this plane in an array that has the spatial axes."""
         return tuple(slice(None) if i is None else i for i in self.index)
 
 
@@ -226,7 +241,7 @@ def read_range(text: str, length: int, name: str) -> tuple[int, int]:
 
 
 class Pictures(Protocol):
-    """Planes to be looked at; a `Volume` is one way to have them."""
+    """Planes with pixels, intensity window and spacing, such as a `Volume`."""
 
     @property
     def window(self) -> tuple[float, float] | None: ...
@@ -253,9 +268,15 @@ class Volume:
     window
         (low, high) intensities shown as black and white; None when each plane may choose its own.
     name
-        What to call it in messages.
+        What messages call it.
     header
-        What the file said beside the pixels, for `write_labels` to say again; None for arrays.
+        The file's other metadata, which `write_labels` writes again; None for arrays.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 spatial axes, no voxel, a wrong spacing, and a channel or channel axis that the data
+        do not have.
     """
 
     data: ArrayLike
@@ -302,26 +323,26 @@ class Volume:
         return len(self.shape)
 
     def plane(self, plane: Plane) -> np.ndarray:
-        """The pixels of one plane, as stored: (rows, cols), or (rows, cols, 3) of an RGB image."""
+        """The pixels of one plane, in the data's type: (rows, cols), or (rows, cols, 3) of an RGB image."""
         self._check_plane(plane)
         key: list[int | slice] = list(plane.key())
         if self.channel_axis is not None:
             key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
         pixels = np.asarray(self.data[tuple(key)])
         if self.channel_axis is not None and self.channel is None:
-            # Axes cut away before the channel axis shift it to the left.
+            # Axes before the channel axis that have a position are gone.
             pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in key[: self.channel_axis]), -1)
         return pixels
 
     def planes(self, axis: int = 0) -> list[Plane]:
-        """All planes met while moving along `axis`, in order; the last two other axes are rows and columns.
+        """All planes across `axis`, in order; the last two other axes are rows and columns.
 
-        A 2-D image has one plane. With 4 axes and more, the axes left over are walked too.
+        A 2-D image has one plane. With 4 axes and more, there is a plane for each position on the rest.
         """
-        walked = self._walked(axis)
+        positioned = self._positioned(axis)
         return [
             self.plane_at(positions, axis)
-            for positions in itertools.product(*(range(self.shape[a]) for a in walked))
+            for positions in itertools.product(*(range(self.shape[a]) for a in positioned))
         ]
 
     def plane_at(self, positions: Sequence[int], axis: int = 0) -> Plane:
@@ -330,13 +351,13 @@ class Volume:
         >>> Volume(np.zeros((3, 4, 5))).plane_at([2], axis=1)
         Plane(index=(None, 2, None))
         """
-        walked = self._walked(axis)
-        if len(positions) != len(walked):
+        positioned = self._positioned(axis)
+        if len(positions) != len(positioned):
             raise ValueError(
-                f"a plane of a volume of {self.shape} needs {len(walked)} positions; got {positions}"
+                f"a plane of a volume of {self.shape} needs {len(positioned)} positions; got {positions}"
             )
         index: list[int | None] = [None] * self.ndim
-        for a, position in zip(walked, positions, strict=True):
+        for a, position in zip(positioned, positions, strict=True):
             if not 0 <= position < self.shape[a]:
                 raise ValueError(
                     f"position {position} is outside axis {a}, which goes from 0 to {self.shape[a] - 1}"
@@ -344,8 +365,8 @@ class Volume:
             index[a] = position
         return Plane(tuple(index))
 
-    def _walked(self, axis: int) -> list[int]:
-        """The axes with a position when the planes are cut across `axis`, in the order of the array."""
+    def _positioned(self, axis: int) -> list[int]:
+        """The axes on which planes across `axis` have a position, in the order of the array."""
         if not -self.ndim <= axis < self.ndim:
             raise ValueError(
                 f"axis must be from 0 to {self.ndim - 1} in a volume of {self.shape}; got {axis}"
@@ -380,14 +401,14 @@ class Volume:
             return replace(self, window=intensity_window(np.zeros(1, self.data.dtype)))
         sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
         if sample.dtype.kind == "f" and not np.isfinite(sample).any():
-            # Registered stacks may be empty but for a few planes, which the sample missed.
+            # Registered stacks may be empty except for a few planes, which the sample missed.
             planes = (self.plane(plane) for plane in self.planes())
             sample = next((pixels for pixels in planes if np.isfinite(pixels).any()), sample)
         return replace(self, window=intensity_window(sample))
 
     @cached_property
     def identity(self) -> str:
-        """A digest of shape, type, channel and a sample of the content, the same for numpy, dask and zarr."""
+        """A digest of shape, type, channel and a sample of the pixels; equal for numpy, dask and zarr."""
         about = f"{tuple(self.data.shape)} {np.dtype(self.data.dtype).str} {self.channel_axis} {self.channel}"
         digest = hashlib.blake2b(about.encode(), digest_size=16)
         for pixels in self._sample():
@@ -395,11 +416,11 @@ class Volume:
         return digest.hexdigest()
 
     def _sample(self) -> Iterator[np.ndarray]:
-        """A few thinned planes, first and last among them; cut along the first axis, as files are stored."""
-        walked = self.shape[:-2]
-        total = int(np.prod(walked, dtype=np.int64))
+        """A few thinned planes along the first axis, first and last among them, as files are stored."""
+        positioned = self.shape[:-2]
+        total = int(np.prod(positioned, dtype=np.int64))
         for flat in np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PLANES)).round().astype(np.int64)):
-            positions = (int(i) for i in np.unravel_index(int(flat), walked)) if walked else ()
+            positions = (int(i) for i in np.unravel_index(int(flat), positioned)) if positioned else ()
             plane = Plane((*positions, None, None))
             if max(self.shape[-2:]) > HUGE_SIDE:
                 yield from self._blocks(plane)
@@ -409,7 +430,7 @@ class Volume:
             yield pixels[::rows, ::cols]
 
     def _blocks(self, plane: Plane) -> Iterator[np.ndarray]:
-        """Small parts of one plane, the corners among them, of which nothing else is read."""
+        """Small blocks of one plane, the corners among them; nothing else of it is read."""
         for corner in itertools.product(*(_spread(n) for n in self.shape[-2:])):
             key: list[int | slice] = list(plane.key())
             key[-2:] = (slice(at, at + SAMPLED_SIDE) for at in corner)
@@ -426,7 +447,7 @@ class Volume:
 
 
 def _spread(length: int) -> list[int]:
-    """Where blocks begin along a side."""
+    """First pixels of the blocks along a side."""
     ends = np.linspace(0, max(0, length - SAMPLED_SIDE), SAMPLED_BLOCKS)
     return [int(at) for at in np.unique(ends.astype(np.int64))]
 

@@ -1,8 +1,8 @@
-"""Where to look closer: the crop around an object that covers little of its plane.
+"""The crop for a closer look at an object that covers little of its plane.
 
-The original sees every picture whole and loses where objects are small. Here the whole plane answers first,
-and a crop around the object is embedded and answers next. This room is about geometry only;
-`Predictor.answers` does the embedding. The numbers come from measurement: docs/decisions/closer-look.md.
+The original embeds every image whole and is less accurate where objects are small. Here the first prediction
+comes from the whole plane, the second from a magnified crop around the object. This module chooses the crop;
+`Predictor.answers` embeds it. The numbers were measured: docs/decisions/closer-look.md.
 """
 
 from __future__ import annotations
@@ -15,27 +15,24 @@ from scipy.ndimage import find_objects, label
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.prompts import Prompt
-
-Box = tuple[float, float, float, float]
-"""(r0, c0, r1, c1) in plane pixels, both corners part of it."""
+from napari_lowlat_seg.core.prompts import Bounds, Prompt
 
 MARGIN = 0.35  # context on each side, as a share of the object's longer side
-LEAST_PIXELS = 32  # no crop is smaller than this,
-LEAST_SHARE = 1 / 8  # nor than this share of the plane's longer side
-WORTHWHILE = 0.6  # a crop larger than this share of the plane's longer side is not worth embedding
-ROOM = 0.1  # a crop serves while the object leaves this share of its size free on every side
-WHOLE_PLANE_SHARE = 0.4  # of the whole plane in the first closer look of a new object
-SPECK = 0.02  # parts of a mask smaller than this share of its largest part do not count
+MIN_PIXELS = 32  # smallest side of a crop,
+MIN_SHARE = 1 / 8  # also as a share of the plane's longer side
+MAX_SHARE = 0.6  # larger crops, as a share of the plane's longer side, are not worth embedding
+MIN_ROOM = 0.1  # free space that a crop must leave on every side of the object, as a share of its longer side
+WHOLE_PLANE_SHARE = 0.4  # weight of the whole plane's probability in the first closer look of a new object
+MIN_PART = 0.02  # smaller parts of a mask, as a share of its largest part, are ignored
 
 
-def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
-    """The box of the positive prompts and the mask (H, W) bool less its specks, None if both are empty."""
+def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Bounds | None:
+    """`Bounds` of the positive prompts and the mask (H, W) bool, tiny parts ignored; None if both are empty."""
     step = max(1, math.ceil(max(mask.shape) / 512))  # a box needs no finer grid
     coarse = mask[::step, ::step]
     boxes = [prompt.bounds() for prompt in prompts if prompt.positive]
     top, left, bottom, right = BoundingBox.of(coarse)
-    if bottom:  # looking for parts is what costs: only where there is something
+    if bottom:  # parts are labelled only where there is something: it takes most of the time
         parts, count = label(coarse[top:bottom, left:right])
         areas = np.bincount(parts.ravel())[1:] if count > 1 else np.ones(1)
         places = find_objects(parts) if count > 1 else [np.s_[0 : bottom - top, 0 : right - left]]
@@ -47,7 +44,7 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
                 (left + across.stop - 1) * step,
             )
             for area, (down, across) in zip(areas, places, strict=True)
-            if area >= SPECK * areas.max()
+            if area >= MIN_PART * areas.max()
         ]
     if not boxes:
         return None
@@ -55,29 +52,29 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Box | None:
     return float(low[0]), float(low[1]), float(high[2]), float(high[3])
 
 
-def closer_frame(frame: Frame, box: Box | None, shown: Frame | None = None) -> Frame | None:
-    """The frame of a closer look at a box, None where `frame` shows it well enough.
+def closer_frame(frame: Frame, box: Bounds | None, shown: Frame | None = None) -> Frame | None:
+    """The frame of a closer look at an object; None if `frame` shows it large enough.
 
     Parameters
     ----------
     frame
         Of the whole plane.
     box
-        From `object_box`.
+        The object's `object_box`.
     shown
-        The closer look there is; it is kept as long as it serves, since embedding is what costs.
+        The frame of the present closer look; it is kept as long as it has room, to spare an embedding.
     """
     if box is None:
         return None
     if shown is not None and has_room(shown, box):
         return shown
     longest = _extent(frame)
-    closer = frame.around(box, MARGIN, max(LEAST_PIXELS, LEAST_SHARE * longest / min(frame.spacing)))
-    return closer if _extent(closer) <= WORTHWHILE * longest else None
+    closer = frame.around(box, MARGIN, max(MIN_PIXELS, MIN_SHARE * longest / min(frame.spacing)))
+    return closer if _extent(closer) <= MAX_SHARE * longest else None
 
 
 def shows(frame: Frame, prompts: Sequence[Prompt]) -> bool:
-    """Whether a crop shows every positive prompt and the newest one."""
+    """Whether every positive prompt and the newest prompt lie inside a crop."""
     top, left, rows, cols = frame.crop
     bounds = [prompt.bounds() for prompt in (*(p for p in prompts if p.positive), *prompts[-1:])]
     return all(
@@ -86,17 +83,17 @@ def shows(frame: Frame, prompts: Sequence[Prompt]) -> bool:
     )
 
 
-def has_room(frame: Frame, box: Box | None) -> bool:
-    """Whether a crop shows a box with room to spare on every side that is not the plane's own border."""
+def has_room(frame: Frame, box: Bounds | None) -> bool:
+    """Whether a crop has room around a box on every side that is not a side of the plane."""
     if box is None:
         return False
     top, left, rows, cols = frame.crop
-    room = ROOM * max(box[2] - box[0] + 1, box[3] - box[1] + 1)
+    room = MIN_ROOM * max(box[2] - box[0] + 1, box[3] - box[1] + 1)
     spaces = (box[0] - top, box[1] - left, top + rows - 1 - box[2], left + cols - 1 - box[3])
     borders = (top == 0, left == 0, top + rows == frame.shape[0], left + cols == frame.shape[1])
     return all(space >= room or border for space, border in zip(spaces, borders, strict=True))
 
 
 def _extent(frame: Frame) -> float:
-    """The longer side of what a frame shows, in world units."""
+    """The longer side of a frame's crop in world units."""
     return max(count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True))

@@ -1,7 +1,7 @@
-"""Where the numbers are crunched: one device and one precision, chosen once.
+"""The device and the precision that a network runs with, chosen once.
 
-This is the only file that asks torch what the machine has. Everything else is handed a `Runtime` and uses it,
-so that "works on the author's machine" is decided in one place and can be faked in a test.
+This is the only module that asks torch what the machine has; everything else is given a `Runtime`, which a
+test can replace.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ class Runtime:
     Attributes
     ----------
     device
-        As torch spells it: "cpu", "cuda:0", "mps".
+        torch's name: "cpu", "cuda:0", "mps".
     precision
         "fp32", "tf32" (CUDA's float32 with short products), "fp16" or "bf16". On a CUDA device the weights
-        take this type too; elsewhere they stay float32 and only the products are made shorter.
+        have this type too; elsewhere they stay float32 and only matrix products are shorter.
     compiled
-        Let torch's compiler fuse the steps on a CUDA device: a minute at load, then the fastest clicks.
+        Whether torch's compiler fuses the steps on a CUDA device: a minute at load, then the fastest clicks.
     openvino
-        Let OpenVINO run the network on the processor; where it cannot, torch does after one warning.
+        Whether OpenVINO runs the network on the processor; if it cannot, torch does, after a warning.
+
+    Raises
+    ------
+    ValueError
+        For an unknown precision.
     """
 
     device: str = "cpu"
@@ -54,13 +59,13 @@ class Runtime:
     def find(cls, device: str = "auto", precision: Precision | None = None) -> Runtime:
         """The runtime for `device`: "auto" takes the first CUDA device, then Apple's "mps", then the CPU.
 
-        Without a `precision`, CUDA multiplies in fp16 and the CPU in bf16 if it has instructions for it;
+        Without a `precision`, CUDA computes products in fp16, a CPU with instructions for bf16 in bf16, and
         everything else in float32. On the CPU, OpenVINO runs the network if it is installed.
 
         Raises
         ------
         ValueError
-            For a device that this machine or this build of torch lacks; it lists those there are.
+            For a device that this machine or this build of torch lacks; the message lists those present.
         """
         present = available_devices()
         chosen = present[0] if device == "auto" else "cuda:0" if device == "cuda" else device
@@ -74,18 +79,18 @@ class Runtime:
 
     @property
     def on_cuda(self) -> bool:
-        """Whether the device is one of CUDA's, whose steps can be recorded."""
+        """Whether it is a CUDA device, on which steps can be recorded as graphs."""
         return self.device.startswith("cuda")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights, features and maps."""
+        """The type of weights, features and maps on the device."""
         return DTYPES[self.precision] if self.on_cuda else torch.float32
 
     def prepare(self, network: AnyModule) -> AnyModule:
-        """The network on this device, in evaluation mode, convolutions laid out channels last.
+        """The network on this device, in evaluation mode, its convolutions channels-last in memory.
 
-        That is the layout in which layer norms and linear layers read a map without copying it.
+        With that layout layer norms and linear layers read a map without copying it.
         """
         laid: AnyModule = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return laid.to(self.device, self.dtype).eval()
@@ -95,7 +100,7 @@ class Runtime:
         return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=self.device)
 
     def upload(self, array: np.ndarray) -> Tensor:
-        """A copy of a numpy array on this device, of the array's own type; nobody waits for the device."""
+        """A copy of a numpy array on this device, of the array's own type; does not wait for the device."""
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
         there = torch.empty(array.shape, dtype=dtype, pin_memory=self.on_cuda)
         there.numpy()[...] = array
@@ -106,9 +111,9 @@ class Runtime:
         return self.downloading(*tensors)()
 
     def downloading(self, *tensors: Tensor) -> Callable[[], list[np.ndarray]]:
-        """As `download`, for who has something to do meanwhile: the wait is in the call of what comes back.
+        """Start `download` and return at once; calling the result waits for the tensors and returns them.
 
-        What the device is given afterwards is not waited for.
+        It does not wait for work that the device is given later.
         """
         if not self.on_cuda:
             return lambda: [tensor.cpu().numpy() for tensor in tensors]
@@ -126,23 +131,23 @@ class Runtime:
 
     @contextmanager
     def inference(self, *, embedding: bool = False) -> Iterator[None]:
-        """Inside: no gradients, and products in this runtime's precision. Leaves nothing behind outside.
+        """A context without gradients and with products in this runtime's precision.
 
-        What is not CUDA makes an `embedding` in float32 all the same: all clicks start from it, and bf16
-        there shows in the masks (docs/decisions/hot-path.md).
+        Other devices than CUDA compute an `embedding` in float32 even so: all clicks start from it, and bf16
+        there changes masks visibly (docs/decisions/hot-path.md).
         """
         kind = self.device.partition(":")[0]
         short = not self.on_cuda and self.precision in ("fp16", "bf16") and not embedding
         with torch.inference_mode(), self._tf32() if self.on_cuda else nullcontext():
             if self.on_cuda and not torch.is_autocast_enabled():
-                yield  # nothing to switch off, and asking autocast to do so is felt in a click
+                yield  # entering autocast takes a noticeable part of a click
                 return
             with torch.autocast(kind, DTYPES[self.precision] if short else None, enabled=short):
                 yield
 
     @contextmanager
     def _tf32(self) -> Iterator[None]:
-        """Inside: CUDA's float32 products are short if this runtime's precision says so."""
+        """A context in which CUDA's float32 products are short if the precision is "tf32"."""
         switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
         wanted, before = self.precision == "tf32", [switch.allow_tf32 for switch in switches]
         changed = [pair for pair in zip(switches, before, strict=True) if pair[1] != wanted]
@@ -156,18 +161,18 @@ class Runtime:
 
 
 def available_devices() -> tuple[str, ...]:
-    """Names of the devices that can be used here, best first; "cpu" is always the last."""
+    """Names of the devices of this machine, fastest first; the last is always "cpu"."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return (*cuda, *mps, "cpu")
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16 itself; elsewhere it would be slower than float32."""
-    told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch < 2.6 cannot say
-    return bool(told is not None and told())
+    """Whether the processor has instructions for bf16; without them it would be slower than float32."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch < 2.6 cannot tell
+    return bool(supported is not None and supported())
 
 
 def has_openvino() -> bool:
-    """Whether the extra is installed that runs networks faster on a processor."""
+    """Whether the extra `openvino` is installed."""
     return find_spec("openvino") is not None

@@ -1,8 +1,8 @@
 """SegNext as published: encode -> fuse -> decode.
 
 The image is encoded once; the prompts become pixels of three maps, the maps become tokens, and the sum of
-both sets of tokens passes through self-attention over the whole image (sections 3.2 and 3.3 of the paper). A
-pyramid of four levels (as ViTDet's) and a light head (as SegFormer's) make the mask. Liu, Cho, Bansal,
+both sets of tokens passes through self-attention over the whole image. A pyramid of four levels and a light
+head (after SegFormer's) make the mask. Liu, Cho, Bansal,
 Niethammer: "Rethinking Interactive Image Segmentation with Low Latency, High Quality, and Diverse Prompts",
 CVPR 2024. Parameter names are those of the official files.
 """
