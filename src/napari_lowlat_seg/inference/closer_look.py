@@ -27,7 +27,7 @@ MIN_PART = 0.02  # smaller parts of a mask, as a share of its largest part, are 
 
 
 def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Bounds | None:
-    """`Bounds` of the positive prompts and the mask (H, W) bool, tiny parts ignored; None if both are empty."""
+    """`Bounds` of positive prompts and the mask (H, W) bool, tiny parts ignored; None if both are empty."""
     step = max(1, math.ceil(max(mask.shape) / 512))  # a box needs no finer grid
     coarse = mask[::step, ::step]
     boxes = [prompt.bounds() for prompt in prompts if prompt.positive]
