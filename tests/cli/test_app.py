@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -513,13 +515,65 @@ def test_what_cannot_be_written_is_refused_before_the_work(call: Call, stack: Pa
     """The image itself is no place for labels, and a .png none for a stack; no model is needed to know."""
     before = stack.read_bytes()
     for output, sentence in (
-        (stack, "stack.tif is the image itself; give the labels another name"),
+        (stack, "stack.tif is the image itself; give the output another name"),
         ("out.png", "a .png holds one plane of labels up to 65535; got an image of shape (5, 40, 50)"),
     ):
         done = call("segment", stack, "-o", output, "--model", "no.safetensors", "--click", "2,20,25")
         assert done.status == 2
         assert sentence in done.err
     assert stack.read_bytes() == before
+
+
+def test_no_input_of_a_command_is_written_over(call: Call, stack: Path, tmp_path: Path) -> None:
+    """Neither by its own name nor by a link to it, by any command; nothing is loaded to know it."""
+    write_labels(tmp_path / "m.tif", np.ones((5, 40, 50), int))
+    (tmp_path / "p.csv").write_text("2,20,25\n")
+    (tmp_path / "link.tif").symlink_to("stack.tif")
+    (tmp_path / "l.tif.disputes.csv").write_text("2,20,25\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    click = ("--click", "2,20,25")
+    for arguments, sentence in (
+        (("segment", stack, "-o", "link.tif", *click), "link.tif is the image itself; give the output"),
+        (("segment", stack, "-o", "m.tif", "--mask", "m.tif"), "m.tif is the mask itself"),
+        (("seeds", stack, "p.csv", "-o", stack), "is the image itself; give the output another name"),
+        (("everything", "link.tif", "-o", stack), "is the image itself; give the output another name"),
+        (
+            ("seeds", stack, "l.tif.disputes.csv", "-o", "l.tif", "--consensus"),
+            "l.tif.disputes.csv is where the disputes are written; give the points another name",
+        ),
+    ):
+        done = call(*arguments, "--model", "no.safetensors")
+        assert (done.status, done.err.count("\n")) == (2, 1), done
+        assert sentence in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file(
+    segment: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing half made is left."""
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    before = sorted(tmp_path.iterdir())
+    done = segment("--click", "2,20,25")
+    assert done == Done(2, "", "out.tif: no space left on device; make room there and try again\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_warning_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the file and the line of code."""
+
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("the cache\ncannot be written", RuntimeWarning, stacklevel=1)
+
+    monkeypatch.setattr("napari_lowlat_seg.cli.demo.run_demo", warn)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored afterwards
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert call("demo").err == "warning: the cache cannot be written\n"
 
 
 def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def run_automatic(
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
-    check_labels_path(output)
+    check_labels_path(output, [("image", image)])
     if volume.ndim > 3:
         raise ValueError(f"everything is looked for in 2-D and 3-D images; {image} has shape {volume.shape}")
     volume = volume.with_window()

@@ -136,7 +136,10 @@ def run_seeds(
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
-    check_labels_path(output)
+    check_labels_path(output, [("image", image), ("file of points", points)])
+    table = output.with_name(output.name + DISPUTES)
+    if agreed and table.exists() and points.exists() and table.samefile(points):
+        raise ValueError(f"{points} is where the disputes are written; give the points another name")
     if volume.ndim != 3:
         raise ValueError(f"seeds are carried through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
@@ -172,7 +175,7 @@ def run_seeds(
     with label_output(output, volume) as labels:
         run_jobs(work, jobs, write, unit="seed", workers=workers, scheduler=scheduler)
     if agreed:
-        write_disputes(output.with_name(output.name + DISPUTES), disputes, shown)
+        write_disputes(table, disputes, shown)
     seconds = round(time.perf_counter() - started, 3)
     return {"objects": len(seeds), "voxels": voxels, "disputes": len(disputes), "seconds": seconds}
 

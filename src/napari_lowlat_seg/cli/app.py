@@ -6,9 +6,11 @@ program itself keeps its traceback. What is heavy is imported by the command tha
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     # These libraries log what they then raise: it would be shown twice.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         status = app(arguments, prog_name="lowlat-seg", standalone_mode=False)
     except typer.Abort:
@@ -45,9 +48,25 @@ def main(arguments: list[str] | None = None) -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lowlat-seg"
         _exit(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        _exit(_sentence(error), 2)
+    except ValueError as error:
         _exit(str(error) or type(error).__name__, 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _sentence(error: OSError) -> str:
+    """What the system refuses, in one sentence with the name of the file."""
+    if error.strerror is None:  # one of ours
+        return str(error) or type(error).__name__
+    place = f"{error.filename}: " if error.filename else ""
+    advice = "; make room there and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{place}{error.strerror[0].lower()}{error.strerror[1:]}{advice}"
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """A warning as one line, without the place in the code that gave it."""
+    print(" ".join(f"warning: {message}".split()), file=sys.stderr)
 
 
 def _exit(sentence: str, status: int) -> None:

@@ -77,7 +77,7 @@ def run_segment(
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=request.channel)
-    _check_output(output, image, volume, request.label)
+    _check_output(output, image, volume, request)
     if is_nifti(image) and volume.ndim == 4:
         raise ValueError(
             f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel, counted from 0"
@@ -231,13 +231,13 @@ def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]
         raise ValueError(f"the mask {path} needs at least one pixel that is not 0")
 
 
-def _check_output(output: Path, image: Path, volume: Volume, label: int) -> None:
-    """Refuse, before any work, a place or a format that cannot be written, and the image itself."""
-    check_labels_path(output)
-    if output.exists() and output.samefile(image):
-        raise ValueError(f"{output} is the image itself; give the labels another name")
-    if output.suffix.lower() == ".png" and (volume.ndim != 2 or label > 65535):
+def _check_output(output: Path, image: Path, volume: Volume, request: SegmentRequest) -> None:
+    """Refuse, before any work, a place or a format that cannot be written, and the input files."""
+    prompts = [("mask", path) for path in request.masks]
+    prompts += [("point file", path) for path in (*request.scribbles, *request.polygons)]
+    check_labels_path(output, [("image", image), *prompts])
+    if output.suffix.lower() == ".png" and (volume.ndim != 2 or request.label > 65535):
         raise ValueError(
             f"a .png holds one plane of labels up to 65535; got an image of shape {volume.shape} and label "
-            f"{label}: use .tif"
+            f"{request.label}: use .tif"
         )

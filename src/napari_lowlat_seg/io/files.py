@@ -6,7 +6,7 @@ the image. A file is written beside its place and moved there when complete: a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -178,9 +178,25 @@ def is_ome_zarr(path: str | Path) -> bool:
     return str(path).lower().endswith(ZARR_SUFFIXES)
 
 
-def check_labels_path(path: str | Path) -> Path:
-    """The path, if `write_labels` can write there: to be asked before hours of work. Raises as it does."""
+def check_labels_path(path: str | Path, inputs: Iterable[tuple[str, Path]] = ()) -> Path:
+    """The path, if `write_labels` can write there: to be asked before hours of work.
+
+    Parameters
+    ----------
+    inputs
+        (what it is, path) of the files that the work reads: none of them may be written over.
+
+    Raises
+    ------
+    ValueError
+        For an unknown suffix, and for a path that is one of the inputs, also by a link.
+    OSError
+        As `atomic_file.check_writable`; an OME-Zarr may be a folder that exists.
+    """
     path = Path(path)
+    for name, one in inputs:
+        if path.exists() and one.exists() and path.samefile(one):
+            raise ValueError(f"{path} is the {name} itself; give the output another name")
     if is_ome_zarr(path):
         return path
     _suffix(path, tuple(_WRITERS), "labels")
