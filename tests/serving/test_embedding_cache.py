@@ -151,7 +151,7 @@ def test_an_image_in_use_keeps_its_identity(tmp_path: Path) -> None:
 def test_any_order_of_use_serves_the_right_one_within_bounds(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], device: int, host: int, disk: int | None
 ) -> None:
-    """A cache of any size answers as no cache would."""
+    """A cache of any size returns what no cache would."""
     folder = tmp_path_factory.mktemp("cache")
     limit = None if disk is None else disk * 1000
     cache = EmbeddingCache(device * SIZE, host * 128, folder, limit)
@@ -179,9 +179,9 @@ def test_threads_that_ask_at_once_share_one_embedding() -> None:
         waiting = [pool.submit(cache.ensure, _key(7), make) for _ in range(4)]
         assert started.wait(PATIENCE)
         go.set()
-        answers = [future.result(PATIENCE) for future in waiting]
+        embeddings = [future.result(PATIENCE) for future in waiting]
     assert len(count) == 1
-    assert all(answer is answers[0] for answer in answers)
+    assert all(embedding is embeddings[0] for embedding in embeddings)
 
 
 def test_threads_on_a_small_cache_get_what_they_asked_for(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_error_of_make_is_raised_and_nothing_is_kept() -> None:
 
 
 def test_a_thread_that_waited_for_a_failed_make_calls_its_own() -> None:
-    """An interrupted network is no answer to somebody else's question."""
+    """An interruption in one thread is no error of another."""
     cache = EmbeddingCache()
     started, go = threading.Event(), threading.Event()
 
@@ -248,7 +248,7 @@ def test_another_embedding_than_the_key_says_is_refused() -> None:
 
 
 def test_negative_sizes_are_refused() -> None:
-    """Told when the cache is made."""
+    """The error is raised when the cache is made."""
     with pytest.raises(ValueError, match=r"sizes of 0 bytes or more; got \(-1, "):
         EmbeddingCache(-1)
 

@@ -38,11 +38,11 @@ class Odder(ValueError):
     pass
 
 class Fake:
-    """Embeds by keeping the pixels; answers with those brighter than the click's column."""
+    """Embeds by keeping the pixels; predicts those brighter than the click's column."""
     def __init__(self, model):
         self.model, self.kept = model, {}
     def describe(self):
-        print("words on standard output disturb nobody")
+        print("words on standard output do no harm")
         os.system("echo nor do those of a grandchild")
         return {"model": self.model}
     def embed(self, source, cancelled):
@@ -134,7 +134,7 @@ def gone(process: PredictionProcess | int | None) -> bool:
 
 
 def test_predictions_come_from_the_child(make, source) -> None:
-    """Both answers, in order, with masks that are the child's."""
+    """Both predictions, in order, with masks that are the child's."""
     process = make()
     assert process.embed(source) == 0.5
     quick, last = process.predict(request(), source)
@@ -167,9 +167,9 @@ def test_pixels_of_any_layout_arrive(make, pixels) -> None:
     """More than a pipe holds, and in whatever order they lie."""
     process, source = make(), PlaneSource(1, lambda: pixels)
     process.embed(source)
-    *_, (answer, _) = process.predict(request(), source)
+    *_, (soft_mask, _) = process.predict(request(), source)
     np.testing.assert_array_equal(
-        answer.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
+        soft_mask.probability > 0.5, (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
     )
 
 
@@ -236,7 +236,7 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
 
 
 def test_a_cancelled_embedding_stops(make, source) -> None:
-    """The child is told while it works, and serves the next."""
+    """The child stops while it works, and serves the next request."""
     process = make("endless")
     process.describe()
     before = process.pid
@@ -255,8 +255,8 @@ def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None
     next(predictions)
     predictions.close()
     shown: list[Any] = []
-    for answer, _ in process.predict(request(), source, lambda: bool(shown)):
-        shown.append(answer)
+    for soft_mask, _ in process.predict(request(), source, lambda: bool(shown)):
+        shown.append(soft_mask)
     assert len(shown) == 2  # this fake yields its last prediction when it is cancelled
 
 
@@ -331,7 +331,7 @@ def test_downloads_report_progress_and_can_be_cancelled(make) -> None:
 
 
 def test_a_missing_interpreter_raises(make, source, monkeypatch) -> None:
-    """Told in one sentence."""
+    """The error names the interpreter."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(RuntimeError, match="no process could be started with '/nowhere/python'"):
         make().embed(source)

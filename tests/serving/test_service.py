@@ -230,7 +230,7 @@ def test_a_cancelled_embedding_stops_between_two_layers(service, network, source
 
 
 def test_no_prediction_follows_once_a_request_is_cancelled(service, network, source) -> None:
-    """Neither between two answers nor in the middle of one."""
+    """Neither between two predictions nor in the middle of one."""
     cancelled = []
     predictions = service.predict(FakeRequest((Click((200, 200)),)), source, lambda: bool(cancelled))
     next(predictions)
@@ -262,7 +262,7 @@ def propagation_of(
 
 
 def test_propagation_reads_each_plane_once(network) -> None:
-    """Embeddings are kept: the second time nothing is embedded and the answers are the same."""
+    """Embeddings are kept: the second time nothing is embedded and the masks are the same."""
     service = PredictionService(Predictor(network, Runtime(), closer_look="off"), 2**24)
     read: list[int] = []
     request, sources = propagation_of(np.full((5, 200, 200), 90, np.uint8), read=read)

@@ -45,7 +45,7 @@ class PropagationRun:
     Attributes
     ----------
     request
-        What a `PredictionService` is asked for.
+        What `PredictionService.propagate` takes.
     """
 
     def __init__(

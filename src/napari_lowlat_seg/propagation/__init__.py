@@ -1,1 +1,1 @@
-"""Carry objects from plane to plane."""
+"""Objects propagated from plane to plane, interpolated, linked, and compared along three axes."""

@@ -180,7 +180,7 @@ def run_propagation(
 def _interpolated(
     pictures: Pictures, request: PropagationRequest, cancelled: Callable[[], bool]
 ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-    """Shapes between shapes; the confidence is the IoU of the two outlines beside a plane."""
+    """Shapes interpolated between masks; the confidence is the IoU of the two masks beside a plane."""
     for number, known in request.anchors.items():
         masks = {plane: soft_mask.mask for plane, soft_mask in known.items()}
         spacing = pictures.plane_spacing(request.planes[0])

@@ -139,7 +139,7 @@ class PredictionProcess:
     def _request(
         self, kind: str, message: Any, sources: Sequence[PlaneSource], cancelled: Cancelled
     ) -> Iterator[Any]:
-        """What the child's service yields for one request; pixels are read here when the child asks."""
+        """What the child's service yields for one request; pixels are read here when the child needs them."""
         child = self._running()
         numbered = [self._numbered(source) for source in sources]
         callbacks = {"read": lambda place: sources[place].read()}
@@ -271,7 +271,7 @@ def _threads(count: int | None) -> dict[str, str]:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Progress of a download that nobody has asked to see; the download goes on."""
+    """Ignore the progress of a download; the download goes on."""
 
 
 def _unreadable() -> NoReturn:

@@ -49,10 +49,10 @@ REMEMBERED_KEYS = 10_000
 
 
 class PredictionService:
-    """Answers requests with a predictor and caches what is costly: embeddings and closer looks.
+    """A predictor with caches of what is costly to make: embeddings and closer looks.
 
-    Call `embed`, `predict` and `propagate` from one thread, one at a time. An answer is made in the caller's
-    thread while its iterator is read.
+    Call `embed`, `predict` and `propagate` from one thread, one at a time. A prediction is made in the
+    caller's thread while its iterator is read.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Another Python interpreter that works for this one: how it is started, asked and ended.
+"""Another Python interpreter that works for this one: how it is started, used and ended.
 
 Both sides send framed messages over the child's standard input and output. Nothing is forked, and the user's
 script is not run a second time, as multiprocessing would. A child ends itself when its input ends, so that
