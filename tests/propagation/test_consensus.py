@@ -47,7 +47,6 @@ def test_axes_that_agree_have_no_disagreements(block: Volume) -> None:
     np.testing.assert_array_equal(_whole(found[7], block.shape), np.asarray(block.data) == 100)
     assert found[7].corner == (3, 5, 6)
     assert found[7].votes.shape == (3, 6, 10, 10)
-    assert found[7].agreement == 1
     assert found[7].disagreements() == []
 
 
@@ -58,7 +57,6 @@ def test_what_one_axis_adds_is_outvoted_and_listed(leaky: Volume) -> None:
     (place,) = found.disagreements(leaky.spacing)
     assert (place.voxels, place.found_along) == (6 * 10 * 6 - _corners(6, 10, 6), (2,))
     assert np.asarray(leaky.data)[place.position] == 101
-    assert found.agreement == pytest.approx(10 / 16)
 
 
 def _corners(*sides: int) -> int:
@@ -73,7 +71,6 @@ def test_a_thin_skin_is_no_disagreement() -> None:
     votes[:, 2:8, 2:8, 2:8] = True
     votes[0, 1:9, 1:9, 1:9] = True
     assert Consensus((0, 0, 0), votes).disagreements() == []
-    assert Consensus((0, 0, 0), votes[:, :0]).agreement == 1
 
 
 def test_the_largest_disagreement_comes_first() -> None:
@@ -93,7 +90,6 @@ def test_two_of_three_axes_are_enough() -> None:
     votes = np.array([[1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 0, 0], [1, 0, 1, 1, 0, 0]], bool).reshape(3, 1, 1, 6)
     found = Consensus((0, 0, 0), votes)
     assert found.mask.ravel().tolist() == [True, True, True, True, False, False]
-    assert found.agreement == 1 / 5
 
 
 def test_points_of_one_object_on_a_plane_are_one_request(leaky: Volume) -> None:

@@ -263,7 +263,15 @@ class Session:
         The current object is accepted first, which may itself change the label of the pixel. A label that was
         not made in this session becomes an object whose mask on this plane is all pixels of that label.
 
-        Raises ValueError as `accept` does, and for a pixel (row, col) outside the plane.
+        Parameters
+        ----------
+        at
+            (row, col) in pixels of the plane, pixel centres on integers.
+
+        Raises
+        ------
+        ValueError
+            As `accept` does, and for a pixel outside the plane.
         """
         if self.labels is None:
             return False
@@ -356,7 +364,10 @@ class Session:
     # Predictions
 
     def request(self, plane: Plane) -> Request | None:
-        """The request for the current object on a plane; None if no prompt waits for a prediction there."""
+        """The request for the current object on a plane; None if no prompt waits for a prediction there.
+
+        It is frozen and complete, and may be sent to another thread or process.
+        """
         state = self.state(plane)
         if not state.pending:
             return None
@@ -368,7 +379,18 @@ class Session:
         return Request(0, self._current, plane, (*state.effective_prompts, *prompts), state.base)
 
     def apply(self, request: Request, soft_mask: SoftMask) -> bool:
-        """Apply a prediction; False, without a change, if it is stale or belongs to a preview request."""
+        """Apply a prediction; False, without a change, if it is stale or belongs to a preview request.
+
+        It replaces the mask and makes no undo step: undo and redo exchange prompts together with the newest
+        prediction for them. It may be applied after the user has gone to another plane.
+
+        Parameters
+        ----------
+        request
+            As `request` returned it; it is stale once its prompts have changed.
+        soft_mask
+            Of the shape of the request's plane.
+        """
         key = (request.object, request.plane)
         old = self._states.get(key, _EMPTY)
         if request.ticket == 0 or old.ticket != request.ticket:

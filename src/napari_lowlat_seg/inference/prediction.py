@@ -33,6 +33,11 @@ class Embedding:
     image: np.ndarray
     model: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of features and image."""
+        return sum(feature.nbytes for feature in self.features) + self.image.nbytes
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:

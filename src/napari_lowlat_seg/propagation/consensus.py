@@ -87,12 +87,6 @@ class Consensus:
         mask: np.ndarray = self.votes.sum(axis=0, dtype=np.uint8) >= MAJORITY
         return mask
 
-    @property
-    def agreement(self) -> float:
-        """Voxels found along all axes as a share of those found along any, 0 to 1; 1 if there are none."""
-        found = int(np.count_nonzero(self.votes.any(axis=0)))
-        return int(np.count_nonzero(self.votes.all(axis=0))) / found if found else 1.0
-
     def disagreements(self, spacing: Sequence[float] | None = None) -> list[Disagreement]:
         """Where the axes disagree, the largest place first.
 

@@ -20,7 +20,9 @@ REACH = 2
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of labels above 0 that share pixels: (label of `first`, label of `second`, IoU), by label.
+    """Pairs of labels above 0 that share pixels: (labels of `first`, labels of `second`, IoU), sorted.
+
+    Both images are integers of one shape; the three arrays have one entry per pair.
 
     >>> overlaps(np.array([1, 1, 2]), np.array([5, 0, 5]))
     (array([1, 2]), array([5, 5]), array([0.33333333, 0.5       ]))

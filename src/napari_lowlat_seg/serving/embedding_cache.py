@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,23 +22,8 @@ from cachetools import LRUCache
 from napari_lowlat_seg.core.frame import Fit, Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.prediction import Embedding
+from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.serving.embedding_files import SUFFIX, EmbeddingFolder, PackedEmbedding, pack, unpack
-
-
-class Model(Protocol):
-    """What a key needs of a predictor."""
-
-    @property
-    def model(self) -> str:
-        """Fingerprint of the network."""
-
-    @property
-    def size(self) -> int:
-        """Side of the network's input in pixels."""
-
-    @property
-    def network(self) -> Any:
-        """Its `fit` says how an image is fitted into the input."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ class EmbeddingKey:
             object.__setattr__(self, "window", (float(self.window[0]), float(self.window[1])))
 
     @classmethod
-    def of(cls, predictor: Model, volume: Volume, plane: Plane) -> EmbeddingKey:
+    def of(cls, predictor: Predictor, volume: Volume, plane: Plane) -> EmbeddingKey:
         """The key of a whole plane as `sweep.embed_plane` embeds it. Reads the plane's pixels."""
         pixels = volume.plane(plane)
         return cls.of_pixels(predictor, pixels, plane, volume.window, volume.plane_spacing(plane))
@@ -79,7 +64,7 @@ class EmbeddingKey:
     @classmethod
     def of_pixels(
         cls,
-        predictor: Model,
+        predictor: Predictor,
         pixels: np.ndarray,
         plane: Plane,
         window: tuple[float, float] | None,
@@ -151,8 +136,8 @@ class EmbeddingCache:
         self._making: dict[EmbeddingKey, Future[Embedding]] = {}
         # An image that a caller still holds is returned again: a closer look knows its image by identity.
         self._images: WeakValueDictionary[EmbeddingKey, np.ndarray] = WeakValueDictionary()
-        self._device = _Tier(device_bytes, _bytes_of)
-        self._host = _Tier(host_bytes, lambda packed: packed.nbytes)
+        self._device = _Tier(device_bytes)
+        self._host = _Tier(host_bytes)
         self._disk = None if folder is None else EmbeddingFolder(Path(folder), disk_bytes)
 
     def ensure(self, key: EmbeddingKey, make: Callable[[], Embedding]) -> Embedding:
@@ -242,8 +227,8 @@ class EmbeddingCache:
 class _Tier(LRUCache[EmbeddingKey, Any]):
     """An LRU cache bounded in bytes that returns what it evicts."""
 
-    def __init__(self, maxsize: int, getsizeof: Callable[[Any], int]) -> None:
-        super().__init__(maxsize, getsizeof)
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize, lambda value: value.nbytes)
         self._evicted: list[tuple[EmbeddingKey, Any]] = []
 
     def add(self, key: EmbeddingKey, value: Any) -> list[tuple[EmbeddingKey, Any]]:
@@ -269,7 +254,3 @@ def content_digest(pixels: np.ndarray) -> str:
     digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype.str}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _bytes_of(embedding: Embedding) -> int:
-    return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes

@@ -65,8 +65,6 @@ class PredictionService:
         Where planes' embeddings are kept for the next time as well; None for nowhere.
     disk_bytes
         Room in that folder.
-    facts
-        What `describe` returns beside what the predictor knows itself.
 
     Examples
     --------
@@ -82,7 +80,6 @@ class PredictionService:
         cache_bytes: int = CACHE_BYTES,
         folder: Path | None = None,
         disk_bytes: int = 0,
-        **facts: Any,
     ) -> None:
         from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 
@@ -90,12 +87,11 @@ class PredictionService:
         device = predictor.runtime.device
         in_host = cache_bytes - looks - on_device
         self._predictor = predictor
-        self._facts = facts
         self._open: Callable[[], EmbeddingCache] = lambda: EmbeddingCache(
             on_device, in_host, folder, disk_bytes, device
         )
         self._planes = self._open()
-        self._looks: LRUCache[Hashable, Embedding] = LRUCache(looks, _bytes_of)
+        self._looks: LRUCache[Hashable, Embedding] = LRUCache(looks, lambda look: look.nbytes)
         self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(REMEMBERED_KEYS)  # by identity of the source
         self._others: dict[Path, EmbeddingCache] = {}  # folders that other programs have filled
         self._encoded = 0  # planes that the network has embedded
@@ -179,7 +175,7 @@ class PredictionService:
             )
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Facts on the model, by name, and the `facts` that this service was made with.
+        """Facts on the model, by name.
 
         The names are "model", "device", "precision", "size" (side of the network's input in pixels),
         "parameters" (their number) and "licence". `progress` is not used: the model is loaded already.
@@ -192,7 +188,6 @@ class PredictionService:
             "size": predictor.size,
             "parameters": sum(p.numel() for p in predictor.network.parameters()),
             "licence": row.licence if row else "that of its file",
-            **self._facts,
         }
 
     def restart(self) -> None:
@@ -219,7 +214,7 @@ class PredictionService:
         for prediction in self._predictor.answers(embedding, request.prompts, previous):
             soft_mask = prediction.soft_mask
             look = prediction.look
-            if request.ticket and look is not None and _bytes_of(look) <= self._looks.maxsize:
+            if request.ticket and look is not None and look.nbytes <= self._looks.maxsize:
                 self._looks[key] = look
             yield soft_mask, not request.ticket
             if not request.ticket or cancelled():
@@ -324,10 +319,6 @@ def _embeddings_folder() -> Path | None:
         )
         return None
     return folder
-
-
-def _bytes_of(embedding: Embedding) -> int:
-    return sum(feature.nbytes for feature in embedding.features) + embedding.image.nbytes
 
 
 class _CachedPlanes:
