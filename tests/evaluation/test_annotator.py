@@ -83,7 +83,7 @@ def naive_click(truth: np.ndarray, mask: np.ndarray, clicks: Sequence[Click]) ->
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_clicks_and_ious_equal_the_published_harness(golden: dict[str, np.ndarray], case: str) -> None:
+def test_clicks_and_ious_equal_the_published_evaluation(golden: dict[str, np.ndarray], case: str) -> None:
     """Twenty clicks on five shapes: the same pixels and the same float32 IoUs."""
     truth = golden[f"gt_{case}"]
     run = annotate(NearestClick(truth.shape), truth, parity=True)

@@ -76,14 +76,14 @@ def test_segment_anything_clicks_the_whole_grid() -> None:
     assert all(0 <= prompt.at[0] < 32 and 0 <= prompt.at[1] < 48 for prompt in places)
 
 
-def test_the_grid_is_the_original_scripts() -> None:
+def test_the_grid_is_that_of_the_published_script() -> None:
     """(32 + 64 i, 32 + 64 j) of 1024, on a picture of any size."""
     places = sat_clicks((512, 2048))
     assert (places[0].at, places[1].at, places[16].at) == ((16.0, 64.0), (16.0, 192.0), (48.0, 64.0))
     assert len(places) == 256
 
 
-def test_first_and_final_answers_are_told_apart() -> None:
+def test_first_and_final_predictions_are_timed_apart() -> None:
     """A model that answers twice is timed twice; the next click gets its final answer."""
 
     class Twice(Counter):
@@ -135,7 +135,7 @@ def test_the_picture_is_always_the_same() -> None:
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
-    """More than an interpreter with numpy needs, less than everything; or not told."""
+    """More than an interpreter with numpy needs, less than everything; None on systems that do not tell."""
     ram = peak_ram()
     assert ram is None or 20 < ram < 10**6
 
@@ -173,7 +173,7 @@ def test_busy_loops_run_beside_and_are_gone_afterwards(error: type[BaseException
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_busy_loop_is_busy(until: Callable[..., None]) -> None:
+def test_a_busy_loop_takes_processor_time(until: Callable[..., None]) -> None:
     """It takes processor time by itself."""
     with busy_loops(1) as (loop,):
         until(lambda: int(Path(f"/proc/{loop}/stat").read_text().split()[13]) > 10)  # user time, 10 ms each
@@ -181,7 +181,7 @@ def test_a_busy_loop_is_busy(until: Callable[..., None]) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_busy_loops_end_with_a_process_that_is_killed(until: Callable[..., None]) -> None:
-    """None is left to heat the room."""
+    """No process is left."""
     code = """
 import os, signal
 from napari_lowlat_seg.evaluation.latency import busy_loops
@@ -200,8 +200,8 @@ def gone_but_unreaped(process: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_busy_loop_that_ends_early_spoils_the_measurement(until: Callable[..., None]) -> None:
-    """Its times would not be what they are said to be."""
+def test_a_busy_loop_that_ends_early_is_an_error(until: Callable[..., None]) -> None:
+    """The times would be wrong."""
 
     def measure() -> None:
         with busy_loops(2) as loops:
@@ -212,14 +212,14 @@ def test_a_busy_loop_that_ends_early_spoils_the_measurement(until: Callable[...,
         measure()
 
 
-def test_a_busy_loop_that_does_not_start_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_loop_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a program with a Python frozen into it."""
     monkeypatch.setattr("napari_lowlat_seg.evaluation.latency._BUSY_LOOP", "")
     with pytest.raises(RuntimeError, match="a busy loop could not be started with"), busy_loops(1):
         pass
 
 
-def test_the_report_tells_of_busy_loops(export_sam: Export, tmp_path: Path) -> None:
+def test_the_report_names_busy_loops(export_sam: Export, tmp_path: Path) -> None:
     """In its title and in the file, with how threads waited."""
     encoder, decoder = export_sam()
     shown: list[str] = []

@@ -33,7 +33,7 @@ class SoftMask:
 
 
 @dataclass(frozen=True)
-class Judged(SoftMask):
+class ScoredMask(SoftMask):
     quality: np.float32 | None
 
 
@@ -69,7 +69,7 @@ def samples() -> list[Sample]:
     return [Sample(pictures[i], truth, f"{i}#{j}", f"set{i}") for i, j in ((0, 1), (0, 2), (1, 1))]
 
 
-def test_every_model_is_asked_about_every_object(samples: list[Sample]) -> None:
+def test_every_model_gets_a_curve_for_every_object(samples: list[Sample]) -> None:
     """Curves of full length, on which the annotator stays content after IoU 1."""
     models = [Slow("slow"), Slow("fast", rows=5)]
     curves = list(quality(models, samples, max_clicks=4))
@@ -79,17 +79,17 @@ def test_every_model_is_asked_about_every_object(samples: list[Sample]) -> None:
     assert (curves[2][0].group, curves[2][0].object, curves[2][0].area) == ("set1", "1#1", 100 / 600)
 
 
-class Proud(Slow):
+class Overconfident(Slow):
     """One that finds its masks better than they are, each a little less, and has no opinion on the third."""
 
     def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         quality = None if len(prompts) == 3 else np.float32(1 - len(prompts) / 8)
-        return Judged(super().predict(embedding, prompts, previous).mask, quality)
+        return ScoredMask(super().predict(embedding, prompts, previous).mask, quality)
 
 
-def test_what_a_model_predicts_of_its_masks_is_kept(samples: list[Sample]) -> None:
-    """As plain numbers, as far as it was asked; None for a model without a judge."""
-    models = [Proud("proud"), Proud("content", rows=5), Slow("silent")]
+def test_predicted_ious_are_recorded(samples: list[Sample]) -> None:
+    """As plain numbers; None for a model that predicts none, and after the last prompt."""
+    models = [Overconfident("proud"), Overconfident("content", rows=5), Slow("silent")]
     first = next(iter(quality(models, samples, max_clicks=4)))
     assert [curve.predicted for curve in first] == [
         (0.875, 0.75, None, 0.5),
@@ -169,7 +169,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_pa
         assert picture.size[0] > 300
 
 
-def test_a_run_tells_how_true_the_predicted_iou_is(root: Path, specs: list[str], tmp_path: Path) -> None:
+def test_a_run_reports_calibration(root: Path, specs: list[str], tmp_path: Path) -> None:
     """In a second table, in JSON and in a plot beside the first; the files of ONNX models are not ours."""
     shown: list[str] = []
     report = run_quality(evaluation(specs, root), max_clicks=3, plot=tmp_path / "o.png", show=shown.append)
@@ -181,8 +181,8 @@ def test_a_run_tells_how_true_the_predicted_iou_is(root: Path, specs: list[str],
     assert report["sha256"] == dict.fromkeys(specs)
 
 
-def test_without_a_judge_there_is_no_calibration(root: Path, tiny: Path, tmp_path: Path) -> None:
-    """No second table and no second plot; a model of ours is told by its file."""
+def test_without_predicted_iou_there_is_no_calibration(root: Path, tiny: Path, tmp_path: Path) -> None:
+    """No second table and no second plot; a model of ours is identified by its file."""
     shown: list[str] = []
     plot = tmp_path / "o.png"
     report = run_quality(
@@ -292,7 +292,7 @@ def test_the_folder_of_a_result_must_exist(root: Path) -> None:
         run_quality(evaluation(["default"], root), gallery=root / "nowhere" / "gallery")
 
 
-def test_a_gallery_is_no_file(root: Path) -> None:
+def test_a_file_in_place_of_the_gallery_is_refused(root: Path) -> None:
     """What lies there is not touched."""
     (root / "g").write_text("mine")
     with pytest.raises(

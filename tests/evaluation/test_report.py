@@ -75,7 +75,7 @@ def test_a_domain_is_a_folder_of_sets(group: str, dataset: str, domain: str) -> 
     assert domain_of(group, dataset) == domain
 
 
-def test_a_table_says_which_form_ran(report: dict[str, Any]) -> None:
+def test_a_table_names_the_form(report: dict[str, Any]) -> None:
     """Every model with its form, the first prompt, the metrics."""
     table = quality_table(report)
     for text in ("folder, first prompt: box, 3 prompts", "three", "NoC90", "NoF95", "3-mIoU", "94.5"):

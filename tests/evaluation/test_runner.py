@@ -48,13 +48,13 @@ def test_an_interrupt_keeps_the_objects_that_are_done(targets: list[Target]) -> 
     assert over_objects(interrupted, EvaluationSettings(()), targets) == ([targets[0].name], False)
 
 
-def test_there_are_no_fewer_workers_than_none() -> None:
+def test_a_negative_number_of_workers_is_refused() -> None:
     """0 means one for every two cores."""
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         EvaluationSettings((), workers=-1)
 
 
-def test_one_of_no_models_has_no_name() -> None:
+def test_no_models_are_refused() -> None:
     """Nothing to stand side by side."""
     with pytest.raises(ValueError, match="expected models of different names, at least one; got none"):
         check_names([])

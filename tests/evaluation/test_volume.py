@@ -73,7 +73,7 @@ def test_actions_are_counted_until_the_object_is_right(case: Case) -> None:
     assert row["actions_ten"] == 3
 
 
-def test_every_method_says_the_same_kind_of_thing(case: Case) -> None:
+def test_every_method_reports_the_same_keys(case: Case) -> None:
     """Keys and ranges; the case's own answers are shared."""
     rows = {name: measure(case, make, 3) for name, make in METHODS.items()}
     keys = list(rows["propagate"])
@@ -138,7 +138,7 @@ def files(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[
     return image, labels
 
 
-def test_a_report_goes_to_the_screen_and_into_a_file(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_report_is_shown_and_written(files: tuple[Path, Path], tmp_path: Path) -> None:
     """One row for each method and object, with where it was measured."""
     shown: list[str] = []
     out = tmp_path / "report.json"
@@ -158,7 +158,7 @@ def test_a_report_goes_to_the_screen_and_into_a_file(files: tuple[Path, Path], t
         ({"planes": "a:b"}, r"got 'a:b'"),
     ],
 )
-def test_what_is_not_there_is_refused(
+def test_unknown_objects_and_planes_are_refused(
     files: tuple[Path, Path], arguments: dict[str, Any], message: str
 ) -> None:
     """Objects and planes."""

@@ -85,7 +85,7 @@ def test_depth_is_exact_on_blobs(blobs: Tensor) -> None:
     assert np.array_equal(depth(blobs).numpy(), np.round(expected))
 
 
-def test_pick_is_the_first_of_the_largest() -> None:
+def test_argmax_pixel_is_the_first_of_the_largest() -> None:
     """Row and column, ties in reading order."""
     maps = torch.zeros(2, 4, 5)
     maps[0, 2, 3] = 1
@@ -93,7 +93,9 @@ def test_pick_is_the_first_of_the_largest() -> None:
     assert argmax_pixel(maps).tolist() == [[2, 3], [1, 4]]
 
 
-def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: torch.Generator) -> None:
+def test_a_click_pixel_lies_in_its_region_and_is_mostly_deep(
+    blobs: Tensor, generator: torch.Generator
+) -> None:
     """Half of the spots are deepest, most others at least half as deep."""
     regions = blobs[1:]
     depths = depth(regions)
@@ -110,7 +112,7 @@ def test_a_spot_lies_in_its_region_and_is_mostly_deep(blobs: Tensor, generator: 
     assert float(shares.min()) < 0.5
 
 
-def test_spots_can_all_be_deepest(blobs: Tensor, generator: torch.Generator) -> None:
+def test_click_pixels_can_all_be_deepest(blobs: Tensor, generator: torch.Generator) -> None:
     """As in the evaluation."""
     depths = depth(blobs[1:])
     at = click_pixel(depths, 1.0, generator)
@@ -184,7 +186,7 @@ def test_a_loose_outline_stays_near_its_object(generator: torch.Generator) -> No
     assert float((drawn.float().sum((1, 2)) > region.float().sum((1, 2))).float().mean()) > 0.5
 
 
-def test_nothing_is_circled_by_nothing(generator: torch.Generator) -> None:
+def test_the_outline_of_an_empty_region_is_empty(generator: torch.Generator) -> None:
     """An empty region has no outline, whatever the wobble."""
     assert not bool(loose_lasso(torch.zeros(64, 64, 64, dtype=torch.bool), generator).any())
 
@@ -228,7 +230,7 @@ def test_a_first_region_is_half_in_its_channel_or_whole_in_the_prior(
 
 
 def test_regions_stay_within_the_picture(blobs: Tensor, generator: torch.Generator) -> None:
-    """Nobody draws on the padding."""
+    """No region reaches the padding."""
     valid = torch.zeros_like(blobs)
     valid[:, :40] = True
     for kind in ("box", "polygon"):
@@ -238,7 +240,7 @@ def test_regions_stay_within_the_picture(blobs: Tensor, generator: torch.Generat
 
 
 def test_first_prompts_are_drawn_by_their_shares(generator: torch.Generator) -> None:
-    """400 people, half of them with a box."""
+    """400 samples, half of them with a box."""
     truth = torch.zeros(400, 32, 32, dtype=torch.bool)
     truth[:, 8:24, 8:24] = True
     annotators = annotator(truth, replace(NOTHING, click=3.0, box=3.0, as_prior=0.0), generator)
@@ -279,7 +281,7 @@ def test_ignored_pixels_are_not_corrected(generator: torch.Generator) -> None:
     assert float(annotators.maps[:, 1:].sum()) == 0
 
 
-def test_who_sees_nothing_wrong_says_nothing(blobs: Tensor, generator: torch.Generator) -> None:
+def test_a_perfect_mask_gets_no_correction(blobs: Tensor, generator: torch.Generator) -> None:
     """Neither click nor scribble nor outline, and earlier prompts stay."""
     for mix in (only("box"), only("box", scribble_later=1.0), only("box", polygon_later=1.0)):
         annotators = annotator(blobs, mix, generator)
@@ -305,7 +307,7 @@ def test_later_scribbles_and_outlines_have_the_sign_that_repairs(
     assert bool(annotators.maps[:, 2].flatten(1).any(1).all())
 
 
-def test_the_answer_becomes_the_first_channel(generator: torch.Generator) -> None:
+def test_the_probability_becomes_the_first_channel(generator: torch.Generator) -> None:
     """Mostly the answer itself, bilinear; in about one of ten coarse, in one of twenty gone."""
     torch.manual_seed(1)
     probability = torch.rand(400, 1, 32, 32)
@@ -318,7 +320,7 @@ def test_the_answer_becomes_the_first_channel(generator: torch.Generator) -> Non
     assert 0.02 < float(gone.float().mean()) < 0.09
 
 
-def test_a_slip_has_the_wrong_sign_where_the_answer_was_right(generator: torch.Generator) -> None:
+def test_a_wrong_click_has_the_wrong_sign_on_right_pixels(generator: torch.Generator) -> None:
     """Positive ones beside the object, negative ones in it, none on errors; both kinds occur."""
     truth = torch.zeros(40, SIDE, SIDE, dtype=torch.bool)
     truth[:, 16:48, 16:48] = True
@@ -341,7 +343,7 @@ def test_a_slip_has_the_wrong_sign_where_the_answer_was_right(generator: torch.G
     assert 10 < sum(kinds) < 30
 
 
-def test_nobody_slips_unless_asked(blobs: Tensor, generator: torch.Generator) -> None:
+def test_there_are_no_wrong_clicks_by_default(blobs: Tensor, generator: torch.Generator) -> None:
     """And where nothing is right, there is nothing to spoil."""
     for mix, answer in ((PromptMix(), 0.3), (only("click", slip=1.0), 1.0)):
         annotators = annotator(torch.zeros_like(blobs) if answer == 1 else blobs, mix, generator)
@@ -350,7 +352,7 @@ def test_nobody_slips_unless_asked(blobs: Tensor, generator: torch.Generator) ->
         assert not bool(annotators.wrong_clicks.any())
 
 
-def test_neither_truth_nor_answer_are_changed(blobs: Tensor, generator: torch.Generator) -> None:
+def test_neither_truth_nor_mask_is_mutated(blobs: Tensor, generator: torch.Generator) -> None:
     """A round of everything leaves what it was given as it was; earlier maps are not written to."""
     truth, answer = blobs[:, None].float(), torch.rand(len(blobs), 1, SIDE, SIDE)
     before = truth.clone(), answer.clone()
@@ -363,7 +365,7 @@ def test_neither_truth_nor_answer_are_changed(blobs: Tensor, generator: torch.Ge
     assert torch.equal(kept, copy)  # the graph of the first round still needs them
 
 
-def test_the_same_seed_gives_the_same_people(blobs: Tensor) -> None:
+def test_the_same_seed_gives_the_same_prompts(blobs: Tensor) -> None:
     """Three rounds of the default mix."""
 
     def said() -> Tensor:

@@ -98,7 +98,7 @@ def test_the_defaults_of_the_focal_loss_are_the_originals(recorded: dict[str, np
     np.testing.assert_allclose(loss, recorded["loss_a50_g2"], rtol=1e-5, atol=1e-7)
 
 
-def test_nothing_to_judge_and_nothing_wrong_cost_nothing(recorded: dict[str, np.ndarray]) -> None:
+def test_ignored_and_perfect_samples_have_no_loss(recorded: dict[str, np.ndarray]) -> None:
     """All pixels ignored, and a certain, right answer: loss and gradient are 0."""
     logits = torch.full((2, 1, 8, 8), 60.0, requires_grad=True)
     labels = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
@@ -170,7 +170,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_a_cosine() -> None:
     assert falling == sorted(falling, reverse=True)
 
 
-def test_no_warm_up_is_one_too() -> None:
+def test_warm_up_may_be_zero() -> None:
     """The first step is at the full rate."""
     assert learning_rate(0, TrainConfig(warmup=0)) == 1.0
 
@@ -203,7 +203,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("[prompts]\nclicks = 5", r"expected settings out of \['as_prior'.*'click'.*\], got \['clicks'\]"),
     ],
 )
-def test_a_wrong_file_is_refused_with_what_there_is(tmp_path: Path, text: str, message: str) -> None:
+def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path, text: str, message: str) -> None:
     """Broken TOML, unknown names at the top and in every table, an early correction."""
     path = tmp_path / "a.toml"
     path.write_text(text)
@@ -254,7 +254,7 @@ def test_a_config_file_trains(tiny: TrainConfig, tmp_path: Path) -> None:
     assert [name for name in start if torch.equal(start[name], trained[name])] == []
 
 
-def test_a_resumed_run_goes_on_where_the_checkpoint_is(tiny: TrainConfig) -> None:
+def test_a_resumed_run_continues_from_the_checkpoint(tiny: TrainConfig) -> None:
     """Nothing is left to do after the last step; with more steps it goes on, in the same way every time.
 
     Weights, optimiser, average and step are the checkpoint's. Views and prompts are new ones that follow from
@@ -280,7 +280,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_is(tiny: TrainConfig) -> Non
     assert not same(ends[0]["network"], before["network"])
 
 
-def test_a_checkpoint_gives_back_everything(tiny: TrainConfig) -> None:
+def test_a_checkpoint_restores_everything(tiny: TrainConfig) -> None:
     """Network, optimiser, average and step, bit for bit."""
     train(replace(tiny, steps=1))
     run = Run(replace(tiny, seed=5), "cpu")
@@ -294,7 +294,7 @@ def test_a_checkpoint_gives_back_everything(tiny: TrainConfig) -> None:
 
 
 def test_a_resumed_run_takes_its_rates_from_its_own_config(tiny: TrainConfig) -> None:
-    """Who lowers the rate in order to go on is heard."""
+    """A rate lowered before resuming takes effect."""
     train(replace(tiny, steps=1))
     run = Run(replace(tiny, rate=1e-5, encoder_rate=1e-6, decay=0.01), "cpu")
     run.load(Path(tiny.out) / "checkpoint.pt", "cpu")
@@ -343,7 +343,7 @@ def test_a_run_starts_from_a_whole_model(tiny: TrainConfig, tmp_path: Path) -> N
     assert same(dict(network.state_dict()), dict(trained.state_dict()))
 
 
-def test_a_run_starts_from_a_smaller_model_and_answers_as_it_does(tiny: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_starts_from_a_smaller_model_and_predicts_as_it_does(tiny: TrainConfig, tmp_path: Path) -> None:
     """A second encoder and a further block are new; what they add is nothing until they learn."""
     torch.manual_seed(4)
     trained = Compact(CompactConfig(**MODEL)).eval()
@@ -370,7 +370,7 @@ def test_a_run_starts_from_a_model_of_another_input_side(tiny: TrainConfig, tmp_
     assert same(begun, was)
 
 
-def test_a_model_of_another_width_is_no_start(tiny: TrainConfig, tmp_path: Path) -> None:
+def test_weights_of_another_width_are_refused(tiny: TrainConfig, tmp_path: Path) -> None:
     """What is neither second encoder nor further block must be there."""
     trained = Compact(CompactConfig(**MODEL))
     state = {name: value for name, value in trained.state_dict().items() if name != "norm.weight"}

@@ -231,7 +231,7 @@ def test_recolouring_stays_in_range_and_in_shape(colours: Tensor) -> None:
     assert torch.equal(colours, before)
 
 
-def test_a_look_comes_as_often_as_it_is_asked_for(colours: Tensor) -> None:
+def test_a_colour_change_is_applied_to_its_share(colours: Tensor) -> None:
     """All inverted and nothing else: the picture's complement, but for the blacks that gamma keeps off 0."""
     nothing = ColourAugmentation(**dict.fromkeys((one.name for one in fields(ColourAugmentation)), 0.0))
     generator = torch.Generator().manual_seed(0)
@@ -265,7 +265,7 @@ def test_one_seed_gives_one_sequence_of_batches(seed: int) -> None:
         assert not torch.equal(batch.image, else_.image)
 
 
-def test_a_batch_is_what_the_network_eats() -> None:
+def test_a_batch_has_the_networks_shapes_and_ranges() -> None:
     """Views in 0..255, targets and validity of half the side in {0, 1}, padding of the mean colour."""
     mean = torch.tensor([10.0, 20.0, 30.0])
     batch = Views([PictureSet("a", 1, [picture(30, 90)])], 64, 12, 0, mean).next()
@@ -296,7 +296,7 @@ def test_sets_are_drawn_by_their_shares() -> None:
     assert 0.68 < np.mean(drawn) < 0.82
 
 
-def test_a_picture_knows_its_objects(tmp_path: Path) -> None:
+def test_a_picture_lists_its_objects(tmp_path: Path) -> None:
     """Ids, areas and boxes with exclusive ends; objects below the least area are left out."""
     write(tmp_path, "em", "a", 1)
     paths = tmp_path / "em/images/a/0.jpg", tmp_path / "em/masks/a/0.png"

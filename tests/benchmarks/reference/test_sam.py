@@ -94,7 +94,7 @@ def test_features_are_a_sixteenth_and_masks_a_quarter_of_the_side(network: Publi
     assert (logits.shape, quality.shape) == ((2, 3, 16, 16), (2, 3))
 
 
-def test_objects_asked_together_get_what_they_get_alone(network: PublishedSam) -> None:
+def test_objects_in_a_batch_get_the_masks_they_get_alone(network: PublishedSam) -> None:
     """Nothing leaks from one object to another."""
     features = torch.randn(1, 256, 4, 4)
     points, labels = torch.rand(3, 2, 2) * SIZE, torch.tensor([[1, 0], [1, 1], [0, 1]])
@@ -104,7 +104,7 @@ def test_objects_asked_together_get_what_they_get_alone(network: PublishedSam) -
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-def test_places_and_labels_of_points_change_the_answer(network: PublishedSam) -> None:
+def test_positions_and_labels_of_points_change_the_mask(network: PublishedSam) -> None:
     """Moved, negative, and one more."""
     first = decoded(network, [[10.0, 20.0]], [1])
     others = [
@@ -116,7 +116,7 @@ def test_places_and_labels_of_points_change_the_answer(network: PublishedSam) ->
     assert all((first - other).abs().max() > 1e-3 for other in others)
 
 
-def test_places_of_patches_are_stretched_from_fourteen_a_side() -> None:
+def test_patch_positions_are_resized_from_fourteen_a_side() -> None:
     """Without blocks: as learnt on a side of 224, in between on another."""
     encoder = GlobalViT().eval()
     encoder.blocks, encoder.neck = nn.ModuleList(), nn.Identity()
@@ -142,7 +142,7 @@ def test_efficient_sam_sees_six_points() -> None:
     ("label", "field"),
     [(2, "bbox_top_left_embeddings"), (3, "bbox_bottom_right_embeddings"), (-1, "invalid_points")],
 )
-def test_efficient_sam_tells_points_by_their_embedding(label: int, field: str) -> None:
+def test_efficient_sam_adds_an_embedding_by_label(label: int, field: str) -> None:
     """Added to the place; a negative point is its place alone."""
     prompts = EfficientSamTi(SIZE).prompt_encoder
     place = torch.rand(1, 6, 2)
@@ -153,7 +153,7 @@ def test_efficient_sam_tells_points_by_their_embedding(label: int, field: str) -
         torch.testing.assert_close(added, getattr(prompts, field).weight.expand(1, 6, 256))
 
 
-def test_sam_ends_every_prompt_with_a_point_that_is_none() -> None:
+def test_sam_pads_every_prompt_with_one_point() -> None:
     """It has no place."""
     prompts = MobileSam(SIZE).prompt_encoder
     with torch.inference_mode():
@@ -162,13 +162,13 @@ def test_sam_ends_every_prompt_with_a_point_that_is_none() -> None:
     assert tokens.shape == (1, 3, 256)
 
 
-def test_the_grid_of_places_is_that_of_the_centres_of_cells() -> None:
+def test_the_position_grid_is_that_of_cell_centres() -> None:
     """Column 2, row 1 of a 4 x 4 grid is (0.625, 0.375)."""
     places = FourierPositions()
     torch.testing.assert_close(places.grid(4)[0, :, 1, 2], places(torch.tensor([0.625, 0.375])))
 
 
-def test_a_place_is_encoded_by_sines_and_cosines() -> None:
+def test_a_position_is_encoded_by_sines_and_cosines() -> None:
     """Of its projections, in turns; the middle of the picture is at none."""
     places = FourierPositions()
     angle = 2 * np.pi * (torch.tensor([-0.5, 1.0]) @ places.positional_encoding_gaussian_matrix)
@@ -198,9 +198,7 @@ def test_attention_with_its_matrix_equals_the_fused_kernel() -> None:
     torch.testing.assert_close(between(q, k, v), between.out_proj(fused))
 
 
-def test_clicks_change_the_answer_and_so_does_what_is_fed_back(
-    model: SamSegmenter, picture: np.ndarray
-) -> None:
+def test_clicks_and_fed_back_logits_change_the_mask(model: SamSegmenter, picture: np.ndarray) -> None:
     """Two clicks differ from one; the previous answer counts for MobileSAM alone."""
     embedding = model.embed(picture)
     clicks: list[Prompt] = [Click((4, 9)), Click((20, 40), positive=False)]
@@ -212,7 +210,7 @@ def test_clicks_change_the_answer_and_so_does_what_is_fed_back(
     assert torch.equal(second.low_res, again.low_res) == (not model.network.feeds_back)
 
 
-def test_pictures_do_not_get_into_each_others_way(model: SamSegmenter, picture: np.ndarray) -> None:
+def test_pictures_do_not_interfere(model: SamSegmenter, picture: np.ndarray) -> None:
     """Embedded in turns; the second is upright and coloured."""
     upright = np.stack([picture.T] * 3, axis=-1)
     first = model.embed(picture)
@@ -253,7 +251,7 @@ class Spot(PublishedSam):
 
 
 @pytest.mark.parametrize(("fit", "scale"), [("letterbox", (2.0, 2.0)), ("official", (4.0, 2.0))])
-def test_an_answer_lies_where_the_click_was(fit: Fit, scale: tuple[float, float]) -> None:
+def test_a_mask_lies_where_the_click_was(fit: Fit, scale: tuple[float, float]) -> None:
     """On 16 x 32 pixels: twice as large and padded below, or stretched to the square."""
     model = SamSegmenter(Spot(fit), "cpu", "spot")
     picture = np.zeros((16, 32), np.uint8)
@@ -294,7 +292,7 @@ def test_many_objects_are_answered_64_at_once() -> None:
     assert all((one.mask == other.mask).all() for one, other in zip(answers, alone, strict=True))
 
 
-def test_no_objects_have_no_answers() -> None:
+def test_no_objects_give_no_masks() -> None:
     """An empty list."""
     model = SamSegmenter(Spot("letterbox"), "cpu", "spot")
     assert model.predict_batch(model.embed(np.zeros((16, 32), np.uint8)), []) == []

@@ -69,14 +69,14 @@ def write(tmp_path: Path, model: Path, distorted: PredictedIous) -> Callable[...
     return write
 
 
-def test_a_distortion_is_found(distorted: PredictedIous) -> None:
+def test_a_known_distortion_is_fitted(distorted: PredictedIous) -> None:
     """Slope and shift of the logit, and then nothing is left to correct."""
     found = fit(distorted)
     assert (found.slope, found.shift) == pytest.approx((2, -1), abs=1e-4)
     assert found.of(distorted).predicted == pytest.approx(distorted.true, abs=1e-4)
 
 
-def test_a_correction_changes_neither_the_order_nor_the_answers(distorted: PredictedIous) -> None:
+def test_a_correction_changes_neither_ranks_nor_masks(distorted: PredictedIous) -> None:
     """Only the figure; what it was made of stays as it is."""
     before = distorted.predicted.copy()
     after = Correction(0.5, 2.0).of(distorted)
@@ -84,13 +84,13 @@ def test_a_correction_changes_neither_the_order_nor_the_answers(distorted: Predi
     assert (after.true is distorted.true, distorted.predicted.tolist()) == (True, before.tolist())
 
 
-def test_a_judge_that_is_certain_can_be_corrected() -> None:
+def test_predictions_of_0_and_1_can_be_corrected() -> None:
     """0 and 1 have no logit of their own."""
     found = Correction(1.0, 0.0).of(judged([0.0, 1.0], [0.5, 0.5], ["a", "a"]))
     assert found.predicted == pytest.approx([0, 1], abs=1e-5)
 
 
-def test_domains_weigh_the_same(distorted: PredictedIous) -> None:
+def test_domains_have_equal_weight(distorted: PredictedIous) -> None:
     """Ten times as many answers of one domain do not move the fit."""
     noisy = judged(distorted.predicted, np.round(distorted.true, 1), distorted.sets.tolist())
     em = np.flatnonzero(noisy.domains == "em")
@@ -110,7 +110,7 @@ def test_sets_are_held_out_in_turn(distorted: PredictedIous) -> None:
     assert all(row["before"]["mae"] > 0.05 > 1e-3 > row["after"]["mae"] for row in rows)
 
 
-def test_what_one_half_shows_need_not_hold_for_the_other(distorted: PredictedIous) -> None:
+def test_a_correction_need_not_transfer_between_halves(distorted: PredictedIous) -> None:
     """A distortion of one set only: the other is worse off, and the row says so."""
     bad = distorted.where(np.isin(distorted.sets, ["em/a", "em/b"]))
     true = np.where(bad.sets == "em/a", bad.true, bad.predicted)
@@ -118,13 +118,13 @@ def test_what_one_half_shows_need_not_hold_for_the_other(distorted: PredictedIou
     assert first["before"]["mae"] == 0 < first["after"]["mae"]
 
 
-def test_one_set_has_nothing_to_hold_out(distorted: PredictedIous) -> None:
+def test_one_set_cannot_be_cross_validated(distorted: PredictedIous) -> None:
     """No row."""
     assert cross_validate(distorted.where(distorted.sets == "em/a")) == []
 
 
 @torch.inference_mode()
-def test_a_calibrated_model_answers_with_the_corrected_figure(
+def test_a_calibrated_model_predicts_the_corrected_iou(
     write: Callable[..., Path], model: Path, tmp_path: Path
 ) -> None:
     """The same masks bit for bit, the same tensors in their type, and a note of where the figure is from."""
@@ -158,7 +158,7 @@ def test_a_second_correction_comes_on_top_of_the_first(model: Path, tmp_path: Pa
     assert (second.config.quality_slope, second.config.quality_shift) == (6.0, 2.0)
 
 
-def test_silence_is_possible(write: Callable[..., Path], model: Path, tmp_path: Path) -> None:
+def test_nothing_is_shown_with_show_none(write: Callable[..., Path], model: Path, tmp_path: Path) -> None:
     """And the name may be given."""
     calibrate_model(model, write(), tmp_path / "a.safetensors", model_name="tiny", show=None)
     assert (tmp_path / "a.safetensors").is_file()
@@ -192,7 +192,7 @@ def test_an_empty_report_has_no_model(write: Callable[..., Path], model: Path, t
         calibrate_model(model, write(curves=[]), tmp_path / "a.safetensors")
 
 
-def test_too_few_answers_are_refused(write: Callable[..., Path], model: Path, tmp_path: Path) -> None:
+def test_too_few_predictions_are_refused(write: Callable[..., Path], model: Path, tmp_path: Path) -> None:
     """49, and 50 are enough."""
     with pytest.raises(ValueError, match=r"at least 50 predicted IoUs, and .* has 49 of tiny; run benchmark"):
         calibrate_model(model, write(answers=49), tmp_path / "a.safetensors")
@@ -202,14 +202,16 @@ def test_too_few_answers_are_refused(write: Callable[..., Path], model: Path, tm
 @pytest.mark.parametrize(
     "text", ["{", "[1]", "{}", '{"kind": "latency"}', '{"kind": "quality", "curves": [], "sha256": {}}']
 )
-def test_what_is_no_such_report_is_refused(model: Path, tmp_path: Path, text: str) -> None:
+def test_files_that_are_no_quality_report_are_refused(model: Path, tmp_path: Path, text: str) -> None:
     """Other files, other reports, and those of earlier versions that do not hold the predictions."""
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match=r"expected the JSON of `benchmark quality` .* got .*r.json; run it"):
         calibrate_model(model, tmp_path / "r.json", tmp_path / "a.safetensors")
 
 
-def test_a_model_without_a_judge_is_refused(write: Callable[..., Path], tiny: Path, tmp_path: Path) -> None:
+def test_a_model_without_predicted_iou_is_refused(
+    write: Callable[..., Path], tiny: Path, tmp_path: Path
+) -> None:
     """SegNext predicts no IoU; neither does any file that is not ours."""
     report = write(sha256={"tiny": file_sha256(tiny)})
     with pytest.raises(ValueError, match=r"tiny.safetensors predicts no IoU .* only compact models do"):
@@ -219,7 +221,7 @@ def test_a_model_without_a_judge_is_refused(write: Callable[..., Path], tiny: Pa
         save_corrected(tmp_path / "official.pth", tmp_path / "a.safetensors", 1.0, 0.0, "")
 
 
-def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(model: Path, tmp_path: Path) -> None:
     """Nor under a name that is not loaded again."""
     for name in (model, tmp_path / "a.pth"):
         with pytest.raises(

@@ -47,8 +47,8 @@ def report(curves: list[Curve]) -> dict[str, Any]:
     }
 
 
-def test_the_answers_after_prompts_1_3_5_10_and_20_count(curves: list[Curve]) -> None:
-    """As far as there are any: none after the annotator was content, none of a model without a judge."""
+def test_the_predictions_after_prompts_1_3_5_10_and_20_count(curves: list[Curve]) -> None:
+    """None after nothing was left to correct, none of a model that predicts no IoU."""
     found = PredictedIous.of(curves[:1] + curves[2:], "folder")
     assert found.predicted.tolist() == [0.6, 0.7, 0.8, 0.3, 0.4, 0.5, 0.9]
     assert found.true.tolist() == [0.5, 0.7, 0.9, 0.4, 0.2, 0.4, 0.6]
@@ -66,7 +66,7 @@ def test_long_curves_count_at_10_and_20() -> None:
     assert set(found.domains.tolist()) == {"sstem"}
 
 
-def test_errors_are_those_that_one_finds_by_hand() -> None:
+def test_errors_equal_those_computed_by_hand() -> None:
     """Two answers of one bin whose errors cancel, and one of another that is too sure."""
     found = measures(judged([0.62, 0.68, 0.95], [0.7, 0.6, 0.75]))
     assert found == {
@@ -89,7 +89,7 @@ def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
     assert measures(judged(predicted, true))["ece"] == pytest.approx(expected)
 
 
-def test_a_perfect_judge_has_no_error() -> None:
+def test_perfect_predictions_have_no_error() -> None:
     """And the right order."""
     assert measures(judged([0.1, 0.5, 0.9], [0.1, 0.5, 0.9])) == {
         "mae": 0.0,
@@ -102,18 +102,18 @@ def test_a_perfect_judge_has_no_error() -> None:
 @pytest.mark.parametrize(
     ("predicted", "true"), [([0.5, 0.5], [0.2, 0.9]), ([0.5, 0.6], [1, 1]), ([0.5], [1])]
 )
-def test_what_does_not_vary_has_no_order(predicted: list[float], true: list[float]) -> None:
+def test_constant_values_have_no_rank_correlation(predicted: list[float], true: list[float]) -> None:
     """None rather than NaN, which JSON does not know."""
     assert measures(judged(predicted, true))["spearman"] is None
 
 
-def test_no_answers_have_no_errors() -> None:
+def test_no_predictions_have_no_errors() -> None:
     """None for everything."""
     assert measures(judged([], [])) == {"mae": None, "ece": None, "bias": None, "spearman": None}
 
 
 def test_edges_belong_to_the_bin_above_and_1_to_the_last() -> None:
-    """What a judge says beyond 0..1 counts in the outermost bins."""
+    """Predictions beyond 0..1 count in the outermost bins."""
     found = reliability(judged([-0.1, 0.0, 0.5, 0.55, 1.0, 1.1], [0, 0.2, 0.4, 0.6, 0.8, 1]))
     assert found == [
         pytest.approx((-0.05, 0.1, 2)),
@@ -123,7 +123,7 @@ def test_edges_belong_to_the_bin_above_and_1_to_the_last() -> None:
 
 
 def test_rows_are_by_domain_and_all(curves: list[Curve]) -> None:
-    """Of models that judge themselves; a data set that is no folder is one domain."""
+    """Of models that predict their IoU; a data set that is no folder is one domain."""
     rows = calibrations(curves, "folder")
     assert [(row["model"], row["group"], row["answers"]) for row in rows] == [
         ("ours", "em", 4),
@@ -135,8 +135,8 @@ def test_rows_are_by_domain_and_all(curves: list[Curve]) -> None:
     assert calibrations(curves[1:2], "folder") == []
 
 
-def test_a_table_says_which_answers_counted(report: dict[str, Any]) -> None:
-    """And has a dash for what could not be told."""
+def test_a_table_names_the_prompts_that_counted(report: dict[str, Any]) -> None:
+    """And has a dash where there are too few predictions."""
     table = calibration_table(report)
     for text in ("after prompts 1, 3, 5\n", "ECE", "Spearman", "med", "all objects", "0.200"):
         assert text in table

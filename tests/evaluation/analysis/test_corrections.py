@@ -39,7 +39,7 @@ def run(truth: np.ndarray, clicks: Sequence[Click], masks: Sequence[np.ndarray])
     return ClickRun(truth, tuple(clicks), tuple(SoftMask(mask) for mask in masks), ious)
 
 
-def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
+def test_a_run_records_clicks_and_masks(truth: np.ndarray) -> None:
     """Once the annotator is content the IoU stays."""
     masks = iter([square((10, 10)), truth == 1])
 
@@ -52,7 +52,7 @@ def test_a_run_keeps_what_was_clicked_and_answered(truth: np.ndarray) -> None:
     assert [found.after(k) for k in (1, 2, 8)] == [0.5, 1, 1]
 
 
-def test_a_run_may_begin_elsewhere(truth: np.ndarray) -> None:
+def test_a_run_may_begin_with_another_click(truth: np.ndarray) -> None:
     """With a first click of one's own."""
     begin = Click((11, 11))
     assert ClickRun.of(lambda prompts, previous: SoftMask(truth == 1), truth, 8, begin).clicks == (begin,)
@@ -77,7 +77,7 @@ def test_nothing_changed_is_nothing_far(truth: np.ndarray) -> None:
         assert not far_changes(mask, mask, (0, 0), reach=1).any()
 
 
-def test_far_changes_are_weighed_by_what_they_are_worth(truth: np.ndarray) -> None:
+def test_far_changes_are_weighted_by_the_iou_they_gain(truth: np.ndarray) -> None:
     """One far repair, one far break, one fall; shares and gains are sums over corrections."""
     left, both = square((10, 10)), truth == 1
     broken = left | square((25, 30))  # far from the click and wrong, nothing near

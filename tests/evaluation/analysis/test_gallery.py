@@ -13,7 +13,7 @@ from PIL import Image
 
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.evaluation.analysis.gallery import (
-    ANSWER,
+    PREDICTED,
     TRUTH,
     WIDTH,
     draw_tile,
@@ -59,7 +59,7 @@ def test_the_worst_are_found_by_model_and_domain() -> None:
     assert list(find_worst(curves, "sstem", 9)) == [("m", "sstem"), ("n", "sstem")]
 
 
-def test_rows_hold_what_is_needed_to_find_the_object_again() -> None:
+def test_rows_identify_the_object() -> None:
     """Its set, its name, its id, and IoUs as far as the curve goes."""
     found = find_worst([curve("em/a/x#7", [0.5, 0.6, 0.7, 0.8])], "folder", 24)
     assert worst_rows(found, {"em/a/x#7": 7}) == [
@@ -119,7 +119,7 @@ class Blind:
         return SoftMask(np.zeros(embedding, bool))
 
 
-def test_tiles_come_for_the_models_that_are_bad_at_an_object() -> None:
+def test_tiles_are_drawn_for_the_models_that_are_worst_at_an_object() -> None:
     """Which embed its picture once; the others never see it."""
     picture, other = np.zeros((30, 30), np.uint8), np.zeros((40, 40), np.uint8)
     samples = [
@@ -158,7 +158,7 @@ def seen(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return (pixels == np.array(colour)).all(axis=2)
 
 
-def test_a_tile_shows_the_first_and_the_fifth_answer() -> None:
+def test_a_tile_shows_the_first_and_the_fifth_mask() -> None:
     """The truth's outline and the answer's in both panels, with the clicks given until then."""
     shape = (200, 200)
     truth, half = square(shape, 60, 60, 80), square(shape, 60, 60, 40)
@@ -166,14 +166,14 @@ def test_a_tile_shows_the_first_and_the_fifth_answer() -> None:
     first, last = pixels[:WIDTH, :WIDTH], pixels[:WIDTH, WIDTH + GAP :]
     assert pixels.shape[1] == 2 * WIDTH + GAP
     assert [bool(seen(panel, TRUTH).any()) for panel in (first, last)] == [True, True]
-    assert [bool(seen(panel, ANSWER).any()) for panel in (first, last)] == [True, False]
+    assert [bool(seen(panel, PREDICTED).any()) for panel in (first, last)] == [True, False]
     # 128 pixels of the plane are 250 of the panel: the truth begins 24 pixels inside
     rows, cols = np.nonzero(seen(last, TRUTH))
     assert [rows.min(), rows.max(), cols.min(), cols.max()] == pytest.approx([47, 203, 47, 203], abs=2)
     assert seen(last, POSITIVE).sum() > 2 * seen(first, POSITIVE).sum() > 0
 
 
-def test_a_model_is_asked_as_often_as_is_shown() -> None:
+def test_a_tile_takes_as_many_predictions_as_it_shows() -> None:
     """Five times, less where the curve is shorter, or the annotator content."""
     shape = (100, 100)
     truth, none = square(shape, 20, 20, 40), np.zeros((100, 100), bool)

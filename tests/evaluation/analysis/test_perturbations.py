@@ -49,7 +49,7 @@ def bar(rows: int, cols: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_a_disturbance_is_always_the_same_and_changes_no_argument(name, channels, image) -> None:
+def test_a_perturbation_is_deterministic_and_mutates_nothing(name, channels, image) -> None:
     """Gray or RGB; picture and truth keep one shape."""
     picture = np.broadcast_to(image.reshape(*SHAPE, *[1] * len(channels)), SHAPE + channels).copy()
     before = picture.copy()
@@ -61,7 +61,7 @@ def test_a_disturbance_is_always_the_same_and_changes_no_argument(name, channels
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_a_constant_picture_can_be_disturbed(name) -> None:
+def test_a_constant_picture_can_be_perturbed(name) -> None:
     """One value has no range; the engine still gets numbers."""
     seen = PERTURBATIONS[name].image(np.full((9, 9), 7, np.uint8))
     assert np.isfinite(seen).any()
@@ -86,7 +86,7 @@ def test_noise_is_a_tenth_of_the_range() -> None:
     assert (noisy(image) - image)[1:].std() == pytest.approx(20, rel=0.02)
 
 
-def test_what_is_inverted_twice_is_as_it_was(image) -> None:
+def test_inverting_twice_restores_the_image(image) -> None:
     """The range stays."""
     np.testing.assert_array_equal(inverted(inverted(image)), image)
     assert inverted(image)[0, 0] == 220
@@ -105,7 +105,7 @@ def test_a_missing_pixel_is_black_to_a_camera() -> None:
     assert hot_pixels(np.array([[0.0, 1.0, np.nan]])).tolist() == [[0, 4095, 0]]
 
 
-def test_outliers_and_missing_pixels_are_looked_past() -> None:
+def test_outliers_and_nan_do_not_change_the_image() -> None:
     """What the engine shows of all other pixels is what it shows of the plain picture, to a gray level."""
     plain = np.tile(np.arange(256, dtype=np.float32), (256, 1))
     seen = with_outliers(plain)
@@ -161,7 +161,7 @@ def test_a_wrong_click_is_as_far_as_the_picture_allows() -> None:
     assert wrong_click(truth, np.random.default_rng(0)).at[1] == 29
 
 
-def test_a_wrong_click_is_taken_back_where_it_did_its_deepest_harm(truth) -> None:
+def test_a_wrong_click_is_repaired_at_its_deepest_excess(truth) -> None:
     """In the excess around it, though there is larger excess elsewhere."""
     mask = truth == 1
     mask[2:9, 2:9] = True
@@ -170,7 +170,7 @@ def test_a_wrong_click_is_taken_back_where_it_did_its_deepest_harm(truth) -> Non
     assert repairing_click(truth, mask, [wrong], wrong) == Click((5, 5), positive=False)
 
 
-def test_a_wrong_click_that_was_not_followed_needs_no_repair(truth) -> None:
+def test_an_ignored_wrong_click_needs_no_repair(truth) -> None:
     """The protocol goes on, or the annotator is content."""
     wrong, mask = Click((3, 3)), truth == 1
     assert repairing_click(truth, mask, [wrong], wrong) is None
@@ -188,7 +188,7 @@ def test_thinness_is_length_over_width() -> None:
     assert thinness(both) == thinness(bar(20, 20))
 
 
-def test_nothing_has_no_thinness() -> None:
+def test_an_empty_truth_has_no_thinness() -> None:
     """A truth without an object is a mistake."""
     with pytest.raises(ValueError, match=r"has no pixel of value 1, so nothing can be drawn around it"):
         thinness(np.zeros(SHAPE, np.int8))

@@ -14,7 +14,7 @@ from napari_lowlat_seg.evaluation.analysis.pictures import (
     GAP,
     OUTSIDE,
     Panel,
-    cut_out,
+    crop_panel,
     draw_panels,
     draw_sheet,
     with_heading,
@@ -31,9 +31,9 @@ def panel() -> Panel:
     return Panel(image, [(mask, (1, 2, 3))], [Click((7, 12))], "middle")
 
 
-def test_a_cut_out_is_a_square_of_the_panel(panel: Panel) -> None:
+def test_a_crop_panel_is_a_square_of_the_panel(panel: Panel) -> None:
     """Twice as large: pixels, outlines and prompts in the same place; the panel stays as it is."""
-    found = cut_out(panel, 5, 10, 10, 20)
+    found = crop_panel(panel, 5, 10, 10, 20)
     assert found.image.shape == (20, 20)
     assert (found.image[:, :7] == 200).all()
     assert (found.image[:, 13:] == 0).all()
@@ -45,7 +45,7 @@ def test_a_cut_out_is_a_square_of_the_panel(panel: Panel) -> None:
 
 def test_a_large_square_is_shrunk(panel: Panel) -> None:
     """By means of areas, so that nothing thin vanishes by chance."""
-    found = cut_out(panel, 0, 0, 20, 10)
+    found = crop_panel(panel, 0, 0, 20, 10)
     assert found.image[0].tolist() == [200] * 7 + [100, 0, 0]
     assert found.prompts == [Click((3.25, 5.75))]
 
@@ -53,7 +53,7 @@ def test_a_large_square_is_shrunk(panel: Panel) -> None:
 @pytest.mark.parametrize(("row", "col"), [(-5, -5), (15, 25), (-40, 0), (40, 50)])
 def test_beyond_the_plane_there_is_gray_and_no_mask(panel: Panel, row: int, col: int) -> None:
     """On any side, even where the square does not touch the plane."""
-    found = cut_out(panel, row, col, 10, 10)
+    found = crop_panel(panel, row, col, 10, 10)
     rows, cols = np.mgrid[row : row + 10, col : col + 10]
     outside = (rows < 0) | (rows >= 20) | (cols < 0) | (cols >= 30)
     assert ((found.image == OUTSIDE) == outside).all()
@@ -63,7 +63,7 @@ def test_beyond_the_plane_there_is_gray_and_no_mask(panel: Panel, row: int, col:
 def test_colours_are_cut_like_grays() -> None:
     """Three channels stay three."""
     rgb = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(4, 4, 3)
-    assert (cut_out(Panel(rgb), 1, 1, 2, 2).image == rgb[1:3, 1:3]).all()
+    assert (crop_panel(Panel(rgb), 1, 1, 2, 2).image == rgb[1:3, 1:3]).all()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_colours_are_cut_like_grays() -> None:
 def test_prompts_move_with_their_pixels(prompt: Prompt, expected: Prompt) -> None:
     """Of every kind and sign; an area is not a mark and is left out."""
     area = Mask(np.ones((20, 20), bool))
-    found = cut_out(Panel(np.zeros((20, 20), np.uint8), prompts=[prompt, area]), 2, 2, 10, 20)
+    found = crop_panel(Panel(np.zeros((20, 20), np.uint8), prompts=[prompt, area]), 2, 2, 10, 20)
     assert found.prompts == [expected]
 
 
@@ -91,7 +91,7 @@ def test_marks_may_be_small() -> None:
     assert 2 * covered[0] < covered[1]
 
 
-def test_a_click_beyond_the_plane_leaves_the_caption_alone(panel: Panel) -> None:
+def test_a_click_beyond_the_plane_does_not_cover_the_caption(panel: Panel) -> None:
     """Its mark would reach over the text."""
     rows = panel.image.shape[0]
     drawn, plain = (
@@ -101,7 +101,7 @@ def test_a_click_beyond_the_plane_leaves_the_caption_alone(panel: Panel) -> None
     np.testing.assert_array_equal(drawn, plain)
 
 
-def test_a_heading_is_cut_to_its_picture() -> None:
+def test_a_heading_is_shortened_to_the_picture() -> None:
     """A long name loses its middle: text ends inside, and begins and ends as the name does."""
     picture = Image.new("RGB", (120, 30), (9, 9, 9))
     found = with_heading(picture, ["em/a very long name of a set/and of a picture#1", ""])

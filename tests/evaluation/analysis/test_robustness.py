@@ -129,7 +129,7 @@ def values(model: Disks, one: Sample) -> dict[str, float]:
     return measurements.values
 
 
-def test_a_model_that_draws_the_object_is_beyond_reproach(round_object: Sample) -> None:
+def test_a_perfect_model_has_no_faults(round_object: Sample) -> None:
     """All on undisturbed rows: no correction is asked for, none falls, every answer obeys."""
     found = values(Disks(), round_object)
     assert (found["clean 1"], found["clean 3"], found["before wrong"]) == (1, 1, 1)
@@ -147,21 +147,21 @@ def test_a_wrong_click_is_repaired(round_object: Sample) -> None:
     assert [prompt.positive for prompt in model.asked[-1]] == [True, True, False]
 
 
-def test_nobody_repairs_where_there_is_no_background(image: np.ndarray) -> None:
+def test_without_background_there_is_no_wrong_click(image: np.ndarray) -> None:
     """An object that fills the picture has no wrong click."""
     found = values(Disks(radius=200), sample(np.ones(SHAPE), image))
     assert "after wrong" not in found
     assert found["clean 1"] == 1
 
 
-def test_a_wrong_click_that_is_not_followed_costs_nothing(round_object: Sample) -> None:
+def test_an_ignored_wrong_click_costs_nothing(round_object: Sample) -> None:
     """And calls for no repair when all is well."""
 
-    class Deaf(Disks):
+    class IgnoresCorrections(Disks):
         def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
             return super().predict(embedding, prompts[:1], None)
 
-    found = values(Deaf(), round_object)
+    found = values(IgnoresCorrections(), round_object)
     assert [found[name] for name in ("before wrong", "after wrong", "repaired")] == [1, 1, 1]
 
 
@@ -182,15 +182,15 @@ def test_every_picture_is_embedded_once(round_object: Sample, thin_object: Sampl
     assert [picture.dtype.kind for picture in model.embedded].count("f") == 1
 
 
-def test_pixels_are_told_of_their_form(round_object: Sample) -> None:
-    """Where a model can hear it: rows three times as thick as columns."""
+def test_the_pixel_size_is_passed_to_models_that_take_it(round_object: Sample) -> None:
+    """Rows three times as thick as columns."""
     model = Spaced()
     found = values(model, round_object)
     assert model.spacings == [(1, 1)] * 5 + [(3, 1)]
     assert found["anisotropic 1"] < found["clean 1"]
 
 
-def test_what_is_lost_in_thick_rows_is_left_out(image: np.ndarray) -> None:
+def test_objects_lost_in_thick_rows_are_left_out(image: np.ndarray) -> None:
     """An object of one row that no middle of three rows shows; a picture of two rows."""
     truth = np.zeros(SHAPE)
     truth[30, 10:71] = 1

@@ -78,7 +78,7 @@ def test_components_are_objects_of_their_own(instances: Path) -> None:
     assert all((s.truth[11] == -1).all() for s in samples)
 
 
-def test_slivers_are_left_out(instances: Path) -> None:
+def test_small_objects_are_left_out(instances: Path) -> None:
     """A least area for all sets, and another for one of them."""
     everywhere = find_targets("folder", instances, options=FolderOptions(min_area=14))
     assert [t.label for t in everywhere] == [1, 255]
@@ -199,7 +199,7 @@ def test_a_missing_layout_says_what_was_expected_and_found(tmp_path: Path, name:
         find_targets(name, tmp_path)
 
 
-def test_an_empty_and_a_missing_root_are_told_apart(tmp_path: Path) -> None:
+def test_an_empty_and_a_missing_root_have_different_errors(tmp_path: Path) -> None:
     """Nothing in it; not there; a part of it not there."""
     with pytest.raises(ValueError, match=r"expected images/ and masks/ in .* it holds nothing"):
         find_targets("folder", tmp_path)

@@ -26,7 +26,7 @@ def picture() -> np.ndarray:
     return picture
 
 
-def test_the_mask_comes_back_at_the_size_of_the_picture(export_sam: Export, picture: np.ndarray) -> None:
+def test_the_mask_has_the_size_of_the_picture(export_sam: Export, picture: np.ndarray) -> None:
     """What the encoder saw bright is the object."""
     model = OnnxSam(*export_sam())
     answer = model.predict(model.embed(picture), [Click((20, 30))])
@@ -188,7 +188,7 @@ def test_files_must_be_the_two_halves_of_one_export(export_sam: Export) -> None:
         OnnxSam(encoder, other)
 
 
-def test_a_decoder_must_say_how_good_its_masks_are(export_sam: Export, tmp_path: Path) -> None:
+def test_a_decoder_must_predict_iou(export_sam: Export, tmp_path: Path) -> None:
     """An export without predicted IoU."""
     onnx = pytest.importorskip("onnx")
     encoder, decoder = export_sam()
@@ -212,7 +212,7 @@ def test_an_unknown_model_of_ours_is_refused() -> None:
         load_segmenter("no-such-model@off")
 
 
-def test_a_name_says_precision_and_look() -> None:
+def test_marks_choose_precision_and_closer_look() -> None:
     """Marks in any order; the table tells them apart."""
     made = load_segmenter("default@torch@fp32@off", device="cpu")
     assert (made.name, made.form) == ("default@torch@fp32@off", "fp32")
@@ -299,7 +299,7 @@ def test_a_model_of_ours_is_known_by_its_file(tiny: Path) -> None:
         assert model_sha256(other) is None
 
 
-def test_ours_can_be_told_how_large_a_pixel_is(tiny: Path) -> None:
+def test_our_models_take_the_pixel_size(tiny: Path) -> None:
     """Rows three times as thick as columns."""
     ours: Any = load_segmenter(str(tiny), device="cpu")
     assert ours.embed_spaced(np.zeros((8, 24), np.uint8), (3.0, 1.0)).frame.spacing == (3.0, 1.0)

@@ -1,7 +1,7 @@
-"""The worst objects of a model, drawn to be looked at: the truth, the answers, and where the clicks went.
+"""Gallery of a model's worst objects: the truth, the predicted masks and the clicks.
 
-No mask is kept while a benchmark runs. Models and annotator do the same again when asked the same, so the few
-worst objects are annotated once more, as far as the gallery shows them.
+No mask is kept while a benchmark runs. Models and annotator are deterministic, so the few worst objects are
+annotated once more, as far as the gallery shows them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from napari_lowlat_seg.core.volume import to_uint8
 from napari_lowlat_seg.evaluation.analysis.pictures import (
     Colour,
     Panel,
-    cut_out,
+    crop_panel,
     draw_panels,
     draw_sheet,
     with_heading,
@@ -32,31 +32,33 @@ from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.evaluation.report import KS, Curve, domain_of
 
 RANKED = 5
-"""Prompts that the rank of an object counts, and that its picture shows."""
+"""Number of prompts that the rank of an object counts, and that its tile shows."""
 
 TRUTH: Colour = (255, 210, 0)
-ANSWER: Colour = (60, 150, 255)
+PREDICTED: Colour = (60, 150, 255)
 WIDTH = 250
-"""Side of one panel in drawn pixels; every tile has two."""
+"""Side of a panel in drawn pixels; every tile has two."""
 
-LEAST_SIDE = 64
-"""Least side of what a panel shows, in pixels of the plane."""
+MIN_SIDE = 64
+"""Least side of the part of the plane that a panel shows, in pixels."""
 
-ROOM = 1.6
-"""Side of what a panel shows as a multiple of the object's longer side."""
+MARGIN = 1.6
+"""Side of that part as a multiple of the object's longer side."""
 
 ACROSS = 4
+"""Tiles in a row."""
 
 Worst = dict[tuple[str, str], list[Curve]]
+"""The curves of the worst objects by model and domain, the worst first."""
 
 
 def score(curve: Curve) -> float:
-    """The mean IoU after prompts 1 .. 5, by which objects are ranked: the lower, the worse."""
+    """Return the mean IoU after prompts 1 .. 5, by which objects are ranked: the lower, the worse."""
     return float(np.mean(curve.ious[:RANKED]))
 
 
 def find_worst(curves: Sequence[Curve], dataset: str, count: int) -> Worst:
-    """By model and domain at most `count` curves, the worst first; equals in the order of the data set."""
+    """Return at most `count` curves of each model and domain, the worst first; ties in data-set order."""
     parts: Worst = {}
     for curve in curves:
         parts.setdefault((curve.model, domain_of(curve.group, dataset)), []).append(curve)
@@ -64,7 +66,7 @@ def find_worst(curves: Sequence[Curve], dataset: str, count: int) -> Worst:
 
 
 def worst_rows(worst: Worst, labels: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What JSON says of them, by model and domain; `labels` holds each object's id in its mask, by name."""
+    """Return the entries of the report, by model and domain; `labels` holds each object's id in its mask."""
     return [
         {
             "model": model,
@@ -88,10 +90,10 @@ def worst_rows(worst: Worst, labels: Mapping[str, int]) -> list[dict[str, Any]]:
 def draw_tiles(
     models: Sequence[Segmenter], samples: Iterable[Sample], *, worst: Worst, first: str
 ) -> Iterator[list[tuple[tuple[str, str], Image.Image]]]:
-    """For each sample in turn, its tiles: one for every model that it is among the worst objects of.
+    """Yield for each sample its tiles, one for every model that it is among the worst objects of.
 
-    Each stands behind the names of its model and object. Samples of one picture should follow each other and
-    share the image array: a model that draws any of them embeds it once. `first` is as in `draw_tile`.
+    Each tile comes with the names of its model and object. Samples of one picture should follow each other
+    and share the image array: each model that needs it embeds it once. `first` is as in `draw_tile`.
     """
     named = {model.name: model for model in models}
     image: np.ndarray | None = None
@@ -100,67 +102,64 @@ def draw_tiles(
         if sample.image is not image:
             image, embeddings = sample.image, {}
         tiles = []
-        for place, curve in _places(worst, sample.name):
+        for rank, curve in _ranks(worst, sample.name):
             model = named[curve.model]
             if curve.model not in embeddings:
                 embeddings[curve.model] = model.embed(image)
-            tile = draw_tile(model, embeddings[curve.model], sample, curve, place, first)
+            tile = draw_tile(model, embeddings[curve.model], sample, curve, rank, first)
             tiles.append(((curve.model, curve.object), tile))
         yield tiles
 
 
-def _places(worst: Worst, name: str) -> list[tuple[int, Curve]]:
-    """The rank of an object, from 1, with each model that it is one of the worst of."""
+def _ranks(worst: Worst, name: str) -> list[tuple[int, Curve]]:
+    """The rank of an object, from 1, and its curve, for each model that it is one of the worst objects of."""
     return [
-        (place, curve)
-        for part in worst.values()
-        for place, curve in enumerate(part, 1)
-        if curve.object == name
+        (rank, curve) for part in worst.values() for rank, curve in enumerate(part, 1) if curve.object == name
     ]
 
 
 def draw_tile(
-    model: Segmenter, embedding: Any, sample: Sample, curve: Curve, place: int, first: str
+    model: Segmenter, embedding: Any, sample: Sample, curve: Curve, rank: int, first: str
 ) -> Image.Image:
-    """One object, annotated again: after prompt 1 and after the last of five, or of as many as there were.
+    """Return the tile of an object, annotated again: after the first prompt and after the fifth, or the last.
 
     Parameters
     ----------
     embedding
-        What the model made of the sample's picture.
+        Of the sample's image, by the model.
     curve
-        That of the same model and object.
-    place
-        Its rank, from 1.
+        Of the same model and object.
+    rank
+        From 1, the worst.
     first
-        Kind of the first prompt, as in the benchmark.
+        Kind of the first prompt, as in `quality`.
     """
-    answers: list[tuple[tuple[Prompt, ...], np.ndarray]] = []
+    steps: list[tuple[tuple[Prompt, ...], np.ndarray]] = []
 
     def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
-        answer = model.predict(embedding, prompts, previous)
-        answers[1:] = [(prompts, answer.mask)]
-        return answer
+        prediction = model.predict(embedding, prompts, previous)
+        steps[1:] = [(prompts, prediction.mask)]
+        return prediction
 
-    begin = FIRST_PROMPTS[first](sample.truth)
-    annotate(predict, sample.truth, first=begin, max_clicks=min(RANKED, len(curve.ious)))
+    first_prompt = FIRST_PROMPTS[first](sample.truth)
+    annotate(predict, sample.truth, first=first_prompt, max_clicks=min(RANKED, len(curve.ious)))
     image, window = to_uint8(sample.image), _window(sample.truth)
     panels = [
-        cut_out(_panel(image, sample.truth, prompts, mask, window), *window, WIDTH)
-        for prompts, mask in (answers[0], answers[-1])
+        crop_panel(_panel(image, sample.truth, prompts, mask, window), *window, WIDTH)
+        for prompts, mask in (steps[0], steps[-1])
     ]
     ks = [k for k in (1, RANKED, 20) if k < len(curve.ious)]
     ks += [len(curve.ious)] if len(curve.ious) < 20 else [20]
     ious = ", ".join(f"{curve.ious[k - 1]:.2f} at {k}" for k in ks)
-    lines = [f"{place}. {curve.object}", f"{100 * curve.area:.3g} % of the plane; IoU {ious}"]
+    lines = [f"{rank}. {curve.object}", f"{100 * curve.area:.3g} % of the plane; IoU {ious}"]
     return with_heading(draw_panels(panels, zoom=1), lines)
 
 
 def _window(truth: np.ndarray) -> tuple[int, int, int]:
-    """Row, column and side of the square around the whole object, moved into the plane as far as it goes."""
+    """Row, column and side of the square around the object, moved into the plane as far as possible."""
     inside = np.argwhere(truth == 1)
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
-    side = max(LEAST_SIDE, min(round(ROOM * int((high - low).max())), max(truth.shape)))
+    side = max(MIN_SIDE, min(round(MARGIN * int((high - low).max())), max(truth.shape)))
     row, col = (
         min(max((a + b - side) // 2, 0), max(length - side, 0))
         for a, b, length in zip(low.tolist(), high.tolist(), truth.shape)
@@ -176,30 +175,30 @@ def _panel(
     window: tuple[int, int, int],
 ) -> Panel:
     row, col, side = window
-    away = sum(
+    hidden = sum(
         not (row <= top and bottom < row + side and col <= left and right < col + side)
         for top, left, bottom, right in (prompt.bounds() for prompt in prompts)
     )
     caption = f"prompt {len(prompts)}: IoU {iou(truth, mask):.2f}" + (
-        f", {away} out of sight" if away else ""
+        f", {hidden} out of sight" if hidden else ""
     )
-    return Panel(image, [(truth == 1, TRUTH), (mask, ANSWER)], prompts, caption, mark=4)
+    return Panel(image, [(truth == 1, TRUTH), (mask, PREDICTED)], prompts, caption, mark=4)
 
 
 def save_gallery(
     tiles: Mapping[tuple[str, str], Sequence[Image.Image]], folder: Path, dataset: str
 ) -> list[Path]:
-    """One PNG a model and domain, of its tiles in their order; the files written."""
+    """Write the tiles of each model and domain as one PNG, in their order; return the files."""
     folder.mkdir(exist_ok=True)
     written: list[Path] = []
     for (model, domain), pictures in tiles.items():
         title = (
             f"{model}, {domain} of {dataset}: lowest mean IoU after prompts 1 to {RANKED}. "
-            "Truth yellow, answer blue above it; clicks green for object, red for background."
+            "Truth yellow, prediction blue above it; clicks green for object, red for background."
         )
         name = re.sub(r"[^\w.@-]+", "-", f"{model}-{domain}")
         path = folder / f"{name}.png"
-        if path in written:  # two names may differ in signs only
+        if path in written:  # two names may differ only in replaced characters
             path = folder / f"{name}-{len(written) + 1}.png"
         with atomic_file(path) as part:
             draw_sheet(pictures, ACROSS, title).save(part)

@@ -1,27 +1,28 @@
-"""Pictures of a result: planes or cut-outs side by side, prompts drawn on them, outlines around masks."""
+"""Figures of results: planes or crops side by side, with prompts and outlines of masks drawn on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-from napari_lowlat_seg.core.prompts import Box, Click, Mask, Point, Polygon, Prompt, Scribble
+from napari_lowlat_seg.core.prompts import Box, Click, Mask, Point, Polygon, Prompt
 
 Colour = tuple[int, int, int]
 
 POSITIVE: Colour = (60, 220, 60)
 NEGATIVE: Colour = (235, 50, 50)
 CAPTION = 26
-"""Height of the line of text under a panel, in pixels."""
+"""Height of a line of text, in pixels."""
 
 GAP = 6
+"""Pixels between panels."""
 
 OUTSIDE = 235
-"""Gray of what lies beyond the plane in a cut-out."""
+"""Gray value beyond the plane in a crop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Panel:
     image
         (H, W) or (H, W, 3) uint8.
     outlines
-        Masks (H, W) bool and the colour of their edge; later ones lie above.
+        Masks (H, W) bool and the colours of their edges; later ones are drawn above.
     prompts
         Drawn on top: green for positive ones, red for negative ones.
     caption
@@ -49,8 +50,8 @@ class Panel:
     mark: int = 6
 
 
-def cut_out(panel: Panel, row: int, col: int, side: int, width: int) -> Panel:
-    """A square of a panel, enlarged or shrunk to `width` x `width` pixels; no `Mask` prompt is taken along.
+def crop_panel(panel: Panel, row: int, col: int, side: int, width: int) -> Panel:
+    """Return a square part of a panel, resized to `width` x `width` pixels, without its `Mask` prompts.
 
     Parameters
     ----------
@@ -72,16 +73,16 @@ def cut_out(panel: Panel, row: int, col: int, side: int, width: int) -> Panel:
             (_resized(_square(mask, row, col, side, 0), width, Image.Resampling.NEAREST), colour)
             for mask, colour in panel.outlines
         ],
-        prompts=[_moved(one, moved) for one in panel.prompts if not isinstance(one, Mask)],
+        prompts=[one.with_points(moved(one.points)) for one in panel.prompts if not isinstance(one, Mask)],
     )
 
 
 def _square(pixels: np.ndarray, row: int, col: int, side: int, beyond: int) -> np.ndarray:
-    """(side, side, ...) of the pixels' type, with `beyond` where the plane ends."""
+    """(side, side, ...) of the pixels' type, filled with `beyond` outside the plane."""
     square = np.full((side, side, *pixels.shape[2:]), beyond, pixels.dtype)
     top, left = max(row, 0), max(col, 0)
-    seen = pixels[top : max(row + side, 0), left : max(col + side, 0)]
-    square[top - row : top - row + seen.shape[0], left - col : left - col + seen.shape[1]] = seen
+    visible = pixels[top : max(row + side, 0), left : max(col + side, 0)]
+    square[top - row : top - row + visible.shape[0], left - col : left - col + visible.shape[1]] = visible
     return square
 
 
@@ -89,19 +90,8 @@ def _resized(pixels: np.ndarray, width: int, how: Image.Resampling) -> np.ndarra
     return np.array(Image.fromarray(pixels).resize((width, width), how))
 
 
-def _moved(
-    prompt: Click | Scribble | Box | Polygon, move: Callable[[Sequence[Point]], tuple[Point, ...]]
-) -> Prompt:
-    points = move(prompt.points)
-    if isinstance(prompt, Click):
-        return replace(prompt, at=points[0])
-    if isinstance(prompt, Box):
-        return replace(prompt, start=points[0], end=points[1])
-    return replace(prompt, points=points)
-
-
 def draw_sheet(pictures: Sequence[Image.Image], across: int, title: str) -> Image.Image:
-    """Pictures of one size in rows of `across` under a title, which is cut where the sheet ends."""
+    """Return pictures of one size in rows of `across` under a title, which is shortened to fit."""
     wide, high = pictures[0].size
     down = -(-len(pictures) // across)
     across = min(across, len(pictures))
@@ -114,7 +104,7 @@ def draw_sheet(pictures: Sequence[Image.Image], across: int, title: str) -> Imag
 
 
 def with_heading(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture under lines of text; a line that is too long loses its middle."""
+    """Return the picture under lines of text; a line that is too long loses its middle."""
     font = ImageFont.load_default(size=15)
     high = CAPTION * len(lines)
     whole = Image.new("RGB", (picture.width, high + picture.height), "white")
@@ -130,10 +120,10 @@ def with_heading(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def draw_panels(panels: Sequence[Panel], zoom: int = 2, turned: bool = False) -> Image.Image:
-    """The panels side by side, every pixel drawn `zoom` x `zoom`.
+    """Return the panels side by side, every pixel drawn `zoom` x `zoom`.
 
-    With `turned` the first axis runs to the right and the second one down, as axial planes of NIfTI files are
-    usually looked at.
+    With `turned` the first axis runs to the right and the second one down, the usual view of axial planes of
+    NIfTI files.
     """
     drawn = [_draw(panel, zoom, turned) for panel in panels]
     width = sum(image.width for image in drawn) + GAP * (len(drawn) - 1)
@@ -155,7 +145,7 @@ def _draw(panel: Panel, zoom: int, turned: bool) -> Image.Image:
     if turned:
         pixels = np.ascontiguousarray(pixels.swapaxes(0, 1))
     plane = Image.fromarray(pixels)
-    for prompt in panel.prompts:  # on the plane alone: what lies beyond its edge is not for the caption
+    for prompt in panel.prompts:  # on the plane alone: none may cover the caption
         _draw_prompt(ImageDraw.Draw(plane), prompt, zoom, turned, panel.mark)
     image = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + CAPTION), "white")
     image.paste(plane, (0, 0))
@@ -165,7 +155,7 @@ def _draw(panel: Panel, zoom: int, turned: bool) -> Image.Image:
 
 
 def _draw_prompt(canvas: ImageDraw.ImageDraw, prompt: Prompt, zoom: int, turned: bool, mark: int) -> None:
-    if isinstance(prompt, Mask):  # an area, not a mark: it shows as an outline if the caller wants it
+    if isinstance(prompt, Mask):  # an area: the caller may add it to the outlines
         return
     colour = POSITIVE if prompt.positive else NEGATIVE
     points = [_place(point, zoom, turned) for point in _corners(prompt)]

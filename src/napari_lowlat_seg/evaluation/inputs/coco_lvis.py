@@ -1,11 +1,9 @@
-"""The packed masks of the merged COCO + LVIS annotation, read without trusting the files.
+"""Packed masks of the merged COCO + LVIS annotation, read safely from pickle files.
 
-The annotation is published as pickles, and a pickle is a program: the standard loader imports and calls
-whatever the file names. Here a file may only build plain containers, numbers, strings and bytes. The few
-numpy names that such files contain are answered by stand-ins of our own, which check type, length and shape
-before numpy sees a byte; any other name is refused. Masks inside are PNG pictures, decoded by Pillow with its
-limit on the number of pixels. What remains possible is a file that makes us use much memory; nothing in it
-can run.
+A pickle can run any code when the standard loader reads it. Here a file may only build plain containers,
+numbers, strings and bytes. The few numpy names that such files contain are replaced by classes that check
+type, length and shape before numpy reads a byte; any other name is refused. Masks are PNG pictures, decoded
+by Pillow with its limit on the number of pixels. A malicious file may use much memory, but runs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _KINDS = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 
 def read_index(path: Path) -> list[tuple[str, int]]:
-    """Picture names and their numbers of instances (later entries of a picture's list are 'stuff'), by name.
+    """Read picture names and their numbers of instances, by name; later objects of a picture are 'stuff'.
 
     Raises
     ------
@@ -41,7 +39,7 @@ def read_index(path: Path) -> list[tuple[str, int]]:
 
 
 def read_codes(path: Path) -> list[int]:
-    """The code of every object of one picture, in the annotation's order.
+    """Read the code of every object of one picture, in the annotation's order.
 
     Raises
     ------
@@ -52,7 +50,7 @@ def read_codes(path: Path) -> list[int]:
 
 
 def read_layers(path: Path) -> np.ndarray:
-    """(L, H, W) integer layers of one picture; objects that overlap lie in different layers.
+    """Read the (L, H, W) integer layers of one picture; overlapping objects are in different layers.
 
     Raises
     ------
@@ -98,7 +96,7 @@ def _load(path: Path) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain data and plain arrays; imports nothing."""
+    """Builds plain data and arrays; imports nothing."""
 
     def find_class(self, module: str, name: str) -> object:
         module = module.replace("numpy._core", "numpy.core")
@@ -109,7 +107,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Answers to a name that a pickle asks for; a class, because a pickle can set attributes of functions."""
+    """Replaces a name that a pickle asks for; a class, because a pickle can set attributes of functions."""
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError(f"state for a {type(self).__name__}, which has none")
@@ -127,7 +125,7 @@ class _Kind(_StandIn):
         self.order = ">" if state[1] == ">" else "<"
 
     def array(self, raw: bytes, shape: tuple[int, ...], fortran: bool = False) -> np.ndarray:
-        """The array of these bytes, if they are as many as the shape says."""
+        """Return the array of these bytes; raises unless their number fits the shape."""
         kind = np.dtype(self.order + self.code)
         if any(side < 0 for side in shape) or len(raw) != math.prod(shape) * kind.itemsize:
             raise pickle.UnpicklingError(f"an array of shape {shape} with {len(raw)} bytes")

@@ -1,7 +1,7 @@
-"""Pictures with true objects: the public benchmarks in their published layouts, and any folder.
+"""Data sets: public benchmarks in their published layouts, and any folder of pictures and masks.
 
-A loader only lists what is there: one `Target` per object, a few bytes each, which travels to a worker
-process and is read there. `read_samples` turns targets into pictures and truths.
+A loader only lists the objects: one `Target` each, a few bytes, which is sent to a worker process and read
+there. `read_samples` turns targets into images and truths.
 
     targets = find_targets("folder", "/data/val", limit=50)
     for sample in read_samples(targets):
@@ -26,7 +26,7 @@ PerSet = int | None | Mapping[str, int | None]  # one value for all sets, or by 
 
 @dataclass(frozen=True)
 class Target:
-    """One object of one picture, not read yet.
+    """One object of one picture, as files that are not read yet.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Target:
     image, mask
         Files.
     rule
-        How the truth is read from the mask file; a key of `truths.RULES`.
+        How the truth is read from the mask file; a key of `ground_truth.RULES`.
     label
         The object's id, for rules that have ids; the id of a component counts from 1.
     ignore
@@ -75,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What a `folder` of instance masks may need to be told; by set name where a mapping is given.
+    """How a `folder` of instance masks is read; mappings hold values by the name of the set.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class FolderOptions:
 def find_targets(
     dataset: str, root: str | Path, limit: int | None = None, options: FolderOptions | None = None
 ) -> list[Target]:
-    """The objects of a data set, in the order of its files.
+    """Return the objects of a data set, in the order of its files.
 
     Parameters
     ----------
@@ -107,15 +107,14 @@ def find_targets(
     root
         Its folder.
     limit
-        At most so many objects of each set, spread evenly over the set: always the same ones.
+        Most objects of each set, at even distances in the set: always the same ones.
     options
-        For `folder` data sets only.
+        For `folder` only.
 
     Raises
     ------
     ValueError
-        For an unknown name, a layout that is not there, or options that leave no object; in one
-        sentence.
+        For an unknown name, a folder of another layout, or options that leave no object.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
@@ -135,12 +134,12 @@ def find_targets(
 
 
 def by_picture(targets: Iterable[Target]) -> list[list[Target]]:
-    """The targets in lists of one picture each, order kept."""
+    """Return the targets grouped by picture, in their order."""
     return [list(same) for _, same in groupby(targets, key=lambda target: target.image)]
 
 
 def read_samples(targets: Iterable[Target]) -> Iterator[Sample]:
-    """The samples of the targets, one by one; every picture and mask is read once for its run of targets."""
+    """Yield the samples of targets; consecutive targets of one picture and mask share what is read."""
     for (image, mask), same in groupby(targets, key=lambda target: (target.image, target.mask)):
         pixels, ids = read_picture(image), None
         for target in same:
@@ -158,7 +157,7 @@ def _pairs(root: Path, images: str, masks: str, hint: str) -> list[tuple[Path, P
     """Pictures and their masks of the same stem, by name."""
     for folder in (root / images, root / masks):
         if not folder.is_dir():
-            raise ValueError(f"expected the folder {folder} ({hint}); {root} {_holds(root)}")
+            raise ValueError(f"expected the folder {folder} ({hint}); {root} {_contents(root)}")
     by_stem = {_stem(path, root / masks): path for path in _files(root / masks)}
     pictures = _files(root / images)
     lacking = [path for path in pictures if _stem(path, root / images) not in by_stem]
@@ -170,7 +169,7 @@ def _pairs(root: Path, images: str, masks: str, hint: str) -> list[tuple[Path, P
     return [(path, by_stem[_stem(path, root / images)]) for path in pictures]
 
 
-def _holds(folder: Path) -> str:
+def _contents(folder: Path) -> str:
     if not folder.is_dir():
         return "does not exist"
     return "holds " + (", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing")
@@ -249,7 +248,7 @@ def _folder(root: Path, options: FolderOptions) -> list[Target]:
     folders = (root, *sorted(entry for entry in root.iterdir() if entry.is_dir()))
     homes = [folder for folder in folders if (folder / "images").is_dir()]
     if not homes:
-        raise ValueError(f"expected images/ and masks/ in {root} or one level below; it {_holds(root)}")
+        raise ValueError(f"expected images/ and masks/ in {root} or one level below; it {_contents(root)}")
     targets = []
     for home in homes:
         for image, mask in _pairs(home, "images", "masks", "masks are named like their pictures"):
@@ -272,7 +271,7 @@ def _objects(image: Path, mask: Path, group: str, options: FolderOptions) -> lis
 
 
 def per_set(texts: Sequence[str]) -> PerSet:
-    """Values by set from texts such as "255" (all sets) or "vgg_iseg=255" (this one); None if there are none.
+    """Return values by set from texts: "255" (all sets) or "vgg_iseg=255" (this one); None if there are none.
 
     Raises
     ------
@@ -304,7 +303,6 @@ def _spread(targets: Sequence[Target], limit: int | None) -> list[Target]:
     return [targets[(2 * i + 1) * len(targets) // (2 * limit)] for i in range(limit)]
 
 
-# What `lowlat-seg benchmark quality --dataset` understands.
 DATASETS: dict[str, Callable[[Path, FolderOptions], list[Target]]] = {
     "davis": _one_object("DAVIS", "img", "gt", "nonzero"),
     "hqseg44k": _hqseg,
@@ -316,3 +314,4 @@ DATASETS: dict[str, Callable[[Path, FolderOptions], list[Target]]] = {
     "berkeley": _one_object("Berkeley", "images", "masks", "trimap"),
     "folder": _folder,
 }
+"""Loaders by the name that `lowlat-seg benchmark quality --dataset` takes."""

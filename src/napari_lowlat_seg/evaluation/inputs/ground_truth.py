@@ -1,4 +1,4 @@
-"""Reading pictures and masks from files, and one object's truth from a mask by the rule of its data set.
+"""Ground truth: reads pictures and masks, and makes one object's truth by the rule of its data set.
 
 A *truth* is (H, W) int8: 1 object, 0 background, -1 ignored.
 """
@@ -18,7 +18,7 @@ from napari_lowlat_seg.evaluation.inputs import coco_lvis
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W) or (H, W, 3) pixels of a picture file in their own type; palettes and alpha are resolved to RGB.
+    """Read (H, W) or (H, W, 3) pixels of a picture file in their own type; palettes and alpha become RGB.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) or (H, W, 3) values of a mask file: ids of any width, palette indices as they are."""
+    """Read (H, W) or (H, W, 3) values of a mask file: ids of any type, palette indices as they are."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         try:
             with Image.open(path) as picture:
@@ -55,7 +55,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rule:
-    """How to read a mask file once (with the value to ignore), and each object's truth from what was read."""
+    """How a mask file is read (path, value to ignore), and how an object's truth is made of its values."""
 
     read: Callable[[Path, int | None], np.ndarray]
     truth: Callable[[np.ndarray, int], np.ndarray]
@@ -69,14 +69,14 @@ def _nonzero(values: np.ndarray, label: int) -> np.ndarray:
 
 
 def _first_channel(values: np.ndarray, label: int) -> np.ndarray:
-    """The channel that OpenCV calls the first: blue."""
+    """Non-zero values of OpenCV's first channel, blue."""
     inside = values[..., 2] if values.ndim == 3 else values
     truth: np.ndarray = (inside > 0).astype(np.int8)
     return truth
 
 
 def _trimap(values: np.ndarray, label: int) -> np.ndarray:
-    """Above 128 object, 128 ignored; values below are left out of the object except 1, as published."""
+    """Above 128 object, 128 ignored; of the values below only 1 is object, as published."""
     gray = values[..., 2] if values.ndim == 3 else values
     truth: np.ndarray = ((gray > 128) | (gray == 1)).astype(np.int8)
     truth[gray == 128] = -1
@@ -110,7 +110,7 @@ def _read_parts(path: Path, ignore: int | None) -> np.ndarray:
 
 
 def _read_mitochondria(path: Path, ignore: int | None = None) -> np.ndarray:
-    """8-connected parts of anything non-zero: what the published protocol counts, though its code says 4."""
+    """8-connected parts of non-zero values, as the published protocol counts them in effect."""
     values = read_mask(path)
     parts: np.ndarray = connected((values.max(axis=2) if values.ndim == 3 else values) > 0, connectivity=2)
     return parts

@@ -1,4 +1,4 @@
-"""SAM and its kin as pairs of ONNX files, with the doors of a benchmark's segmenter."""
+"""SAM, MobileSAM and HQ-SAM as pairs of ONNX files, run as a benchmark's segmenter."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _POINT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input",
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding:
-    """A picture as a SAM-like encoder left it.
+    """Embedding of an image by a SAM-like encoder.
 
     Attributes
     ----------
     features
-        The decoder's inputs that do not depend on prompts, by name.
+        Inputs of the decoder that do not depend on prompts, by name.
     shape
-        Rows and columns of the picture.
+        Rows and columns of the image.
     scale
-        Network pixels per picture pixel along rows and columns.
+        Network pixels per image pixel along rows and columns.
     """
 
     features: dict[str, np.ndarray]
@@ -42,7 +42,7 @@ class SamEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class SamPrediction:
-    """An answer of a SAM-like decoder.
+    """Prediction of a SAM-like decoder.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class OnnxSam:
     leaves out.) Exports that return one mask choose by themselves: usually the best of three after one click,
     and the single-mask answer after more.
 
-    Prompts that SAM lacks are given as what it has: a scribble as up to 8 points spread along it, a polygon
+    Prompts that SAM lacks are converted: a scribble as up to 8 points spread along it, a polygon
     as its bounding box. With several boxes or polygons, the last one counts.
 
     Parameters
@@ -146,7 +146,7 @@ class OnnxSam:
 
     @property
     def form(self) -> str:
-        """How many masks it returns, and whether its logits are fed back."""
+        """The number of masks it returns, and whether its logits are fed back."""
         if self._count is None:
             blank = self.embed(np.zeros((8, 8), np.uint8))
             self._count = self._decode(blank, [Click((4, 4))], None)["iou_predictions"].shape[1]
@@ -154,7 +154,7 @@ class OnnxSam:
         return f"{masks}, {'logits fed back' if self.feedback else 'nothing fed back'}"
 
     def embed(self, image: np.ndarray) -> SamEmbedding:
-        """The encoder's answer to a picture, (H, W) or (H, W, 3) of any real type; does not mutate it."""
+        """Return the embedding of an image (H, W) or (H, W, 3) of any real type; does not mutate it."""
         pixels = to_uint8(image)
         rows, cols = pixels.shape[:2]
         factor = self.size / max(rows, cols)
@@ -163,26 +163,26 @@ class OnnxSam:
         small = Image.fromarray(pixels).convert("RGB").resize(fitted[::-1], Image.Resampling.BILINEAR)
         canvas = np.zeros((1, 3, self.size, self.size), np.float32)
         canvas[0, :, : fitted[0], : fitted[1]] = ((np.asarray(small) - _MEAN) / _STD).transpose(2, 0, 1)
-        answers = dict(zip(self._encoded, self._encoder.run(None, {self._input: canvas})))
-        features = {name: answers[source] for name, source in self._features.items()}
+        outputs = dict(zip(self._encoded, self._encoder.run(None, {self._input: canvas})))
+        features = {name: outputs[source] for name, source in self._features.items()}
         return SamEmbedding(features, (rows, cols), (fitted[0] / rows, fitted[1] / cols))
 
     def predict(
         self, embedding: SamEmbedding, prompts: Sequence[Prompt], previous: SamPrediction | None = None
     ) -> SamPrediction:
-        """The mask for all prompts together; `previous` is the last answer for the same object, or None.
+        """Return the mask for all prompts together; `previous` is the last one of the same object, or None.
 
         Raises
         ------
         ValueError
-            For prompts that SAM has no equal of: none at all, masks, and negative regions.
+            For no prompts, and for prompts that SAM cannot take: masks and negative regions.
         """
-        answer = self._decode(embedding, prompts, previous)
-        scores = answer["iou_predictions"][0]
+        outputs = self._decode(embedding, prompts, previous)
+        scores = outputs["iou_predictions"][0]
         best = int(scores.argmax()) if len(scores) < 4 else 1 + int(scores[1:].argmax())
-        low_res = answer.get("low_res_masks")
+        low_res = outputs.get("low_res_masks")
         return SamPrediction(
-            answer["masks"][0, best],
+            outputs["masks"][0, best],
             float(scores[best]),
             None if low_res is None else low_res[:, best : best + 1],
         )
@@ -207,7 +207,7 @@ class OnnxSam:
         return dict(zip(self._returned, self._decoder.run(None, feed)))
 
     def _matched(self, wanted: list[str], decoder: str | Path) -> dict[str, str]:
-        """The encoder output that each remaining decoder input takes: of the same name, or else the first."""
+        """The encoder output for each remaining decoder input: of the same name, or else the first."""
         matched = {name: name if name in self._encoded else self._encoded[0] for name in wanted}
         if len(set(matched.values())) != len(wanted):
             raise ValueError(
@@ -235,7 +235,7 @@ def _session(path: Path, threads: int | None, device: str) -> Any:
         providers.insert(0, "CUDAExecutionProvider")
     try:
         return runtime.InferenceSession(str(path), options, providers=providers)
-    except Exception as problem:  # onnxruntime has its own family of errors, none of them public
+    except Exception as problem:  # onnxruntime's own errors are not public
         reason = str(problem).splitlines()[0]
         raise ValueError(
             f"expected an ONNX network in {path}, but onnxruntime refuses it: {reason}"
