@@ -69,8 +69,12 @@ class OfficialSegNext:
             vit = network.backbone
             projected = vit.patch_embed.proj(x).flatten(2).transpose(1, 2)
             tokens = projected + vit.pos_embed[:, 1:]
-            for everywhere, block in zip(vit.everywhere, vit.blocks, strict=True):
-                tokens = _block(tokens, block) if everywhere else vit._joined(_block(vit._cut(tokens), block))
+            for is_global, block in zip(vit.is_global, vit.blocks, strict=True):
+                tokens = (
+                    _block(tokens, block)
+                    if is_global
+                    else vit._from_windows(_block(vit._to_windows(tokens), block))
+                )
             return tokens, frame
 
     def predict(

@@ -76,7 +76,7 @@ def test_a_patch_shows_in_a_box_what_its_plane_shows_there(seed: int, box: Bound
         np.testing.assert_array_equal(patch.shown_in(box), beyond[box.shifted(10, 10).slices])
 
 
-def test_the_empty_patch_is_nowhere():
+def test_the_empty_patch_has_no_pixels():
     """It shows nothing on any plane."""
     assert EMPTY_PATCH.box == EMPTY_BOX
     assert not EMPTY_PATCH.on(PLANE).any()

@@ -78,7 +78,7 @@ def test_every_letterbox_point_of_the_crop_falls_on_a_content_pixel(
     st.floats(0, 3),
     st.integers(0, 400),
 )
-def test_a_closer_look_is_inside_the_plane_and_holds_the_box(
+def test_a_crop_around_a_box_contains_it_and_lies_inside_the_plane(
     shape: tuple[int, int],
     spacing: tuple[float, float],
     corners: tuple[float, float, float, float],
@@ -100,7 +100,7 @@ def test_a_closer_look_is_inside_the_plane_and_holds_the_box(
         assert abs(rows * spacing[0] - cols * spacing[1]) <= max(spacing) + 1e-6
 
 
-def test_a_closer_look_has_the_margin_asked_for() -> None:
+def test_a_crop_around_a_box_has_the_given_margin() -> None:
     """A box of 10 x 20 pixels, half its longer side added on each side."""
     assert Frame.whole((200, 300), 512).around((100, 100, 109, 119), 0.5, 0).crop == (85, 90, 40, 40)
     assert Frame.whole((200, 300), 512).around((100, 100, 100, 100), 0.5, 64).crop == (69, 69, 64, 64)

@@ -36,7 +36,7 @@ def test_rounding_moves_no_pixel_across_the_threshold():
     assert np.array_equal(postprocess(SoftMask.of(values), PostProcessing()), values > THRESHOLD)
 
 
-def test_what_is_kept_is_within_half_a_percent(probability):
+def test_rounding_changes_at_most_half_a_percent(probability):
     """The step is 1/200; below that counts as nothing."""
     kept = SoftMask.of(probability).probability
     assert kept.dtype == np.float32
@@ -44,7 +44,7 @@ def test_what_is_kept_is_within_half_a_percent(probability):
     assert np.array_equal(SoftMask.of(kept).probability, kept)
 
 
-def test_an_answer_is_small_and_travels(probability):
+def test_a_soft_mask_is_small_and_can_be_pickled(probability):
     """Compressed inside its box; equal after pickling, which leaves the unpacked copy behind."""
     answer = SoftMask.of(probability, 0.8)
     postprocess(answer, PostProcessing())
@@ -55,7 +55,7 @@ def test_an_answer_is_small_and_travels(probability):
     assert len(pickle.dumps(answer)) < answer.nbytes + 400
 
 
-def test_nowhere_is_an_answer_too():
+def test_an_empty_mask_has_an_empty_box():
     """An empty mask has an empty box."""
     answer = SoftMask.of(np.zeros((5, 6), np.float32))
     assert answer.box == (0, 0, 0, 0)
@@ -115,7 +115,7 @@ def test_finishes_out_of_range_are_refused(options, message):
 
 
 @given(st.data())
-def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None:
+def test_the_mask_of_a_tile_is_placed_on_its_plane_and_cropped_again(data: st.DataObject) -> None:
     """Pixel by pixel; what lies beside the tile is cut, and laid over what was there it leaves the rest."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     tile, plane = (7, 9), (20, 24)
@@ -138,7 +138,7 @@ def test_a_tile_s_answer_goes_to_its_plane_and_back(data: st.DataObject) -> None
     np.testing.assert_array_equal(placed.laid_over(None, box).probability, expected)
 
 
-def test_a_mask_is_the_same_where_it_is_and_whole() -> None:
+def test_the_patch_of_a_mask_equals_the_whole_mask() -> None:
     """With a pixel of background around it, except at the edge of the plane."""
     probability = np.zeros((30, 40), np.float32)
     probability[0:4, 10:20] = 0.9

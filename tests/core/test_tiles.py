@@ -60,7 +60,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_cut_shows_the_tile_of_every_plane_and_reads_no_more(axis: int) -> None:
+def test_a_cropped_volume_reads_only_the_box_of_every_plane(axis: int) -> None:
     """Along any axis, with spacing; the volume behind stays as it is."""
     data = Recorder(np.arange(10 * 12 * 14).reshape(10, 12, 14))
     volume = Volume(data, spacing=(3, 2, 1), window=(0, 9))
@@ -118,7 +118,7 @@ def test_a_tile_in_use_stays_in_use() -> None:
     assert tile_of((1000, 1000), [Click((0, 0)), Click((183, 183))], SMALL, corner) == corner
 
 
-def test_a_request_is_asked_in_the_pixels_of_its_tile() -> None:
+def test_a_request_is_cropped_to_its_tile() -> None:
     """Prompts and previous mask are moved; the request itself stays what it was."""
     mask = np.zeros((1000, 1000), bool)
     mask[290:310, 200:260] = True

@@ -51,21 +51,21 @@ def disk(shape: tuple[int, int], at: tuple[int, int], radius: int) -> np.ndarray
     return np.asarray((rows - at[0]) ** 2 + (cols - at[1]) ** 2 <= radius**2)
 
 
-def test_object_box_holds_mask_and_positive_prompts_only():
+def test_the_object_box_contains_mask_and_positive_prompts_only():
     """A negative click far away does not widen the box."""
     mask = disk((400, 300), (100, 100), 10)
     prompts = [Click((100, 100)), Click((130, 100)), Click((390, 290), positive=False)]
     assert object_box(prompts, mask) == (90, 90, 130, 110)
 
 
-def test_object_box_leaves_specks_out():
+def test_the_object_box_ignores_tiny_parts():
     """One stray pixel does not spoil the closer look."""
     mask = disk((400, 300), (100, 100), 20)
     mask[390, 290] = True
     assert object_box([], mask) == (80, 80, 120, 120)
 
 
-def test_nothing_to_look_at_has_no_box():
+def test_an_empty_mask_without_prompts_has_no_box():
     """No prompt, no mask, no look."""
     assert object_box([], np.zeros((40, 30), bool)) is None
     assert closer_frame(whole(), None) is None
@@ -87,7 +87,7 @@ def test_large_object_gets_no_crop():
     assert closer_frame(whole(), (0, 0, side - 3, side - 3)) is not None
 
 
-def test_crop_is_square_in_the_world():
+def test_a_crop_is_square_in_world_units():
     """Rows twice as thick: half as many of them."""
     frame = Frame.whole((400, 400), 256, spacing=(2.0, 1.0))
     closer = closer_frame(frame, (100, 100, 119, 139))
@@ -95,7 +95,7 @@ def test_crop_is_square_in_the_world():
     assert closer.crop[3] == pytest.approx(2 * closer.crop[2], abs=1)
 
 
-def test_a_look_is_kept_while_it_serves():
+def test_a_crop_is_kept_while_it_has_room():
     """Embedding is what costs: a growing object changes crops only when it reaches the border."""
     first = closer_frame(whole(), (100, 100, 159, 159))
     assert first is not None
@@ -112,7 +112,7 @@ def test_the_planes_border_needs_no_room():
     assert has_room(closer, (0, 0, 39, 39))
 
 
-def test_shows_asks_for_positive_prompts_and_the_newest():
+def test_a_crop_must_show_positive_prompts_and_the_newest():
     """An old negative click outside does not matter, a new one does."""
     crop = Frame((400, 300), 256, (100, 100, 60, 60))
     outside = Click((10, 10), positive=False)
@@ -132,7 +132,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (400, 300), dtype=np.uint8)
 
 
-def test_whole_plane_answers_first(predictor, image):
+def test_the_first_prediction_comes_from_the_whole_plane(predictor, image):
     """Two answers to the first click on a small object; the second is drawn in the crop, finer."""
     first, second = predictor.answers(predictor.embed(image), [Click((200, 150))])
     assert first.look is None
@@ -150,7 +150,7 @@ def test_whole_plane_answers_first(predictor, image):
         ([Click((200, 150)), Box((190, 140), (210, 160))], 0.0),
     ],
 )
-def test_of_clicks_and_scribbles_both_views_have_a_say_at_first(predictor, image, prompts, share):
+def test_the_first_closer_look_of_clicks_and_scribbles_averages_both_views(predictor, image, prompts, share):
     """What says how far the object reaches can be read in one way only."""
     first, second = predictor.answers(predictor.embed(image), prompts)
     frame = second.look.frame
@@ -184,7 +184,7 @@ def test_a_blend_is_the_same_on_a_device(predictor, image):
     assert np.array_equal(there.mask, there.probability > THRESHOLD)
 
 
-def test_later_answers_come_from_the_crop_alone(predictor, image):
+def test_later_predictions_come_from_the_crop_alone(predictor, image):
     """While the prompts stay inside, the same embedding answers, once a click."""
     embedding = predictor.embed(image)
     one = predictor.predict(embedding, [Click((200, 150))])
@@ -192,7 +192,7 @@ def test_later_answers_come_from_the_crop_alone(predictor, image):
     assert two.look is one.look
 
 
-def test_a_prompt_outside_the_crop_asks_the_whole_plane_again(predictor, image):
+def test_a_prompt_outside_the_crop_uses_the_whole_plane_again(predictor, image):
     """A second part far away belongs to the object too."""
     embedding = predictor.embed(image)
     one = predictor.predict(embedding, [Click((200, 150))])
@@ -210,7 +210,7 @@ def test_what_the_crop_does_not_show_stays(predictor, image):
     assert np.array_equal(first.probability[outside], second.probability[outside])
 
 
-def test_a_look_at_another_picture_is_not_used(predictor, image):
+def test_a_closer_look_at_another_image_is_not_used(predictor, image):
     """A mask carried to the next plane does not bring that plane's pixels along."""
     one = predictor.predict(predictor.embed(image), [Click((200, 150))])
     next_plane = predictor.embed(255 - image)
@@ -218,14 +218,14 @@ def test_a_look_at_another_picture_is_not_used(predictor, image):
     assert first.look is None
 
 
-def test_off_never_looks_closer(image):
+def test_off_takes_no_closer_look(image):
     """One answer, from the whole plane."""
     predictor = Predictor(Disk(SMALL), Runtime(), "off")
     (only,) = predictor.answers(predictor.embed(image), [Click((200, 150))])
     assert only.look is None
 
 
-def test_predict_is_the_last_answer(predictor, image):
+def test_predict_returns_the_last_prediction(predictor, image):
     """Scripts that want one mask get the best one, and nothing that was passed in changes."""
     embedding = predictor.embed(image)
     start = Prediction(np.zeros(image.shape, np.float32), None, embedding.frame)
@@ -254,7 +254,7 @@ class Contrary(Disk):
         return super().fuse(features, maps[:, [0, 2, 1]])
 
 
-def test_an_object_that_outgrew_every_crop_is_answered_from_the_whole_plane():
+def test_an_object_too_large_for_any_crop_is_predicted_from_the_whole_plane():
     """It is not left cut off at the border of the last crop."""
     image = np.zeros((60, 50), np.uint8)
     predictor = Predictor(Flooding(SMALL), Runtime())
@@ -276,7 +276,7 @@ def test_negative_prompts_alone_get_no_closer_look(image):
     assert only.look is None
 
 
-def test_a_picture_written_over_does_not_change_its_embedding(predictor, image):
+def test_overwriting_an_image_does_not_change_its_embedding(predictor, image):
     """A camera's buffer: the crop of the first picture is not used for the second."""
     first = predictor.embed(image)
     before = first.image.copy()

@@ -90,7 +90,7 @@ def steps_of(network: Network) -> tuple[CompiledStep, CompiledStep]:
 
 
 @pytest.mark.parametrize("kind", ["compact", "segnext"])
-def test_answers_equal_torchs(image, kind) -> None:
+def test_masks_equal_torch_s(image, kind) -> None:
     """Both families, through clicks, a stroke and a box, each fed the answer before."""
     torch.manual_seed(1)
     network: Network = Compact(SLIM) if kind == "compact" else SegNext(TINY)
@@ -142,7 +142,7 @@ def test_embeddings_serve_either_way(network, image) -> None:
     np.testing.assert_allclose(crossed[0].probability, crossed[1].probability, rtol=0, atol=1e-5)
 
 
-def test_embeddings_of_two_pictures_do_not_share_memory(network, image) -> None:
+def test_embeddings_of_two_images_do_not_share_memory(network, image) -> None:
     """The next picture is computed where the last one was."""
     predictor = Predictor(network, FULL, "off")
     first = predictor.embed(image)
@@ -165,7 +165,7 @@ def test_the_second_start_converts_nothing(network, cache, monkeypatch, caplog) 
     }  # fmt: skip
 
 
-def test_the_shipped_model_answers_at_once_as_it_does_later(image) -> None:
+def test_a_model_just_converted_equals_the_one_read_later(image) -> None:
     """Bit by bit, in the precision that the machine has: what is kept is read again before it is used."""
     network = load_model("default")
     clicks = [Click((60, 80)), Click((20, 30), positive=False)]
@@ -247,7 +247,7 @@ def test_other_numbers_than_torchs_are_refused(cache) -> None:
     assert not list(cache.glob("Odd-*"))  # nor be found there the next time
 
 
-def test_where_openvino_fails_torch_answers(network, image, monkeypatch) -> None:
+def test_torch_is_used_where_openvino_fails(network, image, monkeypatch) -> None:
     """After one warning."""
     expected = Predictor(network, Runtime(), "off")
 
@@ -275,7 +275,7 @@ def test_it_is_used_where_it_is_installed(monkeypatch, installed) -> None:
     assert not Runtime.find("cuda").openvino
 
 
-def test_nothing_is_told_to_its_makers(run_python) -> None:
+def test_telemetry_is_off(run_python) -> None:
     """Importing OpenVINO would send an event."""
     told = run_python(
         "import sys; from napari_lowlat_seg.inference.openvino_backend import openvino; openvino(); "

@@ -74,7 +74,7 @@ def test_two_images_interleaved_each_get_their_own_mask(predictor, images) -> No
     assert not np.array_equal(alone[0][:40, :40], alone[1][:40, :40])
 
 
-def test_nothing_is_changed_and_nothing_is_kept(predictor, images) -> None:
+def test_arguments_are_not_changed_and_nothing_is_kept(predictor, images) -> None:
     """Images, embeddings, prompts and the previous prediction stay; two calls give one answer."""
     image = images[1].copy()
     prompts = [Click((27, 32)), Scribble([(3, 4), (50, 30)], positive=False), Box((2, 2), (30, 20))]
@@ -104,7 +104,7 @@ def test_a_prediction_is_a_probability_and_a_mask(predictor, images) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64, bool])
-def test_any_real_type_shows_the_same_picture(predictor, images, dtype) -> None:
+def test_images_of_any_real_type_give_the_same_embedding(predictor, images, dtype) -> None:
     """Scaled intensities give the same embedding up to the rounding of a gray level."""
     image = images[0] > 127 if dtype is bool else images[0].astype(dtype) * dtype(3) - dtype(0)
     window = (0.0, 1.0) if dtype is bool else (0.0, 765.0)
@@ -120,7 +120,7 @@ def test_gray_is_shown_as_colour(predictor, images) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 5, 3), (65, 64)])
-def test_any_size_is_welcome(predictor, shape) -> None:
+def test_images_of_any_size_are_accepted(predictor, shape) -> None:
     """From a single pixel on; the answer has the picture's shape."""
     image = np.random.default_rng(0).normal(size=shape)
     prediction = predictor.predict(predictor.embed(image), [Click((0, 0))])
@@ -128,7 +128,7 @@ def test_any_size_is_welcome(predictor, shape) -> None:
     assert np.isfinite(prediction.probability).all()
 
 
-def test_constant_and_partly_missing_pictures_are_welcome(predictor) -> None:
+def test_constant_images_and_images_with_nan_are_accepted(predictor) -> None:
     """A black plane and one with NaN and infinity."""
     holes = np.linspace(0, 1, 400).reshape(20, 20)
     holes[3, 3], holes[4, 4] = np.nan, np.inf
@@ -146,7 +146,7 @@ def test_constant_and_partly_missing_pictures_are_welcome(predictor) -> None:
         (np.zeros((4, 4), complex), "an image needs real numbers; got type complex128"),
     ],
 )
-def test_an_unusable_picture_is_one_sentence(predictor, image, message) -> None:
+def test_an_unusable_image_is_refused_in_one_sentence(predictor, image, message) -> None:
     """Wrong shape, no pixel, no number."""
     with pytest.raises(ValueError, match=message):
         predictor.embed(image)
@@ -200,7 +200,7 @@ def test_a_letterbox_averages_when_it_shrinks() -> None:
 
 @pytest.mark.parametrize("fit", ["letterbox", "official"])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 40), (16, 24)])
-def test_a_box_comes_back_where_it_was_drawn(fit, shape) -> None:
+def test_a_box_is_predicted_where_it_was_drawn(fit, shape) -> None:
     """Plane to network to plane, to within the pixels that the grids share."""
     engine = echo(fit)
     found = engine.predict(engine.embed(np.zeros(shape, np.uint8)), [Box((4, 8), (11, 19))]).mask
@@ -212,7 +212,7 @@ def test_a_box_comes_back_where_it_was_drawn(fit, shape) -> None:
     assert (found ^ expected).mean() < 0.1
 
 
-def test_a_previous_answer_stands_in_for_the_regions_it_answered() -> None:
+def test_a_previous_prediction_replaces_the_regions_before_it() -> None:
     """A box before the last click is not painted again; one after it is, and a negative one cuts."""
     engine = echo()
     embedding = engine.embed(np.zeros((32, 32), np.uint8))
@@ -233,7 +233,7 @@ def test_a_previous_answer_stands_in_for_the_regions_it_answered() -> None:
     np.testing.assert_array_equal(mask(box, Box((18, 18), (30, 30), positive=False)), quarter > 0)
 
 
-def test_regions_without_a_previous_answer_are_the_prior() -> None:
+def test_regions_without_a_previous_prediction_are_the_prior() -> None:
     """Box, polygon and mask fill channel 0; clicks and scribbles fill theirs."""
     engine = echo()
     embedding = engine.embed(np.zeros((32, 32), np.uint8))
@@ -249,7 +249,7 @@ def test_regions_without_a_previous_answer_are_the_prior() -> None:
     assert found.sum() == 5 * 3 + 2
 
 
-def test_a_crop_is_answered_in_its_own_pixels() -> None:
+def test_a_crop_is_predicted_in_its_own_pixels() -> None:
     """What a closer look needs: embed a crop of the plane, answer over the crop."""
     plane = np.zeros((100, 120), np.uint8)
     frame = Frame((100, 120), 32, (40, 60, 32, 32))

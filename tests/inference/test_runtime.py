@@ -33,7 +33,7 @@ def test_embeddings_are_made_in_full_on_a_processor() -> None:
         assert layer(torch.ones(1, 4)).dtype == torch.float32
 
 
-def test_tf32_is_asked_for_inside_only() -> None:
+def test_tf32_is_on_inside_the_context_only() -> None:
     """Torch's global switch is back where it was."""
     before = torch.backends.cuda.matmul.allow_tf32
     with Runtime("cuda:0", "tf32").inference():

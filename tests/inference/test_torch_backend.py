@@ -80,7 +80,7 @@ def test_a_network_is_shown_a_scribble_in_its_own_way(network, image) -> None:
     assert (predictor.predict(embedding, [line]).probability != dots.probability).any()
 
 
-def test_a_batch_needs_an_earlier_answer_or_none_for_each(network, image) -> None:
+def test_a_batch_needs_a_previous_prediction_or_none_for_each(network, image) -> None:
     """Lists of different lengths are a mistake."""
     predictor = Predictor(network, Runtime(), "off")
     with pytest.raises(ValueError, match="a previous prediction or None for each of 1 objects, got 2"):
@@ -149,7 +149,7 @@ class Recorded(TorchBackend):
         return Steps(step, inputs)
 
 
-def test_recorded_steps_answer_as_plain_ones(network, image) -> None:
+def test_recorded_steps_equal_plain_ones(network, image) -> None:
     """One, and more than two batches; all kinds of prompts; earlier answers; after a question that fails."""
     plain, path = Predictor(network, Runtime(), "off"), Recorded(network, Pretended())
     embedding = plain.embed(image)
@@ -176,7 +176,7 @@ def test_recorded_steps_answer_as_plain_ones(network, image) -> None:
     assert all(not step.inputs[0].any() for step in path._clicks.values())
 
 
-def test_out_of_memory_in_a_batch_loses_no_answer(network, image) -> None:
+def test_out_of_memory_in_a_batch_loses_no_prediction(network, image) -> None:
     """What was started before arrives, in order, and the rest is answered one at a time."""
 
     class Small(Recorded):
@@ -210,7 +210,7 @@ def test_the_compiler_sees_the_same_network(network) -> None:
             torch.testing.assert_close(found(maps[:count]), expected, rtol=1e-5, atol=2e-6)
 
 
-def test_warming_up_changes_no_answer(network, image) -> None:
+def test_warming_up_changes_no_prediction(network, image) -> None:
     """It is a picture and a click of its own."""
     predictor = Predictor(network, Runtime(), "off")
     before = predictor.predict(predictor.embed(image), [Click((10, 20))]).probability

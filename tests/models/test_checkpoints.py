@@ -249,7 +249,9 @@ def set_config(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_state("head.seg_conv.bias", torch.zeros(9).to_sparse()), "is not a plain dense tensor"),
     ],
 )
-def test_an_official_file_that_does_not_fit_says_where(official, save, change, message) -> None:
+def test_an_official_file_that_does_not_fit_is_an_error_that_says_where(
+    official, save, change, message
+) -> None:
     """Every key, shape and value is checked, and what differs is named with both values."""
     change(official)
     with pytest.raises(ValueError, match=message):
@@ -362,7 +364,7 @@ def test_a_download_of_an_unknown_name_lists_the_known_ones() -> None:
         download_model("some.pth")
 
 
-def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> None:
+def test_a_missing_model_is_an_error_that_says_how_to_get_it(monkeypatch, tmp_path) -> None:
     """The packaged one by installing again, the others by downloading."""
     monkeypatch.setattr(registry, "PACKAGED", tmp_path)
     with pytest.raises(ValueError, match=r"model 'default' is not at .*; install the package again"):
@@ -371,7 +373,7 @@ def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path) -> N
         model_path("segnext-sax1")
 
 
-def test_the_models_that_can_be_had_are_listed() -> None:
+def test_all_models_are_listed() -> None:
     """Known without a download: family, parameters, size, licence, address."""
     rows = {row["name"]: row for row in list_models()}
     assert list(rows) == ["default", "base", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
@@ -383,7 +385,7 @@ def test_the_models_that_can_be_had_are_listed() -> None:
     assert json.dumps(list(rows.values()))
 
 
-def test_a_file_tells_about_itself(network, tmp_path) -> None:
+def test_the_facts_about_a_file_are_read_from_it(network, tmp_path) -> None:
     """Read from the file, not from a table."""
     path = save_model(network, tmp_path / "mine.safetensors")
     info = model_info(path)
@@ -427,7 +429,7 @@ def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Pa
     return path
 
 
-def test_the_first_download_is_the_one_kept_to(official, save, network, remote, cache) -> None:
+def test_the_sha256_of_the_first_download_is_required_later(official, save, network, remote, cache) -> None:
     """Its sha256 is recorded once it has loaded; a changed file is refused from then on."""
     save(official).rename(remote / "some.pth")
     assert download_model("far", lambda *_: None) == cache / "far.pth"
@@ -451,7 +453,7 @@ def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> N
     assert list(cache.iterdir()) == []
 
 
-def test_the_table_tells_the_truth_about_the_larger_member(cache) -> None:
+def test_the_table_s_facts_about_the_base_model_are_true(cache) -> None:
     """Its row against the very file that its release offers; imported from the checkout, it has the name."""
     file = RELEASE / "base.safetensors"
     row = WEIGHTS["base"]
@@ -463,7 +465,7 @@ def test_the_table_tells_the_truth_about_the_larger_member(cache) -> None:
     assert import_model(file) == known_path("base")
 
 
-def test_a_model_of_ours_is_told_of_before_its_download(release, cache) -> None:
+def test_facts_about_a_model_are_known_before_its_download(release, cache) -> None:
     """All but the number of bytes is in the table."""
     info = model_info("base")
     assert (info["family"], info["size"], info["parameters"]) == ("compact", 512, 30_804_389)

@@ -212,7 +212,7 @@ def test_a_correction_is_a_slope_and_a_shift_of_the_logit(network: Compact) -> N
 
 
 @torch.inference_mode()
-def test_a_file_from_before_corrections_answers_as_ever(network: Compact, tmp_path: Path) -> None:
+def test_a_file_without_a_correction_gives_the_same_masks(network: Compact, tmp_path: Path) -> None:
     """Its config lacks both fields."""
     path = save_model(network, tmp_path / "new.safetensors")
     with safe_open(path, "pt") as file:

@@ -107,7 +107,7 @@ def test_depths_and_widths_that_do_not_divide_are_refused() -> None:
 
 
 @torch.inference_mode()
-def test_the_ablation_without_disks_answers_differently() -> None:
+def test_the_ablation_without_disks_gives_other_masks() -> None:
     """It asks for single pixels; regions keep their place as lesser values."""
     torch.manual_seed(0)
     small = {"size": 256, "width": 32, "heads": 2, "skip8": 16, "skip4": 8, "blocks": 1}

@@ -120,7 +120,7 @@ def left(tmp_path: Path) -> Callable[[], list[str]]:
     return lambda: sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 
-def test_a_file_arrives_whole_and_tells_how_far_it_is(get, left) -> None:
+def test_a_file_is_downloaded_completely_and_reports_progress(get, left) -> None:
     """Bytes, progress up to the end, and nothing beside the file."""
     told: list[tuple[int, int | None]] = []
     path = get("file", DIGEST, lambda done, total: told.append((done, total)))

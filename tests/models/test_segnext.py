@@ -67,7 +67,7 @@ def answers(network: SegNext, image: np.ndarray, clicks: np.ndarray) -> list[np.
 
 
 @pytest.mark.parametrize("letter", ["a", "b"])
-def test_answers_are_the_originals(network, recorded, inputs, letter) -> None:
+def test_masks_equal_the_originals(network, recorded, inputs, letter) -> None:
     """Five clicks in turn on a small and on a tall picture (where a click falls one past the grid)."""
     found = answers(network, inputs[f"image_{letter}"], inputs[f"clicks_{letter}"])
     for k, probability in enumerate(found, 1):
@@ -144,7 +144,7 @@ def test_windows_equal_blocks_run_on_every_window_alone() -> None:
                 cut[:, top : top + 14, left : left + 14] = vit.blocks[0](window).view(2, 14, 14, 8)
         expected = vit.blocks[1](cut.view(2, 784, 8)).transpose(1, 2).view(2, 8, 28, 28)
         torch.testing.assert_close(vit(image), expected)
-    assert (vit.windows, vit.everywhere) == (2, [False, True])
+    assert (vit.windows, vit.is_global) == (2, [False, True])
 
 
 def test_a_grid_that_windows_cannot_tile_is_refused() -> None:

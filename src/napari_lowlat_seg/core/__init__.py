@@ -1,1 +1,1 @@
-"""Values that every room uses: volumes, frames, prompts, masks, boxes, labels. No torch, no napari."""
+"""Volumes, frames, prompts, masks, boxes and labels: values that all packages use, without torch or napari."""

@@ -13,7 +13,7 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 
-PICTURE = Plane()
+IMAGE_PLANE = Plane()
 """The only plane of a 2-D image."""
 
 Cancelled = Callable[[], bool]
@@ -50,7 +50,7 @@ class PlaneSource:
     window: tuple[float, float] | None = None
     spacing: tuple[float, float] = (1.0, 1.0)
     name: str = "the plane"
-    plane: Plane = PICTURE
+    plane: Plane = IMAGE_PLANE
     folders: tuple[Path, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class Request:
     previous: SoftMask | None
 
     def cropped(self, box: BoundingBox) -> Request:
-        """This request in the pixels of a part of the plane; its answer belongs at the box's corner."""
+        """This request in the pixels of a part of the plane; the mask belongs at the box's corner."""
         prompts = tuple(prompt.cropped(box) for prompt in self.prompts)
         previous = None if self.previous is None else self.previous.cropped(box)
         return replace(self, prompts=prompts, previous=previous)

@@ -240,7 +240,7 @@ def read_range(text: str, length: int, name: str) -> tuple[int, int]:
     return low, high
 
 
-class Pictures(Protocol):
+class PlaneReader(Protocol):
     """Planes with pixels, intensity window and spacing, such as a `Volume`."""
 
     @property

@@ -1,1 +1,1 @@
-"""Embed an image once, answer prompts on it: the predictor and what it runs on."""
+"""The predictor, which embeds an image once and predicts masks from prompts, and its backends."""

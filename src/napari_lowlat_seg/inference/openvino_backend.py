@@ -151,18 +151,20 @@ def _compiled_steps(
         }
     _store(models, folder)
     try:
-        encode, answer = kept()  # as every later start does: a network that was read rounds differently
+        encode, compiled_click = (
+            kept()
+        )  # as every later start does: a network that was read rounds differently
     except (OSError, RuntimeError):
-        encode, answer = compiled(models)
+        encode, compiled_click = compiled(models)
     try:
         _check("encode", encode(image), features, "f32")
-        _check("click", answer(maps, *features), expected, hint)
+        _check("click", compiled_click(maps, *features), expected, hint)
     except ConversionError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
     logging.getLogger(__name__).info("converted for OpenVINO in %.1f s, kept in %s", seconds, folder)
-    return encode, answer
+    return encode, compiled_click
 
 
 def _compiled(core: Any, model: Any, hint: str) -> Any:
@@ -213,9 +215,9 @@ def _key(network: Network) -> str:
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().contiguous().numpy())
-    rooms = {type(module).__module__ for module in network.modules()}
-    for room in sorted(room for room in rooms if not room.startswith("torch.")):
-        digest.update(inspect.getsource(sys.modules[room]).encode())
+    sources = {type(module).__module__ for module in network.modules()}
+    for name in sorted(name for name in sources if not name.startswith("torch.")):
+        digest.update(inspect.getsource(sys.modules[name]).encode())
     digest.update(repr(getattr(network, "config", "")).encode())
     digest.update(f"{openvino().__version__} {torch.__version__}".encode())
     return f"{type(network).__name__}-{network.size}-{digest.hexdigest()[:16]}"

@@ -180,11 +180,11 @@ class Predictor:
             return  # a crop would show the network no prompt of the object at all
         shown = None if look is None else look.frame  # the object may have outgrown it
         box = object_box(prompts, first.mask)
-        wanted = closer_frame(embedding.frame, box, shown)
-        if wanted is not None and wanted != shown:
-            look = self._embed_frame(embedding.image, wanted)
+        closer = closer_frame(embedding.frame, box, shown)
+        if closer is not None and closer != shown:
+            look = self._embed_frame(embedding.image, closer)
             yield self._predict(look, prompts, None if new else first, first, look, _share(prompts, new))
-        elif wanted is None and shown is not None and box is not None:
+        elif closer is None and shown is not None and box is not None:
             # Too large for any crop by now: what the old one cuts off needs the whole plane.
             yield self._predict(embedding, prompts, first, first)
 

@@ -149,11 +149,11 @@ class Runtime:
     def _tf32(self) -> Iterator[None]:
         """A context in which CUDA's float32 products are short if the precision is "tf32"."""
         switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-        wanted, before = self.precision == "tf32", [switch.allow_tf32 for switch in switches]
-        changed = [pair for pair in zip(switches, before, strict=True) if pair[1] != wanted]
+        on, before = self.precision == "tf32", [switch.allow_tf32 for switch in switches]
+        changed = [pair for pair in zip(switches, before, strict=True) if pair[1] != on]
         try:
             for switch, _ in changed:
-                switch.allow_tf32 = wanted
+                switch.allow_tf32 = on
             yield
         finally:
             for switch, was in changed:

@@ -1,1 +1,1 @@
-"""The networks. A wall: torch only; no napari, no numpy pictures, no prompts, nothing from outside."""
+"""The networks and their files. Only torch is imported here: no napari, images or prompts."""

@@ -1,7 +1,7 @@
-"""How a file of weights becomes a network; which there are, and where they come from, is in `known`.
+"""Loading, saving, downloading and importing of models; which models there are is in `registry`.
 
-Our own files are safetensors whose metadata names the family, the config as JSON and a digest of the tensors;
-the digest is checked whenever such a file is loaded. The original's .pth files are read by `official`.
+Our own files are safetensors whose metadata hold the family, the config as JSON and a digest of the tensors,
+which is checked whenever the file is loaded. `segnext_checkpoint` reads the original's .pth files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from napari_lowlat_seg.models.registry import (
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.models.segnext_checkpoint import read_official
 
-# One row per family: its config, a dataclass whose fields are JSON values, and the network built from it.
+# By family: its config, a dataclass whose fields are JSON values, and the network that is built from it.
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "segnext": (SegNextConfig, SegNext),
     "compact": (CompactConfig, Compact),
@@ -44,18 +44,18 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 
 
 def load_model(name_or_path: str | Path) -> Network:
-    """The network of a known name or of a file, in evaluation mode, float32, on the CPU.
+    """The network of a model, in evaluation mode, float32, on the CPU.
 
     Parameters
     ----------
     name_or_path
-        A name of `list_models()` (downloaded at first use), or the path of one of our .safetensors files or
-        of an official .pth file.
+        A name of `list_models` (downloaded at first use), or the path of one of our .safetensors files or of
+        an official .pth file.
 
     Raises
     ------
     ValueError
-        For an unknown name, or a file that is missing, damaged, hostile or of another kind.
+        For an unknown name, and for a file that is missing, damaged, hostile or of another kind.
     """
     name = str(name_or_path)
     if name in WEIGHTS and WEIGHTS[name].url:
@@ -74,13 +74,20 @@ def load_file(path: Path) -> Network:
 
 
 def download_model(name: str, progress: Progress | None = None) -> Path:
-    """Brings a known model to this machine, checks that it loads, and returns its file.
+    """The file of a model, which is downloaded if it is not on this machine; it is checked that it loads.
 
     Parameters
     ----------
+    name
+        A name of the table `WEIGHTS`.
     progress
         Called with (bytes so far, bytes in all or None); whatever it raises cancels the download and leaves
         nothing behind. None draws a bar on stderr.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a failed download, and a file that is not the expected one.
     """
     if name not in WEIGHTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(WEIGHTS)}")
@@ -88,20 +95,22 @@ def download_model(name: str, progress: Progress | None = None) -> Path:
 
 
 def import_model(path: str | Path, into: str | Path | None = None) -> Path:
-    """Brings the model of any readable file to its place as safetensors and returns the new file.
+    """Copy a model into the cache folder, or another one, as safetensors; returns the new file.
 
-    One of our own files is copied as it is; an official one is written anew.
+    One of our own files is copied as it is; an official one is converted.
 
     Parameters
     ----------
+    path
+        A .safetensors or an official .pth file.
     into
-        A folder, or a name that ends in .safetensors; the cache folder if None, where `load_model` then finds
-        it by its name without the ending. There, a file with a known model's sha256 becomes its download.
+        A folder, or a name that ends in .safetensors. None: the cache folder, where `load_model` finds the
+        model by its name without the ending; a file with the sha256 of a known model becomes its download.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, if something else is there already, or if the name is a known model's.
+        If the file cannot be read, another file is there already, or the name is that of a known model.
     """
     source = model_path(str(path))
     network, digest = load_file(source), file_sha256(source)
@@ -135,14 +144,23 @@ def _import_target(source: Path, sha256: str, into: str | Path | None) -> Path:
 
 
 def save_model(network: Network, path: Path, *, half: bool = False, **notes: str) -> Path:
-    """Writes a network as safetensors that `load_model` reads, in one step or not at all.
+    """Write a network as a safetensors file that `load_model` reads; returns the path.
 
     Parameters
     ----------
+    network
+        Of a family in `FAMILIES`.
+    path
+        Ends in .safetensors. Written completely or not at all.
     half
         Store float16, for half the size.
     notes
         Further metadata, such as where the weights come from.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
     family = next(name for name, (_, kind) in FAMILIES.items() if isinstance(network, kind))
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -153,20 +171,24 @@ def save_model(network: Network, path: Path, *, half: bool = False, **notes: str
 
 
 def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: float, note: str) -> Path:
-    """Writes a model with a correction of its predicted IoU; tensors, their type and its notes stay.
+    """Write a model again with a correction of its predicted IoU; tensors and other metadata stay.
 
     Parameters
     ----------
+    name_or_path
+        The model to correct; see `load_model`.
+    into
+        The new file, which ends in .safetensors.
     slope, shift
-        The logit x of what the model predicts now becomes slope * x + shift; a correction that the model has
-        already comes first.
+        The logit x of the predicted IoU becomes slope * x + shift (Platt scaling), after a correction that
+        the model has already.
     note
         Where the correction comes from; "calibration" in the metadata.
 
     Raises
     ------
     ValueError
-        For a model that predicts no IoU, a file that is there already, or a correction out of bounds.
+        For a model without a predicted IoU, a file that exists already, and a correction out of bounds.
     """
     source = model_path(str(name_or_path))
     if source.suffix.lower() != ".safetensors" or "quality_slope" not in (facts := _config(source)):
@@ -185,7 +207,7 @@ def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: fl
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """All fields of the config of one of our own files, which is checked."""
+    """All fields of the config of one of our own files."""
     fields: dict[str, Any] = asdict(_read_safetensors(path)[1])
     return fields
 
@@ -194,7 +216,7 @@ def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str])
     try:
         with atomic_file(path) as part:
             save_file(dict(state), part, dict(metadata))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise OSError(f"{path} could not be written: {error}") from None
     return path
 
@@ -205,11 +227,19 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def model_info(name_or_path: str | Path) -> dict[str, Any]:
-    """Facts on one model, downloading nothing.
+    """Facts about one model; nothing is downloaded.
 
-    Keys: name, family, parameters, size (side of the input in pixels, 0 if unknown), bytes (of the file, None
-    if it is not here), licence, note, sha256 (None if not known yet), path (str or None), url (str or None)
-    and downloaded (bool).
+    Returns
+    -------
+    dict
+        name, family, parameters (their number), size (side of the input in pixels, 0 if unknown), bytes (of
+        the file, None if it is not on this machine), licence, note, sha256 (None if not known yet), path (str
+        or None), url (str or None) and downloaded (bool).
+
+    Raises
+    ------
+    ValueError
+        As `load_model`, except for models that are not downloaded yet.
     """
     name = str(name_or_path)
     row = WEIGHTS.get(name)
@@ -241,7 +271,7 @@ def model_info(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def model_path(name: str) -> Path:
-    """The file of a name or path, which must exist; a `ValueError` lists the names otherwise."""
+    """The file of a name or path. Raises ValueError if there is none; the message lists the names."""
     known = known_path(name)
     path = known if known.is_file() else Path(name)
     if path.is_file():
@@ -259,9 +289,9 @@ def _how_to_get(name: str) -> str:
 
 
 def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Network]:
-    """File and network of a model from the net.
+    """File and network of a model that is downloaded if necessary.
 
-    Where the table has no sha256, the first file that loads is the one kept to ever after.
+    If the table has no sha256, that of the first file that loads is recorded, and required from then on.
     """
     path, known = known_path(name), known_sha256(name)
     fetch(WEIGHTS[name].url, path, known, progress)
@@ -270,7 +300,7 @@ def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Networ
         network = load_file(path)
     except ValueError:
         if known is None:
-            path.unlink(missing_ok=True)  # whatever came down was not the model: the next try starts clean
+            path.unlink(missing_ok=True)  # what was downloaded was not the model: the next try starts again
         raise
     if known is None:
         with atomic_file(record_path(name)) as part:
@@ -307,11 +337,11 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -> Network:
-    """The network with these parameters, made only after every key and shape was checked."""
+    """The network with these parameters; it is allocated only after every key and shape was checked."""
     try:
         with torch.device("meta"):
             blank = FAMILIES[family][1](config)  # allocates nothing
-    except (TypeError, ValueError) as error:  # a value of another type than its field's
+    except (TypeError, ValueError) as error:  # such as a value of another type than its field
         raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
     expected = {key: tuple(value.shape) for key, value in blank.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -331,7 +361,7 @@ def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 over the names and bytes of all tensors, whatever order the file keeps them in."""
+    """sha256 of the names and bytes of all tensors, in the order of the names."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())

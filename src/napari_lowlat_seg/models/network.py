@@ -1,7 +1,7 @@
-"""What every network of the family answers to: encode an image once, fuse prompts with it, decode a mask.
+"""The interface of every network of the family: encode an image once, fuse prompts with it, decode a mask.
 
-A network keeps parameters and nothing else. Whatever belongs to one image travels in the tuples of tensors
-that `encode` and `fuse` return, so images can be interleaved on one network in any order.
+A network holds parameters and nothing else. What belongs to an image is in the tuples of tensors that
+`encode` and `fuse` return, so one network serves any number of images in any order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Regions = Literal["prior", "channel"]
 
 
 class Network(nn.Module, ABC):
-    """A network and the facts that a caller needs in order to feed it.
+    """A network, and what a caller must know to prepare its inputs.
 
     Attributes
     ----------
@@ -30,21 +30,20 @@ class Network(nn.Module, ABC):
     radius
         Radius of a click's disk in network pixels.
     fit
-        How a picture is laid on the square: "letterbox" or "official" (stretched); see `Frame`.
+        How an image lies on the square: "letterbox" or "official" (stretched); see `Frame`.
     regions
         How boxes, polygons and masks enter the maps: "prior" or "channel"; see `dense_maps`.
     dots
-        As how many clicks along it a scribble is drawn; 0 for the whole line.
+        Number of clicks that stand for a scribble; 0 for the whole line. See docs/decisions/scribbles.md.
     aligned
         Whether the outermost logits of `decode_low_res` lie on the square's corners, as the original has it,
         rather than half a logit inside.
     bf16
-        Whether clicks with bf16 products on a processor were seen to draw the same masks
-        (docs/decisions/hot-path.md).
+        Whether bf16 products on a processor were checked to give the same masks (docs/decisions/hot-path.md).
     openvino
-        Whether its form for OpenVINO was measured, and found to be worth its conversion and its memory.
+        Whether OpenVINO was measured to be worth the conversion and the memory.
     pad
-        RGB on the scale 0..255 that becomes zero inside the network; what a letterbox is padded with.
+        RGB, 0..255, that becomes zero inside the network: the colour that a letterbox is padded with.
     """
 
     size: int
@@ -59,19 +58,19 @@ class Network(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; pictures and maps may come as float32 and are brought to it."""
+        """Type of the weights; images and maps may be float32 and are converted."""
         return next(self.parameters()).dtype
 
     @abstractmethod
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Features to keep, from images (B, 3, S, S), RGB on the scale 0..255 (normalised inside)."""
+        """The features of images (B, 3, S, S), RGB on the scale 0..255, which are normalised inside."""
 
     @abstractmethod
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
-        """Features that know the prompts, from kept features and maps (B, 3, S, S).
+        """Features of the image and its prompts together, from `encode`'s features and maps (B, 3, S, S).
 
         The channels of `maps` are the previous probability or a region prior, positive prompts, negative
-        prompts, each in [0, 1]. `features` are not changed; those of one image serve any number of maps.
+        prompts, each in [0, 1]. `features` are not changed; those of one image fit any number of maps.
         """
 
     @abstractmethod
@@ -79,9 +78,9 @@ class Network(nn.Module, ABC):
         """Logits (B, 1, s, s) on a grid that covers the square, and a predicted IoU (B,) or None."""
 
     def decode_low_res(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        """As `decode`, with the logits on the network's own grid: who resizes them does it only once."""
+        """As `decode`, with the logits on the network's own grid, so that they are resized once."""
         return self.decode(fused)
 
     def forward(self, image: Tensor, maps: Tensor) -> Tensor:
-        """Logits (B, 1, s, s) straight from images and maps, as training needs them."""
+        """Logits (B, 1, s, s) from images and maps, for training."""
         return self.decode(self.fuse(self.encode(image), maps))[0]

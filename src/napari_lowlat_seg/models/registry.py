@@ -1,6 +1,6 @@
-"""Which models there are, where they come from and where they lie; read without torch.
+"""The models there are, where they are downloaded from, and where their files are kept.
 
-A window that only lists names must not wait a second for the library that runs them.
+Importing this module does not import torch, so that a window can list models without waiting for it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ class Weights:
     family
         A key of `FAMILIES`.
     licence
-        Under which terms the weights come, as far as their authors say.
+        Licence of the weights, as far as their authors state one.
     note
-        What it is, in one line.
+        What the model is, in one line.
     url
-        Where to download it, a .safetensors file of ours or else an official .pth; empty for files inside
-        the package.
+        Address of the file, ours (.safetensors) or an official .pth; empty for files inside the package.
     sha256
-        Of the file; empty if its authors publish none: then the first download is the one kept to.
+        Of the file; empty if its authors publish none: then that of the first download is recorded.
     parameters
-        Number of values, for those not on this machine yet.
+        Number of parameters, for models that are not on this machine.
     size
         Side of the network's input in pixels, likewise.
     """
@@ -99,7 +98,7 @@ WEIGHTS: dict[str, Weights] = {
 
 
 def cache_dir() -> Path:
-    """Where downloaded and imported models live: LOWLAT_SEG_CACHE, else the system's cache folder."""
+    """The folder of downloaded and imported models: LOWLAT_SEG_CACHE, else in the user's cache folder."""
     chosen = os.environ.get("LOWLAT_SEG_CACHE")
     return (
         Path(chosen)
@@ -109,45 +108,45 @@ def cache_dir() -> Path:
 
 
 def known_names() -> list[str]:
-    """The names of the table and of every imported model, in that order."""
+    """Names of the models in the table, then of imported ones."""
     # A name that begins with a dot is a file that is being written.
     imported = sorted(path.stem for path in cache_dir().glob("[!.]*.safetensors"))
     return [*WEIGHTS, *(name for name in imported if name not in WEIGHTS)]
 
 
 def known_path(name: str) -> Path:
-    """Where the file of a name lies, or will lie once it is downloaded or imported."""
+    """The path of a model's file, whether or not it is there already."""
     row = WEIGHTS.get(name)
     if row is None:
         return cache_dir() / f"{Path(name).name}.safetensors" if Path(name).name == name else Path(name)
     if not row.url:
         return PACKAGED / f"{name}.safetensors"
-    # The drive's addresses end in no name at all.
+    # Google Drive's addresses contain no file name.
     ending = ".safetensors" if row.url.endswith(".safetensors") else ".pth"
     return cache_dir() / f"{name}{ending}"
 
 
 def record_path(name: str) -> Path:
-    """Where the sha256 of the first download is kept."""
+    """The file that records the sha256 of the first download."""
     path = known_path(name)
     return path.with_name(f"{path.name}.sha256")
 
 
 def known_sha256(name: str) -> str | None:
-    """What the file of a name in the table must have; None if that is not known yet."""
+    """The sha256 that the file of a model in the table must have; None if it is not known yet."""
     record = record_path(name)
-    # A record without content is one whose writing was interrupted.
+    # An empty record is one whose writing was interrupted.
     return WEIGHTS[name].sha256 or (record.read_text().strip() if record.is_file() else "") or None
 
 
 Progress = Callable[[int, int | None], object]
 
 CHUNK = 1 << 20
-PATIENCE = 30.0  # seconds without a byte before a download counts as stalled
-PAGE = 1 << 20  # a confirmation page is never larger than this
+STALLED_AFTER = 30.0  # seconds without a byte
+MAX_PAGE = 1 << 20  # bytes of a confirmation page that are read
 GOOGLE = (".google.com", ".googleusercontent.com")
 
-_PAGE_CAME = (
+_GOT_A_PAGE = (
     "{} sent a web page instead of {}; perhaps too many people fetched it today: "
     "try again later or download it with a browser"
 )
@@ -160,23 +159,31 @@ def file_sha256(path: Path) -> str:
 
 
 def fetch(
-    url: str, path: Path, sha256: str | None, progress: Progress | None = None, patience: float = PATIENCE
+    url: str,
+    path: Path,
+    sha256: str | None,
+    progress: Progress | None = None,
+    patience: float = STALLED_AFTER,
 ) -> Path:
-    """Makes sure that `path` is there with that sha256, downloading it from `url` if it is not there.
+    """Download `url` to `path` if there is no file yet; check its sha256; return `path`.
 
     Parameters
     ----------
+    url
+        A file, or a page of Google Drive that asks for confirmation.
+    path
+        Where to write it.
     sha256
-        What the file must have; None accepts whatever comes.
+        What the file must have; None accepts any file.
     progress
         Called with (bytes so far, bytes in all or None); what it raises cancels. None draws a bar on stderr.
     patience
-        Seconds without a byte after which the download counts as stalled.
+        Seconds without a byte after which the download is given up.
 
     Raises
     ------
     ValueError
-        If the file that is there, or the one that came, is not the expected one, or if none came.
+        If the file at `path`, or the downloaded one, is not the expected one, and if the download fails.
     """
     if path.is_file():
         if sha256 is not None and (got := file_sha256(path)) != sha256:
@@ -195,8 +202,8 @@ def fetch(
         code = "an error" if error.response is None else error.response.status_code
         raise ValueError(f"{what} was answered with {code}; it may have moved") from None
     except requests.RequestException as error:
-        # A pause before the first byte is a Timeout, one in the middle a ConnectionError that says so in
-        # words only.
+        # A pause before the first byte is a Timeout; one in the middle is a ConnectionError, and only its
+        # message tells.
         stalled = isinstance(error, requests.Timeout) or "timed out" in str(error)
         how = f"stalled for {patience:g} s" if stalled else f"broke off ({type(error).__name__})"
         raise ValueError(f"{what} {how}; try again") from None
@@ -204,7 +211,7 @@ def fetch(
 
 
 class _Download:
-    """What pooch calls to fill its temporary file."""
+    """A downloader for pooch, which calls it with its temporary file."""
 
     def __init__(self, name: str, sha256: str | None, progress: Progress | None, patience: float) -> None:
         self.name, self.sha256, self.progress, self.patience = name, sha256, progress, patience
@@ -215,7 +222,7 @@ class _Download:
             if _is_page(response):
                 response = self._open(session, *_confirmed(response, self.name))
             if _is_page(response):
-                raise ValueError(_PAGE_CAME.format(url, self.name))
+                raise ValueError(_GOT_A_PAGE.format(url, self.name))
             with response, _Counter(self.name, _length(response), self.progress) as counter:
                 with open(output_file, "wb") as file:
                     for chunk in response.iter_content(CHUNK):
@@ -230,7 +237,7 @@ class _Download:
 
 
 class _Counter:
-    """Counts and digests what came, tells whoever wants to know, and notices what is missing or wrong."""
+    """Counts and digests the bytes, reports progress, and checks length and sha256 at the end."""
 
     def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
         self.name, self.total, self.done, self.digest = name, total, 0, hashlib.sha256()
@@ -260,7 +267,7 @@ class _Counter:
 
 
 class _Form(HTMLParser):
-    """The first form of a page: where it goes and what it sends."""
+    """The first form of an HTML page: its action and its fields."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,13 +283,16 @@ class _Form(HTMLParser):
 
 
 def _confirmed(response: requests.Response, name: str) -> tuple[str, dict[str, str]]:
-    """Address and fields that the confirmation page asks to be sent for the file itself."""
+    """Address and fields of the request that a confirmation page asks for.
+
+    Why this is not gdown: docs/decisions/libraries.md.
+    """
     with response:
-        page = b"".join(response.iter_content(CHUNK))[:PAGE]
+        page = b"".join(response.iter_content(CHUNK))[:MAX_PAGE]
     form = _Form()
     form.feed(page.decode("utf-8", "replace"))
     if form.action is None or not form.fields:
-        raise ValueError(_PAGE_CAME.format(response.url, name))
+        raise ValueError(_GOT_A_PAGE.format(response.url, name))
     target = urljoin(response.url, form.action)
     if not _same_owner(urlsplit(response.url).hostname, urlsplit(target).hostname):
         raise ValueError(f"{response.url} sends the download of {name} elsewhere, to {target}; not followed")
@@ -290,7 +300,7 @@ def _confirmed(response: requests.Response, name: str) -> tuple[str, dict[str, s
 
 
 def _same_owner(here: str | None, there: str | None) -> bool:
-    """The same host, or both Google's."""
+    """Whether both hosts are the same, or both Google's."""
     return here == there or all((host or "").endswith(GOOGLE) for host in (here, there))
 
 
@@ -299,14 +309,14 @@ def _is_page(response: requests.Response) -> bool:
 
 
 def _length(response: requests.Response) -> int | None:
-    """Bytes announced; None if unknown or if they would be counted compressed."""
+    """Bytes announced; None if unknown, and if they are those of the compressed file."""
     announced = response.headers.get("Content-Length", "")
     return int(announced) if announced.isdigit() and "Content-Encoding" not in response.headers else None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pooch tells its developers about hashes; our users did not ask."""
+    """A context in which pooch logs errors only: it would log the hash of every download."""
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""Reading the original's .pth files without trusting them.
+"""Reading the original's .pth files, which are not trusted.
 
-Such a file is a pickle that names a Python class to import. It is read with `weights_only=True`, nothing is
-ever imported by name, the geometry is taken from the shapes of the tensors, and the two facts that shapes
-cannot tell (heads and the rhythm of global attention) are read from the file's config within bounds.
+Such a file is a pickle that names a Python class to import. It is read with `weights_only=True` and nothing
+is imported by name. The geometry is taken from the shapes of the tensors; what shapes do not tell (attention
+heads, which blocks have global attention) is read from the file's config and must be within bounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
     Raises
     ------
     ValueError
-        One sentence that says what the file is instead, or what in it does not fit.
+        If the file is something else, or does not fit SegNext; the message says which.
     """
     content = _unpickled(path)
     if isinstance(content, list | tuple) and content:
@@ -81,7 +81,7 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
     kind = fusion.get("type", "self_attention")
     if kind not in ("self_attention", "naive"):
         raise ValueError(f"its fusion is {kind!r:.40}; only 'self_attention' and 'naive' are known")
-    said = {
+    configured = {
         "size": _first(backbone.get("img_size")),
         "patch": _first(backbone.get("patch_size")),
         "dim": backbone.get("embed_dim"),
@@ -90,7 +90,7 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
         "neck_dims": tuple(neck["out_dims"]) if isinstance(neck.get("out_dims"), list | tuple) else None,
         "head_dim": head.get("out_channels"),
     }
-    for name, value in said.items():
+    for name, value in configured.items():
         if value is not None and value != found[name]:
             raise ValueError(f"its config says {name} {value!r:.40}, its tensors say {found[name]}")
     _only(head, "in_select_index", [0, 1, 2, 3])
@@ -126,14 +126,14 @@ def _unpickled(path: Path) -> Any:
                 f"expected an {NOT_OURS}"
             ) from None
         except Exception:
-            # An archive that ends too early, or never was one, makes torch raise anything.
+            # For an archive that ends too early, or is none, torch raises errors of many kinds.
             raise ValueError(
                 f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
             ) from None
 
 
 def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict and the config, or a sentence about what this file is instead."""
+    """The state dict and the config. Raises ValueError that says what the file is instead."""
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds a {type(content).__name__}; expected an {NOT_OURS}")
     state, config = content.get("state_dict"), content.get("config")
@@ -157,7 +157,7 @@ def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether this is a dense tensor whose storage holds all the values that its shape promises."""
+    """Whether this is a dense tensor of real numbers whose storage is as large as its shape requires."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
@@ -213,14 +213,14 @@ def _only(section: Mapping[str, Any], name: str, known: Any) -> None:
 
 
 def _same(value: Any, known: Any) -> bool:
-    """Whether a number, or a nest of numbers, is the known one up to rounding."""
+    """Whether a number, or nested lists of numbers, are the known ones up to rounding."""
     if isinstance(known, list):
         return isinstance(value, list | tuple) and len(value) == len(known) and all(map(_same, value, known))
     return isinstance(value, int | float) and isclose(value, known, rel_tol=1e-6)
 
 
 def _first(value: Any) -> Any:
-    """A side, whether the config spells it 1024 or (1024, 1024)."""
+    """A side, which a config gives as 1024 or (1024, 1024)."""
     return value[0] if isinstance(value, list | tuple) and len(set(map(repr, value))) == 1 else value
 
 

@@ -1,8 +1,8 @@
 """The encoder of the compact family: TinyViT-5M (Wu et al., ECCV 2022) as MobileSAM distilled it.
 
-Batch norms arrive folded into the convolutions, so every convolution has a bias. Attention windows are a
-setting: upstream's 7/14/7 tokens pad a 32 x 32 map to 42 x 42, while 8/16/8 tile every side that is a
-multiple of 256 without padding; `resize_windows` carries the learned offset biases over.
+Batch norms are folded into the convolutions, so every convolution has a bias. The sides of attention windows
+are a setting: upstream's 7/14/7 tokens pad a 32 x 32 map to 42 x 42, while 8/16/8 divide every side that is a
+multiple of 256; `resize_windows` adapts the learned offset biases.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ UPSTREAM_WINDOWS = (7, 14, 7)
 
 
 def patch_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution of a map (B, C, H, W) whose kernel is as large as its stride, a 1x1 above all.
+    """A convolution of a map (B, C, H, W) whose kernel equals its stride, such as 1x1.
 
-    On CUDA torch adds a convolution's bias in a pass of its own; a product of matrices has it for nothing.
+    On CUDA torch adds a convolution's bias in a separate pass; a matrix product adds it at no cost.
     """
     out: Tensor = patch_conv_product(conv, x) if x.is_cuda and isinstance(conv, nn.Conv2d) else conv(x)
     return out
@@ -53,7 +53,7 @@ class ResidualConv(nn.Module):
 
 
 class Merge(nn.Module):
-    """Change of width between layers, at half the side unless the new width is the deepest one."""
+    """Change of width between stages; it also halves the side, except before the deepest stage."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class WindowAttention(nn.Module):
         windows, tokens, width = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)  # (windows, heads, N, width / heads); upstream keeps q, k, v per head
-        # With four axes, or torch's fused kernel for the CPU does not take it.
+        # Four axes: torch's fused kernel for the CPU needs them.
         bias = self.attention_biases[:, self.offsets][None]  # (1, heads, N, N)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         mixed: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, width))
@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """Windowed attention, a depthwise 3 x 3 convolution, feed-forward; maps are channels-last in memory."""
+    """Attention in windows, a depthwise 3 x 3 convolution, feed-forward; maps are channels-last in memory."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Traced for a converter, which would copy the map to permute it: the same by sums over the channels.
+        # A converter would copy the map to permute it, so it traces sums over the channels, which are equal.
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             apart = x - x.mean(1, keepdim=True)
             scale = torch.rsqrt((apart * apart).mean(1, keepdim=True) + self.eps)
@@ -152,7 +152,7 @@ class ChannelNorm(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width and the merge to the next: gives what the blocks made, and that merged."""
+    """Blocks of one width, then the merge to the next width; returns the maps before and after the merge."""
 
     def __init__(self, blocks: list[nn.Module], merge: nn.Module | None) -> None:
         super().__init__()
@@ -205,10 +205,10 @@ class TinyViT(nn.Module):
 
 
 def resize_windows(state: dict[str, Tensor], network: TinyViT) -> dict[str, Tensor]:
-    """The state with its offset biases fitted to the windows of `network`; does not mutate `state`.
+    """The state with its offset biases adapted to the windows of `network`; `state` is not changed.
 
-    An offset of d tokens means the same distance in any window, so known offsets are kept and farther ones,
-    which the smaller window never saw, take the farthest known value.
+    An offset of d tokens is the same distance in any window, so known offsets keep their bias; larger ones,
+    which the smaller window does not have, get that of the largest known offset.
     """
     own = network.state_dict()
     resized = dict(state)

@@ -1,9 +1,9 @@
-"""The encoder of the original.
+"""Plain vision transformers: the encoder of SegNext, and a second encoder for the compact network.
 
-`PlainViT` is a ViT whose blocks mostly look inside windows, every third one
-everywhere (Liu et al., "Rethinking Interactive Image Segmentation with Low Latency, High Quality, and Diverse
-Prompts", CVPR 2024; windows after Li et al., "Exploring Plain Vision Transformer Backbones", 2022).
-Module names are those of the official files.
+`PlainViT` is a ViT (Dosovitskiy et al., ICLR 2021) with attention inside windows, except for every third
+block, whose attention is global (Li et al., "Exploring Plain Vision Transformer Backbones for Object
+Detection", ECCV 2022; used by Liu et al., CVPR 2024). Module names are those of the official files.
+`Dino` has the form of DINOv2's ViT (Oquab et al., 2023).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NOMINAL_WINDOW = 14  # tokens; the true side is the grid divided by how many of these fit into it
+NOMINAL_WINDOW = 14  # tokens; the actual side is the grid divided by the number of these that fit into it
 
 
 class PatchEmbed(nn.Module):
@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One matrix product over the patches: on a GPU the library's convolution for such kernels is slower.
+        # One matrix product over the patches: on a GPU torch's convolution is slower for such kernels.
         batch, channels, rows, cols = x.shape
         side = self.proj.kernel_size[0]
         patches = x.view(batch, channels, rows // side, side, cols // side, side).permute(0, 2, 4, 1, 3, 5)
@@ -86,7 +86,7 @@ class PlainViT(nn.Module):
     size
         Side S of the image; a multiple of `patch`.
     global_every
-        Block i (counted from 1) looks everywhere if i is a multiple of this or the last.
+        Attention of block i (counted from 1) is global if i is a multiple of this or the last.
 
     Raises
     ------
@@ -105,27 +105,27 @@ class PlainViT(nn.Module):
                 f"a grid of {self.grid} x {self.grid} tokens cannot be cut into {self.windows} windows "
                 f"per axis; choose a size whose grid is a multiple of {self.windows}"
             )
-        self.everywhere = [i % global_every == 0 or i == depth for i in range(1, depth + 1)]
+        self.is_global = [i % global_every == 0 or i == depth for i in range(1, depth + 1)]
         self.patch_embed = PatchEmbed(3, dim, patch)
-        # Slot 0 is a leftover of the class token of pre-training; no token ever gets it.
+        # Position 0 is that of the class token of pre-training; it is in the files and not used.
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, eps=1e-6) for _ in range(depth))
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)  # in the files, never applied
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6)  # in the files, not used
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image) + self.pos_embed[:, 1:]  # (B, g * g, C)
-        for everywhere, block in zip(self.everywhere, self.blocks, strict=True):
-            x = block(x) if everywhere else self._joined(block(self._cut(x)))
+        for is_global, block in zip(self.is_global, self.blocks, strict=True):
+            x = block(x) if is_global else self._from_windows(block(self._to_windows(x)))
         out: Tensor = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, C, g, g)
         return out
 
-    def _cut(self, x: Tensor) -> Tensor:
+    def _to_windows(self, x: Tensor) -> Tensor:
         n, side = self.windows, self.grid // self.windows
         x = x.view(-1, n, side, n, side, x.shape[-1]).transpose(2, 3)  # (B, n, n, side, side, C)
         return x.reshape(-1, side * side, x.shape[-1])  # (B * n * n, side * side, C)
 
-    def _joined(self, x: Tensor) -> Tensor:
+    def _from_windows(self, x: Tensor) -> Tensor:
         n, side = self.windows, self.grid // self.windows
         x = x.view(-1, n, n, side, side, x.shape[-1]).transpose(2, 3)  # (B, n, side, n, side, C)
         return x.reshape(-1, self.grid**2, x.shape[-1])  # (B, g * g, C)
@@ -133,11 +133,11 @@ class PlainViT(nn.Module):
 
 PATCH = 16
 HEAD = 64  # channels of one attention head
-TAPS = 4  # so many depths are read, evenly spread, the last block's among them
+TAPS = 4  # depths that are read, evenly spaced, the last block's among them
 
 
 class Dino(nn.Module):
-    """Normalised RGB (B, 3, S, S) to what four depths saw, joined in `out` channels: (B, out, S/16, S/16).
+    """Normalised RGB (B, 3, S, S) to tokens of four depths, projected to (B, out, S/16, S/16).
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ class Dino(nn.Module):
     depth
         Number of blocks, a multiple of 4.
     out
-        Channels of the joined map. Fresh weights join to zeros, so that a network which gets this encoder as
-        an addition starts with the answers that it had.
+        Channels of the output. It is zero with fresh weights, so that a network to which this encoder is
+        added computes what it did before.
     """
 
     def __init__(self, size: int, width: int, depth: int, out: int) -> None:
@@ -179,7 +179,7 @@ class Dino(nn.Module):
 
 
 def resample(state: dict[str, Tensor], network: Dino) -> dict[str, Tensor]:
-    """The state of a ViT with patches and a grid of its own, laid on those of `network`; not mutated.
+    """The state of a ViT with another patch size or grid, resampled for `network`; `state` is not changed.
 
     Positions are interpolated (bicubic). The patch kernel is resized such that a patch and its enlarged copy
     get the same token: by the pseudo-inverse of bilinear enlargement (Beyer et al., "FlexiViT: One Model for

@@ -16,7 +16,7 @@ import numpy as np
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest
-from napari_lowlat_seg.core.volume import Pictures, Plane
+from napari_lowlat_seg.core.volume import Plane, PlaneReader
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, PropagatedMask, Sweep, embed_plane, iou
 
@@ -45,7 +45,7 @@ class PropagationOptions(TypedDict, total=False):
 
 def propagate(
     predictor: MaskPredictor[M],
-    volume: Pictures,
+    volume: PlaneReader,
     anchors: Mapping[Plane, M],
     planes: Sequence[Plane],
     **options: Unpack[PropagationOptions],
@@ -93,7 +93,7 @@ def propagate(
 
 def propagate_many(
     predictor: MaskPredictor[M],
-    volume: Pictures,
+    volume: PlaneReader,
     objects: Mapping[int, Mapping[Plane, M]],
     planes: Sequence[Plane],
     **options: Unpack[PropagationOptions],
@@ -147,7 +147,7 @@ def _until_next_plane(
 
 def run_propagation(
     predictor: MaskPredictor[SoftMask],
-    pictures: Pictures,
+    pictures: PlaneReader,
     request: PropagationRequest,
     embed: Callable[[Plane], Any],
     cancelled: Callable[[], bool],
@@ -178,7 +178,7 @@ def run_propagation(
 
 
 def _interpolated(
-    pictures: Pictures, request: PropagationRequest, cancelled: Callable[[], bool]
+    pictures: PlaneReader, request: PropagationRequest, cancelled: Callable[[], bool]
 ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
     """Shapes interpolated between masks; the confidence is the IoU of the two masks beside a plane."""
     for number, known in request.anchors.items():

@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import never
-from napari_lowlat_seg.core.volume import Pictures, Plane, any_finite, to_gray
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, any_finite, to_gray
 
 BLUR = 2.0
 """Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
@@ -103,7 +103,7 @@ class Cancelled(Exception):
     """Raised inside a sweep whose caller has cancelled it."""
 
 
-def embed_plane(predictor: MaskPredictor[Any], volume: Pictures, plane: Plane) -> Any:
+def embed_plane(predictor: MaskPredictor[Any], volume: PlaneReader, plane: Plane) -> Any:
     """The embedding of one plane, with the volume's intensity window and the plane's spacing."""
     return predictor.embed(volume.plane(plane), volume.window, volume.plane_spacing(plane))
 
@@ -169,7 +169,7 @@ class Sweep(Generic[M]):
     """The propagation of one object; the fields are the parameters of `propagate.propagate`."""
 
     predictor: MaskPredictor[M]
-    volume: Pictures
+    volume: PlaneReader
     anchors: Mapping[Plane, M]
     planes: Sequence[Plane]
     embed: Callable[[Plane], Any]

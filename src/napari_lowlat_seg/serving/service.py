@@ -322,7 +322,7 @@ def _embeddings_folder() -> Path | None:
 
 
 class _CachedPlanes:
-    """The planes of a propagation, as `volume.Pictures`; each is needed more than once, but not for long."""
+    """The planes of a propagation, as `volume.PlaneReader`; each is read more than once, soon after."""
 
     def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
         self._sources = sources
