@@ -1,1 +1,1 @@
-"""Volumes, frames, prompts, masks, boxes and labels: values that all packages use, without torch or napari."""
+"""Volumes, frames, prompts, masks and labels: values that every package uses, without torch or napari."""
