@@ -1,0 +1,116 @@
+"""What the widget shows of one image, as frozen values: it compares two of them and touches what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from napari_lowlat_seg.core.labels import Policy
+from napari_lowlat_seg.core.masks import PostProcessing
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of an image layer is segmented.
+
+    Attributes
+    ----------
+    level
+        Level of the pyramid; 0 is the finest.
+    channel_axis, channel
+        The channel along this layer axis; None if the image has no channel axis.
+    intensities
+        "automatic", or "displayed" for the layer's contrast limits.
+    """
+
+    level: int = 0
+    channel_axis: int | None = None
+    channel: int = 0
+    intensities: str = "automatic"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user has set for one image.
+
+    Attributes
+    ----------
+    positive
+        The sign of the next prompt.
+    tool
+        What dragging the mouse draws: "scribble", "box" or "lasso".
+    hover
+        Whether the object under the resting mouse is outlined before the click.
+    postpone
+        Whether predictions wait while prompts gather.
+    label
+        The label of the current object.
+    semantic
+        Whether the next object gets the same label.
+    policy
+        What an accepted object does with existing labels.
+    finish
+        How probabilities become masks.
+    """
+
+    positive: bool = True
+    tool: str = "scribble"
+    hover: bool = False
+    postpone: bool = False
+    label: int = 1
+    semantic: bool = False
+    policy: Policy = Policy()
+    finish: PostProcessing = PostProcessing()
+
+
+@dataclass(frozen=True)
+class StackState:
+    """The current object along the planes that the viewer scrolls through.
+
+    Attributes
+    ----------
+    count
+        Number of planes; 0 in 3-D display, and where there is only one plane.
+    range
+        First and last plane that a propagation may write to.
+    direction
+        "both", "forward" or "backward".
+    position
+        The plane in view; -1 in 3-D display.
+    marks
+        (position, confidence from 0 to 1) of every plane with a mask, in order; confidence is None where the
+        user gave prompts or drew.
+    volume
+        Whether the image has more than two axes.
+    """
+
+    count: int = 0
+    range: tuple[int, int] = (0, 0)
+    direction: str = "both"
+    position: int = -1
+    marks: tuple[tuple[int, float | None], ...] = ()
+    volume: bool = False
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """All that the widget shows of one image.
+
+    Attributes
+    ----------
+    settings, stack
+        See `Settings` and `StackState`.
+    can_undo, can_redo
+        Whether there is a step to undo, to redo.
+    labels
+        The Labels layer that objects are written to; None before the first object of a new one.
+    prompts
+        The Points and the Shapes layer that prompts are read from.
+    """
+
+    settings: Settings = Settings()
+    stack: StackState = StackState()
+    can_undo: bool = False
+    can_redo: bool = False
+    labels: Any = None
+    prompts: tuple[Any, Any] = (None, None)
