@@ -1,12 +1,12 @@
-"""What one click costs the window: calls of our own code, and CPU of the widget's refresh by depth of the stack.
+"""What one click costs the window: calls of our own code, and CPU of the widget's refresh.
 
     python benchmarks/window/click_trace.py              # needs a screen, or xvfb-run
 
-One click on the middle plane of a stack of 48 is traced with a profile hook, in a real viewer with the real
-widget; the model's place is taken by a fake that answers twice, as a refined prediction does. Counted are calls
-of functions of the package (generators and their resumptions included), and how many of them come from another
-file of ours. Then the widget is refreshed after real changes in stacks of 50, 500 and 5,000 planes; the time is
-that of the window's own thread (`time.thread_time`), so that other load on the machine does not count.
+One click in a stack of 48 planes is traced with a profile hook, in a real viewer with the real widget; a fake
+in the model's place predicts a mask and refines it. Counted are calls of functions of the package (resumed
+generators included), and how many of them come from another file of ours. Then the widget is refreshed after
+real changes in stacks of 50, 500 and 5,000 planes. The time is that of the window's own thread
+(`time.thread_time`), so that other load on the machine does not count.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def disk(at: tuple[float, float], radius: float) -> SoftMask:
 
 
 class Trace:
-    """Counts calls of our own functions while it is on: on this thread, and on those started after it is made."""
+    """Counts calls of our own functions, on this thread and on those started after it was made."""
 
     def __init__(self) -> None:
         self.on = False

@@ -108,7 +108,7 @@ class BusyUser:
         self._timings = Timings()
         worker.idle.connect(self._next)
         worker.embedded.connect(lambda _, seconds: self._timings.embeddings.append(1000 * seconds))
-        worker.answered.connect(self._record)
+        worker.predicted.connect(self._record)
 
     def start(self, timings: Timings) -> None:
         """Ask, and record how long the worker takes, until `stop`."""
@@ -130,7 +130,7 @@ class BusyUser:
         self._prompts += (click,)
         source = PlaneSource(self._number, lambda: self._stack[position])
         plane = Plane((position, None, None))
-        self._worker.ask(Request(1, self._number, plane, self._prompts, self._previous), source)
+        self._worker.predict(Request(1, self._number, plane, self._prompts, self._previous), source)
 
     def _record(self, _: Any, mask: SoftMask, final: bool, seconds: float) -> None:
         self._previous = mask

@@ -67,7 +67,7 @@ class Window:
     @property
     def controller(self) -> Any:
         """The widget's controller of the image; None before there is one."""
-        return self.widget.conversation
+        return self.widget.controller
 
     def load(self, model: str) -> None:
         """Load a model (a key of `MODELS`) in a child process and wait for the first embedding."""
@@ -134,7 +134,7 @@ def time_clicks(window: Window, planes: int) -> tuple[list[float], list[float]]:
     first: list[float] = []
     last: list[float] = []
     finals: list[bool] = []
-    window.controller.questions.landed.connect(lambda plane, final: finals.append(final))
+    window.controller.predictions.landed.connect(lambda plane, final: finals.append(final))
     clicks = window.random_clicks(planes)
     for number in range(CLICKS * planes):
         position, click = next(clicks)
@@ -164,7 +164,7 @@ def measure_gaps(window: Window, seconds: float) -> list[float]:
     def act() -> None:
         nonlocal shown
         controller = window.controller
-        held = controller.questions.held
+        held = controller.predictions.postpone
         if held or not controller.session.unanswered:
             position, click = next(clicks)
             if position != shown:
@@ -229,7 +229,7 @@ def main() -> None:
     window = Window(large_stack(PLANES))
     for model in ("default", "nothing", "slow", "busy"):
         if model == "nothing":
-            window.controller.hold(True)  # prompts come and go, and nothing is asked
+            window.controller.predictions.hold(True)  # prompts come and go, and nothing is asked
         else:
             window.load(model)
         if model == "default":
@@ -238,7 +238,7 @@ def main() -> None:
                 print(f"\n{len(times)} clicks to the {name} painted: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
         found = measure_gaps(window, chosen.seconds)
         p50, p99 = np.percentile(found, [50, 99])
-        window.controller.hold(False)
+        window.controller.predictions.hold(False)
         print(f"\ngaps, {model}: p50 {p50:.1f} ms, p99 {p99:.0f} ms, max {max(found):.0f} ms", flush=True)
     window.viewer.close()
     print_load("after")

@@ -79,7 +79,7 @@ class ScrollingUser:
         self._worker = worker
         self._session = Session(volume)
         self._predictions = Predictions(self._session, worker, "stack")
-        self._predictions.reach = reach
+        self._predictions.planes_ahead = reach
         self._ready: set[Any] = set()  # indices of planes
         self._finals: list[bool] = []
         worker.embedded.connect(self._embedded)
@@ -99,7 +99,7 @@ class ScrollingUser:
 
     def click(self, positions: range) -> None:
         """Go to each plane in random order and click at once; wait for the last mask."""
-        self._predictions.reach = 0
+        self._predictions.planes_ahead = 0
         wait_until(lambda: not self._worker.busy)
         rows, cols = self._session.volume.shape[1:]
         for position in np.random.default_rng(0).permutation(positions).tolist():

@@ -27,10 +27,10 @@ class Jotter:
     def __init__(self):
         self.looked, self.planned = [], []
 
-    def look(self, source):
+    def embed(self, source):
         self.looked.append(source)
 
-    def ahead(self, sources):
+    def embed_ahead(self, sources):
         self.planned = list(sources)
 
 
@@ -38,9 +38,9 @@ def sources_of(layer, plane, *folders):
     """What a conversation about a layer asks for when somebody looks at a plane of it."""
     session = Session(grid_of(layer).volume.with_window())
     worker = Jotter()
-    questions = Predictions(session, worker, layer.name)
-    questions.sources.folders, questions.reach = folders, 2
-    questions.look(plane)
+    predictions = Predictions(session, worker, layer.name)
+    predictions.sources.folders, predictions.planes_ahead = folders, 2
+    predictions.look(plane)
     return worker.looked + worker.planned
 
 

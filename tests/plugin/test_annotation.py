@@ -90,15 +90,15 @@ def desk(make_napari_viewer_proxy, qtbot, process):
         viewer.window.add_dock_widget(widget, name="Segment")
         it = SimpleNamespace(viewer=viewer, image=layer, widget=widget, worker=worker, qtbot=qtbot)
         it.until = lambda true: qtbot.waitUntil(true)
-        it.talk = lambda: widget.conversation
+        it.controller = lambda: widget.controller
         if layer is not None:
-            it.until(lambda: widget.conversation is not None)
+            it.until(lambda: widget.controller is not None)
             if plane is not None:
-                it.talk().grid.look_at(viewer.dims, plane)
-            seen = it.talk().plane  # none where the image is turned out of this view
+                it.controller().grid.look_at(viewer.dims, plane)
+            seen = it.controller().plane  # none where the image is turned out of this view
             it.until(lambda: widget.sentence == "ready" if seen else not worker.busy)
             it.until(lambda: seen is None or seen.index in embedded)
-            it.hand = Hand(viewer, it.talk().grid)
+            it.hand = Hand(viewer, it.controller().grid)
         return it
 
     sit.dock = dock
@@ -107,18 +107,18 @@ def desk(make_napari_viewer_proxy, qtbot, process):
 
 def mask_of(it):
     """The mask of the object in hand on the plane in view once all is answered; the screen shows the same."""
-    talk = it.talk()
-    it.until(lambda: not talk.session.unanswered and not it.worker.busy)
+    controller = it.controller()
+    it.until(lambda: not controller.session.unanswered and not it.worker.busy)
     QApplication.processEvents()
-    mask = talk.session.mask(talk.plane)
-    shown = np.asarray(talk.preview.layer.data).reshape(talk.grid.sides(talk.plane)) == 1
+    mask = controller.session.mask(controller.plane)
+    shown = np.asarray(controller.preview.layer.data).reshape(controller.grid.sides(controller.plane)) == 1
     assert np.array_equal(shown, np.zeros_like(shown) if mask is None else mask)
     return mask
 
 
 def prompts_of(it):
     """What was given on the plane in view."""
-    return it.talk().session.state(it.talk().plane).prompts
+    return it.controller().session.state(it.controller().plane).prompts
 
 
 def near(points, expected, pixels=1.0):
@@ -157,11 +157,11 @@ def test_click_correct_accept_undo_redo_reopen(desk, neurons):
     assert not corrected[wrong]
 
     it.hand.key("Enter")
-    labels = it.talk().labels.layer
+    labels = it.controller().labels.layer
     assert labels.name == "fly medulla [lowlat] objects"
     assert np.array_equal(labels.data[23] == 1, corrected)
     assert labels.data.sum() == corrected.sum()
-    assert it.talk().label == 2
+    assert it.controller().settings.label == 2
     assert prompts_of(it) == ()
     assert mask_of(it) is None
 
@@ -179,7 +179,7 @@ def test_click_correct_accept_undo_redo_reopen(desk, neurons):
 
     it.viewer.cursor.position = it.image.data_to_world((23, 228, 95))
     it.hand.key("W")
-    assert it.talk().label == 1
+    assert it.controller().settings.label == 1
     assert len(prompts_of(it)) == 2
     assert np.array_equal(mask_of(it), corrected)
     it.hand.key("U")
@@ -192,14 +192,14 @@ def test_click_correct_accept_undo_redo_reopen(desk, neurons):
 def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(desk):
     """The MRI volume: the preview shows a mask before the button comes up, and keeps the final one."""
     it = desk(sample="mri", plane=Plane((90, None, None)))
-    talk = it.talk()
+    controller = it.controller()
     outline = it.viewer.layers["glioma outline by algorithms"].data[90] > 0
     row, col = (int(x) for x in np.argwhere(outline).mean(axis=0))
     it.hand.press((row - 8, col))
     it.hand.move((row - 8, col), (row, col), (row + 6, col + 4))
-    it.until(lambda: (np.asarray(talk.preview.layer.data) == 1).any())
+    it.until(lambda: (np.asarray(controller.preview.layer.data) == 1).any())
     assert prompts_of(it) == ()
-    assert (np.asarray(talk.preview.layer.data) == 2).any()
+    assert (np.asarray(controller.preview.layer.data) == 2).any()
     it.hand.release((row + 6, col + 4))
     mask = mask_of(it)
     (scribble,) = prompts_of(it)
@@ -221,7 +221,7 @@ def test_a_box_and_a_lasso_without_leaving_the_tool(desk, neurons):
     it.hand.key("Ctrl+Z")
     it.hand.key("Q")
     it.hand.key("Q")
-    assert it.talk().tool == "lasso"
+    assert it.controller().settings.tool == "lasso"
     it.hand.drag((155, 60), (155, 110), (205, 110), (205, 60), (157, 60))
     lassoed = mask_of(it)
     (lasso,) = prompts_of(it)
@@ -236,9 +236,9 @@ def test_the_polarity_key_and_what_shows_it(desk, neurons):
     it = desk(neurons[0][:2])
     it.hand.click((120, 88))
     it.hand.key("T")
-    assert not it.talk().positive
+    assert not it.controller().settings.positive
     it.hand.click((20, 20))
-    points = it.talk().prompts.points
+    points = it.controller().prompts.points
     assert [prompt.positive for prompt in prompts_of(it)] == [True, False]
     assert len(set(map(str, points.symbol))) == 2
     assert not np.array_equal(points.face_color[0], points.face_color[1])
@@ -254,7 +254,7 @@ def test_points_moved_and_deleted_change_the_mask(desk, neurons):
     it = desk(neurons[0][:2])
     it.hand.click((120, 88))
     first = mask_of(it)
-    points = it.talk().prompts.points
+    points = it.controller().prompts.points
     points.mode = "select"
     it.hand.press((120, 88))
     it.hand.move((120, 88), (180, 85))
@@ -265,9 +265,9 @@ def test_points_moved_and_deleted_change_the_mask(desk, neurons):
     points.selected_data = {0}
     points.remove_selected()
     assert mask_of(it) is None
-    it.talk().undo()
+    it.controller().undo()
     assert np.array_equal(mask_of(it), moved)
-    it.talk().undo()
+    it.controller().undo()
     assert np.array_equal(mask_of(it), first)
 
 
@@ -297,14 +297,14 @@ def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
     if axis == 1:
         it.viewer.dims.order = (1, 0, 2)
         it.viewer.reset_view()
-    it.talk().grid.look_at(it.viewer.dims, plane)
+    it.controller().grid.look_at(it.viewer.dims, plane)
     it.hand.click(at)
     mask = mask_of(it)
     assert prompts_of(it), "the click did not land on the image"
     assert near(prompts_of(it)[0].at, at)
     assert mask[at]
     it.hand.key("Enter")
-    labels = it.talk().labels.layer
+    labels = it.controller().labels.layer
     assert np.array_equal(labels.data[plane.key()] == 1, mask)
     assert labels.data.sum() == mask.sum()
     voxel = (plane.index[0], *at) if axis == 0 else (at[0], plane.index[1], at[1])
@@ -312,19 +312,19 @@ def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
     assert np.allclose(labels.data_to_world(voxel), world)
     it.viewer.cursor.position = world
     it.hand.key("W")
-    assert it.talk().label == 1
+    assert it.controller().settings.label == 1
 
 
 def test_time_series_of_volumes(desk, neurons):
     """4-D: prompts belong to one time and one plane; other times show their own state."""
     it = desk(np.stack([neurons[0][:4], neurons[0][20:24]]))
-    it.talk().grid.look_at(it.viewer.dims, Plane((1, 2, None, None)))
+    it.controller().grid.look_at(it.viewer.dims, Plane((1, 2, None, None)))
     it.hand.click((120, 88))
     mask = mask_of(it)
-    it.talk().grid.look_at(it.viewer.dims, Plane((0, 2, None, None)))
+    it.controller().grid.look_at(it.viewer.dims, Plane((0, 2, None, None)))
     assert mask_of(it) is None
     it.hand.key("Enter")
-    labels = it.talk().labels.layer.data
+    labels = it.controller().labels.layer.data
     assert np.array_equal(labels[1, 2] == 1, mask)
     assert labels.sum() == mask.sum()
 
@@ -341,7 +341,7 @@ def test_an_rgb_picture(desk):
     truth[60:140, 80:180] = True
     assert iou(mask, truth) > 0.8
     it.hand.key("Enter")
-    assert np.array_equal(it.talk().labels.layer.data == 1, mask)
+    assert np.array_equal(it.controller().labels.layer.data == 1, mask)
 
 
 def test_a_pyramid_of_dask_arrays(desk, neurons):
@@ -351,35 +351,35 @@ def test_a_pyramid_of_dask_arrays(desk, neurons):
     it.hand.click((120, 88))
     fine_mask = mask_of(it)
     assert fine_mask.shape == (250, 250)
-    it.widget.talks.turn_to(it.image, type(it.widget.talks.view)(level=1))
-    it.hand.grid = it.talk().grid
+    it.widget.controllers.turn_to(it.image, type(it.widget.controllers.view)(level=1))
+    it.hand.grid = it.controller().grid
     it.until(lambda: not it.worker.busy)
     it.hand.click((60, 44))
     coarse = mask_of(it)
     assert coarse.shape == (125, 125)
     assert iou(coarse, fine_mask[::2, ::2]) > 0.6
     it.hand.key("Enter")
-    labels = it.talk().labels.layer
+    labels = it.controller().labels.layer
     assert np.allclose(labels.scale, (1, 2, 2))
-    assert np.array_equal(labels.data[it.talk().plane.index[0]] == 1, coarse)
+    assert np.array_equal(labels.data[it.controller().plane.index[0]] == 1, coarse)
 
 
 def test_one_channel_of_several(desk, neurons):
     """The channels are no plane: the object lies at each of them."""
     it = desk(np.stack([np.zeros_like(neurons[0][:3]), neurons[0][20:23]], axis=1))
-    it.widget.talks.turn_to(it.image, type(it.widget.talks.view)(channel_axis=1, channel=1))
-    it.hand.grid = it.talk().grid
+    it.widget.controllers.turn_to(it.image, type(it.widget.controllers.view)(channel_axis=1, channel=1))
+    it.hand.grid = it.controller().grid
     it.until(lambda: not it.worker.busy and it.widget.sentence == "ready")
     it.hand.click((120, 88))
     mask = mask_of(it)
     assert mask.sum() > 1000
     it.hand.key("Enter")
-    labels = it.talk().labels.layer
+    labels = it.controller().labels.layer
     assert labels.data.shape == (3, 1, 250, 250)
     for channel in (0, 1):
         it.viewer.dims.set_current_step(1, channel)
         shown = labels.get_value(
-            it.image.data_to_world((it.talk().plane.index[0], channel, 120, 88)), world=True
+            it.image.data_to_world((it.controller().plane.index[0], channel, 120, 88)), world=True
         )
         assert shown == 1
 
@@ -390,7 +390,7 @@ def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
     it.hand.click((120, 88))
     first = mask_of(it)
     it.hand.key("Shift+G")
-    preview = it.talk().preview.layer
+    preview = it.controller().preview.layer
     assert preview.mode == "erase"
     preview.brush_size = 30
     it.hand.drag((110, 80), (110, 95))
@@ -398,7 +398,7 @@ def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
     assert not erased[110, 85]
     assert (erased & ~first).sum() == 0
     it.hand.key("Shift+Q")
-    assert it.viewer.layers.selection.active == it.talk().prompts.points
+    assert it.viewer.layers.selection.active == it.controller().prompts.points
     it.hand.click((130, 90))
     later = mask_of(it)
     assert iou(later & ~erased, first & ~erased) < 0.5
@@ -412,14 +412,14 @@ def test_a_brush_stroke_on_the_labels_is_on_the_same_timeline(desk, neurons):
     """napari's own paint, then an accept, undone in order by one key on any of the layers."""
     it = desk(neurons[0][:2])
     labels = it.viewer.add_labels(np.zeros((2, 250, 250), np.uint16), name="mine")
-    it.talk().use_labels(labels)
-    it.until(lambda: not it.talk().labels.reading)
+    it.controller().labels.use(labels)
+    it.until(lambda: not it.controller().labels.reading)
     it.viewer.layers.selection.active = labels
     labels.mode, labels.selected_label, labels.brush_size = "paint", 7, 20
     it.hand.drag((30, 30), (30, 60))
     painted = labels.data.copy()
     assert (painted == 7).sum() > 300
-    it.talk().prompt_tool()
+    it.controller().prompts.activate()
     it.hand.click((120, 88))
     mask_of(it)
     it.hand.key("Enter")
@@ -428,10 +428,10 @@ def test_a_brush_stroke_on_the_labels_is_on_the_same_timeline(desk, neurons):
     it.viewer.layers.selection.active = labels
     it.hand.key("Ctrl+Z")
     assert np.array_equal(labels.data, painted)
-    it.talk().undo(), it.talk().undo()
+    it.controller().undo(), it.controller().undo()
     assert not labels.data.any()
     for _ in range(3):
-        it.talk().redo()
+        it.controller().redo()
     assert np.array_equal(labels.data, accepted)
 
 
@@ -440,9 +440,9 @@ def test_accept_pressed_before_the_answer_waits_for_it(desk, neurons):
     it = desk(neurons[0][:2])
     it.hand.click((120, 88))
     it.hand.key("Enter")
-    it.until(lambda: it.talk().labels.layer is not None)
-    assert it.talk().labels.layer.data.any()
-    assert it.talk().label == 2
+    it.until(lambda: it.controller().labels.layer is not None)
+    assert it.controller().labels.layer.data.any()
+    assert it.controller().settings.label == 2
 
 
 def test_planes_by_key_and_each_its_own_state(desk, neurons):
@@ -451,15 +451,15 @@ def test_planes_by_key_and_each_its_own_state(desk, neurons):
     it.hand.click((120, 88))
     mask = mask_of(it)
     it.hand.key("J")
-    assert it.talk().plane == Plane((2, None, None))
+    assert it.controller().plane == Plane((2, None, None))
     assert mask_of(it) is None
     it.hand.key("K")
     assert np.array_equal(mask_of(it), mask)
     for _ in range(3):
         it.hand.key("K")
-    assert it.talk().plane == Plane((0, None, None))
+    assert it.controller().plane == Plane((0, None, None))
     it.hand.key("Ctrl+Z")
-    assert it.talk().plane == Plane((1, None, None))  # undo shows where it happens
+    assert it.controller().plane == Plane((1, None, None))  # undo shows where it happens
 
 
 def test_a_neuron_is_carried_through_its_neighbours(desk, neurons):
@@ -468,19 +468,19 @@ def test_a_neuron_is_carried_through_its_neighbours(desk, neurons):
     it.hand.click((228, 95))
     first = mask_of(it)
     it.hand.key("Shift+J")
-    it.until(lambda: not it.talk().through.running and not it.worker.busy)
+    it.until(lambda: not it.controller().propagation.running and not it.worker.busy)
     truth = neurons[1][21:26] == neurons[1][23, 228, 95]
-    found = [it.talk().session.mask(Plane((z, None, None))) for z in range(5)]
+    found = [it.controller().session.mask(Plane((z, None, None))) for z in range(5)]
     assert np.array_equal(found[2], first)
     assert min(iou(mask, true) for mask, true in zip(found, truth, strict=True)) > 0.7
-    assert [z for z, sure in it.talk().through.strip() if sure is None] == [2]
+    assert [z for z, sure in it.controller().propagation.state.marks if sure is None] == [2]
     it.hand.key("J")
     assert np.array_equal(mask_of(it), found[3])
     it.hand.key("Enter")
-    assert np.array_equal(it.talk().labels.layer.data == 1, np.stack(found))
+    assert np.array_equal(it.controller().labels.layer.data == 1, np.stack(found))
     it.hand.key("Ctrl+Z")
     it.hand.key("Ctrl+Z")
-    assert [z for z, _ in it.talk().through.strip()] == [2]
+    assert [z for z, _ in it.controller().propagation.state.marks] == [2]
 
 
 def test_holding_postpones_and_cancel_drops(desk, neurons):
@@ -490,7 +490,7 @@ def test_holding_postpones_and_cancel_drops(desk, neurons):
     it.hand.click((120, 88))
     it.hand.click((130, 90))
     it.qtbot.wait(300)
-    assert it.talk().session.mask(it.talk().plane) is None
+    assert it.controller().session.mask(it.controller().plane) is None
     it.hand.key_up("H")
     assert mask_of(it).any()
     assert len(prompts_of(it)) == 2
@@ -514,12 +514,12 @@ def test_three_dimensional_display_says_that_prompts_wait(desk, neurons):
 def test_hovering_outlines_and_writes_nothing(desk, neurons):
     """Behind a setting; the contour goes with the mouse, the click accepts it as a prompt."""
     it = desk(neurons[0][:2])
-    preview = it.talk().preview.layer
-    it.talk().hover = True
+    preview = it.controller().preview.layer
+    it.controller().set("hover", True)
     it.hand.move((118, 86), (120, 88), down=NONE)
     it.until(lambda: (np.asarray(preview.data) == 4).any())
     assert prompts_of(it) == ()
-    assert not it.talk().session.can_undo
+    assert not it.controller().session.can_undo
     it.hand.click((120, 88))
     assert mask_of(it).any()
 
@@ -529,28 +529,28 @@ def test_the_threshold_acts_on_the_preview_at_once(desk, neurons):
     it = desk(neurons[0][:2])
     it.hand.click((120, 88))
     plain = mask_of(it)
-    finish = it.talk().finish
-    it.talk().finish = type(finish)(threshold=0.9, largest=True)
+    finish = it.controller().settings.finish
+    it.controller().set("finish", type(finish)(threshold=0.9, largest=True))
     strict = mask_of(it)
     assert strict.sum() < plain.sum()
     assert not (strict & ~plain).any()
-    it.talk().finish = finish
+    it.controller().set("finish", finish)
     assert np.array_equal(mask_of(it), plain)
 
 
 def test_prompts_from_points_and_shapes_of_the_users_own(desk, neurons):
     """They are read, not emptied; letting go leaves them as they are."""
     it = desk(neurons[0][:2])
-    plane = it.talk().plane
+    plane = it.controller().plane
     z = plane.index[0]
     mine = it.viewer.add_points(np.array([[z, 120.0, 88.0]]), name="seeds", ndim=3)
-    it.talk().adopt(mine)
+    it.controller().prompts.adopt(mine)
     assert prompts_of(it) == (Click((120, 88)),)
     assert mask_of(it).any()
     mine.add([[z, 130.0, 90.0]])
     assert len(prompts_of(it)) == 2
     mask_of(it)
-    it.talk().adopt()
+    it.controller().prompts.adopt()
     assert np.array_equal(mine.data, [[z, 120, 88], [z, 130, 90]])
 
 
@@ -571,25 +571,25 @@ def test_what_goes_wrong_is_told_in_the_engines_words(desk, neurons):
 def test_layers_deleted_and_renamed_mid_flight(desk, neurons):
     """Ours come back when they are needed, a rename changes nothing, deleted labels are made anew."""
     it = desk(neurons[0][:2])
-    talk = it.talk()
+    controller = it.controller()
     it.hand.click((120, 88))
-    it.viewer.layers.remove(talk.prompts.points)
-    it.viewer.layers.remove(talk.preview.layer)
+    it.viewer.layers.remove(controller.prompts.points)
+    it.viewer.layers.remove(controller.preview.layer)
     it.image.name = "another name"
     mask = mask_of(it)
     assert mask.any()
-    it.talk().prompt_tool()
+    it.controller().prompts.activate()
     it.hand.click((130, 90))
     mask_of(it)
     it.hand.key("Enter")
-    first = talk.labels.layer
+    first = controller.labels.layer
     it.viewer.layers.remove(first)
-    assert talk.labels.layer is None
+    assert controller.labels.layer is None
     it.hand.click((120, 88))
     mask_of(it)
     it.hand.key("Enter")
-    assert talk.labels.layer is not first
-    assert talk.labels.layer.data.any()
+    assert controller.labels.layer is not first
+    assert controller.labels.layer.data.any()
 
 
 def test_an_image_that_is_moved_takes_prompts_and_masks_along(desk, neurons):
@@ -602,8 +602,8 @@ def test_an_image_that_is_moved_takes_prompts_and_masks_along(desk, neurons):
     it.hand.click((130, 90))
     assert near([prompt.at for prompt in prompts_of(it)], [(120, 88), (130, 90)])
     assert iou(mask_of(it), mask) > 0.5
-    talk = it.talk()
-    for layer in (talk.prompts.points, talk.prompts.shapes, talk.preview.layer):
+    controller = it.controller()
+    for layer in (controller.prompts.points, controller.prompts.shapes, controller.preview.layer):
         assert np.allclose(layer.data_to_world((0, 120, 88))[1:], it.image.data_to_world((0, 120, 88))[1:])
 
 
@@ -612,7 +612,7 @@ def test_the_image_deleted_while_predicting(desk, neurons):
     it = desk(neurons[0][:2])
     it.hand.click((120, 88))
     it.viewer.layers.remove(it.image)
-    it.until(lambda: it.talk() is None)
+    it.until(lambda: it.controller() is None)
     it.until(lambda: not it.worker.busy)
     assert [layer.name for layer in it.viewer.layers] == []
 
@@ -623,13 +623,13 @@ def test_swapping_images_and_back(desk, neurons):
     it.hand.click((120, 88))
     mask = mask_of(it)
     other = it.viewer.add_image(255 - neurons[0][30], name="second")
-    it.widget.talks.turn_to(other)
+    it.widget.controllers.turn_to(other)
     assert prompts_of(it) == ()
     it.until(lambda: not it.worker.busy)
-    it.widget.talks.turn_to(it.image)
+    it.widget.controllers.turn_to(it.image)
     it.until(lambda: not it.worker.busy)
     assert np.array_equal(mask_of(it), mask)
-    it.talk().undo()
+    it.controller().undo()
     assert prompts_of(it) == ()
 
 
@@ -638,20 +638,20 @@ def test_two_widgets_at_once(desk, neurons):
     it = desk(neurons[0][:2], name="first")
     other = it.viewer.add_image(neurons[0][30:32], name="second")
     two = desk.dock(it.viewer, other)
-    if two.talk().layer is not other:
-        two.widget.talks.turn_to(other)
-    it.viewer.layers.selection.active = it.talk().prompts.points
+    if two.controller().layer is not other:
+        two.widget.controllers.turn_to(other)
+    it.viewer.layers.selection.active = it.controller().prompts.points
     it.hand.click((120, 88))
     mask = mask_of(it)
-    assert two.talk().session.prompted() == {}
-    two.talk().prompt_tool()
-    Hand(it.viewer, two.talk().grid).click((60, 60))
+    assert two.controller().session.prompted() == {}
+    two.controller().prompts.activate()
+    Hand(it.viewer, two.controller().grid).click((60, 60))
     assert len(prompts_of(two)) == 1
     mask_of(two)
     assert np.array_equal(mask_of(it), mask)
-    it.viewer.layers.selection.active = two.talk().prompts.points
+    it.viewer.layers.selection.active = two.controller().prompts.points
     it.hand.key("Ctrl+Z")
-    assert two.talk().session.prompted() == {}
+    assert two.controller().session.prompted() == {}
     assert len(prompts_of(it)) == 1
 
 

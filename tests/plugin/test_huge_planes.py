@@ -12,7 +12,7 @@ from hand import Hand
 from napari_lowlat_seg.core.boxes import Tiling
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.controller.scene import AnnotationController
+from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 
@@ -69,9 +69,9 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
     array = zarr.open_array(tmp_path / "a.zarr", mode="w", shape=SHAPE, chunks=(1, 128, 128), dtype=np.uint8)
     array[:, *BRIGHT] = 200
     layer = viewer.add_image(array, name="stack", contrast_limits=(0, 255))
-    converse = partial(AnnotationController, tiling=SMALL, fit=lambda shape: False)
+    make_controller = partial(AnnotationController, tiling=SMALL, fit=lambda shape: False)
     responder = Brightness()
-    widget = LowlatWidget(viewer, Ready(responder), converse)
+    widget = LowlatWidget(viewer, Ready(responder), make_controller)
     viewer.window.add_dock_widget(widget, name="Segment")
     desk = type("Desk", (), {})()
     desk.viewer, desk.layer, desk.widget, desk.responder, desk.place = (
@@ -82,10 +82,10 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
         tmp_path,
     )
     desk.until = lambda true: qtbot.waitUntil(true)
-    desk.until(lambda: widget.conversation is not None and widget.sentence == "ready")
-    desk.talk = widget.conversation
-    desk.hand = Hand(viewer, desk.talk.grid)
-    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.talk.session.unanswered)
+    desk.until(lambda: widget.controller is not None and widget.sentence == "ready")
+    desk.controller = widget.controller
+    desk.hand = Hand(viewer, desk.controller.grid)
+    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.controller.session.unanswered)
     return desk
 
 
@@ -98,7 +98,7 @@ def zoom(viewer, at):
 
 def seen(desk):
     """The mask on the screen, as (rows, cols) of the plane."""
-    layer = desk.talk.preview.layer
+    layer = desk.controller.preview.layer
     corner = np.round(layer.data_to_world((0, 0, 0)))[1:].astype(int)
     part = np.asarray(layer.data)[0] == 1
     mask = np.zeros(SHAPE[1:], bool)
@@ -114,14 +114,14 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
     it.hand.click((620, 730))
     it.quiet()
     assert it.responder.embedded == [(200, 200)]
-    plane = it.talk.plane
-    assert it.talk.session.state(plane).soft_mask.shape == SHAPE[1:]
-    assert np.array_equal(it.talk.session.mask(plane), expected)
+    plane = it.controller.plane
+    assert it.controller.session.state(plane).soft_mask.shape == SHAPE[1:]
+    assert np.array_equal(it.controller.session.mask(plane), expected)
     assert np.array_equal(seen(it), expected)
-    assert max(it.talk.preview.layer.data.shape) == 200
-    it.talk.keep_labels(it.place / "l.ome.zarr")
-    it.talk.accept()
-    it.until(lambda: it.talk.label == 2)
+    assert max(it.controller.preview.layer.data.shape) == 200
+    it.controller.labels.keep_at(it.place / "l.ome.zarr")
+    it.controller.accept()
+    it.until(lambda: it.controller.session.label == 2)
     levels = zarr.open_group(it.place / "l.ome.zarr")
     assert np.array_equal(levels["0"][plane.index[0]] == 1, expected)
     assert np.array_equal(levels["1"][plane.index[0]] == 1, expected[::2, ::2])
@@ -130,7 +130,7 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
     assert not levels["0"][plane.index[0]].any()
     assert np.array_equal(seen(it), expected)
     it.hand.key("Ctrl+Shift+Z")
-    assert it.talk.session.edit_object(plane, (620, 730))
+    assert it.controller.session.edit_object(plane, (620, 730))
 
 
 def test_the_tile_in_view_is_embedded_before_the_click(it):
@@ -154,41 +154,41 @@ def test_without_a_place_for_labels_nothing_is_lost(it):
     """An image of no file has no beside: the user is told what to do, and the object waits."""
     it.hand.click((620, 730))
     it.quiet()
-    it.talk.accept()
+    it.controller.accept()
     assert it.widget.sentence == "not accepted: there are no labels"
     assert any("“new on disk…”" in str(record) for record in notification_manager.records)
     assert seen(it).any()
-    assert it.talk.label == 1
+    assert it.controller.session.label == 1
 
 
 def test_the_brush_paints_on_what_is_in_view(it):
     """The layer goes where the user looks, and what is painted lies there in the plane."""
     zoom(it.viewer, (300, 400))
     it.quiet()
-    it.talk.brush()
-    layer = it.talk.preview.layer
+    it.controller.preview.brush()
+    layer = it.controller.preview.layer
     corner = np.round(layer.data_to_world((0, 0, 0)))[1:].astype(int)
     assert (corner < (300, 400)).all()
     layer.brush_size = 5
     layer.paint((0, *(np.array((300, 400)) - corner)), 1)
-    mask = it.talk.session.mask(it.talk.plane)
+    mask = it.controller.session.mask(it.controller.plane)
     assert mask[300, 400]
     assert 10 < mask.sum() < 40
-    it.talk.undo()
-    assert it.talk.session.mask(it.talk.plane) is None
+    it.controller.undo()
+    assert it.controller.session.mask(it.controller.plane) is None
     assert not seen(it).any()
 
 
 def test_other_planes_and_axes_are_huge_too(it):
     """Across the rows a plane is 5 x 1000; the preview is laid out anew."""
-    it.talk.grid.look_at(it.viewer.dims, Plane((None, 620, None)))
-    it.until(lambda: it.talk.plane == Plane((None, 620, None)))
+    it.controller.grid.look_at(it.viewer.dims, Plane((None, 620, None)))
+    it.until(lambda: it.controller.plane == Plane((None, 620, None)))
     it.viewer.reset_view()
-    it.talk.prompts.points.add((2, 620, 730))
+    it.controller.prompts.points.add((2, 620, 730))
     it.quiet()
-    mask = it.talk.session.mask(it.talk.plane)
+    mask = it.controller.session.mask(it.controller.plane)
     assert mask.shape == (5, 1000)
     assert mask[:, 700:760].all()
     assert mask.sum() == 300
     assert it.responder.embedded[-1] == (5, 200)
-    assert it.talk.questions.sources._tiles[it.talk.plane] == (0, 648, 5, 848)
+    assert it.controller.predictions.sources._tiles[it.controller.plane] == (0, 648, 5, 848)

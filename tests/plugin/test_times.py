@@ -16,7 +16,7 @@ PLANE = Plane((1, None, None))
 class Sender:
     """A worker that embeds nothing and keeps what it is asked."""
 
-    answered = Signal(object, object, bool, float)
+    predicted = Signal(object, object, bool, float)
     embedded = Signal(object, float)
     failed = Signal(str)
     loaded = Signal(object)
@@ -25,13 +25,13 @@ class Sender:
     def __init__(self):
         self.requests = []
 
-    def ask(self, request, source):
+    def predict(self, request, source):
         self.requests.append(request)
 
-    def look(self, source):
+    def embed(self, source):
         """Nothing to embed with."""
 
-    ahead = look
+    embed_ahead = embed
 
 
 @pytest.fixture
@@ -39,21 +39,21 @@ def clicked():
     """`clicked(*answers)`: clicks, answers with these (final, seconds), and gives what is said then."""
     worker = Sender()
     session = Session(Volume(np.zeros((3, 8, 8), np.uint8), window=(0, 255)))
-    questions, said = Predictions(session, worker, "stack"), []
-    questions.attach()
-    questions.said.connect(said.append)
+    predictions, said = Predictions(session, worker, "stack"), []
+    predictions.attach()
+    predictions.said.connect(said.append)
 
     def click(*answers):
         session.add(PLANE, Click((4.0, 4.0)))
-        questions.ask()
+        predictions.ask()
         said.clear()
         for final, seconds in answers:
             answer = SoftMask.of(np.ones((8, 8), np.float32), 0.9)
-            worker.answered.emit(worker.requests[-1], answer, final, seconds)
+            worker.predicted.emit(worker.requests[-1], answer, final, seconds)
         return list(said)
 
     yield click
-    questions.detach()
+    predictions.detach()
 
 
 def test_a_closer_look_is_told_beside_the_answer_before_it(clicked):

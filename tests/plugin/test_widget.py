@@ -1,8 +1,9 @@
-"""The dock widget in a real window, with a conversation and a worker that write down what they are told."""
+"""The dock widget in a real window, with a controller and a worker that write down how they are called."""
 
 import itertools
 import re
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel
@@ -31,8 +32,8 @@ from qtpy.QtWidgets import (
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
-from napari_lowlat_seg.plugin.controller.images import View
-from napari_lowlat_seg.plugin.controller.scene import AnnotationController
+from napari_lowlat_seg.plugin.controller.controller import AnnotationController
+from napari_lowlat_seg.plugin.controller.view_state import Settings, StackState, View, ViewState
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
@@ -41,66 +42,97 @@ from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
 FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}
 
 
-class Through:
-    """What goes through planes: twelve of them, and writes down what it is told."""
+class FakePropagation:
+    """Twelve planes; writes down what it is called with."""
 
-    stirred = PySignal()
+    progressed = PySignal()
 
-    def __init__(self, described):
-        self.told, self.way, self.range, self.position = described, tuple(range(12)), (0, 11), 3
-        self.deep = len(self.way) > 1
-        self.direction, self.points, self.marks = "both", None, [(3, None), (4, 0.5)]
+    def __init__(self, called):
+        self.called, self.direction, self.points = called, "both", None
+        self.range, self.marks = (0, 11), ((3, None), (4, 0.5))
 
-    def strip(self):
-        return self.marks
+    @property
+    def state(self):
+        return StackState(12, self.range, self.direction, 3, self.marks, volume=True)
 
     def look_at(self, position):
-        self.told.append(("look_at", position))
+        self.called.append(("look_at", position))
 
     def __getattr__(self, name):
-        if name in DEFAULTS:
-            return lambda: self.told.append(name)
+        if f"propagation.{name}" in METHODS:
+            return lambda: self.called.append(name)
         raise AttributeError(name)
 
 
-class Talk:
-    """A conversation that keeps what it is set to and writes down what it is told."""
+METHODS = {action.method or action.name for action in ACTIONS}
+
+
+class FakeController:
+    """A controller that keeps its settings and writes down what it is called with."""
 
     changed = PySignal()
     said = PySignal(str)
 
     def __init__(self, viewer, layer, worker, keys, **view):
-        self.viewer, self.layer, self.view, self.told = viewer, layer, view, []
+        self.viewer, self.layer, self.view, self.called = viewer, layer, view, []
         if view["level"] == 1:
             raise ValueError("level 1 cannot be read: the file is gone")
-        self.positive, self.tool, self.hover = True, "scribble", False
-        self.label, self.finish = 1, PostProcessing()
-        self.session = SimpleNamespace(semantic=False, policy=Policy(), can_undo=True, can_redo=False)
-        self.prompts = SimpleNamespace(points=Points(ndim=2), shapes=Shapes(ndim=2))
+        self.settings = Settings()
+        self.can_undo, self.can_redo = True, False
+        self.prompts = FakePrompts(self.called)
         self.preview = SimpleNamespace(layer=Labels(np.zeros((4, 4), int), name="preview"))
-        self.labels = SimpleNamespace(layer=None)
-        self.questions = SimpleNamespace(held=False, sources=SimpleNamespace(folders=()))
-        self.through = Through(self.told)
+        self.labels = FakeLabels(self)
+        self.predictions = SimpleNamespace(sources=SimpleNamespace(folders=()))
+        self.propagation = FakePropagation(self.called)
 
-    def hold(self, held):
-        self.questions.held = held
+    @property
+    def state(self):
+        return ViewState(
+            self.settings,
+            self.propagation.state,
+            self.can_undo,
+            self.can_redo,
+            self.labels.layer,
+            self.prompts.present,
+        )
 
-    def adopt(self, points, shapes):
-        self.told.append(("adopt", points, shapes))
-
-    def keep_labels(self, path):
-        self.told.append(("labels", path))
-
-    def use_labels(self, layer):
-        if layer is not None and layer.data.shape != self.layer.data.shape:
-            raise ValueError(f"{layer.name} is of another shape")
-        self.labels.layer = layer
+    def set(self, name, value):
+        self.settings = replace(self.settings, **{name: value})
         self.changed.emit()
 
     def __getattr__(self, name):
-        if name in DEFAULTS or name in ("attach", "detach"):
-            return lambda: self.told.append(name)
+        if name in METHODS or name in ("attach", "detach"):
+            return lambda: self.called.append(name)
         raise AttributeError(name)
+
+
+class FakePrompts:
+    """Two layers of ours."""
+
+    def __init__(self, called):
+        self.called, self.present = called, (Points(ndim=2), Shapes(ndim=2))
+
+    def ensure(self):
+        """They are there."""
+
+    def adopt(self, points, shapes):
+        self.called.append(("adopt", points, shapes))
+
+
+class FakeLabels:
+    """A choice of labels."""
+
+    def __init__(self, controller):
+        self.controller, self.layer = controller, None
+
+    def keep_at(self, path):
+        self.controller.called.append(("labels", path))
+
+    def use(self, layer):
+        if layer is not None and layer.data.shape != self.controller.layer.data.shape:
+            raise ValueError(f"{layer.name} is of another shape")
+        self.layer = layer
+        self.controller.changed.emit()
 
 
 class Worker(QObject):
@@ -112,9 +144,9 @@ class Worker(QObject):
     failed = Signal(str)
     idle = Signal()
     embedded = Signal(object, float)
-    answered = Signal(object, object, bool, float)
-    carried = Signal(object, int, object)
-    arrived = Signal(object, bool)
+    predicted = Signal(object, object, bool, float)
+    propagated = Signal(object, int, object)
+    propagation_ended = Signal(object, bool)
 
     def __init__(self):
         super().__init__()
@@ -128,10 +160,10 @@ class Worker(QObject):
     def run(self, work, done):
         self.ran.append((work, done))
 
-    def look(self, source):
+    def embed(self, source):
         """Nothing to embed with."""
 
-    ask = ahead = look
+    predict = embed_ahead = embed
 
     def cancel(self):
         self.cancels += 1
@@ -158,7 +190,7 @@ def add_widget(viewer, qtbot):
     """Dock a widget and wait until it has looked round."""
 
     def add(**given):
-        widget = LowlatWidget(viewer, **{"worker": Worker(), "converse": Talk, **given})
+        widget = LowlatWidget(viewer, **{"worker": Worker(), "make_controller": FakeController, **given})
         viewer.window.add_dock_widget(widget, name="Segment by clicking")
         qtbot.wait_until(lambda: bool(widget.worker.loads))
         return widget
@@ -216,16 +248,16 @@ def press(choice, text):
 def test_without_an_image_it_says_what_to_do(widget):
     """And nothing can be pressed that would need one."""
     assert widget.sentence == NO_IMAGE
-    assert not any(button.isEnabled() for button in widget.buttons.values())
-    assert not widget.labels.isEnabled()
+    assert not any(button.isEnabled() for button in widget.form.buttons.values())
+    assert not widget.form.labels.isEnabled()
 
 
 def test_the_first_image_is_taken_by_itself(viewer, on_image):
     """Nobody chooses where there is no choice."""
-    assert on_image.conversation.layer == viewer.layers["cells"]
-    assert on_image.conversation.told == ["attach"]
-    assert on_image.image.currentText() == "cells"
-    assert on_image.buttons["accept"].isEnabled()
+    assert on_image.controller.layer == viewer.layers["cells"]
+    assert on_image.controller.called == ["attach"]
+    assert on_image.form.image.currentText() == "cells"
+    assert on_image.form.buttons["accept"].isEnabled()
 
 
 def test_an_image_that_is_there_already_is_taken(viewer, add_widget, settle):
@@ -235,52 +267,52 @@ def test_an_image_that_is_there_already_is_taken(viewer, add_widget, settle):
     viewer.layers.selection.active = first
     widget = add_widget()
     settle()
-    assert widget.conversation.layer == first
+    assert widget.controller.layer == first
 
 
 def test_a_second_image_is_offered_and_not_taken(viewer, on_image, settle):
     """The work in hand goes on."""
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    assert names(on_image.image) == ["cells", "other"]
-    assert on_image.image.currentText() == "cells"
+    assert names(on_image.form.image) == ["cells", "other"]
+    assert on_image.form.image.currentText() == "cells"
 
 
-def test_swapping_back_finds_the_same_conversation(viewer, on_image, settle):
+def test_swapping_back_finds_the_same_controller(viewer, on_image, settle):
     """The other one's layers are taken out meanwhile."""
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    first = on_image.conversation
-    choose(on_image.image, "other")
-    second = on_image.conversation
-    choose(on_image.image, "cells")
-    assert on_image.conversation is first
-    assert first.told == ["attach", "detach", "attach"]
-    assert second.told == ["attach", "detach"]
+    first = on_image.controller
+    choose(on_image.form.image, "other")
+    second = on_image.controller
+    choose(on_image.form.image, "cells")
+    assert on_image.controller is first
+    assert first.called == ["attach", "detach", "attach"]
+    assert second.called == ["attach", "detach"]
 
 
 def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
     """Layers are held as objects."""
     viewer.add_image(np.zeros((4, 5)), name="a")
-    first = on_image.conversation
+    first = on_image.controller
     viewer.layers["cells"].name = "z"
     settle()
-    assert on_image.image.currentText() == "z"
-    assert on_image.conversation is first
+    assert on_image.form.image.currentText() == "z"
+    assert on_image.controller is first
 
 
 def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, settle):
     """In the middle of work; its conversation is forgotten."""
-    talk = on_image.conversation
-    talk.said.emit("52 ms")
+    controller = on_image.controller
+    controller.said.emit("52 ms")
     viewer.layers.remove("cells")
     settle()
-    assert (on_image.conversation, on_image.sentence) == (None, NO_IMAGE)
-    assert talk.told == ["attach", "detach"]
-    assert not on_image.buttons["accept"].isEnabled()
+    assert (on_image.controller, on_image.sentence) == (None, NO_IMAGE)
+    assert controller.called == ["attach", "detach"]
+    assert not on_image.form.buttons["accept"].isEnabled()
     viewer.add_image(np.zeros((4, 5)), name="cells")
     settle()
-    assert on_image.conversation is not talk
+    assert on_image.controller is not controller
 
 
 def test_with_another_image_left_it_asks_to_choose(viewer, on_image, settle):
@@ -289,20 +321,20 @@ def test_with_another_image_left_it_asks_to_choose(viewer, on_image, settle):
     settle()
     viewer.layers.remove("cells")
     settle()
-    assert (on_image.conversation, on_image.sentence) == (None, CHOOSE)
-    choose(on_image.image, "other")
-    assert on_image.conversation.told == ["attach"]
+    assert (on_image.controller, on_image.sentence) == (None, CHOOSE)
+    choose(on_image.form.image, "other")
+    assert on_image.controller.called == ["attach"]
 
 
 def test_two_widgets_do_not_know_of_each_other(viewer, on_image, add_widget, settle):
     """Two conversations about one image, two workers, two tables of keys."""
     second = add_widget()
     settle()
-    assert second.conversation is not on_image.conversation
+    assert second.controller is not on_image.controller
     second.keys.set("accept", "Y")
-    press(second.tool, "Box")
-    assert (second.conversation.tool, on_image.conversation.tool) == ("box", "scribble")
-    assert "[Enter]" in on_image.buttons["accept"].text()
+    press(second.form.tool, "Box")
+    assert (second.controller.settings.tool, on_image.controller.settings.tool) == ("box", "scribble")
+    assert "[Enter]" in on_image.form.buttons["accept"].text()
 
 
 # What is shown and handed on
@@ -312,26 +344,26 @@ def test_the_state_is_one_big_line(on_image):
     """What the conversation and the worker say; markup in it stays text."""
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
-    on_image.conversation.said.emit("a < b")
-    assert "a &lt; b" in on_image.state.text()
-    assert on_image.state.accessibleName() == "State: a < b"
+    on_image.controller.said.emit("a < b")
+    assert "a &lt; b" in on_image.form.state.text()
+    assert on_image.form.state.accessibleName() == "State: a < b"
 
 
 @pytest.mark.parametrize("name", ["accept", "new_object", "undo"])
 def test_a_button_says_what_its_key_says(on_image, name):
     """And shows the key."""
-    assert on_image.buttons[name].text().endswith(f"[{DEFAULTS[name]}]")
-    on_image.buttons[name].click()
-    assert on_image.conversation.told[-1] == name
+    assert on_image.form.buttons[name].text().endswith(f"[{DEFAULTS[name]}]")
+    on_image.form.buttons[name].click()
+    assert on_image.controller.called[-1] == name
 
 
 def test_buttons_show_whether_there_is_something_to_undo(on_image):
     """They follow the conversation."""
-    assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
-    session = on_image.conversation.session
-    session.can_undo, session.can_redo = False, True
-    on_image.conversation.changed.emit()
-    assert [on_image.buttons[name].isEnabled() for name in ("undo", "redo")] == [False, True]
+    assert [on_image.form.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
+    controller = on_image.controller
+    controller.can_undo, controller.can_redo = False, True
+    on_image.controller.changed.emit()
+    assert [on_image.form.buttons[name].isEnabled() for name in ("undo", "redo")] == [False, True]
 
 
 def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
@@ -339,18 +371,18 @@ def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
     buttons = [one for one in on_image.findChildren(QAbstractButton) if one.text() and one.isCheckable()]
     assert all(
         one.focusPolicy() == Qt.FocusPolicy.TabFocus
-        for one in [*on_image.buttons.values(), *on_image.tool.findChildren(QAbstractButton)]
+        for one in [*on_image.form.buttons.values(), *on_image.form.tool.findChildren(QAbstractButton)]
     )
     assert buttons
 
 
 def test_polarity_and_tool_follow_both_ways(on_image):
     """Button to conversation, key to button."""
-    press(on_image.polarity, "− not object")
-    press(on_image.tool, "Lasso")
-    assert (on_image.conversation.positive, on_image.conversation.tool) == (False, "lasso")
-    on_image.conversation.positive, on_image.conversation.tool = True, "box"
-    on_image.conversation.changed.emit()
+    press(on_image.form.polarity, "− background")
+    press(on_image.form.tool, "Lasso")
+    assert (on_image.controller.settings.positive, on_image.controller.settings.tool) == (False, "lasso")
+    on_image.controller.set("positive", True)
+    on_image.controller.set("tool", "box")
     down = [one.text() for one in on_image.findChildren(QAbstractButton) if one.isChecked()]
     assert {"+ object", "Box"} <= set(down)
 
@@ -371,13 +403,22 @@ def set_details(details):
 
 def test_details_are_handed_on_and_shown(on_image):
     """Each control writes one door, and reads it when something changes."""
-    details, talk = on_image.details, on_image.conversation
+    details, controller = on_image.form.details, on_image.controller
     set_details(details)
-    assert (talk.label, talk.session.semantic, talk.hover, talk.questions.held) == (7, True, True, True)
-    assert talk.finish == PostProcessing(0.6, 1.5, True, True)
-    assert talk.session.policy == Policy("within", 3)
-    talk.label, talk.finish, talk.session.policy = 9, PostProcessing(), Policy()
-    talk.changed.emit()
+    assert (
+        controller.settings.label,
+        controller.settings.semantic,
+        controller.settings.hover,
+        controller.settings.postpone,
+    ) == (7, True, True, True)
+    assert controller.finish == PostProcessing(0.6, 1.5, True, True)
+    assert controller.settings.policy == Policy("within", 3)
+    controller.settings.label, controller.settings.finish, controller.settings.policy = (
+        9,
+        PostProcessing(),
+        Policy(),
+    )
+    controller.changed.emit()
     assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
     assert details._policy.currentText() == "keep them"
     assert not details._within.isEnabled()
@@ -385,9 +426,9 @@ def test_details_are_handed_on_and_shown(on_image):
 
 def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
     """Those that need an image and those that do not; and they end in one line, too."""
-    on_image.fold.expand(True)
+    on_image.form.fold.expand(True)
     settle()
-    form, roles = on_image.details.layout(), QFormLayout.ItemRole
+    form, roles = on_image.form.details.layout(), QFormLayout.ItemRole
     named = [row for row in range(form.rowCount()) if form.itemAt(row, roles.LabelRole) is not None]
     places = [form.itemAt(row, roles.FieldRole).geometry() for row in named]
     assert len(places) > 15
@@ -396,51 +437,59 @@ def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
 
 def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
     """The model and its embeddings; whole rows are off, their words included."""
-    form, roles = widget.details.layout(), QFormLayout.ItemRole
+    form, roles = widget.form.details.layout(), QFormLayout.ItemRole
     rows = [[form.itemAt(row, role) for role in roles] for row in range(form.rowCount())]
     parts = [[item.widget() for item in row if item is not None] for row in rows]
-    first = next(row for row, of_row in enumerate(parts) if widget.model.device in of_row)
+    first = next(row for row, of_row in enumerate(parts) if widget.form.model.device in of_row)
     assert {one.isEnabled() for row in parts[:first] for one in row} == {False}
     assert {one.isEnabled() for row in parts[first:] for one in row} == {True}
 
 
 def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):
     """Finish, policy, semantic mode, tool, hover and postponing are remembered."""
-    details = on_image.details
+    details = on_image.form.details
     details._holes.setChecked(True)
     details._semantic.setChecked(True)
     details._hover.setChecked(True)
     details._postpone.setChecked(True)
     choose(details._policy, "overwrite them")
-    press(on_image.tool, "Box")
+    press(on_image.form.tool, "Box")
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    choose(on_image.image, "other")
-    talk = on_image.conversation
-    assert talk.layer.name == "other"
-    assert (talk.finish, talk.session.policy) == (PostProcessing(fill_holes=True), Policy("overwrite"))
-    assert (talk.session.semantic, talk.hover, talk.questions.held, talk.tool) == (True, True, True, "box")
+    choose(on_image.form.image, "other")
+    controller = on_image.controller
+    assert controller.layer.name == "other"
+    assert (controller.settings.finish, controller.settings.policy) == (
+        PostProcessing(fill_holes=True),
+        Policy("overwrite"),
+    )
+    assert (
+        controller.settings.semantic,
+        controller.settings.hover,
+        controller.settings.postpone,
+        controller.settings.tool,
+    ) == (True, True, True, "box")
     assert settings().finish.fill_holes
 
 
 def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, settle):
     """The number is remembered; swapping back to an image brings the number of today."""
-    first = on_image.conversation
-    assert first.questions.reach == 8
-    on_image.details._ahead.setValue(3)
-    assert (first.questions.reach, settings().embeddings.ahead) == (3, 3)
+    first = on_image.controller
+    assert first.predictions.planes_ahead == 8
+    on_image.form.details._ahead.setValue(3)
+    assert (first.predictions.planes_ahead, settings().embeddings.ahead) == (3, 3)
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    choose(on_image.image, "other")
-    assert on_image.conversation.questions.reach == 3
-    on_image.details._ahead.setValue(0)
-    choose(on_image.image, first.layer.name)
-    assert on_image.conversation.questions.reach == 0
+    choose(on_image.form.image, "other")
+    assert on_image.controller.predictions.planes_ahead == 3
+    on_image.form.details._ahead.setValue(0)
+    choose(on_image.form.image, first.layer.name)
+    assert on_image.controller.predictions.planes_ahead == 0
 
 
 def test_room_for_embeddings_loads_the_model_with_it(on_image):
     """Once it is typed, and only if it is another; it is remembered."""
-    details, loads = on_image.details, on_image.worker.loads
+    details, loads = on_image.form.details, on_image.worker.loads
     before = len(loads)
     details._memory.setValue(256)
     details._disk.setValue(2048)
@@ -460,25 +509,25 @@ def test_embeddings_are_looked_for_beside_the_file_and_in_the_folder_of_the_sett
     nibabel.Nifti1Image(np.zeros((9, 8, 3), np.uint8), np.eye(4)).to_filename(tmp_path / "stack.nii")
     viewer.open(tmp_path / "stack.nii", plugin=PLUGIN)
     settle()
-    choose(on_image.image, "stack")
+    choose(on_image.form.image, "stack")
     beside = tmp_path / "stack.nii.embeddings"
-    assert on_image.conversation.questions.sources.folders == (beside, tmp_path / "all")
+    assert on_image.controller.predictions.sources.folders == (beside, tmp_path / "all")
     viewer.add_image(np.zeros((4, 5)), name="made up")
     settle()
-    choose(on_image.image, "made up")
-    assert on_image.conversation.questions.sources.folders == (tmp_path / "all",)
+    choose(on_image.form.image, "made up")
+    assert on_image.controller.predictions.sources.folders == (tmp_path / "all",)
 
 
 @pytest.mark.parametrize("way", ["new on disk…", "from disk…"])
 def test_labels_on_disk_are_asked_for(on_image, tmp_path, way):
     """What was chosen before stays in front until a folder is given."""
     (tmp_path / "l.zarr").mkdir()
-    choose(on_image.labels, way)
-    assert on_image.labels.currentText() == "new"
+    choose(on_image.form.labels, way)
+    assert on_image.form.labels.currentText() == "new"
     dialog = on_image.findChild(QFileDialog)
     dialog.findChild(QLineEdit).setText(str(tmp_path / "l.zarr"))
     dialog.fileSelected.emit(str(tmp_path / "l.zarr"))
-    assert on_image.conversation.told[-1] == ("labels", tmp_path / "l.zarr")
+    assert on_image.controller.called[-1] == ("labels", tmp_path / "l.zarr")
     dialog.close()
 
 
@@ -486,26 +535,26 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
     """A layer that does not fit is refused with its sentence, and the old choice is shown."""
     fits = viewer.add_labels(np.zeros((4, 5), int), name="nuclei")
     viewer.add_labels(np.zeros((3, 3), int), name="small")
-    viewer.add_layer(on_image.conversation.preview.layer)
+    viewer.add_layer(on_image.controller.preview.layer)
     settle()
-    assert names(on_image.labels) == ["new", "new on disk…", "from disk…", "nuclei", "small"]
-    choose(on_image.labels, "nuclei")
-    assert on_image.conversation.labels.layer == fits
-    choose(on_image.labels, "small")
+    assert names(on_image.form.labels) == ["new", "new on disk…", "from disk…", "nuclei", "small"]
+    choose(on_image.form.labels, "nuclei")
+    assert on_image.controller.labels.layer == fits
+    choose(on_image.form.labels, "small")
     assert on_image.sentence == "small is of another shape"
-    assert on_image.labels.currentText() == "nuclei"
+    assert on_image.form.labels.currentText() == "nuclei"
 
 
 def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
     """Ours are not offered; what is adopted stays in front."""
     mine = viewer.add_points(ndim=2, name="my points")
-    for layer in (on_image.conversation.prompts.points, on_image.conversation.prompts.shapes):
+    for layer in (on_image.controller.prompts.points, on_image.controller.prompts.shapes):
         viewer.add_layer(layer)
     settle()
-    points = on_image.details._points
-    assert names(points) == ["made by this widget", "my points"]
+    points = on_image.form.details._points
+    assert names(points) == ["created by this widget", "my points"]
     choose(points, "my points")
-    assert on_image.conversation.told[-1] == ("adopt", mine, None)
+    assert on_image.controller.called[-1] == ("adopt", mine, None)
     assert points.currentText() == "my points"
 
 
@@ -513,71 +562,75 @@ def test_level_channel_and_intensities_begin_another_conversation(viewer, widget
     """And changing back finds the first one."""
     viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
     settle()
-    details, first = widget.details, widget.conversation
+    details, first = widget.form.details, widget.controller
     assert (names(details._level), details._level.isEnabled()) == (["0: 3 × 8 × 8"], False)
     choose(details._axis, "c (3)")
     details._channel.setValue(2)
-    assert widget.conversation.view == {
+    assert widget.controller.view == {
         "level": 0,
         "channel_axis": 0,
         "channel": 2,
         "intensities": "automatic",
     }
     press(details._intensities, "as displayed")
-    assert widget.conversation.view["intensities"] == "displayed"
+    assert widget.controller.view["intensities"] == "displayed"
     widget.turn_to(first.layer, View())
-    assert widget.conversation is first
+    assert widget.controller is first
 
 
 def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
     """No conversation is in front then, and nothing breaks."""
     viewer.add_image([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True, name="pyramid")
     settle()
-    assert names(widget.details._level) == ["0: 8 × 8", "1: 4 × 4"]
-    choose(widget.details._level, "1: 4 × 4")
+    assert names(widget.form.details._level) == ["0: 8 × 8", "1: 4 × 4"]
+    choose(widget.form.details._level, "1: 4 × 4")
     assert widget.sentence == "level 1 cannot be read: the file is gone"
-    assert widget.conversation is None
+    assert widget.controller is None
 
 
 def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle):
     """Whoever is there."""
-    widget.cancel.click()
+    widget.form.cancel.click()
     assert widget.worker.cancels == 1
     viewer.add_image(np.zeros((4, 5)))
     settle()
-    widget.cancel.click()
-    assert widget.conversation.told[-1] == "cancel"
+    widget.form.cancel.click()
+    assert widget.controller.called[-1] == "cancel"
 
 
 def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget, settle):
     """The fake above has the doors that `AnnotationController` has."""
-    widget = add_widget(converse=AnnotationController)
+    widget = add_widget(make_controller=AnnotationController)
     image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))
     own = viewer.add_points(np.zeros((0, 3)), ndim=3, name="mine", scale=(2, 1, 1))
     labels = viewer.add_labels(np.zeros((3, 8, 9), int), name="nuclei", scale=(2, 1, 1))
     settle()
-    set_details(widget.details)
-    press(widget.polarity, "− not object")
-    press(widget.tool, "Lasso")
-    choose(widget.labels, "nuclei")
-    choose(widget.details._points, "mine")
-    for button in (*widget.buttons.values(), *widget.volume.buttons.values()):
+    set_details(widget.form.details)
+    press(widget.form.polarity, "− background")
+    press(widget.form.tool, "Lasso")
+    choose(widget.form.labels, "nuclei")
+    choose(widget.form.details._points, "mine")
+    for button in (*widget.form.buttons.values(), *widget.form.volume.buttons.values()):
         button.click()
-    widget.cancel.click()
-    widget.volume._first.setValue(1)
-    widget.volume.strip.clicked.emit(2)
-    talk = widget.conversation
-    assert (talk.positive, talk.tool, talk.labels.layer) == (False, "lasso", labels)
-    assert talk.finish == PostProcessing(0.6, 1.5, True, True)
-    assert (talk.through.range, talk.through.position) == ((1, 2), 2)
-    choose(widget.details._axis, names(widget.details._axis)[1])
+    widget.form.cancel.click()
+    widget.form.volume._first.setValue(1)
+    widget.form.volume.strip.clicked.emit(2)
+    controller = widget.controller
+    assert (controller.settings.positive, controller.settings.tool, controller.labels.layer) == (
+        False,
+        "lasso",
+        labels,
+    )
+    assert controller.finish == PostProcessing(0.6, 1.5, True, True)
+    assert (controller.propagation.range, controller.propagation.position) == ((1, 2), 2)
+    choose(widget.form.details._axis, names(widget.form.details._axis)[1])
     widget.turn_to(image, View())
-    assert widget.conversation is talk
+    assert widget.controller is controller
     widget.turn_to(None)
     assert [layer.name for layer in viewer.layers] == ["stack", "mine", "nuclei"]
     viewer.layers.remove(image)
     settle()
-    assert widget.talks.previews() == []
+    assert widget.controllers.previews() == []
     assert own in viewer.layers
 
 
@@ -585,23 +638,34 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
     """Buttons, range, direction, the strip and the seeds; a point layer that comes is offered at once."""
     viewer.add_image(np.zeros((12, 8, 9)), name="stack")
     settle()
-    form, through = widget.volume, widget.conversation.through
+    form, propagation = widget.form.volume, widget.controller.propagation
     assert (form.seeds.value(), form.seeds.placeholderText()) == (None, "no Points layer")
     viewer.add_points(np.zeros((1, 3)), name="seeds")
     settle()
-    through.told.clear()
+    propagation.called.clear()
     for button in form.buttons.values():
         button.click()
     form.strip.clicked.emit(7)
-    assert through.told == ["carry", "interpolate", "next_anchor", "worst_plane", "all_seeds", ("look_at", 7)]
+    assert propagation.called == [
+        "propagate",
+        "interpolate",
+        "next_anchor",
+        "most_uncertain_plane",
+        "all_seeds",
+        ("look_at", 7),
+    ]
     form._last.setValue(8)
-    press(form.direction, "← back")
-    assert (through.range, through.direction, through.points.name) == ((0, 8), "backward", "seeds")
+    press(form.direction, "Backward")
+    assert (propagation.range, propagation.direction, propagation.points.name) == (
+        (0, 8),
+        "backward",
+        "seeds",
+    )
     assert form.strip.accessibleDescription() == (
         "1 planes with prompts, 1 carried; least sure on plane 4, 50 %"
     )
-    through.marks = []
-    through.stirred.emit()
+    propagation.marks = ()
+    propagation.progressed.emit()
     qtbot.waitUntil(lambda: form.strip.accessibleDescription() == "0 planes with prompts, 0 carried")
 
 
@@ -614,19 +678,19 @@ def test_the_stored_model_is_loaded_at_once(add_widget):
     widget = add_widget()
     assert widget.worker.loads == [("default", "cpu", "auto")]
     widget.worker.loaded.emit(FACTS)
-    assert widget.model.found.text() == "cuda:0, bfloat16"
-    assert "Apache-2.0" in widget.model.found.toolTip()
+    assert widget.form.model.found.text() == "cuda:0, bfloat16"
+    assert "Apache-2.0" in widget.form.model.found.toolTip()
     assert widget.sentence == NO_IMAGE
 
 
 def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
     """The bar and its button are there as long as it lasts."""
     widget.worker.loaded.emit(FACTS)
-    assert names(widget.model.models)[:3] == ["default", "base  (download)", "segnext-sax1  (download)"]
-    choose(widget.model.models, "segnext-sax1  (download)")
+    assert names(widget.form.model.models)[:3] == ["default", "base  (download)", "segnext-sax1  (download)"]
+    choose(widget.form.model.models, "segnext-sax1  (download)")
     assert widget.worker.loads[-1] == ("segnext-sax1", "auto", "auto")
     widget.worker.progressed.emit(100_000_000, 400_000_000)
-    bar = widget.model.findChild(QProgressBar)
+    bar = widget.form.model.findChild(QProgressBar)
     assert (bar.isVisible(), bar.value(), bar.text()) == (True, 25, "100 of 400 MB")
     widget.worker.loaded.emit(FACTS)
     assert not bar.isVisible()
@@ -637,31 +701,31 @@ def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
 def test_a_model_that_does_not_come_gives_way_to_the_last_one(widget, end):
     """The user is back where the choice was made."""
     widget.worker.loaded.emit(FACTS)
-    choose(widget.model.models, "segnext-sax1  (download)")
+    choose(widget.form.model.models, "segnext-sax1  (download)")
     if end == "failed":
         widget.worker.failed.emit("segnext-sax1 was answered with 404; it may have moved")
         assert widget.sentence.startswith("segnext-sax1 was answered with 404")
     else:
-        widget.model._stop.click()
+        widget.form.model._stop.click()
         assert widget.worker.cancels == 1
         widget.worker.idle.emit()
     assert widget.worker.loads[-1] == ("default", "auto", "auto")
-    assert widget.model.models.currentText() == "default"
+    assert widget.form.model.models.currentText() == "default"
     widget.worker.loaded.emit(FACTS)
-    assert widget.model.found.text() == "cuda:0, bfloat16"
+    assert widget.form.model.found.text() == "cuda:0, bfloat16"
 
 
 def test_a_first_model_that_does_not_load_is_not_tried_for_ever(widget):
     """There is nothing to go back to."""
     widget.worker.failed.emit("device 'cuda' is not available")
     assert len(widget.worker.loads) == 1
-    assert (widget.model.found.text(), widget.model.loading) == ("not loaded", False)
+    assert (widget.form.model.found.text(), widget.form.model.loading) == ("not loaded", False)
 
 
 def test_device_and_closer_look_load_the_model_anew(widget):
     """And are remembered."""
-    choose(widget.model.device, "cpu")
-    press(widget.model.closer_look, "off")
+    choose(widget.form.model.device, "cpu")
+    press(widget.form.model.closer_look, "off")
     assert widget.worker.loads[-1] == ("default", "cpu", "off")
     assert (settings().model.device, settings().model.closer_look) == ("cpu", "off")
 
@@ -673,7 +737,7 @@ def test_an_imported_model_is_chosen(widget, tmp_path):
     _, done = widget.worker.ran[-1]
     done("mine")
     assert widget.worker.loads[-1][0] == "mine"
-    assert widget.model.models.currentText() == "mine"
+    assert widget.form.model.models.currentText() == "mine"
 
 
 def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
@@ -694,9 +758,9 @@ def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
     dialog.fields["accept"].setKeySequence(QKeySequence("N"))
     assert on_image.keys.keys["accept"] == settings().keys.accept == "N"
     assert "same key as “New object”" in dialog.notes["accept"].text()
-    assert on_image.buttons["accept"].text() == "Accept  [N]"
+    assert on_image.form.buttons["accept"].text() == "Accept  [N]"
     dialog.fields["accept"].clear()
-    assert on_image.buttons["accept"].text() == "Accept"
+    assert on_image.form.buttons["accept"].text() == "Accept"
     dialog.reset.click()
     assert on_image.keys.keys == DEFAULTS
     assert settings().keys.accept == "Enter"
@@ -754,7 +818,7 @@ def inside_another(control):
 def test_every_control_has_a_name_and_a_tooltip(on_image):
     """For whoever cannot see it, and for whoever wonders."""
     dialog = on_image.show_shortcuts()
-    found = [*controls(on_image), *controls(dialog), on_image.state, on_image.model.found]
+    found = [*controls(on_image), *controls(dialog), on_image.form.state, on_image.form.model.found]
     assert len(found) > 50
     assert [one for one in found if not one.accessibleName()] == []
     assert [one.accessibleName() for one in found if not one.toolTip()] == []
@@ -763,8 +827,8 @@ def test_every_control_has_a_name_and_a_tooltip(on_image):
 
 def test_tab_walks_from_top_to_bottom(on_image):
     """In the order in which controls are read."""
-    on_image.fold.expand(True)
-    stops, one = [], on_image.image
+    on_image.form.fold.expand(True)
+    stops, one = [], on_image.form.image
     while on_image.isAncestorOf(one) and one not in stops:
         stops.append(one)
         one = one.nextInFocusChain()
@@ -777,9 +841,9 @@ def test_tab_walks_from_top_to_bottom(on_image):
 
 def test_the_wheel_scrolls_and_changes_nothing(on_image):
     """A hand on the wheel is on its way to somewhere else."""
-    on_image.fold.expand(True)
-    details = on_image.details
-    for control in (on_image.model.models, details._threshold, details._label):
+    on_image.form.fold.expand(True)
+    details = on_image.form.details
+    for control in (on_image.form.model.models, details._threshold, details._label):
         at = QPointF(control.rect().center())
         event = QWheelEvent(
             at,
@@ -792,8 +856,8 @@ def test_the_wheel_scrolls_and_changes_nothing(on_image):
             False,
         )
         QApplication.sendEvent(control, event)
-    assert on_image.model.models.currentText() == "default"
-    assert (on_image.conversation.finish, on_image.conversation.label) == (PostProcessing(), 1)
+    assert on_image.form.model.models.currentText() == "default"
+    assert (on_image.controller.settings.finish, on_image.controller.settings.label) == (PostProcessing(), 1)
 
 
 def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
@@ -801,7 +865,7 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
     from napari.settings import get_settings
 
     get_settings().appearance.font_size *= 2
-    on_image.fold.expand(True)
+    on_image.form.fold.expand(True)
     settle()
     buttons = [one for one in controls(on_image) if isinstance(one, QAbstractButton) and one.isVisible()]
     assert len(buttons) > 10
@@ -810,13 +874,13 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
 
 def test_closing_the_dock_gives_everything_back(viewer, on_image, settle):
     """No listener and no thread stays behind."""
-    talk, worker = on_image.conversation, on_image.worker
+    controller, worker = on_image.controller, on_image.worker
     viewer.window.remove_dock_widget(on_image)
-    assert talk.told == ["attach", "detach"]
+    assert controller.called == ["attach", "detach"]
     assert worker.closed == 1
     viewer.add_image(np.zeros((4, 5)))
     settle()
-    assert on_image.conversation is None
+    assert on_image.controller is None
     on_image.close()
     assert worker.closed == 1
     on_image.deleteLater()

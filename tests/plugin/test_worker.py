@@ -116,7 +116,7 @@ def described(worker) -> list[Any]:
     """What the worker says, in order."""
     said: list[Any] = []
     worker.embedded.connect(lambda key, seconds: said.append(("embedded", key, seconds)))
-    worker.answered.connect(lambda request, answer, final, _: said.append((request.name, final)))
+    worker.predicted.connect(lambda request, answer, final, _: said.append((request.name, final)))
     worker.failed.connect(lambda words: said.append(("failed", words)))
     return said
 
@@ -128,9 +128,9 @@ def plane(key: str) -> PlaneSource:
 def test_a_request_is_answered_on_the_main_thread(qtbot, worker, described) -> None:
     """Each answer as it comes, with the seconds since it was asked for."""
     threads: list[Any] = []
-    worker.answered.connect(lambda *_: threads.append(threading.current_thread()))
+    worker.predicted.connect(lambda *_: threads.append(threading.current_thread()))
     with qtbot.waitSignal(worker.idle):
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert described == [("embedded", "1", 0.25), ("a", False), ("a", True)]
     assert set(threads) == {threading.main_thread()}
 
@@ -139,8 +139,8 @@ def test_a_request_is_answered_on_the_main_thread(qtbot, worker, described) -> N
 def carried(worker) -> list[Any]:
     """The planes that a worker tells of, and how it ended."""
     said: list[Any] = []
-    worker.carried.connect(lambda walk, number, found: said.append(found.plane.position))
-    worker.arrived.connect(lambda walk, whole: said.append("end" if whole else "cut short"))
+    worker.propagated.connect(lambda walk, number, found: said.append(found.plane.position))
+    worker.propagation_ended.connect(lambda walk, whole: said.append("end" if whole else "cut short"))
     return said
 
 
@@ -161,11 +161,11 @@ def test_a_walk_ends_early(qtbot, worker, responder, carried, described, end) ->
         worker.propagate(WALK, [])
         qtbot.waitUntil(lambda: bool(carried) or end == "error")
         if end == "ask":
-            worker.ask(Asked("a"), plane("1"))
+            worker.predict(Asked("a"), plane("1"))
             qtbot.waitUntil(lambda: ("a", False) in described)
             responder.last_door.set()
         elif end != "error":
-            {"stop": worker.stop_carrying, "cancel": worker.cancel}[end]()
+            {"stop": worker.stop_propagation, "cancel": worker.cancel}[end]()
     assert carried == ["cut short"] if end == "error" else [0, "cut short"]
     assert ("a", True) in described if end == "ask" else True
     assert described == [("failed", "no such plane")] if end == "error" else True
@@ -175,9 +175,9 @@ def test_a_walk_that_was_stopped_before_it_began_is_forgotten(qtbot, worker, res
     """What was asked before it is still answered."""
     responder.answer_door.clear()
     with qtbot.waitSignal(worker.idle):
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
         worker.propagate(WALK, [])
-        worker.stop_carrying()
+        worker.stop_propagation()
         responder.answer_door.set()
     assert carried == ["cut short"]
     assert "answer a" in responder.done
@@ -188,17 +188,17 @@ def test_what_takes_time_is_named(qtbot, worker) -> None:
     said: list[str] = []
     worker.started.connect(said.append)
     with qtbot.waitSignal(worker.idle):
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert said == ["embedding plane 1", "predicting"]
 
 
 def test_the_newest_request_wins(qtbot, worker, responder, described) -> None:
     """Those that it overtakes while they wait are never begun."""
     responder.answer_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: bool(responder.done))
     for name in "bcd":
-        worker.ask(Asked(name), plane("1"))
+        worker.predict(Asked(name), plane("1"))
     with qtbot.waitSignal(worker.idle):
         responder.answer_door.set()
     assert responder.done == ["embed 1", "answer a", "embed 1", "answer d"]
@@ -207,9 +207,9 @@ def test_the_newest_request_wins(qtbot, worker, responder, described) -> None:
 def test_a_first_answer_is_finished_and_a_better_one_is_not(qtbot, worker, responder, described) -> None:
     """A stroke that is faster than the network still sees masks."""
     responder.last_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: ("a", False) in described)
-    worker.ask(Asked("b"), plane("1"))
+    worker.predict(Asked("b"), plane("1"))
     qtbot.waitUntil(lambda: ("b", False) in described)
     assert ("a", True) not in described
 
@@ -217,9 +217,9 @@ def test_a_first_answer_is_finished_and_a_better_one_is_not(qtbot, worker, respo
 def test_a_trial_waits_for_a_request_and_never_ends_one(qtbot, worker, responder, described) -> None:
     """Hovering does not cost the mask of the click before."""
     responder.last_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: ("a", False) in described)
-    worker.ask(Asked("trial", ticket=0), plane("1"))
+    worker.predict(Asked("trial", ticket=0), plane("1"))
     with qtbot.waitSignal(worker.idle):
         responder.last_door.set()
     assert [one for one in described if one[0] != "embedded"] == [
@@ -233,11 +233,11 @@ def test_a_trial_waits_for_a_request_and_never_ends_one(qtbot, worker, responder
 def test_looks_come_after_requests_and_the_newest_replaces_older_ones(qtbot, worker, responder) -> None:
     """Who scrolls past a plane does not want it embedded."""
     responder.answer_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: bool(responder.done))
     for key in "234":
-        worker.look(plane(key))
-    worker.ask(Asked("b"), plane("1"))
+        worker.embed(plane(key))
+    worker.predict(Asked("b"), plane("1"))
     with qtbot.waitSignal(worker.idle):
         responder.answer_door.set()
     assert responder.done == ["embed 1", "answer a", "embed 1", "answer b", "embed 4"]
@@ -248,11 +248,11 @@ def test_an_embedding_is_left_for_another_plane_and_kept_for_this_one(
 ) -> None:
     """A click on the plane that is being embedded must not begin from the start."""
     responder.embed_door.clear()
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.waitUntil(lambda: worker._busy is not None)
-    worker.look(plane("2"))
+    worker.embed(plane("2"))
     qtbot.waitUntil(lambda: worker._busy is not None and worker._busy.identity == plane("2").identity)
-    worker.ask(Asked("a"), plane("2"))
+    worker.predict(Asked("a"), plane("2"))
     qtbot.wait(50)
     with qtbot.waitSignal(worker.idle):
         responder.embed_door.set()
@@ -265,9 +265,9 @@ def test_planes_ahead_are_embedded_when_nothing_else_is_to_be_done(
     """One after the other, after the answer and the look; nobody waits for them and no bar shows them."""
     said: list[str] = []
     worker.started.connect(said.append)
-    worker.ahead([plane(key) for key in "34"])
-    worker.look(plane("2"))
-    worker.ask(Asked("a"), plane("1"))
+    worker.embed_ahead([plane(key) for key in "34"])
+    worker.embed(plane("2"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: ("embedded", "4", 0.25) in described)
     assert responder.done[-4:] == ["answer a", "embed 2", "embed 3", "embed 4"]
     assert set(said) <= {"embedding plane 1", "predicting", "embedding plane 2"}
@@ -282,13 +282,13 @@ def busy_with(worker, key) -> bool:
 def test_a_request_interrupts_what_is_embedded_ahead(qtbot, worker, responder, ticket) -> None:
     """It goes first, and the planes ahead go on where they were."""
     responder.embed_door.clear()
-    worker.ahead([plane(key) for key in "23"])
+    worker.embed_ahead([plane(key) for key in "23"])
     qtbot.waitUntil(lambda: busy_with(worker, "2"))
     assert not worker.busy
     if ticket is None:
-        worker.look(plane("1"))
+        worker.embed(plane("1"))
     else:
-        worker.ask(Asked("a", ticket), plane("1"))
+        worker.predict(Asked("a", ticket), plane("1"))
     qtbot.waitUntil(lambda: busy_with(worker, "1"))
     assert worker.busy
     responder.embed_door.set()
@@ -299,16 +299,16 @@ def test_a_request_interrupts_what_is_embedded_ahead(qtbot, worker, responder, t
 def test_a_look_at_what_is_being_embedded_ahead_does_not_begin_anew(qtbot, worker, responder) -> None:
     """Nor does one at a plane that is embedded already, nor planes ahead that hold the one under way."""
     with qtbot.waitSignal(worker.idle):
-        worker.look(plane("1"))
+        worker.embed(plane("1"))
     responder.embed_door.clear()
-    worker.ahead([plane(key) for key in "23"])
+    worker.embed_ahead([plane(key) for key in "23"])
     qtbot.waitUntil(lambda: busy_with(worker, "2"))
     under_way = worker._busy
-    worker.look(plane("1"))
-    worker.ahead([plane(key) for key in "324"])
+    worker.embed(plane("1"))
+    worker.embed_ahead([plane(key) for key in "324"])
     qtbot.wait(40)
     assert worker._busy is under_way
-    worker.look(plane("2"))
+    worker.embed(plane("2"))
     qtbot.wait(40)
     assert worker._busy is under_way
     responder.embed_door.set()
@@ -319,13 +319,13 @@ def test_a_look_a_quarter_done_is_finished_for_another_look(qtbot, worker, respo
     """Who scrolls faster than the network finds some planes embedded; who asks does not wait for it."""
     worker._typical = 0.02
     responder.embed_door.clear()
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.waitUntil(lambda: busy_with(worker, "1"))
     qtbot.wait(40)
-    worker.look(plane("2"))
+    worker.embed(plane("2"))
     qtbot.wait(40)
     assert busy_with(worker, "1")
-    worker.ask(Asked("a"), plane("3"))
+    worker.predict(Asked("a"), plane("3"))
     qtbot.waitUntil(lambda: busy_with(worker, "3"))
     responder.embed_door.set()
 
@@ -334,11 +334,11 @@ def test_a_plane_ahead_that_was_looked_at_counts_as_one(qtbot, worker, responder
     """A quarter done, it is finished although the user is one further by now."""
     worker._typical = 0.02
     responder.embed_door.clear()
-    worker.ahead([plane("1")])
+    worker.embed_ahead([plane("1")])
     qtbot.waitUntil(lambda: busy_with(worker, "1"))
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.wait(40)
-    worker.look(plane("2"))
+    worker.embed(plane("2"))
     qtbot.wait(40)
     assert busy_with(worker, "1")
     responder.embed_door.set()
@@ -347,9 +347,9 @@ def test_a_plane_ahead_that_was_looked_at_counts_as_one(qtbot, worker, responder
 
 def test_planes_ahead_are_dropped_by_cancel_and_by_none(qtbot, worker, responder) -> None:
     """What is under way stops too."""
-    for stop in (worker.cancel, lambda: worker.ahead(())):
+    for stop in (worker.cancel, lambda: worker.embed_ahead(())):
         responder.embed_door.clear()
-        worker.ahead([plane(key) for key in "12"])
+        worker.embed_ahead([plane(key) for key in "12"])
         qtbot.waitUntil(lambda: busy_with(worker, "1"))
         stop()
         qtbot.waitUntil(lambda: worker._busy is None)
@@ -364,10 +364,10 @@ def test_a_plane_ahead_that_cannot_be_embedded_is_left_out(qtbot, worker, respon
     def empty() -> Any:
         raise ValueError("no finite pixel")
 
-    worker.ahead([PlaneSource("1", empty), plane("2")])
+    worker.embed_ahead([PlaneSource("1", empty), plane("2")])
     qtbot.waitUntil(lambda: described == [("embedded", "2", 0.25)])
     with qtbot.waitSignal(worker.failed):
-        worker.look(PlaneSource("1", empty))
+        worker.embed(PlaneSource("1", empty))
 
 
 @dataclass
@@ -387,8 +387,8 @@ def test_planes_ahead_end_a_responder_once(qtbot, worker) -> None:
     with qtbot.waitSignal(worker.idle):
         worker.load(lambda: fragile)
     with qtbot.waitSignals([worker.failed, worker.loaded]):
-        worker.ahead([plane(key) for key in "12"])
-    worker.ahead([plane("3")])
+        worker.embed_ahead([plane(key) for key in "12"])
+    worker.embed_ahead([plane("3")])
     qtbot.waitUntil(lambda: worker._busy is None)
     assert [one for one in fragile.done if one.startswith("embed")] == ["embed 1"]
 
@@ -398,7 +398,7 @@ def test_planes_ahead_stop_where_memory_does(qtbot, worker, described, caplog) -
     fragile = Fragile(raised=MemoryError)
     with qtbot.waitSignal(worker.idle):
         worker.load(lambda: fragile)
-    worker.ahead([plane(key) for key in "12"])
+    worker.embed_ahead([plane(key) for key in "12"])
     qtbot.waitUntil(lambda: "planes are not embedded ahead: it has ended" in caplog.text)
     qtbot.waitUntil(lambda: worker._busy is None)
     assert described == []
@@ -408,13 +408,13 @@ def test_planes_ahead_stop_where_memory_does(qtbot, worker, described, caplog) -
 def test_cancel_drops_what_waits_and_what_is_under_way(qtbot, worker, responder, described) -> None:
     """A responder that listens goes on to live."""
     responder.answer_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: bool(responder.done))
-    worker.look(plane("2"))
-    worker._patience.setInterval(300_000)  # a busy machine may take longer than the usual one to stop it
+    worker.embed(plane("2"))
+    worker._grace.setInterval(300_000)  # a busy machine may take longer than the usual one to stop it
     with qtbot.waitSignal(worker.idle):
         worker.cancel()
-    worker._patience.timeout.emit()  # patience ends when there is nothing left to be ended
+    worker._grace.timeout.emit()  # patience ends when there is nothing left to be ended
     assert described == [("embedded", "1", 0.25)]
     assert responder.done == ["embed 1"]
     assert not worker.busy
@@ -424,7 +424,7 @@ def test_cancel_restarts_a_responder_that_does_not_listen(qtbot, worker, respond
     """Its model is loaded again, so that the next click is quick."""
     responder.deaf = True
     responder.embed_door.clear()
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.waitUntil(lambda: worker._busy is not None)
     with qtbot.waitSignals([worker.loaded, worker.idle]):
         worker.cancel()
@@ -444,18 +444,18 @@ def test_an_error_is_told_in_one_sentence(qtbot, worker, responder, described, e
     """The engine's own; one that nobody meant for people says its kind. The thread lives on."""
     responder.error = error
     with qtbot.waitSignal(worker.failed) as signal:
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert signal.args == [words]
     responder.error = None
-    with qtbot.waitSignal(worker.answered):
-        worker.ask(Asked("b"), plane("1"))
+    with qtbot.waitSignal(worker.predicted):
+        worker.predict(Asked("b"), plane("1"))
 
 
 def test_a_responder_that_has_died_is_loaded_again(qtbot, worker, responder) -> None:
     """Told once; the next request finds it ready."""
     responder.error = WorkerProcessEnded("it has ended")
     with qtbot.waitSignals([worker.failed, worker.loaded]):
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert responder.done == ["embed 1", "describe"]
 
 
@@ -467,23 +467,23 @@ def test_a_model_that_does_not_load_answers_nothing(qtbot, worker, responder) ->
 
     with qtbot.waitSignal(worker.failed) as signal, qtbot.waitSignal(worker.idle):
         worker.load(broken)
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert signal.args == ["unknown model 'x'; choose another"]
     assert responder.done == ["close"]
     with qtbot.waitSignal(worker.failed) as signal:
-        worker.ask(Asked("b"), plane("1"))
+        worker.predict(Asked("b"), plane("1"))
     assert signal.args == ["no model is loaded; choose one first"]
 
 
 def test_another_model_takes_the_place_of_the_first(qtbot, worker, responder) -> None:
     """What was under way is dropped, and what is asked now waits for the new one."""
     responder.answer_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     qtbot.waitUntil(lambda: bool(responder.done))
     second = Scripted()
-    with qtbot.waitSignal(worker.answered) as signal:
+    with qtbot.waitSignal(worker.predicted) as signal:
         worker.load(lambda: second)
-        worker.ask(Asked("b"), plane("1"))
+        worker.predict(Asked("b"), plane("1"))
     assert signal.args[0] == Asked("b")
     assert responder.done == ["embed 1", "close"]
 
@@ -491,7 +491,7 @@ def test_another_model_takes_the_place_of_the_first(qtbot, worker, responder) ->
 def test_other_work_goes_on_beside_it(qtbot, worker, responder) -> None:
     """Its result arrives on the main thread, its error as a sentence."""
     responder.answer_door.clear()
-    worker.ask(Asked("a"), plane("1"))
+    worker.predict(Asked("a"), plane("1"))
     results: list[Any] = []
     worker.run(lambda: 42, lambda result: results.append((result, threading.current_thread())))
     qtbot.waitUntil(lambda: bool(results))
@@ -505,7 +505,7 @@ def test_closing_at_work_returns_at_once_and_says_no_more(qtbot, worker, respond
     """Thread and responder end by themselves."""
     responder.deaf = True
     responder.embed_door.clear()
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.waitUntil(lambda: worker._busy is not None)
     worker.close()
     qtbot.waitUntil(lambda: not worker._thread.is_alive())
@@ -539,7 +539,7 @@ def test_a_child_process_ends_with_its_worker(qtbot) -> None:
     number = signal.args[0]["process"]
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
     with qtbot.waitSignal(worker.started):
-        worker.look(PlaneSource("1", lambda: pixels))
+        worker.embed(PlaneSource("1", lambda: pixels))
     worker.close()
     qtbot.waitUntil(lambda: not worker._thread.is_alive())
 
@@ -555,11 +555,11 @@ def test_a_child_process_ends_with_its_worker(qtbot) -> None:
 
 def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) -> None:
     """napari's own, named after what is going on; it goes when that is over."""
-    worker._waiting._soon.setInterval(10)
+    worker._progress_bar._delay.setInterval(10)
     responder.embed_door.clear()
-    worker.look(plane("1"))
-    qtbot.waitUntil(lambda: worker._waiting._bar is not None)
-    bar = worker._waiting._bar
+    worker.embed(plane("1"))
+    qtbot.waitUntil(lambda: worker._progress_bar._bar is not None)
+    bar = worker._progress_bar._bar
     assert bar in progress_bar.cancelable_progress._all_instances
     assert bar.desc.startswith("embedding plane 1")
     with qtbot.waitSignal(worker.idle):
@@ -569,11 +569,11 @@ def test_what_lasts_gets_a_bar_and_its_button_cancels(qtbot, worker, responder) 
 
 def test_a_download_moves_the_bar(qtbot, worker, responder) -> None:
     """By bytes, once it is there."""
-    bars = worker._waiting
+    bars = worker._progress_bar
     worker.progressed.emit(1, 4)
-    bars._soon.setInterval(10)
+    bars._delay.setInterval(10)
     responder.embed_door.clear()
-    worker.look(plane("1"))
+    worker.embed(plane("1"))
     qtbot.waitUntil(lambda: bars._bar is not None)
     worker.progressed.emit(3_000_000, 4_000_000)
     qtbot.waitUntil(lambda: (bars._bar.n, bars._bar.total) == (3_000_000, 4_000_000))
@@ -591,10 +591,12 @@ def test_importing_the_worker_imports_no_torch(run_python) -> None:
 def test_a_bar_that_turns_the_event_loop_does_not_turn_round_the_order(qtbot, worker, responder) -> None:
     """napari's bars do that: an error told right after "predicting" stays the last word."""
     words: list[str] = []
-    worker._waiting._bar = SimpleNamespace(set_description=lambda _: QApplication.processEvents(), close=list)
+    worker._progress_bar._bar = SimpleNamespace(
+        set_description=lambda _: QApplication.processEvents(), close=list
+    )
     worker.started.connect(words.append)
     worker.failed.connect(words.append)
     responder.error = ValueError("no answer")
     with qtbot.waitSignal(worker.idle):
-        worker.ask(Asked("a"), plane("1"))
+        worker.predict(Asked("a"), plane("1"))
     assert words[-1] == "no answer"

@@ -1,7 +1,7 @@
 """The keys: what each one calls, on which layers, and what it would hide.
 
 napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the
-layers of a conversation and nowhere else: they work while one of these layers is active, and touch no other.
+layers of a controller and nowhere else: they work while one of these layers is active, and touch no other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from napari.components import ViewerModel
@@ -24,27 +25,26 @@ class Action:
     Attributes
     ----------
     name
-        The method of a conversation that it calls, without arguments.
+        Its key in the settings.
     title
         What the table and the tooltips call it.
     key
         Its key as delivered, in napari's words: "Ctrl+Shift+Z".
     held
         Whether the method is called with True when the key goes down and with False when it comes up.
-    part
-        The part of the conversation whose method it is; "" for its own.
+    method
+        The method of a controller that it calls, or of one of its parts: "preview.brush"; "" if it is `name`.
     """
 
     name: str
     title: str
     key: str
     held: bool = False
-    part: str = ""
+    method: str = ""
 
-    def call(self, conversation: Any, *given: bool) -> None:
+    def call(self, controller: Any, *given: bool) -> None:
         """Do it."""
-        owner = getattr(conversation, self.part) if self.part else conversation
-        getattr(owner, self.name)(*given)
+        attrgetter(self.method or self.name)(controller)(*given)
 
 
 ACTIONS = (
@@ -52,25 +52,26 @@ ACTIONS = (
     Action("new_object", "New object", "N"),
     Action("undo", "Undo", "Ctrl+Z"),
     Action("redo", "Redo", "Ctrl+Shift+Z"),
-    Action("toggle_polarity", "Positive or negative", "T"),
-    Action("next_tool", "Next tool", "Q"),
+    Action("toggle_polarity", "Positive or negative", "T", method="prompts.toggle"),
+    Action("next_tool", "Next tool", "Q", method="gestures.next_tool"),
     Action("clear", "Clear the object", "U"),
-    Action("previous_plane", "Previous plane", "K"),
-    Action("next_plane", "Next plane", "J"),
-    Action("reopen", "Reopen the object under the cursor", "W"),
-    Action("brush", "Paint on the mask", "G"),
-    Action("eraser", "Erase from the mask", "Shift+G"),
-    Action("prompt_tool", "Back to clicking", "Shift+Q"),
-    Action("hold", "Postpone predictions while pressed", "H", held=True),
-    Action("toggle_hover", "Preview under the cursor", "Shift+H"),
-    Action("carry", "Propagate through the planes", "Shift+J", part="through"),
-    Action("interpolate", "Interpolate between the planes", "Shift+K", part="through"),
-    Action("next_anchor", "Next plane with prompts", "Shift+N", part="through"),
-    Action("worst_plane", "Plane that needs a look most", "Shift+W", part="through"),
-    Action("all_seeds", "Every seed becomes an object", "Shift+U", part="through"),
+    Action("previous_plane", "Previous plane", "K", method="current_plane.previous"),
+    Action("next_plane", "Next plane", "J", method="current_plane.next"),
+    Action("reopen", "Edit the object under the cursor", "W", method="edit_object"),
+    Action("brush", "Paint on the mask", "G", method="preview.brush"),
+    Action("eraser", "Erase from the mask", "Shift+G", method="preview.eraser"),
+    Action("prompt_tool", "Back to clicking", "Shift+Q", method="prompts.activate"),
+    Action("hold", "Postpone predictions while pressed", "H", held=True, method="predictions.hold"),
+    Action("toggle_hover", "Preview under the cursor", "Shift+H", method="gestures.toggle_hover"),
+    Action("carry", "Propagate through the planes", "Shift+J", method="propagation.propagate"),
+    Action("interpolate", "Interpolate between the planes", "Shift+K", method="propagation.interpolate"),
+    Action("next_anchor", "Next plane with prompts", "Shift+N", method="propagation.next_anchor"),
+    Action("worst_plane", "Least certain plane", "Shift+W", method="propagation.most_uncertain_plane"),
+    Action("all_seeds", "Every seed becomes an object", "Shift+U", method="propagation.all_seeds"),
     Action("cancel", "Cancel what is running", "Escape"),
 )
 
+ACTION = {action.name: action for action in ACTIONS}
 DEFAULTS = {action.name: action.key for action in ACTIONS}
 
 # What Qt calls otherwise than napari.
@@ -157,10 +158,10 @@ class KeyTable:
         notes = {action.name: [*self._twins(action), *_hidden(self._keys[action.name])] for action in ACTIONS}
         return {name: "; ".join(said) for name, said in notes.items() if said}
 
-    def bind(self, layer: Any, verbs: Any) -> None:
-        """Lets the keys of `layer` call the methods of `verbs`, which are named like the actions."""
+    def bind(self, layer: Any, controller: Any) -> None:
+        """Let the keys of `layer` call the methods of a controller and its parts."""
         self.unbind(layer)
-        bound = _Bound(layer, verbs)
+        bound = _Bound(layer, controller)
         bound.put(self._keys)
         self._bound.append(bound)
 
@@ -188,8 +189,8 @@ class KeyTable:
 class _Bound:
     """One layer with our keys on it, and what they did before."""
 
-    def __init__(self, layer: Any, verbs: Any) -> None:
-        self.layer, self.verbs = layer, verbs
+    def __init__(self, layer: Any, controller: Any) -> None:
+        self.layer, self.controller = layer, controller
         self._before: dict[str, tuple[Callable[..., Any], Any]] = {}
         self._drawing = False  # napari says when a shape is begun and when it is finished
         if isinstance(layer, Shapes):
@@ -216,7 +217,7 @@ class _Bound:
         def press(layer: Any) -> None:
             native = self._native(key)
             if native is None:
-                action.call(self.verbs)
+                action.call(self.controller)
             else:
                 native(layer)
                 self._drawing = False
@@ -225,9 +226,9 @@ class _Bound:
 
     def _held(self, action: Action) -> Callable[[Any], Any]:
         def press(layer: Any) -> Any:
-            action.call(self.verbs, True)
+            action.call(self.controller, True)
             yield
-            action.call(self.verbs, False)
+            action.call(self.controller, False)
 
         return press
 

@@ -1,4 +1,4 @@
-"""napari's own progress bar for what takes a worker longer than half a second."""
+"""napari's own progress bar for work that lasts longer than half a second."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qtpy.QtCore import QObject, Qt, QTimer
 if TYPE_CHECKING:
     from napari_lowlat_seg.plugin.worker import Worker
 
-SOON = 500
-"""Milliseconds that need no bar."""
+DELAY_MS = 500
+"""Work that is done by then shows no bar."""
 
 
 class _Bar(cancelable_progress):
@@ -22,7 +22,7 @@ class _Bar(cancelable_progress):
         self.cancel_callback()
 
 
-class Waiting(QObject):
+class WorkerProgressBar(QObject):
     """The bar of one worker: there is at most one. Its button cancels the work."""
 
     def __init__(self, worker: Worker) -> None:
@@ -30,23 +30,22 @@ class Waiting(QObject):
         self._cancel = worker.cancel
         self._what = ""
         self._bar: Any = None
-        self._soon = QTimer(self)
-        self._soon.setSingleShot(True)
-        self._soon.setInterval(SOON)
-        self._soon.timeout.connect(self._show)
-        # napari's bars turn the event loop: what comes meanwhile must not overtake what others hear.
+        self._delay = QTimer(self)
+        self._delay.setSingleShot(True)
+        self._delay.setInterval(DELAY_MS)
+        self._delay.timeout.connect(self._show)
+        # napari's bars run the event loop: queued, so that other slots of a signal come first.
         for signal, slot in (
             (worker.started, self._start),
-            (worker.progressed, self._advance),
-            (worker.carried, self._count),
-            (worker.answered, self._end),  # there is a mask to look at: nobody waits any more
+            (worker.progressed, self._show_download),
+            (worker.propagated, self._show_plane),
+            (worker.predicted, self._end),  # there is a mask to look at
             (worker.idle, self._end),
         ):
             signal.connect(slot, Qt.ConnectionType.QueuedConnection)
 
     def close(self) -> None:
-        """Takes the bar away."""
-        self._soon.stop()
+        """Take the bar away."""
         self._end()
 
     def _start(self, what: str) -> None:
@@ -54,31 +53,31 @@ class Waiting(QObject):
         if self._bar is not None:
             self._bar.set_description(what)
         else:
-            self._soon.start()  # anew: a bar is for one step that lasts, not for many short ones
+            self._delay.start()  # again: one long step gets a bar, many short ones get none
 
     def _show(self) -> None:
         self._bar = _Bar(desc=self._what, total=0, cancel_callback=self._cancel)
 
-    def _advance(self, done: int, total: int | None) -> None:
+    def _show_download(self, done: int, total: int | None) -> None:
         if self._bar is not None:
-            self._tell(f"downloading the model, {done / 1e6:.0f} MB", done, total)
+            self._set(f"downloading the model, {done / 1e6:.0f} MB", done, total)
 
-    def _count(self, walk: Any, number: int, found: Any) -> None:
-        """One plane of a walk that may end sooner than its range does."""
+    def _show_plane(self, request: Any, number: int, found: Any) -> None:
+        """Count one plane more; a propagation may end before its range does."""
         if self._bar is not None and found.final:
-            total = len(walk.planes) * (len(walk.seeds) or 1)
-            self._tell(f"{self._what}, plane {found.plane.position}", self._bar.n + 1, total)
+            total = len(request.planes) * (len(request.seeds) or 1)
+            self._set(f"{self._what}, plane {found.plane.position}", self._bar.n + 1, total)
 
-    def _tell(self, what: str, done: int, total: int | None) -> None:
+    def _set(self, what: str, done: int, total: int | None) -> None:
         bar = self._bar
         if total:
             bar.total = total
         bar.set_description(what)
-        if bar is self._bar:  # the event loop was turned meanwhile
+        if bar is self._bar:  # `set_description` runs the event loop, in which the work may have ended
             bar.update(done - bar.n)
 
     def _end(self) -> None:
-        self._soon.stop()
+        self._delay.stop()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -266,6 +266,18 @@ def remember_policy(policy: Policy) -> None:
         remember("labels", policy=policy.kind)
 
 
+def remember_setting(name: str, value: Any) -> None:
+    """Saves a field of `Settings` for the next image and session, if it is one that is kept."""
+    if name == "finish":
+        remember_finish(value)
+    elif name == "policy":
+        remember_policy(value)
+    elif name == "semantic":
+        remember("labels", semantic=value)
+    elif name in ("tool", "hover", "postpone"):
+        remember("prompts", **{name: value})
+
+
 def stored_room() -> dict[str, Any]:
     """The bytes for embeddings, as keywords of `serving.process.open_prediction_service`."""
     kept = settings().embeddings

@@ -1,47 +1,34 @@
-"""The dock widget: what to segment, the state in one line, and buttons for what the keys do.
+"""The dock widget: which image to segment, the state in one line, and buttons for what the keys do.
 
-It makes controls, connects them and forwards; what happens is an `AnnotationController`'s. Each image keeps
-its own as long as it is in the viewer, so that swapping images back brings prompts, masks and undo back.
+It connects and forwards; `MainForm` has the controls, `AnnotationController` does the work. Each image keeps
+its own controller for as long as it is in the viewer, so that swapping images back brings everything back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Labels, Points, Shapes
+from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_lowlat_seg.plugin.controller.images import ImageControllers, View
-from napari_lowlat_seg.plugin.controller.scene import AnnotationController
-from napari_lowlat_seg.plugin.forms.controls import (
-    FOLDERS,
-    ON_DISK,
-    Choice,
-    Chooser,
-    Fold,
-    Scrolled,
-    action_button,
-    ask_for_folder,
-    described,
-)
-from napari_lowlat_seg.plugin.forms.details import DetailsForm
-from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted, importing
+from napari_lowlat_seg.plugin.controller.controller import AnnotationController
+from napari_lowlat_seg.plugin.controller.images import ImageControllers
+from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
+from napari_lowlat_seg.plugin.forms.controls import FOLDERS, ask_for_folder
+from napari_lowlat_seg.plugin.forms.main import MainForm
+from napari_lowlat_seg.plugin.forms.model import Wanted, importing
 from napari_lowlat_seg.plugin.forms.shortcuts import KeysDialog
-from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS
-from napari_lowlat_seg.plugin.forms.volume import VolumeForm
-from napari_lowlat_seg.plugin.keys import ACTIONS
+from napari_lowlat_seg.plugin.keys import ACTION
 from napari_lowlat_seg.plugin.labels.disk_labels import beside
 from napari_lowlat_seg.plugin.settings import (
     remember,
-    remember_finish,
     remember_keys,
-    remember_policy,
+    remember_setting,
     settings,
     stored_keys,
     stored_room,
@@ -54,8 +41,9 @@ if TYPE_CHECKING:
 
 NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentation"
 CHOOSE = "Choose an image"
-BUTTONS = {"accept": "Accept", "new_object": "New object", "undo": "Undo", "redo": "Redo"}
-TITLES = {action.name: action.title for action in ACTIONS}
+
+REDRAW_MS = 40
+"""Between two refreshes while planes are scrolled or propagated: faster than that nobody can see."""
 
 
 class LowlatWidget(QWidget):
@@ -66,317 +54,219 @@ class LowlatWidget(QWidget):
     napari_viewer
         The viewer that it is docked in.
     worker
-        Answers; None makes one.
-    converse
-        Makes the conversation about one image; called as `AnnotationController` is.
+        Runs the model; None makes one.
+    make_controller
+        Called as `AnnotationController` is.
     """
 
     def __init__(
         self,
         napari_viewer: napari.Viewer,
         worker: Any = None,
-        converse: Callable[..., Any] = AnnotationController,
+        make_controller: Callable[..., Any] = AnnotationController,
     ) -> None:
         super().__init__()
         self.viewer = napari_viewer
         self.worker = Worker() if worker is None else worker
         self.keys = stored_keys()
-        self.talks = ImageControllers(
-            lambda layer, **view: converse(napari_viewer, layer, self.worker, self.keys, **view)
+        self.controllers = ImageControllers(
+            napari_viewer,
+            lambda layer, **view: make_controller(napari_viewer, layer, self.worker, self.keys, **view),
         )
-        self._seen: list[Any] = []
+        model, room = settings().model, settings().embeddings
+        self.form = MainForm(
+            Wanted(model.name, model.device, model.closer_look), (room.ahead, room.memory, room.disk)
+        )
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.form)
         self._open = True
-        stored = settings().model
-        self.model = ModelForm(Wanted(stored.name, stored.device, stored.closer_look))
-        self._make_controls()
-        self._lay_out()
+        self._layers_of: ViewState | None = None  # the state whose layers are offered
+        # napari is not done with a new layer when it emits `inserted`.
+        self._follow = single_shot(self, 0, lambda: self._try(self.controllers.follow_viewer))
+        self._redraw = single_shot(self, REDRAW_MS, self._show)
+        # The first model is loaded when the widget is on the screen, not while it is being made.
+        self._load_first = single_shot(self, 0, self.form.model.want)
         self._connect()
-        self._show_keys()
+        self.form.show_keys(self.keys.keys)
         self._follow.start()
-        # The first model is asked for when the widget is on the screen, not while it is being made.
-        self._start = QTimer(self)
-        self._start.setSingleShot(True)
-        self._start.timeout.connect(lambda: self.model.want())
-        self._start.start()
-
-    # Controls
-
-    def _make_controls(self) -> None:
-        self.image = Chooser("Image", "The image that is segmented.")
-        self.labels = Chooser("Labels", "Where accepted objects are written: a new layer, or one of yours.")
-        self.state = described(QLabel(), "State", "What is going on, or how long the last answer took.")
-        self.state.setWordWrap(True)
-        self.state.setTextFormat(Qt.TextFormat.RichText)
-        self.sentence = self._working = ""
-        self.polarity = Choice(
-            "Polarity", "What the next prompt says", [("+ object", True), ("− not object", False)]
-        )
-        self.tool = Choice(
-            "Tool", "What dragging draws", [("Scribble", "scribble"), ("Box", "box"), ("Lasso", "lasso")]
-        )
-        self.buttons = {
-            name: action_button(text, partial(self._verb, name)) for name, text in BUTTONS.items()
-        }
-        self.volume = VolumeForm(lambda: self.conversation and self.conversation.through)
-        self.details = DetailsForm(self.model)
-        room = settings().embeddings
-        self.details.show_embeddings(room.ahead, room.memory, room.disk)
-        self.shortcuts = described(
-            action_button("Shortcuts…", self.show_shortcuts),
-            "Shortcuts",
-            "All keys; they can be changed there.",
-        )
-        self.cancel = described(
-            action_button("Cancel", self._cancel), "Cancel", "Stop what is running; prompts stay."
-        )
-        self._follow = QTimer(self)  # napari is still at it when it tells of a new layer
-        self._follow.setSingleShot(True)
-        self._stir = QTimer(self)  # planes come and go faster than anybody looks at the strip
-        self._stir.setSingleShot(True)
-        self._stir.setInterval(40)
-
-    def _lay_out(self) -> None:
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for text, control in (("Image", self.image), ("Model", self.model), ("Labels", self.labels)):
-            form.addRow(text, control)
-        grid = QGridLayout()
-        for index, button in enumerate(self.buttons.values()):
-            grid.addWidget(button, index // 2, index % 2)
-        self.fold = Fold("Details", "Everything that is not needed for every object.", self.details)
-        column.addLayout(form)
-        column.addWidget(self.state)
-        column.addLayout(grid)
-        for part in (self.polarity, self.tool, self.volume, self.fold, self.shortcuts, self.cancel):
-            column.addWidget(part)
-        column.addStretch()
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(Scrolled(inner))
+        self._load_first.start()
 
     def _connect(self) -> None:
-        self.image.chosen.connect(self.turn_to)
-        self.labels.chosen.connect(self._choose_labels)
-        self.polarity.chosen.connect(lambda positive: self._set("positive", positive))
-        self.tool.chosen.connect(lambda tool: self._set("tool", tool))
-        details = self.details
-        details.label.connect(lambda label: self._set("label", label))
-        details.semantic.connect(lambda on: self._set("semantic", on))
-        details.policy.connect(lambda policy: self._set("policy", policy))
-        details.finish.connect(lambda finish: self._set("finish", finish))
-        details.hover.connect(lambda on: self._set("hover", on))
-        details.postpone.connect(self._postpone)
-        details.adopt.connect(self._adopt)
-        details.ahead.connect(self._look_ahead)
-        details.room.connect(self._give_room)
-        details.view.connect(lambda view: self.turn_to(self.conversation.layer, view))
-        self.model.wanted.connect(self._load)
-        self.model.cancelled.connect(self._cancel)
-        self.model.file_chosen.connect(self.import_file)
-        self.worker.progressed.connect(self.model.show_progress)
-        self.worker.loaded.connect(self.model.show_loaded)
-        self.worker.started.connect(self._started)
-        self.worker.failed.connect(self._fail)
-        self.worker.idle.connect(self._rest)
-        self.talks.changed.connect(self._show)
-        self.talks.said.connect(self._say)
-        self.talks.stirred.connect(self._stir_soon)
-        self._stir.timeout.connect(self.volume.refresh)
-        self.keys.changed.connect(self._keys_changed)
-        self._follow.timeout.connect(self._follow_layers)
-        for event in self._layer_events():
-            event.connect(self._on_layers)
-        self.destroyed.connect(self.worker.close)
+        form, details, model, worker = self.form, self.form.details, self.form.model, self.worker
+        for signal, slot in (
+            (form.image.chosen, self.turn_to),
+            (form.labels.chosen, self._choose_labels),
+            (form.pressed, self._do),
+            (form.setting, self._set),
+            (form.shortcuts.clicked, self.show_shortcuts),
+            (form.cancel.clicked, self._cancel),
+            (form.volume.changed, self._set_propagation),
+            (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
+            (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
+            (details.ahead, self._set_planes_ahead),
+            (details.room, self._set_room),
+            (details.view, lambda view: self.turn_to(self.controller.layer, view)),
+            (model.wanted, self._load),
+            (model.cancelled, self._cancel),
+            (model.file_chosen, self.import_file),
+            (worker.progressed, model.show_progress),
+            (worker.loaded, model.show_loaded),
+            (worker.started, self._started),
+            (worker.failed, self._fail),
+            (worker.idle, self._idle),
+            (self.keys.changed, self._keys_changed),
+            (self.controllers.swapped, self._swapped),
+            *((event, self._on_layers) for event in self._layer_events()),
+            (self.destroyed, worker.close),
+        ):
+            signal.connect(slot)
 
     def _layer_events(self) -> tuple[Any, ...]:
         events = self.viewer.layers.events
         return events.inserted, events.removed, events.reordered, events.renamed
 
+    @property
+    def controller(self) -> Any:
+        """That of the image in front; None without an image."""
+        return self.controllers.current
+
+    @property
+    def sentence(self) -> str:
+        """What the state line says."""
+        return self.form.state.sentence
+
     # Images
 
     def turn_to(self, layer: Any, view: View | None = None) -> None:
-        """Continues with an image layer where it was left, or begins with it; None turns away from all."""
-        if layer is None:
-            self._say(CHOOSE if self._images() else NO_IMAGE)
-        self._try(lambda: self.talks.turn_to(layer, view))
-
-    @property
-    def conversation(self) -> Any:
-        """The one in front; None without an image."""
-        return self.talks.current
+        """Continue with an image layer where it was left, or begin with it; None turns away from all."""
+        self._try(lambda: self.controllers.turn_to(layer, view))
 
     def _on_layers(self, event: Any = None) -> None:
         self._follow.start()
 
-    def _follow_layers(self) -> None:
-        """Forgets images that are gone, begins with the first one that comes, shows the names there are."""
-        images, before = self._images(), self._seen
-        self._seen = images
-        gone = self.conversation is not None and self.conversation.layer not in images
-        self.talks.forget_all_but(images)
-        if gone:
-            self.turn_to(None)
-        elif self.conversation is None and len(images) > len(before):
-            active = self.viewer.layers.selection.active
-            self.turn_to(active if active in images else images[-1])
-        self._show()
+    def _swapped(self, before: Any, after: Any) -> None:
+        self.form.state.say("")
+        for controller, verb in ((before, "disconnect"), (after, "connect")):
+            if controller is not None:
+                getattr(controller.changed, verb)(self._show)
+                getattr(controller.said, verb)(self.form.state.say)
+                getattr(controller.propagation.progressed, verb)(self._redraw_soon)
+        self._show_all()
 
-    def _images(self) -> list[Any]:
-        return [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+    # Showing
 
-    # Shown
+    def _show_all(self) -> None:
+        """Show everything anew: after a change of layers, and where a refused choice is still in front."""
+        controller, images = self.controller, self.controllers.images
+        layer = None if controller is None else controller.layer
+        self.form.show_images([(image.name, image) for image in images], layer)
+        self._layers_of = None
+        if controller is not None:
+            self.form.details.show_view(layer, self.controllers.view)
+            self._show()
+        elif self.sentence in ("", CHOOSE, NO_IMAGE):
+            self.form.state.say(CHOOSE if images else NO_IMAGE)
 
     def _show(self) -> None:
-        """Reads everything that is shown."""
-        talk = self.conversation
-        self.image.offer([(layer.name, layer) for layer in self._images()], talk and talk.layer)
-        of_image = (self.polarity, self.tool, self.labels, self.volume, *self.details.of_image)
-        for control in (*self.buttons.values(), *of_image):
-            control.setEnabled(talk is not None)
-        if talk is None:
-            self.labels.offer([("new", None)], None)
-            if not self.sentence:
-                self._say(CHOOSE if self._images() else NO_IMAGE)
-            return
-        self._show_layers(talk)
-        self.buttons["undo"].setEnabled(talk.session.can_undo)
-        self.buttons["redo"].setEnabled(talk.session.can_redo)
-        self.polarity.show_value(talk.positive)
-        self.tool.show_value(talk.tool)
-        self.volume.refresh()
-        self.details.show_settings(talk)
-        self.details.show_view(talk.layer, self.talks.view)
+        if self.controller is not None:
+            state, before = self.controller.state, self._layers_of
+            if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
+                self._show_layers(state)
+            self.form.show_state(state)
 
-    def _show_layers(self, talk: Any) -> None:
-        theirs = self._named(Labels, self.talks.previews())
-        self.labels.offer([("new", None), *ON_DISK, *theirs], talk.labels.layer)
-        adopted = self.talks.adopted
-        ours = [one for one in (talk.prompts.points, talk.prompts.shapes) if one not in adopted]
-        points = self._named(Points, ours)
-        self.details.show_layers(points, self._named(Shapes, ours), adopted)
-        self.volume.show_points([one for one in points if one[1] is not adopted[0]])
-
-    def _named(self, kind: Any, ours: list[Any]) -> list[tuple[str, Any]]:
-        """Name and layer of all that are the user's."""
-        layers = [layer for layer in self.viewer.layers if isinstance(layer, kind)]
-        return [(layer.name, layer) for layer in layers if layer not in ours]
-
-    def _show_keys(self) -> None:
-        """Writes the keys onto the buttons and into the tooltips."""
-        keys, texts = self.keys.keys, BUTTONS | VOLUME_BUTTONS
-        for name, button in (self.buttons | self.volume.buttons).items():
-            button.setText(f"{texts[name]}  [{keys[name]}]" if keys[name] else texts[name])
-            described(button, TITLES[name], f"Key: {keys[name] or 'none'}")
-        self.polarity.explain(
-            f"What the next click or stroke says of what it touches. Key: {keys['toggle_polarity']}"
+    def _show_layers(self, state: ViewState) -> None:
+        """Offer the user's layers, and not ours."""
+        self._layers_of, adopted = state, self.controllers.adopted
+        ours = [*self.controllers.previews(), *(one for one in state.prompts if one not in adopted)]
+        theirs = [(one.name, one) for one in self.viewer.layers if one not in ours]
+        labels, points, shapes = (
+            [named for named in theirs if isinstance(named[1], kind)] for kind in (Labels, Points, Shapes)
         )
-        self.tool.explain(f"What dragging the mouse draws. Key: {keys['next_tool']}")
+        self.form.show_layers(labels, points, shapes, state.labels, adopted)
+        self.controller.propagation.points = self.form.volume.seeds.value()
 
-    def _say(self, sentence: str) -> None:
-        self.sentence = sentence
-        self.state.setText(f"<big><b>{escape(sentence)}</b></big>")
-        self.state.setAccessibleName(f"State: {sentence}")
+    def _redraw_soon(self) -> None:
+        if not self._redraw.isActive():
+            self._redraw.start()
 
-    def _fail(self, sentence: str) -> None:
-        self.model.show_failed()
-        self._say(sentence)
-        show_error(sentence)
+    # Forwarding
 
-    # Slots
-
-    def _verb(self, name: str) -> None:
-        if self.conversation is not None:
-            getattr(self.conversation, name)()
+    def _do(self, action: str) -> None:
+        if self.controller is not None:
+            ACTION[action].call(self.controller)
 
     def _set(self, name: str, value: Any) -> None:
-        """Hands a setting on, and remembers it for the next image and session."""
-        owner = self.conversation.session if name in ("policy", "semantic") else self.conversation
-        self._try(lambda: setattr(owner, name, value))
-        if name == "finish":
-            remember_finish(value)
-        elif name == "policy":
-            remember_policy(value)
-        elif name == "semantic":
-            remember("labels", semantic=value)
-        elif name in ("tool", "hover"):
-            remember("prompts", **{name: value})
+        self._try(lambda: self.controller.set(name, value))
+        remember_setting(name, value)
 
-    def _stir_soon(self) -> None:
-        if not self._stir.isActive():
-            self._stir.start()
+    def _set_propagation(self, name: str, value: Any) -> None:
+        setattr(self.controller.propagation, name, value)
 
     def _choose_labels(self, chosen: Any) -> None:
-        """A layer, None for a new one, or a way to find a folder."""
+        """Take a layer, None for a new one, or a way to find a folder."""
         if chosen not in FOLDERS:
-            self._try(lambda: self.conversation.use_labels(chosen))
+            self._try(lambda: self.controller.labels.use(chosen))
             return
-        self._show()  # until a folder is chosen, what was chosen before counts
-        ask_for_folder(self, chosen, beside(self.conversation.layer), self.conversation.keep_labels)
+        self._show_all()  # until a folder is chosen, what was chosen before counts
+        ask_for_folder(self, chosen, beside(self.controller.layer), self.controller.labels.keep_at)
 
-    def _postpone(self, on: bool) -> None:
-        self.conversation.hold(on)
-        remember("prompts", postpone=on)
-
-    def _look_ahead(self, planes: int) -> None:
+    def _set_planes_ahead(self, planes: int) -> None:
         remember("embeddings", ahead=planes)
-        if self.conversation is not None:
-            self.conversation.questions.reach = planes
+        if self.controller is not None:
+            self.controller.predictions.planes_ahead = planes
 
-    def _give_room(self, memory: int, disk: int) -> None:
-        """Loads the model anew: what holds the embeddings is made with it."""
+    def _set_room(self, memory: int, disk: int) -> None:
+        """Load the model again: what holds the embeddings is made with it."""
         remember("embeddings", memory=memory, disk=disk)
-        self.model.want()
-
-    def _adopt(self, points: Any, shapes: Any) -> None:
-        self._try(lambda: self.talks.adopt(points, shapes))
-        self._show()
+        self.form.model.want()
 
     def _cancel(self) -> None:
-        if self.conversation is not None:
-            self.conversation.cancel()
-        else:
-            self.worker.cancel()
+        (self.controller or self.worker).cancel()
 
     def _load(self, wanted: Wanted) -> None:
         model = (wanted.name, wanted.device, wanted.closer_look)
         self.worker.load(partial(open_prediction_service, *model, **stored_room()))
         remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
 
-    def _started(self, what: str) -> None:
-        """Without an image there is something more useful to say; that a model loads is seen at the list."""
-        if self.conversation is not None:
-            self._say(what)
-            self._working = what
-
-    def _rest(self) -> None:
-        """What was under way and has told nothing since was dropped, or shown already."""
-        self.model.show_failed()
-        if self.conversation is not None and self.sentence == self._working:
-            self._say("ready")
-
     def import_file(self, file: Path) -> None:
-        """Adds a model file to the list and loads it; what is wrong with it is told as any failure."""
-        self._say(f"importing {file.name}")
-        self.worker.run(importing(file), lambda name: self.model.want(name=name))
+        """Add a model file to the list and load it; an error is shown as any failure of the worker is."""
+        self.form.state.say(f"importing {file.name}")
+        self.worker.run(importing(file), lambda name: self.form.model.want(name=name))
 
     def show_shortcuts(self) -> KeysDialog:
-        """Opens the table of keys."""
+        """Open the table of keys."""
         dialog = KeysDialog(self.keys, self)
         dialog.show()
         return dialog
 
     def _keys_changed(self) -> None:
-        self._show_keys()
+        self.form.show_keys(self.keys.keys)
         remember_keys(self.keys.keys)
 
+    # The worker's state
+
+    def _started(self, what: str) -> None:
+        if self.controller is not None:  # else the state line says how to begin
+            self.form.state.say_working(what)
+
+    def _idle(self) -> None:
+        self.form.model.show_failed()
+        if self.controller is not None:
+            self.form.state.say_idle()
+
+    def _fail(self, sentence: str) -> None:
+        self.form.model.show_failed()
+        self.form.state.say(sentence)
+        show_error(sentence)
+
     def _try(self, work: Callable[[], object]) -> None:
+        """Do it, or say why it is refused; then show what is in force."""
         try:
             work()
         except ValueError as error:
             self._fail(str(error))
-            self._show()
+        self._show_all()
 
     # Leaving
 
@@ -387,20 +277,28 @@ class LowlatWidget(QWidget):
         return bool(super().event(event))
 
     def closeEvent(self, event: Any) -> None:
-        """Gives back what was borrowed."""
+        """Give back what was borrowed."""
         self.give_back()
         super().closeEvent(event)
 
     def give_back(self) -> None:
-        """Takes our layers out of the viewer and ends the worker; may be called twice."""
+        """Take our layers out of the viewer and end the worker; may be called twice."""
         if not self._open:
             return
         self._open = False
-        self._follow.stop()
-        self._stir.stop()
-        self._start.stop()
+        for timer in (self._follow, self._redraw, self._load_first):
+            timer.stop()
         for event in self._layer_events():
             event.disconnect(self._on_layers)
-        self.talks.changed.disconnect(self._show)
-        self.talks.turn_to(None)
+        self.controllers.swapped.disconnect(self._swapped)
+        self.controllers.turn_to(None)
         self.worker.close()
+
+
+def single_shot(parent: QWidget, milliseconds: int, slot: Callable[[], object]) -> QTimer:
+    """A timer that calls `slot` once each time it is started."""
+    timer = QTimer(parent)
+    timer.setSingleShot(True)
+    timer.setInterval(milliseconds)
+    timer.timeout.connect(slot)
+    return timer

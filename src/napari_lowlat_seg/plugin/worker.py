@@ -1,7 +1,7 @@
-"""One thread between the window and a responder: the newest request wins, the window never waits.
+"""One thread between the window and a prediction service: the newest request wins, the window never waits.
 
 Everything public is called on the main thread and returns at once; every signal arrives there. The thread
-takes one job at a time, and there is never more than one of a kind waiting: a newer one takes its place.
+does one job at a time. At most one job of each kind waits: a newer one takes its place.
 """
 
 from __future__ import annotations
@@ -17,75 +17,103 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Progress, PropagationRequest
-from napari_lowlat_seg.plugin.progress_bar import Waiting
+from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
-URGENCY = ("load", "ask", "trial", "look", "carry", "ahead")
-"""Kinds of jobs, the most urgent first. The last one is nobody's wish yet: not told of, not waited for."""
+URGENCY = ("load", "predict", "preview", "embed", "propagate", "embed_ahead")
+"""Kinds of jobs, the most urgent first. The last one is speculative: no signal `started` or `idle` for it."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Something for the thread to do; `epoch` counts the cancels before it."""
+    """Something for the thread to do.
+
+    Attributes
+    ----------
+    kind
+        One of `URGENCY`.
+    epoch
+        How often everything had been cancelled before.
+    source, sources
+        The plane of the job; those of a propagation.
+    request
+        What is to be predicted or propagated.
+    shown
+        Whether its first mask is on the screen.
+    what
+        What to say while it is done.
+    after
+        Planes to embed ahead once this one is.
+    dropped
+        Not wanted any more.
+    viewed
+        The plane came into view while it was embedded ahead.
+    begun, requested
+        `time.perf_counter` when the embedding began, and when the job was requested.
+    """
 
     kind: str
     epoch: int
     source: PlaneSource | None = None
     request: Any = None
-    shown: bool = False  # whether its first answer is on the screen
+    shown: bool = False
     sources: Sequence[PlaneSource] = ()
     what: str = ""
-    after: tuple[PlaneSource, ...] = ()  # what to embed ahead once this one is
+    after: tuple[PlaneSource, ...] = ()
     dropped: bool = False
-    looked_at: bool = False  # while it was embedded ahead
+    viewed: bool = False
     begun: float = 0.0
-    asked: float = field(default_factory=time.perf_counter)
+    requested: float = field(default_factory=time.perf_counter)
 
     @property
     def identity(self) -> Any:
-        """Of its plane; None for a job without one."""
+        """Identity of its plane's source; None for a job without one."""
         return None if self.source is None else self.source.identity
 
 
-def gives_way(job: Job, wanted: Mapping[str, Job], ready: Set[Hashable], typical: float) -> bool:
-    """Whether an embedding under way is left for what is wanted now.
+def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typical: float) -> bool:
+    """Whether an embedding under way is abandoned for the jobs that wait.
 
-    A plane on which something was asked is left only for another such plane. One that was looked at is
-    finished when a quarter is done: somebody who scrolls faster than the network would find nothing
-    embedded at all. One ahead is finished before a look at a plane that is embedded already.
+    A plane with a request is abandoned only for another one with a request. A plane in view is finished once
+    a quarter is done, or a user who scrolls faster than the network would find nothing embedded at all. A
+    plane ahead is finished when the plane that comes into view is embedded already.
 
     Parameters
     ----------
+    job
+        The embedding under way.
+    waiting
+        Jobs that wait, by kind.
     ready
         Identities of the planes that are embedded.
     typical
         Seconds that an embedding takes; 0 if that is not known yet.
     """
-    rivals = ("ask",) if job.kind == "ask" else ("ask", "trial", "look", "ahead")
-    newest = next((wanted[kind] for kind in rivals if kind in wanted), None)
+    rivals = ("predict",) if job.kind == "predict" else ("predict", "preview", "embed", "embed_ahead")
+    newest = next((waiting[kind] for kind in rivals if kind in waiting), None)
     if newest is None or newest.identity == job.identity:
         return False
-    if newest.kind == "ahead":
-        return job.kind == "ahead" and job.identity not in {source.identity for source in newest.after}
-    if newest.kind == "look" and job.kind == "ahead" and newest.identity in ready:
+    if newest.kind == "embed_ahead":
+        return job.kind == "embed_ahead" and job.identity not in {source.identity for source in newest.after}
+    if newest.kind == "embed" and job.kind == "embed_ahead" and newest.identity in ready:
         return False
-    if newest.kind == "look" and (job.kind == "look" or job.looked_at):
+    if newest.kind == "embed" and (job.kind == "embed" or job.viewed):
         return time.perf_counter() - job.begun < typical / 4 or not typical
     return True
 
 
 LOG = logging.getLogger(__name__)
 
-PATIENCE = 150
-"""Milliseconds after a cancel until a responder that is still at work is restarted."""
+GRACE_MS = 150
+"""Milliseconds after a cancel until a service that is still at work is restarted."""
 
-TELLING = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-"""Errors whose sentence was written for people; any other is a mistake of ours and says its kind."""
+USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+"""Errors whose sentence was written for users; any other is a bug of ours, and its type is named."""
 
 
-class AnyResponder(Protocol):
-    """What a worker needs of a responder; see `responder.PredictionService`."""
+class Service(Protocol):
+    """What a worker needs of `serving.service.PredictionService`."""
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = ...) -> float: ...
 
@@ -94,7 +122,7 @@ class AnyResponder(Protocol):
     ) -> Iterator[tuple[SoftMask, bool]]: ...
 
     def propagate(
-        self, walk: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
+        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]: ...
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
@@ -105,7 +133,7 @@ class AnyResponder(Protocol):
 
 
 class Worker(QObject):
-    """The thread, and what it has to say. Give it no Qt parent, and `close` it.
+    """The thread and its signals. Give it no Qt parent, and `close` it.
 
     Signals
     -------
@@ -116,176 +144,178 @@ class Worker(QObject):
     loaded
         dict: `PredictionService.describe`.
     embedded
-        (key of the source, seconds; 0.0 if it was there already).
-    answered
-        (request, answer, whether it is the last one, seconds since it was asked for).
-    carried
-        (walk, object, where it was found).
-    arrived
-        (walk, whether all of it was carried): nothing more will come of it.
+        (key of the source, seconds; 0.0 if it was embedded already).
+    predicted
+        (request, mask, whether it is the last one, seconds since the request).
+    propagated
+        (request, number of the object, `PropagatedMask`).
+    propagation_ended
+        (request, whether it is complete): no more masks will come.
     failed
         str: one sentence.
     idle
-        Nothing is left to do, but to embed ahead.
+        Nothing is left to do but to embed ahead.
     """
 
     started = Signal(str)
     progressed = Signal(object, object)
     loaded = Signal(object)
     embedded = Signal(object, float)
-    answered = Signal(object, object, bool, float)
-    carried = Signal(object, int, object)
-    arrived = Signal(object, bool)
+    predicted = Signal(object, object, bool, float)
+    propagated = Signal(object, int, object)
+    propagation_ended = Signal(object, bool)
     failed = Signal(str)
     idle = Signal()
-    _told = Signal(object)  # from any thread: (epoch or None, function, arguments)
+    _posted = Signal(object)  # from any thread: (epoch or None, function, arguments)
 
     def __init__(self) -> None:
         super().__init__()
-        self._told.connect(self._tell, Qt.ConnectionType.QueuedConnection)
-        self._patience = QTimer(self)
-        self._patience.setSingleShot(True)
-        self._patience.setInterval(PATIENCE)
-        self._patience.timeout.connect(self._force)
-        self._make: Callable[[], AnyResponder] | None = None
-        self._responder: AnyResponder | None = None
+        self._posted.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self._grace = QTimer(self)
+        self._grace.setSingleShot(True)
+        self._grace.setInterval(GRACE_MS)
+        self._grace.timeout.connect(self._force)
+        self._make: Callable[[], Service] | None = None
+        self._service: Service | None = None
         self._wake = threading.Condition()
-        self._wanted: dict[str, Job] = {}
+        self._waiting: dict[str, Job] = {}
         self._busy: Job | None = None
-        self._impatient_of: Job | None = None
-        self._walk: PropagationRequest | None = None
-        self._epoch = 0  # what was asked for in an earlier one is not wanted any more
+        self._cancelled_job: Job | None = None
+        self._propagation: PropagationRequest | None = None
+        self._epoch = 0  # requests from earlier epochs are stale
         self._closed = False
-        self._ready: set[Hashable] = set()  # identities of planes that were embedded
-        self._typical = 0.0  # seconds that an embedding took last
+        self._ready: set[Hashable] = set()  # identities of planes that are embedded
+        self._typical = 0.0  # seconds that the last embedding took
         self._ahead_allowed = True
-        self._waiting = Waiting(self)
+        self._progress_bar = WorkerProgressBar(self)
         self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
         self._thread.start()
 
-    def load(self, make_responder: Callable[[], AnyResponder]) -> None:
-        """Makes a responder on the thread, in place of the one there is, and tells `loaded`."""
+    def load(self, make_service: Callable[[], Service]) -> None:
+        """Make a service on the thread, in place of the one there is, and emit `loaded`."""
         self.cancel()
         with self._wake:
-            self._make = make_responder
+            self._make = make_service
             self._ahead_allowed = True
             self._want(Job("load", self._epoch))
 
-    def ask(self, request: Any, source: PlaneSource) -> None:
-        """Answers a request; the newest replaces older ones, a real one trials (ticket 0) as well."""
+    def predict(self, request: Any, source: PlaneSource) -> None:
+        """Predict a mask; the newest request replaces older ones, and previews (ticket 0) as well."""
         with self._wake:
             if request.ticket:
-                self._wanted.pop("trial", None)
-            self._want(Job("ask" if request.ticket else "trial", self._epoch, source, request))
+                self._waiting.pop("preview", None)
+            self._want(Job("predict" if request.ticket else "preview", self._epoch, source, request))
 
-    def look(self, source: PlaneSource) -> None:
-        """Embeds a plane when nothing more urgent is left; a newer look replaces an older one."""
+    def embed(self, source: PlaneSource) -> None:
+        """Embed the plane in view when nothing more urgent is left; a newer one replaces an older one."""
         with self._wake:
             if self._busy is not None and self._busy.identity == source.identity:
-                self._busy.looked_at = True
-            self._want(Job("look", self._epoch, source))
+                self._busy.viewed = True
+            self._want(Job("embed", self._epoch, source))
 
     def propagate(
-        self, walk: PropagationRequest, sources: Sequence[PlaneSource], what: str = "propagating"
+        self, request: PropagationRequest, sources: Sequence[PlaneSource], what: str = "propagating"
     ) -> None:
-        """Carries objects through planes, whose sources these are, until something else is asked."""
-        self.stop_carrying()
+        """Propagate objects through planes, whose sources these are, until a mask is requested."""
+        self.stop_propagation()
         with self._wake:
-            self._walk = walk
-            self._want(Job("carry", self._epoch, request=walk, sources=sources, what=what))
+            self._propagation = request
+            self._want(Job("propagate", self._epoch, request=request, sources=sources, what=what))
 
-    def stop_carrying(self) -> None:
-        """Drops the walk that was asked for, and nothing else."""
+    def stop_propagation(self) -> None:
+        """Drop the propagation, and nothing else."""
         with self._wake:
-            self._wanted.pop("carry", None)
-        self._end_walk(self._walk, False)
+            self._waiting.pop("propagate", None)
+        self._end_propagation(self._propagation, False)
 
-    def ahead(self, sources: Sequence[PlaneSource]) -> None:
-        """Embeds these planes, the first one first, whenever nothing else is to be done; none ends that.
+    def embed_ahead(self, sources: Sequence[PlaneSource]) -> None:
+        """Embed these planes in order, whenever there is nothing else to do; an empty sequence ends that.
 
-        They take the place of those of the last call. A plane that is under way and wanted again is finished.
-        Nothing is said of them but `embedded`; a plane that cannot be embedded is left out.
+        They replace those of the last call. A plane that is under way and requested again is finished.
+        No signal but `embedded` is emitted; a plane that cannot be embedded is left out.
         """
         with self._wake:
-            self._wanted.pop("ahead", None)
+            self._waiting.pop("embed_ahead", None)
             if sources:
-                self._want(Job("ahead", self._epoch, sources[0], after=tuple(sources[1:])))
-            elif self._busy is not None and self._busy.kind == "ahead":
+                self._want(Job("embed_ahead", self._epoch, sources[0], after=tuple(sources[1:])))
+            elif self._busy is not None and self._busy.kind == "embed_ahead":
                 self._busy.dropped = True
 
     def run(self, work: Callable[[], Any], done: Callable[[Any], object]) -> None:
-        """Does other work on a thread of its own and hands what it gives to `done`, on the main thread."""
+        """Do other work on a thread of its own and call `done` with its result, on the main thread."""
 
         def job() -> None:
             try:
-                self._emit(None, done, work())
+                self._post(None, done, work())
             except Exception as error:
-                self._emit(None, self.failed.emit, sentence(error))
+                self._post(None, self.failed.emit, sentence(error))
 
-        threading.Thread(target=job, name="lowlat-seg errand", daemon=True).start()
+        threading.Thread(target=job, name="lowlat-seg background work", daemon=True).start()
 
     def cancel(self) -> None:
-        """Drops all that was asked for. What is under way stops, or is ended by force soon after."""
+        """Drop everything. What is under way stops, or is ended by force after `GRACE_MS`."""
         with self._wake:
             self._epoch += 1
-            self._wanted.clear()
-            self._impatient_of = self._busy
-        if self._impatient_of is not None:
-            self._patience.start()
-        self._end_walk(self._walk, False)
+            self._waiting.clear()
+            self._cancelled_job = self._busy
+        if self._cancelled_job is not None:
+            self._grace.start()
+        self._end_propagation(self._propagation, False)
 
     def close(self) -> None:
-        """Ends thread and responder and returns at once. Nothing is told any more."""
-        self._patience.stop()
-        self._waiting.close()
+        """End thread and service and return at once. No signal comes any more."""
+        self._grace.stop()
+        self._progress_bar.close()
         with self._wake:
             self._closed = True
             self._epoch += 1
-            self._wanted.clear()
+            self._waiting.clear()
             self._wake.notify()
-            responder = self._responder
-        if responder is not None:
-            responder.close()
+            service = self._service
+        if service is not None:
+            service.close()
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way or waiting that was asked for; embedding ahead does not count."""
+        """Whether something was requested and is not done; embedding ahead does not count."""
         with self._wake:
-            return any(job.kind != "ahead" for job in (self._busy, *self._wanted.values()) if job is not None)
+            return any(
+                job.kind != "embed_ahead" for job in (self._busy, *self._waiting.values()) if job is not None
+            )
 
-    def _end_walk(self, walk: PropagationRequest | None, whole: bool) -> None:
-        if walk is not None and walk is self._walk:
-            self._walk = None
-            self.arrived.emit(walk, whole)
+    def _end_propagation(self, request: PropagationRequest | None, complete: bool) -> None:
+        if request is not None and request is self._propagation:
+            self._propagation = None
+            self.propagation_ended.emit(request, complete)
 
     def _want(self, job: Job) -> None:
-        self._wanted[job.kind] = job
+        self._waiting[job.kind] = job
         self._wake.notify()
 
     def _force(self) -> None:
-        """Restarts a responder that did not stop when it was asked to; its model is loaded again."""
+        """Restart a service that did not stop when it was asked to, and load its model again."""
         with self._wake:
-            stuck, responder = self._busy, self._responder
-            if stuck is None or stuck is not self._impatient_of or responder is None:
+            stuck, service = self._busy, self._service
+            if stuck is None or stuck is not self._cancelled_job or service is None:
                 return
             if stuck.kind != "load":
-                self._wanted.setdefault("load", Job("load", self._epoch))
-        responder.restart()
+                self._waiting.setdefault("load", Job("load", self._epoch))
+        service.restart()
 
-    # Below: on the worker's thread.
+    # Below: on the worker's thread
 
     def _work(self) -> None:
-        verbs: dict[str, Callable[[Job], None]] = {
+        work: dict[str, Callable[[Job], None]] = {
             "load": self._load,
-            "ask": self._answer,
-            "trial": self._answer,
-            "look": self._embed,
-            "carry": self._carry,
-            "ahead": self._embed_ahead,
+            "predict": self._predict,
+            "preview": self._predict,
+            "embed": self._embed,
+            "propagate": self._propagate,
+            "embed_ahead": self._embed_one_ahead,
         }
         while (job := self._next()) is not None:
             try:
-                verbs[job.kind](job)
+                work[job.kind](job)
             except Interrupted:
                 pass
             except Exception as error:
@@ -294,58 +324,58 @@ class Worker(QObject):
     def _next(self) -> Job | None:
         """The most urgent job; waits for one. None when closed."""
         with self._wake:
-            if self._busy is not None and not self._wanted.keys() - {"ahead"}:
-                self._emit(None, self.idle.emit)
+            if self._busy is not None and not self._waiting.keys() - {"embed_ahead"}:
+                self._post(None, self.idle.emit)
             self._busy = None
-            while not self._wanted and not self._closed:
+            while not self._waiting and not self._closed:
                 self._wake.wait()
             if self._closed:
                 return None
-            kind = next(kind for kind in URGENCY if kind in self._wanted)
-            self._busy = self._wanted.pop(kind)
+            kind = next(kind for kind in URGENCY if kind in self._waiting)
+            self._busy = self._waiting.pop(kind)
             return self._busy
 
     def _load(self, job: Job) -> None:
-        self._emit(job.epoch, self.started.emit, "loading the model")
+        self._post(job.epoch, self.started.emit, "loading the model")
         self._ready.clear()
         with self._wake:
             make, self._make = self._make, None
-            old = self._responder
+            old = self._service
             if make is not None:
-                self._responder = None
+                self._service = None
         if make is not None:
             if old is not None:
                 old.close()
             made = make()
             with self._wake:
-                self._responder = made
+                self._service = made
                 closed = self._closed
             if closed:
                 made.close()
                 return
-        responder = self._responder
-        assert responder is not None
-        facts = responder.describe(lambda *bytes_: self._emit(job.epoch, self.progressed.emit, *bytes_))
-        self._emit(job.epoch, self.loaded.emit, facts)
+        service = self._service
+        assert service is not None
+        facts = service.describe(lambda *bytes_: self._post(job.epoch, self.progressed.emit, *bytes_))
+        self._post(job.epoch, self.loaded.emit, facts)
 
     def _embed(self, job: Job) -> None:
         assert job.source is not None
         source = job.source
 
         def read() -> Any:
-            self._emit(job.epoch, self.started.emit, f"embedding {source.name}")
+            self._post(job.epoch, self.started.emit, f"embedding {source.name}")
             return source.read()
 
         job.begun = time.perf_counter()
-        described = source if job.kind == "ahead" else replace(source, read=read)
-        seconds = self._loaded().embed(described, lambda: self._left(job))
+        announced = source if job.kind == "embed_ahead" else replace(source, read=read)
+        seconds = self._loaded().embed(announced, lambda: self._abandoned(job))
         self._ready.add(source.identity)
         self._typical = seconds or self._typical
-        if seconds or job.kind == "look":
-            self._emit(job.epoch, self.embedded.emit, source.key, seconds)
+        if seconds or job.kind == "embed":
+            self._post(job.epoch, self.embedded.emit, source.key, seconds)
 
-    def _embed_ahead(self, job: Job) -> None:
-        """One plane of those ahead; the others wait, and so does this one if something came between."""
+    def _embed_one_ahead(self, job: Job) -> None:
+        """Embed the first of the planes ahead; the others wait, and so does this one if it is interrupted."""
         assert job.source is not None
         rest: tuple[PlaneSource, ...] = job.after
         try:
@@ -354,91 +384,92 @@ class Worker(QObject):
         except Interrupted:
             rest = (job.source, *job.after)
         except WorkerProcessEnded:
-            self._ahead_allowed = False  # the next one might end it again, and so on for ever
+            self._ahead_allowed = False  # the next one might end the process again, and so on for ever
             raise
-        except (ValueError, OSError) as error:  # whoever looks at this plane is told
+        except (ValueError, OSError) as error:  # the user is told when this plane comes into view
             LOG.debug("%s was not embedded ahead: %s", job.source.name, error)
         except Exception as error:
             LOG.warning("planes are not embedded ahead: %s", sentence(error))
             rest = ()
         with self._wake:
-            gone = job.dropped or job.epoch != self._epoch or "ahead" in self._wanted
+            gone = job.dropped or job.epoch != self._epoch or "embed_ahead" in self._waiting
             if rest and not gone:
-                self._want(Job("ahead", self._epoch, rest[0], after=rest[1:]))
+                self._want(Job("embed_ahead", self._epoch, rest[0], after=rest[1:]))
 
-    def _answer(self, job: Job) -> None:
+    def _predict(self, job: Job) -> None:
         self._embed(job)
-        self._emit(job.epoch, self.started.emit, "predicting")
+        self._post(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
-        for answer, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
-            seconds = time.perf_counter() - job.asked
-            self._emit(job.epoch, self.answered.emit, job.request, answer, final, seconds)
+        for mask, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
+            seconds = time.perf_counter() - job.requested
+            self._post(job.epoch, self.predicted.emit, job.request, mask, final, seconds)
             job.shown = True
 
-    def _carry(self, job: Job) -> None:
-        walk = job.request
+    def _propagate(self, job: Job) -> None:
+        request = job.request
 
-        def left() -> bool:
-            return job.epoch != self._epoch or walk is not self._walk or "ask" in self._wanted
+        def stopped() -> bool:
+            stale = job.epoch != self._epoch or request is not self._propagation
+            return stale or "predict" in self._waiting
 
-        self._emit(job.epoch, self.started.emit, job.what)
-        whole = False
+        self._post(job.epoch, self.started.emit, job.what)
+        complete = False
         try:
-            for number, found in self._loaded().propagate(walk, job.sources, left):
-                self._emit(job.epoch, self.carried.emit, walk, number, found)
-            whole = not left()
+            for number, found in self._loaded().propagate(request, job.sources, stopped):
+                self._post(job.epoch, self.propagated.emit, request, number, found)
+            complete = not stopped()
         finally:
-            self._emit(None, self._end_walk, walk, whole)
+            self._post(None, self._end_propagation, request, complete)
 
-    def _loaded(self) -> AnyResponder:
-        if self._responder is None:
+    def _loaded(self) -> Service:
+        if self._service is None:
             raise RuntimeError("no model is loaded; choose one first")
-        return self._responder
+        return self._service
 
-    def _left(self, job: Job) -> bool:
-        """Whether an embedding is not worth finishing: it was cancelled, or the user is elsewhere by now."""
+    def _abandoned(self, job: Job) -> bool:
+        """Whether an embedding is not worth finishing: it was cancelled, or another plane is in view."""
         if job.epoch != self._epoch or job.dropped:
             return True
-        return gives_way(job, dict(self._wanted), self._ready, self._typical)
+        return should_yield(job, dict(self._waiting), self._ready, self._typical)
 
     def _superseded(self, job: Job) -> bool:
-        """Whether an answer is not worth finishing.
+        """Whether a prediction is not worth finishing.
 
-        A first answer is, else a stroke that is faster than the network would never see one; a better one
-        is not when something newer was asked.
+        A first mask is, or a stroke that is faster than the network would never see one. A refined one is not
+        once there is a newer request.
         """
         if job.epoch != self._epoch:
             return True
-        return "ask" in self._wanted and (job.shown or job.kind == "trial")
+        return "predict" in self._waiting and (job.shown or job.kind == "preview")
 
     def _fail(self, job: Job, error: Exception) -> None:
         with self._wake:
             if job.epoch != self._epoch:
-                return  # nobody wants to know
+                return  # the user has cancelled it: its error would be about nothing that is still wanted
             if job.kind == "load":
-                self._wanted.clear()  # nothing of that could be answered
-                self._emit(None, self._end_walk, self._walk, False)
+                self._waiting.clear()  # there is no model for any of it
+                self._post(None, self._end_propagation, self._propagation, False)
             elif isinstance(error, WorkerProcessEnded):
-                self._wanted.setdefault("load", Job("load", self._epoch))
-        self._emit(job.epoch, self.failed.emit, sentence(error))
+                self._waiting.setdefault("load", Job("load", self._epoch))
+        self._post(job.epoch, self.failed.emit, sentence(error))
 
-    # Between the threads.
+    # Between the threads
 
-    def _emit(self, epoch: int | None, tell: Callable[..., object], *values: Any) -> None:
+    def _post(self, epoch: int | None, function: Callable[..., object], *values: Any) -> None:
         if not self._closed:
-            self._told.emit((epoch, tell, values))
+            self._posted.emit((epoch, function, values))
 
-    def _tell(self, described: tuple[int | None, Callable[..., object], tuple[Any, ...]]) -> None:
-        """On the main thread: passes it on if it is still wanted."""
-        epoch, tell, values = described
+    def _deliver(self, posted: tuple[int | None, Callable[..., object], tuple[Any, ...]]) -> None:
+        """Call the function, on the main thread, unless everything was cancelled since it was posted."""
+        epoch, function, values = posted
         if not self._closed and epoch in (None, self._epoch):
-            tell(*values)
+            function(*values)
 
 
 def sentence(error: Exception) -> str:
-    """An error in one sentence for people."""
+    """The sentence that users are told of an error."""
     words = str(error) or type(error).__name__
-    if isinstance(error, TELLING):
+    if isinstance(error, USER_ERRORS):
         return words
     LOG.error("unexpected %s", type(error).__name__, exc_info=error)
     return f"{type(error).__name__}: {words}"

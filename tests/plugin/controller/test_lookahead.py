@@ -7,7 +7,7 @@ import pytest
 
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.plane_sources import Heading
+from napari_lowlat_seg.plugin.controller.plane_sources import ScrollDirection
 from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.worker import Worker
 
@@ -18,7 +18,7 @@ def positions(planes):
 
 def test_the_scroll_direction_comes_first():
     """Nearest first, then the planes that the user comes from."""
-    down = Heading().after(Plane((9, None, None)), Plane((7, None, None)))
+    down = ScrollDirection().after(Plane((9, None, None)), Plane((7, None, None)))
     assert positions(down.planes(Plane((7, None, None)), (10, 4, 4), 3)) == [
         (6, None, None),
         (5, None, None),
@@ -30,7 +30,7 @@ def test_the_scroll_direction_comes_first():
 
 def test_at_first_it_goes_forward_along_the_last_axis():
     """As the keys for the next and the previous plane do."""
-    assert positions(Heading().planes(Plane((2, 5, None, None)), (9, 7, 4, 4), 2)) == [
+    assert positions(ScrollDirection().planes(Plane((2, 5, None, None)), (9, 7, 4, 4), 2)) == [
         (2, 6, None, None),
         (2, 4, None, None),
         (2, 3, None, None),
@@ -39,7 +39,7 @@ def test_at_first_it_goes_forward_along_the_last_axis():
 
 def test_the_axis_is_the_one_whose_slider_moved():
     """Time, for one who plays a series."""
-    time = Heading().after(Plane((2, 5, None, None)), Plane((3, 5, None, None)))
+    time = ScrollDirection().after(Plane((2, 5, None, None)), Plane((3, 5, None, None)))
     assert positions(time.planes(Plane((3, 5, None, None)), (9, 7, 4, 4), 1)) == [
         (4, 5, None, None),
         (2, 5, None, None),
@@ -51,24 +51,24 @@ def test_the_axis_is_the_one_whose_slider_moved():
 )
 def test_what_is_no_scrolling_changes_no_heading(now):
     """A click refreshes the view; a jump says nothing of where one goes next."""
-    heading = Heading(0, -1)
+    direction = ScrollDirection(0, -1)
     before = Plane((5, None, None)) if len(now.index) == 3 else Plane((5, 0, None, None))
-    assert heading.after(before, now) == heading
-    assert heading.after(None, now) == heading
+    assert direction.after(before, now) == direction
+    assert direction.after(None, now) == direction
 
 
 def test_another_orientation_begins_anew():
     """The axis of the old one may be shown now."""
-    turned = Heading(0, -1).after(Plane((5, None, None)), Plane((None, 2, None)))
-    assert turned == Heading()
+    turned = ScrollDirection(0, -1).after(Plane((5, None, None)), Plane((None, 2, None)))
+    assert turned == ScrollDirection()
     planes = turned.planes(Plane((None, 2, None)), (9, 9, 9), 1)
     assert positions(planes) == [(None, 3, None), (None, 1, None)]
 
 
 def test_a_picture_has_no_neighbours_and_no_reach_none():
     """There is nothing to embed ahead."""
-    assert Heading().planes(Plane(), (5, 5), 8) == []
-    assert Heading().planes(Plane((2, None, None)), (5, 5, 5), 0) == []
+    assert ScrollDirection().planes(Plane(), (5, 5), 8) == []
+    assert ScrollDirection().planes(Plane((2, None, None)), (5, 5, 5), 0) == []
 
 
 class Slow:
@@ -119,10 +119,10 @@ def worker(qtbot, responder):
 
 
 @pytest.fixture
-def questions(worker):
+def predictions(worker):
     """About twenty planes, of which three each way are embedded ahead."""
     one = Predictions(Session(Volume(np.zeros((20, 4, 4), np.uint8), window=(0, 255))), worker, "stack")
-    one.reach = 3
+    one.planes_ahead = 3
     one.attach()
     yield one
     one.detach()
@@ -132,64 +132,64 @@ def wait_for(qtbot, responder, *numbers):
     qtbot.waitUntil(lambda: [index[0] for index in responder.embedded] == list(numbers))
 
 
-def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, responder, questions, tmp_path):
+def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, responder, predictions, tmp_path):
     """The plane in view, those ahead, those behind; and each once. They say where else to look."""
-    questions.sources.folders = (tmp_path,)
-    questions.look(Plane((10, None, None)))
+    predictions.sources.folders = (tmp_path,)
+    predictions.look(Plane((10, None, None)))
     wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7)
-    questions.look(Plane((9, None, None)))
+    predictions.look(Plane((9, None, None)))
     wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7, 6)
     assert responder.folders == {(tmp_path,)}
 
 
-def test_nothing_is_said_of_planes_ahead(qtbot, worker, responder, questions):
+def test_nothing_is_said_of_planes_ahead(qtbot, worker, responder, predictions):
     """The state line says what the plane in view does, then "ready", and stays."""
     said, started = [], []
-    questions.said.connect(said.append)
+    predictions.said.connect(said.append)
     worker.started.connect(started.append)
-    questions.look(Plane((0, None, None)))
+    predictions.look(Plane((0, None, None)))
     wait_for(qtbot, responder, 0, 1, 2, 3)
     qtbot.wait(30)
     assert started == ["embedding plane 0"]
     assert said == ["ready"]
 
 
-def test_nothing_is_embedded_ahead_while_a_stroke_is_drawn(qtbot, responder, questions):
+def test_nothing_is_embedded_ahead_while_a_stroke_is_drawn(qtbot, responder, predictions):
     """It goes on when the stroke is done."""
-    questions.look(Plane((0, None, None)))
+    predictions.look(Plane((0, None, None)))
     responder.door.clear()
     wait_for(qtbot, responder)
     responder.door.set()
-    questions.drawing = True
+    predictions.drawing = True
     qtbot.waitUntil(lambda: (0, None, None) in responder.embedded)
     held = list(responder.embedded)
     qtbot.wait(50)
     assert responder.embedded == held
-    questions.drawing = False
+    predictions.drawing = False
     qtbot.waitUntil(lambda: len(responder.embedded) == 4)
 
 
 @pytest.mark.parametrize("leave", ["detach", "cancel", "reach", "nothing in view"])
-def test_it_stops_when_nobody_wants_it(qtbot, responder, questions, leave):
+def test_it_stops_when_nobody_wants_it(qtbot, responder, predictions, leave):
     """The image was swapped or closed, cancelled, switched off, or turned to 3-D; the next look goes on."""
-    questions.look(Plane((0, None, None)))
+    predictions.look(Plane((0, None, None)))
     qtbot.waitUntil(lambda: len(responder.embedded) == 4)
     responder.door.clear()
-    questions.look(Plane((4, None, None)))
+    predictions.look(Plane((4, None, None)))
     if leave == "detach":
-        questions.detach()
+        predictions.detach()
     elif leave == "cancel":
-        questions.cancel()
+        predictions.cancel()
     elif leave == "reach":
-        questions.reach = 0
+        predictions.planes_ahead = 0
     else:
-        questions.look(None)
+        predictions.look(None)
     qtbot.wait(30)
     responder.door.set()
     qtbot.wait(60)
     assert len(responder.embedded) <= 5  # a look that was under way may be finished
     if leave == "detach":
-        questions.attach()
-    questions.reach = 3
-    questions.look(Plane((4, None, None)))
+        predictions.attach()
+    predictions.planes_ahead = 3
+    predictions.look(Plane((4, None, None)))
     qtbot.waitUntil(lambda: len(responder.embedded) == 8)

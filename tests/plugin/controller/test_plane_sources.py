@@ -9,7 +9,7 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.plane_sources import Sources
+from napari_lowlat_seg.plugin.controller.plane_sources import PlaneSources
 
 SHAPE = (3, 900, 1000)
 PLANES = tuple(Plane((z, None, None)) for z in range(3))
@@ -22,9 +22,9 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
 
 
-def sources(pixels, tiling=TILING, seen=None):
+def sources(pixels, tiling=TILING, field=None):
     """Of a volume with these pixels."""
-    return Sources(Session(Volume(pixels, window=(0.0, 255.0))), "noise", tiling, seen)
+    return PlaneSources(Session(Volume(pixels, window=(0.0, 255.0))), "noise", tiling, field)
 
 
 def square(top, left, side=20):
@@ -42,7 +42,7 @@ def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
     assert (sent, region) == (request, None)
     assert np.array_equal(source.read(), pixels[0])
     walk = PropagationRequest(PLANES, {1: {PLANES[0]: square(500, 600)}})
-    sent, all_of_it, region = whole.of_walk(walk)
+    sent, all_of_it, region = whole.of_propagation(walk)
     assert (sent, region) == (walk, None)
     assert [source.name for source in all_of_it] == ["plane 0", "plane 1", "plane 2"]
 
@@ -50,7 +50,7 @@ def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
 def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
     """Anchors move into the tile, every plane is read there, and answers find their way back."""
     walk = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
-    sent, tiles, region = sources(pixels).of_walk(walk)
+    sent, tiles, region = sources(pixels).of_propagation(walk)
     assert region.shape == (300, 300)
     part = region.slices
     for z, tile in enumerate(tiles):
@@ -65,8 +65,10 @@ def test_an_empty_anchor_does_not_move_the_tile(pixels):
     """A wall has no place."""
     empty = SoftMask.from_mask(np.zeros(SHAPE[1:], bool))
     known = {PLANES[0]: square(500, 600)}
-    _, _, alone = sources(pixels).of_walk(PropagationRequest(PLANES, {1: known}))
-    _, _, walled = sources(pixels).of_walk(PropagationRequest(PLANES, {1: {**known, PLANES[2]: empty}}))
+    _, _, alone = sources(pixels).of_propagation(PropagationRequest(PLANES, {1: known}))
+    _, _, walled = sources(pixels).of_propagation(
+        PropagationRequest(PLANES, {1: {**known, PLANES[2]: empty}})
+    )
     assert walled == alone
 
 
@@ -74,12 +76,12 @@ def test_seeds_on_huge_planes_are_refused(pixels):
     """The sentence names what does it."""
     walk = PropagationRequest(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
     with pytest.raises(ValueError, match="more than 500 rows or columns here; use `lowlat-seg seeds`"):
-        sources(pixels).of_walk(walk)
+        sources(pixels).of_propagation(walk)
 
 
 def test_the_tile_in_the_middle_of_the_view_is_looked_at_before_the_click(pixels):
     """Nothing is while so much is in view that nobody knows where the click will be."""
-    near = sources(pixels, seen=lambda plane: (450.0, 550.0, 550.0, 650.0)).in_view(PLANES[1])
+    near = sources(pixels, field=lambda plane: (450.0, 550.0, 550.0, 650.0)).in_view(PLANES[1])
     assert near.read().shape == (300, 300)
-    assert sources(pixels, seen=lambda plane: (0.0, 0.0, 900.0, 1000.0)).in_view(PLANES[1]) is None
+    assert sources(pixels, field=lambda plane: (0.0, 0.0, 900.0, 1000.0)).in_view(PLANES[1]) is None
     assert sources(pixels).in_view(PLANES[1]) is None

@@ -89,34 +89,36 @@ def desk(make_napari_viewer_proxy, qtbot):
     worker = Worker()
     worker.load(lambda: truth)
     widget = LowlatWidget(viewer, worker)
-    widget.model.wanted.disconnect()  # the truth is loaded already
+    widget.form.model.wanted.disconnect()  # the truth is loaded already
     viewer.window.add_dock_widget(widget, name="Segment")
-    qtbot.waitUntil(lambda: widget.conversation is not None)
-    talk = widget.conversation
-    talk.grid.look_at(viewer.dims, Plane((6, None, None)))
-    it = SimpleNamespace(viewer=viewer, image=image, widget=widget, worker=worker, talk=talk, truth=truth)
-    it.objects, it.through, it.qtbot = (first, second), talk.through, qtbot
-    it.hand = Hand(viewer, talk.grid)
-    qtbot.waitUntil(lambda: talk.session.volume.window is not None and not worker.busy)
+    qtbot.waitUntil(lambda: widget.controller is not None)
+    controller = widget.controller
+    controller.grid.look_at(viewer.dims, Plane((6, None, None)))
+    it = SimpleNamespace(
+        viewer=viewer, image=image, widget=widget, worker=worker, controller=controller, truth=truth
+    )
+    it.objects, it.propagation, it.qtbot = (first, second), controller.propagation, qtbot
+    it.hand = Hand(viewer, controller.grid)
+    qtbot.waitUntil(lambda: controller.session.volume.window is not None and not worker.busy)
     return it
 
 
 def masks(it):
     """What the session has of the object in hand, plane by plane."""
-    planes = [it.talk.session.mask(Plane((z, None, None))) for z in range(SHAPE[0])]
+    planes = [it.controller.session.mask(Plane((z, None, None))) for z in range(SHAPE[0])]
     return np.stack([np.zeros(SHAPE[1:], bool) if mask is None else mask for mask in planes])
 
 
 def clicked(it, point=(20, 25)):
     """Click and wait for the mask."""
     it.hand.click(point)
-    it.qtbot.waitUntil(lambda: not it.talk.session.unanswered and it.talk.session.can_undo)
+    it.qtbot.waitUntil(lambda: not it.controller.session.unanswered and it.controller.session.can_undo)
 
 
 def carried(it, key="Shift+J"):
     """Press the key and wait until it has been carried through."""
     it.hand.key(key)
-    it.qtbot.waitUntil(lambda: not it.through.running and not it.worker.busy)
+    it.qtbot.waitUntil(lambda: not it.propagation.running and not it.worker.busy)
 
 
 def test_one_key_carries_the_object_and_one_undo_takes_it_back(desk):
@@ -125,13 +127,13 @@ def test_one_key_carries_the_object_and_one_undo_takes_it_back(desk):
     carried(desk)
     assert np.array_equal(masks(desk), desk.objects[0])
     assert desk.widget.sentence == "carried to 8 planes"
-    shown = np.asarray(desk.talk.preview.layer.data).reshape(SHAPE[1:]) == 1
+    shown = np.asarray(desk.controller.preview.layer.data).reshape(SHAPE[1:]) == 1
     assert np.array_equal(shown, desk.objects[0][6])
     desk.hand.key("Ctrl+Z")
     assert masks(desk).any(axis=(1, 2)).sum() == 1
     desk.hand.key("Ctrl+Shift+Z")
     desk.hand.key("Enter")
-    assert np.array_equal(desk.talk.labels.layer.data == 1, desk.objects[0])
+    assert np.array_equal(desk.controller.labels.layer.data == 1, desk.objects[0])
 
 
 def colour(strip, position, height):
@@ -146,23 +148,23 @@ def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(desk):
     """Blue where the click is; read out for those who do not see it; a click on it scrolls."""
     clicked(desk)
     carried(desk)
-    strip = desk.widget.volume.strip
-    confidence = dict(desk.through.strip())
+    strip = desk.widget.form.volume.strip
+    confidence = dict(desk.propagation.state.marks)
     assert sorted(confidence) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert [z for z, sure in confidence.items() if sure is None] == [6]
     desk.qtbot.waitUntil(lambda: "8 carried" in strip.accessibleDescription())
     assert colour(strip, 6, 12) == "#2b8cff"
     assert colour(strip, 5, 2) != colour(strip, 0, 2)
-    at = desk.widget.volume.strip.mapToGlobal(strip.rect().center())
+    at = desk.widget.form.volume.strip.mapToGlobal(strip.rect().center())
     assert at is not None
     strip.clicked.emit(strip.position_at(strip.width() * 9.5 / SHAPE[0]))
-    assert desk.talk.plane.position == 9
+    assert desk.controller.plane.position == 9
 
 
 def test_the_strip_follows_the_theme(desk):
     """Near the background where nothing is written, further off inside the range; the frame is text."""
-    strip = desk.widget.volume.strip
-    desk.through.range = (2, 11)
+    strip = desk.widget.form.volume.strip
+    desk.propagation.range = (2, 11)
 
     def towards_text(theme, position, height):
         """0 for the theme's background, 1 for its text."""
@@ -181,7 +183,7 @@ def test_the_strip_follows_the_theme(desk):
 def test_a_bar_ends_in_a_line_of_text_colour(desk):
     """Amber and a light theme are hardly apart in lightness: the line tells how high a bar is."""
     desk.viewer.theme = "light"
-    strip = desk.widget.volume.strip
+    strip = desk.widget.form.volume.strip
     strip.show_marks(SHAPE[0], (0, 11), [(9, 1.0)])
     line, bar = colour(strip, 9, strip.height()), colour(strip, 9, 12)
     assert (line, bar) == (QColor(*get_theme("light").text.as_rgb_tuple()).name(), "#ffc20a")
@@ -190,7 +192,7 @@ def test_a_bar_ends_in_a_line_of_text_colour(desk):
 def test_range_and_direction_bound_it(desk):
     """From plane 4 on, forward only: nothing before the click, nothing behind the range."""
     clicked(desk)
-    form = desk.widget.volume
+    form = desk.widget.form.volume
     form._first.setValue(4)
     form._last.setValue(8)
     form.direction.chosen.emit("forward")
@@ -206,10 +208,10 @@ def test_a_click_ends_it_and_the_next_run_goes_on(desk):
     clicked(desk)
     desk.truth.open = False
     desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: len(desk.through.strip()) == 2)
+    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
     desk.hand.click((22, 26))
-    desk.qtbot.waitUntil(lambda: not desk.through.running and not desk.talk.session.unanswered)
-    assert [step.title for step in desk.talk.session.timeline.done] == ["click", "propagate", "click"]
+    desk.qtbot.waitUntil(lambda: not desk.propagation.running and not desk.controller.session.unanswered)
+    assert [step.title for step in desk.controller.session.timeline.done] == ["click", "propagate", "click"]
     desk.truth.open = True
     carried(desk)
     assert np.array_equal(masks(desk), desk.objects[0])
@@ -220,13 +222,13 @@ def test_escape_stops_it_and_keeps_what_is_there(desk):
     clicked(desk)
     desk.truth.open = False
     desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: len(desk.through.strip()) == 2)
+    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
     desk.hand.key("Escape")
-    assert not desk.through.running
+    assert not desk.propagation.running
     desk.qtbot.waitUntil(lambda: not desk.worker.busy)
-    assert len(desk.through.strip()) == 2
+    assert len(desk.propagation.state.marks) == 2
     desk.hand.key("Ctrl+Z")
-    assert len(desk.through.strip()) == 1
+    assert len(desk.propagation.state.marks) == 1
 
 
 def test_a_run_that_fails_is_told_and_ends(desk):
@@ -235,7 +237,7 @@ def test_a_run_that_fails_is_told_and_ends(desk):
     desk.truth.broken = "plane 7 cannot be read: the file is gone"
     with desk.qtbot.waitSignal(desk.worker.failed):
         desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: not desk.through.running)
+    desk.qtbot.waitUntil(lambda: not desk.propagation.running)
     assert desk.widget.sentence == "plane 7 cannot be read: the file is gone"
 
 
@@ -243,20 +245,20 @@ def test_without_a_click_there_is_nothing_to_carry(desk):
     """A warning says what to do; nothing changes."""
     desk.hand.key("Shift+J")
     assert "click on it there first" in notification_manager.records[-1].message
-    assert not desk.talk.session.can_undo
+    assert not desk.controller.session.can_undo
 
 
 def test_shapes_are_mixed_between_two_planes(desk):
     """With a key, and the next anchor is found with another."""
     clicked(desk)
-    desk.talk.grid.look_at(desk.viewer.dims, Plane((9, None, None)))
+    desk.controller.grid.look_at(desk.viewer.dims, Plane((9, None, None)))
     desk.hand.click((20, 25))
-    desk.qtbot.waitUntil(lambda: len(desk.through.strip()) == 2)
+    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
     carried(desk, "Shift+K")
-    assert [z for z, sure in desk.through.strip() if sure is not None] == [7, 8]
-    assert desk.talk.session.timeline.done[-1].title == "interpolate"
+    assert [z for z, sure in desk.propagation.state.marks if sure is not None] == [7, 8]
+    assert desk.controller.session.timeline.done[-1].title == "interpolate"
     desk.hand.key("Shift+N")
-    assert desk.talk.plane.position == 6
+    assert desk.controller.plane.position == 6
 
 
 def test_the_worst_plane_is_found_with_a_key(desk):
@@ -264,41 +266,41 @@ def test_the_worst_plane_is_found_with_a_key(desk):
     clicked(desk)
     carried(desk)
     desk.hand.key("Shift+W")
-    assert desk.talk.plane != Plane((6, None, None))
+    assert desk.controller.plane != Plane((6, None, None))
     assert "% sure" in desk.widget.sentence
 
 
 def test_every_point_of_a_layer_becomes_an_object(desk):
     """Also of a layer with a place of its own; one undo takes all of them back."""
     clicked(desk, (2, 40))  # an object in hand of nothing, which is not in the way
-    desk.talk.clear()
+    desk.controller.clear()
     desk.viewer.add_points([[6, 20, 25], [5, 9, 9], [30, 1, 1]], name="seeds")
-    desk.qtbot.waitUntil(lambda: getattr(desk.through.points, "name", "") == "seeds")
-    desk.talk.prompt_tool()
+    desk.qtbot.waitUntil(lambda: getattr(desk.propagation.points, "name", "") == "seeds")
+    desk.controller.prompts.activate()
     carried(desk, "Shift+U")
     expected = np.where(desk.objects[0], 1, np.where(desk.objects[1], 2, 0))
-    assert np.array_equal(desk.talk.labels.layer.data, expected)
-    assert desk.talk.label == 3
-    desk.talk.undo()
-    assert not np.asarray(desk.talk.labels.layer.data).any()
+    assert np.array_equal(desk.controller.labels.layer.data, expected)
+    assert desk.controller.session.label == 3
+    desk.controller.undo()
+    assert not np.asarray(desk.controller.labels.layer.data).any()
 
 
 def test_seeds_with_other_axes_are_refused(desk):
     """One sentence says which layer."""
-    desk.through.points = desk.viewer.add_points([[3, 3]], name="flat")
-    desk.through.all_seeds()
+    desk.propagation.points = desk.viewer.add_points([[3, 3]], name="flat")
+    desk.propagation.all_seeds()
     assert "need points with 3 coordinates, got 2 in 'flat'" in notification_manager.records[-1].message
-    desk.through.points = None
-    desk.through.all_seeds()
+    desk.propagation.points = None
+    desk.propagation.all_seeds()
     assert desk.widget.sentence == "choose a Points layer with one point in each object first"
 
 
 def test_accept_and_carry_wait_for_the_mask(desk):
     """Pressed right after the click."""
-    desk.talk.session.add(Plane((6, None, None)), Click((20, 25)))
-    desk.through.carry()
-    desk.qtbot.waitUntil(lambda: desk.talk.session.can_undo and len(desk.through.strip()) == 9)
-    desk.qtbot.waitUntil(lambda: not desk.through.running)
+    desk.controller.session.add(Plane((6, None, None)), Click((20, 25)))
+    desk.propagation.propagate()
+    desk.qtbot.waitUntil(lambda: desk.controller.session.can_undo and len(desk.propagation.state.marks) == 9)
+    desk.qtbot.waitUntil(lambda: not desk.propagation.running)
     assert np.array_equal(masks(desk), desk.objects[0])
 
 
@@ -306,11 +308,11 @@ def test_what_is_carried_is_the_last_answer_and_not_the_quick_one(desk):
     """Pressed between the two: the second run finds nothing to do."""
     desk.truth.looks = threading.Event()
     desk.hand.click((20, 25))
-    desk.qtbot.waitUntil(lambda: desk.talk.session.state(Plane((6, None, None))).soft_mask is not None)
+    desk.qtbot.waitUntil(lambda: desk.controller.session.state(Plane((6, None, None))).soft_mask is not None)
     desk.hand.key("Shift+J")
-    assert not desk.through.running
+    assert not desk.propagation.running
     desk.truth.looks.set()
-    desk.qtbot.waitUntil(lambda: len(desk.through.strip()) == 9 and not desk.through.running)
+    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 9 and not desk.propagation.running)
     assert np.array_equal(masks(desk), desk.objects[0])
     desk.hand.key("Shift+J")
     assert "nothing has changed" in notification_manager.records[-1].message
@@ -319,11 +321,11 @@ def test_what_is_carried_is_the_last_answer_and_not_the_quick_one(desk):
 def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(desk):
     """The form is off, and the keys say why; with a picture there is no form."""
     desk.viewer.dims.ndisplay = 3
-    desk.through.carry()
+    desk.propagation.propagate()
     assert desk.widget.sentence.startswith("there is one plane only")
-    desk.through.next_anchor()
+    desk.propagation.next_anchor()
     assert desk.widget.sentence.startswith("there is one plane only")
     desk.viewer.dims.ndisplay = 2
-    desk.qtbot.waitUntil(lambda: desk.widget.volume.isEnabled())
+    desk.qtbot.waitUntil(lambda: desk.widget.form.volume.isEnabled())
     desk.widget.turn_to(desk.viewer.add_image(np.zeros((8, 9)), name="picture"))
-    assert desk.widget.volume.isHidden()
+    assert desk.widget.form.volume.isHidden()

@@ -1,4 +1,4 @@
-"""Which plane of an image the viewer shows: told when it changes, and changed on demand."""
+"""The plane of an image that the viewer shows: signals when it changes, and changes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from napari_lowlat_seg.plugin.layers.grid import Grid
 
 
 class CurrentPlane:
-    """A viewer's sliders, as planes of one image.
+    """A viewer's sliders and camera, as a plane of one image.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class CurrentPlane:
 
     @property
     def under_cursor(self) -> tuple[Plane, tuple[float, float]] | None:
-        """The plane in view and (row, col) under the mouse; None where there is none, or beside the image."""
+        """The plane in view and (row, col) under the mouse; None in 3-D and beside the image."""
         plane = self.plane
         if plane is None:
             return None
@@ -46,7 +46,7 @@ class CurrentPlane:
         return (plane, at) if self._grid.inside(plane, [at])[0] else None
 
     def field(self, plane: Plane) -> tuple[float, float, float, float]:
-        """(row, col, stop row, stop col) around what the canvas shows of the plane in view."""
+        """What the canvas shows of the plane in view: (top, left, bottom, right) in its pixels."""
         camera, dims = self._viewer.scene.camera, self._viewer.dims
         half = np.asarray(self._viewer.canvas.size, np.float64) / camera.zoom / 2
         corners = []
@@ -59,25 +59,28 @@ class CurrentPlane:
 
     def attach(self) -> None:
         """Listen to the sliders and the camera."""
-        for event in self._events():
-            event.connect(self._tell)
-        for event in self._camera():
-            event.connect(self._tell_panned)
+        for event, slot in self._slots():
+            event.connect(slot)
 
     def detach(self) -> None:
         """Stop listening."""
-        for event in self._events():
-            event.disconnect(self._tell)
-        for event in self._camera():
-            event.disconnect(self._tell_panned)
+        for event, slot in self._slots():
+            event.disconnect(slot)
 
     def look_at(self, plane: Plane) -> None:
         """Show a plane; a 3-D view stays as it is."""
         if self._viewer.dims.ndisplay == 2:
             self._grid.look_at(self._viewer.dims, plane)
 
-    def step(self, offset: int) -> None:
-        """Show the plane so many further, if there is one."""
+    def next(self) -> None:
+        """Show the following plane, if there is one."""
+        self._step(1)
+
+    def previous(self) -> None:
+        """Show the plane before, if there is one."""
+        self._step(-1)
+
+    def _step(self, offset: int) -> None:
         plane = self.plane
         if plane is None or len(plane.index) == 2:
             return
@@ -85,16 +88,15 @@ class CurrentPlane:
         if 0 <= plane.position + offset < self._grid.volume.shape[axis]:
             self.look_at(plane.moved(offset))
 
-    def _events(self) -> tuple[Any, ...]:
-        events = self._viewer.dims.events
-        return events.point, events.order, events.ndisplay
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        dims, camera = self._viewer.dims.events, self._viewer.scene.camera.events
+        return (
+            *((event, self._on_dims) for event in (dims.point, dims.order, dims.ndisplay)),
+            *((event, self._on_camera) for event in (camera.center, camera.zoom)),
+        )
 
-    def _camera(self) -> tuple[Any, ...]:
-        events = self._viewer.scene.camera.events
-        return events.center, events.zoom
-
-    def _tell(self) -> None:
+    def _on_dims(self) -> None:
         self.moved.emit()
 
-    def _tell_panned(self) -> None:
+    def _on_camera(self) -> None:
         self.panned.emit()

@@ -1,34 +1,16 @@
-"""The conversations of one widget: each image has its own for as long as it is in the viewer."""
+"""One controller per image, kept for as long as the image is in the viewer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from napari.layers import Image
 from psygnal import Signal
 
+from napari_lowlat_seg.plugin.controller.view_state import View
 from napari_lowlat_seg.plugin.settings import embedding_folders, settings, stored_finish, stored_policy
-
-
-@dataclass(frozen=True)
-class View:
-    """What of an image is segmented.
-
-    Attributes
-    ----------
-    level
-        Of its pyramid; 0 is the finest.
-    channel_axis, channel
-        One channel along this axis; None if it has no axis of channels.
-    intensities
-        "automatic", or "displayed" for the layer's contrast limits.
-    """
-
-    level: int = 0
-    channel_axis: int | None = None
-    channel: int = 0
-    intensities: str = "automatic"
 
 
 class ImageControllers:
@@ -36,28 +18,36 @@ class ImageControllers:
 
     Parameters
     ----------
-    converse
-        Makes the conversation about an image layer: called with the layer and the fields of a `View`.
+    viewer
+        napari's viewer.
+    make_controller
+        Called with an image layer and the fields of a `View`; returns an `AnnotationController`.
+
+    Attributes
+    ----------
+    current
+        The controller of the image that is segmented now; None without one.
     """
 
-    changed = Signal()
-    """Of the conversation in front, or another one is in front."""
+    swapped = Signal(object, object)
+    """Another controller is the current one: the one before and the new one, each perhaps None."""
 
-    said = Signal(str)
-
-    stirred = Signal()
-    """What is shown along the planes may differ; comes often."""
-
-    def __init__(self, converse: Callable[..., Any]) -> None:
-        self._converse = converse
+    def __init__(self, viewer: Any, make_controller: Callable[..., Any]) -> None:
+        self._viewer, self._make_controller = viewer, make_controller
         self._known: dict[tuple[Any, View], Any] = {}
         self._views: dict[Any, View] = {}
         self._adopted: dict[Any, tuple[Any, Any]] = {}
+        self._images: list[Any] = []
         self.current: Any = None
 
     @property
+    def images(self) -> list[Any]:
+        """The image layers of the viewer."""
+        return [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+
+    @property
     def view(self) -> View:
-        """That of the conversation in front."""
+        """That of the current controller."""
         return self._views[self.current.layer]
 
     @property
@@ -66,76 +56,81 @@ class ImageControllers:
         return self._adopted.get(self.current, (None, None))
 
     def turn_to(self, layer: Any, view: View | None = None) -> None:
-        """Continues with an image layer where it was left, or begins with it; None turns away from all.
+        """Continue with an image layer where it was left, or begin with it; None turns away from all.
 
         Parameters
         ----------
+        layer
+            One of the viewer's image layers.
         view
             None for the one that was last used with this layer.
 
         Raises
         ------
         ValueError
-            As beginning a conversation does; none is in front then.
+            As `AnnotationController` does; there is no current controller then.
         """
+        before, self.current = self.current, None
+        if before is not None:
+            before.detach()
+        try:
+            if layer is not None:
+                self.current = self._controller(layer, view)
+        finally:
+            self.swapped.emit(before, self.current)
         if self.current is not None:
-            self.current.changed.disconnect(self._on_changed)
-            self.current.said.disconnect(self._on_said)
-            self.current.through.stirred.disconnect(self._on_stirred)
-            self.current.detach()
-            self.current = None
-        if layer is not None:
-            view = view or self._views.get(layer) or View(intensities=settings().prompts.intensities)
-            if (layer, view) not in self._known:
-                self._known[layer, view] = self._begin(layer, view)
-            self._views[layer] = view
-            self.current = self._known[layer, view]
-            questions, reach = self.current.questions, settings().embeddings.ahead
-            questions.sources.folders, questions.reach = embedding_folders(layer), reach
-            self.current.changed.connect(self._on_changed)
-            self.current.said.connect(self._on_said)
-            self.current.through.stirred.connect(self._on_stirred)
             self.current.attach()
-        self.changed.emit()
+
+    def follow_viewer(self) -> None:
+        """Forget images that are gone; begin with the first one that comes."""
+        images, before = self.images, self._images
+        self._images = images
+        gone = self.current is not None and self.current.layer not in images
+        if gone:
+            self.turn_to(None)
+        for layer, view in [key for key in self._known if key[0] not in images]:
+            self._adopted.pop(self._known.pop((layer, view)), None)
+            self._views.pop(layer, None)
+        if not gone and self.current is None and len(images) > len(before):
+            active = self._viewer.layers.selection.active
+            self.turn_to(active if active in images else images[-1])
+        elif self.current is not None:
+            self.current.prompts.ensure()  # ours may have been deleted
 
     def adopt(self, points: Any, shapes: Any) -> None:
-        """Reads prompts from these layers of the user's; None for our own.
+        """Read prompts from these layers of the user's; None for our own.
 
         Raises
         ------
         ValueError
-            For layers that cannot be adopted.
+            For layers with another number of axes than the image.
         """
-        self.current.adopt(points, shapes)
+        self.current.prompts.adopt(points, shapes)
         self._adopted[self.current] = (points, shapes)
 
-    def forget_all_but(self, layers: list[Any]) -> None:
-        """Ends the conversations about images that are gone."""
-        if self.current is not None and self.current.layer not in layers:
-            self.turn_to(None)
-        for layer, view in [key for key in self._known if key[0] not in layers]:
-            self._adopted.pop(self._known.pop((layer, view)), None)
-            self._views.pop(layer, None)
-
     def previews(self) -> list[Any]:
-        """The layers that only show masks, of all conversations."""
-        return [talk.preview.layer for talk in self._known.values()]
+        """The preview layers of all controllers, which are no labels of the user's."""
+        return [controller.preview.layer for controller in self._known.values()]
 
-    # Methods, because psygnal calls an `emit` that is connected, to learn what it takes.
-
-    def _on_changed(self) -> None:
-        self.changed.emit()
-
-    def _on_said(self, sentence: str) -> None:
-        self.said.emit(sentence)
-
-    def _on_stirred(self) -> None:
-        self.stirred.emit()
+    def _controller(self, layer: Any, view: View | None) -> Any:
+        view = view or self._views.get(layer) or View(intensities=settings().prompts.intensities)
+        if (layer, view) not in self._known:
+            self._known[layer, view] = self._begin(layer, view)
+        self._views[layer] = view
+        controller = self._known[layer, view]
+        controller.predictions.sources.folders = embedding_folders(layer)
+        controller.predictions.planes_ahead = settings().embeddings.ahead
+        return controller
 
     def _begin(self, layer: Any, view: View) -> Any:
-        talk, stored = self._converse(layer, **asdict(view)), settings()
-        talk.finish = stored_finish()
-        talk.session.policy, talk.session.semantic = stored_policy(), stored.labels.semantic
-        talk.tool, talk.hover = stored.prompts.tool, stored.prompts.hover
-        talk.hold(stored.prompts.postpone)
-        return talk
+        controller, stored = self._make_controller(layer, **asdict(view)), settings()
+        for name, value in {
+            "finish": stored_finish(),
+            "policy": stored_policy(),
+            "semantic": stored.labels.semantic,
+            "tool": stored.prompts.tool,
+            "hover": stored.prompts.hover,
+            "postpone": stored.prompts.postpone,
+        }.items():
+            controller.set(name, value)
+        return controller

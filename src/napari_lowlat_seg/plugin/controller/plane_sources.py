@@ -1,4 +1,4 @@
-"""Where the pixels come from that a question is about: a plane, or of a huge plane one tile."""
+"""Where the pixels of a request come from: the whole plane, or one tile of a huge plane."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 
+FieldOfView = Callable[[Plane], tuple[float, float, float, float]]
+"""Returns (top, left, bottom, right) of what the canvas shows of a plane, in pixels."""
 
-class Sources:
-    """The planes of a session's volume, as a responder wants them.
+
+class PlaneSources:
+    """The planes of a session's volume, as a prediction service takes them.
 
     Parameters
     ----------
@@ -24,14 +27,14 @@ class Sources:
     name
         Of the image, for messages about its only plane.
     tiling
-        From which size on a plane is huge, and how large its tiles are.
-    seen
-        Gives (top, left, bottom, right) of what is on the screen of a plane; None where that is not known.
+        From which size on a plane is worked on by tiles, and how large they are.
+    field
+        What the canvas shows; None where that is not known.
 
     Attributes
     ----------
     folders
-        Where embeddings of this image may lie.
+        Where embeddings of this image may have been stored.
     """
 
     def __init__(
@@ -39,23 +42,23 @@ class Sources:
         session: Session,
         name: str,
         tiling: Tiling = TILING,
-        seen: Callable[[Plane], tuple[float, float, float, float]] | None = None,
+        field: FieldOfView | None = None,
     ) -> None:
         self.folders: tuple[Path, ...] = ()
-        self._session, self._name, self._tiling, self._seen = session, name, tiling, seen
+        self._session, self._name, self._tiling, self._field = session, name, tiling, field
         self._tiles: dict[Plane, BoundingBox] = {}  # the newest one of each plane
-        self._picture = uuid4().hex  # in the keys of its embeddings
+        self._image = uuid4().hex  # in the keys of its embeddings
 
-    def huge(self, plane: Plane) -> bool:
+    def is_tiled(self, plane: Plane) -> bool:
         """Whether a plane is worked on by tiles."""
         return max(self._session.volume.sides(plane)) > self._tiling.large
 
-    def of(self, plane: Plane, region: BoundingBox | None = None) -> PlaneSource:
-        """The whole plane, or a region of it."""
+    def source(self, plane: Plane, tile: BoundingBox | None = None) -> PlaneSource:
+        """The whole plane, or a tile of it."""
         volume = self._session.volume
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
-        key = (self._picture, plane.index) if region is None else (self._picture, plane.index, region)
-        part = volume if region is None else volume.cropped(region, plane)
+        key = (self._image, plane.index) if tile is None else (self._image, plane.index, tile)
+        part = volume if tile is None else volume.cropped(tile, plane)
         return PlaneSource(
             key,
             lambda: part.plane(plane),
@@ -63,92 +66,95 @@ class Sources:
             volume.plane_spacing(plane),
             name,
             plane,
-            self.folders if region is None else (),
+            self.folders if tile is None else (),
         )
 
     def in_view(self, plane: Plane) -> PlaneSource | None:
-        """What to embed before the first click: of a huge plane the tile in the middle of what is seen.
+        """What to embed before the first click: of a huge plane the tile in the middle of the field of view.
 
-        None if too much of it is seen to know where a click will be.
+        None if so much of it is in view that the click may be on any tile.
         """
-        if not self.huge(plane):
-            return self.of(plane)
-        if self._seen is None:
+        if not self.is_tiled(plane):
+            return self.source(plane)
+        if self._field is None:
             return None
         sides = self._session.volume.sides(plane)
-        top, left, bottom, right = self._seen(plane)
+        top, left, bottom, right = self._field(plane)
         if max(bottom - top, right - left) > 2 * self._tiling.side:
             return None
         middle = (
             min(max(0.0, (top + bottom) / 2), sides[0] - 1),
             min(max(0.0, (left + right) / 2), sides[1] - 1),
         )
-        region = tile_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
-        self._tiles[plane] = region
-        return self.of(plane, region)
+        tile = tile_of(sides, [Click(middle)], self._tiling, self._tiles.get(plane))
+        self._tiles[plane] = tile
+        return self.source(plane, tile)
 
     def of_request(self, request: Request) -> tuple[Request, PlaneSource, BoundingBox | None]:
-        """A request in the pixels of its source; and the region of the plane that is, None for all of it."""
+        """The request in pixels of its source, the source, and its tile; None for the whole plane."""
         plane = request.plane
-        if not self.huge(plane) or not request.prompts:
-            return request, self.of(plane), None
+        if not self.is_tiled(plane) or not request.prompts:
+            return request, self.source(plane), None
         sides = self._session.volume.sides(plane)
-        region = tile_of(sides, request.prompts, self._tiling, self._tiles.get(plane))
+        tile = tile_of(sides, request.prompts, self._tiling, self._tiles.get(plane))
         if request.ticket:
-            self._tiles[plane] = region
-        return request.cropped(region), self.of(plane, region), region
+            self._tiles[plane] = tile
+        return request.cropped(tile), self.source(plane, tile), tile
 
-    def of_walk(
-        self, walk: PropagationRequest
+    def of_propagation(
+        self, request: PropagationRequest
     ) -> tuple[PropagationRequest, list[PlaneSource], BoundingBox | None]:
-        """A walk in the pixels of its sources, as `of_request`; of huge planes one tile all the way.
+        """As `of_request`; of huge planes the same tile on every plane.
 
-        Raises ValueError for seeds on huge planes, which need more than one tile.
+        Raises
+        ------
+        ValueError
+            For seeds on huge planes, which need more than one tile.
         """
-        if not self.huge(walk.planes[0]):
-            return walk, [self.of(plane) for plane in walk.planes], None
-        if walk.seeds:
+        if not self.is_tiled(request.planes[0]):
+            return request, [self.source(plane) for plane in request.planes], None
+        if request.seeds:
             raise ValueError(
-                f"seeds cannot be carried through planes of more than {self._tiling.large} rows or columns "
-                "here; use `lowlat-seg seeds` or a coarser level"
+                f"seeds cannot be propagated through planes of more than {self._tiling.large} rows or "
+                "columns here; use `lowlat-seg seeds` or a coarser level"
             )
-        boxes = [answer.box for known in walk.anchors.values() for answer in known.values()]
+        boxes = [mask.box for masks in request.anchors.values() for mask in masks.values()]
         corners = [Click(at) for box in boxes for at in (box[:2], (box[2] - 1, box[3] - 1)) if box[2]]
-        region = tile_of(self._session.volume.sides(walk.planes[0]), corners, self._tiling)
+        tile = tile_of(self._session.volume.sides(request.planes[0]), corners, self._tiling)
         anchors = {
-            number: {plane: answer.cropped(region) for plane, answer in known.items()}
-            for number, known in walk.anchors.items()
+            number: {plane: mask.cropped(tile) for plane, mask in masks.items()}
+            for number, masks in request.anchors.items()
         }
-        return replace(walk, anchors=anchors), [self.of(plane, region) for plane in walk.planes], region
+        return replace(request, anchors=anchors), [self.source(plane, tile) for plane in request.planes], tile
 
 
 @dataclass(frozen=True)
-class Heading:
-    """Where somebody scrolls: along an axis (None for the last that has a position), +1 or -1."""
+class ScrollDirection:
+    """Where the user scrolls: along an axis (None for the last that has a position), by +1 or -1."""
 
     axis: int | None = None
     step: int = 1
 
-    def after(self, before: Plane | None, now: Plane) -> Heading:
-        """The heading once somebody has gone from one plane to another.
+    def after(self, before: Plane | None, now: Plane) -> ScrollDirection:
+        """The direction after a move from one plane to another.
 
-        The same if that was no scrolling: another orientation, several sliders at once, or no move at all.
+        Unchanged if several sliders moved at once or none did; the default after a change of orientation.
 
-        >>> Heading().after(Plane((7, None, None)), Plane((5, None, None)))
-        Heading(axis=0, step=-1)
+        >>> ScrollDirection().after(Plane((7, None, None)), Plane((5, None, None)))
+        ScrollDirection(axis=0, step=-1)
         """
         if before is None or before.axes != now.axes:
-            return self if before is None else Heading()
+            return self if before is None else ScrollDirection()
         pairs = zip(before.index, now.index, strict=True)
         moves = [(axis, b - a) for axis, (a, b) in enumerate(pairs) if a is not None and b is not None]
         moves = [(axis, by) for axis, by in moves if by]
         if len(moves) != 1:
             return self
         axis, by = moves[0]
-        return Heading(axis, 1 if by > 0 else -1)
+        return ScrollDirection(axis, 1 if by > 0 else -1)
 
-    def planes(self, now: Plane, shape: tuple[int, ...], reach: int) -> list[Plane]:
-        """Up to `reach` planes ahead of this one, the nearest first, then as many behind it.
+    def planes(self, now: Plane, shape: tuple[int, ...], count: int) -> list[Plane]:
+        """Up to `count` planes ahead of this one, the nearest first, then as many behind it.
 
         Parameters
         ----------
@@ -156,16 +162,16 @@ class Heading:
             The plane in view; a 2-D image has no other.
         shape
             Of the volume.
-        reach
+        count
             Planes each way; 0 for none.
         """
-        walked = [axis for axis, position in enumerate(now.index) if position is not None]
-        if not walked:
+        axes = [axis for axis, position in enumerate(now.index) if position is not None]
+        if not axes:
             return []
-        axis = self.axis if self.axis in walked else walked[-1]
+        axis = self.axis if self.axis in axes else axes[-1]
         start = now.index[axis]
         assert axis is not None
         assert start is not None
-        steps = [sign * i for sign in (self.step, -self.step) for i in range(1, reach + 1)]
+        steps = [sign * i for sign in (self.step, -self.step) for i in range(1, count + 1)]
         positions = [start + by for by in steps if 0 <= start + by < shape[axis]]
         return [Plane((*now.index[:axis], position, *now.index[axis + 1 :])) for position in positions]

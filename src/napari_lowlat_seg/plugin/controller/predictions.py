@@ -1,12 +1,12 @@
-"""What a conversation asks the worker, and what becomes of the answers.
+"""Which predictions a session requests from the worker, and what becomes of them.
 
-One thing is asked at a time: first for the plane in view, then for any other that waits. A stroke under way
-and a hovering mouse ask too; their answers are shown and not kept.
+One request is under way at a time: first for the plane in view, then for any other that waits. A stroke being
+drawn and a resting mouse request previews, which are shown and not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -19,35 +19,43 @@ from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.plugin.controller.plane_sources import Heading, Sources
+from napari_lowlat_seg.plugin.controller.plane_sources import FieldOfView, PlaneSources, ScrollDirection
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
 
-Why = Literal["stroke", "hover"]
+Reason = Literal["stroke", "hover"]
 
 
 class Predictions:
-    """The questions of one session.
+    """The predictions of one session.
 
     Parameters
     ----------
     session
-        Whose requests are asked, and where answers land.
+        Whose requests are sent, and which takes the masks.
     worker
-        Answers; it may be asked by other sessions too.
-    name, tiling, seen
-        As `Sources` has them.
+        Predicts; other sessions may use it too.
+    name, tiling, field
+        See `PlaneSources`.
+
+    Attributes
+    ----------
+    sources
+        Where the pixels of a request come from.
     """
 
     landed = Signal(Plane, bool)
-    """A mask of the session has changed, on this plane; whether it is the last one of its request."""
+    """The session has another mask on this plane; whether it is the last one of its request."""
 
-    tried = Signal(str, Plane, Patch)
-    """Why was tried ("stroke" or "hover"), where, and the mask."""
+    previewed = Signal(str, Plane, Patch)
+    """A mask that is not kept: why it was requested ("stroke" or "hover"), its plane, the mask."""
 
     said = Signal(str)
-    """The state in a few words."""
+    """What is going on, in a few words."""
+
+    postponed = Signal()
+    """`postpone` is another one."""
 
     def __init__(
         self,
@@ -55,117 +63,129 @@ class Predictions:
         worker: Worker,
         name: str,
         tiling: Tiling = TILING,
-        seen: Callable[[Plane], tuple[float, float, float, float]] | None = None,
+        field: FieldOfView | None = None,
     ) -> None:
         self.session = session
-        self.sources = Sources(session, name, tiling, seen)
-        self.held = False
-        self._reach = 0
-        self._heading = Heading()
-        self._drawing = False
+        self.sources = PlaneSources(session, name, tiling, field)
         self._worker = worker
-        self._looked: Any = None  # the key of what is embedded before the first click
-        # What was sent; for a tile of a huge plane, what was meant, and which tile.
-        self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox] | None] = WeakKeyDictionary()
-        self._trial: tuple[Request, Why] | None = None
+        self._postpone = self._drawing = False
+        self._planes_ahead = 0
+        self._direction = ScrollDirection()
         self._view: Plane | None = None
-        self._asked: Request | None = None
+        self._embedding: Any = None  # key of the source that is embedded before the first click
+        # What was sent; for a tile of a huge plane, the request for the whole plane, and which tile.
+        self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox] | None] = WeakKeyDictionary()
+        self._preview: tuple[Request, Reason] | None = None
+        self._requested: Request | None = None
         self._ready_said = False
-        self._timed, self._first = 0, 0.0  # ticket answered last, seconds to its first answer
-        # Tickets that failed or were cancelled: scrolling does not ask for them again.
+        self._timed, self._first = 0, 0.0  # ticket of the last prediction, seconds to its first mask
+        # Tickets that failed or were cancelled: scrolling does not request them again.
         self._given_up: set[int] = set()
 
     def attach(self) -> None:
         """Listen, and choose the intensity window of the volume if it has none."""
         self._ready_said = False
-        self._worker.answered.connect(self._answered)
-        self._worker.embedded.connect(self._embedded)
-        self._worker.failed.connect(self._failed)
-        self._worker.loaded.connect(self._loaded)
+        for signal, slot in self._slots():
+            signal.connect(slot)
         if self.session.volume.window is None:
             self.said.emit("reading the image")
             self._worker.run(self.session.volume.with_window, self._windowed)
 
     def detach(self) -> None:
         """Stop listening; what is on its way is dropped."""
-        self.forget()
+        self.forget_preview()
         self._view = None
-        self._look_ahead()
-        self._worker.answered.disconnect(self._answered)
-        self._worker.embedded.disconnect(self._embedded)
-        self._worker.failed.disconnect(self._failed)
-        self._worker.loaded.disconnect(self._loaded)
+        self._embed_ahead()
+        for signal, slot in self._slots():
+            signal.disconnect(slot)
 
     def look(self, plane: Plane | None) -> None:
-        """The plane in view: it is embedded before its first click, and what waits there comes first."""
+        """Embed the plane in view before its first click, and request first what waits there."""
         if plane is not None:
-            self._heading = self._heading.after(self._view, plane)
+            self._direction = self._direction.after(self._view, plane)
         self._view = plane
         if plane is not None and self._ready:
-            self._look(self.sources.in_view(plane))
+            self._embed(self.sources.in_view(plane))
             self.ask()
-        self._look_ahead()
+        self._embed_ahead()
 
     def panned(self) -> None:
         """Another part of the plane is in view: on a huge plane, another tile may be."""
         plane = self._view
-        if plane is not None and self._ready and self.sources.huge(plane):
+        if plane is not None and self._ready and self.sources.is_tiled(plane):
             source = self.sources.in_view(plane)
-            if source is not None and source.key != self._looked:
-                self._look(source)
+            if source is not None and source.key != self._embedding:
+                self._embed(source)
                 self.ask()
 
     @property
-    def reach(self) -> int:
+    def planes_ahead(self) -> int:
         """How many planes are embedded ahead of the one in view, and then behind it; 0 for none."""
-        return self._reach
+        return self._planes_ahead
 
-    @reach.setter
-    def reach(self, reach: int) -> None:
-        self._reach = reach
-        self._look_ahead()
+    @planes_ahead.setter
+    def planes_ahead(self, planes: int) -> None:
+        self._planes_ahead = planes
+        self._embed_ahead()
 
     @property
     def drawing(self) -> bool:
-        """Whether a stroke is under way; nothing is embedded ahead then."""
+        """Whether a stroke is being drawn; nothing is embedded ahead then."""
         return self._drawing
 
     @drawing.setter
     def drawing(self, drawing: bool) -> None:
         if drawing != self._drawing:
             self._drawing = drawing
-            self._look_ahead()
+            self._embed_ahead()
 
     @property
-    def asking(self) -> bool:
-        """Whether a request is under way whose last answer has not come yet."""
-        return self._asked is not None and self._worker.busy
+    def postpone(self) -> bool:
+        """Whether prompts gather and nothing is predicted."""
+        return self._postpone
+
+    @postpone.setter
+    def postpone(self, postpone: bool) -> None:
+        self._postpone = postpone
+        self.said.emit("predictions are postponed" if postpone else "ready")
+        if not postpone:
+            self.ask()
+        self.postponed.emit()
+
+    def hold(self, down: bool) -> None:
+        """Postpone predictions while a key is down."""
+        self.postpone = down
+
+    @property
+    def pending(self) -> bool:
+        """Whether a request is under way whose last mask has not come yet."""
+        return self._requested is not None and self._worker.busy
 
     def ask(self) -> None:
-        """Ask what waits for an answer, if anything does and nothing holds it back."""
-        if not self._ready or self.held:
+        """Request the masks that the session waits for, unless they are postponed."""
+        if not self._ready or self._postpone:
             return
         requests = [self.session.request(plane) for plane in self.session.unanswered]
         waiting = [one for one in requests if one is not None and one.ticket not in self._given_up]
         if waiting:
-            self._asked = next((one for one in waiting if one.plane == self._view), waiting[0])
-            self._send(self._asked)
+            self._requested = next((one for one in waiting if one.plane == self._view), waiting[0])
+            self._send(self._requested)
 
-    def ask_trial(self, plane: Plane, prompts: Sequence[Prompt], why: Why) -> None:
-        """Ask what `prompts` would give on top of those given; a newer question replaces this one."""
-        if self._ready and not self.held:
+    def ask_preview(self, plane: Plane, prompts: Sequence[Prompt], reason: Reason) -> None:
+        """Request what `prompts` would give on top of those given; a newer request replaces this one."""
+        if self._ready and not self._postpone:
             request = self.session.preview_request(plane, prompts)
-            self._trial = (request, why)
+            self._preview = (request, reason)
             self._send(request)
 
-    def forget(self) -> None:
-        """Drop the trial under way."""
-        self._trial = None
+    def forget_preview(self) -> None:
+        """Drop the preview under way."""
+        self._preview = None
 
     def cancel(self) -> None:
-        """Stop what is running. Prompts stay, and the next one asks for all of them."""
-        self.forget()
-        self._asked = None
+        """Stop what is running. Prompts stay, and the next one requests a mask for all of them."""
+        self.forget_preview()
+        self._requested = None
         self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
         self._worker.cancel()
 
@@ -173,126 +193,138 @@ class Predictions:
     def _ready(self) -> bool:
         return self.session.volume.window is not None
 
-    def _look(self, source: PlaneSource | None) -> None:
-        self._looked = None if source is None else source.key
+    def _embed(self, source: PlaneSource | None) -> None:
+        self._embedding = None if source is None else source.key
         if source is None:
             self.said.emit("ready")
         else:
-            self._worker.look(source)
+            self._worker.embed(source)
 
-    def _look_ahead(self) -> None:
-        """Tiles are not embedded ahead: nobody knows where on the next plane a click will be."""
+    def _embed_ahead(self) -> None:
+        """Tiles are not embedded ahead: the next click may be anywhere on the next plane."""
         view = self._view
-        if view is None or not self._ready or self._drawing or self.sources.huge(view):
-            self._worker.ahead(())
+        if view is None or not self._ready or self._drawing or self.sources.is_tiled(view):
+            self._worker.embed_ahead(())
         else:
-            planes = self._heading.planes(view, self.session.volume.shape, self._reach)
-            self._worker.ahead([self.sources.of(plane) for plane in planes])
+            planes = self._direction.planes(view, self.session.volume.shape, self._planes_ahead)
+            self._worker.embed_ahead([self.sources.source(plane) for plane in planes])
 
     def _send(self, request: Request) -> None:
-        sent, source, region = self.sources.of_request(request)
-        self._sent[sent] = None if region is None else (request, region)
-        self._worker.ask(sent, source)
+        sent, source, tile = self.sources.of_request(request)
+        self._sent[sent] = None if tile is None else (request, tile)
+        self._worker.predict(sent, source)
+
+    # What the worker reports
+
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        worker = self._worker
+        return (
+            (worker.predicted, self._predicted),
+            (worker.embedded, self._embedded),
+            (worker.failed, self._failed),
+            (worker.loaded, self._loaded),
+        )
 
     def _windowed(self, volume: Volume) -> None:
         self.session.volume = volume
         self.look(self._view)
 
     def _embedded(self, key: Any, seconds: float) -> None:
-        """A plane that was warm is no news, but for the first one."""
-        seen = self._view is not None and key == self._looked
+        """Say "ready"; of a plane that was embedded already only the first time."""
+        seen = self._view is not None and key == self._embedding
         if seen and not self.session.unanswered and (seconds or not self._ready_said):
             self._ready_said = True
             self.said.emit("ready")
 
     def _failed(self, sentence: str) -> None:
-        if self._asked is not None:
-            self._given_up.add(self._asked.ticket)
-            self._asked = None
+        if self._requested is not None:
+            self._given_up.add(self._requested.ticket)
+            self._requested = None
         self.said.emit(sentence)
 
     def _loaded(self, facts: dict[str, Any]) -> None:
-        """Another model may answer what the last one could not."""
+        """Another model may predict what the last one could not."""
         self._given_up.clear()
         self._ready_said = False
         self.look(self._view)
 
-    def _answered(self, request: Request, answer: SoftMask, final: bool, seconds: float) -> None:
+    def _predicted(self, request: Request, prediction: SoftMask, final: bool, seconds: float) -> None:
         if request not in self._sent:
             return  # another session's
-        meant = self._sent[request]
-        if meant is not None:
-            request, region = meant
+        whole = self._sent[request]
+        if whole is not None:
+            request, tile = whole
             sides = self.session.volume.sides(request.plane)
-            answer = answer.on(sides, region.corner).laid_over(request.previous, region)
-        if final and request is self._asked:
-            self._asked = None
-        if self._trial is not None and request is self._trial[0]:
-            self.tried.emit(self._trial[1], request.plane, postprocess_patch(answer, self.session.finish))
-        elif self.session.apply(request, answer):
+            prediction = prediction.on(sides, tile.corner).laid_over(request.previous, tile)
+        if final and request is self._requested:
+            self._requested = None
+        if self._preview is not None and request is self._preview[0]:
+            mask = postprocess_patch(prediction, self.session.finish)
+            self.previewed.emit(self._preview[1], request.plane, mask)
+        elif self.session.apply(request, prediction):
             self.said.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
             if final:
                 self.ask()
 
     def _times(self, ticket: int, seconds: float, final: bool) -> str:
-        """How long an answer took, and the closer look after it where one was taken."""
-        if ticket != self._timed:  # the closer look comes as not final too, and once more as final
+        """How long the first mask took, and the refined one where there is one."""
+        if ticket != self._timed:  # a refined mask comes twice: as not final, and once more as final
             self._timed, self._first = ticket, seconds
         if not final:
-            return f"{1000 * self._first:.0f} ms, looking closer"
-        closer = f", closer look {1000 * seconds:.0f} ms" if seconds > self._first + 0.05 else ""
-        return f"{1000 * self._first:.0f} ms{closer}"
+            return f"{1000 * self._first:.0f} ms, refining…"
+        refined = f", refined after {1000 * seconds:.0f} ms" if seconds > self._first + 0.05 else ""
+        return f"{1000 * self._first:.0f} ms{refined}"
 
 
 class LivePreview:
-    """Asks what is tried, and shows what the model says of it.
+    """Shows masks before there is a prompt: while a stroke is drawn, and where the mouse rests.
 
     Parameters
     ----------
-    session, questions, prompts, preview
-        Those of the conversation.
+    session, predictions, prompts, preview
+        Those of the controller.
 
     Attributes
     ----------
     stroking
-        Whether a stroke is under way.
+        Whether a stroke is being drawn.
     """
 
     def __init__(
-        self, session: Session, questions: Predictions, prompts: PromptLayers, preview: Preview
+        self, session: Session, predictions: Predictions, prompts: PromptLayers, preview: Preview
     ) -> None:
         self.stroking = False
-        self._session, self._questions = session, questions
+        self._session, self._predictions = session, predictions
         self._prompts, self._preview = prompts, preview
-        questions.tried.connect(self._tried)
+        predictions.previewed.connect(self._show)
 
     def stroke(
         self, kind: str, plane: Plane, points: np.ndarray, prompts: Sequence[Prompt], final: bool
     ) -> None:
-        """A stroke under way: drawn at once, and answered as often as the model can."""
-        self.stroking = self._questions.drawing = not final
+        """Draw the stroke at once, and predict as often as the model can; see `gestures.OnStroke`."""
+        self.stroking = self._predictions.drawing = not final
         if final:
             self._preview.stroke(None)
             return
         self._preview.stroke(points, bool(prompts and prompts[0].positive), kind)
         if prompts:
-            self._questions.ask_trial(plane, prompts, "stroke")
+            self._predictions.ask_preview(plane, prompts, "stroke")
 
     def hover(self, plane: Plane, at: tuple[float, float] | None) -> None:
-        """The mouse rests here, or (None) moves on: what a click would give is outlined."""
+        """Outline what a click at (row, col) would give; None takes the outline away."""
         if at is None:
             self.drop()
         elif not self._session.unanswered:
-            self._questions.ask_trial(plane, [Click(at, self._prompts.positive)], "hover")
+            self._predictions.ask_preview(plane, [Click(at, self._prompts.positive)], "hover")
 
     def drop(self) -> None:
-        """Nothing is tried any more."""
-        self._questions.forget()
+        """Drop the preview under way and take the outline away."""
+        self._predictions.forget_preview()
         self._preview.contour(None)
 
-    def _tried(self, why: str, plane: Plane, mask: Patch) -> None:
-        if why == "hover":
+    def _show(self, reason: str, plane: Plane, mask: Patch) -> None:
+        if reason == "hover":
             self._preview.contour(mask)
         elif plane == self._preview.plane:
             self._preview.show(plane, mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from napari_lowlat_seg.core.labels import Policy
@@ -59,8 +59,8 @@ class Settings:
     postpone: bool = False
     label: int = 1
     semantic: bool = False
-    policy: Policy = Policy()
-    finish: PostProcessing = PostProcessing()
+    policy: Policy = field(default_factory=Policy)
+    finish: PostProcessing = field(default_factory=PostProcessing)
 
 
 @dataclass(frozen=True)

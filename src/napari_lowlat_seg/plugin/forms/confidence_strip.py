@@ -42,7 +42,10 @@ class Strip(QWidget):
         self, count: int, range_: tuple[int, int], marks: Sequence[tuple[int, float | None]]
     ) -> None:
         """Of so many planes, those with a mask: (position, confidence from 0 to 1, or None for an anchor)."""
-        self._count, self._range, self._marks = max(1, count), range_, dict(marks)
+        shown = (max(1, count), range_, dict(marks))
+        if shown == (self._count, self._range, self._marks):
+            return
+        self._count, self._range, self._marks = shown
         anchors = sum(confidence is None for confidence in self._marks.values())
         carried = {p: sure for p, sure in self._marks.items() if sure is not None}
         words = f"{anchors} planes with prompts, {len(carried)} carried"

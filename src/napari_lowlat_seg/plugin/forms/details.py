@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
-from napari_lowlat_seg.plugin.controller.images import View
+from napari_lowlat_seg.plugin.controller.view_state import Settings, View
 from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, described
 from napari_lowlat_seg.plugin.forms.model import ModelForm
 
@@ -27,14 +27,10 @@ Named = Iterable[tuple[str, Any]]
 
 
 class DetailsForm(QWidget):
-    """Shows what a conversation is set to (`show_settings`) and emits what its user wants otherwise."""
+    """Shows the settings of an image (`show_settings`) and emits what the user changes."""
 
-    label = Signal(int)
-    semantic = Signal(bool)
-    policy = Signal(object)
-    finish = Signal(object)
-    hover = Signal(bool)
-    postpone = Signal(bool)
+    setting = Signal(str, object)
+    """A field of `Settings` and its new value."""
     adopt = Signal(object, object)
     view = Signal(object)
     ahead = Signal(int)
@@ -58,11 +54,11 @@ class DetailsForm(QWidget):
         self._embedding_rows(form)
         form.addRow(model.import_button)
 
-    def show_settings(self, talk: Any) -> None:
-        """Reads everything that a conversation is set to, without telling it back."""
-        finish, policy = talk.finish, talk.session.policy
-        _silently(self._label.setValue, self._label, talk.label)
-        _silently(self._semantic.setChecked, self._semantic, talk.session.semantic)
+    def show_settings(self, settings: Settings) -> None:
+        """Show these, without emitting anything."""
+        finish, policy = settings.finish, settings.policy
+        _silently(self._label.setValue, self._label, settings.label)
+        _silently(self._semantic.setChecked, self._semantic, settings.semantic)
         self._policy.offer(POLICIES, policy.kind)
         _silently(self._within.setValue, self._within, policy.within)
         self._within.setEnabled(policy.kind == "within")
@@ -71,13 +67,13 @@ class DetailsForm(QWidget):
         _silently(self._smooth.setValue, self._smooth, finish.smooth)
         _silently(self._holes.setChecked, self._holes, finish.fill_holes)
         _silently(self._largest.setChecked, self._largest, finish.largest)
-        _silently(self._hover.setChecked, self._hover, talk.hover)
-        _silently(self._postpone.setChecked, self._postpone, talk.questions.held)
+        _silently(self._hover.setChecked, self._hover, settings.hover)
+        _silently(self._postpone.setChecked, self._postpone, settings.postpone)
 
     def show_layers(self, points: Named, shapes: Named, adopted: tuple[Any, Any]) -> None:
         """The user's own layers that prompts can be read from, and those that they are read from."""
-        self._points.offer([("made by this widget", None), *points], adopted[0])
-        self._shapes.offer([("made by this widget", None), *shapes], adopted[1])
+        self._points.offer([("created by this widget", None), *points], adopted[0])
+        self._shapes.offer([("created by this widget", None), *shapes], adopted[1])
 
     def show_view(self, layer: Any, view: View) -> None:
         """The levels and channels that an image layer has, and those in use."""
@@ -101,9 +97,9 @@ class DetailsForm(QWidget):
 
     def _object_rows(self, form: QFormLayout) -> None:
         self._label = Number("Label", "The label that accepting the object writes.", 1, 2**31 - 1)
-        self._label.valueChanged.connect(lambda value: self.label.emit(int(value)))
+        self._label.valueChanged.connect(lambda value: self.setting.emit("label", int(value)))
         self._semantic = _box("Same label for every object", "Semantic labels: new objects keep the label.")
-        self._semantic.toggled.connect(self.semantic)
+        self._semantic.toggled.connect(lambda on: self.setting.emit("semantic", on))
         self._policy = Chooser("Existing labels", "What happens where the object lies on labels.")
         self._within = Number("Within label", "The label that the object may take pixels from.", 0, 2**31 - 1)
         self._policy.chosen.connect(lambda _kind: self._emit_policy())
@@ -137,16 +133,16 @@ class DetailsForm(QWidget):
     def _prompt_rows(self, form: QFormLayout) -> None:
         self._hover = _box("Preview under the cursor", "Shows the contour that a click here would give.")
         self._postpone = _box("Postpone predictions", "Prompts wait until this is switched off again.")
-        self._points = Chooser("Clicks from", "A Points layer of your own whose points are read as clicks.")
-        self._shapes = Chooser("Shapes from", "A Shapes layer of your own whose shapes are read as prompts.")
-        self._hover.toggled.connect(self.hover)
-        self._postpone.toggled.connect(self.postpone)
+        self._points = Chooser("Clicks layer", "A Points layer of your own whose points are read as clicks.")
+        self._shapes = Chooser("Shapes layer", "A Shapes layer of your own whose shapes are read as prompts.")
+        self._hover.toggled.connect(lambda on: self.setting.emit("hover", on))
+        self._postpone.toggled.connect(lambda on: self.setting.emit("postpone", on))
         self._points.chosen.connect(lambda layer: self.adopt.emit(layer, self._shapes.value()))
         self._shapes.chosen.connect(lambda layer: self.adopt.emit(self._points.value(), layer))
         form.addRow(self._hover)
         form.addRow(self._postpone)
-        form.addRow("Clicks from", self._points)
-        form.addRow("Shapes from", self._shapes)
+        form.addRow("Clicks layer", self._points)
+        form.addRow("Shapes layer", self._shapes)
 
     def _view_rows(self, form: QFormLayout) -> None:
         self._view = View()
@@ -197,15 +193,14 @@ class DetailsForm(QWidget):
             self.room.emit(*room)
 
     def _emit_policy(self) -> None:
-        self.policy.emit(Policy(self._policy.value(), int(self._within.value())))
+        self.setting.emit("policy", Policy(self._policy.value(), int(self._within.value())))
 
     def _emit_finish(self) -> None:
         threshold = self._threshold.value() / 100
-        self.finish.emit(
-            PostProcessing(
-                threshold, self._smooth.value(), self._holes.isChecked(), self._largest.isChecked()
-            )
+        finish = PostProcessing(
+            threshold, self._smooth.value(), self._holes.isChecked(), self._largest.isChecked()
         )
+        self.setting.emit("finish", finish)
 
     def _emit_view(self, **changes: Any) -> None:
         self.view.emit(replace(self._view, **changes))

@@ -24,7 +24,7 @@ from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyr
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
 from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer
 from napari_lowlat_seg.plugin.layers.grid import Grid
-from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly
 
 IN_MEMORY = 2**30
 """Labels of more voxels than this, 2 GiB of 16 bits, are kept on disk."""

@@ -23,7 +23,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.zarr_labels import highest_label
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on
 from napari_lowlat_seg.plugin.layers.grid import Grid
-from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly, redraw
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,24 +285,3 @@ def make_labels(viewer: Any, grid: Grid) -> LabelLayer:
     layer = Labels(np.zeros(grid.shape, np.uint16), name=f"{grid.layer.name} [lowlat] objects", **grid.place)
     add_quietly(viewer, layer, above=grid.layer)
     return LabelLayer(layer, grid)
-
-
-def redraw(layer: Any, part: tuple[slice, ...] | None = None) -> None:
-    """Show labels that were changed in place: only what changed, where napari can.
-
-    Parameters
-    ----------
-    layer
-        A Labels layer.
-    part
-        The box that was changed; None where napari knows it, because it did the writing.
-    """
-    if not hasattr(layer, "_partial_labels_refresh"):
-        layer.refresh()
-        return
-    if layer._slice.empty:  # beside the slice, where napari would draw on a picture of no size
-        layer._updated_slice = None
-        return
-    if part is not None:
-        layer._accumulate_updated_slice(part)
-    layer._partial_labels_refresh()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_lowlat_seg.core.prompts import Prompt
@@ -97,6 +98,9 @@ class Gestures:
         moves on.
     """
 
+    changed = Signal()
+    """`tool` or `hover` is another one."""
+
     def __init__(
         self,
         viewer: Any,
@@ -153,6 +157,12 @@ class Gestures:
         if tool not in SHAPES:
             raise ValueError(f"the tool must be one of {', '.join(SHAPES)}; got {tool!r}")
         self._tool = tool
+        self.changed.emit()
+
+    def next_tool(self) -> None:
+        """Change to the next of scribble, box and lasso."""
+        tools = tuple(SHAPES)
+        self.tool = tools[(tools.index(self._tool) + 1) % len(tools)]
 
     @property
     def hover(self) -> bool:
@@ -164,6 +174,11 @@ class Gestures:
         self._hover = bool(hover)
         if not hover:
             self._still()
+        self.changed.emit()
+
+    def toggle_hover(self) -> None:
+        """Outline the object under the resting mouse, or stop doing so."""
+        self.hover = not self._hover
 
     # Which layers.
 

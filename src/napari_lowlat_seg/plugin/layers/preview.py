@@ -1,9 +1,9 @@
-"""What the model would say, before it is accepted: one plane of pixels, for the plane in view.
+"""A Labels layer that shows the current object's mask on the plane in view, before it is accepted.
 
-It is drawn into in place, and only the rectangle that changed is drawn anew: a mask of a 1024 x 1024 plane is
-on its way to the screen in a few milliseconds. In 2-D display the layer shows at every plane, because moving
-it would make napari slice all layers again; what is seen is taken away when the plane changes. Of a huge
-plane it covers a box only, as large as a tile or as what is to be seen.
+Pixels are written in place and only the rectangle that changed is drawn again, so that a mask of a
+1024 x 1024 plane reaches the screen in a few milliseconds. In 2-D display one plane of pixels shows at every
+position of the slider, because moving the layer would make napari slice all layers again; it is emptied when
+the plane changes. Of a huge plane it covers a box only, as large as a tile or as what is to be seen.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from napari_lowlat_seg.core.boxes import TILING, BoundingBox, Patch, Tiling
 from napari_lowlat_seg.core.frame import Points
 from napari_lowlat_seg.core.raster import swept
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.labels.memory_labels import redraw
 from napari_lowlat_seg.plugin.layers.grid import Grid, Place
-from napari_lowlat_seg.plugin.layers.layer_list import add_quietly
+from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly, redraw
 from napari_lowlat_seg.plugin.layers.prompt_rows import NEGATIVE_COLOR, POSITIVE_COLOR
 
 MASK, POSITIVE, NEGATIVE, CONTOUR = 1, 2, 3, 4
@@ -38,11 +37,12 @@ COLORS: dict[int | None, str] = {
 LINES_PER_SIDE = 250
 """A stroke or contour is drawn this many times thinner than the longer side of the plane, or of a tile."""
 
+FieldOfView = Callable[[Plane], tuple[float, float, float, float]]
 OnPaint = Callable[[Plane, Patch], None]
 
 
 class Preview:
-    """The mask of the object in hand, a stroke under way and the outline under a hovering mouse.
+    """The mask of the current object, the stroke being drawn and the outline under a resting mouse.
 
     Parameters
     ----------
@@ -52,6 +52,8 @@ class Preview:
         Where the image lies.
     tiling
         Which planes are too large for a layer that covers them.
+    field
+        Returns (top, left, bottom, right) of what the canvas shows of a plane; for brushes on huge planes.
 
     Attributes
     ----------
@@ -59,8 +61,10 @@ class Preview:
         A Labels layer of `MASK`, `POSITIVE`, `NEGATIVE` and `CONTOUR`, locked against deletion by hand.
     """
 
-    def __init__(self, viewer: Any, grid: Grid, tiling: Tiling = TILING) -> None:
-        self._viewer, self._grid, self._tiling = viewer, grid, tiling
+    def __init__(
+        self, viewer: Any, grid: Grid, tiling: Tiling = TILING, field: FieldOfView | None = None
+    ) -> None:
+        self._viewer, self._grid, self._tiling, self._field = viewer, grid, tiling, field
         self._plane = grid.plane(viewer.dims) or Plane((*(0 for _ in grid.axes[2:]), None, None))
         self._at = self._plane  # what the layer was laid out for: it stays behind while nothing is to be seen
         self._box = self._least(self._plane)  # of the plane, which the layer covers
@@ -159,17 +163,23 @@ class Preview:
         self._mask = self._outline = self._stroke = None
         self._draw()
 
-    def brush(self, *, erase: bool, field: tuple[float, float, float, float] | None = None) -> None:
-        """Hand the user napari's brush or eraser, for the mask.
+    def brush(self) -> None:
+        """Activate napari's brush on the mask; the model continues from what is painted."""
+        self._paint("paint")
 
-        Of a huge plane they reach what is seen, `field`, as far as that is no larger than a tile.
-        """
+    def eraser(self) -> None:
+        """Activate napari's eraser on the mask; the model continues from what is left."""
+        self._paint("erase")
+
+    def _paint(self, mode: str) -> None:
+        """Of a huge plane, brush and eraser reach what is seen, as far as that is no larger than a tile."""
         self._outline = self._stroke = None
-        if field is not None and self._box != (0, 0, *self._grid.sides(self._at)):
-            self._cover([self._least(self._plane, field)])
+        huge = self._box != (0, 0, *self._grid.sides(self._at))
+        if huge and self._field is not None and self._grid.plane(self._viewer.dims) is not None:
+            self._cover([self._least(self._plane, self._field(self._plane))])
         self._viewer.layers.selection.active = self.layer
         self.layer.selected_label = MASK
-        self.layer.mode = "erase" if erase else "paint"
+        self.layer.mode = mode
         self._draw()
 
     @property

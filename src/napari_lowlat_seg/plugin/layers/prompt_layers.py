@@ -53,6 +53,9 @@ class PromptLayers:
     replaced = Signal()
     """`points` or `shapes` is another layer than before, or gone."""
 
+    sign_changed = Signal()
+    """The sign of the next prompt is another one."""
+
     drawn = Signal()
     """The shape that was being drawn is finished or dropped; comes before `on_edit`."""
 
@@ -67,8 +70,7 @@ class PromptLayers:
         self.grid = grid
         self.on_edit = on_edit
         self.say = say
-        self.positive = True
-        """The sign of the next prompt."""
+        self._positive = True
         self.opposite = False
         """The prompt under way gets the other sign."""
         self.stroking = False
@@ -137,7 +139,7 @@ class PromptLayers:
             new = self._read()
             self._table.keep(kind)
             self._write(joined(before, new), self.axes)
-        self._ensure()
+        self.ensure()
         self._tell(before)
 
     @property
@@ -148,12 +150,12 @@ class PromptLayers:
     @property
     def points(self) -> Any:
         """The Points layer; made anew when the user has deleted it. ValueError while not attached."""
-        return self._ensure()["points"].layer
+        return self.ensure()["points"].layer
 
     @property
     def shapes(self) -> Any:
         """The Shapes layer; made anew when the user has deleted it. ValueError while not attached."""
-        return self._ensure()["shapes"].layer
+        return self.ensure()["shapes"].layer
 
     @property
     def present(self) -> tuple[Any, Any]:
@@ -166,6 +168,17 @@ class PromptLayers:
         for layer in self.present:
             for name, value in self.grid.place.items() if layer is not None else ():
                 setattr(layer, name, value)
+
+    @property
+    def positive(self) -> bool:
+        """The sign of the next prompt."""
+        return self._positive
+
+    @positive.setter
+    def positive(self, positive: bool) -> None:
+        if positive != self._positive:
+            self._positive = positive
+            self.sign_changed.emit()
 
     @property
     def next_positive(self) -> bool:
@@ -259,7 +272,8 @@ class PromptLayers:
         elif self._table.untidy:
             self._write(self._table.content, self.axes)
 
-    def _ensure(self) -> dict[str, Rows]:
+    def ensure(self) -> dict[str, Rows]:
+        """The rows of both layers, made anew where deleted. Raises ValueError while not attached."""
         if not self._attached:
             raise ValueError("the prompt layers are not in the viewer; call attach() first")
         if len(self._table.sources) < len(NEW_ROWS):

@@ -1,0 +1,399 @@
+"""One image, its session and its layers, kept in step: what is drawn becomes prompts, masks become pixels.
+
+The only place where the session and napari's layers meet. Everything that takes time is the worker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from napari.utils.notifications import show_warning
+from psygnal import Signal
+
+from napari_lowlat_seg.annotation.history import Step
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
+from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
+from napari_lowlat_seg.plugin.controller.propagation import PropagationController
+from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
+from napari_lowlat_seg.plugin.keys import KeyTable
+from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
+from napari_lowlat_seg.plugin.labels.target import ChosenLabels
+from napari_lowlat_seg.plugin.layers.gestures import Gestures
+from napari_lowlat_seg.plugin.layers.grid import grid_of
+from napari_lowlat_seg.plugin.layers.preview import Preview
+from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
+from napari_lowlat_seg.plugin.worker import Worker
+
+NO_PLANE = "Prompts need a 2-D view: press the 2D/3D button."
+
+PARTS = {
+    "positive": "prompts",
+    "tool": "gestures",
+    "hover": "gestures",
+    "postpone": "predictions",
+    "semantic": "session",
+    "policy": "session",
+    "finish": "session",
+}
+"""The part of a controller that each field of `Settings` is an attribute of; `label` is a step of undo."""
+
+
+class AnnotationController:
+    """One image layer: its session, the layers that show it, and what the user can do.
+
+    Its parts are public, and keys and buttons call their methods as well as its own: `prompts`, `gestures`,
+    `preview`, `current_plane`, `predictions`, `propagation`, `labels`.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    layer
+        The image layer. It is read, never changed.
+    worker
+        Runs the model; several controllers may share it.
+    keys
+        Bound to the layers of this controller.
+    level, channel_axis, channel, intensities
+        See `View`.
+    fit
+        Whether labels of a shape are kept in memory.
+    tiling
+        Which planes are too large to be embedded whole, and the tiles that are instead.
+
+    Raises
+    ------
+    ValueError
+        As `grid_of` does.
+    """
+
+    changed = Signal()
+    """`state` may be another one."""
+
+    said = Signal(str)
+    """What is going on, in a few words."""
+
+    def __init__(
+        self,
+        viewer: Any,
+        layer: Any,
+        worker: Worker,
+        keys: KeyTable,
+        *,
+        level: int = 0,
+        channel_axis: int | None = None,
+        channel: int = 0,
+        intensities: Literal["automatic", "displayed"] = "automatic",
+        fit: Callable[..., bool] = fit_memory,
+        tiling: Tiling = TILING,
+    ) -> None:
+        self.viewer, self.layer = viewer, layer
+        self._keys = keys
+        window = tuple(layer.contrast_limits) if intensities == "displayed" and not layer.rgb else None
+        self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
+        self.session = Session(self.grid.volume)
+        self.current_plane = CurrentPlane(viewer, self.grid)
+        self.prompts = PromptLayers(viewer, self.grid, self._edited)
+        self.preview = Preview(viewer, self.grid, tiling, self.current_plane.field)
+        self.predictions = Predictions(self.session, worker, layer.name, tiling, self.current_plane.field)
+        self.live_preview = LivePreview(self.session, self.predictions, self.prompts, self.preview)
+        self.gestures = Gestures(
+            viewer, self.grid, self.prompts, self.live_preview.stroke, self.live_preview.hover
+        )
+        self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
+        self.propagation = PropagationController(
+            self.grid, self.session, self.current_plane, self.predictions, self.labels, worker
+        )
+        self.attached = False
+        self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
+        self._bound: list[Any] = []
+        self._accepting = False  # as soon as mask and labels are there
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect the parts; psygnal connects signals to methods only, so some methods just emit."""
+        for signal in (self.prompts.sign_changed, self.gestures.changed, self.predictions.postponed):
+            signal.connect(self._emit_changed)
+        for signal in (self.predictions.said, self.propagation.said):
+            signal.connect(self._say)
+        self.predictions.landed.connect(self._predicted)
+        self.current_plane.moved.connect(self._moved)
+        self.current_plane.panned.connect(self.predictions.panned)
+        self.labels.changed.connect(self._labels_changed)
+        self.labels.failed.connect(self._labels_failed)
+        self.propagation.changed.connect(self._refresh)  # a run clears the planes that it predicts anew
+        self.propagation.landed.connect(self._propagated)
+
+    # In and out of the viewer
+
+    def attach(self) -> None:
+        """Put the layers into the viewer and listen."""
+        if self.attached:
+            return
+        self.attached = True
+        self.preview.attach(self._painted)
+        self.prompts.attach()
+        self.gestures.attach()
+        self._bind_keys()
+        self.prompts.replaced.connect(self._bind_keys)
+        self.current_plane.attach()
+        self.viewer.layers.events.removed.connect(self._removed)
+        for event in self.grid.place_events:
+            event.connect(self.prompts.follow)
+        self.labels.attach()
+        self.predictions.attach()
+        self.propagation.attach()
+        self._refresh()
+
+    def detach(self) -> None:
+        """Take our layers out of the viewer and stop listening; the session is kept."""
+        if not self.attached:
+            return
+        self.attached = False
+        self.propagation.detach()
+        self.predictions.detach()
+        self.labels.detach()
+        for event in self.grid.place_events:
+            event.disconnect(self.prompts.follow)
+        self.current_plane.detach()
+        self.viewer.layers.events.removed.disconnect(self._removed)
+        self.prompts.replaced.disconnect(self._bind_keys)
+        self._unbind_keys()
+        self.gestures.detach()
+        self.prompts.detach()
+        self.preview.detach()
+
+    # State
+
+    @property
+    def plane(self) -> Plane | None:
+        """The plane that the viewer shows; None where it shows none of the image."""
+        return self.current_plane.plane
+
+    @property
+    def settings(self) -> Settings:
+        """What the user has set."""
+        values = {name: getattr(getattr(self, part), name) for name, part in PARTS.items()}
+        return Settings(label=self.session.label, **values)
+
+    @property
+    def state(self) -> ViewState:
+        """All that the widget shows; its cost does not grow with the number of planes."""
+        session = self.session
+        return ViewState(
+            self.settings,
+            self.propagation.state,
+            session.can_undo,
+            session.can_redo,
+            self.labels.layer,
+            self.prompts.present,
+        )
+
+    def set(self, name: str, value: Any) -> None:
+        """Change one of the `Settings`; a label below 1 is refused with a warning."""
+        if name == "label":
+            self._try(lambda: self.session.choose_label(value))
+        else:
+            setattr(getattr(self, PARTS[name]), name, value)
+        if name == "finish":
+            self._show_mask()
+        self.changed.emit()
+
+    # The path of one click, from the mouse button to the mask on the screen:
+    #
+    # 1. layers/prompt_layers: napari's event becomes prompts by plane, one call of `_edited` per edit.
+    # 2. `_edited` below: `Session.set_prompts` makes a new frozen `PlaneState`, one step of undo.
+    # 3. controller/predictions: `ask` takes the session's request with its ticket, and a source of pixels.
+    # 4. worker: the newest request wins; on its thread it goes to serving/process.
+    # 5. serving/service, in the model's process: the embedding comes from the cache, or is made.
+    # 6. inference/predictor: dense prompt maps, fusion, decoder, closer look.
+    # 7. `Predictions._predicted`: `Session.apply` drops a mask whose ticket is stale.
+    # 8. `_predicted` below: layers/preview draws the rectangle that changed.
+
+    def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
+        """Take in all prompts of the current object, as the layers have them now."""
+        planes = {*self.session.prompted(), *read}
+        edited = [plane for plane in planes if self.session.set_prompts(plane, read.get(plane, ()))]
+        if edited:
+            self._accepting = False
+            self.live_preview.drop()
+            self._show_mask()
+            self.predictions.ask()
+            self.changed.emit()
+
+    def _predicted(self, plane: Plane, final: bool) -> None:
+        if plane == self._plane and not self.live_preview.stroking:
+            self._show_mask()
+        self._go_on()
+
+    # What the user does
+
+    def accept(self) -> None:
+        """Write the object into the labels, once all its prompts are answered, and begin the next one."""
+        if self.session.unanswered or self.labels.reading:
+            self._accepting = True
+            self.said.emit("Accepting when the mask arrives…")
+            self.predictions.ask()
+            return
+        self._accepting = False  # `ensure` emits `changed`, which must not accept once more
+        ready = self._try(self.labels.ensure)
+        self._accepting = ready is False
+        if not ready:
+            self.said.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
+            return
+        label = self.session.label
+        written = self._try(self.session.accept)
+        if written is False:
+            self.said.emit(
+                "Nothing to accept: the object is empty, or other labels cover it (Existing labels: keep)."
+            )
+        elif written:
+            self.said.emit(f"object {label} accepted")
+        self._refresh()
+
+    def new_object(self) -> None:
+        """Accept the object if there is one and begin another."""
+        if self.session.prompted() or self.session.finished_object:
+            self.accept()
+
+    def undo(self) -> None:
+        """Undo the newest step, on whatever plane it was, and show that plane."""
+        self._show_step(self.session.undo(), "Undo", "nothing to undo")
+
+    def redo(self) -> None:
+        """Redo the step that was undone last, and show its plane."""
+        self._show_step(self.session.redo(), "Redo", "nothing to redo")
+
+    def clear(self) -> None:
+        """Remove the prompts and masks of the current object from all planes; can be undone."""
+        self._accepting = False
+        self.session.clear()
+        self._refresh()
+
+    def edit_object(self) -> None:
+        """Make the object under the cursor the current one again, with its prompts."""
+        under_cursor = self.current_plane.under_cursor
+        if under_cursor is None or self.session.labels is None:
+            self.said.emit("there is no object to edit here")
+            return
+        found = self._try(lambda: self.session.edit_object(*under_cursor))
+        if found is False:
+            self.said.emit("no object under the cursor")
+        elif found:
+            self.said.emit(f"Editing object {self.session.label}: correct it, then accept.")
+        self._refresh()
+
+    def cancel(self) -> None:
+        """Stop what is running; prompts stay."""
+        self._accepting = False
+        self.propagation.stop()
+        self.live_preview.drop()
+        self.predictions.cancel()
+        self.said.emit("cancelled")
+
+    # What the layers and the parts report
+
+    def _painted(self, plane: Plane, mask: Patch) -> None:
+        self.session.paint(plane, mask.pixels, mask.corner)
+        self.changed.emit()
+
+    def _moved(self) -> None:
+        """Show another plane, another orientation, or that there is none in 3-D."""
+        before, self._plane = self._plane, self.plane
+        if self._plane is None:
+            self.predictions.look(None)
+            self.said.emit(NO_PLANE)
+            return
+        if before is None or before.axes != self._plane.axes:
+            self.prompts.show(self.session.prompted(), self._plane.axes)
+        if before != self._plane:
+            self.live_preview.drop()
+            self._show_mask()
+            self.predictions.look(self._plane)
+
+    def _removed(self, event: Any) -> None:
+        if event.value is self.labels.layer:
+            self.labels.use(None)
+        elif event.value is self.layer:
+            self.detach()
+
+    def _propagated(self, plane: Plane) -> None:
+        if plane == self._plane:
+            self._show_mask()
+
+    def _labels_changed(self) -> None:
+        self.changed.emit()
+        if not self.labels.reading:
+            self._go_on()
+
+    def _labels_failed(self, sentence: str) -> None:
+        self._accepting = False
+        self.propagation.stop()
+        show_warning(sentence)
+        self.said.emit(sentence)
+
+    def _go_on(self) -> None:
+        """Do what waited for a mask or for the labels, one of which has come."""
+        if self._accepting and not self.labels.reading:
+            self.accept()
+        self.propagation.resume()
+
+    # Showing
+
+    def _say(self, sentence: str) -> None:
+        self.said.emit(sentence)
+
+    def _emit_changed(self) -> None:
+        self.changed.emit()
+
+    def _show_mask(self) -> None:
+        if self._plane is not None:
+            self.preview.show(self._plane, self.session.patch(self._plane))
+
+    def _refresh(self) -> None:
+        """Show the session as it is."""
+        self._plane = self.plane
+        self.live_preview.drop()
+        if self._plane is None:
+            self.said.emit(NO_PLANE)
+        else:
+            self.prompts.show(self.session.prompted(), self._plane.axes)
+            self._show_mask()
+        self.predictions.look(self._plane)
+        self.changed.emit()
+
+    def _show_step(self, step: Step | None, verb: str, nothing: str) -> None:
+        self._accepting = False
+        if step is None:
+            self.said.emit(nothing)
+            return
+        if step.plane is not None:
+            self.current_plane.look_at(step.plane)
+        self._refresh()
+        self.said.emit(f"{verb}: {step.title}")
+
+    def _bind_keys(self) -> None:
+        """Bind our keys to the layers that there are now."""
+        self._unbind_keys()
+        self._bound = [one for one in (*self.prompts.present, self.preview.layer) if one is not None]
+        for layer in self._bound:
+            self._keys.bind(layer, self)
+
+    def _unbind_keys(self) -> None:
+        for layer in self._bound:
+            self._keys.unbind(layer)
+        self._bound = []
+
+    @staticmethod
+    def _try(work: Callable[[], Any]) -> Any:
+        """What `work` returns; None after a warning that says why it could not be done."""
+        try:
+            return work()
+        except (ValueError, OSError) as error:  # OSError: a full disk under the labels, for one
+            show_warning(str(error))
+            return None

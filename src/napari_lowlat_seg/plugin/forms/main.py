@@ -1,0 +1,176 @@
+"""All controls of the dock widget and what they show; it emits what the user does and knows no controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from html import escape
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
+from napari_lowlat_seg.plugin.forms.controls import (
+    ON_DISK,
+    Choice,
+    Chooser,
+    Fold,
+    Scrolled,
+    action_button,
+    described,
+)
+from napari_lowlat_seg.plugin.forms.details import DetailsForm
+from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
+from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS
+from napari_lowlat_seg.plugin.forms.volume import VolumeForm
+from napari_lowlat_seg.plugin.keys import ACTION
+
+BUTTONS = {"accept": "Accept", "new_object": "New object", "undo": "Undo", "redo": "Redo"}
+
+Named = Iterable[tuple[str, Any]]
+
+
+class MainForm(QWidget):
+    """The controls, from top to bottom.
+
+    Parameters
+    ----------
+    wanted
+        The model that is in front at the start.
+    embeddings
+        Planes ahead, and MiB of memory and of disk for embeddings.
+    """
+
+    pressed = Signal(str)
+    """The name of an action."""
+
+    setting = Signal(str, object)
+    """A field of `Settings` and its new value."""
+
+    def __init__(self, wanted: Wanted, embeddings: tuple[int, int, int]) -> None:
+        super().__init__()
+        self._shown: ViewState | None = None
+        self.image = Chooser("Image", "The image that is segmented.")
+        self.model = ModelForm(wanted)
+        self.labels = Chooser("Labels", "Where accepted objects are written: a new layer, or one of yours.")
+        self.state = StateLine()
+        self.polarity = Choice(
+            "Polarity", "The sign of the next prompt", [("+ object", True), ("− background", False)]
+        )
+        self.tool = Choice(
+            "Tool", "What dragging draws", [("Scribble", "scribble"), ("Box", "box"), ("Lasso", "lasso")]
+        )
+        self.buttons = {
+            name: action_button(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
+        }
+        self.volume = VolumeForm()
+        self.details = DetailsForm(self.model)
+        self.details.show_embeddings(*embeddings)
+        self.fold = Fold("Details", "Everything that is not needed for every object.", self.details)
+        self.shortcuts = described(
+            action_button("Shortcuts…"), "Shortcuts", "All keys; they can be changed there."
+        )
+        self.cancel = described(action_button("Cancel"), "Cancel", "Stop what is running; prompts stay.")
+        self.polarity.chosen.connect(partial(self.setting.emit, "positive"))
+        self.tool.chosen.connect(partial(self.setting.emit, "tool"))
+        self.details.setting.connect(self.setting)
+        self.volume.pressed.connect(self.pressed)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        column, form, grid = QVBoxLayout(inner), QFormLayout(), QGridLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for text, control in (("Image", self.image), ("Model", self.model), ("Labels", self.labels)):
+            form.addRow(text, control)
+        for index, button in enumerate(self.buttons.values()):
+            grid.addWidget(button, index // 2, index % 2)
+        column.addLayout(form)
+        column.addWidget(self.state)
+        column.addLayout(grid)
+        for part in (self.polarity, self.tool, self.volume, self.fold, self.shortcuts, self.cancel):
+            column.addWidget(part)
+        column.addStretch()
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(Scrolled(inner))
+
+    def show_images(self, images: Named, current: Any) -> None:
+        """Offer these image layers; without a current one nothing that needs it can be used.
+
+        What is shown next is shown whole.
+        """
+        self.image.offer(images, current)
+        of_image = (self.polarity, self.tool, self.labels, self.volume, *self.details.of_image)
+        for control in (*self.buttons.values(), *of_image):
+            control.setEnabled(current is not None)
+        if current is None:
+            self.labels.offer([("new", None)], None)
+        self._shown = None
+
+    def show_layers(
+        self, labels: Named, points: Named, shapes: Named, chosen: Any, adopted: tuple[Any, Any]
+    ) -> None:
+        """Offer the user's layers; `chosen` labels and the `adopted` Points and Shapes are in front."""
+        points = list(points)
+        self.labels.offer([("new", None), *ON_DISK, *labels], chosen)
+        self.details.show_layers(points, shapes, adopted)
+        self.volume.show_points([one for one in points if one[1] is not adopted[0]])
+
+    def show_state(self, state: ViewState) -> None:
+        """Show the state of an image; a control whose value is the one shown last is not touched."""
+        before, self._shown = self._shown, state
+        self.buttons["undo"].setEnabled(state.can_undo)
+        self.buttons["redo"].setEnabled(state.can_redo)
+        if before is None or before.settings != state.settings:
+            self._show_settings(state.settings)
+        if before is None or before.stack != state.stack:
+            self.volume.show_stack(state.stack)
+
+    def _show_settings(self, settings: Settings) -> None:
+        self.polarity.show_value(settings.positive)
+        self.tool.show_value(settings.tool)
+        self.details.show_settings(settings)
+
+    def show_keys(self, keys: Mapping[str, str]) -> None:
+        """Write the keys of all actions onto the buttons and into the tooltips."""
+        texts = BUTTONS | VOLUME_BUTTONS
+        for name, button in (self.buttons | self.volume.buttons).items():
+            button.setText(f"{texts[name]}  [{keys[name]}]" if keys[name] else texts[name])
+            described(button, ACTION[name].title, f"Key: {keys[name] or 'none'}")
+        self.polarity.explain(f"The sign of the next click or stroke. Key: {keys['toggle_polarity']}")
+        self.tool.explain(f"What dragging the mouse draws. Key: {keys['next_tool']}")
+
+
+class StateLine(QLabel):
+    """What is going on, in one line of large text.
+
+    Attributes
+    ----------
+    sentence
+        What it says, without markup.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        described(self, "State", "What is going on, or how long the last prediction took.")
+        self.setWordWrap(True)
+        self.setTextFormat(Qt.TextFormat.RichText)
+        self.sentence = self._working = ""
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence; markup in it stays text."""
+        self.sentence = sentence
+        self.setText(f"<big><b>{escape(sentence)}</b></big>")
+        self.setAccessibleName(f"State: {sentence}")
+
+    def say_working(self, what: str) -> None:
+        """Show what takes time now."""
+        self.say(what)
+        self._working = what
+
+    def say_idle(self) -> None:
+        """Show "ready" where nothing was said since the last `say_working`."""
+        if self.sentence == self._working:
+            self.say("ready")
