@@ -59,11 +59,11 @@ def clicked():
 def test_a_closer_look_is_told_beside_the_answer_before_it(clicked):
     """It comes as an answer that may be bettered, and once more as the last one."""
     said = clicked((False, 0.1), (False, 0.3), (True, 0.3))
-    assert said == ["100 ms, looking closer", "100 ms, looking closer", "100 ms, closer look 300 ms"]
+    assert said == ["100 ms, refining…", "100 ms, refining…", "100 ms, refined after 300 ms"]
 
 
 def test_an_answer_that_was_not_bettered_is_told_by_its_own_time(clicked):
     """Whatever the click before it took."""
     clicked((False, 0.1), (False, 0.3), (True, 0.3))
-    assert clicked((False, 0.2), (True, 0.2)) == ["200 ms, looking closer", "200 ms"]
+    assert clicked((False, 0.2), (True, 0.2)) == ["200 ms, refining…", "200 ms"]
     assert clicked((True, 0.25)) == ["250 ms"]

@@ -411,14 +411,10 @@ def test_details_are_handed_on_and_shown(on_image):
         controller.settings.hover,
         controller.settings.postpone,
     ) == (7, True, True, True)
-    assert controller.finish == PostProcessing(0.6, 1.5, True, True)
+    assert controller.settings.finish == PostProcessing(0.6, 1.5, True, True)
     assert controller.settings.policy == Policy("within", 3)
-    controller.settings.label, controller.settings.finish, controller.settings.policy = (
-        9,
-        PostProcessing(),
-        Policy(),
-    )
-    controller.changed.emit()
+    for name, value in (("label", 9), ("finish", PostProcessing()), ("policy", Policy())):
+        controller.set(name, value)
     assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
     assert details._policy.currentText() == "keep them"
     assert not details._within.isEnabled()
@@ -475,16 +471,16 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
 def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, settle):
     """The number is remembered; swapping back to an image brings the number of today."""
     first = on_image.controller
-    assert first.predictions.planes_ahead == 8
+    assert first.settings.planes_ahead == 8
     on_image.form.details._ahead.setValue(3)
-    assert (first.predictions.planes_ahead, settings().embeddings.ahead) == (3, 3)
+    assert (first.settings.planes_ahead, settings().embeddings.ahead) == (3, 3)
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
     choose(on_image.form.image, "other")
-    assert on_image.controller.predictions.planes_ahead == 3
+    assert on_image.controller.settings.planes_ahead == 3
     on_image.form.details._ahead.setValue(0)
     choose(on_image.form.image, first.layer.name)
-    assert on_image.controller.predictions.planes_ahead == 0
+    assert on_image.controller.settings.planes_ahead == 0
 
 
 def test_room_for_embeddings_loads_the_model_with_it(on_image):
@@ -548,7 +544,7 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
 def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
     """Ours are not offered; what is adopted stays in front."""
     mine = viewer.add_points(ndim=2, name="my points")
-    for layer in (on_image.controller.prompts.points, on_image.controller.prompts.shapes):
+    for layer in on_image.controller.prompts.present:
         viewer.add_layer(layer)
     settle()
     points = on_image.form.details._points
@@ -621,8 +617,8 @@ def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget,
         "lasso",
         labels,
     )
-    assert controller.finish == PostProcessing(0.6, 1.5, True, True)
-    assert (controller.propagation.range, controller.propagation.position) == ((1, 2), 2)
+    assert controller.settings.finish == PostProcessing(0.6, 1.5, True, True)
+    assert (controller.propagation.range, controller.propagation.state.position) == ((1, 2), 2)
     choose(widget.form.details._axis, names(widget.form.details._axis)[1])
     widget.turn_to(image, View())
     assert widget.controller is controller
@@ -732,7 +728,7 @@ def test_device_and_closer_look_load_the_model_anew(widget):
 
 def test_an_imported_model_is_chosen(widget, tmp_path):
     """When the work is done; it is listed by its name."""
-    widget.import_file(tmp_path / "mine.pth")
+    widget.models.import_file(tmp_path / "mine.pth")
     assert widget.sentence == "importing mine.pth"
     _, done = widget.worker.ran[-1]
     done("mine")

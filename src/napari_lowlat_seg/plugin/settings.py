@@ -276,6 +276,8 @@ def remember_setting(name: str, value: Any) -> None:
         remember("labels", semantic=value)
     elif name in ("tool", "hover", "postpone"):
         remember("prompts", **{name: value})
+    elif name == "planes_ahead":
+        remember("embeddings", ahead=value)
 
 
 def stored_room() -> dict[str, Any]:

@@ -87,13 +87,14 @@ class LowlatWidget(QWidget):
         self._redraw = single_shot(self, REDRAW_MS, self._show)
         # The first model is loaded when the widget is on the screen, not while it is being made.
         self._load_first = single_shot(self, 0, self.form.model.want)
+        self.models = ModelLoader(self.worker, self.form, lambda: self.controller is not None)
         self._connect()
         self.form.show_keys(self.keys.keys)
         self._follow.start()
         self._load_first.start()
 
     def _connect(self) -> None:
-        form, details, model, worker = self.form, self.form.details, self.form.model, self.worker
+        form, details = self.form, self.form.details
         for signal, slot in (
             (form.image.chosen, self.turn_to),
             (form.labels.chosen, self._choose_labels),
@@ -101,24 +102,17 @@ class LowlatWidget(QWidget):
             (form.setting, self._set),
             (form.shortcuts.clicked, self.show_shortcuts),
             (form.cancel.clicked, self._cancel),
-            (form.volume.changed, self._set_propagation),
+            (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
             (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
-            (details.ahead, self._set_planes_ahead),
-            (details.room, self._set_room),
+            (details.ahead, partial(self._set, "planes_ahead")),
             (details.view, lambda view: self.turn_to(self.controller.layer, view)),
-            (model.wanted, self._load),
-            (model.cancelled, self._cancel),
-            (model.file_chosen, self.import_file),
-            (worker.progressed, model.show_progress),
-            (worker.loaded, model.show_loaded),
-            (worker.started, self._started),
-            (worker.failed, self._fail),
-            (worker.idle, self._idle),
-            (self.keys.changed, self._keys_changed),
+            (form.model.cancelled, self._cancel),
+            (self.keys.changed, lambda: form.show_keys(self.keys.keys)),
+            (self.keys.changed, lambda: remember_keys(self.keys.keys)),
             (self.controllers.swapped, self._swapped),
             *((event, self._on_layers) for event in self._layer_events()),
-            (self.destroyed, worker.close),
+            (self.destroyed, self.worker.close),
         ):
             signal.connect(slot)
 
@@ -197,11 +191,9 @@ class LowlatWidget(QWidget):
             ACTION[action].call(self.controller)
 
     def _set(self, name: str, value: Any) -> None:
-        self._try(lambda: self.controller.set(name, value))
+        if self.controller is not None:
+            self._try(lambda: self.controller.set(name, value))
         remember_setting(name, value)
-
-    def _set_propagation(self, name: str, value: Any) -> None:
-        setattr(self.controller.propagation, name, value)
 
     def _choose_labels(self, chosen: Any) -> None:
         """Take a layer, None for a new one, or a way to find a folder."""
@@ -211,28 +203,8 @@ class LowlatWidget(QWidget):
         self._show_all()  # until a folder is chosen, what was chosen before counts
         ask_for_folder(self, chosen, beside(self.controller.layer), self.controller.labels.keep_at)
 
-    def _set_planes_ahead(self, planes: int) -> None:
-        remember("embeddings", ahead=planes)
-        if self.controller is not None:
-            self.controller.predictions.planes_ahead = planes
-
-    def _set_room(self, memory: int, disk: int) -> None:
-        """Load the model again: what holds the embeddings is made with it."""
-        remember("embeddings", memory=memory, disk=disk)
-        self.form.model.want()
-
     def _cancel(self) -> None:
         (self.controller or self.worker).cancel()
-
-    def _load(self, wanted: Wanted) -> None:
-        model = (wanted.name, wanted.device, wanted.closer_look)
-        self.worker.load(partial(open_prediction_service, *model, **stored_room()))
-        remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
-
-    def import_file(self, file: Path) -> None:
-        """Add a model file to the list and load it; an error is shown as any failure of the worker is."""
-        self.form.state.say(f"importing {file.name}")
-        self.worker.run(importing(file), lambda name: self.form.model.want(name=name))
 
     def show_shortcuts(self) -> KeysDialog:
         """Open the table of keys."""
@@ -240,32 +212,12 @@ class LowlatWidget(QWidget):
         dialog.show()
         return dialog
 
-    def _keys_changed(self) -> None:
-        self.form.show_keys(self.keys.keys)
-        remember_keys(self.keys.keys)
-
-    # The worker's state
-
-    def _started(self, what: str) -> None:
-        if self.controller is not None:  # else the state line says how to begin
-            self.form.state.say_working(what)
-
-    def _idle(self) -> None:
-        self.form.model.show_failed()
-        if self.controller is not None:
-            self.form.state.say_idle()
-
-    def _fail(self, sentence: str) -> None:
-        self.form.model.show_failed()
-        self.form.state.say(sentence)
-        show_error(sentence)
-
     def _try(self, work: Callable[[], object]) -> None:
         """Do it, or say why it is refused; then show what is in force."""
         try:
             work()
         except ValueError as error:
-            self._fail(str(error))
+            self.models.fail(str(error))
         self._show_all()
 
     # Leaving
@@ -293,6 +245,61 @@ class LowlatWidget(QWidget):
         self.controllers.swapped.disconnect(self._swapped)
         self.controllers.turn_to(None)
         self.worker.close()
+
+
+class ModelLoader:
+    """Lets a worker load the models that the form asks for, and shows what the worker does.
+
+    Parameters
+    ----------
+    worker
+        Loads models.
+    form
+        Has the list of models and the state line.
+    annotating
+        Whether there is an image; else the state line goes on saying how to begin.
+    """
+
+    def __init__(self, worker: Any, form: MainForm, annotating: Callable[[], bool]) -> None:
+        self._worker, self._form, self._annotating = worker, form, annotating
+        form.model.wanted.connect(self._load)
+        form.model.file_chosen.connect(self.import_file)
+        form.details.room.connect(self._set_room)
+        worker.progressed.connect(form.model.show_progress)
+        worker.loaded.connect(form.model.show_loaded)
+        worker.started.connect(self._started)
+        worker.failed.connect(self.fail)
+        worker.idle.connect(self._idle)
+
+    def import_file(self, file: Path) -> None:
+        """Add a model file to the list and load it; an error is shown as any failure of the worker is."""
+        self._form.state.say(f"importing {file.name}")
+        self._worker.run(importing(file), lambda name: self._form.model.want(name=name))
+
+    def fail(self, sentence: str) -> None:
+        """Show an error in the state line and as a notification of napari."""
+        self._form.model.show_failed()
+        self._form.state.say(sentence)
+        show_error(sentence)
+
+    def _load(self, wanted: Wanted) -> None:
+        model = (wanted.name, wanted.device, wanted.closer_look)
+        self._worker.load(partial(open_prediction_service, *model, **stored_room()))
+        remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
+
+    def _set_room(self, memory: int, disk: int) -> None:
+        """Load the model again: the caches of embeddings are made with it."""
+        remember("embeddings", memory=memory, disk=disk)
+        self._form.model.want()
+
+    def _started(self, what: str) -> None:
+        if self._annotating():
+            self._form.state.say_working(what)
+
+    def _idle(self) -> None:
+        self._form.model.show_failed()
+        if self._annotating():
+            self._form.state.say_idle()
 
 
 def single_shot(parent: QWidget, milliseconds: int, slot: Callable[[], object]) -> QTimer:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
-from napari_lowlat_seg.plugin.layers.drawn_shapes import cut, drawing_of, prompts_of
+from napari_lowlat_seg.plugin.layers.drawn_shapes import clipped, drawing_of, prompts_of
 
 SIDES = (30, 40)
 DRAWN = (
@@ -76,12 +76,12 @@ def test_a_drawing_says_its_prompt(prompt):
     assert again.bounds() == prompt.bounds()
 
 
-def test_a_prompt_is_cut_to_the_plane():
+def test_a_prompt_is_clipped_to_the_plane():
     """A mask has the plane's shape and stays whole."""
     mask = Mask(np.ones(SIDES, bool))
-    assert cut(mask, SIDES) == (mask,)
-    assert cut(Box((1, 1), (99, 99), False), SIDES) == (Box((1, 1), (29.5, 39.5), False),)
-    assert cut(Click((-1, 0)), SIDES) == ()
+    assert clipped(mask, SIDES) == (mask,)
+    assert clipped(Box((1, 1), (99, 99), False), SIDES) == (Box((1, 1), (29.5, 39.5), False),)
+    assert clipped(Click((-1, 0)), SIDES) == ()
 
 
 def test_a_mask_has_no_drawing():

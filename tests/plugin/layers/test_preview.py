@@ -193,7 +193,7 @@ def test_brush_and_eraser_change_the_mask(preview, viewer, painted, grid):
     """The layer becomes the active one; each stroke tells the whole mask of the plane."""
     preview.show(AXIAL, rectangle(grid, AXIAL))
     preview.contour(rectangle(grid, AXIAL))
-    preview.brush(erase=False)
+    preview.brush()
     assert viewer.layers.selection.active is preview.layer
     assert str(preview.layer.mode) == "paint"
     preview.layer.brush_size = 1
@@ -202,7 +202,7 @@ def test_brush_and_eraser_change_the_mask(preview, viewer, painted, grid):
     expected[10, 11] = True
     assert painted[-1][0] == AXIAL
     np.testing.assert_array_equal(painted[-1][1], expected)
-    preview.brush(erase=True)
+    preview.eraser()
     assert str(preview.layer.mode) == "erase"
     with preview.layer.block_history():
         preview.layer.paint((0, 10, 11), 0)
@@ -214,14 +214,14 @@ def test_brush_and_eraser_change_the_mask(preview, viewer, painted, grid):
 
 def test_filling_a_whole_plane_is_a_stroke_too(preview, painted):
     """napari keeps no mask of a rectangle that changed all over."""
-    preview.brush(erase=False)
+    preview.brush()
     preview.layer.fill((0, 1, 1), MASK)
     assert painted[-1][1].all()
 
 
 def test_the_brush_goes_where_the_user_goes(preview, viewer, painted, grid):
     """In brush mode the layer comes along to planes that have no mask, in any orientation."""
-    preview.brush(erase=False)
+    preview.brush()
     viewer.layers["scan"].rotate = (0, 0, 0)
     preview.layer.brush_size = 1
     grid.look_at(viewer.dims, CORONAL)

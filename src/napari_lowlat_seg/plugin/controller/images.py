@@ -119,7 +119,7 @@ class ImageControllers:
         self._views[layer] = view
         controller = self._known[layer, view]
         controller.predictions.sources.folders = embedding_folders(layer)
-        controller.predictions.planes_ahead = settings().embeddings.ahead
+        controller.set("planes_ahead", settings().embeddings.ahead)
         return controller
 
     def _begin(self, layer: Any, view: View) -> Any:

@@ -51,6 +51,8 @@ class Settings:
         What an accepted object does with existing labels.
     finish
         How probabilities become masks.
+    planes_ahead
+        How many planes are embedded ahead of the one in view, and then behind it.
     """
 
     positive: bool = True
@@ -61,6 +63,7 @@ class Settings:
     semantic: bool = False
     policy: Policy = field(default_factory=Policy)
     finish: PostProcessing = field(default_factory=PostProcessing)
+    planes_ahead: int = 0
 
 
 @dataclass(frozen=True)

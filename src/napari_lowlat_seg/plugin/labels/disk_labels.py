@@ -1,6 +1,6 @@
-"""Where finished objects live when memory has no room for them: a pyramid on disk in a Labels layer.
+"""Labels on disk: a pyramid in a Labels layer, for accepted objects that do not fit into memory.
 
-napari shows the level that the window needs and lets nobody paint on it; what is accepted is written on all
+napari shows the level that the window needs and does not paint on it; what is accepted is written on all
 levels at once. Why, and from which size on: docs/decisions/labels-on-disk.md.
 """
 
@@ -62,7 +62,7 @@ class DiskLabels:
             self._show()
 
     def attach(self, on_stroke: Callable[[Sequence[LabelEdit]], None]) -> None:
-        """Nothing: napari lets nobody paint on a pyramid."""
+        """Nothing: napari does not paint on a pyramid."""
 
     def detach(self) -> None:
         """Nothing, as `attach`."""

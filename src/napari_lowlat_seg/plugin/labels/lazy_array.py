@@ -1,4 +1,4 @@
-"""An array on disk as napari should see it: nothing is read before somebody looks.
+"""An array on disk as napari should see it: nothing is read before it is shown.
 
 napari cuts the window's part out of a whole volume first and takes the plane in view from that. Of a zarr
 array the first step reads the part of every plane.

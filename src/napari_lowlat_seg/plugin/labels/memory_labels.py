@@ -1,8 +1,8 @@
-"""Where finished objects live: a napari Labels layer as a `LabelStore`.
+"""A napari Labels layer as a `LabelStore`: accepted objects are written to it, brush strokes read from it.
 
-What is written is one step of napari's own undo, whatever it touches; what the user paints becomes exact
-edits. napari has no public way to write labels fast with undo, so this module, and no other, uses private
-doors of its layers, with the slower public one behind them.
+Each write is one step of napari's own undo; each stroke of the user becomes exact edits. napari has no public
+way to write labels fast with undo, so this module and `napari_layers`, and no others, use private methods of
+its layers, and the slower public ones where these are missing.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class LabelLayer:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """While we write, nobody's setting protects labels and no stroke is reported."""
+        """While we write, napari's protection of labels is off and no stroke is reported."""
         layer, preserved = self.layer, self.layer.preserve_labels
         self._writing = True
         with layer.events.preserve_labels.blocker():
@@ -236,7 +236,7 @@ class LabelLayer:
     def _edits_of(self, atoms: Sequence[Any]) -> Iterator[LabelEdit]:
         """The edits of one stroke, from the pieces that napari keeps to undo and redo it.
 
-        napari tells of a polygon before it writes it and of a brush stroke after, so what is in the array now
+        napari reports a polygon before it writes it and a brush stroke after, so what is in the array now
         may be either.
         """
         pieces = [Piece.of(atom) for atom in atoms]

@@ -1,6 +1,6 @@
 """The labels that a session writes to: a layer of the user's, or a new one made for the first object.
 
-Where memory has no room for new ones they are made on disk, beside the image.
+New labels that do not fit into memory are made on disk, beside the image.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ChosenLabels:
         Writes, and takes note of the user's own brush strokes.
     worker
         Looks for the highest label of a large layer.
-    keys, verbs
-        Bound to the layer, so that undo there is undo of the session.
+    keys, controller
+        Keys bound to the layer, so that undo there is undo of the session; the controller that they call.
     fit
         Whether labels of a shape are kept in memory.
     """
@@ -58,11 +58,11 @@ class ChosenLabels:
         session: Session,
         worker: Worker,
         keys: KeyTable,
-        verbs: Any,
+        controller: Any,
         fit: Callable[..., bool] = fit_memory,
     ) -> None:
         self._viewer, self._grid, self._session, self._worker = viewer, grid, session, worker
-        self._keys, self._verbs = keys, verbs
+        self._keys, self._controller = keys, controller
         self._fit = fit
         self._store: LabelLayer | DiskLabels | None = None
         self._opening: object = None
@@ -82,8 +82,8 @@ class ChosenLabels:
         """Take note of brush strokes."""
         self._attached = True
         if self._store is not None:
-            self._store.attach(self._brushed)
-            self._keys.bind(self._store.layer, self._verbs)
+            self._store.attach(self._painted)
+            self._keys.bind(self._store.layer, self._controller)
 
     def detach(self) -> None:
         """Leave the layer to its user."""
@@ -112,7 +112,7 @@ class ChosenLabels:
         self._worker.run(lambda: _tried(work), lambda found: self._opened(ticket, found))
 
     def ensure(self) -> bool:
-        """Make a new layer if none is chosen; False if that takes a while, and `changed` will tell.
+        """Make a new layer if none is chosen; False if that takes a while, and `changed` comes later.
 
         Raises ValueError, in one sentence, if memory has no room for one and the image no file to lie beside.
         """
@@ -156,7 +156,7 @@ class ChosenLabels:
             self._session.use_labels(store, highest)
             self.changed.emit()
 
-    def _brushed(self, edits: Any) -> None:
+    def _painted(self, edits: Any) -> None:
         self._session.record_stroke(edits)
         self.changed.emit()
 

@@ -1,6 +1,6 @@
-"""What a point or a shape drawn on a plane says, and how a prompt is drawn.
+"""Points and shapes drawn on a plane as prompts, and prompts as points and shapes.
 
-Points are (row, col) in plane pixels, pixel centres on integers. What leaves the plane is cut off at its
+Points are (row, col) in plane pixels, pixel centres on integers. What leaves the plane is clipped at its
 border, half a pixel beyond the outermost centres, because the predictor refuses prompts outside.
 """
 
@@ -14,7 +14,7 @@ from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Sc
 
 
 def prompts_of(kind: str, points: np.ndarray, positive: bool, shape: tuple[int, int]) -> tuple[Prompt, ...]:
-    """The prompts that one drawn element stands for; none when nothing of it is on the plane.
+    """The prompts of one drawn point or shape; none when all of it is outside the plane.
 
     Parameters
     ----------
@@ -45,14 +45,17 @@ def prompts_of(kind: str, points: np.ndarray, positive: bool, shape: tuple[int, 
         return _box(_around_ellipse(points), positive, shape)
     if kind == "rectangle" and _upright(points):
         return _box(points, positive, shape)
-    corners = _cut_polygon(points, shape)
+    corners = _clipped_polygon(points, shape)
     return (Polygon(_pairs(corners), positive),) if len(np.unique(corners, axis=0)) >= 3 else ()
 
 
 def drawing_of(prompt: Prompt) -> tuple[str, np.ndarray]:
     """How a prompt is drawn: the kind of `prompts_of` and its vertices, float (N, 2).
 
-    Raises ValueError for a mask, which is painted and not drawn.
+    Raises
+    ------
+    ValueError
+        For a mask, which is painted and not drawn.
     """
     if isinstance(prompt, Mask):
         raise ValueError("a mask has no outline to draw; got a Mask, show it in a Labels layer")
@@ -68,8 +71,8 @@ def drawing_of(prompt: Prompt) -> tuple[str, np.ndarray]:
     return "path", points if len(points) > 1 else np.repeat(points, 2, axis=0)
 
 
-def cut(prompt: Prompt, shape: tuple[int, int]) -> tuple[Prompt, ...]:
-    """What of a prompt lies on a plane of (rows, cols); a mask is the plane's by its shape."""
+def clipped(prompt: Prompt, shape: tuple[int, int]) -> tuple[Prompt, ...]:
+    """A prompt clipped to a plane of (rows, cols); a mask has the plane's shape already."""
     if isinstance(prompt, Mask):
         return (prompt,)
     return prompts_of(*drawing_of(prompt), prompt.positive, shape)
@@ -94,7 +97,7 @@ def _pairs(points: np.ndarray) -> tuple[tuple[float, float], ...]:
 
 
 def _visits(points: np.ndarray, shape: tuple[int, int]) -> list[np.ndarray]:
-    """The parts of a line that lie on the plane, in order; a line that repeats a point says it once."""
+    """The parts of a line that lie on the plane, in order, without repeated points."""
     points = points[np.r_[True, np.any(points[1:] != points[:-1], axis=1)]]
     if _inside(points, shape).all():
         return [points]
@@ -149,7 +152,7 @@ def _upright(corners: np.ndarray) -> bool:
     return bool((sides.min(axis=1) <= tolerance).all())
 
 
-def _cut_polygon(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _clipped_polygon(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The part of a polygon on the plane, edge by edge of the plane (Sutherland and Hodgman, 1974)."""
     low, high = _limits(shape)
     for axis in (0, 1):
@@ -163,5 +166,5 @@ def _cut_polygon(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
                 if now >= 0:
                     kept.append(points[i])
             points = np.array(kept).reshape(-1, 2)
-    cut: np.ndarray = np.clip(points, low, high)
-    return cut
+    clipped: np.ndarray = np.clip(points, low, high)
+    return clipped

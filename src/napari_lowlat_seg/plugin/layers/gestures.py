@@ -1,8 +1,8 @@
 """Dragging and resting the mouse on the prompt layers: strokes while they are drawn, and hovering.
 
-In ADD mode of the Points layer a click is napari's own; a drag draws with the tool in hand. On the Shapes
-layer napari draws, and the strokes of its free-hand tools are only told. A stroke ends in exactly one call
-with final=True, also when it is given up because the layer, its mode or the plane has changed under it.
+In ADD mode of the Points layer a click is napari's own; a drag draws with the current tool. On the Shapes
+layer napari draws, and strokes of its free-hand tools are only reported. A stroke ends in exactly one call
+with final=True, also when it is given up because the layer, its mode or the plane has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DRAG_PIXELS = 5.0
 """Canvas pixels; napari takes less for a click."""
 
 DWELL_MS = 150
-"""How long the mouse rests before it is said to hover."""
+"""How long the mouse rests before it hovers."""
 
 STEP_PIXELS = 0.2
 """Plane pixels between two points of a stroke."""
@@ -35,7 +35,7 @@ FREEHAND = {"add_path": "scribble", "add_polygon_lasso": "lasso"}
 
 
 class OnStroke(Protocol):
-    """Told at every move of the mouse during a stroke, and once at its end.
+    """Called at every move of the mouse during a stroke, and once at its end.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class OnStroke(Protocol):
         float (N, 2), (row, col): the line or outline so far, or two corners of a box. Empty at the end of a
         stroke that was given up.
     prompts
-        What it says as it is now; none while all of it is outside the plane or too small.
+        What it stands for now; none while all of it is outside the plane or too small.
     final
-        The stroke has ended; what it says comes as an edit of its own, after this.
+        Whether the stroke has ended; its prompts come as an edit of their own, after this.
     """
 
     def __call__(
@@ -72,7 +72,7 @@ class Stroke:
         return points[[0, -1]] if self.kind == "box" else points
 
     def prompts(self, shape: tuple[int, int]) -> tuple[Prompt, ...]:
-        """What it says on a plane of (rows, cols)."""
+        """What it stands for on a plane of (rows, cols)."""
         points = self.drawn()
         if self.kind == "box":
             (top, left), (bottom, right) = points
@@ -117,7 +117,7 @@ class Gestures:
         self._tool = "scribble"
         self._hover = False
         self._resting: tuple[Plane, tuple[float, float]] | None = None
-        self._told: Plane | None = None
+        self._hovered: Plane | None = None
         self._timer = QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(DWELL_MS)
@@ -166,7 +166,7 @@ class Gestures:
 
     @property
     def hover(self) -> bool:
-        """Whether `on_hover` is told."""
+        """Whether `on_hover` is called."""
         return self._hover
 
     @hover.setter
@@ -180,7 +180,7 @@ class Gestures:
         """Outline the object under the resting mouse, or stop doing so."""
         self.hover = not self._hover
 
-    # Which layers.
+    # Which layers
 
     def _bind(self) -> None:
         self._unbind()
@@ -227,7 +227,7 @@ class Gestures:
         if self._points is not None and self._points.mode == "add":
             self._points.mouse_pan = True
 
-    # Our tools, on the Points layer.
+    # Our tools, on the Points layer
 
     def _drag(self, layer: Any, event: Any) -> Iterator[None]:
         """From the press of a button to its release; napari resumes this at every event between."""
@@ -257,7 +257,7 @@ class Gestures:
         self._let_go()
 
     def _go_on(self, event: Any) -> None:
-        """One more point for the stroke under way, and tell."""
+        """Add a point to the stroke under way, and report it."""
         stroke = self._stroke
         if stroke is not None and self._extended(stroke, event):
             prompts = stroke.prompts(self.grid.sides(stroke.plane))
@@ -295,7 +295,7 @@ class Gestures:
         except ValueError:  # The plane is seen from its edge: there is nothing to draw on.
             return None, (0.0, 0.0)
 
-    # napari's tools, on the Shapes layer.
+    # napari's tools, on the Shapes layer
 
     def _draw(self, layer: Any, event: Any) -> Iterator[None]:
         """Follow the free-hand tools while the button is down."""
@@ -314,7 +314,7 @@ class Gestures:
         if self.layers.drawing and layer.mode in FREEHAND:
             self._go_on(event)
 
-    # Hovering, on the Points layer.
+    # Hovering, on the Points layer
 
     def _move(self, layer: Any, event: Any) -> None:
         if not self._hover:
@@ -328,12 +328,12 @@ class Gestures:
     def _rested(self) -> None:
         if self._resting is None or self.grid.plane(self.viewer.dims) != self._resting[0]:
             return
-        self._told = self._resting[0]
+        self._hovered = self._resting[0]
         self.on_hover(*self._resting)
 
     def _still(self) -> None:
-        """Forget where the mouse rests, and say so if it was told."""
+        """Forget where the mouse rests, and report that if hovering was reported."""
         self._timer.stop()
-        described, self._told = self._told, None
-        if described is not None:
-            self.on_hover(described, None)
+        hovered, self._hovered = self._hovered, None
+        if hovered is not None:
+            self.on_hover(hovered, None)

@@ -166,7 +166,7 @@ class Grid:
 
     @property
     def place_events(self) -> list[Any]:
-        """What napari tells when the image's place changes, and `place` with it."""
+        """The events that napari emits when the image's place changes, and `place` with it."""
         names = ("scale", "translate", "rotate", "shear", "affine", "units")
         return [getattr(self.layer.events, name) for name in names]
 

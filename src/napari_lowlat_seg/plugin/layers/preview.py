@@ -314,7 +314,7 @@ class Preview:
                 setattr(self.layer, name, value)
 
     def _ensure(self) -> None:
-        """Put the layer into the viewer, also when somebody has taken it out."""
+        """Put the layer into the viewer, also when it was removed."""
         if self._on_paint is not None and self.layer not in self._viewer.layers:
             add_quietly(self._viewer, self.layer)
 
@@ -323,7 +323,7 @@ class Preview:
         return str(self.layer.mode) != "pan_zoom"
 
     def _painted(self, event: Any) -> None:
-        """Brush and eraser change the mask; napari tells of some strokes before it writes them."""
+        """Brush and eraser change the mask; napari reports some strokes before it writes them."""
         mask = np.zeros(self.layer.data.shape, np.bool_)
         if self._mask is not None:
             mask[...] = self._mask.on(self._sides, self._box[:2]).reshape(mask.shape)

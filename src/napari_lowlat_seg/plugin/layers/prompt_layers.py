@@ -1,8 +1,8 @@
 """The prompts of the current object as a Points and a Shapes layer, in both directions.
 
-napari tells of a change in many ways: up to four events for one, none for a pasted point, some in the middle.
+napari reports a change in many ways: up to four events for one, none for a pasted point, some in the middle.
 So an event is only a reason to read the layers again; what differs from the last reading is an edit. A number
-in the features table ("order") says which row is which, and in what order the prompts were given.
+in the features table ("order") identifies each row and keeps the order in which the prompts were given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from psygnal import Signal
 
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.layers.drawn_shapes import cut
+from napari_lowlat_seg.plugin.layers.drawn_shapes import clipped
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.prompt_rows import (
     NEW_ROWS,
@@ -57,7 +57,7 @@ class PromptLayers:
     """The sign of the next prompt is another one."""
 
     drawn = Signal()
-    """The shape that was being drawn is finished or dropped; comes before `on_edit`."""
+    """The shape being drawn is finished or dropped; emitted before `on_edit` is called."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class PromptLayers:
         """The user is drawing a shape with napari's own tools."""
         self._table = PromptTable(grid)
         self._attached = False
-        self._owed: tuple[Prompted, tuple[int, int]] | None = None
+        self._postponed: tuple[Prompted, tuple[int, int]] | None = None
         self._writing = False
         self._finishing = False
 
@@ -95,7 +95,7 @@ class PromptLayers:
         self.activate()
 
     def detach(self) -> None:
-        """Take our layers out of the viewer and let go of the user's; what they said is kept."""
+        """Take our layers out of the viewer and release the user's; the prompts are kept."""
         if not self._attached:
             return
         self._attached = False
@@ -113,9 +113,13 @@ class PromptLayers:
     def adopt(self, points: Any = None, shapes: Any = None) -> None:
         """Read layers of the user's in place of ours, or with None our own again; at most one edit.
 
-        What a user's layer held before is never removed; what it does not say of the current object stays in
-        it and is not read until it is changed. Raises ValueError when a layer has another number of axes than
-        the image.
+        What a user's layer held before is never removed. Its rows that are no prompts of the current object
+        stay in it and are not read until they are changed.
+
+        Raises
+        ------
+        ValueError
+            For a layer with another number of axes than the image.
         """
         given = {"points": points, "shapes": shapes}
         for layer in given.values():
@@ -140,7 +144,7 @@ class PromptLayers:
             self._table.keep(kind)
             self._write(joined(before, new), self.axes)
         self.ensure()
-        self._tell(before)
+        self._report(before)
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -197,7 +201,7 @@ class PromptLayers:
         self.positive = not self.positive
 
     def show(self, prompted: Mapping[Plane, Sequence[Prompt]], axes: tuple[int, int] | None = None) -> None:
-        """Make the layers say this, without a word to `on_edit`; what they say already is not touched.
+        """Show these prompts without calling `on_edit`; rows that show them already are not touched.
 
         Parameters
         ----------
@@ -212,26 +216,26 @@ class PromptLayers:
         wanted: Prompted = {plane: tuple(prompts) for plane, prompts in prompted.items() if prompts}
         axes = self.axes if axes is None else (min(axes), max(axes))
         if self.drawing or self._finishing:
-            self._owed = (wanted, axes)
+            self._postponed = (wanted, axes)
         elif wanted != self._table.content or axes != self.axes or len(self._table.sources) < len(NEW_ROWS):
             self._write(wanted, axes)
 
     def add(self, plane: Plane, *prompts: Prompt) -> None:
-        """More prompts, drawn by a gesture: one edit. What leaves the plane is cut off.
+        """Add prompts drawn by a gesture, as one edit, clipped to the plane.
 
-        With nothing on the plane, or while a shape is being drawn, nothing is added, and a sentence says so.
+        With nothing on the plane, or while a shape is being drawn, nothing is added, and a message tells why.
         """
         shape = self.grid.sides(plane)
-        on_plane = [part for prompt in prompts for part in cut(prompt, shape)]
+        on_plane = [part for prompt in prompts for part in clipped(prompt, shape)]
         if self.drawing or not on_plane:
             self.say("finish the shape first" if self.drawing else "nothing drawn is on the plane")
             return
         before = self._table.content
         self._write({**before, plane: (*before.get(plane, ()), *on_plane)}, self.axes)
-        self._tell(before)
+        self._report(before)
 
     def _write(self, wanted: Prompted, axes: tuple[int, int]) -> None:
-        self._owed, turned = None, axes != self.axes
+        self._postponed, turned = None, axes != self.axes
         with self._silence():
             self._make_missing()
             self._table.write(wanted, axes)
@@ -246,29 +250,29 @@ class PromptLayers:
         return new
 
     def _settle(self, source: str = "", *, added: bool = False) -> None:
-        """Tell what differs from the last reading, then do what had to wait."""
+        """Report what differs from the last reading, then do what had to wait."""
         if self.drawing:
             return
         before = self._table.content
         new = self._read(source if added else "")
-        if self._owed is not None:
-            before, axes = self._owed
+        if self._postponed is not None:
+            before, axes = self._postponed
             self._table.content = joined(before, new)
-            self._owed = (self._table.content, axes)
-        self._tell(before)
-        self._pay()
+            self._postponed = (self._table.content, axes)
+        self._report(before)
+        self._catch_up()
 
-    def _tell(self, before: Prompted) -> None:
+    def _report(self, before: Prompted) -> None:
         if self._table.content != before:
             emptied: Prompted = {plane: () for plane in before if plane not in self._table.content}
             self.on_edit(emptied | self._table.content)
 
-    def _pay(self) -> None:
+    def _catch_up(self) -> None:
         # While napari finishes a drawing, taking a shape away would make it finish once more, and fail.
         if self.drawing or self._finishing or self._writing:
             return
-        if self._owed is not None:
-            self._write(*self._owed)
+        if self._postponed is not None:
+            self._write(*self._postponed)
         elif self._table.untidy:
             self._write(self._table.content, self.axes)
 
@@ -316,7 +320,7 @@ class PromptLayers:
         return (
             (layer.events.data, self._on_data),
             (layer.events.features, self._on_table),
-            (layer.events.set_data, self._pay),
+            (layer.events.set_data, self._catch_up),
             (layer.selected_data.events.items_changed, self._on_table),
         )
 
@@ -355,7 +359,7 @@ class PromptLayers:
 
     def _on_table(self) -> None:
         """The features table or the selection has changed: pasted rows, signs edited by hand."""
-        if not self._writing and not self.drawing and not self._table.knows():
+        if not self._writing and not self.drawing and not self._table.up_to_date():
             self._settle()
 
     def _on_removed(self, event: Any) -> None:

@@ -29,7 +29,7 @@ LINE_PIXELS = 2.5
 """How wide a line is on the screen, to within the factor between two redrawings."""
 
 NEW = -1
-"""The number of a row that nobody has read yet."""
+"""The number of a row that was not read yet."""
 
 SELECTING = ("select", "direct", "vertex_insert", "vertex_remove")
 
@@ -199,13 +199,13 @@ def numbers(rows: Rows) -> list[int]:
     found: list[int] = []
     for value in column:
         number = int(value) if isinstance(value, int | float | np.number) and np.isfinite(value) else NEW
-        # A pasted row, and one drawn while another is selected, carry a copy of that one's number.
+        # A pasted row, and one drawn while another is selected, has a copy of that one's number.
         found.append(NEW if number in found else number)
     return found
 
 
 def signs(rows: Rows) -> np.ndarray:
-    """Which rows are positive, (N,) bool; what does not say "negative" is."""
+    """Which rows are positive, (N,) bool: all whose polarity does not begin with "neg"."""
     column = rows.layer.features.get("polarity")
     if column is None:
         return np.ones(len(rows), bool)
@@ -227,7 +227,7 @@ def mark(rows: Rows, order: list[int], positive: np.ndarray) -> None:
 
 
 def forget(rows: Rows) -> None:
-    """Take all rows for new ones, whatever numbers they carry."""
+    """Mark all rows as new, whatever their numbers."""
     mark(rows, [NEW] * len(rows), signs(rows))
 
 

@@ -1,4 +1,4 @@
-"""All rows of the two prompt layers beside what they say: read row by row, written row by row."""
+"""All rows of the two prompt layers and the prompts that they show: read and written row by row."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Looks = tuple[str, bool, bytes]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a row was read as; a row that still looks the same is not read again.
+    """What a row was read as; a row whose appearance is the same is not read again.
 
     Attributes
     ----------
     looks
-        Kind, sign and vertices.
+        Its appearance: kind, sign and vertices.
     plane, prompts
-        What it says; no plane when it cannot be used.
+        What it stands for; no plane when it cannot be used.
     theirs
-        It was in the user's own layer: it stays there.
+        Whether it was in the user's own layer, where it stays.
     live
-        It says this of the current object; else of another one, or of none since it was undone.
+        Whether its prompts are the current object's; not another object's, and not undone.
     astray
-        napari put it beside the plane on which the user saw it: to be drawn again.
+        Whether napari put it beside the plane on which the user saw it: it is drawn again.
     """
 
     looks: Looks
@@ -45,9 +45,9 @@ class Reading:
     astray: bool = False
 
     def taken_from(self, missing: Mapping[tuple[Plane, Prompt], deque[int]]) -> int | None:
-        """Cross what this row shows off a list of what is to be shown; the first number, or None.
+        """Remove what this row shows from `missing`; the first number, or None if it is not wanted.
 
-        All or nothing: a stroke that visits the plane twice stays only as long as both parts are wanted.
+        All or nothing: a stroke that visits the plane twice stays only while both parts are wanted.
         """
         if self.plane is None or not self.prompts or self.astray:
             return None
@@ -72,7 +72,7 @@ class Seen:
 
 
 def looks_of(drawing: tuple[str, np.ndarray], positive: bool) -> Looks:
-    """What a row looks like, to compare."""
+    """The appearance of a row, to compare."""
     kind, vertices = drawing
     return kind, bool(positive), vertices.tobytes()
 
@@ -116,8 +116,18 @@ def read(
     sides = grid.sides(plane)
     prompts = prompts_of(kind, points, positive, sides)
     if not prompts:
-        return Reading(looks), f"nothing of the {kind} is on the plane of {sides[0]} x {sides[1]} pixels"
+        return Reading(looks), _outside(kind, sides)
     return Reading(looks, plane, prompts, astray=astray), ""
+
+
+def _outside(kind: str, sides: tuple[int, int]) -> str:
+    """Why an element is no prompt; planes of a few pixels are mostly an axis of channels."""
+    rows, cols = sides
+    if min(sides) < 5:
+        return (
+            f"The image is {rows} × {cols} pixels: is its last axis a channel? Choose it under Channel axis."
+        )
+    return f"nothing of the {kind} is on the plane of {rows} x {cols} pixels"
 
 
 def by_plane(entries: Mapping[int, tuple[Plane, tuple[Prompt, ...]]]) -> Prompted:
@@ -155,7 +165,7 @@ class PromptTable:
     axes
         The two axes of the volume along which the planes shown lie.
     untidy
-        A row of ours says nothing, or lies beside its plane: write `content` again when napari is at rest.
+        Whether a row of ours is unusable or lies beside its plane: write `content` again when napari is done.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -168,7 +178,7 @@ class PromptTable:
         self._readings: dict[int, Reading] = {}
         self._hidden: dict[int, tuple[Plane, Prompt]] = {}
 
-    def knows(self) -> bool:
+    def up_to_date(self) -> bool:
         """Whether each row has the number and the sign that it was read with; False after pasting, say.
 
         While napari is removing rows, its table is behind: then there is nothing to be known yet.
@@ -187,7 +197,7 @@ class PromptTable:
             self._readings[number] = replace(self._readings[number], theirs=True)
 
     def write(self, wanted: Prompted, axes: tuple[int, int]) -> None:
-        """Keep the rows that say something wanted, remove the others, append what is missing."""
+        """Keep the rows whose prompts are wanted, remove the others, append what is missing."""
         self.axes, self.content, self.untidy = axes, dict(wanted), False
         sequence = [(plane, prompt) for plane, prompts in wanted.items() for prompt in prompts]
         missing: dict[tuple[Plane, Prompt], deque[int]] = defaultdict(deque)
