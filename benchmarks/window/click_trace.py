@@ -107,11 +107,11 @@ class Window:
         self.viewer.window.resize(1300, 900)
         self.layer = self.viewer.add_image(np.zeros((planes, SIDE, SIDE), np.uint8), name="stack")
         self.widget: Any = LowlatWidget(self.viewer)
-        self.widget.model.wanted.disconnect()
+        self.widget.form.model.wanted.disconnect()
         self.viewer.window.add_dock_widget(self.widget, name="Segment")
         self.widget.worker.load(FakeService)
-        self.wait(lambda: self.widget.conversation is not None and not self.widget.worker.busy)
-        self.wait(lambda: self.widget.conversation.session.volume.window is not None)
+        self.wait(lambda: self.widget.controller is not None and not self.widget.worker.busy)
+        self.wait(lambda: self.widget.controller.session.volume.window is not None)
         self.wait(lambda: not self.widget.worker.busy, 0.5)
 
     def wait(self, until: Callable[[], bool], at_least: float = 0.0) -> None:
@@ -149,7 +149,7 @@ def trace_click(planes: int = 48) -> Trace:
     trace = Trace()  # before the worker's thread begins
     window = Window(planes)
     threading.setprofile(None)
-    session = window.widget.conversation.session
+    session = window.widget.controller.session
     window.click(90, 90)  # whatever happens only once
     window.wait(lambda: bool(session.prompted()) and not session.unanswered, 0.3)
     with trace:
@@ -164,7 +164,7 @@ def trace_click(planes: int = 48) -> Trace:
 def refresh_times(planes: int, rounds: int = 30) -> list[float]:
     """Milliseconds of CPU of the window's thread for one refresh of the widget, after a click is answered."""
     window = Window(planes)
-    widget, controller = window.widget, window.widget.conversation
+    widget, controller = window.widget, window.widget.controller
     times = []
     for turn in range(rounds):
         plane = Plane((planes // 2 + turn % 3, None, None))

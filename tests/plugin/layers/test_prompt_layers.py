@@ -359,3 +359,20 @@ def test_a_layer_with_other_axes_is_not_adopted(scene):
     """Told by name."""
     with pytest.raises(ValueError, match="need a layer of 3 axes; 'flat' has 2"):
         scene.layers.adopt(points=Points([[1, 2]], name="flat"))
+
+
+@pytest.mark.parametrize(
+    ("sides", "sentence"),
+    [
+        (SIDES, "nothing of the point is on the plane of 30 x 40 pixels"),
+        ((200, 1), "The image is 200 × 1 pixels: is its last axis a channel? Choose it under Channel axis."),
+    ],
+)
+def test_a_point_beside_the_plane_is_refused_with_a_sentence(sides, sentence):
+    """Planes of a few pixels are mostly an axis of channels that nobody has chosen yet."""
+    viewer, said = ViewerModel(), []
+    viewer.add_layer(Image(np.zeros(sides, np.uint8), name="image"))
+    layers = PromptLayers(viewer, grid_of(viewer.layers[0]), lambda prompted: None, said.append)
+    layers.attach()
+    layers.points.add((10, 60))
+    assert said == [sentence]
