@@ -126,7 +126,7 @@ def test_one_key_carries_the_object_and_one_undo_takes_it_back(desk):
     clicked(desk)
     carried(desk)
     assert np.array_equal(masks(desk), desk.objects[0])
-    assert desk.widget.sentence == "carried to 8 planes"
+    assert desk.widget.sentence == "propagated to 8 planes (planes 2-10)"
     shown = np.asarray(desk.controller.preview.layer.data).reshape(SHAPE[1:]) == 1
     assert np.array_equal(shown, desk.objects[0][6])
     desk.hand.key("Ctrl+Z")
