@@ -1,7 +1,7 @@
-"""Where an image layer lies: between napari's world, layer data coordinates and the pixels of a plane.
+"""Where an image layer lies: conversion between napari's world, layer data and the pixels of a plane.
 
-The only place of the plugin where they meet. A layer made with `Grid.place` lies voxel on voxel with the
-image, whatever its scale, rotation, shear or affine, at any level of a pyramid; napari slices, transposes
+No other module of the plugin converts between them. A layer made with `Grid.place` lies voxel on voxel with
+the image, whatever its scale, rotation, shear or affine, at any level of a pyramid; napari slices, transposes
 and draws it as it does the image. What napari shows of a turned image is copied as it is: of a plane that is
 not at a right angle to its slider, it leaves out what leads out of the plane.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,12 @@ class Grid:
     factors: tuple[float, ...]
     channel_axis: int | None = None
 
-    @property
+    @cached_property
     def ndim(self) -> int:
         """How many axes a layer on this grid has."""
         return len(self.shape)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...]:
         """The layer axis of each axis of the volume."""
         return tuple(axis for axis in range(self.ndim) if axis != self.channel_axis)
@@ -140,7 +141,10 @@ class Grid:
         dims
             The viewer's, which know its units; None when they are those of the layer.
 
-        Raises ValueError where the image is turned so that the plane is seen from its edge.
+        Raises
+        ------
+        ValueError
+            Where the image is turned so that the plane is seen from its edge.
         """
         world, shown = self.matrix, self._layer_axes(plane)
         target = np.asarray(position, dtype=np.float64)[-self.ndim :] * self._units_of(dims)
