@@ -108,6 +108,25 @@ def test_every_command_has_help(command: list[str], call: Call) -> None:
     assert "Usage: lowlat-seg" in done.out
 
 
+@pytest.mark.parametrize("command", ["demo", "segment", "embed", "seeds", "everything", "train"])
+def test_help_ends_with_examples(command: str, call: Call) -> None:
+    """Each on a line of its own, so that it can be copied."""
+    lines = call(command, "--help").out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip() == "Examples:")
+    assert len(lines) > first + 1
+    assert all(
+        line.strip().startswith(f"lowlat-seg {command}") for line in lines[first + 1 :] if line.strip()
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["models"], ["benchmark"]])
+def test_a_bare_call_shows_the_whole_help(command: list[str], call: Call) -> None:
+    """Line by line, with the status of a wrong call."""
+    done = call(*command)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == call(*command, "--help").out
+
+
 def test_a_click_makes_labels_with_the_geometry_of_the_image(
     segment: Call, stack: Path, tmp_path: Path
 ) -> None:
@@ -489,6 +508,41 @@ def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("napari_lowlat_seg.cli.demo.run_demo", interrupted)
     done = call("demo")
     assert (done.status, "Traceback" in done.err) == (130, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "sentence"),
+    [
+        (("segment", "a.tif", "-o", "l.tif"), "cli.segment.run_segment", "nothing was written"),
+        (("segment", "a.tif", "-o", "l.zarr"), "cli.segment.run_segment", "what is in LABELS so far is kept"),
+        (("seeds", "a.tif", "p.csv", "-o", "l.tif"), "batch.seeds.run_seeds", "nothing was written"),
+        (("embed", "a.tif"), "batch.embed.run_embed", "the same command resumes"),
+        (("everything", "a.tif", "-o", "l.tif"), "batch.automatic.run_automatic", "the same command resumes"),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(
+    arguments: tuple[str, ...], function: str, sentence: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the one line that it prints."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"napari_lowlat_seg.{function}", interrupted)
+    done = call(*arguments)
+    assert done.status == 130
+    assert done.err.startswith("interrupted; ")
+    assert sentence in done.err
+
+
+@pytest.mark.parametrize("more", [(), ("--propagate", ":")])
+def test_without_a_positive_prompt_the_object_is_empty(
+    more: tuple[str, ...], segment: Call, tmp_path: Path
+) -> None:
+    """And a warning says so; a network would draw something all the same."""
+    done = segment("--click", "2,20,25-", "--box", "2,1,1,9,9-", *more)
+    assert (done.status, done.err) == (0, "warning: the object is empty, because no prompt is positive\n")
+    assert not np.asarray(read_volume(tmp_path / "out.tif").data).any()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ writes whole files, and finds what an earlier try has written.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tqdm import tqdm
-
+from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import read_volume
@@ -104,7 +102,7 @@ def run_jobs(
     workers: int = 0,
     scheduler: str | None = None,
 ) -> None:
-    """Do all jobs, with a bar on the terminal that counts their items.
+    """Do all jobs and show the progress, counted in their items.
 
     Parameters
     ----------
@@ -127,7 +125,7 @@ def run_jobs(
     total = sum(len(job.items) for job in jobs)
     with (
         connected(scheduler, workers) as client,
-        tqdm(total=total, unit=unit, file=sys.stderr, disable=None) as bar,
+        progress(total, unit) as bar,
     ):
         for job, result in map_jobs(client, work, jobs):
             on_result(result)

@@ -17,7 +17,17 @@ from typing import Annotated, Any
 import typer
 
 from napari_lowlat_seg.cli import batch, benchmark, models
-from napari_lowlat_seg.cli.options import DEVICE, MODEL, Channel, Device, Model, extras, plural
+from napari_lowlat_seg.cli.options import (
+    DEVICE,
+    MODEL,
+    Channel,
+    Device,
+    Model,
+    examples,
+    extras,
+    on_interrupt,
+    plural,
+)
 
 app = typer.Typer(
     name="lowlat-seg",
@@ -42,9 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         status = app(arguments, prog_name="lowlat-seg", standalone_mode=False)
-    except typer.Abort:
-        _exit("interrupted", 130)
+    except typer.Abort as error:
+        _exit(str(error) or "interrupted", 130)
     except _WrongCall as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "lowlat-seg"
         _exit(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
@@ -92,7 +105,7 @@ def options(
     """Interactive segmentation: prompts in, masks out."""
 
 
-@app.command()
+@app.command(epilog=examples("lowlat-seg demo", "lowlat-seg demo --out results"))
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for labels and pictures.")] = Path(
         "lowlat-seg-demo"
@@ -106,7 +119,13 @@ def demo(
     run_demo(out, model=model, device=device)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120",
+        "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120 --click 12,20,30- --propagate :",
+        "lowlat-seg segment scan.nii.gz -o tumour.nii.gz --box 90,50,60,80,95 --propagate 80:100",
+    )
+)
 def segment(
     image: Annotated[
         Path, typer.Argument(metavar="INPUT", help="TIFF, OME-TIFF, NIfTI, OME-Zarr, PNG, JPEG or WebP.")
@@ -161,6 +180,7 @@ def segment(
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
     from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
+    from napari_lowlat_seg.io.files import is_ome_zarr
 
     request = SegmentRequest(
         clicks=tuple(click or ()),
@@ -173,7 +193,8 @@ def segment(
         channel=channel,
         label=label,
     )
-    with extras():
+    kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
+    with extras(), on_interrupt(kept):
         done = run_segment(image, output, request, model=model, device=device)
     if as_json:
         print(json.dumps(done))
@@ -182,11 +203,11 @@ def segment(
         print(f"{found} in {done['seconds']:.1f} s: {output}")
 
 
-for _command in (batch.embed, batch.seeds, batch.everything):
-    app.command()(_command)
+for _command, _examples in batch.COMMANDS:
+    app.command(epilog=examples(*_examples))(_command)
 
 
-@app.command()
+@app.command(epilog=examples("lowlat-seg train config.toml", "lowlat-seg train config.toml --resume"))
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,

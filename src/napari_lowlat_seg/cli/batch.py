@@ -20,6 +20,7 @@ from napari_lowlat_seg.cli.options import (
     Scheduler,
     Workers,
     extras,
+    on_interrupt,
     plural,
 )
 
@@ -68,7 +69,8 @@ def embed(
     """Embed all planes of VOLUME into CACHE, so that clicks there need not wait. Resumes where it stopped."""
     from napari_lowlat_seg.batch.embed import run_embed
 
-    done = run_embed(image, output, **options)
+    with on_interrupt("the planes embedded so far are kept: the same command resumes"):
+        done = run_embed(image, output, **options)
     size = f"{done['bytes'] / 2**20:.0f} MiB"
     print(f"{plural(done['planes'], 'plane')} embedded ({done['made']} new), {size}: {done['folder']}")
 
@@ -89,8 +91,11 @@ def seeds(
 ) -> None:
     """Segment an object at every point of POINTS and propagate all of them through VOLUME at once."""
     from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
+    from napari_lowlat_seg.io.files import is_ome_zarr
 
-    done = run_seeds(image, points, output, agreed=consensus, **options)
+    kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
+    with on_interrupt(kept):
+        done = run_seeds(image, points, output, agreed=consensus, **options)
     print(
         f"{plural(done['objects'], 'object')}, {plural(done['voxels'], 'voxel')} in {done['seconds']:.1f} s: "
         f"{output}"
@@ -115,8 +120,29 @@ def everything(
     from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 
     settings = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area)
-    done = run_automatic(image, output, settings=settings, **options)
+    with on_interrupt("the planes segmented so far are kept: the same command resumes"):
+        done = run_automatic(image, output, settings=settings, **options)
     print(
         f"{plural(done['objects'], 'object')} on {plural(done['planes'], 'plane')} in "
         f"{done['seconds']:.1f} s: {output}"
     )
+
+
+COMMANDS = (
+    (embed, ("lowlat-seg embed stack.tif", "lowlat-seg embed stack.ome.zarr --workers 4")),
+    (
+        seeds,
+        (
+            "lowlat-seg seeds stack.tif points.csv -o labels.tif",
+            "lowlat-seg seeds stack.ome.zarr points.csv -o labels.ome.zarr --consensus --workers 4",
+        ),
+    ),
+    (
+        everything,
+        (
+            "lowlat-seg everything stack.tif -o labels.tif",
+            "lowlat-seg everything stack.tif -o labels.tif --stability 0.5 --min-area 200",
+        ),
+    ),
+)
+"""Each batch command with examples for its help."""

@@ -35,6 +35,24 @@ def extras() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
+class Interrupted(typer.Abort):
+    """Ctrl+C, with a sentence that says what is kept."""
+
+
+@contextmanager
+def on_interrupt(sentence: str) -> Iterator[None]:
+    """In this block Ctrl+C ends the program with the sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {sentence}") from None
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: calls as one would type them, each on a line of its own."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def plural(count: int, noun: str) -> str:
     """A number with its noun.
 

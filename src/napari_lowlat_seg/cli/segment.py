@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
 from napari_lowlat_seg.core.boxes import tile_of
 from napari_lowlat_seg.core.frame import Frame
@@ -120,11 +121,16 @@ def segment_object(
     Parameters
     ----------
     prompts
-        One plane or more; each has one prompt or more.
+        One plane or more; each has one prompt or more. Without any positive one the object is empty, and a
+        warning says so: a network would draw something all the same.
     planes
         Those to propagate to, with the ones that have prompts; none for the latter only.
     """
     first = next(iter(prompts))
+    if not any(prompt.positive for items in prompts.values() for prompt in items):
+        warnings.warn("the object is empty, because no prompt is positive", stacklevel=2)
+        yield first, np.zeros(volume.sides(first), np.bool_), (0, 0)
+        return
     tile = tile_of(volume.sides(first), [prompt for items in prompts.values() for prompt in items])
     part = volume.cropped(tile, first)
     predictions = {
@@ -135,10 +141,7 @@ def segment_object(
         yield plane, prediction.mask, tile.corner
     if not planes:
         return
-    from tqdm import tqdm
-
-    # The bar is for terminals: there is nothing on a pipe or in a log file.
-    with tqdm(total=len(planes) - len(predictions), unit="plane", file=sys.stderr, disable=None) as bar:
+    with progress(len(planes) - len(predictions), "plane") as bar:
         for step in propagate(predictor, part, predictions, planes):
             if step.final:
                 bar.update()
