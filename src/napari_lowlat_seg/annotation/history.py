@@ -82,6 +82,8 @@ class Step:
         Its changes of the labels.
     store
         The labels that were changed.
+    tickets
+        Those of all its states.
     """
 
     title: str
@@ -91,6 +93,11 @@ class Step:
     records: tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...] = ()
     edits: tuple[LabelEdit, ...] = ()
     store: LabelStore | None = None
+    tickets: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tickets = frozenset(state.ticket for _, *both in self.states for state in both)
+        object.__setattr__(self, "tickets", tickets)
 
     @cached_property
     def nbytes(self) -> int:
@@ -113,7 +120,7 @@ class Transaction:
     current
         The number of the current object before and after.
     states, records
-        All states by key and all records by number; changed in place.
+        All states by number and plane, and all records by number; changed in place.
     """
 
     def __init__(
@@ -121,7 +128,7 @@ class Transaction:
         title: str,
         plane: Plane | None,
         current: tuple[int, int],
-        states: dict[Key, PlaneState],
+        states: dict[int, dict[Plane, PlaneState]],
         records: dict[int, ObjectRecord],
     ) -> None:
         self.open = True
@@ -134,8 +141,9 @@ class Transaction:
 
     def set_state(self, key: Key, state: PlaneState) -> None:
         """Replace the state of an object on a plane."""
-        self._states.setdefault(key, self._all_states.get(key, PlaneState()))
-        self._all_states[key] = state
+        of_object = self._all_states.setdefault(key[0], {})
+        self._states.setdefault(key, of_object.get(key[1], PlaneState()))
+        of_object[key[1]] = state
 
     def set_record(self, number: int, record: ObjectRecord) -> None:
         """Replace the record of an object."""
@@ -156,7 +164,7 @@ class Transaction:
     def close(self) -> Step:
         """The step of all changes; no more may follow."""
         self.open = False
-        states = ((key, before, self._all_states[key]) for key, before in self._states.items())
+        states = ((key, before, self._all_states[key[0]][key[1]]) for key, before in self._states.items())
         records = ((n, before, self._all_records[n]) for n, before in self._records.items())
         edits = tuple(self._edits)
         return Step(
@@ -211,7 +219,7 @@ class UndoStack:
         """Put a state with its prediction in the place of the one that waited for it, in all steps."""
 
         def updated(step: Step) -> Step:
-            if not any(old is before or old is after for _, before, after in step.states):
+            if old.ticket not in step.tickets:  # most steps; some have thousands of states
                 return step
             states = tuple(
                 (key, new if before is old else before, new if after is old else after)

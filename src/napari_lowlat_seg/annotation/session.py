@@ -88,7 +88,7 @@ class Session:
         self.timeline = UndoStack(limit)
         self._tickets = count(1)
         self._numbers = count(2)
-        self._states: dict[Key, PlaneState] = {}
+        self._states: dict[int, dict[Plane, PlaneState]] = {}  # by number of the object
         self._records = {1: ObjectRecord(1)}
         self._current = 1
         self._highest = 0
@@ -116,11 +116,11 @@ class Session:
 
     def state(self, plane: Plane) -> PlaneState:
         """The state of the current object on a plane; an empty state where there is none."""
-        return self._states.get((self._current, plane), _EMPTY)
+        return self._states.get(self._current, {}).get(plane, _EMPTY)
 
     def states(self) -> dict[Plane, PlaneState]:
         """The states of the current object on all planes that have or had one."""
-        return {plane: state for (number, plane), state in self._states.items() if number == self._current}
+        return dict(self._states.get(self._current, {}))
 
     def patch(self, plane: Plane) -> Patch | None:
         """The bool mask of the current object after post-processing, cut to where it is; None without one."""
@@ -347,7 +347,7 @@ class Session:
         step = self.timeline.undo()
         if step is not None:
             self._write(step, [edit.reversed() for edit in reversed(step.edits)])
-            self._states.update({key: before for key, before, _ in step.states})
+            self._put((key, before) for key, before, _ in step.states)
             self._records.update({n: before for n, before, _ in step.records if before is not None})
             self._current = step.current[0]
         return step
@@ -391,12 +391,12 @@ class Session:
         soft_mask
             Of the shape of the request's plane.
         """
-        key = (request.object, request.plane)
-        old = self._states.get(key, _EMPTY)
+        old = self._states.get(request.object, {}).get(request.plane, _EMPTY)
         if request.ticket == 0 or old.ticket != request.ticket:
             return False
-        self._states[key] = old.with_prediction(soft_mask)
-        self.timeline.replace(old, self._states[key])
+        new = old.with_prediction(soft_mask)
+        self._put([((request.object, request.plane), new)])
+        self.timeline.replace(old, new)
         return True
 
     # Steps
@@ -413,8 +413,12 @@ class Session:
         self._apply(step)
         self.timeline.push(step)
 
+    def _put(self, states: Iterable[tuple[Key, PlaneState]]) -> None:
+        for (number, plane), state in states:
+            self._states.setdefault(number, {})[plane] = state
+
     def _apply(self, step: Step) -> None:
-        self._states.update({key: after for key, _, after in step.states})
+        self._put((key, after) for key, _, after in step.states)
         self._records.update({number: after for number, _, after in step.records})
         self._current = step.current[1]
 
