@@ -349,6 +349,55 @@ def test_an_existing_result_survives_a_wrong_call(segment: Call, tmp_path: Path)
     assert (tmp_path / "out.tif").read_bytes() == before
 
 
+def test_a_second_object_is_added_to_the_first(segment: Call, tmp_path: Path) -> None:
+    """With the next free label; pixels of other objects stay, and the report counts those written."""
+    mask = np.zeros((5, 40, 50), np.uint16)
+    mask[2, :20], mask[4, 0, 0] = 7, 3
+    write_labels(tmp_path / "out.tif", mask)
+    report = json.loads(segment("--box", "2,0,0,39,49", "--json").out)
+    found = np.asarray(read_volume(tmp_path / "out.tif").data)
+    assert report["label"] == 8
+    assert np.array_equal(found[mask > 0], mask[mask > 0])
+    assert np.count_nonzero(found == 8) == report["voxels"]
+    assert json.loads(segment("--click", "2,30,25", "--json", "--replace").out)["label"] == 1
+    assert not np.isin(read_volume(tmp_path / "out.tif").data, (3, 7, 8)).any()
+
+
+def test_an_object_is_added_to_an_ome_zarr(call: Call, stack: Path, tiny: Path) -> None:
+    """Likewise; the folder is not removed for --replace."""
+    pytest.importorskip("ome_zarr")
+    arguments = ("segment", stack, "-o", "l.zarr", "--model", tiny, "--box", "2,5,5,30,30", "--json")
+    assert json.loads(call(*arguments, "--label", 4).out)["label"] == 4
+    written = np.count_nonzero(read_volume("l.zarr").plane(Plane((2, None, None))))
+    assert json.loads(call(*arguments).out)["label"] == (5 if written else 1)
+    done = call(*arguments, "--replace")
+    assert (done.status, done.out) == (2, "")
+    assert "--replace is for files; remove the folder l.zarr, or give another name" in done.err
+
+
+def test_an_object_is_not_added_to_something_else(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Labels of another image, a picture, an object of that number, a scan elsewhere: the file stays."""
+    write_labels(tmp_path / "small.tif", np.ones((4, 4), int))
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "colours.png")
+    write_labels(tmp_path / "seven.tif", np.full((20, 30), 7))
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8))
+    scan = np.zeros((20, 30, 4), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), tmp_path / "a.nii")
+    nibabel.save(nibabel.Nifti1Image(scan, np.diag([-1, 1, 1, 1])), tmp_path / "turned.nii")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for image, output, more, sentence in (
+        ("a.tif", "small.tif", (), "small.tif exists and holds no labels of shape (20, 30); give another"),
+        ("a.tif", "colours.png", (), "colours.png exists and holds no labels"),
+        ("a.tif", "seven.tif", ("--label", 7), "label 7 is in seven.tif already; leave out --label"),
+        ("a.nii", "turned.nii", (), "turned.nii exists and lies elsewhere than the image"),
+    ):
+        click = "1,3,4" if image == "a.nii" else "3,4"
+        done = call("segment", image, "-o", output, "--model", tiny, "--click", click, *more)
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert sentence in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not dressed up as the user's mistake."""
     monkeypatch.setattr(app, "app", lambda *_, **__: 1 / 0)

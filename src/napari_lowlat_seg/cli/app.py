@@ -167,12 +167,22 @@ def segment(
         ),
     ] = None,
     channel: Channel = None,
-    label: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="The label of the object.")] = 1,
+    label: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**32 - 1,
+            help="The label of the object. Default: the next free one in LABELS.",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write LABELS anew; else the object is added to those there.")
+    ] = False,
     model: Model = MODEL,
     device: Device = DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
 ) -> None:
-    """Segment one object of INPUT by prompts and write LABELS, with the spacing and affine of INPUT.
+    """Segment one object of INPUT by prompts and add it to LABELS, with the spacing and affine of INPUT.
 
     Coordinates are array indices, pixel centres on integers; Z is the place along --axis. Several planes may
     have prompts; on each, masks and outlines come first, clicks last. A point file holds one line "Z,R,C" per
@@ -192,6 +202,7 @@ def segment(
         propagate=propagate,
         channel=channel,
         label=label,
+        replace=replace,
     )
     kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
     with extras(), on_interrupt(kept):

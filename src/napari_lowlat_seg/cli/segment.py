@@ -13,12 +13,12 @@ import numpy as np
 
 from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
-from napari_lowlat_seg.core.boxes import tile_of
+from napari_lowlat_seg.core.boxes import BoundingBox, tile_of
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range
-from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
-from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, is_ome_zarr, label_output, read_volume
+from napari_lowlat_seg.io.nifti import has_nifti_header, is_nifti
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
 
@@ -42,7 +42,9 @@ class SegmentRequest:
     channel
         Counted from 0; None for images without channels.
     label
-        What is written for the object, 1 to 2^32 - 1.
+        What is written for the object, 1 to 2^32 - 1; None for the lowest number above those in the output.
+    replace
+        Write the output anew; else the object is added to the labels that are there.
     """
 
     clicks: tuple[str, ...] = ()
@@ -53,15 +55,17 @@ class SegmentRequest:
     axis: int | None = None
     propagate: str | None = None
     channel: int | None = None
-    label: int = 1
+    label: int | None = None
+    replace: bool = False
 
 
 def run_segment(
     image: Path, output: Path, request: SegmentRequest, *, model: str, device: str
 ) -> dict[str, Any]:
-    """Segment one object and write its labels.
+    """Segment one object and add it to the labels in the output, which is made if it does not exist.
 
-    What is wrong with files, prompts and ranges is found before the model is loaded.
+    Pixels of other objects stay theirs. What is wrong with files, prompts and ranges is found before the
+    model is loaded.
 
     Returns
     -------
@@ -90,14 +94,20 @@ def run_segment(
     volume = volume.with_window()
     for plane in prompts:
         check_plane(volume, plane)
+    existing = None if request.replace else existing_labels(output, volume, request.label)
 
     from napari_lowlat_seg.inference.predictor import load_predictor
 
     predictor = load_predictor(model, device=device)
     filled = voxels = 0
     with label_output(output, volume) as labels:
+        if existing is not None:
+            labels.data[...] = existing
+        label = request.label or labels.highest() + 1
         for plane, mask, corner in segment_object(predictor, volume, prompts, planes):
-            labels.write_mask(plane, mask, request.label, corner)
+            old = labels.read(plane, BoundingBox.at(corner, mask.shape))
+            mask = mask & ((old == 0) | (old == label))
+            labels.write_mask(plane, mask, label, corner)
             filled += bool(mask.any())
             voxels += int(np.count_nonzero(mask))
     return {
@@ -105,12 +115,47 @@ def run_segment(
         "output": str(output),
         "model": model,
         "device": predictor.runtime.device,
-        "label": request.label,
+        "label": label,
         "prompts": sum(len(items) for items in prompts.values()),
         "planes": filled,
         "voxels": voxels,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def existing_labels(output: Path, volume: Volume, label: int | None) -> np.ndarray | None:
+    """The labels in a file that an object is added to; None without a file, and for an OME-Zarr.
+
+    Parameters
+    ----------
+    label
+        Of the new object; None for a free one.
+
+    Raises
+    ------
+    ValueError
+        If something else is in the file, and if the label is taken there.
+    """
+    if is_ome_zarr(output) or not output.exists():
+        return None
+    found = read_volume(output)
+    if found.shape != volume.shape or found.channel_axis is not None or found.data.dtype.kind not in "bui":
+        raise ValueError(
+            f"{output} exists and holds no labels of shape {volume.shape}; give another name, or --replace"
+        )
+    if has_nifti_header(found) and has_nifti_header(volume):
+        affines = found.header.get_best_affine(), volume.header.get_best_affine()
+        if not np.allclose(*affines, atol=1e-3):
+            raise ValueError(
+                f"{output} exists and lies elsewhere than the image; give another name, or --replace"
+            )
+    labels = np.asarray(found.data)
+    if label is not None and (labels == label).any():
+        raise ValueError(
+            f"label {label} is in {output} already; leave out --label for the next free one, or give "
+            "--replace"
+        )
+    return labels
 
 
 def segment_object(
@@ -239,8 +284,11 @@ def _check_output(output: Path, image: Path, volume: Volume, request: SegmentReq
     prompts = [("mask", path) for path in request.masks]
     prompts += [("point file", path) for path in (*request.scribbles, *request.polygons)]
     check_labels_path(output, [("image", image), *prompts])
-    if output.suffix.lower() == ".png" and (volume.ndim != 2 or request.label > 65535):
+    if request.replace and is_ome_zarr(output) and output.exists():
+        raise ValueError(f"--replace is for files; remove the folder {output}, or give another name")
+    label = request.label or 1
+    if output.suffix.lower() == ".png" and (volume.ndim != 2 or label > 65535):
         raise ValueError(
             f"a .png holds one plane of labels up to 65535; got an image of shape {volume.shape} and label "
-            f"{request.label}: use .tif"
+            f"{label}: use .tif"
         )
