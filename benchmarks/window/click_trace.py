@@ -151,10 +151,10 @@ def trace_click(planes: int = 48) -> Trace:
     threading.setprofile(None)
     session = window.widget.controller.session
     window.click(90, 90)  # whatever happens only once
-    window.wait(lambda: bool(session.prompted()) and not session.unanswered, 0.3)
+    window.wait(lambda: bool(session.prompted()) and not session.pending, 0.3)
     with trace:
         window.click(120, 130)
-        window.wait(lambda: not session.unanswered and not window.widget.worker.busy, 0.3)
+        window.wait(lambda: not session.pending and not window.widget.worker.busy, 0.3)
     if len(next(iter(session.prompted().values()))) != 2:
         raise RuntimeError("the traced click did not become a prompt")
     window.close()

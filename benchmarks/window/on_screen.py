@@ -165,7 +165,7 @@ def measure_gaps(window: Window, seconds: float) -> list[float]:
         nonlocal shown
         controller = window.controller
         held = controller.predictions.postpone
-        if held or not controller.session.unanswered:
+        if held or not controller.session.pending:
             position, click = next(clicks)
             if position != shown:
                 controller.clear()
@@ -205,7 +205,7 @@ def time_accepting(side: int = 2048) -> None:
         start = time.perf_counter()
         session.accept()
         ours.append(1000 * (time.perf_counter() - start))
-        undo_bytes = session.timeline.done[-1].nbytes
+        undo_bytes = session.undo_stack.done[-1].nbytes
         other = Labels(np.zeros((PLANES, side, side), np.uint16))
         start = time.perf_counter()
         where = np.nonzero(disk)

@@ -96,7 +96,7 @@ def test_an_object_is_propagated_from_one_click_and_undone_in_one_step() -> None
     _click(session, 6, _ball()[6])
     _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
     assert np.array_equal(_masks(session), _ball())
-    assert session.timeline.done[-1].title == "propagate"
+    assert session.undo_stack.done[-1].title == "propagate"
     session.undo()
     assert _masks(session).any(axis=(1, 2)).sum() == 1
     assert session.prompted() == {_plane(6): (Click((12, 12)),)}
@@ -165,10 +165,10 @@ def test_any_other_action_ends_the_run_and_keeps_the_masks_so_far() -> None:
     for number, found in (next(steps), next(steps)):
         assert run.apply(number, found)
     session.add(_plane(6), Click((11, 11)))
-    assert not run.wanted
+    assert not run.active
     number, found = next(steps)
     assert not run.apply(number, found)
-    assert [step.title for step in session.timeline.done] == ["click", "propagate", "click"]
+    assert [step.title for step in session.undo_stack.done] == ["click", "propagate", "click"]
     assert len(marks(session, PLANES)) == 3
     session.undo()
     _run(session, PropagationRun.propagation(session, PLANES), predictor)
@@ -345,7 +345,7 @@ def test_a_run_is_completed_in_one_call() -> None:
     _click(session, 6, _ball()[6])
     assert PropagationRun.propagation(session, PLANES).complete(Service(TruePredictor(_ball()))) == 8
     assert np.array_equal(_masks(session), _ball())
-    assert [step.title for step in session.timeline.done] == ["click", "propagate"]
+    assert [step.title for step in session.undo_stack.done] == ["click", "propagate"]
 
 
 def test_an_error_of_the_service_ends_the_run_and_keeps_the_masks_so_far() -> None:
@@ -355,7 +355,7 @@ def test_an_error_of_the_service_ends_the_run_and_keeps_the_masks_so_far() -> No
     run = PropagationRun.propagation(session, PLANES)
     with pytest.raises(RuntimeError, match="the service was stopped"):
         run.complete(Service(TruePredictor(_ball()), limit=3))
-    assert (len(run.reached), run.wanted) == (3, False)
+    assert (len(run.reached), run.active) == (3, False)
     session.undo()
     assert len(marks(session, PLANES)) == 1
 

@@ -106,7 +106,7 @@ def test_equal_prompts_make_no_undo_step(session):
     """Layers may be read again at any time."""
     session.add(FIRST, Click((3, 3)))
     assert not session.set_prompts(FIRST, [Click((3, 3))])
-    assert len(session.timeline.done) == 1
+    assert len(session.undo_stack.done) == 1
 
 
 def test_both_predictions_for_one_request_are_applied(session):
@@ -126,7 +126,7 @@ def test_a_prediction_is_applied_on_a_plane_that_was_left(session):
     assert session.apply(request, predicted(block(2, 2, 6, 6)))
     assert np.array_equal(session.mask(FIRST), block(2, 2, 6, 6))
     assert session.mask(SECOND) is None
-    assert session.unanswered == (SECOND,)
+    assert session.pending == (SECOND,)
 
 
 def test_a_preview_request_is_never_applied(session):
@@ -482,8 +482,8 @@ def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memor
         session.add(plane, Click((i, i)))
         probability = np.clip((150 + i / 2 - distance) / 100, 0, 1) ** 2
         session.apply(session.request(plane), SoftMask.of(probability))
-    assert len(session.timeline.done) == 500
-    assert session.timeline.nbytes < session.timeline.limit / 2
+    assert len(session.undo_stack.done) == 500
+    assert session.undo_stack.nbytes < session.undo_stack.limit / 2
     while session.undo():
         pass
     assert session.state(plane).prompts == ()
@@ -495,8 +495,8 @@ def test_a_full_undo_stack_drops_its_oldest_steps(labels):
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels), limit=5000)
     for i in range(20):
         add(session, FIRST, Click((i / 2, 3)), block(2, 2, 6, 6))
-    assert 1 <= len(session.timeline.done) < 20
-    assert session.timeline.nbytes <= 5000
+    assert 1 <= len(session.undo_stack.done) < 20
+    assert session.undo_stack.nbytes <= 5000
 
 
 # Random scripts
@@ -545,7 +545,7 @@ def play(session, labels, action, plane, seed):
     if action == "add":
         session.add(plane, Click(at, bool(rng.integers(2))))
     elif action == "apply":
-        for waiting in session.unanswered:
+        for waiting in session.pending:
             n = tuple(SHAPE[axis] for axis in waiting.axes)
             session.apply(session.request(waiting), predicted(rng.random(n) > 0.5))
     elif action == "remove":

@@ -108,7 +108,7 @@ def desk(make_napari_viewer_proxy, qtbot, process):
 def mask_of(it):
     """The mask of the object in hand on the plane in view once all is answered; the screen shows the same."""
     controller = it.controller()
-    it.until(lambda: not controller.session.unanswered and not it.worker.busy)
+    it.until(lambda: not controller.session.pending and not it.worker.busy)
     QApplication.processEvents()
     mask = controller.session.mask(controller.plane)
     shown = np.asarray(controller.preview.layer.data).reshape(controller.grid.sides(controller.plane)) == 1
@@ -408,7 +408,7 @@ def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
     assert np.array_equal(mask_of(it), first)
 
 
-def test_a_brush_stroke_on_the_labels_is_on_the_same_timeline(desk, neurons):
+def test_a_brush_stroke_on_the_labels_is_on_the_same_undo_stack(desk, neurons):
     """napari's own paint, then an accept, undone in order by one key on any of the layers."""
     it = desk(neurons[0][:2])
     labels = it.viewer.add_labels(np.zeros((2, 250, 250), np.uint16), name="mine")

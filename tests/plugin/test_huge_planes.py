@@ -85,7 +85,7 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
     desk.until(lambda: widget.controller is not None and widget.sentence == "ready")
     desk.controller = widget.controller
     desk.hand = Hand(viewer, desk.controller.grid)
-    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.controller.session.unanswered)
+    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.controller.session.pending)
     return desk
 
 

@@ -125,7 +125,7 @@ class PropagationRun:
         )
 
     @property
-    def wanted(self) -> bool:
+    def active(self) -> bool:
         """Whether masks are still applied: nothing else was done with the session meanwhile."""
         return self._step.open
 

@@ -57,8 +57,8 @@ class Session:
     ----------
     volume, labels
         As given; they may be replaced.
-    timeline
-        The undo stack.
+    undo_stack
+        What can be undone and redone.
     policy
         Which labels an accepted object may replace.
     finish
@@ -85,7 +85,7 @@ class Session:
         self.policy = Policy()
         self.finish = PostProcessing()
         self.semantic = False
-        self.timeline = UndoStack(limit)
+        self.undo_stack = UndoStack(limit)
         self._tickets = count(1)
         self._numbers = count(2)
         self._states: dict[int, dict[Plane, PlaneState]] = {}  # by number of the object
@@ -110,7 +110,7 @@ class Session:
         return self._records[self._current].label
 
     @property
-    def finished_object(self) -> bool:
+    def accepted_before(self) -> bool:
         """Whether the current object was accepted before and is being edited."""
         return bool(self._written(self._current))
 
@@ -153,7 +153,7 @@ class Session:
         )
 
     @property
-    def unanswered(self) -> tuple[Plane, ...]:
+    def pending(self) -> tuple[Plane, ...]:
         """The planes where the current object waits for a prediction."""
         return tuple(plane for plane, state in self.states().items() if state.pending)
 
@@ -161,12 +161,12 @@ class Session:
     def can_undo(self) -> bool:
         """Whether there is a step to undo."""
         changed = self._open is not None and not self._open.is_empty
-        return changed or bool(self.timeline.done)
+        return changed or bool(self.undo_stack.done)
 
     @property
     def can_redo(self) -> bool:
         """Whether there is a step to redo."""
-        return bool(self.timeline.undone)
+        return bool(self.undo_stack.undone)
 
     # Changes by the user
 
@@ -320,7 +320,7 @@ class Session:
         if transaction is not None:
             step = transaction.close()
             if not transaction.is_empty:
-                self.timeline.push(step)
+                self.undo_stack.push(step)
 
     def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
         """Add a brush stroke that has changed the labels already to the undo stack."""
@@ -338,13 +338,13 @@ class Session:
         self.close_transaction()
         self.labels = labels
         self._highest = highest
-        if not self.semantic and not self.finished_object:
+        if not self.semantic and not self.accepted_before:
             self._records[self._current] = ObjectRecord(self._next_label())
 
     def undo(self) -> Step | None:
         """Undo the newest step and return it; None if there is none."""
         self.close_transaction()
-        step = self.timeline.undo()
+        step = self.undo_stack.undo()
         if step is not None:
             self._write(step, [edit.reversed() for edit in reversed(step.edits)])
             self._put((key, before) for key, before, _ in step.states)
@@ -355,7 +355,7 @@ class Session:
     def redo(self) -> Step | None:
         """Redo the step that was undone last and return it; None if there is none."""
         self.close_transaction()
-        step = self.timeline.redo()
+        step = self.undo_stack.redo()
         if step is not None:
             self._write(step, step.edits)
             self._apply(step)
@@ -396,7 +396,7 @@ class Session:
             return False
         new = old.with_prediction(soft_mask)
         self._put([((request.object, request.plane), new)])
-        self.timeline.replace(old, new)
+        self.undo_stack.replace(old, new)
         return True
 
     # Steps
@@ -411,7 +411,7 @@ class Session:
     def _do(self, step: Step) -> None:
         self.close_transaction()
         self._apply(step)
-        self.timeline.push(step)
+        self.undo_stack.push(step)
 
     def _put(self, states: Iterable[tuple[Key, PlaneState]]) -> None:
         for (number, plane), state in states:

@@ -112,7 +112,7 @@ def masks(it):
 def clicked(it, point=(20, 25)):
     """Click and wait for the mask."""
     it.hand.click(point)
-    it.qtbot.waitUntil(lambda: not it.controller.session.unanswered and it.controller.session.can_undo)
+    it.qtbot.waitUntil(lambda: not it.controller.session.pending and it.controller.session.can_undo)
 
 
 def carried(it, key="Shift+J"):
@@ -210,8 +210,8 @@ def test_a_click_ends_it_and_the_next_run_goes_on(desk):
     desk.hand.key("Shift+J")
     desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
     desk.hand.click((22, 26))
-    desk.qtbot.waitUntil(lambda: not desk.propagation.running and not desk.controller.session.unanswered)
-    assert [step.title for step in desk.controller.session.timeline.done] == ["click", "propagate", "click"]
+    desk.qtbot.waitUntil(lambda: not desk.propagation.running and not desk.controller.session.pending)
+    assert [step.title for step in desk.controller.session.undo_stack.done] == ["click", "propagate", "click"]
     desk.truth.open = True
     carried(desk)
     assert np.array_equal(masks(desk), desk.objects[0])
@@ -256,7 +256,7 @@ def test_shapes_are_mixed_between_two_planes(desk):
     desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
     carried(desk, "Shift+K")
     assert [z for z, sure in desk.propagation.state.marks if sure is not None] == [7, 8]
-    assert desk.controller.session.timeline.done[-1].title == "interpolate"
+    assert desk.controller.session.undo_stack.done[-1].title == "interpolate"
     desk.hand.key("Shift+N")
     assert desk.controller.plane.position == 6
 

@@ -130,7 +130,7 @@ def test_writing_nothing_leaves_no_step(viewer, grid):
 
 
 def test_undo_and_redo_keep_naparis_history_in_step(viewer, grid):
-    """Our timeline moves back and forth along napari's own steps, so that it never holds more than ours."""
+    """Our undo stack moves back and forth along napari's own steps, so that it never holds more than ours."""
     labels = adopted(viewer, grid, np.zeros(SHAPE, np.uint8))
     plane = Plane((1, None, None))
     edits = []
@@ -150,7 +150,7 @@ def test_undo_and_redo_keep_naparis_history_in_step(viewer, grid):
 
 
 def test_a_step_that_napari_has_forgotten_is_taken_back_all_the_same(viewer, grid):
-    """Our timeline is longer than napari's history."""
+    """Our undo stack is longer than napari's history."""
     labels = adopted(viewer, grid, np.zeros(SHAPE, np.uint8))
     plane = Plane((1, None, None))
     edit = edit_of(labels, plane, rectangle(grid, plane, slice(1, 4), slice(1, 4)), 1)
@@ -268,7 +268,7 @@ def test_a_stroke_touches_only_its_rectangle(viewer, grid):
 
 
 def test_our_own_writing_is_no_stroke_and_detached_nothing_is(viewer, grid):
-    """The timeline hears of what the user does, once."""
+    """A stroke of the user becomes one undo step."""
     labels = adopted(viewer, grid, np.zeros(SHAPE, np.uint8))
     with_prediction = []
     labels.attach(with_prediction.append)

@@ -236,7 +236,7 @@ class AnnotationController:
 
     def accept(self) -> None:
         """Write the object into the labels, once all its prompts are answered, and begin the next one."""
-        if self.session.unanswered or self.labels.reading:
+        if self.session.pending or self.labels.reading:
             self._accepting = True
             self.said.emit("Accepting when the mask arrives…")
             self.predictions.ask()
@@ -259,7 +259,7 @@ class AnnotationController:
 
     def new_object(self) -> None:
         """Accept the object if there is one and begin another."""
-        if self.session.prompted() or self.session.finished_object:
+        if self.session.prompted() or self.session.accepted_before:
             self.accept()
 
     def undo(self) -> None:

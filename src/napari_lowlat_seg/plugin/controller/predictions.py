@@ -165,7 +165,7 @@ class Predictions:
         """Request the masks that the session waits for, unless they are postponed."""
         if not self._ready or self._postpone:
             return
-        requests = [self.session.request(plane) for plane in self.session.unanswered]
+        requests = [self.session.request(plane) for plane in self.session.pending]
         waiting = [one for one in requests if one is not None and one.ticket not in self._given_up]
         if waiting:
             self._requested = next((one for one in waiting if one.plane == self._view), waiting[0])
@@ -186,7 +186,7 @@ class Predictions:
         """Stop what is running. Prompts stay, and the next one requests a mask for all of them."""
         self.forget_preview()
         self._requested = None
-        self._given_up |= {self.session.state(plane).ticket for plane in self.session.unanswered}
+        self._given_up |= {self.session.state(plane).ticket for plane in self.session.pending}
         self._worker.cancel()
 
     @property
@@ -232,7 +232,7 @@ class Predictions:
     def _embedded(self, key: Any, seconds: float) -> None:
         """Say "ready"; of a plane that was embedded already only the first time."""
         seen = self._view is not None and key == self._embedding
-        if seen and not self.session.unanswered and (seconds or not self._ready_said):
+        if seen and not self.session.pending and (seconds or not self._ready_said):
             self._ready_said = True
             self.said.emit("ready")
 
@@ -315,7 +315,7 @@ class LivePreview:
         """Outline what a click at (row, col) would give; None takes the outline away."""
         if at is None:
             self.drop()
-        elif not self._session.unanswered:
+        elif not self._session.pending:
             self._predictions.ask_preview(plane, [Click(at, self._prompts.positive)], "hover")
 
     def drop(self) -> None:

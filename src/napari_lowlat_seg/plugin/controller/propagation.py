@@ -210,7 +210,7 @@ class PropagationController:
             self.said.emit(ONE_PLANE)
             return
         self.stop()
-        if self._session.unanswered or self._predictions.pending or self._labels.reading:
+        if self._session.pending or self._predictions.pending or self._labels.reading:
             self._pending = lambda: self._begin(make, what)
             self.said.emit(f"{what} begins when the mask arrives")
             self._predictions.ask()
@@ -271,7 +271,7 @@ class PropagationController:
         run = self._run
         if run is None or request is not self._sent:
             return
-        if not run.wanted:  # the user has done something else
+        if not run.active:  # the user has done something else
             self.stop()
             return
         if self._tile is not None:
