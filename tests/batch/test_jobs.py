@@ -98,5 +98,5 @@ def test_an_address_without_a_scheduler_is_refused() -> None:
 def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine alone does not bring it."""
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
-    with pytest.raises(ImportError, match=r"needs Dask.*pip install napari-lowlat-seg\[cluster\]"):
+    with pytest.raises(ImportError, match=r"needs Dask.*pip install 'dask\[distributed\]' \(the extra"):
         connected(None, 1).__enter__()

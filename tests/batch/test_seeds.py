@@ -164,5 +164,5 @@ def test_seeds_in_a_2d_image_are_refused(tmp_path: Path) -> None:
     """Nor has it three numbers to a point."""
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 40), np.uint8))
     (tmp_path / "p.csv").write_text("1,2\n")
-    with pytest.raises(ValueError, match=r"seeds are carried through a 3-D image; .* has shape \(30, 40\)"):
+    with pytest.raises(ValueError, match=r"seeds are propagated through a 3-D .* has shape \(30, 40\)"):
         run_seeds(tmp_path / "a.tif", tmp_path / "p.csv", tmp_path / "l.tif")

@@ -413,6 +413,7 @@ def test_models_are_listed_described_and_imported(
     done = call("models", "import", tiny)
     assert (done.status, done.out.strip()) == (0, str(tmp_path / "cache" / "tiny.safetensors"))
     assert call("models", "import", tiny, "--out", tmp_path / "b.safetensors").status == 0
+    assert call("models", "import", tiny, "-o", tmp_path / "c.safetensors").status == 0
     names = [facts["name"] for facts in json.loads(call("models", "list", "--json").out)]
     assert names[0] == "default"
     assert names[-1] == "tiny"

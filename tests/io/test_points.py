@@ -91,3 +91,9 @@ def test_a_refused_point_says_why(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_points(tmp_path / "p.csv", SCAN, axis=2, shown=(2, 1, 0))
+
+
+def test_a_missing_file_of_points_is_named(tmp_path: Path) -> None:
+    """In one sentence."""
+    with pytest.raises(FileNotFoundError, match=r"no file of points at .*p\.csv; check the path"):
+        read_points(tmp_path / "p.csv", SCAN)

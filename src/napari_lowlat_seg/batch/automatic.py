@@ -113,7 +113,7 @@ def run_automatic(
     volume = read_volume(image, channel=channel)
     check_labels_path(output, [("image", image)])
     if volume.ndim > 3:
-        raise ValueError(f"everything is looked for in 2-D and 3-D images; {image} has shape {volume.shape}")
+        raise ValueError(f"automatic segmentation needs a 2-D or 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
     planes = volume.planes(default_axis(image) if axis is None and volume.ndim == 3 else axis or 0)
     folder = output.resolve().with_name(f".{output.name}.planes")

@@ -155,7 +155,8 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError(
-            "a cluster needs Dask, which is not installed; pip install napari-lowlat-seg[cluster]"
+            "a cluster needs Dask, which is not installed; pip install 'dask[distributed]' (the extra "
+            '"cluster")'
         ) from error
     if scheduler is not None:
         try:

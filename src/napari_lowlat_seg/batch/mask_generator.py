@@ -156,7 +156,7 @@ def label_plane(
     """
     rows, cols = image.shape[:2]
     if rows * cols > PIXELS:
-        raise ValueError(f"everything is looked for in planes of up to {PIXELS} pixels; got {rows} x {cols}")
+        raise ValueError(f"automatic segmentation takes planes of up to {PIXELS} pixels; got {rows} x {cols}")
     kept: list[MaskProposal] = []
     for tile in overlapping_tiles(rows, cols):
         kept += _propose(predictor, image[tile.slices], window, spacing, tile, (rows, cols), settings)

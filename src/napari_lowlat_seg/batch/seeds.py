@@ -141,7 +141,7 @@ def run_seeds(
     if agreed and table.exists() and points.exists() and table.samefile(points):
         raise ValueError(f"{points} is where the disputes are written; give the points another name")
     if volume.ndim != 3:
-        raise ValueError(f"seeds are carried through a 3-D image; {image} has shape {volume.shape}")
+        raise ValueError(f"seeds are propagated through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
     axis = default_axis(image) if axis is None else axis
     volume.planes(axis)  # refuses an axis that is not there

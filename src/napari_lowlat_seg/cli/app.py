@@ -105,11 +105,11 @@ def options(
     """Interactive segmentation: prompts in, masks out."""
 
 
-@app.command(epilog=examples("lowlat-seg demo", "lowlat-seg demo --out results"))
+@app.command(epilog=examples("lowlat-seg demo", "lowlat-seg demo -o results"))
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for labels and pictures.")] = Path(
-        "lowlat-seg-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--output", "--out", help="Folder for labels and pictures.")
+    ] = Path("lowlat-seg-demo"),
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:

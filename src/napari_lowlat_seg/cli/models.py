@@ -71,7 +71,12 @@ def import_(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A folder or a .safetensors file; default: where names are looked up."),
+        typer.Option(
+            "-o",
+            "--output",
+            "--out",
+            help="A folder or a .safetensors file; default: where names are looked up.",
+        ),
     ] = None,
 ) -> None:
     """Add a model file as safetensors; afterwards its name without the ending can be given as --model."""
@@ -87,7 +92,8 @@ def calibrate(
         Path, typer.Option("--from", metavar="FILE", help="The JSON of benchmark quality with this model.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The new .safetensors file to write.")
+        Path,
+        typer.Option("-o", "--output", "--out", metavar="FILE", help="The new .safetensors file to write."),
     ],
     model_name: Annotated[
         str | None, typer.Option(help="What the report calls the model, if it has several.")

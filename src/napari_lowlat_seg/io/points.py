@@ -32,9 +32,13 @@ def read_points(
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
         For other lines, no points, numbers that are not finite and points outside the volume.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of points at {path}; check the path")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     columns, axes = None, [axis, *(one for one in range(volume.ndim) if one != axis)]
