@@ -35,7 +35,7 @@ class Jotter:
 
 
 def sources_of(layer, plane, *folders):
-    """What a conversation about a layer asks for when somebody looks at a plane of it."""
+    """What is requested when a plane of a layer comes into view."""
     session = Session(grid_of(layer).volume.with_window())
     worker = Jotter()
     predictions = Predictions(session, worker, layer.name)
@@ -57,7 +57,7 @@ SAMPLES = {
 
 @pytest.fixture
 def fresh(tiny):
-    """A responder that holds nothing yet."""
+    """A service that holds nothing yet."""
     return load_prediction_service(str(tiny), "cpu")
 
 

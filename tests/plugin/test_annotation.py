@@ -18,45 +18,45 @@ from napari_lowlat_seg.serving.process import PredictionProcess
 PLUGIN = "napari-lowlat-seg"
 
 
-class Lent:
+class SharedService:
     """The one process of all tests, which no widget may end, and which serves one worker at a time."""
 
     turn = threading.Lock()
 
-    def __init__(self, responder):
-        self._responder = responder
+    def __init__(self, service):
+        self._service = service
         self.broken = ""
 
     def predict(self, *asked):
         if self.broken:
             raise ValueError(self.broken)
         with self.turn:
-            yield from self._responder.predict(*asked)
+            yield from self._service.predict(*asked)
 
     def embed(self, *asked):
         with self.turn:
-            return self._responder.embed(*asked)
+            return self._service.embed(*asked)
 
     def propagate(self, *asked):
         with self.turn:
-            yield from self._responder.propagate(*asked)
+            yield from self._service.propagate(*asked)
 
     def close(self):
         pass
 
     def __getattr__(self, name):
-        return getattr(self._responder, name)
+        return getattr(self._service, name)
 
 
-class LendingWorker(Worker):
+class SharedWorker(Worker):
     """A worker whose model is there already."""
 
-    def __init__(self, responder):
+    def __init__(self, service):
         super().__init__()
-        self.responder = responder
+        self.service = service
 
-    def load(self, make_responder):
-        super().load(lambda: self.responder)
+    def load(self, make_service):
+        super().load(lambda: self.service)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def process():
 
 
 @pytest.fixture
-def desk(make_napari_viewer_proxy, qtbot, process):
-    """A viewer with an image of any kind, the widget beside it, and a hand: `desk(data, **settings)`."""
+def window(make_napari_viewer_proxy, qtbot, process):
+    """A viewer with an image of any kind, the widget beside it, and a hand: `window(data, **settings)`."""
     viewer = make_napari_viewer_proxy(show=True)
     viewer.window.resize(1300, 900)
 
-    def sit(data=None, *, sample=None, plane=None, **place):
+    def open_image(data=None, *, sample=None, plane=None, **place):
         if sample is not None:
             layer = viewer.open_sample(PLUGIN, sample)[0]
         elif data is None:
@@ -84,7 +84,7 @@ def desk(make_napari_viewer_proxy, qtbot, process):
         return dock(viewer, layer, plane)
 
     def dock(viewer, layer, plane=None):
-        worker, embedded = LendingWorker(Lent(process)), []
+        worker, embedded = SharedWorker(SharedService(process)), []
         worker.embedded.connect(lambda key, seconds: embedded.append(key[1]))
         widget = LowlatWidget(viewer, worker)
         viewer.window.add_dock_widget(widget, name="Segment")
@@ -101,8 +101,8 @@ def desk(make_napari_viewer_proxy, qtbot, process):
             it.hand = Hand(viewer, it.controller().grid)
         return it
 
-    sit.dock = dock
-    return sit
+    open_image.dock = dock
+    return open_image
 
 
 def mask_of(it):
@@ -141,9 +141,9 @@ def neurons():
     return image, np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
 
 
-def test_click_correct_accept_undo_redo_reopen(desk, neurons):
+def test_click_correct_accept_undo_redo_edit(window, neurons):
     """The whole round on the EM stack, with mouse and keys alone."""
-    it = desk(sample="em")
+    it = window(sample="em")
     truth = neurons[1][23] == neurons[1][23, 228, 95]
     it.hand.click((228, 95))
     first = mask_of(it)
@@ -189,9 +189,9 @@ def test_click_correct_accept_undo_redo_reopen(desk, neurons):
     assert np.array_equal(labels.data[23] == 1, corrected)
 
 
-def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(desk):
+def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(window):
     """The MRI volume: the preview shows a mask before the button comes up, and keeps the final one."""
-    it = desk(sample="mri", plane=Plane((90, None, None)))
+    it = window(sample="mri", plane=Plane((90, None, None)))
     controller = it.controller()
     outline = it.viewer.layers["glioma outline by algorithms"].data[90] > 0
     row, col = (int(x) for x in np.argwhere(outline).mean(axis=0))
@@ -209,9 +209,9 @@ def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(desk):
     assert mask_of(it) is None
 
 
-def test_a_box_and_a_lasso_without_leaving_the_tool(desk, neurons):
+def test_a_box_and_a_lasso_without_leaving_the_tool(window, neurons):
     """Shift-drag draws a box, Q changes what a drag draws; clicks still click."""
-    it = desk(neurons[0][:30], plane=Plane((23, None, None)))
+    it = window(neurons[0][:30], plane=Plane((23, None, None)))
     it.hand.drag((155, 60), (205, 110), key="Shift")
     boxed = mask_of(it)
     (box,) = prompts_of(it)
@@ -231,9 +231,9 @@ def test_a_box_and_a_lasso_without_leaving_the_tool(desk, neurons):
     assert isinstance(prompts_of(it)[1], Click)
 
 
-def test_the_polarity_key_and_what_shows_it(desk, neurons):
+def test_the_polarity_key_and_what_shows_it(window, neurons):
     """T turns the next prompt; colour and symbol differ; selected points are turned round."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     it.hand.key("T")
     assert not it.controller().settings.positive
@@ -249,9 +249,9 @@ def test_the_polarity_key_and_what_shows_it(desk, neurons):
     mask_of(it)
 
 
-def test_points_moved_and_deleted_change_the_mask(desk, neurons):
+def test_points_moved_and_deleted_change_the_mask(window, neurons):
     """Edits in napari's own ways are heard, one step of undo each."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     first = mask_of(it)
     points = it.controller().prompts.points
@@ -289,11 +289,11 @@ UPENDED = [[0.6, 0, 0.8, 5], [0, 2, 0, -20], [-0.8, 0, 0.6, 40], [0, 0, 0, 1]]
     ],
     ids=["axial", "anisotropic", "rotated", "affine", "coronal", "coronal-anisotropic", "coronal-affine"],
 )
-def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
+def test_prompt_and_mask_land_on_the_right_voxel(window, neurons, axis, place):
     """Wherever the image lies, however it is cut: the voxel under the mouse is in mask and labels."""
     plane = Plane((20, None, None)) if axis == 0 else Plane((None, 120, None))
     at = (120, 88) if axis == 0 else (23, 88)
-    it = desk(neurons[0], **place)
+    it = window(neurons[0], **place)
     if axis == 1:
         it.viewer.dims.order = (1, 0, 2)
         it.viewer.reset_view()
@@ -315,9 +315,9 @@ def test_prompt_and_mask_land_on_the_right_voxel(desk, neurons, axis, place):
     assert it.controller().settings.label == 1
 
 
-def test_time_series_of_volumes(desk, neurons):
+def test_time_series_of_volumes(window, neurons):
     """4-D: prompts belong to one time and one plane; other times show their own state."""
-    it = desk(np.stack([neurons[0][:4], neurons[0][20:24]]))
+    it = window(np.stack([neurons[0][:4], neurons[0][20:24]]))
     it.controller().grid.look_at(it.viewer.dims, Plane((1, 2, None, None)))
     it.hand.click((120, 88))
     mask = mask_of(it)
@@ -329,12 +329,12 @@ def test_time_series_of_volumes(desk, neurons):
     assert labels.sum() == mask.sum()
 
 
-def test_an_rgb_picture(desk):
+def test_an_rgb_picture(window):
     """Labels have no axis of colours."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 60, (200, 240, 3), dtype=np.uint8)
     picture[60:140, 80:180] += np.array([180, 40, 10], np.uint8)
-    it = desk(picture, rgb=True)
+    it = window(picture, rgb=True)
     it.hand.click((100, 130))
     mask = mask_of(it)
     truth = np.zeros((200, 240), bool)
@@ -344,10 +344,10 @@ def test_an_rgb_picture(desk):
     assert np.array_equal(it.controller().labels.layer.data == 1, mask)
 
 
-def test_a_pyramid_of_dask_arrays(desk, neurons):
+def test_a_pyramid_of_dask_arrays(window, neurons):
     """The finest level is segmented without loading the volume; a coarser one on demand."""
     fine = dask.array.from_array(neurons[0], chunks=(1, 250, 250))
-    it = desk([fine, fine[:, ::2, ::2]], multiscale=True)
+    it = window([fine, fine[:, ::2, ::2]], multiscale=True)
     it.hand.click((120, 88))
     fine_mask = mask_of(it)
     assert fine_mask.shape == (250, 250)
@@ -364,9 +364,9 @@ def test_a_pyramid_of_dask_arrays(desk, neurons):
     assert np.array_equal(labels.data[it.controller().plane.index[0]] == 1, coarse)
 
 
-def test_one_channel_of_several(desk, neurons):
+def test_one_channel_of_several(window, neurons):
     """The channels are no plane: the object lies at each of them."""
-    it = desk(np.stack([np.zeros_like(neurons[0][:3]), neurons[0][20:23]], axis=1))
+    it = window(np.stack([np.zeros_like(neurons[0][:3]), neurons[0][20:23]], axis=1))
     it.widget.controllers.turn_to(it.image, type(it.widget.controllers.view)(channel_axis=1, channel=1))
     it.hand.grid = it.controller().grid
     it.until(lambda: not it.worker.busy and it.widget.sentence == "ready")
@@ -384,9 +384,9 @@ def test_one_channel_of_several(desk, neurons):
         assert shown == 1
 
 
-def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
+def test_the_brush_takes_away_and_the_model_continues(window, neurons):
     """Erase a part of the mask by hand; a later click keeps that, and undo goes through it in order."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     first = mask_of(it)
     it.hand.key("Shift+G")
@@ -408,9 +408,9 @@ def test_the_brush_takes_away_and_the_model_continues(desk, neurons):
     assert np.array_equal(mask_of(it), first)
 
 
-def test_a_brush_stroke_on_the_labels_is_on_the_same_undo_stack(desk, neurons):
+def test_a_brush_stroke_on_the_labels_is_on_the_same_undo_stack(window, neurons):
     """napari's own paint, then an accept, undone in order by one key on any of the layers."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     labels = it.viewer.add_labels(np.zeros((2, 250, 250), np.uint16), name="mine")
     it.controller().labels.use(labels)
     it.until(lambda: not it.controller().labels.reading)
@@ -435,9 +435,9 @@ def test_a_brush_stroke_on_the_labels_is_on_the_same_undo_stack(desk, neurons):
     assert np.array_equal(labels.data, accepted)
 
 
-def test_accept_pressed_before_the_answer_waits_for_it(desk, neurons):
+def test_accept_pressed_before_the_answer_waits_for_it(window, neurons):
     """A fast hand loses nothing."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     it.hand.key("Enter")
     it.until(lambda: it.controller().labels.layer is not None)
@@ -445,9 +445,9 @@ def test_accept_pressed_before_the_answer_waits_for_it(desk, neurons):
     assert it.controller().settings.label == 2
 
 
-def test_planes_by_key_and_each_its_own_state(desk, neurons):
+def test_planes_by_key_and_each_its_own_state(window, neurons):
     """J and K look at the neighbours; coming back shows the mask again."""
-    it = desk(neurons[0][:4], plane=Plane((1, None, None)))
+    it = window(neurons[0][:4], plane=Plane((1, None, None)))
     it.hand.click((120, 88))
     mask = mask_of(it)
     it.hand.key("J")
@@ -462,9 +462,9 @@ def test_planes_by_key_and_each_its_own_state(desk, neurons):
     assert it.controller().plane == Plane((1, None, None))  # undo shows where it happens
 
 
-def test_a_neuron_is_carried_through_its_neighbours(desk, neurons):
+def test_a_neuron_is_propagated_through_its_neighbours(window, neurons):
     """One click, one key: the planes beside it follow the neuron; accepted and undone as a whole."""
-    it = desk(neurons[0][21:26], plane=Plane((2, None, None)))
+    it = window(neurons[0][21:26], plane=Plane((2, None, None)))
     it.hand.click((228, 95))
     first = mask_of(it)
     it.hand.key("Shift+J")
@@ -483,9 +483,9 @@ def test_a_neuron_is_carried_through_its_neighbours(desk, neurons):
     assert [z for z, _ in it.controller().propagation.state.marks] == [2]
 
 
-def test_holding_postpones_and_cancel_drops(desk, neurons):
+def test_holding_postpones_and_cancel_drops(window, neurons):
     """H down: prompts gather. H up: one answer for all of them."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.key_down("H")
     it.hand.click((120, 88))
     it.hand.click((130, 90))
@@ -500,9 +500,9 @@ def test_holding_postpones_and_cancel_drops(desk, neurons):
     assert len(prompts_of(it)) == 3
 
 
-def test_three_dimensional_display_says_that_prompts_wait(desk, neurons):
+def test_three_dimensional_display_asks_for_a_2d_view(window, neurons):
     """Back in 2-D everything goes on."""
-    it = desk(neurons[0][:4])
+    it = window(neurons[0][:4])
     it.hand.click((120, 88))
     mask = mask_of(it)
     it.viewer.dims.ndisplay = 3
@@ -511,9 +511,9 @@ def test_three_dimensional_display_says_that_prompts_wait(desk, neurons):
     assert np.array_equal(mask_of(it), mask)
 
 
-def test_hovering_outlines_and_writes_nothing(desk, neurons):
+def test_hovering_outlines_and_writes_nothing(window, neurons):
     """Behind a setting; the contour goes with the mouse, the click accepts it as a prompt."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     preview = it.controller().preview.layer
     it.controller().set("hover", True)
     it.hand.move((118, 86), (120, 88), down=NONE)
@@ -524,9 +524,9 @@ def test_hovering_outlines_and_writes_nothing(desk, neurons):
     assert mask_of(it).any()
 
 
-def test_the_threshold_acts_on_the_preview_at_once(desk, neurons):
+def test_the_threshold_acts_on_the_preview_at_once(window, neurons):
     """Without asking the network again."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     plain = mask_of(it)
     finish = it.controller().settings.finish
@@ -538,9 +538,9 @@ def test_the_threshold_acts_on_the_preview_at_once(desk, neurons):
     assert np.array_equal(mask_of(it), plain)
 
 
-def test_prompts_from_points_and_shapes_of_the_users_own(desk, neurons):
+def test_prompts_from_points_and_shapes_of_the_users_own(window, neurons):
     """They are read, not emptied; letting go leaves them as they are."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     plane = it.controller().plane
     z = plane.index[0]
     mine = it.viewer.add_points(np.array([[z, 120.0, 88.0]]), name="seeds", ndim=3)
@@ -554,23 +554,23 @@ def test_prompts_from_points_and_shapes_of_the_users_own(desk, neurons):
     assert np.array_equal(mine.data, [[z, 120, 88], [z, 130, 90]])
 
 
-def test_what_goes_wrong_is_told_in_the_engines_words(desk, neurons):
+def test_an_error_is_shown_in_the_services_words(window, neurons):
     """As a notification of napari and in the state line; the next click works again."""
     from napari.utils.notifications import notification_manager
 
-    it = desk(neurons[0][:2])
-    it.worker.responder.broken = "the model cannot answer that; choose another one"
+    it = window(neurons[0][:2])
+    it.worker.service.broken = "the model cannot answer that; choose another one"
     it.hand.click((120, 88))
     it.until(lambda: "cannot answer" in it.widget.sentence)
     assert any("cannot answer" in str(record) for record in notification_manager.records)
-    it.worker.responder.broken = ""
+    it.worker.service.broken = ""
     it.hand.click((130, 90))
     assert mask_of(it).any()
 
 
-def test_layers_deleted_and_renamed_mid_flight(desk, neurons):
+def test_layers_deleted_and_renamed_mid_flight(window, neurons):
     """Ours come back when they are needed, a rename changes nothing, deleted labels are made anew."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     controller = it.controller()
     it.hand.click((120, 88))
     it.viewer.layers.remove(controller.prompts.points)
@@ -592,9 +592,9 @@ def test_layers_deleted_and_renamed_mid_flight(desk, neurons):
     assert controller.labels.layer.data.any()
 
 
-def test_an_image_that_is_moved_takes_prompts_and_masks_along(desk, neurons):
+def test_an_image_that_is_moved_takes_prompts_and_masks_along(window, neurons):
     """Scale and position may be corrected in the middle of the work."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     mask = mask_of(it)
     it.image.scale, it.image.translate = (2, 3, 3), (0, 40, -20)
@@ -607,9 +607,9 @@ def test_an_image_that_is_moved_takes_prompts_and_masks_along(desk, neurons):
         assert np.allclose(layer.data_to_world((0, 120, 88))[1:], it.image.data_to_world((0, 120, 88))[1:])
 
 
-def test_the_image_deleted_while_predicting(desk, neurons):
+def test_the_image_deleted_while_predicting(window, neurons):
     """The widget goes back to its beginning; nothing of ours stays but the labels."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     it.viewer.layers.remove(it.image)
     it.until(lambda: it.controller() is None)
@@ -617,9 +617,9 @@ def test_the_image_deleted_while_predicting(desk, neurons):
     assert [layer.name for layer in it.viewer.layers] == []
 
 
-def test_swapping_images_and_back(desk, neurons):
+def test_swapping_images_and_back(window, neurons):
     """Each image keeps its prompts, masks and undo."""
-    it = desk(neurons[0][:2], name="first")
+    it = window(neurons[0][:2], name="first")
     it.hand.click((120, 88))
     mask = mask_of(it)
     other = it.viewer.add_image(255 - neurons[0][30], name="second")
@@ -633,11 +633,11 @@ def test_swapping_images_and_back(desk, neurons):
     assert prompts_of(it) == ()
 
 
-def test_two_widgets_at_once(desk, neurons):
+def test_two_widgets_at_once(window, neurons):
     """On two images of one viewer; neither hears the other's answers or keys."""
-    it = desk(neurons[0][:2], name="first")
+    it = window(neurons[0][:2], name="first")
     other = it.viewer.add_image(neurons[0][30:32], name="second")
-    two = desk.dock(it.viewer, other)
+    two = window.dock(it.viewer, other)
     if two.controller().layer is not other:
         two.widget.controllers.turn_to(other)
     it.viewer.layers.selection.active = it.controller().prompts.points
@@ -655,9 +655,9 @@ def test_two_widgets_at_once(desk, neurons):
     assert len(prompts_of(it)) == 1
 
 
-def test_closing_the_viewer_while_predicting(desk, neurons):
+def test_closing_the_viewer_while_predicting(window, neurons):
     """Nothing raises, nothing stays."""
-    it = desk(neurons[0][:2])
+    it = window(neurons[0][:2])
     it.hand.click((120, 88))
     it.viewer.close()
     it.qtbot.wait(300)

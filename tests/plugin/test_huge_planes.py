@@ -25,7 +25,7 @@ BRIGHT = (slice(600, 640), slice(700, 760))
 
 
 class Brightness:
-    """A responder to whom an object is what is bright; it writes down what pixels it gets."""
+    """A service to whom an object is what is bright; it writes down what pixels it gets."""
 
     def __init__(self):
         self.embedded, self.asked, self._known = [], [], {}
@@ -33,14 +33,14 @@ class Brightness:
     def describe(self, progress=None):
         return {"model": "brightness", "device": "cpu", "precision": "float32", "size": 64, "licence": "none"}
 
-    def embed(self, source, newer=lambda: False):
+    def embed(self, source, cancelled=lambda: False):
         if source.identity in self._known:
             return 0.0
         self._known[source.identity] = pixels = source.read()
         self.embedded.append(pixels.shape)
         return 0.01
 
-    def predict(self, request, source, newer=lambda: False):
+    def predict(self, request, source, cancelled=lambda: False):
         self.asked.append(request)
         yield SoftMask.of((self._known[source.identity] > 100).astype(np.float32)), True
 
@@ -53,12 +53,12 @@ class Brightness:
 class Ready(Worker):
     """A worker whose model is there already."""
 
-    def __init__(self, responder):
+    def __init__(self, service):
         super().__init__()
-        self.responder = responder
+        self.service = service
 
-    def load(self, make_responder):
-        super().load(lambda: self.responder)
+    def load(self, make_service):
+        super().load(lambda: self.service)
 
 
 @pytest.fixture
@@ -70,23 +70,25 @@ def it(make_napari_viewer_proxy, qtbot, tmp_path):
     array[:, *BRIGHT] = 200
     layer = viewer.add_image(array, name="stack", contrast_limits=(0, 255))
     make_controller = partial(AnnotationController, tiling=SMALL, fit=lambda shape: False)
-    responder = Brightness()
-    widget = LowlatWidget(viewer, Ready(responder), make_controller)
+    service = Brightness()
+    widget = LowlatWidget(viewer, Ready(service), make_controller)
     viewer.window.add_dock_widget(widget, name="Segment")
-    desk = type("Desk", (), {})()
-    desk.viewer, desk.layer, desk.widget, desk.responder, desk.place = (
+    window = type("Window", (), {})()
+    window.viewer, window.layer, window.widget, window.service, window.place = (
         viewer,
         layer,
         widget,
-        responder,
+        service,
         tmp_path,
     )
-    desk.until = lambda true: qtbot.waitUntil(true)
-    desk.until(lambda: widget.controller is not None and widget.sentence == "ready")
-    desk.controller = widget.controller
-    desk.hand = Hand(viewer, desk.controller.grid)
-    desk.quiet = lambda: desk.until(lambda: not widget.worker.busy and not desk.controller.session.pending)
-    return desk
+    window.until = lambda true: qtbot.waitUntil(true)
+    window.until(lambda: widget.controller is not None and widget.sentence == "ready")
+    window.controller = widget.controller
+    window.hand = Hand(viewer, window.controller.grid)
+    window.quiet = lambda: window.until(
+        lambda: not widget.worker.busy and not window.controller.session.pending
+    )
+    return window
 
 
 def zoom(viewer, at):
@@ -96,9 +98,9 @@ def zoom(viewer, at):
     QApplication.processEvents()
 
 
-def seen(desk):
+def seen(window):
     """The mask on the screen, as (rows, cols) of the plane."""
-    layer = desk.controller.preview.layer
+    layer = window.controller.preview.layer
     corner = np.round(layer.data_to_world((0, 0, 0)))[1:].astype(int)
     part = np.asarray(layer.data)[0] == 1
     mask = np.zeros(SHAPE[1:], bool)
@@ -110,10 +112,10 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
     """The plane is never read whole; mask and labels lie where the object is, these on all levels."""
     expected = np.zeros(SHAPE[1:], bool)
     expected[BRIGHT] = True
-    assert it.responder.embedded == []  # everything is in view: nobody knows where the click will be
+    assert it.service.embedded == []  # everything is in view: nobody knows where the click will be
     it.hand.click((620, 730))
     it.quiet()
-    assert it.responder.embedded == [(200, 200)]
+    assert it.service.embedded == [(200, 200)]
     plane = it.controller.plane
     assert it.controller.session.state(plane).soft_mask.shape == SHAPE[1:]
     assert np.array_equal(it.controller.session.mask(plane), expected)
@@ -136,18 +138,18 @@ def test_a_click_is_answered_from_its_tile_and_written_to_disk(it):
 def test_the_tile_in_view_is_embedded_before_the_click(it):
     """And another one when the picture is moved; a click and its correction stay on one tile."""
     zoom(it.viewer, (620, 730))
-    it.until(lambda: it.responder.embedded == [(200, 200)])
+    it.until(lambda: it.service.embedded == [(200, 200)])
     it.quiet()
     it.hand.click((620, 730))
     it.quiet()
     it.hand.click((650, 800), key="Ctrl")
     it.quiet()
-    assert it.responder.embedded == [(200, 200)]
-    (_, second) = it.responder.asked
+    assert it.service.embedded == [(200, 200)]
+    (_, second) = it.service.asked
     assert [prompt.positive for prompt in second.prompts] == [True, False]
     assert second.previous.shape == (200, 200)
     zoom(it.viewer, (200, 200))
-    it.until(lambda: len(it.responder.embedded) == 2)
+    it.until(lambda: len(it.service.embedded) == 2)
 
 
 def test_without_a_place_for_labels_nothing_is_lost(it):
@@ -190,5 +192,5 @@ def test_other_planes_and_axes_are_huge_too(it):
     assert mask.shape == (5, 1000)
     assert mask[:, 700:760].all()
     assert mask.sum() == 300
-    assert it.responder.embedded[-1] == (5, 200)
+    assert it.service.embedded[-1] == (5, 200)
     assert it.controller.predictions.sources._tiles[it.controller.plane] == (0, 648, 5, 848)

@@ -1,4 +1,4 @@
-"""What the state line says of how long an answer took, told by a worker that sends what it is given."""
+"""How long a prediction took, in the state line; by a worker that emits what it is given."""
 
 import numpy as np
 import pytest
@@ -56,13 +56,13 @@ def clicked():
     predictions.detach()
 
 
-def test_a_closer_look_is_told_beside_the_answer_before_it(clicked):
-    """It comes as an answer that may be bettered, and once more as the last one."""
+def test_a_refined_mask_has_its_time_beside_that_of_the_first(clicked):
+    """It comes as not final, and once more as final."""
     said = clicked((False, 0.1), (False, 0.3), (True, 0.3))
     assert said == ["100 ms, refining…", "100 ms, refining…", "100 ms, refined after 300 ms"]
 
 
-def test_an_answer_that_was_not_bettered_is_told_by_its_own_time(clicked):
+def test_a_mask_that_was_not_refined_has_its_own_time_only(clicked):
     """Whatever the click before it took."""
     clicked((False, 0.1), (False, 0.3), (True, 0.3))
     assert clicked((False, 0.2), (True, 0.2)) == ["200 ms, refining…", "200 ms"]

@@ -302,7 +302,7 @@ def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
 
 
 def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, settle):
-    """In the middle of work; its conversation is forgotten."""
+    """In the middle of work; its controller is forgotten."""
     controller = on_image.controller
     controller.said.emit("52 ms")
     viewer.layers.remove("cells")
@@ -327,7 +327,7 @@ def test_with_another_image_left_it_asks_to_choose(viewer, on_image, settle):
 
 
 def test_two_widgets_do_not_know_of_each_other(viewer, on_image, add_widget, settle):
-    """Two conversations about one image, two workers, two tables of keys."""
+    """Two controllers about one image, two workers, two tables of keys."""
     second = add_widget()
     settle()
     assert second.controller is not on_image.controller
@@ -341,7 +341,7 @@ def test_two_widgets_do_not_know_of_each_other(viewer, on_image, add_widget, set
 
 
 def test_the_state_is_one_big_line(on_image):
-    """What the conversation and the worker say; markup in it stays text."""
+    """What the controller and the worker say; markup in it stays text."""
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
     on_image.controller.said.emit("a < b")
@@ -358,7 +358,7 @@ def test_a_button_says_what_its_key_says(on_image, name):
 
 
 def test_buttons_show_whether_there_is_something_to_undo(on_image):
-    """They follow the conversation."""
+    """They follow the controller."""
     assert [on_image.form.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
     controller = on_image.controller
     controller.can_undo, controller.can_redo = False, True
@@ -377,7 +377,7 @@ def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
 
 
 def test_polarity_and_tool_follow_both_ways(on_image):
-    """Button to conversation, key to button."""
+    """Button to controller, key to button."""
     press(on_image.form.polarity, "− background")
     press(on_image.form.tool, "Lasso")
     assert (on_image.controller.settings.positive, on_image.controller.settings.tool) == (False, "lasso")
@@ -554,7 +554,7 @@ def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
     assert points.currentText() == "my points"
 
 
-def test_level_channel_and_intensities_begin_another_conversation(viewer, widget, settle):
+def test_level_channel_and_intensities_begin_another_controller(viewer, widget, settle):
     """And changing back finds the first one."""
     viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
     settle()
@@ -575,7 +575,7 @@ def test_level_channel_and_intensities_begin_another_conversation(viewer, widget
 
 
 def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
-    """No conversation is in front then, and nothing breaks."""
+    """No controller is in front then, and nothing breaks."""
     viewer.add_image([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True, name="pyramid")
     settle()
     assert names(widget.form.details._level) == ["0: 8 × 8", "1: 4 × 4"]
@@ -584,7 +584,7 @@ def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
     assert widget.controller is None
 
 
-def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle):
+def test_cancel_goes_to_the_controller_or_to_the_worker(viewer, widget, settle):
     """Whoever is there."""
     widget.form.cancel.click()
     assert widget.worker.cancels == 1
@@ -594,7 +594,7 @@ def test_cancel_goes_to_the_conversation_or_to_the_worker(viewer, widget, settle
     assert widget.controller.called[-1] == "cancel"
 
 
-def test_every_control_finds_its_door_in_a_real_conversation(viewer, add_widget, settle):
+def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
     """The fake above has the doors that `AnnotationController` has."""
     widget = add_widget(make_controller=AnnotationController)
     image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))

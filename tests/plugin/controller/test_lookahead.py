@@ -1,4 +1,4 @@
-"""Which planes come next, and that a session asks for them when, and only when, nobody draws."""
+"""Which planes are embedded ahead, and that they are only while no stroke is drawn."""
 
 import threading
 
@@ -49,7 +49,7 @@ def test_the_axis_is_the_one_whose_slider_moved():
 @pytest.mark.parametrize(
     "now", [Plane((5, None, None)), Plane((7, 1, None, None))], ids=["nowhere", "two sliders"]
 )
-def test_what_is_no_scrolling_changes_no_heading(now):
+def test_what_is_no_scrolling_changes_no_direction(now):
     """A click refreshes the view; a jump says nothing of where one goes next."""
     direction = ScrollDirection(0, -1)
     before = Plane((5, None, None)) if len(now.index) == 3 else Plane((5, 0, None, None))
@@ -65,14 +65,14 @@ def test_another_orientation_begins_anew():
     assert positions(planes) == [(None, 3, None), (None, 1, None)]
 
 
-def test_a_picture_has_no_neighbours_and_no_reach_none():
+def test_a_2d_image_has_no_neighbours_and_zero_planes_ahead_none():
     """There is nothing to embed ahead."""
     assert ScrollDirection().planes(Plane(), (5, 5), 8) == []
     assert ScrollDirection().planes(Plane((2, None, None)), (5, 5, 5), 0) == []
 
 
-class Slow:
-    """A responder that embeds when its door is open, and writes down what."""
+class SlowService:
+    """A service that embeds when its door is open, and writes down what."""
 
     def __init__(self):
         self.door, self.embedded, self.folders = threading.Event(), [], set()
@@ -81,20 +81,20 @@ class Slow:
     def describe(self, progress=None):
         return {"model": "slow"}
 
-    def embed(self, source, newer):
+    def embed(self, source, cancelled):
         from napari_lowlat_seg.serving.worker_process import Interrupted
 
         if source.plane.index in self.embedded:
             return 0.0
         assert source.read().shape == (4, 4)
         while not self.door.wait(0.005):
-            if newer():
+            if cancelled():
                 raise Interrupted
         self.embedded.append(source.plane.index)
         self.folders.add(source.folders)
         return 0.1
 
-    def predict(self, request, source, newer):
+    def predict(self, request, source, cancelled):
         raise AssertionError("nothing is asked here")
 
     def restart(self):
@@ -105,15 +105,15 @@ class Slow:
 
 
 @pytest.fixture
-def responder():
-    return Slow()
+def service():
+    return SlowService()
 
 
 @pytest.fixture
-def worker(qtbot, responder):
+def worker(qtbot, service):
     one = Worker()
     with qtbot.waitSignals([one.loaded, one.idle]):
-        one.load(lambda: responder)
+        one.load(lambda: service)
     yield one
     one.close()
 
@@ -128,68 +128,68 @@ def predictions(worker):
     one.detach()
 
 
-def wait_for(qtbot, responder, *numbers):
-    qtbot.waitUntil(lambda: [index[0] for index in responder.embedded] == list(numbers))
+def wait_for(qtbot, service, *numbers):
+    qtbot.waitUntil(lambda: [index[0] for index in service.embedded] == list(numbers))
 
 
-def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, responder, predictions, tmp_path):
+def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, service, predictions, tmp_path):
     """The plane in view, those ahead, those behind; and each once. They say where else to look."""
     predictions.sources.folders = (tmp_path,)
     predictions.look(Plane((10, None, None)))
-    wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7)
+    wait_for(qtbot, service, 10, 11, 12, 13, 9, 8, 7)
     predictions.look(Plane((9, None, None)))
-    wait_for(qtbot, responder, 10, 11, 12, 13, 9, 8, 7, 6)
-    assert responder.folders == {(tmp_path,)}
+    wait_for(qtbot, service, 10, 11, 12, 13, 9, 8, 7, 6)
+    assert service.folders == {(tmp_path,)}
 
 
-def test_nothing_is_said_of_planes_ahead(qtbot, worker, responder, predictions):
+def test_planes_ahead_are_not_mentioned(qtbot, worker, service, predictions):
     """The state line says what the plane in view does, then "ready", and stays."""
     said, started = [], []
     predictions.said.connect(said.append)
     worker.started.connect(started.append)
     predictions.look(Plane((0, None, None)))
-    wait_for(qtbot, responder, 0, 1, 2, 3)
+    wait_for(qtbot, service, 0, 1, 2, 3)
     qtbot.wait(30)
     assert started == ["embedding plane 0"]
     assert said == ["ready"]
 
 
-def test_nothing_is_embedded_ahead_while_a_stroke_is_drawn(qtbot, responder, predictions):
+def test_nothing_is_embedded_ahead_while_a_stroke_is_drawn(qtbot, service, predictions):
     """It goes on when the stroke is done."""
     predictions.look(Plane((0, None, None)))
-    responder.door.clear()
-    wait_for(qtbot, responder)
-    responder.door.set()
+    service.door.clear()
+    wait_for(qtbot, service)
+    service.door.set()
     predictions.drawing = True
-    qtbot.waitUntil(lambda: (0, None, None) in responder.embedded)
-    held = list(responder.embedded)
+    qtbot.waitUntil(lambda: (0, None, None) in service.embedded)
+    held = list(service.embedded)
     qtbot.wait(50)
-    assert responder.embedded == held
+    assert service.embedded == held
     predictions.drawing = False
-    qtbot.waitUntil(lambda: len(responder.embedded) == 4)
+    qtbot.waitUntil(lambda: len(service.embedded) == 4)
 
 
-@pytest.mark.parametrize("leave", ["detach", "cancel", "reach", "nothing in view"])
-def test_it_stops_when_nobody_wants_it(qtbot, responder, predictions, leave):
+@pytest.mark.parametrize("leave", ["detach", "cancel", "off", "nothing in view"])
+def test_embedding_ahead_stops(qtbot, service, predictions, leave):
     """The image was swapped or closed, cancelled, switched off, or turned to 3-D; the next look goes on."""
     predictions.look(Plane((0, None, None)))
-    qtbot.waitUntil(lambda: len(responder.embedded) == 4)
-    responder.door.clear()
+    qtbot.waitUntil(lambda: len(service.embedded) == 4)
+    service.door.clear()
     predictions.look(Plane((4, None, None)))
     if leave == "detach":
         predictions.detach()
     elif leave == "cancel":
         predictions.cancel()
-    elif leave == "reach":
+    elif leave == "off":
         predictions.planes_ahead = 0
     else:
         predictions.look(None)
     qtbot.wait(30)
-    responder.door.set()
+    service.door.set()
     qtbot.wait(60)
-    assert len(responder.embedded) <= 5  # a look that was under way may be finished
+    assert len(service.embedded) <= 5  # a look that was under way may be finished
     if leave == "detach":
         predictions.attach()
     predictions.planes_ahead = 3
     predictions.look(Plane((4, None, None)))
-    qtbot.waitUntil(lambda: len(responder.embedded) == 8)
+    qtbot.waitUntil(lambda: len(service.embedded) == 8)

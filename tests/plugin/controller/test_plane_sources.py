@@ -28,55 +28,55 @@ def sources(pixels, tiling=TILING, field=None):
 
 
 def square(top, left, side=20):
-    """An answer somewhere on a plane."""
+    """A mask somewhere on a plane."""
     mask = np.zeros(SHAPE[1:], bool)
     mask[top : top + side, left : left + side] = True
     return SoftMask.from_mask(mask)
 
 
 def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
-    """Request and walk are sent as they are."""
+    """Requests are sent as they are."""
     whole = sources(pixels, Tiling())
     request = Request(1, 1, PLANES[0], (Click((500, 600)),), None)
-    sent, source, region = whole.of_request(request)
-    assert (sent, region) == (request, None)
+    sent, source, tile = whole.of_request(request)
+    assert (sent, tile) == (request, None)
     assert np.array_equal(source.read(), pixels[0])
-    walk = PropagationRequest(PLANES, {1: {PLANES[0]: square(500, 600)}})
-    sent, all_of_it, region = whole.of_propagation(walk)
-    assert (sent, region) == (walk, None)
+    propagation = PropagationRequest(PLANES, {1: {PLANES[0]: square(500, 600)}})
+    sent, all_of_it, tile = whole.of_propagation(propagation)
+    assert (sent, tile) == (propagation, None)
     assert [source.name for source in all_of_it] == ["plane 0", "plane 1", "plane 2"]
 
 
-def test_a_walk_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
+def test_a_propagation_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
     """Anchors move into the tile, every plane is read there, and answers find their way back."""
-    walk = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
-    sent, tiles, region = sources(pixels).of_propagation(walk)
-    assert region.shape == (300, 300)
-    part = region.slices
+    propagation = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
+    sent, tiles, tile = sources(pixels).of_propagation(propagation)
+    assert tile.shape == (300, 300)
+    part = tile.slices
     for z, tile in enumerate(tiles):
         assert np.array_equal(tile.read(), pixels[z][part])
-    for plane, answer in walk.anchors[4].items():
+    for plane, mask in propagation.anchors[4].items():
         moved = sent.anchors[4][plane]
-        assert np.array_equal(moved.mask, answer.mask[part])
-        assert np.array_equal(moved.on(SHAPE[1:], region.corner).mask, answer.mask)
+        assert np.array_equal(moved.mask, mask.mask[part])
+        assert np.array_equal(moved.on(SHAPE[1:], tile.corner).mask, mask.mask)
 
 
 def test_an_empty_anchor_does_not_move_the_tile(pixels):
-    """A wall has no place."""
+    """An empty mask has no place."""
     empty = SoftMask.from_mask(np.zeros(SHAPE[1:], bool))
-    known = {PLANES[0]: square(500, 600)}
-    _, _, alone = sources(pixels).of_propagation(PropagationRequest(PLANES, {1: known}))
-    _, _, walled = sources(pixels).of_propagation(
-        PropagationRequest(PLANES, {1: {**known, PLANES[2]: empty}})
+    anchors = {PLANES[0]: square(500, 600)}
+    _, _, alone = sources(pixels).of_propagation(PropagationRequest(PLANES, {1: anchors}))
+    _, _, stopped = sources(pixels).of_propagation(
+        PropagationRequest(PLANES, {1: {**anchors, PLANES[2]: empty}})
     )
-    assert walled == alone
+    assert stopped == alone
 
 
 def test_seeds_on_huge_planes_are_refused(pixels):
     """The sentence names what does it."""
-    walk = PropagationRequest(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
+    propagation = PropagationRequest(PLANES, seeds={1: (PLANES[0], Click((5, 5)))})
     with pytest.raises(ValueError, match="more than 500 rows or columns here; use `lowlat-seg seeds`"):
-        sources(pixels).of_propagation(walk)
+        sources(pixels).of_propagation(propagation)
 
 
 def test_the_tile_in_the_middle_of_the_view_is_looked_at_before_the_click(pixels):

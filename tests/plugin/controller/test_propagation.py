@@ -1,4 +1,4 @@
-"""An object carried through planes in a real window, by a responder that knows the truth."""
+"""An object propagated through planes in a real window, by a service that knows the truth."""
 
 import threading
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def ball(centre=(6, 20, 25), radius=5):
 
 
 class Truth:
-    """An engine that answers with the objects which the first click touches."""
+    """A predictor that returns the objects which the first click touches."""
 
     def __init__(self, objects):
         self.objects = objects
@@ -39,8 +39,8 @@ class Truth:
         return SoftMask.of(np.where(mask, np.float32(0.9), np.float32(0)))
 
 
-class Knowing:
-    """Serves what `Truth` knows; behind a shut door a run waits."""
+class TruthService:
+    """Serves what `Truth` knows; while `open` is False a run waits."""
 
     def __init__(self, *objects):
         self.engine, self.open, self.broken, self.looks = Truth(objects), True, "", None
@@ -48,29 +48,29 @@ class Knowing:
     def describe(self, progress=None):
         return {"model": "truth", "device": "cpu", "precision": "float32", "licence": "none"}
 
-    def embed(self, source, newer):
+    def embed(self, source, cancelled):
         return 0.0
 
-    def predict(self, request, source, newer):
+    def predict(self, request, source, cancelled):
         best = self.engine.predict(request.plane, request.prompts, None)
         if self.looks is not None:
             yield best.with_probability(best.probability * (np.arange(SHAPE[2]) < 25)), False
             self.looks.wait(300)
         yield best, True
 
-    def propagate(self, walk, sources, newer):
+    def propagate(self, request, sources, cancelled):
         if self.broken:
             raise ValueError(self.broken)
         seen = SimpleNamespace(
             window=sources[0].window,
-            plane=lambda plane: sources[walk.planes.index(plane)].read(),
+            plane=lambda plane: sources[request.planes.index(plane)].read(),
             plane_spacing=lambda plane: sources[0].spacing,
         )
-        for step in run_propagation(self.engine, seen, walk, lambda plane: plane, newer):
+        for step in run_propagation(self.engine, seen, request, lambda plane: plane, cancelled):
             yield step
-            while not self.open and not newer():
+            while not self.open and not cancelled():
                 pass
-            if newer():
+            if cancelled():
                 return
 
     def restart(self):
@@ -80,12 +80,12 @@ class Knowing:
 
 
 @pytest.fixture
-def desk(make_napari_viewer_proxy, qtbot):
+def window(make_napari_viewer_proxy, qtbot):
     """The widget beside a volume of two balls, on the middle plane of the first."""
     viewer = make_napari_viewer_proxy(show=True)
     first, second = ball(), ball((5, 9, 9), 4)
     image = viewer.add_image(np.where(first | second, 200, 60).astype(np.uint8), name="balls")
-    truth = Knowing(first, second)
+    truth = TruthService(first, second)
     worker = Worker()
     worker.load(lambda: truth)
     widget = LowlatWidget(viewer, worker)
@@ -115,25 +115,25 @@ def clicked(it, point=(20, 25)):
     it.qtbot.waitUntil(lambda: not it.controller.session.pending and it.controller.session.can_undo)
 
 
-def carried(it, key="Shift+J"):
-    """Press the key and wait until it has been carried through."""
+def propagated(it, key="Shift+J"):
+    """Press the key and wait until it is propagated."""
     it.hand.key(key)
     it.qtbot.waitUntil(lambda: not it.propagation.running and not it.worker.busy)
 
 
-def test_one_key_carries_the_object_and_one_undo_takes_it_back(desk):
+def test_one_key_propagates_the_object_and_one_undo_takes_it_back(window):
     """Accepting then writes all planes into the labels, in one step as well."""
-    clicked(desk)
-    carried(desk)
-    assert np.array_equal(masks(desk), desk.objects[0])
-    assert desk.widget.sentence == "propagated to 8 planes (planes 2-10)"
-    shown = np.asarray(desk.controller.preview.layer.data).reshape(SHAPE[1:]) == 1
-    assert np.array_equal(shown, desk.objects[0][6])
-    desk.hand.key("Ctrl+Z")
-    assert masks(desk).any(axis=(1, 2)).sum() == 1
-    desk.hand.key("Ctrl+Shift+Z")
-    desk.hand.key("Enter")
-    assert np.array_equal(desk.controller.labels.layer.data == 1, desk.objects[0])
+    clicked(window)
+    propagated(window)
+    assert np.array_equal(masks(window), window.objects[0])
+    assert window.widget.sentence == "propagated to 8 planes (planes 2-10)"
+    shown = np.asarray(window.controller.preview.layer.data).reshape(SHAPE[1:]) == 1
+    assert np.array_equal(shown, window.objects[0][6])
+    window.hand.key("Ctrl+Z")
+    assert masks(window).any(axis=(1, 2)).sum() == 1
+    window.hand.key("Ctrl+Shift+Z")
+    window.hand.key("Enter")
+    assert np.array_equal(window.controller.labels.layer.data == 1, window.objects[0])
 
 
 def colour(strip, position, height):
@@ -144,27 +144,27 @@ def colour(strip, position, height):
     return picture.pixelColor(round(at[0] * ratio), round(at[1] * ratio)).name()
 
 
-def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(desk):
+def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(window):
     """Blue where the click is; read out for those who do not see it; a click on it scrolls."""
-    clicked(desk)
-    carried(desk)
-    strip = desk.widget.form.volume.strip
-    confidence = dict(desk.propagation.state.marks)
+    clicked(window)
+    propagated(window)
+    strip = window.widget.form.volume.strip
+    confidence = dict(window.propagation.state.marks)
     assert sorted(confidence) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert [z for z, sure in confidence.items() if sure is None] == [6]
-    desk.qtbot.waitUntil(lambda: "8 carried" in strip.accessibleDescription())
+    window.qtbot.waitUntil(lambda: "8 carried" in strip.accessibleDescription())
     assert colour(strip, 6, 12) == "#2b8cff"
     assert colour(strip, 5, 2) != colour(strip, 0, 2)
-    at = desk.widget.form.volume.strip.mapToGlobal(strip.rect().center())
+    at = window.widget.form.volume.strip.mapToGlobal(strip.rect().center())
     assert at is not None
     strip.clicked.emit(strip.position_at(strip.width() * 9.5 / SHAPE[0]))
-    assert desk.controller.plane.position == 9
+    assert window.controller.plane.position == 9
 
 
-def test_the_strip_follows_the_theme(desk):
+def test_the_strip_follows_the_theme(window):
     """Near the background where nothing is written, further off inside the range; the frame is text."""
-    strip = desk.widget.form.volume.strip
-    desk.propagation.range = (2, 11)
+    strip = window.widget.form.volume.strip
+    window.propagation.range = (2, 11)
 
     def towards_text(theme, position, height):
         """0 for the theme's background, 1 for its text."""
@@ -174,158 +174,168 @@ def test_the_strip_follows_the_theme(desk):
         return float(np.mean((seen - ground) / (text - ground)))
 
     for theme in ("light", "dark"):
-        desk.viewer.theme = theme
-        desk.qtbot.waitUntil(lambda theme=theme: towards_text(theme, 9, 14) == pytest.approx(0.12, abs=0.01))
+        window.viewer.theme = theme
+        window.qtbot.waitUntil(
+            lambda theme=theme: towards_text(theme, 9, 14) == pytest.approx(0.12, abs=0.01)
+        )
         assert towards_text(theme, 0, 14) == pytest.approx(0.04, abs=0.01)
         assert towards_text(theme, 6, 1) == 1
 
 
-def test_a_bar_ends_in_a_line_of_text_colour(desk):
+def test_a_bar_ends_in_a_line_of_text_colour(window):
     """Amber and a light theme are hardly apart in lightness: the line tells how high a bar is."""
-    desk.viewer.theme = "light"
-    strip = desk.widget.form.volume.strip
+    window.viewer.theme = "light"
+    strip = window.widget.form.volume.strip
     strip.show_marks(SHAPE[0], (0, 11), [(9, 1.0)])
     line, bar = colour(strip, 9, strip.height()), colour(strip, 9, 12)
     assert (line, bar) == (QColor(*get_theme("light").text.as_rgb_tuple()).name(), "#ffc20a")
 
 
-def test_range_and_direction_bound_it(desk):
+def test_range_and_direction_bound_it(window):
     """From plane 4 on, forward only: nothing before the click, nothing behind the range."""
-    clicked(desk)
-    form = desk.widget.form.volume
+    clicked(window)
+    form = window.widget.form.volume
     form._first.setValue(4)
     form._last.setValue(8)
     form.direction.chosen.emit("forward")
-    carried(desk)
-    assert masks(desk).any(axis=(1, 2)).nonzero()[0].tolist() == [6, 7, 8]
+    propagated(window)
+    assert masks(window).any(axis=(1, 2)).nonzero()[0].tolist() == [6, 7, 8]
     form.direction.chosen.emit("backward")
-    carried(desk)
-    assert masks(desk).any(axis=(1, 2)).nonzero()[0].tolist() == [4, 5, 6, 7, 8]
+    propagated(window)
+    assert masks(window).any(axis=(1, 2)).nonzero()[0].tolist() == [4, 5, 6, 7, 8]
 
 
-def test_a_click_ends_it_and_the_next_run_goes_on(desk):
+def test_a_click_ends_it_and_the_next_run_goes_on(window):
     """What has come stays, as a step of its own before the click."""
-    clicked(desk)
-    desk.truth.open = False
-    desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
-    desk.hand.click((22, 26))
-    desk.qtbot.waitUntil(lambda: not desk.propagation.running and not desk.controller.session.pending)
-    assert [step.title for step in desk.controller.session.undo_stack.done] == ["click", "propagate", "click"]
-    desk.truth.open = True
-    carried(desk)
-    assert np.array_equal(masks(desk), desk.objects[0])
+    clicked(window)
+    window.truth.open = False
+    window.hand.key("Shift+J")
+    window.qtbot.waitUntil(lambda: len(window.propagation.state.marks) == 2)
+    window.hand.click((22, 26))
+    window.qtbot.waitUntil(
+        lambda: not window.propagation.running and not window.controller.session.pending
+    )
+    assert [step.title for step in window.controller.session.undo_stack.done] == ["click", "propagate", "click"]
+    window.truth.open = True
+    propagated(window)
+    assert np.array_equal(masks(window), window.objects[0])
 
 
-def test_escape_stops_it_and_keeps_what_is_there(desk):
+def test_escape_stops_it_and_keeps_what_is_there(window):
     """The state line says so, and undo takes it back."""
-    clicked(desk)
-    desk.truth.open = False
-    desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
-    desk.hand.key("Escape")
-    assert not desk.propagation.running
-    desk.qtbot.waitUntil(lambda: not desk.worker.busy)
-    assert len(desk.propagation.state.marks) == 2
-    desk.hand.key("Ctrl+Z")
-    assert len(desk.propagation.state.marks) == 1
+    clicked(window)
+    window.truth.open = False
+    window.hand.key("Shift+J")
+    window.qtbot.waitUntil(lambda: len(window.propagation.state.marks) == 2)
+    window.hand.key("Escape")
+    assert not window.propagation.running
+    window.qtbot.waitUntil(lambda: not window.worker.busy)
+    assert len(window.propagation.state.marks) == 2
+    window.hand.key("Ctrl+Z")
+    assert len(window.propagation.state.marks) == 1
 
 
-def test_a_run_that_fails_is_told_and_ends(desk):
+def test_a_run_that_fails_ends_with_a_message(window):
     """In the engine's words."""
-    clicked(desk)
-    desk.truth.broken = "plane 7 cannot be read: the file is gone"
-    with desk.qtbot.waitSignal(desk.worker.failed):
-        desk.hand.key("Shift+J")
-    desk.qtbot.waitUntil(lambda: not desk.propagation.running)
-    assert desk.widget.sentence == "plane 7 cannot be read: the file is gone"
+    clicked(window)
+    window.truth.broken = "plane 7 cannot be read: the file is gone"
+    with window.qtbot.waitSignal(window.worker.failed):
+        window.hand.key("Shift+J")
+    window.qtbot.waitUntil(lambda: not window.propagation.running)
+    assert window.widget.sentence == "plane 7 cannot be read: the file is gone"
 
 
-def test_without_a_click_there_is_nothing_to_carry(desk):
+def test_propagation_needs_a_click(window):
     """A warning says what to do; nothing changes."""
-    desk.hand.key("Shift+J")
+    window.hand.key("Shift+J")
     assert "click on it there first" in notification_manager.records[-1].message
-    assert not desk.controller.session.can_undo
+    assert not window.controller.session.can_undo
 
 
-def test_shapes_are_mixed_between_two_planes(desk):
+def test_shapes_are_interpolated_between_two_planes(window):
     """With a key, and the next anchor is found with another."""
-    clicked(desk)
-    desk.controller.grid.look_at(desk.viewer.dims, Plane((9, None, None)))
-    desk.hand.click((20, 25))
-    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 2)
-    carried(desk, "Shift+K")
-    assert [z for z, sure in desk.propagation.state.marks if sure is not None] == [7, 8]
-    assert desk.controller.session.undo_stack.done[-1].title == "interpolate"
-    desk.hand.key("Shift+N")
-    assert desk.controller.plane.position == 6
+    clicked(window)
+    window.controller.grid.look_at(window.viewer.dims, Plane((9, None, None)))
+    window.hand.click((20, 25))
+    window.qtbot.waitUntil(lambda: len(window.propagation.state.marks) == 2)
+    propagated(window, "Shift+K")
+    assert [z for z, sure in window.propagation.state.marks if sure is not None] == [7, 8]
+    assert window.controller.session.undo_stack.done[-1].title == "interpolate"
+    window.hand.key("Shift+N")
+    assert window.controller.plane.position == 6
 
 
-def test_the_worst_plane_is_found_with_a_key(desk):
+def test_the_least_certain_plane_is_found_with_a_key(window):
     """It says how sure the model is there."""
-    clicked(desk)
-    carried(desk)
-    desk.hand.key("Shift+W")
-    assert desk.controller.plane != Plane((6, None, None))
-    assert "% sure" in desk.widget.sentence
+    clicked(window)
+    propagated(window)
+    window.hand.key("Shift+W")
+    assert window.controller.plane != Plane((6, None, None))
+    assert "% sure" in window.widget.sentence
 
 
-def test_every_point_of_a_layer_becomes_an_object(desk):
+def test_every_point_of_a_layer_becomes_an_object(window):
     """Also of a layer with a place of its own; one undo takes all of them back."""
-    clicked(desk, (2, 40))  # an object in hand of nothing, which is not in the way
-    desk.controller.clear()
-    desk.viewer.add_points([[6, 20, 25], [5, 9, 9], [30, 1, 1]], name="seeds")
-    desk.qtbot.waitUntil(lambda: getattr(desk.propagation.points, "name", "") == "seeds")
-    desk.controller.prompts.activate()
-    carried(desk, "Shift+U")
-    expected = np.where(desk.objects[0], 1, np.where(desk.objects[1], 2, 0))
-    assert np.array_equal(desk.controller.labels.layer.data, expected)
-    assert desk.controller.session.label == 3
-    desk.controller.undo()
-    assert not np.asarray(desk.controller.labels.layer.data).any()
+    clicked(window, (2, 40))  # an object in hand of nothing, which is not in the way
+    window.controller.clear()
+    window.viewer.add_points([[6, 20, 25], [5, 9, 9], [30, 1, 1]], name="seeds")
+    window.qtbot.waitUntil(lambda: getattr(window.propagation.points, "name", "") == "seeds")
+    window.controller.prompts.activate()
+    propagated(window, "Shift+U")
+    expected = np.where(window.objects[0], 1, np.where(window.objects[1], 2, 0))
+    assert np.array_equal(window.controller.labels.layer.data, expected)
+    assert window.controller.session.label == 3
+    window.controller.undo()
+    assert not np.asarray(window.controller.labels.layer.data).any()
 
 
-def test_seeds_with_other_axes_are_refused(desk):
+def test_seeds_with_other_axes_are_refused(window):
     """One sentence says which layer."""
-    desk.propagation.points = desk.viewer.add_points([[3, 3]], name="flat")
-    desk.propagation.all_seeds()
+    window.propagation.points = window.viewer.add_points([[3, 3]], name="flat")
+    window.propagation.all_seeds()
     assert "need points with 3 coordinates, got 2 in 'flat'" in notification_manager.records[-1].message
-    desk.propagation.points = None
-    desk.propagation.all_seeds()
-    assert desk.widget.sentence == "choose a Points layer with one point in each object first"
+    window.propagation.points = None
+    window.propagation.all_seeds()
+    assert window.widget.sentence == "choose a Points layer with one point in each object first"
 
 
-def test_accept_and_carry_wait_for_the_mask(desk):
+def test_propagation_waits_for_the_mask(window):
     """Pressed right after the click."""
-    desk.controller.session.add(Plane((6, None, None)), Click((20, 25)))
-    desk.propagation.propagate()
-    desk.qtbot.waitUntil(lambda: desk.controller.session.can_undo and len(desk.propagation.state.marks) == 9)
-    desk.qtbot.waitUntil(lambda: not desk.propagation.running)
-    assert np.array_equal(masks(desk), desk.objects[0])
+    window.controller.session.add(Plane((6, None, None)), Click((20, 25)))
+    window.propagation.propagate()
+    window.qtbot.waitUntil(
+        lambda: window.controller.session.can_undo and len(window.propagation.state.marks) == 9
+    )
+    window.qtbot.waitUntil(lambda: not window.propagation.running)
+    assert np.array_equal(masks(window), window.objects[0])
 
 
-def test_what_is_carried_is_the_last_answer_and_not_the_quick_one(desk):
+def test_the_refined_mask_is_propagated_and_not_the_first_one(window):
     """Pressed between the two: the second run finds nothing to do."""
-    desk.truth.looks = threading.Event()
-    desk.hand.click((20, 25))
-    desk.qtbot.waitUntil(lambda: desk.controller.session.state(Plane((6, None, None))).soft_mask is not None)
-    desk.hand.key("Shift+J")
-    assert not desk.propagation.running
-    desk.truth.looks.set()
-    desk.qtbot.waitUntil(lambda: len(desk.propagation.state.marks) == 9 and not desk.propagation.running)
-    assert np.array_equal(masks(desk), desk.objects[0])
-    desk.hand.key("Shift+J")
+    window.truth.looks = threading.Event()
+    window.hand.click((20, 25))
+    window.qtbot.waitUntil(
+        lambda: window.controller.session.state(Plane((6, None, None))).soft_mask is not None
+    )
+    window.hand.key("Shift+J")
+    assert not window.propagation.running
+    window.truth.looks.set()
+    window.qtbot.waitUntil(
+        lambda: len(window.propagation.state.marks) == 9 and not window.propagation.running
+    )
+    assert np.array_equal(masks(window), window.objects[0])
+    window.hand.key("Shift+J")
     assert "nothing has changed" in notification_manager.records[-1].message
 
 
-def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(desk):
+def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(window):
     """The form is off, and the keys say why; with a picture there is no form."""
-    desk.viewer.dims.ndisplay = 3
-    desk.propagation.propagate()
-    assert desk.widget.sentence.startswith("there is one plane only")
-    desk.propagation.next_anchor()
-    assert desk.widget.sentence.startswith("there is one plane only")
-    desk.viewer.dims.ndisplay = 2
-    desk.qtbot.waitUntil(lambda: desk.widget.form.volume.isEnabled())
-    desk.widget.turn_to(desk.viewer.add_image(np.zeros((8, 9)), name="picture"))
-    assert desk.widget.form.volume.isHidden()
+    window.viewer.dims.ndisplay = 3
+    window.propagation.propagate()
+    assert window.widget.sentence.startswith("there is one plane only")
+    window.propagation.next_anchor()
+    assert window.widget.sentence.startswith("there is one plane only")
+    window.viewer.dims.ndisplay = 2
+    window.qtbot.waitUntil(lambda: window.widget.form.volume.isEnabled())
+    window.widget.turn_to(window.viewer.add_image(np.zeros((8, 9)), name="picture"))
+    assert window.widget.form.volume.isHidden()
