@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.annotation.propagation_run import (
+    PlaneStack,
     PropagationRun,
     marks,
     most_uncertain_plane,
@@ -369,3 +370,18 @@ def test_the_source_of_a_plane_reads_its_pixels() -> None:
     assert (source.window, source.spacing, source.plane) == ((0.0, 9.0), (3.0, 1.0), Plane((None, 1, None)))
     assert source.identity == session.source(Plane((None, 1, None))).identity
     assert source.identity != Session(session.volume).source(Plane((None, 1, None))).identity
+
+
+def test_marks_make_no_plane_of_a_stack() -> None:
+    """Their cost depends on the planes that have a mask, not on the number of planes."""
+
+    class Sealed(PlaneStack):
+        def __getitem__(self, key):
+            raise AssertionError("a plane of the stack was made")
+
+    volume = Volume(np.zeros((5000, 4, 5), np.uint8))
+    session = Session(volume)
+    for position in (4000, 17):
+        session.paint(_plane(position), np.ones((4, 5), bool))
+    found = marks(session, Sealed(_plane(0), volume.shape))
+    assert [mark.plane.position for mark in found] == [17, 4000]
