@@ -48,13 +48,13 @@ def test_a_plane_of_ordinary_size_is_taken_whole(pixels):
 
 
 def test_a_propagation_through_huge_planes_stays_in_the_tile_around_its_anchors(pixels):
-    """Anchors move into the tile, every plane is read there, and answers find their way back."""
+    """Anchors move into the tile, every plane is read there, and masks find their way back."""
     propagation = PropagationRequest(PLANES, {4: {PLANES[0]: square(500, 600), PLANES[2]: square(510, 640)}})
-    sent, tiles, tile = sources(pixels).of_propagation(propagation)
+    sent, planes, tile = sources(pixels).of_propagation(propagation)
     assert tile.shape == (300, 300)
     part = tile.slices
-    for z, tile in enumerate(tiles):
-        assert np.array_equal(tile.read(), pixels[z][part])
+    for z, source in enumerate(planes):
+        assert np.array_equal(source.read(), pixels[z][part])
     for plane, mask in propagation.anchors[4].items():
         moved = sent.anchors[4][plane]
         assert np.array_equal(moved.mask, mask.mask[part])

@@ -95,7 +95,10 @@ class ChosenLabels:
     def use(self, layer: Any | None) -> None:
         """Write to `layer` from now on; None makes a new one when it is needed.
 
-        Raises ValueError, in one sentence, if the layer does not lie on the image's voxels.
+        Raises
+        ------
+        ValueError
+            If the layer does not lie on the image's voxels.
         """
         store = None if layer is None else store_of(layer, self._grid)
         self._opening = None
@@ -114,7 +117,10 @@ class ChosenLabels:
     def ensure(self) -> bool:
         """Make a new layer if none is chosen; False if that takes a while, and `changed` comes later.
 
-        Raises ValueError, in one sentence, if memory has no room for one and the image no file to lie beside.
+        Raises
+        ------
+        ValueError
+            If memory has no room for one, and the image has no file that labels could lie beside.
         """
         if self.reading:
             return False
