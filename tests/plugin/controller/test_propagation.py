@@ -212,10 +212,12 @@ def test_a_click_ends_it_and_the_next_run_goes_on(window):
     window.hand.key("Shift+J")
     window.qtbot.waitUntil(lambda: len(window.propagation.state.marks) == 2)
     window.hand.click((22, 26))
-    window.qtbot.waitUntil(
-        lambda: not window.propagation.running and not window.controller.session.pending
-    )
-    assert [step.title for step in window.controller.session.undo_stack.done] == ["click", "propagate", "click"]
+    window.qtbot.waitUntil(lambda: not window.propagation.running and not window.controller.session.pending)
+    assert [step.title for step in window.controller.session.undo_stack.done] == [
+        "click",
+        "propagate",
+        "click",
+    ]
     window.truth.open = True
     propagated(window)
     assert np.array_equal(masks(window), window.objects[0])
