@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,58 @@ PATIENCE = 300.0
 No bar for speed: far above what a busy machine needs, and below the time limit in pyproject.toml, so that the
 message names the condition.
 """
+
+
+TESTS = Path(__file__).parent
+
+
+def _lacking() -> str:
+    for module in ("napari", "pytestqt"):
+        if find_spec(module) is None:
+            return f"no {module}: pip install --group gui"
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        return "no screen: run under xvfb-run, as scripts/test does"
+    return ""
+
+
+# What a user would be shown counts as a failure. napari says of every turned image that it shows it so.
+KINDS = ("UserWarning", "RuntimeWarning", "FutureWarning")
+STRICT = (*(f"error::{kind}" for kind in KINDS), "ignore:Non-orthogonal slicing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests with a window as `gui`; without a screen they skip, or fail if REQUIRE_GUI is set."""
+    window = [item for item in items if {"plugin", "window"} & set(item.path.relative_to(TESTS).parts[:-1])]
+    lacking = _lacking()
+    if window and lacking and os.environ.get("REQUIRE_GUI"):
+        raise pytest.UsageError(f"REQUIRE_GUI is set but there is {lacking}")
+    for item in window:
+        item.add_marker(pytest.mark.gui)
+        for rule in reversed(STRICT):
+            item.add_marker(pytest.mark.filterwarnings(rule), append=False)  # a test may know better
+        if lacking:
+            item.add_marker(pytest.mark.skip(reason=lacking))
+
+
+if find_spec("pytestqt") is not None:
+    from pytestqt.qtbot import QtBot
+
+    class PatientBot(QtBot):  # type: ignore[misc]
+        """pytest-qt's helper; waits for a condition end after `PATIENCE` seconds, not after 5."""
+
+        def waitUntil(self, callback: Any, *, timeout: int = int(1000 * PATIENCE)) -> None:
+            super().waitUntil(callback, timeout=timeout)
+
+        def waitSignal(self, signal: Any, *, timeout: int = int(1000 * PATIENCE), **options: Any) -> Any:
+            return super().waitSignal(signal, timeout=timeout, **options)
+
+        def waitSignals(self, signals: Any, *, timeout: int = int(1000 * PATIENCE), **options: Any) -> Any:
+            return super().waitSignals(signals, timeout=timeout, **options)
+
+    @pytest.fixture
+    def qtbot(qapp: Any, request: pytest.FixtureRequest) -> QtBot:
+        """In place of pytest-qt's, also for napari's fixtures."""
+        return PatientBot(request)
 
 
 @pytest.fixture(scope="session")
