@@ -70,22 +70,22 @@ def test_a_scene_gives_labels_a_picture_and_numbers(tmp_path: Path) -> None:
 
 def test_each_step_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where there is no terminal; how far it is, every so many seconds."""
-    told: list[str] = []
+    lines: list[str] = []
 
     def load(*_: Any, **__: Any) -> _Bright:
-        assert told == ["loading the model default"]
+        assert lines == ["loading the model default"]
         return _Bright()
 
     monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", load)
     monkeypatch.setattr("napari_lowlat_seg.cli.demo.EVERY", 0.0)
-    run_demo(tmp_path, scenes=[replace(EM, targets=EM.targets[:1])], show=lambda _: None, say=told.append)
-    assert told[1:3] == [
+    run_demo(tmp_path, scenes=[replace(EM, targets=EM.targets[:1])], show=lambda _: None, report=lines.append)
+    assert lines[1:3] == [
         "em: reading em_fly_medulla.tif, embedding plane 24",
         "em: neuron 479: prompts on plane 24",
     ]
-    assert told[-1] == f"em: writing labels and a picture to {tmp_path}"
-    assert any(line.startswith("em: neuron 479: 2 planes after ") for line in told)
-    assert sum(" planes in " in line for line in told) == 1
+    assert lines[-1] == f"em: writing labels and a picture to {tmp_path}"
+    assert any(line.startswith("em: neuron 479: 2 planes after ") for line in lines)
+    assert sum(" planes in " in line for line in lines) == 1
 
 
 @pytest.mark.usefixtures("bright")

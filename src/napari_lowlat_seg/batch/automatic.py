@@ -1,7 +1,7 @@
 """Automatic segmentation of a volume: each plane by itself, here or on a cluster, then linked into objects.
 
 The labels of each plane are written to a folder beside the output, under a name that depends on pixels, model
-and settings; so a run that was stopped goes on where it was. The labels of the volume are written at the end,
+and settings; so a run that was stopped can be resumed. The labels of the volume are written at the end,
 two planes in memory at a time (and the labels themselves, where their format must be written whole).
 """
 

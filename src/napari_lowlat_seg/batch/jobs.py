@@ -136,7 +136,7 @@ def run_jobs(
 def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
     """A Dask client: of the scheduler at an address, else of `workers` local processes; None for 0 of them.
 
-    The local cluster ends with the context; a cluster at an address goes on.
+    The local cluster ends with the context; a cluster at an address stays up.
 
     Raises
     ------

@@ -105,11 +105,11 @@ class _Result:
     propagation_seconds: float = 0.0
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def run_demo(
@@ -119,24 +119,45 @@ def run_demo(
     device: str = "auto",
     scenes: Sequence[Scene] = SCENES,
     show: Callable[[Any], None] | None = None,
-    say: Say = _say,
+    report: Report = _report,
 ) -> list[dict[str, Any]]:
     """Segment the shipped images; write labels and pictures to `out`; show a table; return its rows.
 
-    `say` is told each step as one line, before it begins; by default it prints to standard error.
+    Parameters
+    ----------
+    out
+        Folder; made if it does not exist.
+    model, device
+        As in `load_predictor`.
+    scenes
+        Images and objects.
+    show
+        Called with the table and with a line about each scene; None prints them.
+    report
+        Called with a line before each step; prints to standard error by default.
 
-    Rows have the keys scene, object, prompts, embed_ms, prompt_ms (mean), plane_iou, plane_dice, planes,
-    volume_dice and propagation_s. Raises ValueError or OSError for an unusable model, device or folder.
+    Returns
+    -------
+    list of dict
+        One for each object: "scene", "object", "prompts", "embed_ms", "prompt_ms" (mean), "plane_iou",
+        "plane_dice", "planes", "volume_dice" and "propagation_s".
+
+    Raises
+    ------
+    ValueError, OSError
+        For an unusable model, device or folder.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    say(f"loading the model {model}")
-    from napari_lowlat_seg.inference.predictor import load_predictor  # torch: seconds, so it is said before
+    report(f"loading the model {model}")
+    from napari_lowlat_seg.inference.predictor import (
+        load_predictor,  # takes seconds, so it is reported before
+    )
 
     predictor = load_predictor(model, device=device)
     rows: list[dict[str, Any]] = []
     for scene in scenes:
-        rows += run_scene(predictor, scene, out, say)
+        rows += run_scene(predictor, scene, out, report)
     from rich.console import Console
 
     table = _table(rows)
@@ -149,9 +170,9 @@ def run_demo(
     return rows
 
 
-def run_scene(predictor: Any, scene: Scene, out: Path, say: Say = _say) -> list[dict[str, Any]]:
+def run_scene(predictor: Any, scene: Scene, out: Path, report: Report = _report) -> list[dict[str, Any]]:
     """Segment the objects of one scene, write its labels and its picture; one row of numbers per object."""
-    say(f"{scene.name}: reading {scene.image}, embedding plane {scene.position}")
+    report(f"{scene.name}: reading {scene.image}, embedding plane {scene.position}")
     volume = read_volume(sample_path(scene.image)).with_window()
     reference = np.asarray(read_volume(sample_path(scene.reference)).data)
     embeddings: dict[Plane, Any] = {}
@@ -169,7 +190,7 @@ def run_scene(predictor: Any, scene: Scene, out: Path, say: Say = _say) -> list[
     rows, results = [], []
     for number, target in enumerate(scene.targets, start=1):
         truth = np.isin(reference, target.labels)
-        result = _segment(predictor, volume, scene, target, truth, embed, say)
+        result = _segment(predictor, volume, scene, target, truth, embed, report)
         for plane, mask in result.masks.items():
             free = labels[plane.key()]
             free[mask & (free == 0)] = number  # the object clicked first keeps its pixels
@@ -188,7 +209,7 @@ def run_scene(predictor: Any, scene: Scene, out: Path, say: Say = _say) -> list[
                 "propagation_s": result.propagation_seconds,
             }
         )
-    say(f"{scene.name}: writing labels and a picture to {out}")
+    report(f"{scene.name}: writing labels and a picture to {out}")
     write_labels(out / scene.output, labels, volume)
     picture = draw_panels(_panels(volume, scene, labels, reference, results), turned=scene.turned)
     with atomic_file(out / f"demo-{scene.name}.png") as part:
@@ -209,7 +230,7 @@ def _segment(
     target: Target,
     truth: np.ndarray,
     embed: Callable[[Plane], Any],
-    say: Say,
+    report: Report,
 ) -> _Result:
     """Prompt, correct, propagate."""
     start = volume.plane_at([scene.position], scene.axis)
@@ -224,31 +245,31 @@ def _segment(
 
     on_plane = truth[start.key()].astype(np.int8)
     title = f"{scene.name}: {target.name}"
-    say(f"{title}: prompts on plane {scene.position}")
+    report(f"{title}: prompts on plane {scene.position}")
     done = annotate(predict, on_plane, first=target.prompt, max_clicks=MAX_PROMPTS, stop_at=GOOD)
     result.prompts, result.iou = done.prompts, float(done.ious[-1])
     result.masks[start] = predictions[-1].mask
     started = time.perf_counter()
     planes = volume.planes(scene.axis)
     reached = f"{len(result.prompts)} prompts, IoU {result.iou:.2f}"
-    say(f"{title}: {reached}; propagating through at most {len(planes)} planes")
+    report(f"{title}: {reached}; propagating through at most {len(planes)} planes")
     steps = propagate(predictor, volume, {start: predictions[-1]}, planes, embed=embed)
-    for step in _told(steps, title, say):
+    for step in _reported(steps, title, report):
         result.masks[step.plane] = step.prediction.mask
     result.propagation_seconds = time.perf_counter() - started
     return result
 
 
-def _told(steps: Iterable[Any], title: str, say: Say) -> Iterator[Any]:
-    """The steps of a steps; every `EVERY` seconds it says how far they are, at the end how long they took."""
+def _reported(steps: Iterable[Any], title: str, report: Report) -> Iterator[Any]:
+    """The steps; every `EVERY` seconds the planes done so far are reported, at the end the time it took."""
     number, started = 0, time.perf_counter()
     last = started
     for number, step in enumerate(steps, start=1):
         yield step
         if time.perf_counter() - last >= EVERY:
             last = time.perf_counter()
-            say(f"{title}: {number} planes after {last - started:.0f} s")
-    say(f"{title}: {number} planes in {time.perf_counter() - started:.1f} s")
+            report(f"{title}: {number} planes after {last - started:.0f} s")
+    report(f"{title}: {number} planes in {time.perf_counter() - started:.1f} s")
 
 
 def _panels(

@@ -110,7 +110,7 @@ def _csv_strokes(text: str) -> list[_Stroke]:
             if number == 0:  # column names
                 continue
             raise
-        # A line that goes on in another plane is another stroke there.
+        # A line that continues in another plane is another stroke there.
         if fresh or strokes[-1][1] != positive or strokes[-1][0][-1][:-2] != point[:-2]:
             strokes.append(([], positive))
         strokes[-1][0].append(point)

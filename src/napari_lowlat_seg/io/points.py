@@ -1,6 +1,6 @@
 """Points in a table: one line for each, one number for each spatial axis.
 
-Three orders of axes are told apart by the first line of the file. Without names, columns are Z,R,C as on the
+The first line of the file decides between three orders of axes. Without names, columns are Z,R,C as on the
 command line: the position along the axis of the planes, then row and column. Columns "axis-0", "axis-1", ...
 are those of the layer that napari shows, and so are "z", "y" and "x". Columns "i", "j" and "k" are the
 array's own.
@@ -56,13 +56,13 @@ def _named_columns(
     """The columns that hold coordinates (None for all), and the axis of the volume for each of them."""
     names = [name.strip().lower() for name in names]
     count = len(shown)
-    for wanted, axes in (
+    for expected, axes in (
         ([f"axis-{i}" for i in range(count)], shown),
         (list("tzyx"[-count:]), shown),
         (list("ijkl"[:count]), range(count)),
     ):
-        if len(wanted) == count and all(name in names for name in wanted):
-            return [names.index(name) for name in wanted], list(axes)
+        if len(expected) == count and all(name in names for name in expected):
+            return [names.index(name) for name in expected], list(axes)
     return None, list(plain)
 
 

@@ -1,4 +1,4 @@
-"""Pictures to begin with: real samples that are shipped (an EM stack, an MRI volume), and one that is drawn.
+"""Sample images: an EM stack and an MRI volume that are shipped, and one that is drawn.
 
 Origin and licence of each file are in ``sample_data/README.md``.
 """
