@@ -185,7 +185,7 @@ class Preview:
     @property
     def _width(self) -> int:
         box = self._least(self._plane)
-        return max(1, round(max(box[2] - box[0], box[3] - box[1]) / LINES_PER_SIDE))
+        return max(1, round(max(box.shape) / LINES_PER_SIDE))
 
     def _least(self, plane: Plane, field: tuple[float, float, float, float] | None = None) -> BoundingBox:
         """The whole plane; of a huge one a box of a tile's size, in the middle of a field."""
@@ -207,21 +207,20 @@ class Preview:
         self._move()
 
     @property
-    def _covers(self) -> bool:
-        """Whether the layer covers all that is to be seen."""
-        seen = (self._mask, self._outline, self._stroke)
-        return all(self._box.contains(part.box) for part in seen if part)
+    def _parts(self) -> list[Patch]:
+        """All that is to be seen."""
+        return [part for part in (self._mask, self._outline, self._stroke) if part is not None]
 
     def _draw(self) -> None:
         """Bring the layer to what is to be seen; where that is nothing, it need not move."""
         self._ensure()
-        wanted = self._wanted()
-        if not self._lies and (wanted or self._brushing):
+        parts = self._parts
+        if not self._lies and (parts or self._brushing):
             self._box = self._least(self._plane)
             self._move()
-        if wanted and not self._covers:
-            self._cover([part.box for part in (self._mask, self._outline, self._stroke) if part])
-        self._fill(wanted)
+        if not all(self._box.contains(part.box) for part in parts):
+            self._cover([part.box for part in parts])
+        self._fill(bool(parts))
 
     def _fill(self, seen: bool) -> None:
         shown, wanted = self._shown(), self._composed() if seen else None
@@ -231,41 +230,26 @@ class Preview:
             self._redraw(box)
 
     def _leave(self) -> None:
-        """Take away what belongs to another plane than the one in view now."""
-        dims, seen = self._viewer.dims, (self._mask, self._outline, self._stroke)
-        if (
-            dims.ndisplay == 2
-            and any(part is not None for part in seen)
-            and self._grid.plane(dims) != self._plane
-        ):
+        """Empty the layer when another plane comes into view."""
+        dims = self._viewer.dims
+        if dims.ndisplay == 2 and self._parts and self._grid.plane(dims) != self._plane:
             self._fill(False)
-
-    def _wanted(self) -> bool:
-        """Whether there is anything to be seen."""
-        return any(part is not None for part in (self._mask, self._outline, self._stroke))
 
     def _composed(self) -> np.ndarray:
         """What is to be seen, uint8, of the size of the layer."""
-        shape, corner = self._sides, self._box[:2]
-        if self._mask is None:
-            wanted = np.zeros(shape, np.uint8)
-        else:
-            wanted = self._mask.on(shape, corner).view(np.uint8)
+        pixels = np.zeros(self._box.shape, np.uint8)
+        if self._mask is not None:
+            pixels = self._mask.shown_in(self._box).view(np.uint8)
         if self._outline is not None:
-            wanted[self._outline.on(shape, corner)] = CONTOUR
+            pixels[self._outline.shown_in(self._box)] = CONTOUR
         if self._stroke is not None:
-            stroke = self._stroke.on(shape, corner)
-            np.copyto(wanted, stroke, where=stroke > 0)
-        return wanted
-
-    @property
-    def _sides(self) -> tuple[int, int]:
-        """Rows and columns of the layer."""
-        return self._box[2] - self._box[0], self._box[3] - self._box[1]
+            stroke = self._stroke.shown_in(self._box)
+            np.copyto(pixels, stroke, where=stroke > 0)
+        return pixels
 
     def _shown(self) -> np.ndarray:
         """The layer's pixels as (rows, cols), to be read and written."""
-        pixels: np.ndarray = self.layer.data.reshape(self._sides)
+        pixels: np.ndarray = self.layer.data.reshape(self._box.shape)
         return pixels
 
     def _redraw(self, box: BoundingBox) -> None:
@@ -326,13 +310,13 @@ class Preview:
         """Brush and eraser change the mask; napari reports some strokes before it writes them."""
         mask = np.zeros(self.layer.data.shape, np.bool_)
         if self._mask is not None:
-            mask[...] = self._mask.on(self._sides, self._box[:2]).reshape(mask.shape)
+            mask[...] = self._mask.shown_in(self._box).reshape(mask.shape)
         for atom in event.value:
             part = mask[atom.slice_key]
             part[... if atom.mask is None else atom.mask] = atom.new_value != 0
-        self._mask = Patch(self._box[:2], mask.reshape(self._sides))
+        self._mask = Patch(self._box.corner, mask.reshape(self._box.shape))
         if self._on_paint is not None:
-            self._on_paint(self._plane, Patch(self._box[:2], self._mask.pixels.copy()))
+            self._on_paint(self._plane, Patch(self._box.corner, self._mask.pixels.copy()))
 
     def _moves(self) -> list[Any]:
         """The events after which the layer no longer lies where it should."""
