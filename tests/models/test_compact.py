@@ -198,7 +198,7 @@ def test_a_half_precision_file_gives_back_the_rounded_network(network: Compact, 
 
 @torch.inference_mode()
 def test_a_correction_is_a_slope_and_a_shift_of_the_logit(network: Compact) -> None:
-    """Without one the judge's own figure, bit for bit; the mask never changes."""
+    """Without one the IoU head's own value, bit for bit; the mask never changes."""
     image, maps = random_inputs(2, 256)
     fused = network.fuse(network.encode(image), maps)
     said: list[torch.Tensor] = []
@@ -229,7 +229,7 @@ def test_a_file_without_a_correction_gives_the_same_masks(network: Compact, tmp_
 
 
 def test_files_keep_their_name_of_the_iou_head(network: Compact, tmp_path: Path) -> None:
-    """ "judge": files written before it was renamed load, and what is saved again is equal."""
+    """It is "judge": files written before it was renamed load, and what is saved again is equal."""
     old = Path(model_path("default"))
     with safe_open(old, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -251,7 +251,7 @@ def test_the_shipped_weights_are_the_default_config() -> None:
     """They load, ready to answer, from a file in half precision."""
     network = load_model("default")
     assert isinstance(network, Compact)
-    # All but the correction of its judge, which was fitted after training.
+    # All except the correction of its IoU head, which was fitted after training.
     assert replace(network.config, quality_slope=1.0, quality_shift=0.0) == CompactConfig()
     assert (network.config.quality_slope, network.config.quality_shift) == pytest.approx(
         (0.936, 0.0361), abs=1e-3
