@@ -27,6 +27,7 @@ from qtpy.QtWidgets import (
     QLineEdit,
     QProgressBar,
     QScrollBar,
+    QSlider,
     QWidget,
 )
 
@@ -226,14 +227,12 @@ def on_image(viewer, widget, settle):
 
 def names(chooser):
     """What a chooser offers."""
-    return [chooser.itemText(index) for index in range(chooser.count())]
+    return [chooser.native.itemText(index) for index in range(len(chooser))]
 
 
 def choose(chooser, name):
     """Choose as a person does."""
-    index = names(chooser).index(name)
-    chooser.setCurrentIndex(index)
-    chooser.activated.emit(index)
+    chooser.native.setCurrentIndex(names(chooser).index(name))
 
 
 def press(choice, text):
@@ -249,14 +248,14 @@ def test_without_an_image_it_says_what_to_do(widget):
     """And nothing can be pressed that would need one."""
     assert widget.sentence == NO_IMAGE
     assert not any(button.isEnabled() for button in widget.form.buttons.values())
-    assert not widget.form.labels.isEnabled()
+    assert not widget.form.labels.enabled
 
 
 def test_the_first_image_is_taken_by_itself(viewer, on_image):
     """Nobody chooses where there is no choice."""
     assert on_image.controller.layer == viewer.layers["cells"]
     assert on_image.controller.called == ["attach"]
-    assert on_image.form.image.currentText() == "cells"
+    assert on_image.form.image.current_choice == "cells"
     assert on_image.form.buttons["accept"].isEnabled()
 
 
@@ -275,7 +274,7 @@ def test_a_second_image_is_offered_and_not_taken(viewer, on_image, settle):
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
     assert names(on_image.form.image) == ["cells", "other"]
-    assert on_image.form.image.currentText() == "cells"
+    assert on_image.form.image.current_choice == "cells"
 
 
 def test_swapping_back_finds_the_same_controller(viewer, on_image, settle):
@@ -297,7 +296,7 @@ def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
     first = on_image.controller
     viewer.layers["cells"].name = "z"
     settle()
-    assert on_image.form.image.currentText() == "z"
+    assert on_image.form.image.current_choice == "z"
     assert on_image.controller is first
 
 
@@ -401,16 +400,16 @@ def test_only_what_differs_from_the_last_state_is_shown(on_image):
 
 def set_details(details):
     """Turn everything that says how prompts become labels."""
-    details._label.setValue(7)
-    details._semantic.setChecked(True)
-    details._threshold.setValue(60)
-    details._smooth.setValue(1.5)
-    details._holes.setChecked(True)
-    details._largest.setChecked(True)
-    choose(details._policy, "only within one label")
-    details._within.setValue(3)
-    details._hover.setChecked(True)
-    details._postpone.setChecked(True)
+    details.controls["label"].value = 7
+    details.controls["semantic"].value = True
+    details.controls["threshold"].value = 0.6
+    details.controls["smooth"].value = 1.5
+    details.controls["fill_holes"].value = True
+    details.controls["largest"].value = True
+    choose(details.controls["policy"], "only within one label")
+    details.controls["within"].value = 3
+    details.controls["hover"].value = True
+    details.controls["postpone"].value = True
 
 
 def test_details_are_handed_on_and_shown(on_image):
@@ -427,9 +426,9 @@ def test_details_are_handed_on_and_shown(on_image):
     assert controller.settings.policy == Policy("within", 3)
     for name, value in (("label", 9), ("finish", PostProcessing()), ("policy", Policy())):
         controller.set(name, value)
-    assert (details._label.value(), details._threshold.value(), details._percent.text()) == (9, 49, "0.49")
-    assert details._policy.currentText() == "keep them"
-    assert not details._within.isEnabled()
+    assert (details.controls["label"].value, details.controls["threshold"].value) == (9, 0.49)
+    assert details.controls["policy"].current_choice == "keep them"
+    assert not details.controls["within"].enabled
 
 
 def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
@@ -448,7 +447,7 @@ def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
     form, roles = widget.form.details.layout(), QFormLayout.ItemRole
     rows = [[form.itemAt(row, role) for role in roles] for row in range(form.rowCount())]
     parts = [[item.widget() for item in row if item is not None] for row in rows]
-    first = next(row for row, of_row in enumerate(parts) if widget.form.model.device in of_row)
+    first = next(row for row, of_row in enumerate(parts) if widget.form.model.device.native in of_row)
     assert {one.isEnabled() for row in parts[:first] for one in row} == {False}
     assert {one.isEnabled() for row in parts[first:] for one in row} == {True}
 
@@ -456,11 +455,11 @@ def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
 def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):
     """Finish, policy, semantic mode, tool, hover and postponing are remembered."""
     details = on_image.form.details
-    details._holes.setChecked(True)
-    details._semantic.setChecked(True)
-    details._hover.setChecked(True)
-    details._postpone.setChecked(True)
-    choose(details._policy, "overwrite them")
+    details.controls["fill_holes"].value = True
+    details.controls["semantic"].value = True
+    details.controls["hover"].value = True
+    details.controls["postpone"].value = True
+    choose(details.controls["policy"], "overwrite them")
     press(on_image.form.tool, "Box")
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
@@ -484,13 +483,13 @@ def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, s
     """The number is remembered; swapping back to an image brings the number of today."""
     first = on_image.controller
     assert first.settings.planes_ahead == 8
-    on_image.form.details._ahead.setValue(3)
+    on_image.form.details.controls["ahead"].value = 3
     assert (first.settings.planes_ahead, settings().embeddings.ahead) == (3, 3)
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
     choose(on_image.form.image, "other")
     assert on_image.controller.settings.planes_ahead == 3
-    on_image.form.details._ahead.setValue(0)
+    on_image.form.details.controls["ahead"].value = 0
     choose(on_image.form.image, first.layer.name)
     assert on_image.controller.settings.planes_ahead == 0
 
@@ -499,11 +498,11 @@ def test_room_for_embeddings_loads_the_model_with_it(on_image):
     """Once it is typed, and only if it is another; it is remembered."""
     details, loads = on_image.form.details, on_image.worker.loads
     before = len(loads)
-    details._memory.setValue(256)
-    details._disk.setValue(2048)
+    details.controls["memory"].value = 256
+    details.controls["disk"].value = 2048
     assert len(loads) == before
-    details._disk.editingFinished.emit()
-    details._disk.editingFinished.emit()
+    details.controls["disk"].native.editingFinished.emit()
+    details.controls["disk"].native.editingFinished.emit()
     assert loads[before:] == [("default", "auto", "auto")]
     assert on_image.worker.rooms[-1] == {"cache_bytes": 2**28, "disk_bytes": 2**31}
     assert (settings().embeddings.memory, settings().embeddings.disk) == (256, 2048)
@@ -531,7 +530,7 @@ def test_labels_on_disk_are_asked_for(on_image, tmp_path, way):
     """What was chosen before stays in front until a folder is given."""
     (tmp_path / "l.zarr").mkdir()
     choose(on_image.form.labels, way)
-    assert on_image.form.labels.currentText() == "new"
+    assert on_image.form.labels.current_choice == "new"
     dialog = on_image.findChild(QFileDialog)
     dialog.findChild(QLineEdit).setText(str(tmp_path / "l.zarr"))
     dialog.fileSelected.emit(str(tmp_path / "l.zarr"))
@@ -550,7 +549,7 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
     assert on_image.controller.labels.layer == fits
     choose(on_image.form.labels, "small")
     assert on_image.sentence == "small is of another shape"
-    assert on_image.form.labels.currentText() == "nuclei"
+    assert on_image.form.labels.current_choice == "nuclei"
 
 
 def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
@@ -559,11 +558,11 @@ def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
     for layer in on_image.controller.prompts.present:
         viewer.add_layer(layer)
     settle()
-    points = on_image.form.details._points
+    points = on_image.form.details.controls["points"]
     assert names(points) == ["created by this widget", "my points"]
     choose(points, "my points")
     assert on_image.controller.called[-1] == ("adopt", mine, None)
-    assert points.currentText() == "my points"
+    assert points.current_choice == "my points"
 
 
 def test_level_channel_and_intensities_begin_another_controller(viewer, widget, settle):
@@ -571,16 +570,16 @@ def test_level_channel_and_intensities_begin_another_controller(viewer, widget, 
     viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
     settle()
     details, first = widget.form.details, widget.controller
-    assert (names(details._level), details._level.isEnabled()) == (["0: 3 × 8 × 8"], False)
-    choose(details._axis, "c (3)")
-    details._channel.setValue(2)
+    assert (names(details.controls["level"]), details.controls["level"].enabled) == (["0: 3 × 8 × 8"], False)
+    choose(details.controls["channel_axis"], "c (3)")
+    details.controls["channel"].value = 2
     assert widget.controller.view == {
         "level": 0,
         "channel_axis": 0,
         "channel": 2,
         "intensities": "automatic",
     }
-    press(details._intensities, "as displayed")
+    choose(details.controls["intensities"], "as displayed")
     assert widget.controller.view["intensities"] == "displayed"
     widget.turn_to(first.layer, View())
     assert widget.controller is first
@@ -590,8 +589,8 @@ def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
     """No controller is in front then, and nothing breaks."""
     viewer.add_image([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True, name="pyramid")
     settle()
-    assert names(widget.form.details._level) == ["0: 8 × 8", "1: 4 × 4"]
-    choose(widget.form.details._level, "1: 4 × 4")
+    assert names(widget.form.details.controls["level"]) == ["0: 8 × 8", "1: 4 × 4"]
+    choose(widget.form.details.controls["level"], "1: 4 × 4")
     assert widget.sentence == "level 1 cannot be read: the file is gone"
     assert widget.controller is None
 
@@ -617,11 +616,11 @@ def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
     press(widget.form.polarity, "− background")
     press(widget.form.tool, "Lasso")
     choose(widget.form.labels, "nuclei")
-    choose(widget.form.details._points, "mine")
+    choose(widget.form.details.controls["points"], "mine")
     for button in (*widget.form.buttons.values(), *widget.form.volume.buttons.values()):
         button.click()
     widget.form.cancel.click()
-    widget.form.volume._first.setValue(1)
+    widget.form.volume.planes.setValue((1, 2))
     widget.form.volume.strip.clicked.emit(2)
     controller = widget.controller
     assert (controller.settings.positive, controller.settings.tool, controller.labels.layer) == (
@@ -631,7 +630,8 @@ def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
     )
     assert controller.settings.finish == PostProcessing(0.6, 1.5, True, True)
     assert (controller.propagation.range, controller.propagation.state.position) == ((1, 2), 2)
-    choose(widget.form.details._axis, names(widget.form.details._axis)[1])
+    axis = widget.form.details.controls["channel_axis"]
+    choose(axis, names(axis)[1])
     widget.turn_to(image, View())
     assert widget.controller is controller
     widget.turn_to(None)
@@ -647,7 +647,7 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
     viewer.add_image(np.zeros((12, 8, 9)), name="stack")
     settle()
     form, propagation = widget.form.volume, widget.controller.propagation
-    assert (form.seeds.value(), form.seeds.placeholderText()) == (None, "no Points layer")
+    assert (form.seeds.value, form.seeds.native.placeholderText()) == (None, "no Points layer")
     viewer.add_points(np.zeros((1, 3)), name="seeds")
     settle()
     propagation.called.clear()
@@ -662,7 +662,7 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
         "all_seeds",
         ("look_at", 7),
     ]
-    form._last.setValue(8)
+    form.planes.setValue((0, 8))
     press(form.direction, "Backward")
     assert (propagation.range, propagation.direction, propagation.points.name) == (
         (0, 8),
@@ -718,7 +718,7 @@ def test_a_model_that_does_not_come_gives_way_to_the_last_one(widget, end):
         assert widget.worker.cancels == 1
         widget.worker.idle.emit()
     assert widget.worker.loads[-1] == ("default", "auto", "auto")
-    assert widget.form.model.models.currentText() == "default"
+    assert widget.form.model.models.current_choice == "default"
     widget.worker.loaded.emit(FACTS)
     assert widget.form.model.found.text() == "cuda:0, bfloat16"
 
@@ -733,7 +733,7 @@ def test_a_first_model_that_does_not_load_is_not_tried_for_ever(widget):
 def test_device_and_closer_look_load_the_model_anew(widget):
     """And are remembered."""
     choose(widget.form.model.device, "cpu")
-    press(widget.form.model.closer_look, "off")
+    choose(widget.form.model.closer_look, "off")
     assert widget.worker.loads[-1] == ("default", "cpu", "off")
     assert (settings().model.device, settings().model.closer_look) == ("cpu", "off")
 
@@ -745,7 +745,7 @@ def test_an_imported_model_is_chosen(widget, tmp_path):
     _, done = widget.worker.ran[-1]
     done("mine")
     assert widget.worker.loads[-1][0] == "mine"
-    assert widget.form.model.models.currentText() == "mine"
+    assert widget.form.model.models.current_choice == "mine"
 
 
 def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
@@ -836,7 +836,7 @@ def test_every_control_has_a_name_and_a_tooltip(on_image):
 def test_tab_walks_from_top_to_bottom(on_image):
     """In the order in which controls are read."""
     on_image.form.fold.expand(True)
-    stops, one = [], on_image.form.image
+    stops, one = [], on_image.form.image.native
     while on_image.isAncestorOf(one) and one not in stops:
         stops.append(one)
         one = one.nextInFocusChain()
@@ -851,7 +851,9 @@ def test_the_wheel_scrolls_and_changes_nothing(on_image):
     """A hand on the wheel is on its way to somewhere else."""
     on_image.form.fold.expand(True)
     details = on_image.form.details
-    for control in (on_image.form.model.models, details._threshold, details._label):
+    chosen = on_image.form.model.models.native
+    slider = details.controls["threshold"].native.findChild(QSlider)
+    for control in (chosen, slider, details.controls["label"].native, on_image.form.volume.planes):
         at = QPointF(control.rect().center())
         event = QWheelEvent(
             at,
@@ -864,7 +866,7 @@ def test_the_wheel_scrolls_and_changes_nothing(on_image):
             False,
         )
         QApplication.sendEvent(control, event)
-    assert on_image.form.model.models.currentText() == "default"
+    assert on_image.form.model.models.current_choice == "default"
     assert (on_image.controller.settings.finish, on_image.controller.settings.label) == (PostProcessing(), 1)
 
 

@@ -96,8 +96,8 @@ class LowlatWidget(QWidget):
     def _connect(self) -> None:
         form, details = self.form, self.form.details
         for signal, slot in (
-            (form.image.chosen, self.turn_to),
-            (form.labels.chosen, self._choose_labels),
+            (form.image.changed, self.turn_to),
+            (form.labels.changed, self._choose_labels),
             (form.pressed, self._do),
             (form.setting, self._set),
             (form.shortcuts.clicked, self.show_shortcuts),
@@ -178,7 +178,7 @@ class LowlatWidget(QWidget):
             [named for named in theirs if isinstance(named[1], kind)] for kind in (Labels, Points, Shapes)
         )
         self.form.show_layers(labels, points, shapes, state.labels, adopted)
-        self.controller.propagation.points = self.form.volume.seeds.value()
+        self.controller.propagation.points = self.form.volume.seeds.value
 
     def _redraw_soon(self) -> None:
         if not self._redraw.isActive():

@@ -1,4 +1,4 @@
-"""The few kinds of control that the widget is made of; each one says what it is for."""
+"""The kinds of control that the widget is made of; each is named for screen readers and has a tooltip."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QEvent, QSignalBlocker, QSize, Qt, Signal
+from magicgui.widgets import ComboBox, create_widget
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
 from qtpy.QtWidgets import (
+    QAbstractSpinBox,
     QButtonGroup,
     QComboBox,
+    QDoubleSpinBox,
     QFileDialog,
     QHBoxLayout,
     QPushButton,
@@ -17,6 +20,8 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+
+from napari_lowlat_seg.plugin.settings import Setting
 
 
 def described(control: Any, name: str, tip: str) -> Any:
@@ -27,45 +32,103 @@ def described(control: Any, name: str, tip: str) -> Any:
     return control
 
 
-class Chooser(QComboBox):
-    """A list of named things of which one is chosen; things are compared, names may change or repeat.
+def control(setting: Setting, **options: Any) -> Any:
+    """The magicgui widget of a setting: a check box, a number, a list, or what `options` name.
 
-    napari's own choosers tell things apart by name and jump to the first one when a layer is renamed.
+    It is named and explained by its setting and lets the wheel scroll. It emits `changed` for what the code
+    writes as well: write with `show`.
+
+    Parameters
+    ----------
+    setting
+        A row of the table of settings.
+    **options
+        Of `magicgui.widgets.create_widget`: `widget_type="FloatSlider"`.
+    """
+    kind = type(setting.default)
+    if kind is bool:
+        options = {"text": setting.label, **options}
+    elif kind in (int, float):
+        # magicgui's own widget for int takes the keyboard from the canvas when a value is written to it.
+        options = {"min": setting.low, "max": setting.high, "step": setting.step, **options}
+    elif setting.choices:
+        options = {"choices": [(text, value) for value, text in setting.choices.items()], **options}
+    made = create_widget(setting.default, float if kind is int else kind, setting.name, options=options)
+    for part in (made.native, *made.native.findChildren(QWidget)):
+        described(part, setting.label, setting.explanation)
+        let_wheel_scroll(part)
+    if isinstance(made.native, QDoubleSpinBox):
+        made.native.setDecimals(0 if kind is int else 1)
+        made.native.setKeyboardTracking(False)  # 12 is not 1 and then 12
+        made.native.setSuffix(f" {setting.unit}" if setting.unit else "")
+    return made
+
+
+def show(control: Any, value: Any) -> None:
+    """Write a value to a magicgui widget without its `changed`."""
+    with control.changed.blocked():
+        control.value = value
+
+
+class Chooser(ComboBox):
+    """A list of named things, such as layers, of which one is chosen.
+
+    Things are compared, so a renamed layer stays chosen. napari's choosers by annotation choose the first
+    layer when the chosen one is renamed or deleted, and they offer this widget's own layers as well.
+
+    Parameters
+    ----------
+    name, tip
+        For screen readers, and the tooltip.
     """
 
-    chosen = Signal(object)
-
     def __init__(self, name: str, tip: str) -> None:
-        super().__init__()
-        described(self, name, tip)
-        self._things: list[Any] = []
+        self._things: list[tuple[str, Any]] = []
+        super().__init__(choices=lambda _chooser: self._things)
+        box: QComboBox = described(self.native, name, tip)
+        let_wheel_scroll(box)
         # A layer with a long name must not push the canvas aside.
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(10)
-        self.activated.connect(lambda index: self.chosen.emit(self._things[index]))
+        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        box.setMinimumContentsLength(10)
 
     def offer(self, things: Iterable[tuple[str, Any]], chosen: Any) -> None:
-        """Shows these (name, thing) with `chosen` in front, silently; nothing if it is not among them."""
-        named = list(things)
-        self._things = [thing for _, thing in named]
-        with QSignalBlocker(self):
-            self.clear()
-            self.addItems([name for name, _ in named])
-            self.setCurrentIndex(next((i for i, thing in enumerate(self._things) if thing == chosen), -1))
+        """Show these (name, thing) with `chosen` in front, silently; nothing if it is not among them."""
+        self._things = []
+        for name, thing in things:
+            taken = [other for other, _ in self._things]
+            while name in taken:  # magicgui finds entries by their text
+                name += " "
+            self._things.append((name, thing))
+        with self.changed.blocked():
+            self.native.clear()  # else magicgui keeps the order of entries that were there
+            self.reset_choices()
+            index = next((i for i, (_, thing) in enumerate(self._things) if thing == chosen), -1)
+            self.native.setCurrentIndex(index)
 
-    def value(self) -> Any:
-        """The thing in front, None if there is none."""
-        return self._things[self.currentIndex()] if self.currentIndex() >= 0 else None
 
-    def wheelEvent(self, event: Any) -> None:
-        """Scrolling through the widget does not choose what happens to lie under the mouse."""
+class _WheelScrolls(QObject):
+    """Leaves the wheel to the scroll area, but for a number that was clicked into."""
+
+    def eventFilter(self, control: QObject, event: QEvent) -> bool:
+        typing = isinstance(control, QAbstractSpinBox) and control.hasFocus()
+        if event.type() != QEvent.Type.Wheel or typing:
+            return False
         event.ignore()
+        return True
+
+
+def let_wheel_scroll(control: QWidget) -> None:
+    """Keep the wheel from changing a control that happens to lie under the mouse."""
+    control.installEventFilter(_WheelScrolls(control))
+    if control.focusPolicy() == Qt.FocusPolicy.WheelFocus:
+        control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
 
 
 class Choice(QWidget):
-    """A row of buttons of which one is down."""
+    """A row of buttons of which one is down: larger to hit than magicgui's radio buttons."""
 
-    chosen = Signal(object)
+    changed = Signal(object)
+    """What the user has chosen."""
 
     def __init__(self, name: str, tip: str, things: Iterable[tuple[str, Any]]) -> None:
         super().__init__()
@@ -80,14 +143,14 @@ class Choice(QWidget):
             self._group.addButton(button, index)
             self._things.append(thing)
             row.addWidget(button)
-        self._group.idClicked.connect(lambda index: self.chosen.emit(self._things[index]))
+        self._group.idClicked.connect(lambda index: self.changed.emit(self._things[index]))
 
     def show_value(self, thing: Any) -> None:
-        """Presses the button of this thing, silently."""
+        """Press the button of this thing, silently."""
         self._group.button(self._things.index(thing)).setChecked(True)
 
     def explain(self, tip: str) -> None:
-        """Another tooltip, for the row and its buttons."""
+        """Give the row and its buttons another tooltip."""
         for control in (self, *self._group.buttons()):
             control.setToolTip(tip)
             control.setAccessibleDescription(tip)
@@ -120,7 +183,11 @@ class Scrolled(QScrollArea):
 
 
 class Fold(QWidget):
-    """A title to click on, and content that is shown only after that."""
+    """A title to click on, and content that is shown only after that.
+
+    superqt's QCollapsible leaves folded controls within reach of the Tab key, fixes the height of the content
+    when it is unfolded, and keeps the arrows in the colour of the theme at the start.
+    """
 
     def __init__(self, title: str, tip: str, content: QWidget) -> None:
         super().__init__()
@@ -135,7 +202,7 @@ class Fold(QWidget):
         self.expand(False)
 
     def expand(self, on: bool) -> None:
-        """Shows the content, or hides it."""
+        """Show the content, or hide it."""
         self._content.setVisible(on)
         self.button.setText(f"{'▾' if on else '▸'}  {self._title}")
         self.button.setAccessibleName(f"{self._title}, {'shown' if on else 'hidden'}")

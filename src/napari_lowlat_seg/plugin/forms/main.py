@@ -72,8 +72,8 @@ class MainForm(QWidget):
             action_button("Shortcuts…"), "Shortcuts", "All keys; they can be changed there."
         )
         self.cancel = described(action_button("Cancel"), "Cancel", "Stop what is running; prompts stay.")
-        self.polarity.chosen.connect(partial(self.setting.emit, "positive"))
-        self.tool.chosen.connect(partial(self.setting.emit, "tool"))
+        self.polarity.changed.connect(partial(self.setting.emit, "positive"))
+        self.tool.changed.connect(partial(self.setting.emit, "tool"))
         self.details.setting.connect(self.setting)
         self.volume.pressed.connect(self.pressed)
         self._lay_out()
@@ -82,7 +82,11 @@ class MainForm(QWidget):
         inner = QWidget()
         column, form, grid = QVBoxLayout(inner), QFormLayout(), QGridLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for text, control in (("Image", self.image), ("Model", self.model), ("Labels", self.labels)):
+        for text, control in (
+            ("Image", self.image.native),
+            ("Model", self.model),
+            ("Labels", self.labels.native),
+        ):
             form.addRow(text, control)
         for index, button in enumerate(self.buttons.values()):
             grid.addWidget(button, index // 2, index % 2)
@@ -102,7 +106,7 @@ class MainForm(QWidget):
         What is shown next is shown whole.
         """
         self.image.offer(images, current)
-        of_image = (self.polarity, self.tool, self.labels, self.volume, *self.details.of_image)
+        of_image = (self.polarity, self.tool, self.labels.native, self.volume, *self.details.of_image)
         for control in (*self.buttons.values(), *of_image):
             control.setEnabled(current is not None)
         if current is None:

@@ -1,4 +1,4 @@
-"""Choosing a model: which there are, how far a download is, adding one from a file."""
+"""The form for the model: the list of models, the progress of a download, importing a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
-from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button, described
+from napari_lowlat_seg.plugin.forms.controls import Chooser, action_button, control, described, show
+from napari_lowlat_seg.plugin.settings import SETTING
 from napari_lowlat_seg.serving.process import call_in_process
 
 FILES = "Models (*.pth *.pt *.safetensors);;All files (*)"
@@ -20,7 +21,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model, where it runs ("auto" or a device) and whether it takes a closer look ("auto" or "off")."""
+    """A model, its device ("auto" or a name) and the closer look ("auto" or "off"), as they are kept."""
 
     name: str = "default"
     device: str = "auto"
@@ -28,22 +29,22 @@ class Wanted:
 
 
 class ModelForm(QWidget):
-    """The list of models, and below it the progress of the one on its way.
+    """The list of models, and below it the progress of the one that is being loaded.
 
-    The controls that belong to the details (`device`, `closer_look`, `found`, `import_button`) are made here
-    and laid out elsewhere. Whoever loads models tells by `show_progress`, `show_loaded` and `show_failed`.
+    `device`, `closer_look`, `found` and `import_button` are made here and laid out in the details. The caller
+    loads what `wanted` emits and calls `show_progress`, `show_loaded` and `show_failed`.
 
     Parameters
     ----------
     wanted
-        What is in front at the start.
+        What is shown at the start.
     """
 
     wanted = Signal(object)
     """A `Wanted` to load; it is downloaded first where it is not on this machine."""
 
     cancelled = Signal()
-    """What is being loaded is not wanted any more."""
+    """The user stops the loading."""
 
     file_chosen = Signal(Path)
     """A model file to import."""
@@ -53,39 +54,30 @@ class ModelForm(QWidget):
         self.value = wanted
         self.loading = False
         self._running: Wanted | None = None
-        self.models = Chooser("Model", "The network that draws masks; some are downloaded first.")
-        self.device = Chooser("Device", "Where the model runs; automatic takes the best there is.")
-        own = [wanted.device] if wanted.device not in ("auto", *DEVICES) else []
-        self.device.offer(
-            [("automatic", "auto"), *((name, name) for name in (*DEVICES, *own))], wanted.device
-        )
-        self.closer_look = Choice(
-            "Closer look",
-            "Whether small objects are looked at again, in a crop around them: finer, a little slower.",
-            [("automatic", "auto"), ("off", "off")],
-        )
-        self.closer_look.show_value(wanted.closer_look)
+        self.models = Chooser(SETTING["name"].label, SETTING["name"].explanation)
+        self.device = Chooser(SETTING["device"].label, SETTING["device"].explanation)
+        self.closer_look = control(SETTING["closer_look"])
         self.found = described(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
         self.found.setWordWrap(True)
         self.import_button = described(
             action_button("Import checkpoint…", self._ask_for_file),
             "Import checkpoint",
-            "Add a model from a file: an official .pth or a .safetensors of ours.",
+            "Add a model from a file: an official .pth, or a .safetensors that this program wrote.",
         )
-        self._bar = described(QProgressBar(), "Model progress", "How much of the model is here.")
+        self._bar = described(QProgressBar(), "Model progress", "How much of the model is downloaded.")
         self._stop = described(
             action_button("Cancel", self.cancelled.emit),
             "Cancel loading",
-            "Stop; the last model is taken again.",
+            "Stop loading and go back to the last model.",
         )
         self._lay_out()
-        self.models.chosen.connect(lambda name: self.want(name=name))
-        self.device.chosen.connect(lambda device: self.want(device=device))
-        self.closer_look.chosen.connect(lambda look: self.want(closer_look=look))
+        self.models.changed.connect(lambda name: self.want(name=name))
+        self.device.changed.connect(lambda device: self.want(device=device))
+        self.closer_look.changed.connect(lambda look: self.want(closer_look=look))
         self._show()
 
     def want(self, **changes: str) -> None:
-        """Asks for what is in front, changed in these fields."""
+        """Emit `wanted` with what is shown, changed in these fields."""
         self.value = replace(self.value, **changes)
         self.loading = True
         self.found.setText("loading…")
@@ -93,20 +85,20 @@ class ModelForm(QWidget):
         self.wanted.emit(self.value)
 
     def show_progress(self, done: int, total: int | None) -> None:
-        """How much of a download is here, in bytes."""
+        """Show the bytes downloaded so far, of `total` if it is known."""
         self._bar.setRange(0, 100 if total else 0)
         self._bar.setValue(100 * done // total if total else 0)
         self._bar.setFormat(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB")
 
     def show_loaded(self, facts: Mapping[str, Any]) -> None:
-        """The model in front is loaded, and runs with this device and precision."""
+        """Show that the model is loaded, and its device, precision and licence."""
         self.loading, self._running = False, self.value
         self.found.setText(f"{facts['device']}, {facts['precision']}")
         self.found.setToolTip(f"Licence of the weights: {facts['licence']}")
         self._show()
 
     def show_failed(self) -> None:
-        """The model in front could not be loaded, or was cancelled: goes back to the last one, if any."""
+        """Go back to the last model that was loaded, if any: this one failed or was cancelled."""
         if not self.loading:
             return
         self.loading = False
@@ -123,14 +115,17 @@ class ModelForm(QWidget):
         below.addWidget(self._stop)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        column.addWidget(self.models)
+        column.addWidget(self.models.native)
         column.addLayout(below)
 
     def _show(self) -> None:
         names = dict.fromkeys([*known_names(), self.value.name])
         self.models.offer([(_described(name), name) for name in names], self.value.name)
-        self.device.setCurrentIndex(max(0, self.device.findText(self.value.device)))
-        self.closer_look.show_value(self.value.closer_look)
+        devices = dict.fromkeys(["auto", *DEVICES, self.value.device])
+        self.device.offer(
+            [("automatic" if name == "auto" else name, name) for name in devices], self.value.device
+        )
+        show(self.closer_look, self.value.closer_look)
         self._bar.setRange(0, 0)
         self._bar.setVisible(self.loading)
         self._stop.setVisible(self.loading)
@@ -142,7 +137,7 @@ class ModelForm(QWidget):
 
 
 def importing(file: Path) -> Callable[[], str]:
-    """Work that writes a model file as one of ours and gives its name.
+    """A function that imports a checkpoint and returns the model's name.
 
     It runs in a process of its own, because reading the file needs torch. Raises as `import_model` does.
     """

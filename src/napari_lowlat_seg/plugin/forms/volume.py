@@ -6,13 +6,19 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Signal
-from qtpy.QtWidgets import QFormLayout, QGridLayout, QHBoxLayout, QVBoxLayout, QWidget
+from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtWidgets import QFormLayout, QGridLayout, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
+from superqt import QLabeledRangeSlider
 
 from napari_lowlat_seg.plugin.controller.view_state import StackState
 from napari_lowlat_seg.plugin.forms.confidence_strip import Strip
-from napari_lowlat_seg.plugin.forms.controls import Choice, Chooser, action_button
-from napari_lowlat_seg.plugin.forms.details import Number
+from napari_lowlat_seg.plugin.forms.controls import (
+    Choice,
+    Chooser,
+    action_button,
+    described,
+    let_wheel_scroll,
+)
 
 BUTTONS = {
     "carry": "Propagate",
@@ -34,31 +40,21 @@ class VolumeForm(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: StackState | None = None
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         self.strip = Strip()
         column.addWidget(self.strip)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        self._first = Number("First plane", "Objects are not propagated to planes before this one.", 0, 0)
-        self._last = Number("Last plane", "Objects are not propagated to planes after this one.", 0, 0)
-        ends = QWidget()
-        row = QHBoxLayout(ends)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self._first)
-        row.addWidget(self._last)
-        for number in (self._first, self._last):
-            number.valueChanged.connect(
-                lambda _value: self.changed.emit("range", (int(self._first.value()), int(self._last.value())))
-            )
+        self.planes = PlaneRange()
+        self.planes.changed.connect(partial(self.changed.emit, "range"))
         self.direction = Choice(
             "Direction",
             "Which way from the planes with prompts the object is propagated",
             [("Both ways", "both"), ("Forward", "forward"), ("Backward", "backward")],
         )
-        self.direction.chosen.connect(lambda direction: self.changed.emit("direction", direction))
-        form.addRow("Planes", ends)
+        self.direction.changed.connect(partial(self.changed.emit, "direction"))
+        form.addRow("Planes", self.planes)
         form.addRow(self.direction)
         column.addLayout(form)
         grid = QGridLayout()
@@ -70,21 +66,16 @@ class VolumeForm(QWidget):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(grid)
         self.seeds = Chooser("Seeds", "A Points layer with one point in each object.")
-        self.seeds.setPlaceholderText("no Points layer")
-        self.seeds.chosen.connect(lambda layer: self.changed.emit("points", layer))
+        self.seeds.native.setPlaceholderText("no Points layer")
+        self.seeds.changed.connect(lambda layer: self.changed.emit("points", layer))
         row = QHBoxLayout()
-        row.addWidget(self.seeds, 1)
+        row.addWidget(self.seeds.native, 1)
         row.addWidget(all_seeds)
         column.addLayout(row)
 
     def show_stack(self, stack: StackState) -> None:
-        """Show this, without emitting anything; what is shown already is not touched."""
-        before, self._shown = self._shown, stack
-        if before is None or (before.count, before.range) != (stack.count, stack.range):
-            for number, value in zip((self._first, self._last), stack.range, strict=True):
-                with QSignalBlocker(number):
-                    number.setRange(0, max(0, stack.count - 1))
-                    number.setValue(value)
+        """Show this, without emitting anything."""
+        self.planes.show_range(stack.count, stack.range)
         self.direction.show_value(stack.direction)
         self.strip.show_marks(stack.count, stack.range, stack.marks)
         self.strip.show_here(stack.position)
@@ -94,5 +85,35 @@ class VolumeForm(QWidget):
     def show_points(self, points: Iterable[tuple[str, Any]]) -> None:
         """Offer the user's Points layers; the last one is chosen unless another one was."""
         named = list(points)
-        chosen, layers = self.seeds.value(), [layer for _, layer in named]
+        chosen, layers = self.seeds.value, [layer for _, layer in named]
         self.seeds.offer(named, chosen if chosen in layers else next(reversed(layers), None))
+
+
+class PlaneRange(QLabeledRangeSlider):
+    """The first and the last plane: two handles, and two numbers beside them that can be typed.
+
+    The handles are for the mouse only; the numbers are reached by the Tab key.
+    """
+
+    changed = Signal(object)
+    """The first and the last plane that the user wants."""
+
+    def __init__(self) -> None:
+        super().__init__(Qt.Orientation.Horizontal)
+        self.setHandleLabelPosition(self.LabelPosition.NoLabel)
+        self.setEdgeLabelMode(self.EdgeLabelMode.LabelIsValue)
+        for part in (self, *self.findChildren(QWidget)):
+            described(part, "Planes", "The planes that objects are propagated to.")
+            let_wheel_scroll(part)
+        first, *_, last = self.findChildren(QLineEdit)
+        described(first, "First plane", "Objects are not propagated to planes before this one.")
+        described(last, "Last plane", "Objects are not propagated to planes after this one.")
+        for number in (first, last):
+            number.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.valueChanged.connect(lambda planes: self.changed.emit(tuple(map(int, planes))))
+
+    def show_range(self, count: int, planes: tuple[int, int]) -> None:
+        """Show these two of so many planes, without emitting anything."""
+        with QSignalBlocker(self):
+            self.setRange(0, max(0, count - 1))
+            self.setValue(planes)
