@@ -57,10 +57,16 @@ def control(setting: Setting, **options: Any) -> Any:
     for part in (made.native, *made.native.findChildren(QWidget)):
         described(part, setting.label, setting.explanation)
         let_wheel_scroll(part)
-    if isinstance(made.native, QDoubleSpinBox):
-        made.native.setDecimals(0 if kind is int else 1)
-        made.native.setKeyboardTracking(False)  # 12 is not 1 and then 12
-        made.native.setSuffix(f" {setting.unit}" if setting.unit else "")
+    for number in (made.native, *made.native.findChildren(QDoubleSpinBox)):
+        if isinstance(number, QDoubleSpinBox):
+            number.setDecimals(0 if kind is int else 1 if setting.step > 0.1 else 2)
+            number.setKeyboardTracking(False)  # 12 is not 1 and then 12
+            number.setSuffix(f" {setting.unit}" if setting.unit else "")
+        if number is not made.native:  # beside a slider, where magicgui's style leaves no room for the digits
+            number.setStyleSheet("")
+            number.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.UpDownArrows)
+            number.setAlignment(Qt.AlignmentFlag.AlignLeft)
+            made.native.layout().setContentsMargins(0, 0, 0, 0)
     return made
 
 
@@ -80,16 +86,17 @@ class Chooser(ComboBox):
     ----------
     name, tip
         For screen readers, and the tooltip.
+    letters
+        For how many there is room at least: a layer with a long name must not push the canvas aside.
     """
 
-    def __init__(self, name: str, tip: str) -> None:
+    def __init__(self, name: str, tip: str, letters: int = 10) -> None:
         self._things: list[tuple[str, Any]] = []
         super().__init__(choices=lambda _chooser: self._things)
         box: QComboBox = described(self.native, name, tip)
         let_wheel_scroll(box)
-        # A layer with a long name must not push the canvas aside.
         box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        box.setMinimumContentsLength(10)
+        box.setMinimumContentsLength(letters)
 
     def offer(self, things: Iterable[tuple[str, Any]], chosen: Any) -> None:
         """Show these (name, thing) with `chosen` in front, silently; nothing if it is not among them."""

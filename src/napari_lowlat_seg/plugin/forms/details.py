@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from textwrap import fill
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -23,9 +24,9 @@ OF_PROMPTS = ("hover", "postpone", "points", "shapes")
 OF_VIEW = ("level", "channel_axis", "channel", "intensities")
 OF_EMBEDDINGS = ("ahead", "memory", "disk")
 
-CHOOSERS = {
-    "points": ("Clicks layer", "A Points layer of your own whose points are read as clicks."),
-    "shapes": ("Shapes layer", "A Shapes layer of your own whose shapes are read as prompts."),
+CHOOSERS: dict[str, tuple[Any, ...]] = {
+    "points": ("Clicks layer", "A Points layer of your own whose points are read as clicks.", 14),
+    "shapes": ("Shapes layer", "A Shapes layer of your own whose shapes are read as prompts.", 14),
     "level": ("Level", "The level of a multiscale image that is segmented."),
     "channel_axis": ("Channel axis", "The axis along which there are channels, not planes."),
 }
@@ -147,7 +148,7 @@ class DetailsForm(QWidget):
             if name in SETTING and isinstance(SETTING[name].default, bool):
                 form.addRow(native)  # the words are the check box's own
             else:
-                form.addRow(native.accessibleName(), native)
+                form.addRow(fill(native.accessibleName(), 16), native)
 
     def _connect(self) -> None:
         controls, emit = self.controls, self.setting.emit

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QFormLayout, QGridLayout, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
 from superqt import QLabeledRangeSlider
 
 from napari_lowlat_seg.plugin.controller.view_state import StackState
@@ -57,14 +57,16 @@ class VolumeForm(QWidget):
         form.addRow("Planes", self.planes)
         form.addRow(self.direction)
         column.addLayout(form)
-        grid = QGridLayout()
         self.buttons = {
             name: action_button(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
         }
-        *beside, all_seeds = self.buttons.values()
-        for index, button in enumerate(beside):
-            grid.addWidget(button, index // 2, index % 2)
-        column.addLayout(grid)
+        first, second, *others, all_seeds = self.buttons.values()
+        row = QHBoxLayout()
+        row.addWidget(first)
+        row.addWidget(second)
+        column.addLayout(row)
+        for button in others:  # their words are too long for two in a row of a narrow dock
+            column.addWidget(button)
         self.seeds = Chooser("Seeds", "A Points layer with one point in each object.")
         self.seeds.native.setPlaceholderText("no Points layer")
         self.seeds.changed.connect(lambda layer: self.changed.emit("points", layer))
