@@ -10,21 +10,20 @@ from npe2 import PluginManifest
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
+from napari_lowlat_seg.plugin.controller.view_state import Settings
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import (
     GROUPS,
     PLUGIN,
     SETTINGS,
     remember,
-    remember_finish,
     remember_keys,
-    remember_policy,
+    remember_setting,
     settings,
     stored,
-    stored_finish,
     stored_keys,
-    stored_policy,
     stored_room,
+    stored_settings,
 )
 from napari_lowlat_seg.serving.service import CACHE_BYTES
 
@@ -96,8 +95,9 @@ def test_every_setting_is_read_from_where_it_is_kept():
 
 def test_what_is_delivered_is_what_the_engine_starts_with():
     """The manifest repeats the engine's defaults, it does not decide."""
-    assert stored_finish() == PostProcessing()
-    assert stored_policy() == Policy()
+    kept, delivered = stored_settings(), Settings()
+    assert {name: getattr(delivered, name) for name in kept} == {**kept, "planes_ahead": 0}
+    assert (kept["planes_ahead"], kept["finish"], kept["policy"]) == (8, PostProcessing(), Policy())
     assert stored_keys().keys == DEFAULTS
     assert (settings().model.name, settings().model.device, settings().model.closer_look) == (
         "default",
@@ -118,25 +118,37 @@ def test_the_widget_is_in_both_menus_and_the_palette(manifest):
 
 def test_values_are_saved_at_once(saved):
     """Nobody presses a save button."""
+    changed = {
+        "finish": PostProcessing(0.6, 1.5, True, True),
+        "policy": Policy("overwrite"),
+        "semantic": True,
+        "tool": "lasso",
+        "hover": True,
+        "postpone": True,
+        "planes_ahead": 3,
+    }
     remember("model", name="segnext-sax1", device="cpu")
-    remember_finish(PostProcessing(0.6, 1.5, True, True))
-    remember_policy(Policy("overwrite"))
+    for name, value in changed.items():
+        remember_setting(name, value)
+    remember_setting("label", 7)
+    remember_setting("positive", False)
     remember_keys({**DEFAULTS, "accept": "Y"})
     assert saved() == {
         "model": {"name": "segnext-sax1", "device": "cpu"},
         "finish": {"threshold": 0.6, "smooth": 1.5, "fill_holes": True, "largest": True},
-        "labels": {"policy": "overwrite"},
+        "labels": {"policy": "overwrite", "semantic": True},
+        "prompts": {"tool": "lasso", "hover": True, "postpone": True},
+        "embeddings": {"ahead": 3},
         "keys": {"accept": "Y"},
     }
-    assert stored_finish() == PostProcessing(0.6, 1.5, True, True)
-    assert stored_policy() == Policy("overwrite")
+    assert stored_settings() == changed
     assert stored_keys().keys == {**DEFAULTS, "accept": "Y"}
 
 
 def test_one_label_to_stay_within_is_not_remembered():
     """Label 7 of this volume is nothing in the next."""
-    remember_policy(Policy("within", 7))
-    assert stored_policy() == Policy("keep")
+    remember_setting("policy", Policy("within", 7))
+    assert stored_settings()["policy"] == Policy("keep")
 
 
 def test_a_key_that_is_none_is_told_of_and_stays_as_delivered():

@@ -245,39 +245,29 @@ def remember(group: str, **values: object) -> None:
             setattr(kept, name, value)
 
 
-def stored_finish() -> PostProcessing:
-    """How masks were post-processed last."""
-    return PostProcessing(**stored("finish"))
+OF_IMAGE = {name: name for name in ("tool", "hover", "postpone", "semantic")} | {"planes_ahead": "ahead"}
+"""The fields of `view_state.Settings` that are kept as they are, and the names that they are kept under."""
 
 
-def remember_finish(finish: PostProcessing) -> None:
-    """Save how masks are post-processed."""
-    remember("finish", **asdict(finish))
-
-
-def stored_policy() -> Policy:
-    """What was done last where an object lies on existing labels."""
-    return Policy(settings().labels.policy)
-
-
-def remember_policy(policy: Policy) -> None:
-    """Save the policy, unless it names one label: that label means something in one volume only."""
-    if policy.kind != "within":
-        remember("labels", policy=policy.kind)
+def stored_settings() -> dict[str, Any]:
+    """What a new image starts with, by field of `view_state.Settings`; the others have their defaults."""
+    kept = {name: stored(SETTING[row].group)[row] for name, row in OF_IMAGE.items()}
+    policy = Policy(stored("labels")["policy"])
+    return {**kept, "finish": PostProcessing(**stored("finish")), "policy": policy}
 
 
 def remember_setting(name: str, value: Any) -> None:
-    """Saves a field of `Settings` for the next image and session, if it is one that is kept."""
+    """Save a field of `view_state.Settings`, if it is one that is kept.
+
+    A policy that names one label is not: that label means something in one volume only.
+    """
     if name == "finish":
-        remember_finish(value)
-    elif name == "policy":
-        remember_policy(value)
-    elif name == "semantic":
-        remember("labels", semantic=value)
-    elif name in ("tool", "hover", "postpone"):
-        remember("prompts", **{name: value})
-    elif name == "planes_ahead":
-        remember("embeddings", ahead=value)
+        remember("finish", **asdict(value))
+    elif name == "policy" and value.kind != "within":
+        remember("labels", policy=value.kind)
+    elif name in OF_IMAGE:
+        row = SETTING[OF_IMAGE[name]]
+        remember(row.group, **{row.name: value})
 
 
 def stored_room() -> dict[str, Any]:

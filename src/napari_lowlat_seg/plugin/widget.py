@@ -7,14 +7,16 @@ its own controller for as long as it is in the viewer, so that swapping images b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QVBoxLayout, QWidget
+from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
@@ -30,6 +32,7 @@ from napari_lowlat_seg.plugin.settings import (
     remember_keys,
     remember_setting,
     settings,
+    stored,
     stored_keys,
     stored_room,
 )
@@ -73,25 +76,23 @@ class LowlatWidget(QWidget):
             napari_viewer,
             lambda layer, **view: make_controller(napari_viewer, layer, self.worker, self.keys, **view),
         )
-        model, room = settings().model, settings().embeddings
-        self.form = MainForm(
-            Wanted(model.name, model.device, model.closer_look), (room.ahead, room.memory, room.disk)
-        )
+        room = settings().embeddings
+        self.form = MainForm(Wanted(**stored("model")), (room.ahead, room.memory, room.disk))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)
         self._open = True
         self._layers_of: ViewState | None = None  # the state whose layers are offered
         # napari is not done with a new layer when it emits `inserted`.
-        self._follow = single_shot(self, 0, lambda: self._try(self.controllers.follow_viewer))
-        self._redraw = single_shot(self, REDRAW_MS, self._show)
+        self._follow = qdebounced(lambda: self._try(self.controllers.follow_viewer), 0, parent=self)
+        self._redraw = qthrottled(self._show, REDRAW_MS, leading=False, parent=self)
         # The first model is loaded when the widget is on the screen, not while it is being made.
-        self._load_first = single_shot(self, 0, self.form.model.want)
+        self._load_first = qdebounced(self.form.model.want, 0, parent=self)
         self.models = ModelLoader(self.worker, self.form, lambda: self.controller is not None)
         self._connect()
         self.form.show_keys(self.keys.keys)
-        self._follow.start()
-        self._load_first.start()
+        self._follow()
+        self._load_first()
 
     def _connect(self) -> None:
         form, details = self.form, self.form.details
@@ -105,7 +106,6 @@ class LowlatWidget(QWidget):
             (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
             (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
-            (details.ahead, partial(self._set, "planes_ahead")),
             (details.view, lambda view: self.turn_to(self.controller.layer, view)),
             (form.model.cancelled, self._cancel),
             (self.keys.changed, lambda: form.show_keys(self.keys.keys)),
@@ -137,7 +137,7 @@ class LowlatWidget(QWidget):
         self._try(lambda: self.controllers.turn_to(layer, view))
 
     def _on_layers(self, event: Any = None) -> None:
-        self._follow.start()
+        self._follow()
 
     def _swapped(self, before: Any, after: Any) -> None:
         self.form.state.say("")
@@ -181,8 +181,7 @@ class LowlatWidget(QWidget):
         self.controller.propagation.points = self.form.volume.seeds.value
 
     def _redraw_soon(self) -> None:
-        if not self._redraw.isActive():
-            self._redraw.start()
+        self._redraw()
 
     # Forwarding
 
@@ -238,8 +237,8 @@ class LowlatWidget(QWidget):
         if not self._open:
             return
         self._open = False
-        for timer in (self._follow, self._redraw, self._load_first):
-            timer.stop()
+        for later in (self._follow, self._redraw, self._load_first):
+            later.cancel()
         for event in self._layer_events():
             event.disconnect(self._on_layers)
         self.controllers.swapped.disconnect(self._swapped)
@@ -285,7 +284,7 @@ class ModelLoader:
     def _load(self, wanted: Wanted) -> None:
         model = (wanted.name, wanted.device, wanted.closer_look)
         self._worker.load(partial(open_prediction_service, *model, **stored_room()))
-        remember("model", name=wanted.name, device=wanted.device, closer_look=wanted.closer_look)
+        remember("model", **asdict(wanted))
 
     def _set_room(self, memory: int, disk: int) -> None:
         """Load the model again: the caches of embeddings are made with it."""
@@ -300,12 +299,3 @@ class ModelLoader:
         self._form.model.show_failed()
         if self._annotating():
             self._form.state.say_idle()
-
-
-def single_shot(parent: QWidget, milliseconds: int, slot: Callable[[], object]) -> QTimer:
-    """A timer that calls `slot` once each time it is started."""
-    timer = QTimer(parent)
-    timer.setSingleShot(True)
-    timer.setInterval(milliseconds)
-    timer.timeout.connect(slot)
-    return timer

@@ -10,7 +10,7 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_lowlat_seg.plugin.controller.view_state import View
-from napari_lowlat_seg.plugin.settings import embedding_folders, settings, stored_finish, stored_policy
+from napari_lowlat_seg.plugin.settings import embedding_folders, settings, stored_settings
 
 
 class ImageControllers:
@@ -123,14 +123,7 @@ class ImageControllers:
         return controller
 
     def _begin(self, layer: Any, view: View) -> Any:
-        controller, stored = self._make_controller(layer, **asdict(view)), settings()
-        for name, value in {
-            "finish": stored_finish(),
-            "policy": stored_policy(),
-            "semantic": stored.labels.semantic,
-            "tool": stored.prompts.tool,
-            "hover": stored.prompts.hover,
-            "postpone": stored.prompts.postpone,
-        }.items():
+        controller = self._make_controller(layer, **asdict(view))
+        for name, value in stored_settings().items():
             controller.set(name, value)
         return controller

@@ -90,6 +90,9 @@ class Chooser(ComboBox):
         For how many there is room at least: a layer with a long name must not push the canvas aside.
     """
 
+    null_value: Any = object()
+    """What magicgui does not emit; its own is None, which is a thing to choose here."""
+
     def __init__(self, name: str, tip: str, letters: int = 10) -> None:
         self._things: list[tuple[str, Any]] = []
         super().__init__(choices=lambda _chooser: self._things)

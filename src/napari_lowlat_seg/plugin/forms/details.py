@@ -69,9 +69,6 @@ class DetailsForm(QWidget):
     view = Signal(object)
     """Another `View` of the image."""
 
-    ahead = Signal(int)
-    """How many planes are embedded in advance."""
-
     room = Signal(int, int)
     """MiB of memory and of disk for embeddings."""
 
@@ -169,7 +166,7 @@ class DetailsForm(QWidget):
             )
         for name in OF_VIEW:
             controls[name].changed.connect(lambda _value, name=name: self._emit_view(name))
-        controls["ahead"].changed.connect(lambda _value: self.ahead.emit(self._value("ahead")))
+        controls["ahead"].changed.connect(lambda _value: emit("planes_ahead", self._value("ahead")))
         for name in ("memory", "disk"):  # not with every step: the model is loaded anew
             controls[name].native.editingFinished.connect(self._emit_room)
 

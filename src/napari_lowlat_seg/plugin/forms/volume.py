@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QLineEdit, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QVBoxLayout, QWidget
 from superqt import QLabeledRangeSlider
 
 from napari_lowlat_seg.plugin.controller.view_state import StackState
@@ -107,7 +107,7 @@ class PlaneRange(QLabeledRangeSlider):
         for part in (self, *self.findChildren(QWidget)):
             described(part, "Planes", "The planes that objects are propagated to.")
             let_wheel_scroll(part)
-        first, *_, last = self.findChildren(QLineEdit)
+        first, last = (self.layout().itemAt(index).widget() for index in (0, 2))  # beside the slider
         described(first, "First plane", "Objects are not propagated to planes before this one.")
         described(last, "Last plane", "Objects are not propagated to planes after this one.")
         for number in (first, last):

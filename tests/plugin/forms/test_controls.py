@@ -1,0 +1,194 @@
+"""The controls by themselves: what they show, what they emit, and what they leave alone."""
+
+import pytest
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QLineEdit, QSlider, QVBoxLayout, QWidget
+
+from napari_lowlat_seg.plugin.forms.controls import Chooser, control, show
+from napari_lowlat_seg.plugin.forms.volume import PlaneRange
+from napari_lowlat_seg.plugin.settings import SETTING
+
+
+@pytest.fixture
+def shown(qtbot):
+    """Show a control in a window that has the keyboard."""
+    windows = []
+
+    def show_in_window(native):
+        window = QWidget()
+        windows.append(window)
+        QVBoxLayout(window).addWidget(native)
+        with qtbot.waitExposed(window):
+            window.show()
+        window.activateWindow()
+        qtbot.waitUntil(window.isActiveWindow)
+        return window
+
+    yield show_in_window
+    for window in windows:
+        window.close()
+        window.deleteLater()
+
+
+@pytest.fixture
+def emitted():
+    """What a magicgui control has emitted."""
+
+    def listen(made):
+        values = []
+        made.changed.connect(values.append)
+        return values
+
+    return listen
+
+
+@pytest.mark.parametrize("name", [name for name, one in SETTING.items() if one.group != "model"])
+def test_a_control_has_the_default_and_the_words_of_its_setting(qapp, name):
+    """Of whatever kind it is; screen readers and the tooltip say the same."""
+    setting = SETTING[name]
+    made = control(setting)
+    assert made.value == setting.default
+    native = made.native
+    assert (native.accessibleName(), native.toolTip()) == (setting.label, setting.explanation)
+
+
+def test_a_number_has_the_limits_the_step_and_the_unit_of_its_setting(qapp):
+    """Whole numbers have no point."""
+    native = control(SETTING["memory"]).native
+    assert (native.minimum(), native.maximum(), native.singleStep()) == (64, 2**20, 256)
+    assert (native.text(), native.decimals()) == ("1024 MiB", 0)
+    assert control(SETTING["smooth"]).native.text() == "0.0 px"
+
+
+def test_choices_are_shown_by_their_words(qapp, emitted):
+    """And their values are what is emitted."""
+    made = control(SETTING["intensities"])
+    values = emitted(made)
+    assert [made.native.itemText(index) for index in range(2)] == ["automatic", "as displayed"]
+    made.native.setCurrentIndex(1)
+    assert values == ["displayed"]
+
+
+def test_what_is_shown_is_not_emitted(qapp, emitted):
+    """Else the widget would answer itself."""
+    for name, value in (("smooth", 2.5), ("hover", True), ("policy", "overwrite"), ("label", 7)):
+        made = control(SETTING[name])
+        values = emitted(made)
+        show(made, value)
+        assert (made.value, values) == (value, [])
+
+
+def test_a_number_that_is_shown_leaves_the_keyboard_where_it_is(shown):
+    """The canvas goes on getting the keys while the label counts up."""
+    canvas, made = QLineEdit(), control(SETTING["label"])
+    window = shown(made.native)
+    window.layout().addWidget(canvas)
+    canvas.show()
+    canvas.setFocus()
+    assert QApplication.focusWidget() is canvas
+    show(made, 12)
+    assert QApplication.focusWidget() is canvas
+
+
+def test_the_number_beside_a_slider_can_be_read_and_typed(shown, emitted, qtbot):
+    """magicgui's own style leaves it one pixel wide."""
+    made = control(SETTING["threshold"], widget_type="FloatSlider")
+    shown(made.native)
+    values = emitted(made)
+    number = made.native.findChild(QDoubleSpinBox)
+    field = number.findChild(QLineEdit)
+    assert (field.text(), field.width() > field.fontMetrics().horizontalAdvance("0.49")) == ("0.49", True)
+    field.selectAll()
+    qtbot.keyClicks(field, "0.57")
+    qtbot.keyClick(field, Qt.Key.Key_Return)
+    assert [round(value, 2) for value in values] == [0.57]
+
+
+def turn_wheel(native):
+    """Turn the mouse wheel over a control."""
+    at = native.rect().center()
+    event = QWheelEvent(
+        QPointF(at),
+        QPointF(native.mapToGlobal(at)),
+        QPoint(0, 0),
+        QPoint(0, -120),
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+        Qt.ScrollPhase.NoScrollPhase,
+        False,
+    )
+    QApplication.sendEvent(native, event)
+
+
+def test_the_wheel_changes_a_number_only_after_a_click_into_it(shown):
+    """A hand on the wheel is on its way to somewhere else."""
+    made = control(SETTING["smooth"])
+    show(made, 5.0)
+    shown(made.native)
+    made.native.clearFocus()
+    turn_wheel(made.native)
+    assert made.value == 5.0
+    made.native.setFocus()
+    turn_wheel(made.native)
+    assert made.value == 4.5
+
+
+@pytest.mark.parametrize("kind", [QSlider, QComboBox])
+def test_the_wheel_never_changes_a_slider_or_a_list(shown, kind):
+    """Not even with the keyboard on it."""
+    made = control(SETTING["threshold"], widget_type="FloatSlider") if kind is QSlider else Chooser("a", "b")
+    if kind is QComboBox:
+        made.offer([("first", 1), ("second", 2)], 1)
+    native = made.native if kind is QComboBox else made.native.findChild(QSlider)
+    before = made.value
+    shown(made.native)
+    native.setFocus()
+    turn_wheel(native)
+    assert made.value == before
+
+
+def test_things_of_one_name_are_told_apart(qapp, emitted):
+    """A layer of the user's may be called as one of our entries."""
+    chooser = Chooser("Labels", "Where objects are written")
+    values = emitted(chooser)
+    layer = object()
+    chooser.offer([("new", None), ("cells", "cells"), ("new", layer)], layer)
+    assert (chooser.value, chooser.native.currentIndex(), values) == (layer, 2, [])
+    chooser.native.setCurrentIndex(0)
+    assert values == [None]
+    chooser.offer([("renamed", layer), ("new", None)], layer)
+    assert (chooser.current_choice, chooser.value, values) == ("renamed", layer, [None])
+
+
+def test_nothing_is_in_front_where_the_chosen_thing_is_gone(qapp, emitted):
+    """magicgui would choose the first one by itself."""
+    chooser = Chooser("Image", "The image")
+    values = emitted(chooser)
+    chooser.offer([("a", 1), ("b", 2)], 2)
+    chooser.offer([("a", 1)], 2)
+    assert (chooser.value, chooser.native.currentIndex(), values) == (None, -1, [])
+
+
+def type_plane(qtbot, planes, name, text):
+    """Type one of the two numbers beside the range slider."""
+    (field,) = [one for one in planes.findChildren(QLineEdit) if one.accessibleName() == name]
+    assert field.focusPolicy() == Qt.FocusPolicy.StrongFocus
+    field.setFocus()
+    field.selectAll()
+    qtbot.keyClicks(field, text)
+    qtbot.keyClick(field, Qt.Key.Key_Return)
+
+
+def test_the_range_of_planes_is_shown_silently_and_typed_aloud(shown, qtbot):
+    """Five thousand planes cannot be told apart by a handle of a slider."""
+    planes, values = PlaneRange(), []
+    planes.changed.connect(values.append)
+    shown(planes)
+    planes.show_range(5000, (1000, 4999))
+    assert (planes.value(), values) == ((1000, 4999), [])
+    type_plane(qtbot, planes, "First plane", "1200")
+    type_plane(qtbot, planes, "Last plane", "3456")
+    assert values == [(1200, 4999), (1200, 3456)]
+    planes.show_range(0, (0, 0))
+    assert planes.value() == (0, 0)
