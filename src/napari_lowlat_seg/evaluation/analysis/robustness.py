@@ -197,11 +197,11 @@ class Row:
     title
         Heading.
     value
-        The name in `Measurements.values` whose mean over objects it shows,
+        Name in `Measurements.values`; its mean over objects is shown.
     less
-        After this one is taken off,
+        Name whose value is subtracted first, if any.
     per
-        Or whose sum it shows as a share of the sum of this one.
+        If given, the sum of `value` is shown as a share of the sum of this one.
     """
 
     title: str
