@@ -3,6 +3,7 @@
 import numpy as np
 
 from benchmarks.window import on_screen
+from benchmarks.window.common import load_busy
 
 
 def test_accepting_is_printed_beside_naparis_own_way(capsys) -> None:
@@ -14,8 +15,9 @@ def test_accepting_is_printed_beside_naparis_own_way(capsys) -> None:
     assert "data_setitem " in printed
 
 
-def test_clicks_are_painted_and_gaps_are_counted(make_napari_viewer, qtbot) -> None:
+def test_clicks_are_painted_and_gaps_are_counted(make_napari_viewer, qtbot, monkeypatch) -> None:
     """On a small image and without a network, as the program does it on a large one."""
+    monkeypatch.setattr("napari_lowlat_seg.plugin.widget.open_prediction_service", load_busy)
     window = on_screen.Window(np.tile(np.arange(96, dtype=np.uint8), (3, 96, 1)))
     try:
         window.load("busy")

@@ -8,7 +8,7 @@ and outputs once each) over the rate of a large copy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -179,68 +179,47 @@ def curves(predictor: Predictor, amounts: dict[str, tuple[int, ...]] = AMOUNTS) 
         Curves with "model", "kind" (a key of `amounts`), "label" (what is timed), "amounts", "seconds", and
         "touched": whether the data to be read grows as the amount ("linear") or as its square ("square").
     """
-    image = blobs((1024, 1024))
-    embedding = predictor.embed(image)
+    embedding = predictor.embed(blobs((1024, 1024)))
+
+    def first_mask(embedding: Embedding, prompts: list[Prompt]) -> Callable[[], object]:
+        return lambda: next(predictor.answers(embedding, prompts)).mask
+
+    def last_plane(count: int) -> Callable[[], object]:
+        volume = Volume(np.broadcast_to(blobs((256, 256)), (count, 256, 256)))
+        plane, click = volume.planes()[-1], Click((99.0, 99.0))
+        return lambda: next(predictor.answers(predictor.embed(volume.plane(plane)), [click])).mask
+
+    def all_objects(count: int) -> Callable[[], object]:
+        prompts = [[click] for click in _scattered(2 * count)[::2]]
+        return lambda: [prediction.mask for prediction in predictor.predict_batch(embedding, prompts)]
+
+    def middle(side: int) -> list[Prompt]:
+        return [Click((side / 3, side / 2))]
+
+    works: list[tuple[str, str, str, Callable[[int], Callable[[], object]]]] = [
+        ("prompts", "click", "linear", lambda n: first_mask(embedding, _scattered(n))),
+        ("image side", "embed", "square", lambda n: partial(predictor.embed, _tiled(n))),
+        ("image side", "click", "square", lambda n: first_mask(predictor.embed(_tiled(n)), middle(n))),
+        ("planes", "next plane", "linear", last_plane),
+        ("objects", "all", "linear", all_objects),
+    ]
     return [
-        _curve(predictor, "prompts", "click", "linear", amounts, lambda n: _prompts(predictor, embedding, n)),
-        _curve(predictor, "image side", "embed", "square", amounts, lambda n: _side_embed(predictor, n)),
-        _curve(predictor, "image side", "click", "square", amounts, lambda n: _side_click(predictor, n)),
-        _curve(predictor, "planes", "next plane", "linear", amounts, lambda n: _plane(predictor, n)),
-        _curve(predictor, "objects", "all", "linear", amounts, lambda n: _objects(predictor, embedding, n)),
+        {
+            "model": predictor.name,
+            "kind": kind,
+            "label": f"{predictor.name}: {label}",
+            "touched": touched,
+            "amounts": list(amounts[kind]),
+            "seconds": [seconds_of(prepare(n), predictor.runtime, 3) for n in amounts[kind]],
+        }
+        for kind, label, touched, prepare in works
     ]
 
 
-def _curve(
-    predictor: Predictor,
-    kind: str,
-    label: str,
-    touched: str,
-    amounts: dict[str, tuple[int, ...]],
-    prepared: Callable[[int], Callable[[], object]],
-) -> dict[str, Any]:
-    seconds = [seconds_of(prepared(n), predictor.runtime, 3) for n in amounts[kind]]
-    return {
-        "model": predictor.name, "kind": kind, "label": f"{predictor.name}: {label}", "touched": touched,
-        "amounts": list(amounts[kind]), "seconds": seconds,
-    }  # fmt: skip
-
-
-def _scattered(count: int, side: int) -> list[Prompt]:
-    places = np.random.default_rng(2).uniform(0, side - 1, (count, 2))
-    return [Click((float(row), float(col)), positive=i % 2 == 0) for i, (row, col) in enumerate(places)]
-
-
-def _prompts(predictor: Predictor, embedding: Embedding, count: int) -> Callable[[], object]:
-    prompts = _scattered(count, 1024)
-    return lambda: next(predictor.answers(embedding, prompts)).mask
-
-
-def _side_embed(predictor: Predictor, side: int) -> Callable[[], object]:
-    image = _tiled(side)
-    return lambda: predictor.embed(image)
-
-
-def _side_click(predictor: Predictor, side: int) -> Callable[[], object]:
-    embedding = predictor.embed(_tiled(side))
-    return lambda: next(predictor.answers(embedding, [Click((side / 3, side / 2))])).mask
+def _scattered(count: int, side: int = 1024) -> list[Prompt]:
+    positions = np.random.default_rng(2).uniform(0, side - 1, (count, 2)).tolist()
+    return [Click((row, col), positive=i % 2 == 0) for i, (row, col) in enumerate(positions)]
 
 
 def _tiled(side: int) -> np.ndarray:
     return np.tile(blobs((256, 256)), (side // 256, side // 256))
-
-
-def _plane(predictor: Predictor, count: int) -> Callable[[], object]:
-    """The last plane of a volume of `count` planes, from its pixels to a mask."""
-    volume = Volume(np.broadcast_to(blobs((256, 256)), (count, 256, 256)))
-    plane = volume.planes()[-1]
-
-    def work() -> object:
-        pixels = volume.plane(plane)
-        return next(predictor.answers(predictor.embed(pixels), [Click((99.0, 99.0))])).mask
-
-    return work
-
-
-def _objects(predictor: Predictor, embedding: Embedding, count: int) -> Callable[[], object]:
-    prompts = [[click] for click in _scattered(2 * count, 1024)[::2]]
-    return lambda: [found.mask for found in predictor.predict_batch(embedding, prompts)]
