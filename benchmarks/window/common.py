@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Request, never
 from napari_lowlat_seg.io.samples import sample_path
-from napari_lowlat_seg.serving.process import LOAD
+from napari_lowlat_seg.serving.process import LOAD, PredictionProcess
 
 TICK = 5
 """Milliseconds between two ticks of the timer whose gaps are measured."""
@@ -168,6 +169,13 @@ def _repeat(work: Callable[[], object], seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         work()
+
+
+def in_process(model: str, device: str = "cpu", **settings: Any) -> PredictionProcess:
+    """Return a service in a child process that can import these benchmarks; see `PredictionProcess`."""
+    root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *(one for one in path if one not in ("", root))])
+    return PredictionProcess(model, device, **settings)
 
 
 def print_load(when: str) -> None:

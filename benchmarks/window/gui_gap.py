@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.window.common import (
     MODELS,
     GapTimer,
+    in_process,
     load_busy,
     load_slow,
     print_load,
@@ -32,7 +33,6 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.serving.process import PredictionProcess
 from napari_lowlat_seg.serving.service import load_prediction_service
 
 SCROLL = 50
@@ -77,19 +77,14 @@ def in_thread(threads: int, load: str) -> Any:
     return loaders[load]("default", "cpu")
 
 
-def in_process(threads: int, niceness: int, load: str) -> Any:
-    """Return a service in a child process."""
-    return PredictionProcess("default", "cpu", threads=threads, niceness=niceness, load=load)
-
-
 SETUPS: dict[str, Callable[[str], Any] | None] = {
     "nothing": None,
     "thread, 2 processors": lambda load: in_thread(2, load),
     "thread, 1 processor": lambda load: in_thread(1, load),
-    "process, 2 processors": lambda load: in_process(2, 0, load),
-    "process, 2 processors, nice 10": lambda load: in_process(2, 10, load),
-    "process, 1 processor": lambda load: in_process(1, 0, load),
-    "process, 1 processor, nice 10": lambda load: in_process(1, 10, load),
+    "process, 2 processors": lambda load: in_process("default", threads=2, niceness=0, load=load),
+    "process, 2 processors, nice 10": lambda load: in_process("default", threads=2, niceness=10, load=load),
+    "process, 1 processor": lambda load: in_process("default", threads=1, niceness=0, load=load),
+    "process, 1 processor, nice 10": lambda load: in_process("default", threads=1, niceness=10, load=load),
 }
 
 

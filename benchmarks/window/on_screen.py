@@ -20,6 +20,7 @@ from benchmarks.window.common import (
     CLICKS,
     MODELS,
     GapTimer,
+    in_process,
     large_stack,
     print_load,
     random_clicks,
@@ -28,7 +29,6 @@ from benchmarks.window.common import (
 )
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.serving.process import PredictionProcess
 
 PLANES = 50
 
@@ -72,9 +72,9 @@ class Window:
     def load(self, model: str) -> None:
         """Load a model (a key of `MODELS`) in a child process and wait for the first embedding."""
         loaded: list[Any] = []
-        self.widget.worker.loaded.connect(loaded.append)
         self.wait_for_worker()
-        self.widget.worker.load(partial(PredictionProcess, "default", "cpu", load=MODELS[model]))
+        self.widget.worker.loaded.connect(loaded.append)
+        self.widget.worker.load(partial(in_process, "default", load=MODELS[model]))
         wait_until(lambda: bool(loaded))
         self.wait_for_worker()
 

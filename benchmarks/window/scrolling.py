@@ -15,14 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.window.common import large_stack, print_load, wait, wait_until
+from benchmarks.window.common import in_process, large_stack, print_load, wait, wait_until
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import Progress
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.predictions import Predictions
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.serving.process import PredictionProcess
 from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService
 
 SIZES = (512, 1024)
@@ -176,7 +175,7 @@ def main() -> None:
         worker.failed.connect(print)
         loaded: list[Any] = []
         worker.loaded.connect(loaded.append)
-        process = partial(PredictionProcess, str(size), chosen.device, load=LOAD)
+        process = partial(in_process, str(size), chosen.device, load=LOAD)
         worker.load(process)
         wait_until(lambda loaded=loaded: bool(loaded))  # type: ignore[misc]
         user = ScrollingUser(worker, volume, chosen.ahead)

@@ -9,6 +9,7 @@ from benchmarks.window import common
 from benchmarks.window.common import (
     FakeService,
     GapTimer,
+    in_process,
     large_stack,
     load_busy,
     random_clicks,
@@ -54,6 +55,18 @@ def test_the_models_entry_points_exist() -> None:
     for entry in common.MODELS.values():
         module, _, function = entry.partition(":")
         assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def test_a_child_process_imports_the_benchmarks(monkeypatch) -> None:
+    """By name, whatever folder it runs in; a second call changes nothing more."""
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    for _ in range(2):
+        service = in_process("any", load=common.MODELS["busy"])
+    try:
+        assert service.describe()["model"] == "busy"
+    finally:
+        service.close()
+    assert common.os.environ["PYTHONPATH"].split(common.os.pathsep)[1:] == ["elsewhere"]
 
 
 def test_gaps_are_recorded_between_start_and_stop(qtbot) -> None:

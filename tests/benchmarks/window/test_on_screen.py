@@ -26,6 +26,6 @@ def test_clicks_are_painted_and_gaps_are_counted(make_napari_viewer, qtbot, monk
         assert all(one <= other for one, other in zip(first, last, strict=True))
         assert window.painted > 0
         assert window.controller.plane.position == 0
-        assert len(on_screen.measure_gaps(window, 0.2)) > 1
+        assert len(on_screen.measure_gaps(window, 1.0)) > 1
     finally:
         window.viewer.close()
