@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,44 +16,36 @@ from napari_lowlat_seg.cli.options import (
     Model,
     Scheduler,
     Workers,
-    extras,
     on_interrupt,
     plural,
+    with_options,
 )
 
 Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")]
 
 
-def _shared(
+def _options(
     axis: Axis = None,
     channel: Channel = None,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     model: Model = MODEL,
     device: Device = DEVICE,
-) -> None:
-    """The options of every batch command."""
+) -> dict[str, Any]:
+    """The options of every batch command, as keywords."""
+    return {
+        "axis": axis,
+        "channel": channel,
+        "workers": workers,
+        "scheduler": scheduler,
+        "model": model,
+        "device": device,
+    }
 
 
-def batch_command(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `_shared` besides its own; it gets them as keywords."""
-    own, shared = (inspect.signature(one, eval_str=True).parameters.values() for one in (command, _shared))
-    named = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*named, *shared)]
-
-    @functools.wraps(command)
-    def with_shared(**given: Any) -> None:
-        with extras():
-            command(**given)
-
-    # Typer reads both.
-    with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_shared.__annotations__ = {one.name: one.annotation for one in parameters}
-    return with_shared
-
-
-@batch_command
+@with_options(_options)
 def embed(
+    options: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
     output: Annotated[
         Path | None,
@@ -64,7 +53,6 @@ def embed(
             "-o", "--output", metavar="CACHE", help="Folder; default: VOLUME.embeddings, where napari looks."
         ),
     ] = None,
-    **options: Any,
 ) -> None:
     """Embed all planes of VOLUME into CACHE, so that clicks there need not wait. Resumes where it stopped."""
     from napari_lowlat_seg.batch.embed import run_embed
@@ -75,8 +63,9 @@ def embed(
     print(f"{plural(done['planes'], 'plane')} embedded ({done['made']} new), {size}: {done['folder']}")
 
 
-@batch_command
+@with_options(_options)
 def seeds(
+    options: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
     output: Labels,
@@ -87,7 +76,6 @@ def seeds(
             help="Propagate along all three axes; a table beside LABELS lists where they disagree.",
         ),
     ] = False,
-    **options: Any,
 ) -> None:
     """Segment an object at every point of POINTS and propagate all of them through VOLUME at once."""
     from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
@@ -104,8 +92,9 @@ def seeds(
         print(f"{plural(done['disputes'], 'place')} where the axes disagree: {output}{DISPUTES}")
 
 
-@batch_command
+@with_options(_options)
 def everything(
+    options: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
     output: Labels,
     grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
@@ -113,7 +102,6 @@ def everything(
         float, typer.Option(min=0, max=1, help="Higher values give fewer, more certain objects.")
     ] = 0.2,
     min_area: Annotated[int, typer.Option(min=1, help="Least pixels of an object on a plane.")] = 50,
-    **options: Any,
 ) -> None:
     """Label every object in VOLUME without prompts: a grid of clicks on each plane, linked plane to plane."""
     from napari_lowlat_seg.batch.automatic import run_automatic

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, extras
-
-if TYPE_CHECKING:
-    from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions
+from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, extras, with_options
 
 app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -45,17 +42,38 @@ Components = Annotated[bool, typer.Option(help="Every connected part is an objec
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Only this set (folder). Repeatable.")]
 
 
-@app.command()
-def quality(
+def _settings(
     dataset: Dataset,
     root: Root,
     model: Models = [MODEL],  # noqa: B006 - typer copies it
-    max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
     limit: Limit = None,
-    first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
     workers: Workers = 1,
+    ignore: Ignore = None,
+    min_area: MinArea = None,
+    components: Components = False,
+    sets: Sets = None,
+) -> Any:
+    """The `EvaluationSettings`: which models are measured, on what, and where."""
+    from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions, per_set
+    from napari_lowlat_seg.evaluation.runner import EvaluationSettings
+
+    options = FolderOptions(
+        ignore=per_set(ignore or ()),
+        min_area=per_set(min_area or ()),
+        components=components,
+        sets=tuple(sets or ()),
+    )
+    return EvaluationSettings(tuple(model), dataset, root, limit, options, device, closer_look, workers)
+
+
+@app.command()
+@with_options(_settings)
+def quality(
+    settings: Any,
+    max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
+    first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
     json: Json = None,
     plot: Annotated[
         Path | None,
@@ -65,82 +83,22 @@ def quality(
         Path | None, typer.Option(metavar="FOLDER", help="Draw the worst objects of each domain here.")
     ] = None,
     worst: Annotated[int, typer.Option(help="How many of each model and domain.")] = 24,
-    ignore: Ignore = None,
-    min_area: MinArea = None,
-    components: Components = False,
-    sets: Sets = None,
 ) -> None:
     """NoC, NoF and k-mIoU of a simulated annotator, and how accurate the predicted IoU is."""
     from napari_lowlat_seg.evaluation.quality import run_quality
-    from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
-    with extras():
-        run_quality(
-            EvaluationSettings(
-                tuple(model),
-                dataset,
-                root,
-                limit,
-                _options(ignore, min_area, components, sets),
-                device,
-                closer_look,
-                workers,
-            ),
-            max_clicks=max_clicks,
-            first=first,
-            json=json,
-            plot=plot,
-            gallery=gallery,
-            worst=worst,
-        )
+    run_quality(
+        settings, max_clicks=max_clicks, first=first, json=json, plot=plot, gallery=gallery, worst=worst
+    )
 
 
 @app.command()
-def robustness(
-    dataset: Dataset,
-    root: Root,
-    model: Models = [MODEL],  # noqa: B006 - typer copies it
-    limit: Limit = None,
-    closer_look: CloserLook = "auto",
-    device: Device = DEVICE,
-    workers: Workers = 1,
-    json: Json = None,
-    ignore: Ignore = None,
-    min_area: MinArea = None,
-    components: Components = False,
-    sets: Sets = None,
-) -> None:
+@with_options(_settings)
+def robustness(settings: Any, json: Json = None) -> None:
     """Quality lost by degraded pictures and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
-    from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 
-    with extras():
-        run_robustness(
-            EvaluationSettings(
-                tuple(model),
-                dataset,
-                root,
-                limit,
-                _options(ignore, min_area, components, sets),
-                device,
-                closer_look,
-                workers,
-            ),
-            json=json,
-        )
-
-
-def _options(
-    ignore: list[str] | None, min_area: list[str] | None, components: bool, sets: list[str] | None
-) -> FolderOptions:
-    from napari_lowlat_seg.evaluation.inputs.datasets import FolderOptions, per_set
-
-    return FolderOptions(
-        ignore=per_set(ignore or ()),
-        min_area=per_set(min_area or ()),
-        components=components,
-        sets=tuple(sets or ()),
-    )
+    run_robustness(settings, json=json)
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +35,34 @@ def extras() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ValueError(str(error)) from error
+
+
+def with_options(shared: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command the parameters of `shared` besides its own.
+
+    The command's first parameter is what `shared` returns for them.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        of_shared, of_command = (
+            list(inspect.signature(one, eval_str=True).parameters.values()) for one in (shared, command)
+        )
+        parameters = [
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*of_command[1:], *of_shared)
+        ]
+
+        @functools.wraps(command)
+        def combined(**given: Any) -> None:
+            with extras():
+                first = shared(**{one.name: given.pop(one.name) for one in of_shared})
+                command(first, **given)
+
+        # Typer reads both.
+        combined.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        combined.__annotations__ = {one.name: one.annotation for one in parameters}
+        return combined
+
+    return decorate
 
 
 class Interrupted(typer.Abort):
