@@ -670,11 +670,11 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
         "seeds",
     )
     assert form.strip.accessibleDescription() == (
-        "1 planes with prompts, 1 carried; least sure on plane 4, 50 %"
+        "planes with prompts: 1, propagated: 1; least certain: plane 4, 50 %"
     )
     propagation.marks = ()
     propagation.progressed.emit()
-    qtbot.waitUntil(lambda: form.strip.accessibleDescription() == "0 planes with prompts, 0 carried")
+    qtbot.waitUntil(lambda: form.strip.accessibleDescription() == "planes with prompts: 0, propagated: 0")
 
 
 # Models

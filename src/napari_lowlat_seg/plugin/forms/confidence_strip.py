@@ -1,4 +1,4 @@
-"""A strip along the planes of a volume: where the object is, and how sure the model is of it there."""
+"""A strip along the planes of a volume: where the object is, and how certain the model is of it there."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 from napari_lowlat_seg.plugin.forms.controls import described
 
 TIP = (
-    "One bar for each plane that the slider goes through: blue where you gave prompts, and after a "
-    "propagation as high as the model is sure, amber to red where a look pays. Click to go there."
+    "One bar for each plane that the slider goes through: blue where you gave prompts; after a propagation "
+    "as high as the model is certain, amber to red: check these planes. Click to go there."
 )
-OUTSIDE, INSIDE = 0.04, 0.12  # how far from the theme's background towards its text
-ANCHOR, SURE, DOUBTFUL, WRONG = "#2b8cff", "#ffc20a", "#f28e2b", "#d7301f"
-HIGH = 28
+OUTSIDE, INSIDE = 0.04, 0.12
+"""Mixing ratios of the theme's text colour into its background."""
+
+ANCHOR, CERTAIN, UNCERTAIN, DOUBTFUL = "#2b8cff", "#ffc20a", "#f28e2b", "#d7301f"
+HEIGHT = 28
+"""Pixels."""
 
 
 class Strip(QWidget):
-    """Shows planes in a row; tells which one was clicked on."""
+    """A bar for each plane, side by side."""
 
     clicked = Signal(int)
+    """The position of a plane that the user wants to see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,22 +40,32 @@ class Strip(QWidget):
 
     def sizeHint(self) -> QSize:
         """As wide as there is room."""
-        return QSize(120, HIGH)
+        return QSize(120, HEIGHT)
 
     def show_marks(
         self, count: int, range_: tuple[int, int], marks: Sequence[tuple[int, float | None]]
     ) -> None:
-        """Of so many planes, those with a mask: (position, confidence from 0 to 1, or None for an anchor)."""
+        """Show which planes have a mask; what is shown already is not drawn again.
+
+        Parameters
+        ----------
+        count
+            Number of planes.
+        range_
+            The first and the last plane that a propagation may write to.
+        marks
+            (position, confidence from 0 to 1) of each plane with a mask; None where the user gave prompts.
+        """
         shown = (max(1, count), range_, dict(marks))
         if shown == (self._count, self._range, self._marks):
             return
         self._count, self._range, self._marks = shown
         anchors = sum(confidence is None for confidence in self._marks.values())
-        carried = {p: sure for p, sure in self._marks.items() if sure is not None}
-        words = f"{anchors} planes with prompts, {len(carried)} carried"
-        if carried:
-            least = min(carried, key=lambda position: carried[position])
-            words += f"; least sure on plane {least}, {100 * carried[least]:.0f} %"
+        propagated = {position: one for position, one in self._marks.items() if one is not None}
+        words = f"planes with prompts: {anchors}, propagated: {len(propagated)}"
+        if propagated:
+            least = min(propagated, key=lambda position: propagated[position])
+            words += f"; least certain: plane {least}, {100 * propagated[least]:.0f} %"
         self.setAccessibleDescription(words)
         self.update()
 
@@ -96,9 +110,9 @@ class Strip(QWidget):
         self.mousePressEvent(event)
 
     def _columns(self, first: int, count: int, height: float) -> QRectF:
-        wide = self.width() / self._count
-        high = height * self.height()
-        return QRectF(first * wide, self.height() - high, max(1.0, count * wide), high)
+        width = self.width() / self._count
+        top = (1 - height) * self.height()
+        return QRectF(first * width, top, max(1.0, count * width), self.height() - top)
 
 
 def _between(first: QColor, second: QColor, share: float) -> QColor:
@@ -109,4 +123,4 @@ def _between(first: QColor, second: QColor, share: float) -> QColor:
 def _colour(confidence: float | None) -> str:
     if confidence is None:
         return ANCHOR
-    return SURE if confidence >= 0.8 else DOUBTFUL if confidence >= 0.6 else WRONG
+    return CERTAIN if confidence >= 0.8 else UNCERTAIN if confidence >= 0.6 else DOUBTFUL
