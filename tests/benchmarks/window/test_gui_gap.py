@@ -23,13 +23,13 @@ def test_a_row_without_work_has_dashes() -> None:
 class FakeWorker:
     """Records requests; the test emits its signals."""
 
-    idle, embedded, answered = Signal(), Signal(object, float), Signal(object, object, bool, float)
+    idle, embedded, predicted = Signal(), Signal(object, float), Signal(object, object, bool, float)
     busy = False
 
     def __init__(self) -> None:
         self.asked: list[SimpleNamespace] = []
 
-    def ask(self, request, source) -> None:
+    def predict(self, request, source) -> None:
         self.asked.append(SimpleNamespace(request=request, source=source))
 
 
@@ -39,7 +39,7 @@ def test_a_user_clicks_three_times_on_a_plane_and_goes_on(qtbot) -> None:
     user, timings = BusyUser(worker, np.zeros((2, 4, 4))), Timings()
     user.start(timings)
     for _ in range(4):
-        worker.answered.emit(None, mask, True, 0.25)
+        worker.predicted.emit(None, mask, True, 0.25)
         worker.idle.emit()
     worker.embedded.emit(None, 0.5)
     user.stop()
