@@ -1,8 +1,7 @@
-"""What napari's menus call by way of `napari.yaml`: the NIfTI reader and the sample data.
+"""The NIfTI reader and the sample data that `napari.yaml` contributes to napari.
 
-Every function answers with napari's layer-data tuples ``(data, settings, layer type)``. Axes stand in
-napari's order, (t, z, y, x) as far as there are, and `scale` carries the spacing with its unit. TIFF is
-left to napari itself.
+Each returns napari's layer-data tuples ``(data, settings, layer type)``, with axes in napari's order
+(t, z, y, x) and the spacing in `scale`, with its unit. napari reads TIFF itself.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The keys: what each one calls, on which layers, and what it would hide.
+"""The shortcuts: what each key calls, on which layers it works, and which of napari's own it hides.
 
 napari asks the active layer itself before the layer's class and the viewer, so our keys are bound on the
 layers of a controller and nowhere else: they work while one of these layers is active, and touch no other.
@@ -20,7 +20,7 @@ from psygnal import Signal
 
 @dataclass(frozen=True)
 class Action:
-    """One thing a key can do.
+    """Something that the user can do by a key or a button.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Action:
     title
         What the table and the tooltips call it.
     key
-        Its key as delivered, in napari's words: "Ctrl+Shift+Z".
+        The default key, in napari's spelling: "Ctrl+Shift+Z".
     held
         Whether the method is called with True when the key goes down and with False when it comes up.
     method
@@ -43,7 +43,7 @@ class Action:
     method: str = ""
 
     def call(self, controller: Any, *given: bool) -> None:
-        """Do it."""
+        """Call the method of this controller; `given` is whether a held key is down."""
         attrgetter(self.method or self.name)(controller)(*given)
 
 
@@ -65,7 +65,7 @@ ACTIONS = (
     Action("toggle_hover", "Preview under the cursor", "Shift+H", method="gestures.toggle_hover"),
     Action("carry", "Propagate through the planes", "Shift+J", method="propagation.propagate"),
     Action("interpolate", "Interpolate between the planes", "Shift+K", method="propagation.interpolate"),
-    Action("next_anchor", "Next plane with prompts", "Shift+N", method="propagation.next_anchor"),
+    Action("next_anchor", "Next prompted plane", "Shift+N", method="propagation.next_anchor"),
     Action("worst_plane", "Least certain plane", "Shift+W", method="propagation.most_uncertain_plane"),
     Action("all_seeds", "Every seed becomes an object", "Shift+U", method="propagation.all_seeds"),
     Action("cancel", "Cancel what is running", "Escape"),
@@ -86,12 +86,12 @@ QT_NAMES = {
 
 
 def checked_key(key: str) -> str:
-    """The key in napari's spelling; "" stays "" and means: no key.
+    """The key in napari's spelling; "" is no key.
 
     Raises
     ------
     ValueError
-        For what is no key.
+        For a text that is no key.
 
     Examples
     --------
@@ -113,17 +113,17 @@ def checked_key(key: str) -> str:
 
 
 class KeyTable:
-    """Which key does what; binds layers to it and keeps them in step when a key is changed.
+    """The key of each action; binds them on layers, which follow when a key is changed.
 
     Parameters
     ----------
     keys
-        Keys by the name of their action; an action that is missing has its key as delivered.
+        Keys by the name of their action; an action that is missing has its default key.
 
     Raises
     ------
     ValueError
-        For an action that does not exist, or what is no key.
+        For an action that does not exist, or a text that is no key.
     """
 
     changed = Signal()
@@ -140,21 +140,21 @@ class KeyTable:
         return dict(self._keys)
 
     def set(self, name: str, key: str) -> None:
-        """Gives an action another key, "" for none; layers that are bound follow at once.
+        """Give an action another key, "" for none; bound layers follow at once.
 
         Raises
         ------
         ValueError
-            For an action that does not exist, or what is no key.
+            For an action that does not exist, or a text that is no key.
         """
         self._replace({**self._keys, _known(name): checked_key(key)})
 
     def reset(self) -> None:
-        """All keys as delivered."""
+        """Give all actions their default keys."""
         self._replace(dict(DEFAULTS))
 
     def conflicts(self) -> dict[str, str]:
-        """Sentences by action: which other action of ours has its key, and what of napari's it hides."""
+        """By action, which other action has the same key and which of napari's shortcuts it hides."""
         notes = {action.name: [*self._twins(action), *_hidden(self._keys[action.name])] for action in ACTIONS}
         return {name: "; ".join(said) for name, said in notes.items() if said}
 
@@ -166,7 +166,7 @@ class KeyTable:
         self._bound.append(bound)
 
     def unbind(self, layer: Any) -> None:
-        """Gives the layer back what its keys did before; does nothing for a layer that is not bound."""
+        """Restore what the keys of a layer did before; nothing is done for a layer that is not bound."""
         for bound in [one for one in self._bound if one.layer == layer]:
             bound.take()
             bound.forget()
@@ -187,7 +187,7 @@ class KeyTable:
 
 
 class _Bound:
-    """One layer with our keys on it, and what they did before."""
+    """A layer with our keys on it, and what its keys did before."""
 
     def __init__(self, layer: Any, controller: Any) -> None:
         self.layer, self.controller = layer, controller
@@ -233,7 +233,7 @@ class _Bound:
         return press
 
     def _native(self, key: str) -> Callable[[Any], None] | None:
-        """What napari does with the key where it must come first: while a shape or polygon is drawn."""
+        """napari's own call of Enter or Escape, which comes first while a shape or polygon is drawn."""
         drawing = self._drawing or (isinstance(self.layer, Labels) and str(self.layer.mode) == "polygon")
         found: Callable[[Any], None] | None = self.layer.__class__.class_keymap.get(coerce_keybinding(key))
         return found if drawing and key in ("Enter", "Escape") else None
@@ -249,7 +249,7 @@ def _known(name: str) -> str:
 
 
 def _hidden(key: str) -> list[str]:
-    """What napari does with the key on the kinds of layer that we bind, in napari's own words."""
+    """What napari does with a key on the kinds of layer that we bind, in napari's words."""
     if not key:
         return []
     said = []

@@ -82,12 +82,9 @@ class MainForm(QWidget):
         inner = QWidget()
         column, form, grid = QVBoxLayout(inner), QFormLayout(), QGridLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for text, control in (
-            ("Image", self.image.native),
-            ("Model", self.model),
-            ("Labels", self.labels.native),
-        ):
-            form.addRow(text, control)
+        form.addRow("Image", self.image.native)
+        form.addRow("Model", self.model)
+        form.addRow("Labels", self.labels.native)
         for index, button in enumerate(self.buttons.values()):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(form)

@@ -1,4 +1,4 @@
-"""The table of keys: every action, its key to be pressed anew, and what it is in conflict with."""
+"""The dialog for shortcuts: every action, a field to press its key, and the conflicts of that key."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ from napari_lowlat_seg.plugin.forms.controls import action_button, described
 from napari_lowlat_seg.plugin.keys import ACTIONS, QT_NAMES, Action, KeyTable
 
 HINT = (
-    "Click a field and press the key. The keys work while a layer of this widget is active and the mouse was "
-    "last used on the canvas."
+    "Click a field and press the key. Keys work while a layer of this widget is active and the canvas was "
+    "clicked last."
 )
 _TO_QT = {napari: qt for qt, napari in QT_NAMES.items()}
 
 
 class KeysDialog(QDialog):
-    """Edits a `KeyTable`; every change is in force, and told by the table, at once."""
+    """Edits a `KeyTable`; every change takes effect at once, and the table emits it.
+
+    Parameters
+    ----------
+    table
+        Is changed.
+    parent
+        The window that the dialog belongs to.
+    """
 
     def __init__(self, table: KeyTable, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -61,11 +69,11 @@ class KeysDialog(QDialog):
         for row, action in enumerate(ACTIONS):
             title = QLabel(action.title)
             title.setBuddy(self.fields[action.name])
-            grid.addWidget(described(title, action.title, f"As delivered: {action.key}"), row, 0)
+            grid.addWidget(described(title, action.title, f"Default: {action.key}"), row, 0)
             grid.addWidget(self.fields[action.name], row, 1)
             grid.addWidget(self.notes[action.name], row, 2)
         grid.setRowStretch(len(ACTIONS), 1)
-        area = described(QScrollArea(), "Shortcuts", "All keys and what they are in conflict with.")
+        area = described(QScrollArea(), "Shortcuts", "All keys and their conflicts.")
         area.setWidgetResizable(True)
         area.setWidget(rows)
         hint = described(QLabel(HINT), "Hint", HINT)
@@ -75,7 +83,9 @@ class KeysDialog(QDialog):
         close = buttons.button(QDialogButtonBox.StandardButton.Close)
         described(close, "Close", "Close this window; the keys are saved already.").setAutoDefault(False)
         close.setIcon(QIcon())  # the desktop's own is black, on whatever theme napari has
-        self.reset = described(action_button("Reset all", self._reset), "Reset all", "All keys as delivered.")
+        self.reset = described(
+            action_button("Reset all", self._reset), "Reset all", "Give all actions their default keys."
+        )
         self.reset.setAutoDefault(False)
         buttons.addButton(self.reset, QDialogButtonBox.ButtonRole.ResetRole)
         column = QVBoxLayout(self)
