@@ -882,7 +882,7 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
     assert [one.text() for one in buttons if one.width() < one.minimumSizeHint().width()] == []
 
 
-def test_closing_the_dock_gives_everything_back(viewer, on_image, settle):
+def test_closing_the_dock_gives_everything_back(viewer, on_image, settle, qtbot):
     """No listener and no thread stays behind."""
     controller, worker = on_image.controller, on_image.worker
     viewer.window.remove_dock_widget(on_image)
@@ -894,7 +894,7 @@ def test_closing_the_dock_gives_everything_back(viewer, on_image, settle):
     on_image.close()
     assert worker.closed == 1
     on_image.deleteLater()
-    settle()
+    qtbot.wait(20)  # `processEvents` before it would keep it from being deleted
 
 
 def test_closing_the_viewer_ends_the_worker(viewer, on_image, qtbot):
