@@ -54,7 +54,7 @@ def test_shipped_samples_are_read_with_their_spacing() -> None:
     )
     assert (em.shape, em.spacing, em.name) == ((48, 250, 250), (0.01, 0.01, 0.01), "em_fly_medulla.tif")
     assert (mri.shape, mri.spacing) == ((160, 192, 110), (1.0, 1.0, 1.0))
-    assert (default_axis("a.tif"), default_axis("a.NII.gz")) == (0, 2)
+    assert (default_axis(em), default_axis(mri)) == (0, 2)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

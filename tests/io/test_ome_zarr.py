@@ -64,10 +64,14 @@ def test_an_image_is_opened_with_its_geometry(fmt: str, data: np.ndarray, tmp_pa
 
 
 def test_channels_and_times_are_axes_as_they_are_named(data: np.ndarray, tmp_path: Path) -> None:
-    """A single channel needs no choice, two do; time is walked like any axis."""
+    """A single channel or time needs no choice, two do; times are an axis like any other."""
     one = read_volume(_image(tmp_path / "1.zarr", data[None, None], "tczyx", [1, 1, 4, 0.5, 0.5]))
-    assert one.shape == (1, 6, 40, 60)
-    np.testing.assert_array_equal(one.plane(Plane((0, 2, None, None))), data[2])
+    assert one.shape == (6, 40, 60)
+    np.testing.assert_array_equal(one.plane(Plane((2, None, None))), data[2])
+    times = np.stack([data[None], data[None] + 1])
+    times = read_volume(_image(tmp_path / "t.zarr", times, "tczyx", [1, 1, 4, 0.5, 0.5]))
+    assert times.shape == (2, 6, 40, 60)
+    np.testing.assert_array_equal(times.plane(Plane((1, 2, None, None))), data[2] + 1)
     two = _image(tmp_path / "2.zarr", np.stack([data, data + 1]), "czyx", [1, 4, 0.5, 0.5])
     np.testing.assert_array_equal(read_volume(two, channel=1).plane(Plane((2, None, None))), data[2] + 1)
     with pytest.raises(ValueError, match=r"an image of 2 channels needs a channel from 0 to 1; got none"):

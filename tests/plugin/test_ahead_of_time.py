@@ -102,7 +102,7 @@ def test_a_file_opened_in_napari_finds_its_embeddings_by_itself(
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_command_chooses_the_window_that_napari_chooses(name):
     """From the same sample of the same planes; for NIfTI too, whose axes are turned round."""
-    there = as_shown(read_volume(sample_path(name)), name).with_window()
+    there = as_shown(read_volume(sample_path(name))).with_window()
     here = grid_of(as_image(*SAMPLES[name]()[0])).volume.with_window()
     assert there.window == here.window
     plane = Plane((22, None, None))

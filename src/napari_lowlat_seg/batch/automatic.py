@@ -111,11 +111,11 @@ def run_automatic(
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
-    check_labels_path(output, [("image", image)])
+    check_labels_path(output, [("image", image)], volume)
     if volume.ndim > 3:
         raise ValueError(f"automatic segmentation needs a 2-D or 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
-    planes = volume.planes(default_axis(image) if axis is None and volume.ndim == 3 else axis or 0)
+    planes = volume.planes(default_axis(volume) if axis is None else axis)
     folder = output.resolve().with_name(f".{output.name}.planes")
     job = AutomaticJob(
         image=image.resolve(),

@@ -17,7 +17,7 @@ from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_volume
-from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 BATCH = 8
@@ -58,7 +58,7 @@ def run_embed_job(job: EmbedJob) -> int:
         If the folder lacks an embedding afterwards: a full disk must not pass for success.
     """
     predictor = job.predictor()
-    volume = replace(as_shown(job.volume(), job.image), window=job.window)
+    volume = replace(as_shown(job.volume()), window=job.window)
     cache = EmbeddingCache(0, 0, job.folder, None, predictor.runtime.device)
     made = 0
     for key in embed_planes(predictor, volume, job.items, cache):
@@ -112,8 +112,9 @@ def run_embed(
     ImportError
         For a cluster without Dask.
     """
-    volume = as_shown(read_volume(image, channel=channel), image).with_window()
-    planes = _planes(volume, image, default_axis(image) if axis is None else axis)
+    stored = read_volume(image, channel=channel)
+    planes = _planes(stored, default_axis(stored) if axis is None else axis)
+    volume = as_shown(stored).with_window()
     folder = embeddings_folder(image) if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     job = EmbedJob(
@@ -138,7 +139,7 @@ def run_embed(
     return {"planes": len(planes), "made": sum(made), "folder": folder, "bytes": size}
 
 
-def _planes(volume: Volume, image: Path, axis: int) -> list[Plane]:
+def _planes(stored: Volume, axis: int) -> list[Plane]:
     """The planes across an axis of the file, in the volume as it is shown."""
-    turned = is_nifti(image) and 0 <= axis < volume.ndim
-    return volume.planes(volume.ndim - 1 - axis if turned else axis)
+    known = 0 <= axis < stored.ndim
+    return as_shown(stored).planes(geometry_of(stored).shown_order.index(axis) if known else axis)

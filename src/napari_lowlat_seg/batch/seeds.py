@@ -136,14 +136,14 @@ def run_seeds(
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
-    check_labels_path(output, [("image", image), ("file of points", points)])
+    check_labels_path(output, [("image", image), ("file of points", points)], volume)
     table = output.with_name(output.name + DISPUTES)
     if agreed and table.exists() and points.exists() and table.samefile(points):
         raise ValueError(f"{points} is where the disputes are written; give the points another name")
     if volume.ndim != 3:
         raise ValueError(f"seeds are propagated through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
-    axis = default_axis(image) if axis is None else axis
+    axis = default_axis(volume) if axis is None else axis
     volume.planes(axis)  # refuses an axis that is not there
     shown = shown_axes(volume, image)
     seeds = list(enumerate(read_points(points, volume, axis, shown), start=1))

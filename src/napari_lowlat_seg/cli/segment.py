@@ -17,8 +17,15 @@ from napari_lowlat_seg.core.boxes import BoundingBox, tile_of
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range
-from napari_lowlat_seg.io.files import check_labels_path, default_axis, is_ome_zarr, label_output, read_volume
-from napari_lowlat_seg.io.nifti import has_nifti_header, is_nifti
+from napari_lowlat_seg.io.files import (
+    check_labels_path,
+    default_axis,
+    is_ome_zarr,
+    label_output,
+    read_aligned,
+    read_volume,
+)
+from napari_lowlat_seg.io.nifti import is_nifti
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
 
@@ -87,7 +94,7 @@ def run_segment(
         raise ValueError(
             f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel, counted from 0"
         )
-    axis = min(default_axis(image), volume.ndim - 1) if request.axis is None else request.axis
+    axis = default_axis(volume) if request.axis is None else request.axis
     prompts = read_prompts(request, volume, axis)
     text = request.propagate
     planes = [] if text is None else propagated_planes(text, volume, list(prompts), axis)
@@ -139,16 +146,17 @@ def existing_labels(output: Path, volume: Volume, label: int | None) -> np.ndarr
     if is_ome_zarr(output) or not output.exists():
         return None
     found = read_volume(output)
-    if found.shape != volume.shape or found.channel_axis is not None or found.data.dtype.kind not in "bui":
+    alike = sorted(found.shape) == sorted(volume.shape)
+    if not alike or found.channel_axis is not None or found.data.dtype.kind not in "bui":
         raise ValueError(
             f"{output} exists and holds no labels of shape {volume.shape}; give another name, or --replace"
         )
-    if has_nifti_header(found) and has_nifti_header(volume):
-        affines = found.header.get_best_affine(), volume.header.get_best_affine()
-        if not np.allclose(*affines, atol=1e-3):
-            raise ValueError(
-                f"{output} exists and lies elsewhere than the image; give another name, or --replace"
-            )
+    try:
+        found = read_aligned(output, volume, "file")
+    except ValueError as error:
+        raise ValueError(
+            f"{output} exists and lies elsewhere than the image; give another name, or --replace"
+        ) from error
     labels = np.asarray(found.data)
     if label is not None and (labels == label).any():
         raise ValueError(
@@ -265,9 +273,7 @@ def _predict(predictor: Any, volume: Volume, plane: Plane, prompts: Sequence[Pro
 
 
 def _masks(path: Path, volume: Volume, axis: int) -> Iterator[tuple[Plane, Mask]]:
-    mask = read_volume(path)
-    if mask.shape != volume.shape:
-        raise ValueError(f"the mask {path} must have the image's shape {volume.shape}; got {mask.shape}")
+    mask = read_aligned(path, volume, "mask")
     found = False
     for plane in volume.planes(axis):
         pixels = mask.plane(plane)
@@ -283,7 +289,7 @@ def _check_output(output: Path, image: Path, volume: Volume, request: SegmentReq
     """Refuse, before any work, a place or a format that cannot be written, and the input files."""
     prompts = [("mask", path) for path in request.masks]
     prompts += [("point file", path) for path in (*request.scribbles, *request.polygons)]
-    check_labels_path(output, [("image", image), *prompts])
+    check_labels_path(output, [("image", image), *prompts], volume)
     if request.replace and is_ome_zarr(output) and output.exists():
         raise ValueError(f"--replace is for files; remove the folder {output}, or give another name")
     label = request.label or 1

@@ -20,6 +20,8 @@ from napari_lowlat_seg.core.units import find_unit, standard_unit, unit_ratio
 TOLERANCE = 1e-3
 """Two places are the same, and an axis is straight, if no voxel is off by more than this part of a voxel."""
 
+_KINDS = ("space", "time", "channel")
+
 _RANK = {"t": 0, "z": 2, "y": 3, "x": 4}
 
 
@@ -32,7 +34,7 @@ class Axis:
     name
         Such as "z"; unique in a geometry.
     kind
-        "space", "time" or "other" (channels that are kept as an axis, angles, ...).
+        "space", "time", "channel" or "other" (angles, ...).
     unit
         A symbol of `core.units`, another text if the file names a unit that is not known, or None.
     """
@@ -43,10 +45,10 @@ class Axis:
 
     @classmethod
     def of(cls, name: str, unit: str | None = None, kind: str | None = None) -> Axis:
-        """An axis, its unit spelled as in `core.units`; without a kind, the name "t" means time."""
+        """An axis, its unit spelled as in `core.units`; without a kind, "t" is time and "c" channels."""
         if kind is None:
-            kind = "time" if name == "t" else "space"
-        return cls(name, kind if kind in ("space", "time") else "other", standard_unit(unit))
+            kind = {"t": "time", "c": "channel"}.get(name, "space")
+        return cls(name, kind if kind in _KINDS else "other", standard_unit(unit))
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,7 +369,9 @@ class Geometry:
         try:
             for kind in ("space", "time"):
                 units = {axis.unit for axis in self.world if axis.kind == kind}
-                if len(units) == 1 and (unit := units.pop()) and any(a.unit for a in other.world):
+                theirs = {axis.unit for axis in other.world if axis.kind == kind}
+                # No unit at all is taken for the other's.
+                if len(units) == 1 and theirs != {None} and (unit := units.pop()):
                     other = other.in_unit(unit, kind)
         except ValueError:
             return None

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.geometry import Geometry
 
 SAMPLED_PIXELS = 2**22
 """Percentiles are taken of about this many pixels: of every pixel up to twice as many."""
@@ -271,6 +272,8 @@ class Volume:
         What messages call it.
     header
         The file's other metadata, which `write_labels` writes again; None for arrays.
+    geometry
+        Where the voxels lie, over the spatial axes in their order; None when unknown.
 
     Raises
     ------
@@ -286,6 +289,7 @@ class Volume:
     window: tuple[float, float] | None = None
     name: str = ""
     header: Any = None
+    geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
         total = len(self.data.shape)
@@ -303,6 +307,10 @@ class Volume:
             if len(spacing) != self.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
                 raise ValueError(f"spacing needs {self.ndim} positive numbers, one per axis; got {spacing}")
             object.__setattr__(self, "spacing", spacing)
+        if self.geometry is not None and self.geometry.ndim != self.ndim:
+            raise ValueError(
+                f"a volume of {self.ndim} spatial axes needs a geometry of as many; got {self.geometry.ndim}"
+            )
 
     def _check_channel(self, channels: int) -> None:
         if self.channel is None and channels not in (3, 4):

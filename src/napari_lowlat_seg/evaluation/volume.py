@@ -264,7 +264,7 @@ def run_volume(
         raise ValueError(
             f"the image and its labels must be 3-D and of one shape; got {volume.shape} and {truth.shape}"
         )
-    axis = default_axis(image) if axis is None else axis
+    axis = default_axis(volume) if axis is None else axis
     chosen = volume.planes(axis)[_range(planes, len(volume.planes(axis)))]
     window = np.stack([volume.plane(plane) for plane in chosen])
     volume = replace(volume, window=Volume(window).with_window().window)

@@ -6,22 +6,20 @@ the image. A file is written beside its place and moved there when complete: a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from napari_lowlat_seg.core.atomic_file import atomic_file, check_writable
+from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.nifti import NIFTI_SUFFIXES, has_nifti_header, is_nifti, read_nifti, write_nifti
-from napari_lowlat_seg.io.tiff import TIFF_SUFFIXES, read_tiff, write_tiff
-
-ZARR_SUFFIXES = (".ome.zarr", ".zarr")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from napari_lowlat_seg.io.formats import Format, find_format, locate, suffixes
+from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of
 
 
 def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
@@ -44,23 +42,39 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         For an unknown suffix, a damaged file, a file of another kind, and a channel that does not exist.
     """
     path = Path(path)
-    read = _READERS[_suffix(path, tuple(_READERS), "images")]
-    if not (path.is_dir() if read is _read_zarr else path.is_file()):
-        raise FileNotFoundError(f"no image file at {path}; check the path")
+    place, inside, kind = locate(path)
+    if kind is None:
+        raise ValueError(f"images can be {', '.join(suffixes())}; got {path.name!r}")
+    if not (place.is_dir() if kind.folder else place.is_file()):
+        raise FileNotFoundError(f"no image file at {place}; check the path")
     try:
-        data, spacing, channel_axis, header = read(path, channel)
+        loaded: Loaded = kind.function(kind.read)(place, channel, inside)
     except ImportError:
         raise
     except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        if isinstance(error, Unreadable):
+            raise ValueError(f"{path} cannot be read: {reason}") from error
         raise ValueError(f"{path} cannot be read: it is damaged or of another kind ({reason})") from error
-    if channel is not None and channel_axis is None:
-        raise ValueError(f"{path} has no channels, its shape is {data.shape}; leave out channel {channel}")
-    if channel is None and channel_axis is not None and data.shape[channel_axis] == 1:
+    if channel is not None and loaded.channel_axis is None:
+        raise ValueError(
+            f"{path} has no channels, its shape is {loaded.data.shape}; leave out channel {channel}"
+        )
+    if channel is None and loaded.channel_axis is not None and loaded.data.shape[loaded.channel_axis] == 1:
         channel = 0  # nothing to choose from
+    geometry = loaded.geometry
+    spacing = loaded.spacing or (geometry.spacing if geometry.calibrated else None)
     try:
-        window = getattr(header, "window", None)
-        return Volume(data, spacing, channel_axis, channel, window, name=path.name, header=header)
+        return Volume(
+            loaded.data,
+            spacing,
+            loaded.channel_axis,
+            channel,
+            loaded.window,
+            name=path.name,
+            header=loaded.header,
+            geometry=geometry,
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -90,19 +104,18 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
         and sizes that the format does not know.
     """
     path = Path(path)
-    write = _WRITERS[_suffix(path, tuple(_WRITERS), "labels")]
+    kind = _written(path)
     if like is not None and labels.shape != like.shape:
         raise ValueError(f"labels must have the image's shape {like.shape}; got {labels.shape}")
     labels = _smallest(labels)
     try:
+        kind.function(kind.check)(path, labels.shape, like)
         with atomic_file(path) as part:
-            write(part, labels, like)
-    except OSError:
+            kind.function(kind.write)(part, labels, like)
+    except (OSError, ImportError):
         raise
     except Exception as error:  # each format's writer has its own errors for what it does not know
-        raise ValueError(
-            f"{path} cannot hold these labels of shape {labels.shape}: {error}; choose another format"
-        ) from error
+        raise _unfit(path, labels.shape, error) from error
     return path
 
 
@@ -137,33 +150,111 @@ def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
     write_labels(path, labels.data, like)
 
 
-def default_axis(path: str | Path) -> int:
-    """The axis along which a file's planes are usually viewed: the third of NIfTI (axial), else the first."""
-    return 2 if is_nifti(path) else 0
+def read_aligned(path: str | Path, like: Volume, what: str) -> Volume:
+    """The image of a file, its axes turned so that it lies voxel by voxel on another.
+
+    Parameters
+    ----------
+    path
+        As of `read_volume`.
+    like
+        The image to lie on.
+    what
+        What the sentence calls the file, such as "mask".
+
+    Raises
+    ------
+    ValueError
+        If no transposition and reversal of axes brings the two together: other places, sizes or shapes.
+    FileNotFoundError
+        If there is no such file.
+    """
+    volume = read_volume(path)
+    ours, theirs = geometry_of(like), geometry_of(volume)
+    unlike = f"the {what} {path} must have the image's shape {like.shape}; got {volume.shape}"
+    if not (ours.calibrated and theirs.calibrated) or ours.ndim != theirs.ndim:
+        if volume.shape != like.shape:
+            raise ValueError(unlike)
+        return volume
+    fit = ours.turn_from(theirs, like.shape, volume.shape)
+    if fit is None and not theirs.patient and not theirs.translation.any():
+        # Many files say sizes and no place: then the place is the image's.
+        moved = replace(theirs, affine=_placed_as(theirs, ours))
+        fit = ours.turn_from(moved, like.shape, volume.shape)
+    if fit is None and sorted(volume.shape) != sorted(like.shape):
+        raise ValueError(unlike)
+    if fit is None:
+        raise ValueError(
+            f"the {what} {path} lies elsewhere in the world than the image {like.name}; "
+            "resample it onto the image"
+        )
+    turn = Turn(*fit)
+    if turn.is_identity:
+        return volume
+    data = np.asarray(volume.data)
+    if volume.channel_axis is None:
+        data = turn.array(data)
+    else:
+        colours = np.moveaxis(data, volume.channel_axis, 0)
+        data = np.stack([turn.array(one) for one in colours], axis=-1)
+    spacing = None if volume.spacing is None else tuple(volume.spacing[axis] for axis in turn.order)
+    channel_axis = None if volume.channel_axis is None else -1
+    return replace(
+        volume, data=data, spacing=spacing, channel_axis=channel_axis, header=None, geometry=like.geometry
+    )
 
 
-def shown_axes(volume: Volume, path: str | Path) -> tuple[int, ...]:
-    """The spatial axes of a file's volume in the order in which a viewer shows them: NIfTI's turned round."""
+def _placed_as(theirs: Geometry, ours: Geometry) -> np.ndarray:
+    """An affine of theirs with the first voxel where ours is, for worlds of the same unit."""
+    affine = theirs.affine.copy()
+    if theirs.names == ours.names and theirs.unit == ours.unit:
+        affine[:-1, -1] = ours.translation
+    return affine
+
+
+def default_axis(volume: Volume) -> int:
+    """The axis of a file's array along which its planes are usually viewed.
+
+    Of a volume the axis of space that follows the world's z most (axial planes of a patient), which a viewer
+    shows first; of an image with less than three axes of space, the first that is shown.
+    """
+    geometry = geometry_of(volume)
+    order = geometry.shown_order
+    space = [axis for axis in order if geometry.axes[axis].kind == "space"]
+    return space[0] if len(space) > 2 else order[0]
+
+
+def shown_axes(volume: Volume, path: str | Path = "") -> tuple[int, ...]:
+    """The spatial axes of a volume in the order in which a viewer shows them: the world's, (t, z, y, x).
+
+    NIfTI's (i, j, k) is turned round so, or as its affine says. A volume without a geometry is turned round
+    if the path says NIfTI.
+    """
+    if volume.geometry is not None:
+        return volume.geometry.shown_order
     axes = tuple(range(volume.ndim))
     return axes[::-1] if is_nifti(path) else axes
 
 
-def as_shown(volume: Volume, path: str | Path) -> Volume:
-    """The volume of a file as a viewer shows it: NIfTI's axes turned round, (i, j, k) to (z, y, x).
+def as_shown(volume: Volume, path: str | Path = "") -> Volume:
+    """The volume of a file as a viewer shows it: axes in the world's order, (t, z, y, x), channels last.
 
-    Without `header`, which speaks of the file's axes, and without the file's own intensity window, which a
-    viewer's layer does not carry along.
+    So NIfTI's (i, j, k) becomes (z, y, x). Without `header`, which speaks of the file's axes, and without
+    the file's own intensity window, which a viewer's layer does not carry along. A volume without a geometry
+    is turned round if the path says NIfTI.
     """
     shown = replace(volume, header=None, window=None)
-    if not is_nifti(path):
+    order = shown_axes(volume, path)
+    if order == tuple(range(volume.ndim)):
         return shown
-    axes = [axis for axis in range(len(volume.data.shape)) if axis != volume.channel_axis][::-1]
+    axes = [axis for axis in range(len(volume.data.shape)) if axis != volume.channel_axis]
     channels = [] if volume.channel_axis is None else [volume.channel_axis]
     return replace(
         shown,
-        data=np.asarray(volume.data).transpose(*axes, *channels),
-        spacing=None if volume.spacing is None else volume.spacing[::-1],
+        data=np.asarray(volume.data).transpose(*(axes[axis] for axis in order), *channels),
+        spacing=None if volume.spacing is None else tuple(volume.spacing[axis] for axis in order),
         channel_axis=-1 if channels else None,
+        geometry=None if volume.geometry is None else volume.geometry.transpose(order),
     )
 
 
@@ -175,93 +266,66 @@ def embeddings_folder(image: str | Path) -> Path:
 
 def is_ome_zarr(path: str | Path) -> bool:
     """Whether a path is meant to be the folder of an OME-Zarr."""
-    return str(path).lower().endswith(ZARR_SUFFIXES)
+    return str(path).lower().endswith(".zarr")
 
 
-def check_labels_path(path: str | Path, inputs: Iterable[tuple[str, Path]] = ()) -> Path:
-    """The path, if `write_labels` can write there: to be asked before hours of work.
+def check_labels_path(
+    path: str | Path, inputs: Iterable[tuple[str, Path]] = (), like: Volume | None = None
+) -> Path:
+    """The path, if `write_labels` can write labels of a volume there: to be asked before hours of work.
 
     Parameters
     ----------
     inputs
         (what it is, path) of the files that the work reads: none of them may be written over.
+    like
+        The volume that is segmented; without it, what the format can say of one is not checked.
 
     Raises
     ------
     ValueError
-        For an unknown suffix, and for a path that is one of the inputs, also by a link.
+        For an unknown suffix, for a path that is one of the inputs, also by a link, and for an image whose
+        place the format cannot say.
     OSError
         As `atomic_file.check_writable`; an OME-Zarr may be a folder that exists.
+    ImportError
+        For a format whose library is not installed.
     """
     path = Path(path)
     for name, one in inputs:
         if path.exists() and one.exists() and path.samefile(one):
             raise ValueError(f"{path} is the {name} itself; give the output another name")
+    shape = () if like is None else like.shape
     if is_ome_zarr(path):
+        from napari_lowlat_seg.io.ome_zarr import check_labels
+
+        if like is not None:
+            try:
+                check_labels(path, like)
+            except ValueError as error:
+                raise _unfit(path, shape, error) from error
         return path
-    _suffix(path, tuple(_WRITERS), "labels")
+    kind = _written(path)
+    check = kind.function(kind.check)
+    if like is not None:
+        try:
+            check(path, shape, like)
+        except ValueError as error:
+            raise _unfit(path, shape, error) from error
     check_writable(path)
     return path
 
 
-_Read = tuple[Any, tuple[float, ...] | None, int | None, Any]
+def _written(path: Path) -> Format:
+    kind = find_format(path, writing=True)
+    if kind is None:
+        raise ValueError(f"labels can be {', '.join(suffixes(writing=True))}; got {path.name!r}")
+    return kind
 
 
-def _read_tiff(path: Path, channel: int | None) -> _Read:
-    return read_tiff(path)
-
-
-def _read_zarr(path: Path, channel: int | None) -> _Read:
-    from napari_lowlat_seg.io.ome_zarr import open_image
-
-    return open_image(path)
-
-
-def _read_picture(path: Path, channel: int | None) -> _Read:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        plain = "RGBA" if "transparency" in image.info else "RGB"
-        wanted = {"P": plain, "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "PA": "RGBA"}.get(
-            image.mode, image.mode
-        )
-        data = np.asarray(image if wanted == image.mode else image.convert(wanted))
-    return data, None, 2 if data.ndim == 3 else None, None
-
-
-def _write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
-    write_tiff(path, labels, like, unit="mm" if has_nifti_header(like) else "")
-
-
-def _write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
-    from PIL import Image
-
-    if labels.ndim != 2 or labels.dtype == np.uint32:
-        raise ValueError(f"a .png holds one plane of labels up to 65535, these go up to {labels.max()}")
-    Image.fromarray(labels).save(path)
-
-
-_Write = Callable[[Path, np.ndarray, Volume | None], None]
-
-_READERS: dict[str, Callable[[Path, int | None], _Read]] = {
-    **dict.fromkeys(TIFF_SUFFIXES, _read_tiff),
-    **dict.fromkeys(NIFTI_SUFFIXES, read_nifti),
-    **dict.fromkeys(ZARR_SUFFIXES, _read_zarr),
-    **dict.fromkeys(PICTURE_SUFFIXES, _read_picture),
-}
-_WRITERS: dict[str, _Write] = {
-    **dict.fromkeys(TIFF_SUFFIXES, _write_tiff),
-    **dict.fromkeys(NIFTI_SUFFIXES, write_nifti),
-    ".png": _write_png,
-}
-
-
-def _suffix(path: Path, known: tuple[str, ...], what: str) -> str:
-    name = path.name.lower()
-    for suffix in known:
-        if name.endswith(suffix):
-            return suffix
-    raise ValueError(f"{what} can be {', '.join(known)}; got {path.name!r}")
+def _unfit(path: Path, shape: tuple[int, ...], error: Exception) -> ValueError:
+    reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+    return ValueError(f"{path} cannot hold these labels of shape {shape}: {reason}; choose another format")
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:

@@ -6,13 +6,27 @@ of their own; every write changes the same place on all levels, so that the pyra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.core.atomic_file import PREFIX
+from napari_lowlat_seg.core.geometry import Axis, Geometry
+from napari_lowlat_seg.core.units import find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
+from napari_lowlat_seg.io.placed import (
+    Loaded,
+    Squeezed,
+    Turn,
+    Unreadable,
+    geometry_of,
+    upright,
+    usual_geometry,
+)
 
 SIDE = 512
 """Rows and columns of a chunk of labels; along other axes a chunk is one voxel long."""
@@ -27,61 +41,182 @@ SAMPLED_CHUNKS = 16
 """A window is chosen from so many chunks of the coarsest level."""
 
 
-@dataclass(frozen=True)
-class OmeZarrHeader:
-    """Of an OME-Zarr: names and units of the spatial axes, and (low, high) of its coarsest level or None."""
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The finest level of an image as an array on disk, with its geometry; nothing is read but a sample.
 
-    axes: str
-    units: tuple[str | None, ...]
-    window: tuple[float, float] | None
+    Versions 0.1 to 0.5 are understood. Axes of time and channels of length 1 are left out.
 
+    Parameters
+    ----------
+    path
+        The folder of an image; of several images as bioformats2raw writes them, if there is one only.
+    channel
+        Says nothing here: channels are named by the image.
+    inside
+        The path of an image in the folder, such as "0".
 
-def open_image(path: Path) -> tuple[Any, tuple[float, ...] | None, int | None, OmeZarrHeader]:
-    """The finest level of an image as an array on disk, its spacing, its channel axis and its header.
-
-    Versions 0.4 and 0.5 are understood. Raises ValueError for anything that is no OME-Zarr image, and
-    ImportError without zarr.
+    Raises
+    ------
+    ValueError
+        For anything that is no OME-Zarr image, and where there are several.
+    ImportError
+        Without zarr.
     """
     zarr = _zarr()
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open(path / inside, mode="r")
     about = dict(group.attrs)
-    images = about.get("ome", about).get("multiscales")
+    about = about.get("ome", about)
+    if not about.get("multiscales") and "bioformats2raw.layout" in about:
+        group = _only_series(group)
+        about = dict(group.attrs)
+        about = about.get("ome", about)
+    images = about.get("multiscales")
     if not images:
-        raise ValueError("expected an OME-Zarr image with multiscales; found none")
-    image = images[0]
-    levels = [group[level["path"]] for level in image["datasets"]]
-    names = "".join(axis["name"][0].lower() for axis in image["axes"])
-    units = tuple(axis.get("unit") for axis in image["axes"])
-    scale = [1.0] * len(names)
+        return _plain(zarr, group)
+    levels = [group[level["path"]] for level in images[0]["datasets"]]
+    axes, scale, translation = _placed_axes(images[0], len(levels[0].shape))
+    names = [axis["name"] for axis in axes]
+    channels = [i for i, axis in enumerate(axes) if axis.get("type") == "channel" or axis["name"] == "c"]
+    shape = levels[0].shape
+    single = [
+        i for i, axis in enumerate(axes) if shape[i] == 1 and (i in channels or axis.get("type") == "time")
+    ]
+    axes_kept = [i for i in range(len(names)) if i not in single]
+    channel_axis = next((at for at, i in enumerate(axes_kept) if i in channels), None)
+    kept = [i for at, i in enumerate(axes_kept) if at != channel_axis]
+    geometry = Geometry.from_scale(
+        [names[i] for i in kept],
+        [scale[i] for i in kept],
+        [translation[i] for i in kept],
+        [axes[i].get("unit") for i in kept],
+        [axes[i].get("type") for i in kept],
+    )
+    data = Squeezed(levels[0], single) if single else levels[0]
+    return Loaded(data, geometry, channel_axis, window=_window(levels[-1]))
+
+
+def _plain(zarr: Any, node: Any) -> Loaded:
+    """An array that is no OME-Zarr: the node itself, or the only one of a group."""
+    if not isinstance(node, zarr.Array):
+        arrays = [(name, one) for name, one in node.arrays() if one.ndim > 1]
+        if not arrays:
+            raise ValueError("expected an OME-Zarr image with multiscales; found none, and no array")
+        if len(arrays) > 1:
+            some = ", ".join(f"…/{name} {one.shape}" for name, one in arrays[:8])
+            raise Unreadable(f"there are {len(arrays)} arrays in it; choose one by its path: {some}")
+        node = arrays[0][1]
+    names = node.metadata.dimension_names if node.metadata.zarr_format == 3 else None
+    names = [str(name) for name in names or node.attrs.get("_ARRAY_DIMENSIONS", ())]
+    if len(names) != node.ndim or len(set(names)) < node.ndim:
+        return Loaded(node, usual_geometry(node.ndim))
+    channel_axis = names.index("c") if "c" in names else None
+    kept = [name for name in names if name != "c"]
+    return Loaded(node, Geometry.from_scale(kept), channel_axis)
+
+
+def _only_series(group: Any) -> Any:
+    """The one image of a folder that bioformats2raw wrote."""
+    names = sorted((name for name in group.group_keys() if name.isdigit()), key=int)
+    if len(names) != 1:
+        raise Unreadable(
+            f"there are {len(names)} images in it; choose one by its path, such as "
+            f"{', '.join(f'…/{name}' for name in names[:5]) or '…/0'}"
+        )
+    return group[names[0]]
+
+
+def _placed_axes(image: dict[str, Any], ndim: int) -> tuple[list[dict[str, Any]], list[float], list[float]]:
+    """The axes of an image with kinds and names of their own; scale and translation of its finest level."""
+    listed = image.get("axes") or list("tczyx"[-ndim:])  # version 0.1 and 0.2 have no axes, 0.3 has names
+    axes = [dict(axis) if isinstance(axis, dict) else {"name": axis} for axis in listed]
+    for axis in axes:
+        kinds = {"t": "time", "c": "channel"}
+        axis.setdefault("type", kinds.get(axis["name"].lower(), "space"))
+        if axis["name"].lower() in "tczyx":
+            axis["name"] = axis["name"].lower()
+    scale, translation = [1.0] * len(axes), [0.0] * len(axes)
     for change in (*image["datasets"][0].get("coordinateTransformations", ()),
                    *image.get("coordinateTransformations", ())):  # fmt: skip
+        # One after the other: a scale enlarges what was translated before it.
         if change["type"] == "scale":
             scale = [a * float(b) for a, b in zip(scale, change["scale"], strict=True)]
-    channel_axis = names.index("c") if "c" in names else None
-    kept = [i for i in range(len(names)) if i != channel_axis]
-    header = OmeZarrHeader(
-        "".join(names[i] for i in kept), tuple(units[i] for i in kept), _window(levels[-1])
-    )
-    return levels[0], tuple(scale[i] for i in kept), channel_axis, header
+            translation = [a * float(b) for a, b in zip(translation, change["scale"], strict=True)]
+        elif change["type"] == "translation":
+            translation = [a + float(b) for a, b in zip(translation, change["translation"], strict=True)]
+    return axes, scale, translation
+
+
+def labels_plan(like: Volume) -> tuple[Turn, Geometry]:
+    """How labels of a volume are turned for OME-Zarr, and their geometry then.
+
+    Raises
+    ------
+    ValueError
+        For an image that lies oblique in the world, and for a unit that is not known.
+    """
+    turn, geometry = upright(geometry_of(like), like.shape, "OME-Zarr")
+    for axis in geometry.world:
+        if axis.unit is not None and find_unit(axis.unit) is None:
+            raise ValueError(f"OME-Zarr cannot hold lengths in {axis.unit!r}, a unit that is not known")
+    return turn, geometry
+
+
+def check_labels(path: Path, like: Volume) -> None:
+    """Refuse, before any work, what labels of a volume cannot be in OME-Zarr, and a place that is taken.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As `labels_group`; nothing is made.
+    FileNotFoundError
+        If the folder above does not exist.
+    """
+    labels_plan(like)
+    if path.exists():
+        labels_group(path, like)
+    elif not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}; make it first")
+    else:
+        _zarr()
 
 
 def labels_group(path: str | Path, like: Volume) -> Any:
     """The zarr group of labels for a volume: opened for writing where it exists, made where not.
 
-    Raises ValueError if there is something else at the path, and ImportError without zarr and ome-zarr.
+    Axes are the world's, as `labels_plan` says. Nothing is left of a group that could not be begun.
+
+    Raises
+    ------
+    ValueError
+        If there is something else at the path, or labels that lie elsewhere; and as `labels_plan`.
+    ImportError
+        Without zarr and ome-zarr.
     """
     zarr = _zarr()
     path = Path(path)
+    turn, geometry = labels_plan(like)
+    shape = turn.shape(like.shape)
     if not path.exists():
-        return _created(zarr, path, like)
+        return _created(zarr, path, shape, geometry)
     try:
         group = zarr.open_group(path, mode="r+")
         levels = label_levels(group)
     except (OSError, KeyError):  # a file, an empty folder, a group without its arrays
         levels = ()
-    shape = levels[0].shape if levels else None
-    if shape != like.shape:
-        raise ValueError(f"{path} must be labels of shape {like.shape} or not exist; it has shape {shape}")
+    there = levels[0].shape if levels else None
+    if there != shape:
+        raise ValueError(f"{path} must be labels of shape {shape} or not exist; it has shape {there}")
+    about = dict(group.attrs)
+    axes, scale, translation = _placed_axes(about.get("ome", about)["multiscales"][0], len(shape))
+    place = Geometry.from_scale(
+        [axis["name"] for axis in axes], scale, translation, [axis.get("unit") for axis in axes]
+    )
+    if place.calibrated and geometry.calibrated:
+        fit = geometry.turn_from(place, shape, shape)
+        if fit is None or not Turn(*fit).is_identity:
+            raise ValueError(
+                f"the labels in {path} lie elsewhere than the image; give the new ones another name"
+            )
     return group
 
 
@@ -116,42 +251,59 @@ def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | N
     return None
 
 
-def _created(zarr: Any, path: Path, like: Volume) -> Any:
+def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -> Any:
+    """A new group of labels; it is made under another name and gets its own when it is complete."""
+    part = path.with_name(f"{PREFIX}{secrets.token_hex(6)}-{path.name[-56:]}")
+    try:
+        _make(zarr, part, path.stem, shape, geometry)
+        part.rename(path)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return zarr.open_group(path, mode="r+")
+
+
+def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geometry) -> None:
     from ome_zarr.format import FormatV05
     from ome_zarr.writer import write_multiscales_metadata
 
-    header = like.header if isinstance(like.header, OmeZarrHeader) else None
-    axes = header.axes if header is not None else "tzyx"[-like.ndim :]
-    units = header.units if header is not None else (None,) * like.ndim
-    spacing = like.spacing or (1.0,) * like.ndim
     root = zarr.open_group(path, mode="w-", zarr_format=3)
-    shape, datasets, level = list(like.shape), [], 0
+    shape, datasets, level = list(full), [], 0
     while True:
         root.create_array(
             str(level),
             shape=tuple(shape),
-            chunks=(*(1,) * (like.ndim - 2), *(min(SIDE, n) for n in shape[-2:])),
+            chunks=(*(1,) * (len(shape) - 2), *(min(SIDE, n) for n in shape[-2:])),
             dtype=np.uint32,
             fill_value=0,
-            dimension_names=list(axes),
+            dimension_names=list(geometry.names),
         )
-        scale = [*spacing[:-2], *(s * 2**level for s in spacing[-2:])]
-        transformation = {"type": "scale", "scale": scale}
-        datasets.append({"path": str(level), "coordinateTransformations": [transformation]})
+        # Coarser levels show every second voxel, the first of all among them: their place is the same.
+        factors = [1] * (len(shape) - 2) + [2**level] * 2
+        coarse = geometry.downsample(factors)
+        changes: list[dict[str, Any]] = [{"type": "scale", "scale": list(coarse.spacing)}]
+        if coarse.translation.any():
+            changes.append({"type": "translation", "translation": coarse.translation.tolist()})
+        datasets.append({"path": str(level), "coordinateTransformations": changes})
         if max(shape[-2:]) <= SMALLEST:
             break
         shape[-2:] = [-(-n // 2) for n in shape[-2:]]
         level += 1
-    described = [_axis(name, unit) for name, unit in zip(axes, units)]
-    write_multiscales_metadata(root, datasets, fmt=FormatV05(), axes=described, name=path.stem)
+    axes = [_axis(axis) for axis in geometry.axes]
+    write_multiscales_metadata(root, datasets, fmt=FormatV05(), axes=axes, name=name)
     ome = dict(root.attrs["ome"])
     root.attrs["ome"] = {**ome, "image-label": {}}
-    return root
 
 
-def _axis(name: str, unit: str | None) -> dict[str, str]:
-    axis = {"name": name, "type": {"t": "time", "c": "channel"}.get(name, "space")}
-    return axis if unit is None else axis | {"unit": unit}
+def _axis(axis: Axis) -> dict[str, str]:
+    unit = find_unit(axis.unit or "")
+    described = {"name": axis.name} | ({} if axis.kind == "other" else {"type": axis.kind})
+    return described if unit is None else described | {"unit": unit.name}
 
 
 def _window(level: Any) -> tuple[float, float] | None:

@@ -19,7 +19,8 @@ import numpy as np
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import ArrayLabels, Key
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.ome_zarr import HIGHEST, group_around, label_levels, labels_group
+from napari_lowlat_seg.io.ome_zarr import HIGHEST, group_around, label_levels, labels_group, labels_plan
+from napari_lowlat_seg.io.placed import TurnedArray
 
 
 class LabelPyramid(ArrayLabels):
@@ -50,7 +51,9 @@ class LabelPyramid(ArrayLabels):
         Raises as `ome_zarr.labels_group` does.
         """
         group = labels_group(path, like)
-        return cls(label_levels(group), group)
+        turn, _ = labels_plan(like)
+        levels = label_levels(group)
+        return cls(levels if turn.is_identity else [TurnedArray(level, turn) for level in levels], group)
 
     @classmethod
     def of(cls, levels: Sequence[Any]) -> LabelPyramid:

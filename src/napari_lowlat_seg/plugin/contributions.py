@@ -1,7 +1,8 @@
 """The NIfTI reader and the sample data that `napari.yaml` contributes to napari.
 
 Each returns napari's layer-data tuples ``(data, settings, layer type)``, with axes in napari's order
-(t, z, y, x) and the spacing in `scale`, with its unit. napari reads TIFF itself.
+(t, z, y, x), the spacing in `scale`, with its unit, and the rest of a scan's place in `affine`. napari reads
+TIFF itself.
 """
 
 from collections.abc import Callable
@@ -10,15 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.core.units import UNITS
+from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.files import as_shown, read_volume
 from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.io.samples import sample_path
 
 LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
 Reader = Callable[[str | list[str]], list[LayerData]]
 
-# What NIfTI headers call their units, in the words of napari.
-_UNITS = {"meter": "m", "mm": "mm", "micron": "um", "sec": "s", "msec": "ms", "usec": "us"}
+# Our symbols of units in the words of napari; a unit that it would not know counts as pixels.
+_UNITS = {unit.symbol: unit.symbol.replace("µ", "u") for unit in UNITS} | {
+    "Å": "angstrom",
+    "in": "inch",
+    "pt": "point",
+}
 
 
 def get_scan_reader(path: str | list[str]) -> Reader | None:
@@ -70,13 +78,26 @@ def _listed(path: str | list[str]) -> list[str]:
 
 
 def _scan(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """The voxels of a NIfTI file with the axes turned round, (i, j, k) to (z, y, x), and their place."""
-    volume = read_volume(path)
-    space, time = (_UNITS.get(unit, "pixel") for unit in volume.header.get_xyzt_units())
-    shown = as_shown(volume, path)
+    """The voxels of a file with its axes in the world's order, (i, j, k) to (z, y, x), and their place."""
+    shown = as_shown(read_volume(path))
+    return np.asarray(shown.data), layer_place(shown)
+
+
+def layer_place(shown: Volume) -> dict[str, Any]:
+    """scale, units, axis labels, and an affine where a scale is not enough, of a layer of a volume.
+
+    Parameters
+    ----------
+    shown
+        As of `as_shown`: its axes are in the world's order.
+    """
+    geometry = geometry_of(shown)
+    scale = np.array(shown.spacing or (1.0,) * shown.ndim)
+    affine = geometry.affine.copy()
+    affine[:-1, :-1] /= scale
     place = {
-        "scale": shown.spacing or (1.0,) * volume.ndim,
-        "units": (time, space, space, space)[-volume.ndim :],
-        "axis_labels": ("t", "z", "y", "x")[-volume.ndim :],
+        "scale": tuple(scale.tolist()),
+        "units": tuple(_UNITS.get(unit or "", "pixel") for unit in geometry.units),
+        "axis_labels": geometry.names,
     }
-    return np.asarray(shown.data), place
+    return place if np.allclose(affine, np.eye(shown.ndim + 1)) else place | {"affine": affine}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.ome_zarr import OmeZarrHeader
+from napari_lowlat_seg.io.placed import usual_geometry
 from napari_lowlat_seg.io.zarr_labels import LabelPyramid
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyramid
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
@@ -144,13 +146,26 @@ def beside(layer: Any) -> Path | None:
 
 
 def _described(grid: Grid) -> Volume:
-    """An empty volume of the shape of a layer on this grid, with its axes, units and spacing."""
-    layer, place = grid.layer, grid.place
-    names = "".join(str(label)[0].lower() for label in layer.axis_labels)
-    if not names.isalpha() or len(set(names)) < len(names):
-        spatial = iter("tzyx"[-len(grid.axes) :])
-        names = "".join("c" if axis == grid.channel_axis else next(spatial, "?") for axis in range(grid.ndim))
-    units = tuple(None if str(unit) == "pixel" else str(unit) for unit in layer.units)
-    data = np.broadcast_to(np.uint8(0), grid.shape)
-    spacing = tuple(float(abs(step)) for step in place["scale"])
-    return Volume(data, spacing, header=OmeZarrHeader(names, units, None))
+    """An empty volume of the shape of a layer on this grid, with its axes, units and place.
+
+    Raises
+    ------
+    ValueError
+        For a layer that is turned or mirrored in the world, which OME-Zarr cannot say.
+    """
+    layer = grid.layer
+    names = [str(label) for label in layer.axis_labels]
+    usual = iter(usual_geometry(len(grid.axes)).names)
+    if any(name.startswith("-") or not name for name in names) or len(set(names)) < len(names):
+        names = ["c" if axis == grid.channel_axis else next(usual) for axis in range(grid.ndim)]
+    units = [None if str(unit) == "pixel" else str(unit) for unit in layer.units]
+    axes = tuple(Axis.of(*one) for one in zip(names, units, strict=True))
+    geometry = Geometry(axes, grid.matrix)
+    if geometry.world != axes:  # another order than the world's: here layers decide, not names
+        axes = tuple(replace(axis, name=f"d{i}") for i, axis in enumerate(axes))
+        geometry = Geometry(axes, grid.matrix)
+    if not geometry.straight or geometry.nearest != tuple(range(len(axes))) or min(geometry.signs) < 0:
+        raise ValueError(
+            f"{layer.name!r} is turned or mirrored, which labels on disk cannot say; use a layer that is not"
+        )
+    return Volume(np.broadcast_to(np.uint8(0), grid.shape), geometry.spacing, geometry=geometry)

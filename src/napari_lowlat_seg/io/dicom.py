@@ -1,0 +1,194 @@
+"""DICOM (the extra `dicom`): a folder with one series, or a file with many frames, sorted along its normal.
+
+Positions and directions of the slices decide, not their numbers: what does not lie on one grid (gantry tilt,
+missing slices, several images at one place) is refused. Pixels are read when a slice is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
+
+EVEN = 0.02
+"""Slices are even if no distance differs by more than this part from the median."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice: where its pixels are, where it lies (LPS+, mm) and how its values are scaled.
+
+    `position` and `directions` (of columns, then of rows) are None where the file does not say.
+    """
+
+    path: Path
+    number: int
+    position: np.ndarray | None
+    directions: np.ndarray | None
+    spacing: tuple[float, float]
+    thickness: float
+    slope: float
+    intercept: float
+
+
+class FrameStack(SliceStack):
+    """Slices as one array: (slices, rows, columns), with colours last if they have any."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = list(frames)
+        self._file: tuple[Path, np.ndarray] | None = None
+        super().__init__(len(frames), self.slice(0))
+
+    def slice(self, at: int) -> np.ndarray:
+        """The pixels of a slice in the units of the modality."""
+        frame = self.frames[at]
+        if self._file is None or self._file[0] != frame.path:
+            self._file = frame.path, _decoded(frame.path)
+        stored = self._file[1]
+        pixels: np.ndarray = stored if frame.number < 0 else stored[frame.number]
+        if (frame.slope, frame.intercept) == (1.0, 0.0):
+            return pixels
+        if frame.slope.is_integer() and frame.intercept.is_integer():
+            return pixels.astype(np.int32) * int(frame.slope) + int(frame.intercept)
+        return pixels.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
+
+
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The series of a folder, or the series that a file of a folder belongs to, as (slice, row, column).
+
+    Raises
+    ------
+    ValueError
+        For several series in a folder, slices that do not lie on one grid, and a compression whose library is
+        not installed.
+    """
+    import pydicom
+
+    series: dict[str, list[Any]] = {}
+    folder = path if path.is_dir() else path.parent
+    wanted = None if path.is_dir() else str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        # A DICOMDIR and reports have no rows.
+        if "Rows" in dataset and wanted in (None, str(dataset.SeriesInstanceUID)):
+            series.setdefault(str(dataset.SeriesInstanceUID), []).append((file, dataset))
+    if not series:
+        raise Unreadable("there are no DICOM images in this folder")
+    if len(series) > 1:
+        some = "; ".join(_series_text(files) for files in list(series.values())[:8])
+        raise Unreadable(f"there are {len(series)} series in it; choose one by a file of it: {some}")
+    (files,) = series.values()
+    dataset = files[0][1]
+    frames = [frame for file, one in files for frame in _frames(file, one)]
+    colours = int(dataset.get("SamplesPerPixel", 1)) > 1
+    return _stack(frames, 3 if colours else None)
+
+
+def _series_text(files: list[Any]) -> str:
+    path, dataset = files[0]
+    name = dataset.get("SeriesDescription", "") or dataset.get("Modality", "")
+    return f"{path.name} ({name}, {len(files)} files)"
+
+
+def _frames(path: Path, dataset: Any) -> list[Frame]:
+    """The slices of a file: one, or those of its functional groups."""
+    count = int(dataset.get("NumberOfFrames", 1))
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    if groups is None:
+        numbers = [-1] if count == 1 else range(count)
+        return [_frame(path, number, [dataset]) for number in numbers]
+    found = []
+    for number in range(count):
+        places = []
+        for group in (groups[number], shared):
+            for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
+                         "PixelValueTransformationSequence"):  # fmt: skip
+                if group is not None and group.get(name):
+                    places.append(group.get(name)[0])
+        found.append(_frame(path, number if count > 1 else -1, [*places, dataset]))
+    return found
+
+
+def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
+    """A slice from the first of some data sets that says each thing."""
+
+    def said(name: str) -> Any:
+        return next((place.get(name) for place in places if place.get(name) is not None), None)
+
+    position, directions = said("ImagePositionPatient"), said("ImageOrientationPatient")
+    spacing = said("PixelSpacing") or said("ImagerPixelSpacing") or (1.0, 1.0)
+    thickness = said("SpacingBetweenSlices") or said("SliceThickness") or 1.0
+    return Frame(
+        path,
+        number,
+        None if position is None else np.array(position, np.float64),
+        None if directions is None else np.array(directions, np.float64).reshape(2, 3),
+        (float(spacing[0]), float(spacing[1])),
+        abs(float(thickness)) or 1.0,
+        float(said("RescaleSlope") if said("RescaleSlope") is not None else 1),
+        float(said("RescaleIntercept") or 0),
+    )
+
+
+def _stack(frames: list[Frame], colours: int | None) -> Loaded:
+    """The slices sorted along their normal, with the affine of the stack."""
+    first = frames[0]
+    if any(frame.position is None or frame.directions is None for frame in frames):
+        data = FrameStack(frames)
+        geometry = Geometry.from_scale("tyx", (1.0, *first.spacing), units=(None, "mm", "mm"))
+        if len(frames) == 1:
+            return Loaded(data[0], geometry.squeeze([0]), None if colours is None else 2)
+        return Loaded(data, geometry, colours)
+    assert first.position is not None
+    assert first.directions is not None
+    along, down = first.directions
+    normal = np.cross(along, down)
+    for frame in frames:
+        if frame.spacing != first.spacing or np.abs(frame.directions - first.directions).max() > 1e-3:
+            raise Unreadable("its slices have several directions or sizes of pixels; a volume needs one")
+    frames = sorted(frames, key=lambda frame: float(normal @ frame.position))
+    positions = np.stack([frame.position for frame in frames if frame.position is not None])
+    step = normal * first.thickness
+    if len(frames) > 1:
+        steps = np.diff(positions, axis=0)
+        distances = steps @ normal
+        typical = float(np.median(distances))
+        if distances.min() < 1e-3:
+            raise Unreadable("it has several images at one place (times, echoes, ...); a volume needs one")
+        step = (positions[-1] - positions[0]) / (len(frames) - 1)
+        # A tilted gantry shifts each slice sideways.
+        if np.linalg.norm(step - normal * (step @ normal)) > EVEN * typical:
+            raise Unreadable("its slices are shifted sideways, as by a tilted gantry; resample it to a grid")
+        if np.abs(distances - typical).max() > EVEN * typical:
+            raise Unreadable(
+                f"its slices are {distances.min():.3g} to {distances.max():.3g} mm apart: some are missing, "
+                "or it is no volume"
+            )
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([step, down * first.spacing[0], along * first.spacing[1]], axis=1)
+    affine[:3, 3] = positions[0]
+    return Loaded(FrameStack(frames), Geometry.from_lps(affine), colours)
+
+
+def _decoded(path: Path) -> np.ndarray:
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    try:
+        pixels: np.ndarray = dataset.pixel_array
+        return pixels
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        name = dataset.file_meta.TransferSyntaxUID.name
+        raise Unreadable(
+            f"its pixels ({name}) cannot be decoded; pip install napari-lowlat-seg[dicom] brings pylibjpeg"
+        ) from error

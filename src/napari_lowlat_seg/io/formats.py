@@ -1,0 +1,140 @@
+"""The one table of formats: suffixes, who reads, who writes, and what has to be installed for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Attributes
+    ----------
+    name
+        As people call it.
+    suffixes
+        In lower case, with the dot; the first is the usual one.
+    module
+        In `napari_lowlat_seg.io`.
+    read
+        There, ``(path, channel, inside) -> Loaded``; "" if labels are only written.
+    write
+        There, ``(path, labels, like) -> None``; "" if images are only read.
+    check
+        There, ``(path, shape, like) -> None``, which refuses what `write` could not keep.
+    needs
+        The package that has to be installed, "" for none beyond the base.
+    extra
+        The extra of this project that brings it.
+    holds_many
+        Whether one file may hold several images, so that a path may lead on inside it.
+    folder
+        Whether an image is a folder.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    read: str = "read"
+    write: str = ""
+    check: str = "check"
+    needs: str = ""
+    extra: str = ""
+    holds_many: bool = False
+    folder: bool = False
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A function of the format's module.
+
+        Raises
+        ------
+        ImportError
+            If the package that it needs is not installed, with what to install.
+        """
+        try:
+            if self.needs:
+                importlib.import_module(self.needs)
+        except ImportError as error:
+            raise ImportError(
+                f"{self.name} needs {self.needs}, which is not installed; "
+                f"pip install napari-lowlat-seg[{self.extra}]"
+            ) from error
+        module = importlib.import_module(f"napari_lowlat_seg.io.{self.module}")
+        function: Callable[..., Any] = getattr(module, name)
+        return function
+
+
+MRC_SUFFIXES = (
+    ".mrc", ".rec", ".map", ".st", ".ali", ".mrcs", ".mrc.gz", ".rec.gz", ".map.gz", ".mrc.bz2",
+)  # fmt: skip
+
+FORMATS = (
+    Format("OME-TIFF", (".ome.tif", ".ome.tiff"), "tiff", write="write_tiff", check="check_tiff"),
+    Format("TIFF", (".tif", ".tiff"), "tiff", write="write_tiff", check="check_tiff"),
+    Format("NIfTI", (".nii", ".nii.gz"), "nifti", write="write_nifti", check="check_nifti"),
+    Format("OME-Zarr", (".ome.zarr", ".zarr"), "ome_zarr", holds_many=True, folder=True),
+    Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "nrrd", needs="nrrd"),
+    Format("NRRD", (".nrrd", ".seg.nrrd"), "nrrd", read="", write="write", needs="nrrd"),
+    Format("MRC", MRC_SUFFIXES, "mrc", write="write", needs="mrcfile"),
+    Format("MetaImage", (".mha", ".mhd"), "metaimage", needs="SimpleITK", extra="itk"),
+    Format("MetaImage", (".mha",), "metaimage", read="", write="write", needs="SimpleITK", extra="itk"),
+    Format("MGZ", (".mgz", ".mgh"), "nibabel_formats", write="write"),
+    Format(
+        "Analyze, MINC, AFNI, PAR/REC",
+        (".img", ".hdr", ".img.gz", ".mnc", ".head", ".brik", ".brik.gz", ".par"),
+        "nibabel_formats",
+    ),
+    Format("HDF5", (".h5", ".hdf5", ".hdf"), "hdf5", needs="h5py", extra="hdf5", holds_many=True),
+    Format("numpy", (".npy", ".npz"), "arrays", holds_many=True),
+    Format("DICOM", (".dcm", ".dicom", ".ima"), "dicom", needs="pydicom", extra="dicom"),
+    Format("PNG", (".png",), "pictures", write="write_png", check="check_png"),
+    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "pictures"),
+)
+
+PAGES = Format("folder of pages", (), "page_folder", folder=True)
+DICOM_FOLDER = Format("DICOM", (), "dicom", needs="pydicom", extra="dicom", folder=True)
+
+
+def find_format(path: Path, *, writing: bool = False) -> Format | None:
+    """The format of a path by its suffix, in any case; None if there is none, or none that is written."""
+    found = [
+        (len(suffix), one)
+        for one in FORMATS
+        for suffix in one.suffixes
+        if path.name.lower().endswith(suffix) and (one.write if writing else one.read)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def suffixes(*, writing: bool = False) -> list[str]:
+    """All suffixes that are read, or written."""
+    return [suffix for one in FORMATS if (one.write if writing else one.read) for suffix in one.suffixes]
+
+
+def locate(path: Path) -> tuple[Path, str, Format | None]:
+    """The file or folder of an image, the path inside it ("" for none), and its format (None if unknown).
+
+    >>> locate(Path("scan.ome.zarr/0"))[1]
+    '0'
+
+    A folder without a suffix holds page images or DICOM.
+    """
+    if path.is_dir() and find_format(path) is None and not any(p.suffix == ".zarr" for p in path.parents):
+        return path, "", _folder_format(path)
+    for place in (path, *path.parents):
+        found = find_format(place)
+        if found is not None and (place == path or found.holds_many):
+            return place, path.relative_to(place).as_posix().removeprefix("."), found
+    return path, "", None
+
+
+def _folder_format(folder: Path) -> Format:
+    """What a folder without a suffix holds: page images, else DICOM."""
+    suffixes = {suffix for one in FORMATS if one.module in ("tiff", "pictures") for suffix in one.suffixes}
+    pages = any(file.suffix.lower() in suffixes for file in folder.iterdir())
+    return PAGES if pages else DICOM_FOLDER

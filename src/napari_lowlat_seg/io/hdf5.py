@@ -1,0 +1,101 @@
+"""HDF5 (the extra `hdf5`): a data set of a file, opened and not loaded; sizes of Fiji, ilastik, CREMI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.placed import Loaded, Squeezed, Unreadable, usual_geometry
+
+CHUNK_CACHE = 2**26
+"""Bytes of chunks that HDF5 keeps: a plane of a stack of cubes is cut from all cubes that it meets."""
+
+
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The only image of a file, or that at a path inside it, such as "volumes/raw".
+
+    Sizes are read from `element_size_um` (Fiji, ilastik), or `resolution` and `offset` in nm (CREMI); axes
+    from `axistags` or the labels of dimensions.
+
+    Raises
+    ------
+    ValueError
+        For several images without a choice, and for a path that is not there.
+    """
+    import h5py
+
+    file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+    if inside and inside not in file:
+        raise Unreadable(f"there is no {inside!r} in it; {_listed(path, _images(h5py, file))}")
+    node = file[inside] if inside else file
+    if not isinstance(node, h5py.Dataset):
+        images = _images(h5py, node)
+        if len(images) != 1:
+            raise Unreadable(f"there are {len(images)} images in it; {_listed(path, images)}")
+        node = images[0]
+    return _placed(node)
+
+
+def _images(h5py: Any, group: Any) -> list[Any]:
+    """Data sets of numbers with two axes or more."""
+    found: list[Any] = []
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.ndim > 1 and node.dtype.kind in "buif":
+            found.append(node)
+
+    group.visititems(visit)
+    return found
+
+
+def _listed(path: Path, images: list[Any]) -> str:
+    some = ", ".join(f"{path.name}{image.name} {image.shape}" for image in images[:8])
+    return f"choose one by its path: {some}" if images else "it holds no image"
+
+
+def _placed(data: Any) -> Loaded:
+    names = _names(data)
+    usual = usual_geometry(data.ndim).names
+    letters = names or list(usual)
+    single = [i for i, name in enumerate(letters) if name in "tc" and data.shape[i] == 1]
+    kept = [i for i in range(data.ndim) if i not in single]
+    channel_axis = next((at for at, i in enumerate(kept) if letters[i] == "c"), None)
+    axes = [i for i in kept if letters[i] != "c"]
+    steps, start, unit = _sizes(data, letters)
+    geometry = Geometry.from_scale(
+        [letters[i] for i in axes],
+        [steps[i] for i in axes],
+        [start[i] for i in axes],
+        [None if letters[i] == "t" else unit for i in axes],
+    )
+    return Loaded(Squeezed(data, single) if single else data, geometry, channel_axis)
+
+
+def _names(data: Any) -> list[str] | None:
+    """Names of the axes if the file says them, all of them, each once."""
+    names = [str(dimension.label).lower() for dimension in data.dims]
+    if "axistags" in data.attrs:
+        names = [str(axis["key"]).lower() for axis in json.loads(data.attrs["axistags"])["axes"]]
+    known = all(len(name) == 1 and name in "tczyx" for name in names) and len(set(names)) == data.ndim
+    return names if known else None
+
+
+def _sizes(data: Any, letters: list[str]) -> tuple[list[float], list[float], str | None]:
+    """Steps and start of each axis, and the unit of those of space."""
+    steps, start = [1.0] * data.ndim, [0.0] * data.ndim
+    space = [i for i, name in enumerate(letters) if name not in "tc"]
+    for key, unit in (("element_size_um", "µm"), ("resolution", "nm")):
+        sizes = np.ravel(data.attrs.get(key, ()))
+        if len(sizes) == len(space) and all(np.isfinite(sizes)) and all(size > 0 for size in sizes):
+            for i, size in zip(space, sizes, strict=True):
+                steps[i] = float(size)
+            offset = np.ravel(data.attrs.get("offset", ()))
+            if key == "resolution" and len(offset) == len(space):
+                for i, at in zip(space, offset, strict=True):
+                    start[i] = float(at)
+            return steps, start, unit
+    return steps, start, None

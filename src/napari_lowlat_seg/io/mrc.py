@@ -1,0 +1,120 @@
+"""MRC and its kin of electron microscopy (.mrc, .rec, .map, .st): mapped, not loaded; sizes in Å."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.placed import Loaded, Turn, geometry_of, upright, usual_geometry
+
+_IMOD_STAMP = 1146047817
+"""What IMOD writes into its files; then a flag says whether bytes have a sign."""
+
+
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The array of a file as (section, row, column), placed by its cell and origin.
+
+    Raises
+    ------
+    ValueError
+        For a file that mrcfile cannot make sense of, with its reason.
+    """
+    import mrcfile
+
+    if path.suffix.lower() == ".rec" and any(path.with_suffix(end).exists() for end in (".par", ".PAR")):
+        from napari_lowlat_seg.io.nibabel_formats import read as read_parrec
+
+        return read_parrec(next(p for p in map(path.with_suffix, (".par", ".PAR")) if p.exists()), channel)
+    packed = path.suffix.lower() in (".gz", ".bz2")
+    # Many programs write headers that are slightly wrong; mrcfile warns and reads on.
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        file: Any = (mrcfile.open if packed else mrcfile.mmap)(path, mode="r", permissive=True)
+    if file.data is None:
+        raise ValueError(str(told[-1].message) if told else "no data")
+    header, data = file.header, file.data
+    if data.dtype == np.int8 and _bytes_are_unsigned(header):
+        data = data.view(np.uint8)
+    letters = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    names = ["xyz"[i - 1] for i in letters] if sorted(letters) == [1, 2, 3] else list("zyx")
+    steps = [float(file.voxel_size[name]) for name in names]
+    if not all(np.isfinite(step) and step > 0 for step in steps):
+        return Loaded(data, usual_geometry(data.ndim))
+    start = [float(header["origin"][name]) for name in names]
+    if not any(start):
+        starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]
+        start = [at * step for at, step in zip(starts, steps, strict=True)]
+    extra = data.ndim - 3  # stacks of volumes have one axis more, pictures one less
+    if extra < 0:
+        names, steps, start = names[-data.ndim :], steps[-data.ndim :], start[-data.ndim :]
+    volumes = ["n"] * max(0, extra)
+    geometry = Geometry.from_scale(
+        [*volumes, *names],
+        [*(1.0 for _ in volumes), *steps],
+        [*(0.0 for _ in volumes), *start],
+        [*(None for _ in volumes), *("Å" for _ in names)],
+        [*("other" for _ in volumes), *("space" for _ in names)],
+    )
+    return Loaded(data, geometry)
+
+
+def _bytes_are_unsigned(header: Any) -> bool:
+    """Whether IMOD says that mode 0 has no sign."""
+    extra = bytes(header["extra2"].tobytes())
+    stamp, flags = np.frombuffer(extra[40:48], header["nx"].dtype)
+    return int(stamp) == _IMOD_STAMP and not int(flags) & 1
+
+
+def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
+    """Refuse what an MRC file cannot say: other axes than two or three of space, directions, no unit."""
+    _plan(shape, like)
+
+
+def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    """Write labels up to 65535 as (z, y, x), in the smallest mode that holds them.
+
+    Raises
+    ------
+    ValueError
+        For higher labels, and as `check`.
+    """
+    import mrcfile
+
+    turn, geometry = _plan(labels.shape, like)
+    highest = int(labels.max())
+    if highest > np.iinfo(np.uint16).max:
+        raise ValueError(f"MRC holds labels up to 65535, these go up to {highest}")
+    # Mode 0 has a sign, as mode 1 has; mode 6, which has none, is known to fewer programs.
+    dtype = np.int8 if highest < 128 else np.int16 if highest < 32768 else np.uint16
+    compression = {".gz": "gzip", ".bz2": "bzip2"}.get(path.suffix.lower())
+    with mrcfile.new(path, compression=compression, overwrite=True) as file:
+        file.set_data(np.ascontiguousarray(turn.array(labels)).astype(dtype))
+        if labels.ndim == 3:
+            file.set_volume()
+        if geometry.calibrated:
+            names = geometry.names
+            file.voxel_size = tuple(
+                dict(zip(names, geometry.spacing)).get(name, geometry.spacing[-1]) for name in "xyz"
+            )
+            start = dict(zip(names, geometry.translation.tolist()))
+            for name in "xyz":
+                file.header.origin[name] = start.get(name, 0.0)
+
+
+def _plan(shape: tuple[int, ...], like: Volume | None) -> tuple[Turn, Geometry]:
+    if len(shape) > 3:
+        raise ValueError(f"MRC has two or three axes of space, the image has {len(shape)} axes")
+    geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)
+    turn, geometry = upright(geometry, shape, "MRC")
+    if not geometry.calibrated:
+        return turn, geometry
+    if geometry.names != tuple("zyx"[-len(shape) :]):
+        raise ValueError(f"MRC has axes z, y, x, the image has {', '.join(geometry.names)}")
+    if geometry.unit is None:
+        raise ValueError("MRC counts in Å, and the image names no unit for its sizes")
+    return turn, geometry.in_unit("Å")

@@ -1,0 +1,57 @@
+"""What nibabel reads beside NIfTI: Analyze, pairs of files, MGZ, MINC, AFNI, Philips' PAR/REC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.nifti import nibabel_image
+from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
+
+
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The array of a file in its own order, placed by its affine to RAS+, in mm.
+
+    Either file of a pair will do. Raises whatever nibabel raises for damage.
+    """
+    import nibabel
+
+    loaded = nibabel_image(nibabel.load(path), channel, "mm", "s")
+    return Loaded(loaded.data, loaded.geometry, loaded.channel_axis, None, loaded.spacing)
+
+
+def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
+    """Refuse what an MGZ cannot say: time, sizes without a unit."""
+    _plan(shape, like)
+
+
+def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    """Write labels as MGZ in the order of the array's axes, with an affine in mm.
+
+    Raises
+    ------
+    ValueError
+        For labels above 2147483647, the highest that it holds.
+    """
+    import nibabel
+
+    affine = _plan(labels.shape, like)
+    highest = int(labels.max())
+    if highest > np.iinfo(np.int32).max:
+        raise ValueError(f"MGZ holds labels up to {np.iinfo(np.int32).max}, these go up to {highest}")
+    image: Any = nibabel.MGHImage(labels.astype(np.uint8 if highest < 256 else np.int32), affine)
+    nibabel.save(image, path)
+
+
+def _plan(shape: tuple[int, ...], like: Volume | None) -> np.ndarray:
+    geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)
+    if len(shape) != 3 or set(geometry.names) - set("zyx"):
+        raise ValueError(f"MGZ has axes x, y, z, the image has {', '.join(geometry.names)}")
+    if not geometry.calibrated:
+        return geometry.xyz()
+    if geometry.unit is None:
+        raise ValueError("MGZ counts in mm, and the image names no unit for its sizes")
+    return geometry.in_unit("mm").xyz()

@@ -1,0 +1,43 @@
+"""PNG, JPEG, WebP, BMP, GIF, JPEG 2000: gray and RGB pictures without a size; labels as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2")
+
+
+def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+    """The pixels of a picture, turned as its EXIF orientation says; palettes become RGB."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        plain = "RGBA" if "transparency" in image.info else "RGB"
+        wanted = {"P": plain, "CMYK": "RGB", "YCbCr": "RGB", "LA": "L", "PA": "RGBA"}.get(
+            image.mode, image.mode
+        )
+        data = np.asarray(image if wanted == image.mode else image.convert(wanted))
+    return Loaded(data, usual_geometry(2), 2 if data.ndim == 3 else None)
+
+
+def check_png(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
+    """Refuse what a PNG cannot hold: volumes. It says no sizes, as everybody knows."""
+    if len(shape) != 2:
+        raise ValueError(f"a .png holds one plane of labels up to 65535; got an image of shape {shape}")
+    if like is not None and geometry_of(like).calibrated and not geometry_of(like).straight:
+        raise ValueError("a .png has no place for an image that lies oblique in the world; write .nii.gz")
+
+
+def write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
+    """Write one plane of labels up to 65535, without a size."""
+    from PIL import Image
+
+    if labels.ndim != 2 or labels.dtype == np.uint32:
+        raise ValueError(f"a .png holds one plane of labels up to 65535, these go up to {labels.max()}")
+    Image.fromarray(labels).save(path)
