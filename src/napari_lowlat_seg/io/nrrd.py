@@ -141,10 +141,11 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     if geometry.calibrated:
         names = [axis.name for axis in geometry.world]
         rows = np.array(sorted(range(len(names)), key=names.__getitem__))  # x, y, z
-        signs = np.array([-1.0, -1.0, 1.0]) if geometry.patient else np.ones(len(names))
-        header |= (
-            {"space": "left-posterior-superior"} if geometry.patient else {"space dimension": len(names)}
-        )
+        # As for NIfTI, a world of three dimensions counts as a patient's, RAS+; here it becomes LPS+.
+        # Without a unit it cannot: readers take a patient's lengths for millimetres.
+        patient = len(names) == 3 and geometry.unit is not None
+        signs = np.array([-1.0, -1.0, 1.0]) if patient else np.ones(len(names))
+        header |= {"space": "left-posterior-superior"} if patient else {"space dimension": len(names)}
         header["space directions"] = (geometry.matrix[rows] * signs[:, None]).T[::-1]
         header["space origin"] = geometry.translation[rows] * signs
         if geometry.unit:

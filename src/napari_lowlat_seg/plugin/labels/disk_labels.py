@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.placed import usual_geometry
@@ -27,6 +25,7 @@ from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
 from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly
+from napari_lowlat_seg.plugin.saving import layer_geometry
 
 IN_MEMORY = 2**30
 """Labels of more voxels than this, 2 GiB of 16 bits, are kept on disk."""
@@ -156,15 +155,10 @@ def _described(grid: Grid) -> Volume:
     layer = grid.layer
     names = [str(label) for label in layer.axis_labels]
     usual = iter(usual_geometry(len(grid.axes)).names)
-    if any(name.startswith("-") or not name for name in names) or len(set(names)) < len(names):
+    if any(name.startswith("-") for name in names) and grid.channel_axis is not None:
         names = ["c" if axis == grid.channel_axis else next(usual) for axis in range(grid.ndim)]
-    units = [None if str(unit) == "pixel" else str(unit) for unit in layer.units]
-    axes = tuple(Axis.of(*one) for one in zip(names, units, strict=True))
-    geometry = Geometry(axes, grid.matrix)
-    if geometry.world != axes:  # another order than the world's: here layers decide, not names
-        axes = tuple(replace(axis, name=f"d{i}") for i, axis in enumerate(axes))
-        geometry = Geometry(axes, grid.matrix)
-    if not geometry.straight or geometry.nearest != tuple(range(len(axes))) or min(geometry.signs) < 0:
+    geometry = layer_geometry(names, layer.units, grid.matrix)
+    if not geometry.straight or geometry.nearest != tuple(range(grid.ndim)) or min(geometry.signs) < 0:
         raise ValueError(
             f"{layer.name!r} is turned or mirrored, which labels on disk cannot say; use a layer that is not"
         )

@@ -1,0 +1,289 @@
+"""Format x format: is an object of an image of one format, written as labels of another, at its place?
+
+Writes a small image of each format and place with the format's own library, reads it, writes labels of one
+marked voxel in each output format as the command line does, reads them back and compares world positions.
+Prints a table: kept, refused (with the sentence below), or WRONG.
+
+Run: python benchmarks/format_matrix.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.io.files import check_labels_path, label_output, read_volume
+
+SHAPE = (6, 7, 8)
+INDEX = (1, 2, 3)
+OUTPUTS = (".nii.gz", ".tif", ".ome.tif", ".ome.zarr", ".nrrd", ".seg.nrrd", ".mrc", ".mha", ".mgz", ".png")
+STRAIGHT = np.array([[0.5, 0, 0, 10], [0, 0.6, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]], float)
+FLIPPED = np.diag([-1.0, 1, 1, 1]) @ STRAIGHT
+OBLIQUE = np.array([[0.4, -0.36, 0, 10], [0.3, 0.48, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]], float)
+
+
+def pixels() -> np.ndarray:
+    """The image: a ramp."""
+    return np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE)
+
+
+def nifti(affine: np.ndarray) -> Callable[[Path], Path]:
+    """A scan with this affine, in mm."""
+
+    def write(folder: Path) -> Path:
+        import nibabel
+
+        image = nibabel.Nifti1Image(pixels(), affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / "a.nii.gz")
+        return folder / "a.nii.gz"
+
+    return write
+
+
+def mgz(folder: Path) -> Path:
+    """FreeSurfer's."""
+    import nibabel
+
+    nibabel.save(nibabel.MGHImage(pixels().astype(np.int16), OBLIQUE), folder / "a.mgz")
+    return folder / "a.mgz"
+
+
+def imagej(folder: Path) -> Path:
+    """A stack of ImageJ in nm."""
+    import tifffile
+
+    about = {"axes": "ZYX", "spacing": 40, "unit": "nm"}
+    tifffile.imwrite(folder / "a.tif", pixels(), imagej=True, resolution=(0.25, 0.25), metadata=about)
+    return folder / "a.tif"
+
+
+def series(folder: Path) -> Path:
+    """A time series of ImageJ in µm."""
+    import tifffile
+
+    about = {"axes": "TYX", "unit": "um"}
+    tifffile.imwrite(folder / "a.tif", pixels(), imagej=True, resolution=(4, 4), metadata=about)
+    return folder / "a.tif"
+
+
+def ome_tiff(unit: str) -> Callable[[Path], Path]:
+    """With physical sizes in a unit."""
+
+    def write(folder: Path) -> Path:
+        import tifffile
+
+        about: dict[str, Any] = {"axes": "ZYX"} | {f"PhysicalSize{a}": 4.0 for a in "XYZ"}
+        about |= {f"PhysicalSize{a}Unit": unit for a in "XYZ"}
+        tifffile.imwrite(folder / "a.ome.tif", pixels(), ome=True, metadata=about)
+        return folder / "a.ome.tif"
+
+    return write
+
+
+def ome_zarr(folder: Path) -> Path:
+    """With a translation, in nm."""
+    import zarr
+
+    root = zarr.open_group(folder / "a.ome.zarr", mode="w", zarr_format=2)
+    root.create_array("0", shape=SHAPE, dtype="u2", chunks=SHAPE)[...] = pixels()
+    changes = [
+        {"type": "scale", "scale": [40, 4, 4]},
+        {"type": "translation", "translation": [400, 1000, 2000]},
+    ]
+    image: dict[str, Any] = {
+        "version": "0.4",
+        "axes": [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"],
+        "datasets": [{"path": "0", "coordinateTransformations": changes}],
+    }
+    root.attrs["multiscales"] = [image]
+    return folder / "a.ome.zarr"
+
+
+def nrrd_file(folder: Path) -> Path:
+    """Oblique, in LPS."""
+    import nrrd
+
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": OBLIQUE[:3, :3].T,
+        "space origin": OBLIQUE[:3, 3],
+    }
+    nrrd.write(str(folder / "a.nrrd"), pixels(), header)
+    return folder / "a.nrrd"
+
+
+def mha(folder: Path) -> Path:
+    """Oblique."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(pixels())
+    spacing = np.linalg.norm(OBLIQUE[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((OBLIQUE[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(OBLIQUE[:3, 3].tolist())
+    SimpleITK.WriteImage(image, str(folder / "a.mha"))
+    return folder / "a.mha"
+
+
+def mrc(folder: Path) -> Path:
+    """With an origin, in Å."""
+    import mrcfile
+
+    with mrcfile.new(folder / "a.mrc") as file:
+        file.set_data(pixels())
+        file.voxel_size = (4.0, 4.0, 6.0)
+        file.header.origin.x = 100.0
+    return folder / "a.mrc"
+
+
+def hdf5(folder: Path) -> Path:
+    """As CREMI writes it, in nm."""
+    import h5py
+
+    with h5py.File(folder / "a.h5", "w") as file:
+        raw = file.create_dataset("volumes/raw", data=pixels())
+        raw.attrs["resolution"], raw.attrs["offset"] = [40.0, 4.0, 4.0], [400.0, 0.0, 8.0]
+    return folder / "a.h5"
+
+
+def npy(folder: Path) -> Path:
+    """Without any place."""
+    np.save(folder / "a.npy", pixels())
+    return folder / "a.npy"
+
+
+def pages(folder: Path) -> Path:
+    """A folder of PNGs, without any place."""
+    from PIL import Image
+
+    (folder / "pages").mkdir()
+    for i, page in enumerate(pixels()):
+        Image.fromarray(page).save(folder / "pages" / f"{i}.png")
+    return folder / "pages"
+
+
+def picture(folder: Path) -> Path:
+    """One PNG."""
+    from PIL import Image
+
+    Image.fromarray(pixels()[0]).save(folder / "a.png")
+    return folder / "a.png"
+
+
+def dicom(folder: Path) -> Path:
+    """An oblique series of CT."""
+    import pydicom
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    (folder / "series").mkdir()
+    for i, plane in enumerate(pixels()):
+        one = pydicom.Dataset()
+        one.file_meta = pydicom.dataset.FileMetaDataset()
+        one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = CTImageStorage
+        one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = generate_uid()
+        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one.SeriesInstanceUID, one.Modality = "1.2.3", "CT"
+        one.Rows, one.Columns = plane.shape
+        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+        one.BitsAllocated = one.BitsStored = 16
+        one.HighBit, one.PixelRepresentation, one.PixelData = 15, 0, plane.tobytes()
+        one.ImagePositionPatient, one.PixelSpacing = [10, 20, 30 + 2 * i], [0.5, 0.25]
+        one.ImageOrientationPatient = [0.8, 0.6, 0, -0.6, 0.8, 0]
+        one.save_as(folder / "series" / f"{(i * 7) % 11}.dcm", enforce_file_format=True)
+    return folder / "series"
+
+
+INPUTS: dict[str, Callable[[Path], Path]] = {
+    "NIfTI": nifti(STRAIGHT),
+    "NIfTI, left to right": nifti(FLIPPED),
+    "NIfTI, oblique": nifti(OBLIQUE),
+    "MGZ, oblique": mgz,
+    "DICOM series, oblique": dicom,
+    "NRRD, oblique": nrrd_file,
+    "MHA, oblique": mha,
+    "OME-Zarr, translation": ome_zarr,
+    "OME-TIFF, Å": ome_tiff("Å"),
+    "OME-TIFF, pixels": ome_tiff("pixel"),
+    "ImageJ, nm": imagej,
+    "ImageJ, time": series,
+    "MRC, origin": mrc,
+    "HDF5 of CREMI": hdf5,
+    "npy": npy,
+    "folder of pages": pages,
+    "PNG": picture,
+}
+
+
+def result(source: Path, output: Path) -> str:
+    """ "kept", "no place" where nothing but the index could be kept, or the sentence of a refusal."""
+    image = read_volume(source)
+    index = INDEX[-image.ndim :]
+    try:
+        check_labels_path(output, [("image", source)], image)
+    except ValueError as error:
+        return str(error).replace(str(output), output.name)
+    with label_output(output, image) as labels:
+        labels.data[index] = 7
+    back = read_volume(output)
+    assert image.geometry is not None
+    assert back.geometry is not None
+    (found,) = np.argwhere(np.asarray(back.data) == 7)
+    ours, theirs = image.geometry, back.geometry
+    if not ours.calibrated:
+        return "kept" if tuple(found) == index else f"WRONG: {tuple(found)}"
+    if not theirs.calibrated:
+        return "no place"
+    if ours.unit and theirs.unit:
+        theirs = theirs.in_unit(ours.unit)
+    elif ours.unit or theirs.unit:
+        return f"WRONG: unit {ours.unit} became {theirs.unit}"
+    names = [axis.name for axis in ours.world]
+    if names != [axis.name for axis in theirs.world]:
+        return f"WRONG: axes {names} became {[axis.name for axis in theirs.world]}"
+    away = np.abs(theirs.to_world(found) - ours.to_world(index)).max() / min(ours.spacing)
+    return "kept" if away < 1e-3 else f"WRONG: {away:.3g} voxels away"
+
+
+def main() -> None:
+    """Print the table and the sentences."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args().json
+    table: dict[str, dict[str, str]] = {}
+    for name, make in INPUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            source = make(Path(folder))
+            table[name] = {end: result(source, Path(folder) / f"labels{end}") for end in OUTPUTS}
+    sentences: list[str] = []
+    print("| image \\ labels | " + " | ".join(OUTPUTS) + " |\n|" + "---|" * (len(OUTPUTS) + 1))
+    for name, row in table.items():
+        cells = []
+        for text in row.values():
+            if text in ("kept", "no place") or text.startswith("WRONG"):
+                cells.append(text)
+                continue
+            if text not in sentences:
+                sentences.append(text)
+            cells.append(f"refused ({sentences.index(text) + 1})")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print()
+    for number, text in enumerate(sentences, start=1):
+        print(f"{number}. {text}")
+    every = [text for row in table.values() for text in row.values()]
+    kept, placeless = every.count("kept"), every.count("no place")
+    wrong = sum(text.startswith("WRONG") for text in every)
+    print(f"\n{len(every)} pairs: {kept} kept, {placeless} without a place, {wrong} wrong, "
+          f"{len(every) - kept - placeless - wrong} refused")  # fmt: skip
+    if wanted is not None:
+        wanted.write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

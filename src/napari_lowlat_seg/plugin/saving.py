@@ -1,0 +1,77 @@
+"""File > Save of a Labels layer: every format that labels are written in, each where the layer lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.utils.transforms import CompositeAffine
+
+from napari_lowlat_seg.core.geometry import Axis, Geometry
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.files import label_output, write_labels
+from napari_lowlat_seg.io.formats import find_format
+from napari_lowlat_seg.io.placed import usual_geometry
+
+
+def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write the labels of a layer with its scale, place and units; the path that was written.
+
+    Of a pyramid the finest level is written. NIfTI gets its own order of axes, (x, y, z), so that labels of
+    a scan have the array order of the scan.
+
+    Parameters
+    ----------
+    path
+        As of `write_labels`, or an OME-Zarr.
+    data
+        Integers, as napari holds them: numpy, dask, zarr, or a list of levels.
+    attributes
+        The layer's, as `Layer.as_layer_data_tuple` gives them.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        As `write_labels`, with one sentence.
+    """
+    labels = np.asarray(data[0] if isinstance(data, list | tuple) or attributes.get("multiscale") else data)
+    names = ("scale", "translate", "rotate", "shear")
+    inner = CompositeAffine(**{name: attributes[name] for name in names}, ndim=labels.ndim)
+    matrix = np.asarray(attributes["affine"]) @ inner.affine_matrix
+    geometry = layer_geometry(attributes["axis_labels"], attributes["units"], matrix)
+    kind = find_format(Path(path), writing=True)
+    if kind is not None and kind.module == "nifti":
+        labels, geometry = labels.T, geometry.transpose(range(labels.ndim)[::-1])
+    like = Volume(np.broadcast_to(np.uint8(0), labels.shape), geometry.spacing, geometry=geometry)
+    if kind is None:
+        with label_output(path, like) as output:
+            output.data[...] = labels
+    else:
+        write_labels(path, labels, like)
+    return [path]
+
+
+def layer_geometry(labels: Sequence[Any], units: Sequence[Any], matrix: np.ndarray) -> Geometry:
+    """The geometry of a layer.
+
+    napari's axes are told by their order: names that say another order than the world's are not kept.
+
+    Parameters
+    ----------
+    labels, units
+        One for each axis, as the layer has them.
+    matrix
+        (n + 1, n + 1), data to world.
+    """
+    names = [str(label) for label in labels]
+    if any(name.startswith("-") or not name for name in names) or len(set(names)) < len(names):
+        names = list(usual_geometry(len(names)).names)
+    texts = [None if str(unit) == "pixel" else str(unit) for unit in units]
+    axes = tuple(Axis.of(*one) for one in zip(names, texts, strict=True))
+    geometry = Geometry(axes, matrix)
+    if geometry.world == axes:
+        return geometry
+    return Geometry(tuple(replace(axis, name=f"d{i}") for i, axis in enumerate(axes)), matrix)
