@@ -191,6 +191,15 @@ class PictureStore:
 
     def sample(self, crops: Sequence[Crop], size: int) -> Tensor:
         """Return views (B, 5, size, size) float32: RGB in 0..255, coverage by the object, validity."""
+        geometry, source = self.locate(crops, size)
+        return self.sample_at(geometry, source, size, any(crop.view[2] > MAX_STEP * size for crop in crops))
+
+    def locate(self, crops: Sequence[Crop], size: int) -> tuple[Tensor, Tensor]:
+        """Return what `sample_at` needs of crops: geometry (B, 14) float32 and source (B, 5) int64.
+
+        The geometry maps the view's pixels into the picture; the source says where the picture lies in the
+        store, its shape, and the ids of the object.
+        """
         geometries = np.array([self._geometry(crop, size) for crop in crops], dtype=np.float32)
         sources = np.array(
             [
@@ -200,8 +209,13 @@ class PictureStore:
             dtype=np.int64,
         )
         device = self.ids.device
-        geometry, source = (_upload(array, device) for array in (geometries, sources))
-        shrinks = any(crop.view[2] > MAX_STEP * size for crop in crops)
+        return _upload(geometries, device), _upload(sources, device)
+
+    def sample_at(self, geometry: Tensor, source: Tensor, size: int, shrinks: bool) -> Tensor:
+        """Return the views (B, 5, size, size) of `locate`'s arrays; see `sample`.
+
+        `shrinks` says whether any view needs more than one sample a pixel (`MAX_STEP`).
+        """
         sample = _compiled_sample if self.ids.is_cuda else _sample
         return sample(self.pixels, self.ids, geometry, source, size, shrinks)
 
@@ -219,6 +233,27 @@ class PictureStore:
         spread = side / size / 4 if side > MAX_STEP * size else 0.0
         middle = (top + high / 2, left + wide / 2)
         return (side, (side - down) / 2, (side - across) / 2, yy, yx, xy, xx, *middle, *bounds, spread)
+
+
+def part_geometry(geometry: Tensor, crops: Tensor, size: int) -> Tensor:
+    """Return the geometry (N, 14) of square parts of views.
+
+    Parameters
+    ----------
+    geometry
+        Of the views, (N, 14) float32 from `PictureStore.locate`.
+    crops
+        (N, 3) float32: top, left and side of each part, as fractions of its view's side.
+    size
+        Side of the parts when sampled, in pixels.
+    """
+    side, from_y, from_x, *matrix_and_bounds, _ = geometry.unbind(1)
+    top, left, fraction = crops.unbind(1)
+    part_side = side * fraction
+    from_y = from_y + (top + fraction / 2 - 0.5) * side
+    from_x = from_x + (left + fraction / 2 - 0.5) * side
+    spread = torch.where(part_side > MAX_STEP * size, part_side / size / 4, 0.0)
+    return torch.stack([part_side, from_y, from_x, *matrix_and_bounds, spread], 1)
 
 
 def _upload(array: NDArray[np.generic], device: torch.device) -> Tensor:

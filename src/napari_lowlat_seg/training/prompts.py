@@ -199,6 +199,9 @@ class BatchAnnotator:
         positive, negative.
     wrong_clicks
         (B,) bool: samples whose newest prompt is a wrong click, after which no mask is right.
+    stamped
+        Every click and stroke so far: network pixels (B, P, 2), which of them were stamped (B, P) bool, and
+        the channel (B,) of each sample.
     """
 
     def __init__(
@@ -210,6 +213,7 @@ class BatchAnnotator:
         self.maps = torch.zeros(batch, 3, 2 * rows, 2 * cols, device=truth.device)
         self.prior = torch.rand(batch, device=truth.device, generator=generator) < mix.as_prior
         self.wrong_clicks = torch.zeros(batch, dtype=torch.bool, device=truth.device)
+        self.stamped: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _fill_region(self, region: Tensor, chosen: Tensor, positive: Tensor) -> None:
         """Fill a region (B, H, W) of the `chosen` (B,): 1 as the prior, or 0.5 in the channel of its sign."""
@@ -233,9 +237,13 @@ class BatchAnnotator:
         channel = torch.where(positive, 1, 2)
         # a pixel of the half-size maps is two network pixels wide: the click falls on either
         offset = torch.randint(0, 2, (batch, 1, 2), device=depths.device, generator=self.generator)
-        stamp(self.maps, 2 * at[:, None] + offset, (present & clicks)[:, None], channel, self.radius)
         line, inside = stroke(depths, at, self.generator)
-        stamp(self.maps, 2 * line, inside & (present & scribbles)[:, None], channel, self.radius)
+        for points, shown in (
+            (2 * at[:, None] + offset, (present & clicks)[:, None]),
+            (2 * line, inside & (present & scribbles)[:, None]),
+        ):
+            stamp(self.maps, points, shown, channel, self.radius)
+            self.stamped.append((points, shown, channel))
 
     def begin(self) -> None:
         """Give every sample its first prompt."""

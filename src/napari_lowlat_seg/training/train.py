@@ -27,6 +27,7 @@ from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
 from napari_lowlat_seg.models.vit import resample
+from napari_lowlat_seg.training.edges import continue_from_parents
 from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.pictures import read_sets
 from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
@@ -131,6 +132,9 @@ class TrainConfig:
         Numbers of prompts per step, one drawn for each step.
     domains, shares
         Share of the views per domain, and factors on single sets; see `read_sets`.
+    edges, synthetic
+        Shares of the views, in [0, 1], that are crops along outlines and synthetic anatomies; see
+        `training.edges` and `training.synthetic`.
     model, prompts, looks, loss
         Fields of `CompactConfig`, `PromptMix`, `ColourAugmentation` and `LossMix`.
     """
@@ -159,6 +163,8 @@ class TrainConfig:
         default_factory=lambda: {"natural": 0.42, "em": 0.24, "med": 0.16, "cells": 0.18}
     )
     shares: dict[str, float] = field(default_factory=dict)
+    edges: float = 0.0
+    synthetic: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, float] = field(default_factory=dict)
     looks: dict[str, float] = field(default_factory=dict)
@@ -300,6 +306,8 @@ def one_step(
     # drawn from the step, so that several devices do the same number of rounds
     dice = torch.Generator().manual_seed(config.seed + run.step)
     rounds = config.rounds[int(torch.randint(len(config.rounds), (), generator=dice))]
+    # the round after which the edge crops go on from their parents' masks
+    handover = int(torch.randint(max(1, rounds - 1), (), generator=dice))
     mix, losses = PromptMix(**config.prompts), LossMix(**config.loss)
     annotators = BatchAnnotator(batch.truth, batch.valid, run.network.radius, mix, generator)
     annotators.begin()
@@ -316,7 +324,11 @@ def one_step(
         ious.append((iou * weight).sum() / weight.sum().clamp(min=1))
         if number + 1 < rounds:
             with torch.no_grad():
-                annotators.correct(logits.detach().float().sigmoid())
+                probability = logits.detach().float().sigmoid()
+                if number == handover and len(batch.edge_crops.squares):
+                    continue_from_parents(annotators, probability, batch.edge_crops)
+                else:
+                    annotators.correct(probability)
     total.backward()
     return torch.stack([total.detach(), ious[0].detach(), ious[-1].detach()])
 
@@ -449,7 +461,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Views | Prefetcher:
     sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     colours, pad = ColourAugmentation(**config.looks), torch.tensor(run.network.pad)
-    views = Views(sets, run.network.size, config.batch, seed, pad, device, colours)
+    views = Views(
+        sets, run.network.size, config.batch, seed, pad, device, colours, config.edges, config.synthetic
+    )
     return Prefetcher(views) if device.startswith("cuda") else views
 
 

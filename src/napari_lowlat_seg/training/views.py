@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lowlat_seg.training.pictures import Crop, PictureSet, PictureStore
+from napari_lowlat_seg.training.edges import EdgeCrops, choose_crops
+from napari_lowlat_seg.training.pictures import MAX_STEP, Crop, PictureSet, PictureStore, part_geometry
+from napari_lowlat_seg.training.synthetic import SyntheticAnatomies
 
 # Sets of photographs with an up and a down: mirrored left to right only, and hardly turned.
 # fmt: off
@@ -32,11 +34,22 @@ UPRIGHT = frozenset({
 
 @dataclass(frozen=True)
 class Batch:
-    """Views (B, 3, S, S) float 0..255, targets and validity (B, 1, S/2, S/2) in {0, 1}."""
+    """One batch.
+
+    Attributes
+    ----------
+    image
+        Views, (B, 3, S, S) float32 in 0..255.
+    truth, valid
+        Targets and validity, (B, 1, S/2, S/2) float32 in {0, 1}.
+    edge_crops
+        Which of the views are crops along the outline of others.
+    """
 
     image: Tensor
     truth: Tensor
     valid: Tensor
+    edge_crops: EdgeCrops
 
 
 def choose_view(
@@ -153,6 +166,15 @@ class Views:
         Where all pictures are stored and the views are made.
     colours
         How they are recoloured.
+    edges, synthetic
+        Shares of the views, in [0, 1], that are crops along outlines (`training.edges`) and synthetic
+        anatomies (`training.synthetic`). The others are cut from pictures, at least as many as there are
+        edge crops.
+
+    Raises
+    ------
+    ValueError
+        If the shares leave too few views to be cut from pictures.
     """
 
     def __init__(
@@ -164,8 +186,17 @@ class Views:
         mean: Tensor,
         device: str = "cpu",
         colours: ColourAugmentation = ColourAugmentation(),
+        edges: float = 0.0,
+        synthetic: float = 0.0,
     ) -> None:
         self.colours = colours
+        self.edges, self.synthetic = round(edges * batch), round(synthetic * batch)
+        self.plain = batch - self.edges - self.synthetic
+        if min(edges, synthetic) < 0 or self.plain < max(1, self.edges):
+            raise ValueError(
+                "expected shares that leave as many views of pictures as edge crops, and one at least, "
+                f"got edges {edges} and synthetic {synthetic} of {batch} views; lower them"
+            )
         self.size, self.batch = size, batch
         self.device = torch.device(device)
         self.pictures = [picture for each in sets for picture in each.pictures]
@@ -174,6 +205,7 @@ class Views:
         self.mean = mean.to(self.device)
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.anatomies = SyntheticAnatomies(size, seed, device)
         # summed once: numpy's `choice` would do it for every view
         shares = np.concatenate([np.full(n := len(each.pictures), each.share / n) for each in sets])
         self.shares = np.cumsum(shares / shares.sum())
@@ -198,14 +230,32 @@ class Views:
 
     def next(self) -> Batch:
         """Return a fresh batch; where a warp moved the target out of view, `truth` is empty."""
-        views = self.store.sample([self.choose() for _ in range(self.batch)], self.size)
+        views, edge_crops = self.sample()
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
         truth = (half[:, :1] > 0.5).float() * valid
         image = recolour(views[:, :3], self.colours, self.generator)
         padding = views[:, 4:] < 0.5
         image = torch.where(padding, self.mean.view(1, 3, 1, 1), image)
-        return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid)
+        return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid, edge_crops)
+
+    def sample(self) -> tuple[Tensor, EdgeCrops]:
+        """Return views (B, 5, S, S) before recolouring: cut from pictures, edge crops, synthetic ones.
+
+        The channels are those of `PictureStore.sample`.
+        """
+        crops = [self.choose() for _ in range(self.plain)]
+        shrinks = any(crop.view[2] > MAX_STEP * self.size for crop in crops)
+        geometry, source = self.store.locate(crops, self.size)
+        parts = [self.store.sample_at(geometry, source, self.size, shrinks)]
+        parents = parts[0][: self.edges]
+        squares = choose_crops(parents[:, 3], parents[:, 4], self.generator)
+        if self.edges:
+            closer = part_geometry(geometry[: self.edges], squares, self.size)
+            parts.append(self.store.sample_at(closer, source[: self.edges], self.size, shrinks))
+        if self.synthetic:
+            parts.append(self.anatomies.draw(self.synthetic))
+        return torch.cat(parts), EdgeCrops(self.plain, squares)
 
 
 class Prefetcher:
@@ -240,6 +290,6 @@ class Prefetcher:
         batch, ready = self.queue.get()
         stream = torch.cuda.current_stream()
         stream.wait_event(ready)
-        for tensor in (batch.image, batch.truth, batch.valid):
+        for tensor in (batch.image, batch.truth, batch.valid, batch.edge_crops.squares):
             tensor.record_stream(stream)
         return batch
