@@ -142,3 +142,117 @@ def test_a_damaged_scan_is_answered_with_one_sentence(scan):
         file.truncate(40)
     with pytest.raises(ValueError, match=r"head\.t1\.nii\.gz cannot be read: it is damaged"):
         read_scans(path)
+
+
+BALLS = ((6, 20, 25), (5, 9, 9))
+
+
+def balls():
+    """Two balls, (z, y, x) of 12 x 40 x 50, numbered."""
+    grid = np.indices((12, 40, 50))
+    labels = np.zeros((12, 40, 50), np.uint8)
+    for number, centre in enumerate(BALLS, start=1):
+        labels[sum((x - at) ** 2 for x, at in zip(grid, centre, strict=True)) < 25] = number
+    return labels
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """Scans of one patient: one, the same stored mirrored, and a smaller field of view of it; and labels."""
+    plain = np.diag([1.0, 1, 2, 1])
+    mirrored, smaller = np.diag([-1.0, 1, 2, 1]), plain.copy()
+    mirrored[0, 3], smaller[:3, 3] = 49, (0, 10, 4)
+    image = np.where(balls() > 0, 200, 60).astype(np.uint8).transpose(2, 1, 0)
+    labels = (balls() == 2).astype(np.uint8).transpose(2, 1, 0)
+    files = {
+        "flair": (image, plain),
+        "t1": (image[::-1], mirrored),
+        "t2": (image[:, 10:, 2:], smaller),
+        "labels": (labels[::-1], mirrored),
+    }
+    for name, (data, affine) in files.items():
+        nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(data), affine), tmp_path / f"{name}.nii.gz")
+    return [str(tmp_path / f"{name}.nii.gz") for name in files]
+
+
+def test_scans_of_one_patient_lie_on_each_other(viewer, patient):
+    """Whatever way round they are stored and however much of the patient they show."""
+    layers = viewer.open(patient[:3], plugin=PLUGIN)
+    grid = np.argwhere(balls() == 1).mean(axis=0)
+    found = []
+    for layer in layers:
+        parts = np.asarray(layer.data) > 120
+        lie = layer.data_to_world(np.argwhere(parts)[0]), parts.sum()
+        found.append(layer.world_to_data(layers[0].data_to_world(grid)))
+        assert parts[tuple(np.round(found[-1]).astype(int))], lie
+    assert not np.allclose(found[0], found[1])
+
+
+def test_mirrored_labels_are_not_taken_for_the_image_s(viewer, patient):
+    """Left and right would be exchanged: they are refused in one sentence."""
+    from napari_lowlat_seg.plugin.labels.alignment import fits
+    from napari_lowlat_seg.plugin.layers.grid import grid_of
+
+    (flair,) = viewer.open(patient[0], plugin=PLUGIN)
+    ((data, place, _),) = read_scans(patient[3])
+    place = {name: place[name] for name in ("scale", "units", "axis_labels", "affine")}
+    layer = viewer.add_labels(data, name="old", **place)
+    assert "'old' lies up to 49.0 voxels away from 'flair'" in (fits(layer, grid_of(flair)) or "")
+
+
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nrrd", "labels.ome.tif"])
+def test_labels_are_saved_from_the_menu_and_lie_on_their_scan(viewer, name, tmp_path):
+    """File > Save Selected Layer: array, affine and unit of NIfTI; the place in every format."""
+    affine = np.diag([0.7, 0.8, 3.0, 1])
+    affine[:3, 3] = (5, 6, 7)
+    scan = nibabel.Nifti1Image(balls().transpose(2, 1, 0), affine)
+    scan.header.set_xyzt_units("mm")
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    (image,) = viewer.open(str(tmp_path / "scan.nii.gz"), plugin=PLUGIN)
+    place = {key: getattr(image, key) for key in ("scale", "translate", "affine", "units", "axis_labels")}
+    layer = viewer.add_labels(np.asarray(image.data) // 2, **place)
+    assert layer.save(str(tmp_path / name), plugin=PLUGIN) == [str(tmp_path / name)]
+    if name.endswith(".nii.gz"):
+        back = nibabel.load(tmp_path / name)
+        assert np.allclose(back.affine, affine)
+        assert np.array_equal(np.asarray(back.dataobj), np.asarray(layer.data).transpose(2, 1, 0))
+        assert back.header.get_xyzt_units()[0] == "mm"
+    if not name.endswith(".tif"):
+        ((data, again, _),) = read_scans(str(tmp_path / name))
+        assert np.array_equal(data, layer.data)
+        assert np.allclose(again["affine"], image.affine.affine_matrix)
+
+
+@pytest.mark.parametrize("name", ["a.mrc", "a.nrrd", "a.seg.nrrd", "a.mha"])
+def test_other_volumes_open_where_they_lie(name, tmp_path):
+    """Tomograms and scans, lengths with their unit; segments as labels."""
+    from napari_lowlat_seg.core.geometry import Geometry
+    from napari_lowlat_seg.core.volume import Volume
+    from napari_lowlat_seg.io.files import write_labels
+
+    geometry = Geometry.from_scale("zyx", (3, 2, 1), (30, 20, 10), ["mm"] * 3)
+    write_labels(tmp_path / name, balls(), Volume(balls(), geometry=geometry))
+    assert get_scan_reader(str(tmp_path / name)) is read_scans
+    ((data, place, kind),) = read_scans(str(tmp_path / name))
+    assert kind == ("labels" if "seg" in name else "image")
+    assert np.allclose(place["affine"][:3, 3] * (1e-7 if "mrc" in name else 1), [30, 20, 10])
+    assert set(place["units"]) == {"angstrom" if "mrc" in name else "mm"}
+    assert place["axis_labels"] == ("z", "y", "x")
+    assert data.max() == 2
+
+
+def test_the_manifest_names_every_suffix_of_the_table_of_formats():
+    """What is read for napari, and what labels are saved to; PNG says no place and is left to napari."""
+    from importlib.resources import files
+
+    import yaml
+
+    from napari_lowlat_seg.io.formats import FORMATS
+    from napari_lowlat_seg.plugin.contributions import SCANS
+
+    manifest = yaml.safe_load((files("napari_lowlat_seg") / "napari.yaml").read_text(encoding="utf-8"))
+    (reader,), (writer,) = (manifest["contributions"][name] for name in ("readers", "writers"))
+    read = {f"*{suffix}" for one in FORMATS if one.module in SCANS and one.read for suffix in one.suffixes}
+    written = {suffix for one in FORMATS if one.write and one.name != "PNG" for suffix in one.suffixes}
+    assert set(reader["filename_patterns"]) == read
+    assert set(writer["filename_extensions"]) == written | {".ome.zarr"}

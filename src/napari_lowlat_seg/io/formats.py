@@ -78,6 +78,8 @@ FORMATS = (
     Format("TIFF", (".tif", ".tiff"), "tiff", write="write_tiff", check="check_tiff"),
     Format("NIfTI", (".nii", ".nii.gz"), "nifti", write="write_nifti", check="check_nifti"),
     Format("OME-Zarr", (".ome.zarr", ".zarr"), "ome_zarr", holds_many=True, folder=True),
+    Format("PNG", (".png",), "pictures", write="write_png", check="check_png"),
+    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "pictures"),
     Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "nrrd", needs="nrrd"),
     Format("NRRD", (".nrrd", ".seg.nrrd"), "nrrd", read="", write="write", needs="nrrd"),
     Format("MRC", MRC_SUFFIXES, "mrc", write="write", needs="mrcfile"),
@@ -92,8 +94,6 @@ FORMATS = (
     Format("HDF5", (".h5", ".hdf5", ".hdf"), "hdf5", needs="h5py", extra="hdf5", holds_many=True),
     Format("numpy", (".npy", ".npz"), "arrays", holds_many=True),
     Format("DICOM", (".dcm", ".dicom", ".ima"), "dicom", needs="pydicom", extra="dicom"),
-    Format("PNG", (".png",), "pictures", write="write_png", check="check_png"),
-    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "pictures"),
 )
 
 PAGES = Format("folder of pages", (), "page_folder", folder=True)

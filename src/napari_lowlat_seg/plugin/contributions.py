@@ -1,10 +1,11 @@
-"""The NIfTI reader and the sample data that `napari.yaml` contributes to napari.
+"""The reader of scans and the sample data that `napari.yaml` contributes to napari.
 
 Each returns napari's layer-data tuples ``(data, settings, layer type)``, with axes in napari's order
-(t, z, y, x), the spacing in `scale`, with its unit, and the rest of a scan's place in `affine`. napari reads
-TIFF itself.
+(t, z, y, x), the spacing in `scale`, with its unit, and the rest of a scan's place in `affine`. napari and
+its other plugins read TIFF, pictures and OME-Zarr.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ import numpy as np
 from napari_lowlat_seg.core.units import UNITS
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.files import as_shown, read_volume
-from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.formats import find_format
+from napari_lowlat_seg.io.nrrd import SEGMENTATION
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.io.samples import sample_path
 
-LayerData = tuple[np.ndarray[Any, Any], dict[str, Any], str]
+SCANS = ("nifti", "nrrd", "mrc", "metaimage", "nibabel_formats", "hdf5", "dicom")
+"""Modules of the formats that are read for napari, which reads none of them itself."""
+
+IN_MEMORY = 2**31
+"""Bytes of pixels up to which a file is loaded."""
+
+LayerData = tuple[Any, dict[str, Any], str]
 Reader = Callable[[str | list[str]], list[LayerData]]
 
 # Our symbols of units in the words of napari; a unit that it would not know counts as pixels.
@@ -30,12 +38,15 @@ _UNITS = {unit.symbol: unit.symbol.replace("µ", "u") for unit in UNITS} | {
 
 
 def get_scan_reader(path: str | list[str]) -> Reader | None:
-    """The reader for NIfTI files; None, as napari expects it, where one of the files has another suffix."""
-    return read_scans if all(is_nifti(one) for one in _listed(path)) else None
+    """The reader for files of `SCANS`; None, as napari expects it, where one of them has another suffix."""
+    formats = [find_format(Path(one)) for one in _listed(path)]
+    return read_scans if all(one is not None and one.module in SCANS for one in formats) else None
 
 
 def read_scans(path: str | list[str]) -> list[LayerData]:
-    """One image layer for each NIfTI file, at its spacing, with a slider along the file's last axis.
+    """One layer for each file, where it lies in the world: labels of a .seg.nrrd, an image of others.
+
+    Scans of one patient lie on each other. What is larger than `IN_MEMORY` is read when it is looked at.
 
     Raises
     ------
@@ -45,8 +56,11 @@ def read_scans(path: str | list[str]) -> list[LayerData]:
     layers = []
     for one in _listed(path):
         data, place = _scan(Path(one))
-        rgb = data.ndim > len(place["scale"])
-        layers.append((data, {"name": Path(one).name.split(".")[0], "rgb": rgb, **place}, "image"))
+        settings = {"name": Path(one).name.split(".")[0], **place}
+        if one.lower().endswith(SEGMENTATION):
+            layers.append((data, settings, "labels"))
+        else:
+            layers.append((data, {"rgb": data.ndim > len(place["scale"]), **settings}, "image"))
     return layers
 
 
@@ -77,10 +91,11 @@ def _listed(path: str | list[str]) -> list[str]:
     return [path] if isinstance(path, str) else path
 
 
-def _scan(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+def _scan(path: Path) -> tuple[Any, dict[str, Any]]:
     """The voxels of a file with its axes in the world's order, (i, j, k) to (z, y, x), and their place."""
     shown = as_shown(read_volume(path))
-    return np.asarray(shown.data), layer_place(shown)
+    large = np.dtype(shown.data.dtype).itemsize * math.prod(shown.data.shape) > IN_MEMORY
+    return shown.data if large else np.asarray(shown.data), layer_place(shown)
 
 
 def layer_place(shown: Volume) -> dict[str, Any]:
