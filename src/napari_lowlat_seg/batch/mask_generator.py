@@ -2,7 +2,7 @@
 
 A mask is good when it hardly changes with the threshold and no better one shows the same object. Those kept
 become labels that do not overlap. A large plane is segmented as a whole and in tiles. The settings come from
-measurement: docs/decisions/everything.md.
+measurement: docs/decisions/automatic-segmentation.md.
 """
 
 from __future__ import annotations
