@@ -472,3 +472,64 @@ def test_nifti_has_no_time_without_three_axes_of_space(tmp_path: Path) -> None:
     four = Volume(marked((2, 3, 4, 5)), geometry=Geometry(space, np.eye(5)))
     with pytest.raises(ValueError, match=r"NIfTI has three axes of space, the image has 4"):
         check_labels_path(tmp_path / "a.nii", like=four)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_labels_in_an_image_are_of_its_version_and_in_its_list(version: int, tmp_path: Path) -> None:
+    """Readers find them by the list of the `labels` folder; a second one is entered beside the first."""
+    image = tmp_path / "image.ome.zarr"
+    about = [{"type": "scale", "scale": [4, 2, 2]}, {"type": "translation", "translation": [8, 0, 0]}]
+    if version == 2:
+        write_zarr(image, marked(), "zyx", {"coordinateTransformations": about}, unit="nanometer")
+    else:
+        root = zarr.open_group(image, mode="w", zarr_format=3)
+        root.create_array("0", data=marked())
+        axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+        levels = [{"path": "0", "coordinateTransformations": about}]
+        root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    volume = read_volume(image)
+    for name in ("cells", "nuclei"):
+        check_labels_path(image / "labels" / name, like=volume)
+        with label_output(image / "labels" / name, volume) as labels:
+            labels.data[...] = marked()
+    folder = zarr.open_group(image / "labels", mode="r")
+    listed = folder.attrs["labels"] if version == 2 else folder.attrs["ome"]["labels"]
+    assert listed == ["cells", "nuclei"]
+    cells = zarr.open_group(image / "labels" / "cells", mode="r")
+    assert cells.metadata.zarr_format == version
+    assert "image-label" in (cells.attrs if version == 2 else cells.attrs["ome"])
+    assert place(image / "labels" / "nuclei") == pytest.approx(place(image))
+    with label_output(image / "labels" / "cells", volume) as labels:  # opened again, not made anew
+        assert labels.highest() == 7
+
+
+def test_the_list_of_labels_is_found_by_ome_zarr_s_own_reader(tmp_path: Path) -> None:
+    """As other programs find it."""
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    about = {"coordinateTransformations": [{"type": "scale", "scale": [4, 2, 2]}]}
+    image = write_zarr(tmp_path / "image.ome.zarr", marked(), "zyx", about)
+    with label_output(image / "labels" / "cells", read_volume(image)) as labels:
+        labels.data[...] = marked()
+    nodes = list(Reader(parse_url(image))())
+    assert any("cells" in str(node.zarr) for node in nodes)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_that_lead_in_a_circle_are_refused(big: bool, tmp_path: Path) -> None:
+    """At once: a reader would go round for minutes."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=big) as file:
+        for plane in marked():
+            file.write(plane, metadata=None, contiguous=False)
+    assert read_volume(path).shape == SHAPE
+    with tifffile.TiffFile(path) as opened:
+        first, last = opened.pages[0].offset, opened.pages[2]
+        end = last.offset + (8 + 20 * len(last.tags) if big else 2 + 12 * len(last.tags))
+    raw = bytearray(path.read_bytes())
+    size = 8 if big else 4
+    raw[end : end + size] = int(first).to_bytes(size, "little")
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"its pages lead in a circle, back to byte {first}"):
+        read_volume(path)

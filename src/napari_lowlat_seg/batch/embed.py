@@ -90,7 +90,7 @@ def run_embed(
     model, device
         As in `load_predictor`.
     axis
-        The axis of the file along which the planes lie; None for 0, or 2 for NIfTI, as the viewer shows them.
+        The axis of the file along which the planes lie; None for the one of `default_axis`, as viewers do.
     channel
         As in `read_volume`.
     workers

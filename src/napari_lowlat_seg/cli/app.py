@@ -128,10 +128,12 @@ def demo(
 )
 def segment(
     image: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="TIFF, OME-TIFF, NIfTI, OME-Zarr, PNG, JPEG or WebP.")
+        Path,
+        typer.Argument(metavar="INPUT", help="An image file, or a folder of one."),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, PNG or OME-Zarr.")
+        Path,
+        typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr, NRRD, MRC, PNG, ..."),
     ],
     click: Annotated[
         list[str] | None,
@@ -158,7 +160,7 @@ def segment(
     ] = None,
     axis: Annotated[
         int | None,
-        typer.Option(help="The axis of Z; R and C are the others in order. Default: 0, or 2 for NIfTI."),
+        typer.Option(help="The axis of Z; R and C are the others in order. Default: across z."),
     ] = None,
     propagate: Annotated[
         str | None,

@@ -21,7 +21,7 @@ from napari_lowlat_seg.cli.options import (
     with_options,
 )
 
-Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, NIfTI, OME-Zarr.")]
+Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, OME-Zarr, NIfTI, ...")]
 
 
 def _options(

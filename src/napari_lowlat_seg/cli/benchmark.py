@@ -148,7 +148,8 @@ def volume(
         typer.Option("--object", help="A label, or several joined by + as one object. Repeatable."),
     ] = None,
     axis: Annotated[
-        int | None, typer.Option(help="The axis along which the planes lie. Default: 0, or 2 for NIfTI.")
+        int | None,
+        typer.Option(help="The axis along which the planes lie. Default: across z."),
     ] = None,
     planes: Annotated[str, typer.Option(metavar="A:B", help="Only this part of the volume.")] = ":",
     corrections: Annotated[int, typer.Option(min=0, help="Maximum number of planes corrected.")] = 12,

@@ -16,7 +16,8 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:1 or mps.")]
 Axis = Annotated[
-    int | None, typer.Option(help="The axis along which the planes lie. Default: 0, or 2 for NIfTI.")
+    int | None,
+    typer.Option(help="The axis along which the planes lie. Default: across z."),
 ]
 Channel = Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")]

@@ -336,7 +336,7 @@ class Volume:
         key: list[int | slice] = list(plane.key())
         if self.channel_axis is not None:
             key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
-        pixels = np.asarray(self.data[tuple(key)])
+        pixels = self._cut(tuple(key), f"plane {plane.index}")
         if self.channel_axis is not None and self.channel is None:
             # Axes before the channel axis that have a position are gone.
             pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in key[: self.channel_axis]), -1)
@@ -444,7 +444,19 @@ class Volume:
             key[-2:] = (slice(at, at + SAMPLED_SIDE) for at in corner)
             if self.channel_axis is not None:
                 key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
-            yield np.asarray(self.data[tuple(key)])
+            yield self._cut(tuple(key), f"plane {plane.index}")
+
+    def _cut(self, key: tuple[int | slice, ...], what: str) -> np.ndarray:
+        """Pixels that a file may only now turn out to have lost."""
+        try:
+            return np.asarray(self.data[key])
+        except MemoryError:
+            raise
+        except Exception as error:  # each format's library has its own errors for damaged bytes
+            if isinstance(self.data, np.ndarray):
+                raise
+            reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+            raise ValueError(f"{what} of {self.name or 'the image'} cannot be read ({reason})") from error
 
     def _check_plane(self, plane: Plane) -> None:
         fits = len(plane.index) == self.ndim and all(

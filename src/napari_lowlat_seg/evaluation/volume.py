@@ -248,7 +248,7 @@ def run_volume(
     objects
         Labels, several joined with "+" as one object; every label if empty.
     axis
-        The axis to propagate along; 0, or 2 for NIfTI.
+        The axis to propagate along; None for the one of `default_axis`.
     planes
         "A:B", both included: the part of the volume to use; an end left out is the end of the volume.
     corrections

@@ -265,8 +265,10 @@ def embeddings_folder(image: str | Path) -> Path:
 
 
 def is_ome_zarr(path: str | Path) -> bool:
-    """Whether a path is meant to be the folder of an OME-Zarr."""
-    return str(path).lower().endswith(".zarr")
+    """Whether a path is meant to be the folder of an OME-Zarr, or labels in the `labels` folder of one."""
+    path = Path(path)
+    inside = any(place.suffix.lower() == ".zarr" for place in path.parents)
+    return path.suffix.lower() == ".zarr" or (inside and path.parent.name == "labels")
 
 
 def check_labels_path(

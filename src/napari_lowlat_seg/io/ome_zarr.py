@@ -174,7 +174,7 @@ def check_labels(path: Path, like: Volume) -> None:
     labels_plan(like)
     if path.exists():
         labels_group(path, like)
-    elif not path.absolute().parent.is_dir():
+    elif image_of(path) is None and not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}; make it first")
     else:
         _zarr()
@@ -252,10 +252,18 @@ def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | N
 
 
 def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -> Any:
-    """A new group of labels; it is made under another name and gets its own when it is complete."""
+    """A new group of labels; it is made under another name and gets its own when it is complete.
+
+    Labels in the `labels` folder of an image are of the image's zarr version and entered in the folder's
+    list, where readers look for them.
+    """
+    image = image_of(path)
+    version = 3 if image is None else int(zarr.open_group(image, mode="r").metadata.zarr_format)
+    if image is not None and not path.parent.exists():
+        zarr.open_group(path.parent, mode="w-", zarr_format=version)
     part = path.with_name(f"{PREFIX}{secrets.token_hex(6)}-{path.name[-56:]}")
     try:
-        _make(zarr, part, path.stem, shape, geometry)
+        _make(zarr, part, path.stem, shape, geometry, version)
         part.rename(path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -265,14 +273,39 @@ def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) ->
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    if image is not None:
+        _list(zarr.open_group(path.parent, mode="r+"), path.name)
     return zarr.open_group(path, mode="r+")
 
 
-def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geometry) -> None:
-    from ome_zarr.format import FormatV05
+def image_of(path: str | Path) -> Path | None:
+    """The OME-Zarr image whose `labels` folder a path lies in; None if it lies in none."""
+    path = Path(path)
+    image = path.parent.parent
+    inside = any(place.suffix.lower() == ".zarr" for place in path.parents)
+    return image if inside and path.parent.name == "labels" and image.is_dir() else None
+
+
+def _list(folder: Any, name: str) -> None:
+    """Enter a name in the list of a `labels` folder; in version 0.5 it stands under "ome"."""
+    about = dict(folder.attrs)
+    modern = folder.metadata.zarr_format == 3
+    ome = dict(about.get("ome", {"version": "0.5"})) if modern else about
+    names = [*ome.get("labels", ()), *([] if name in ome.get("labels", ()) else [name])]
+    folder.attrs.update({"ome": {**ome, "labels": names}} if modern else {"labels": names})
+
+
+def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geometry, version: int) -> None:
+    from ome_zarr.format import FormatV04, FormatV05
     from ome_zarr.writer import write_multiscales_metadata
 
-    root = zarr.open_group(path, mode="w-", zarr_format=3)
+    root = zarr.open_group(path, mode="w-", zarr_format=version)
+    # Version 2 has no names of dimensions, and OME-Zarr 0.4 wants its chunks in folders.
+    more = (
+        {"dimension_names": list(geometry.names)}
+        if version == 3
+        else {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    )
     shape, datasets, level = list(full), [], 0
     while True:
         root.create_array(
@@ -281,7 +314,7 @@ def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geome
             chunks=(*(1,) * (len(shape) - 2), *(min(SIDE, n) for n in shape[-2:])),
             dtype=np.uint32,
             fill_value=0,
-            dimension_names=list(geometry.names),
+            **more,
         )
         # Coarser levels show every second voxel, the first of all among them: their place is the same.
         factors = [1] * (len(shape) - 2) + [2**level] * 2
@@ -295,9 +328,12 @@ def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geome
         shape[-2:] = [-(-n // 2) for n in shape[-2:]]
         level += 1
     axes = [_axis(axis) for axis in geometry.axes]
-    write_multiscales_metadata(root, datasets, fmt=FormatV05(), axes=axes, name=name)
-    ome = dict(root.attrs["ome"])
-    root.attrs["ome"] = {**ome, "image-label": {}}
+    fmt = FormatV05() if version == 3 else FormatV04()
+    write_multiscales_metadata(root, datasets, fmt=fmt, axes=axes, name=name)
+    if version == 3:
+        root.attrs["ome"] = {**dict(root.attrs["ome"]), "image-label": {}}
+    else:
+        root.attrs["image-label"] = {"version": "0.4"}
 
 
 def _axis(axis: Axis) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     """
     import tifffile
 
+    check_pages(path)
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         data, axes = _pixels(series), series.axes
@@ -74,6 +76,38 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
         ["time" if letter == "T" else "space" if letter in "XYZIQ" else "other" for letter in spatial],
     )
     return Loaded(data, geometry, channel_axis, TiffHeader(spatial, scale.text))
+
+
+def check_pages(path: Path) -> None:
+    """Refuse a file whose pages lead in a circle, in which tifffile would go round four million times.
+
+    Raises
+    ------
+    ValueError
+        With the place that is met twice.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        if order is None or len(head) < 16:
+            return  # tifffile says what it is not
+        big = head[2:4] in (b"+\0", b"\0+")
+        count_type, offset_type, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+        (at,) = struct.unpack_from(order + offset_type, head, 8 if big else 4)
+        met: set[int] = set()
+        while at:
+            if at in met:
+                raise ValueError(f"its pages lead in a circle, back to byte {at}")
+            met.add(at)
+            file.seek(at)
+            count = file.read(struct.calcsize(count_type))
+            if len(count) < struct.calcsize(count_type):
+                return
+            file.seek(struct.unpack(order + count_type, count)[0] * entry, 1)
+            following = file.read(struct.calcsize(offset_type))
+            if len(following) < struct.calcsize(offset_type):
+                return
+            (at,) = struct.unpack(order + offset_type, following)
 
 
 def _pixels(series: Any) -> np.ndarray:
