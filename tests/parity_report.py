@@ -108,7 +108,7 @@ def mask_prompt(network: SegNext, image: np.ndarray, clicks: np.ndarray) -> np.n
     return predictor.predict(embedding, [Click((y, x), bool(positive))], previous).probability
 
 
-def everything(network: SegNext, image: np.ndarray) -> np.ndarray:
+def grid_of_clicks(network: SegNext, image: np.ndarray) -> np.ndarray:
     """One positive click at each of four places of the network's own grid, (4, H, W)."""
     embedding = Predictor(network, Runtime(), closer_look="off").embed(image)
     frame = Frame.whole((network.size, network.size), network.size, "official")
@@ -132,7 +132,7 @@ def network_rows(folder: Path, name: str) -> Iterator[Row]:
         ours |= {f"{letter}/prob_{k}": p for k, p in enumerate(sequence, 1)}
     ours["a/prob_maskprompt_1"] = mask_prompt(network, image, clicks)
     if "a/naive_prob_1" in recorded:
-        ours["a/sat2"] = everything(network, image)
+        ours["a/sat2"] = grid_of_clicks(network, image)
         for kind, variant in (("naive", naive(network)), ("eps", shrunk(network))):
             ours |= {f"a/{kind}_prob_{k}": p for k, p in enumerate(answers(variant, image, clicks[:2]), 1)}
     ours["a/head_logits_5"] = fifth_logits(network, image, clicks)

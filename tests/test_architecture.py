@@ -167,7 +167,7 @@ def test_an_unknown_sample_is_answered_with_the_samples():
 
 
 def test_a_lost_sample_is_answered_with_where_it_should_be(monkeypatch, tmp_path):
-    """A broken installation is told apart from a wrong name."""
+    """A broken installation raises another error than a wrong name."""
     monkeypatch.setattr("napari_lowlat_seg.io.samples._FOLDERS", (tmp_path / "a", tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match=r"expected the sample em_fly_medulla\.tif in .* reinstall"):
         sample_path("em_fly_medulla.tif")

@@ -356,7 +356,7 @@ def test_an_edited_object_that_is_cleared_and_accepted_is_gone(session, labels):
 
 
 def test_voxels_painted_over_by_others_stay_theirs_when_the_object_is_corrected(session, labels):
-    """A correction touches only voxels that still carry the object's label."""
+    """A correction changes only voxels that still have the object's label."""
     add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     session.accept()
     labels[1, 2, 2:6] = 9
@@ -589,7 +589,7 @@ def shown_of(session, labels):
 @settings(max_examples=150, deadline=None)
 @given(actions)
 def test_any_script_undoes_to_a_bit_identical_volume_and_redoes_to_where_it_was(script):
-    """After every step back everything looks as it did before that step; then redo does the same forwards."""
+    """Undo of each step restores the state before it; redo then restores the state after it."""
     labels = np.zeros(SHAPE, np.uint16)
     labels[:, :3, :3] = 3
     session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))

@@ -31,7 +31,7 @@ class SoftMask:
 
 
 class Bright:
-    """Everything as bright as the place clicked, as sure as it is bright; it counts its embeddings."""
+    """All pixels as bright as the one clicked, brightness as probability; counts its embeddings."""
 
     def __init__(self) -> None:
         self.embedded: list[tuple[int, ...]] = []

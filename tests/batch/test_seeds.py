@@ -60,7 +60,7 @@ def test_point_i_becomes_label_i(rods: Path, tmp_path: Path) -> None:
 def test_the_lower_number_keeps_a_pixel_that_two_objects_claim(
     rods: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes first: jobs are run backwards here."""
+    """In any order of jobs: they are run backwards here."""
     if output.endswith("zarr"):
         pytest.importorskip("ome_zarr")
     (tmp_path / "p.csv").write_text("2,10,10\n3,11,11\n")

@@ -130,7 +130,7 @@ def test_a_bare_call_shows_the_whole_help(command: list[str], call: Call) -> Non
 def test_a_click_makes_labels_with_the_geometry_of_the_image(
     segment: Call, stack: Path, tmp_path: Path
 ) -> None:
-    """On its plane only; the JSON tells what was done."""
+    """On its plane only; the JSON records what was done."""
     done = segment("--click", "2,20,25", "--label", 300, "--json")
     assert (done.status, done.err) == (0, "")
     report = json.loads(done.out)
@@ -210,7 +210,7 @@ def test_a_picture_of_one_pixel_is_an_image(call: Call, tiny: Path, tmp_path: Pa
 
 WRONG_PROMPTS = [
     ([], "nothing to segment without a prompt; give --click"),
-    (["--click", "2,20"], r"a click must be Z,R,C, with + or - at the end if wanted; got '2,20'"),
+    (["--click", "2,20"], r"a click must be Z,R,C, with an optional + or - at the end; got '2,20'"),
     (["--click", "2,20,x"], "a click must be Z,R,C"),
     (["--click", "5,20,25"], "position 5 is outside axis 0, which goes from 0 to 4"),
     (["--click", "-1,20,25"], "position -1 is outside axis 0"),
@@ -513,7 +513,7 @@ def test_wrong_benchmarks_and_trainings_give_one_sentence(
 
 
 def test_training_gets_its_configuration(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And whether it goes on from a checkpoint."""
+    """And whether it resumes from a checkpoint."""
     seen: list[tuple[Path, bool]] = []
 
     def train_from_config(path: Path, resume: bool) -> Path:

@@ -83,7 +83,7 @@ def test_each_step_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "em: reading em_fly_medulla.tif, embedding plane 24",
         "em: neuron 479: prompts on plane 24",
     ]
-    assert lines[-1] == f"em: writing labels and a picture to {tmp_path}"
+    assert lines[-1] == f"em: writing labels and an image to {tmp_path}"
     assert any(line.startswith("em: neuron 479: 2 planes after ") for line in lines)
     assert sum(" planes in " in line for line in lines) == 1
 

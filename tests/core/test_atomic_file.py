@@ -153,7 +153,7 @@ def test_a_writer_that_removes_its_file_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [None, "part"])
 def test_an_error_of_the_system_names_the_target(tmp_path: Path, name: str | None) -> None:
-    """And not the temporary file, of which nobody knows."""
+    """And not the temporary file, whose name is random."""
     path = tmp_path / "a.txt"
     with pytest.raises(OSError, match=r"No space left on device: '.*[/\\]a\.txt'"), atomic_file(path) as part:
         raise OSError(errno.ENOSPC, "No space left on device", name and str(part))

@@ -172,7 +172,7 @@ def test_units_of_several_axes_become_one() -> None:
 
 
 def test_what_says_nothing_is_not_calibrated() -> None:
-    """Steps of 1 without unit, in any order of axes; everything else says something."""
+    """Steps of 1 without unit, in any order of axes; any other geometry is calibrated."""
     assert not Geometry.from_scale("xyt").calibrated
     assert Geometry.from_scale("zyx", (1, 1, 2)).calibrated
     assert Geometry.from_scale("zyx", None, (0, 0, 1)).calibrated
@@ -216,7 +216,7 @@ def test_an_oblique_axis_cannot_be_left_out() -> None:
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_unit_is_known_by_one_symbol(text: str | None, symbol: str | None) -> None:
-    """Of ImageJ, OME-TIFF, OME-Zarr, NIfTI, MRC and NRRD; what is unknown is carried along."""
+    """Of ImageJ, OME-TIFF, OME-Zarr, NIfTI, MRC and NRRD; unknown units are kept."""
     assert standard_unit(text) == symbol
 
 

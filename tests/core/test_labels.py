@@ -91,7 +91,7 @@ def test_a_plane_is_filled_with_labels():
 
 
 def test_a_correction_leaves_what_others_painted_meanwhile():
-    """Of the voxels it leaves, only those that still carry its label go back to what was beneath."""
+    """Of the voxels it leaves, only those that still have its label get back the label beneath."""
     labels = np.zeros((2, 4, 4), np.uint8)
     labels[1, 0] = 2
     store = ArrayLabels(labels)
@@ -139,7 +139,7 @@ def test_an_object_found_in_the_labels_could_have_been_written():
     assert np.array_equal(mask, labels[1] == 4)
     store.write([edit.reversed()])
     assert not labels.any()
-    with pytest.raises(ValueError, match=r"no voxel of plane .* carries label 4"):
+    with pytest.raises(ValueError, match=r"no voxel of plane .* has label 4"):
         found_object(store, PLANE, (0, 0, 4, 4), 4)
 
 

@@ -354,7 +354,7 @@ def test_misfitting_masks_regions_and_radii_are_refused() -> None:
 
 
 def test_prompts_are_hashable_values() -> None:
-    """Equal content, equal key; a mask by its content, whoever made it."""
+    """Equal content, equal key; a mask by its content, not its identity."""
     assert Click(np.array([1, 2])) == Click((1.0, 2.0))  # type: ignore[arg-type]
     assert hash(Scribble([[1, 2], [3, 4]])) == hash(Scribble(((1, 2), (3, 4))))  # type: ignore[arg-type]
     pixels = np.ones((3, 3), bool)

@@ -114,7 +114,7 @@ def test_a_perfect_answer_is_clicked_at_the_origin_in_parity_only(golden: dict[s
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_click_from_the_bounding_box_equals_one_from_the_whole_plane(seed: int) -> None:
-    """Random truths, answers, ignored bands and earlier clicks: fast path against naive path."""
+    """Random references, predictions, ignored bands and earlier clicks: fast path against naive path."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(3, 90, 2))
     for sigma in (0.5, 2.0, 6.0):

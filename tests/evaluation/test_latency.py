@@ -1,4 +1,4 @@
-"""The latency benchmark: what is measured how often, and what a report holds. No times are judged."""
+"""The latency benchmark: what is measured how often, and what a report holds. No times are compared."""
 
 from __future__ import annotations
 

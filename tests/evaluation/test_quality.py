@@ -80,7 +80,7 @@ def test_every_model_gets_a_curve_for_every_object(samples: list[Sample]) -> Non
 
 
 class Overconfident(Slow):
-    """One that finds its masks better than they are, each a little less, and has no opinion on the third."""
+    """A model that overestimates its IoU, each time a little less, and predicts none for the third mask."""
 
     def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
         quality = None if len(prompts) == 3 else np.float32(1 - len(prompts) / 8)

@@ -85,7 +85,7 @@ def test_every_method_reports_the_same_keys(case: Case) -> None:
 
 
 def test_a_correction_in_steps_equals_all_anew(case: Case) -> None:
-    """What the benchmark carries on is what a fresh start would give."""
+    """Corrections continued by the benchmark equal those from a fresh start."""
     planes = case.planes
     anchors = {planes[12]: case.annotate(planes[12])[0]}
     method = Propagation()

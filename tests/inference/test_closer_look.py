@@ -211,7 +211,7 @@ def test_what_the_crop_does_not_show_stays(predictor, image):
 
 
 def test_a_closer_look_at_another_image_is_not_used(predictor, image):
-    """A mask carried to the next plane does not bring that plane's pixels along."""
+    """A mask propagated to the next plane does not bring its plane's pixels along."""
     one = predictor.predict(predictor.embed(image), [Click((200, 150))])
     next_plane = predictor.embed(255 - image)
     first, *_ = predictor.answers(next_plane, [Click((200, 150))], one)

@@ -1,4 +1,4 @@
-"""OpenVINO on a processor: torch's answers, kept for the next start, stopped when told, missed by nobody."""
+"""OpenVINO on a processor: predictions as torch's, stored conversion, cancelling, fallback to torch."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_masks_equal_torch_s(image, kind) -> None:
 
 
 def test_a_correction_of_the_predicted_iou_is_converted_too(image) -> None:
-    """Torch's figure, which is not the one without the correction; the cache tells the two apart."""
+    """Torch's figure, which is not the one without the correction; the cache distinguishes the two."""
     found = []
     for config in (SLIM, replace(SLIM, quality_slope=3.0, quality_shift=0.5)):
         torch.manual_seed(1)
@@ -132,7 +132,7 @@ def test_many_objects_equal_one_by_one(network, image) -> None:
 
 
 def test_embeddings_serve_either_way(network, image) -> None:
-    """They carry one fingerprint, and differ by less than a cache in half precision rounds."""
+    """They have one fingerprint, and differ by less than a cache in half precision rounds."""
     ours, theirs = Predictor(network, FULL, "off"), Predictor(network, Runtime(), "off")
     made, expected = ours.embed(image), theirs.embed(image)
     assert made.model == expected.model
@@ -216,7 +216,7 @@ def test_converted_networks_unused_for_longest_go(tmp_path) -> None:
 
 
 class Stop(Exception):
-    """Nobody waits any more."""
+    """The request is cancelled."""
 
 
 def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> None:
@@ -277,11 +277,11 @@ def test_it_is_used_where_it_is_installed(monkeypatch, installed) -> None:
 
 def test_telemetry_is_off(run_python) -> None:
     """Importing OpenVINO would send an event."""
-    told = run_python(
+    printed = run_python(
         "import sys; from napari_lowlat_seg.inference.openvino_backend import openvino; openvino(); "
         "print([name for name, room in sys.modules.items() if 'openvino_telemetry' in name and room])"
     )
-    assert told == "[]"
+    assert printed == "[]"
 
 
 def test_whole_sequences_draw_the_same_masks() -> None:

@@ -73,7 +73,7 @@ def test_no_autocast_of_the_caller_reaches_a_gpu() -> None:
     [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")],
 )
 def test_a_device_is_found_by_name(asked, found) -> None:
-    """CUDA multiplies in half precision unless told otherwise."""
+    """CUDA multiplies in half precision unless float32 is requested."""
     assert Runtime.find(asked) == Runtime(found, "fp32" if found == "cpu" else "fp16")
     assert Runtime.find(asked, "bf16") == Runtime(found, "bf16")
 

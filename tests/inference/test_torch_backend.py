@@ -1,4 +1,4 @@
-"""The hot path: many questions at once, memory that runs out, resizing as matrices, and what it is told."""
+"""The torch backend: many objects at once, memory that runs out, resizing as matrices, and its inputs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     predictor = Predictor(network, Runtime(), "off", name="mine")
     predictor.backend = Full(network, Runtime())
     with pytest.warns(
-        UserWarning, match="cpu is out of memory, so mine goes on with the processor"
+        UserWarning, match="cpu is out of memory, so mine continues on the processor"
     ) as warned:
         found = predictor.predict(predictor.embed(image), [Click((10, 20))])
     assert len(warned) == 1

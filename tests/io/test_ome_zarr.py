@@ -218,7 +218,7 @@ def _big_stack(path: Path) -> dict[str, Any]:
 def test_a_click_in_a_huge_plane_is_predicted_from_its_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the command line, OME-Zarr to OME-Zarr, carried through; the labels lie where the object is."""
+    """From the command line, OME-Zarr to OME-Zarr, propagated; the labels lie where the object is."""
     from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
     from napari_lowlat_seg.inference.predictor import Prediction
 

@@ -1,4 +1,4 @@
-"""How files become networks, and what is said when they cannot."""
+"""How files become networks, and the errors when they cannot."""
 
 import dataclasses
 import json
@@ -420,7 +420,7 @@ def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Pat
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Path:
-    """The file of a small model of ours on a server; a row "base" tells its address and sha256."""
+    """The file of a small model of ours on a server; a row "base" has its address and sha256."""
     torch.manual_seed(0)
     path = save_model(Compact(TINY_BASE).eval(), tmp_path / "served" / "base.safetensors", half=True)
     digest = checkpoints.file_sha256(path)
@@ -477,10 +477,10 @@ def test_facts_about_a_model_are_known_before_its_download(release, cache) -> No
 
 def test_a_model_of_ours_is_downloaded_as_it_is(release, cache) -> None:
     """Byte for byte and with progress; then it is loaded by its name and listed once."""
-    told: list[tuple[int, int | None]] = []
-    assert download_model("base", lambda *step: told.append(step)) == cache / "base.safetensors"
+    steps: list[tuple[int, int | None]] = []
+    assert download_model("base", lambda *step: steps.append(step)) == cache / "base.safetensors"
     assert (cache / "base.safetensors").read_bytes() == release.read_bytes()
-    assert told[-1] == (release.stat().st_size, release.stat().st_size)
+    assert steps[-1] == (release.stat().st_size, release.stat().st_size)
     release.unlink()
     assert same_weights(load_model("base"), load_model(cache / "base.safetensors"))
     assert [row["downloaded"] for row in list_models() if row["name"] == "base"] == [True]
@@ -518,7 +518,7 @@ def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
 
 @pytest.mark.parametrize("name", ["base.safetensors", "base (1).safetensors"])
 def test_the_file_of_a_download_can_be_imported_instead(release, cache, name) -> None:
-    """For a machine without network: its sha256 tells what it is, whatever its name, and again is no harm."""
+    """For a machine without network: its sha256 identifies it, whatever its name; importing twice is harmless."""
     brought = release.rename(release.with_name(name))
     assert [import_model(brought) for _ in range(2)] == 2 * [cache / "base.safetensors"]
     assert known_path("base").read_bytes() == brought.read_bytes()

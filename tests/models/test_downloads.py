@@ -122,11 +122,11 @@ def left(tmp_path: Path) -> Callable[[], list[str]]:
 
 def test_a_file_is_downloaded_completely_and_reports_progress(get, left) -> None:
     """Bytes, progress up to the end, and nothing beside the file."""
-    told: list[tuple[int, int | None]] = []
-    path = get("file", DIGEST, lambda done, total: told.append((done, total)))
+    steps: list[tuple[int, int | None]] = []
+    path = get("file", DIGEST, lambda done, total: steps.append((done, total)))
     assert path.read_bytes() == CONTENT
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert len(told) > 1
+    assert steps[-1] == (len(CONTENT), len(CONTENT))
+    assert len(steps) > 1
     assert left() == ["model.pth"]
 
 
@@ -194,10 +194,10 @@ def test_another_file_than_promised_is_refused(get, left) -> None:
 
 
 def test_a_download_without_a_length_is_taken_as_it_comes(get) -> None:
-    """Only the connection's end tells; the sha256 still does."""
-    told: list[int | None] = []
-    assert get("unknown_length", DIGEST, lambda _, total: told.append(total)).read_bytes() == CONTENT
-    assert set(told) == {None}
+    """Without a length, the end of the connection ends the file; the sha256 is still checked."""
+    steps: list[int | None] = []
+    assert get("unknown_length", DIGEST, lambda _, total: steps.append(total)).read_bytes() == CONTENT
+    assert set(steps) == {None}
 
 
 def test_whatever_the_progress_raises_cancels(get, left) -> None:

@@ -250,7 +250,7 @@ def test_the_polarity_key_and_what_shows_it(window, neurons):
 
 
 def test_points_moved_and_deleted_change_the_mask(window, neurons):
-    """Edits in napari's own ways are heard, one step of undo each."""
+    """Edits with napari's own tools are recognised, one undo step each."""
     it = window(neurons[0][:2])
     it.hand.click((120, 88))
     first = mask_of(it)
@@ -501,7 +501,7 @@ def test_holding_postpones_and_cancel_drops(window, neurons):
 
 
 def test_three_dimensional_display_asks_for_a_2d_view(window, neurons):
-    """Back in 2-D everything goes on."""
+    """Back in 2-D, prompts work again."""
     it = window(neurons[0][:4])
     it.hand.click((120, 88))
     mask = mask_of(it)

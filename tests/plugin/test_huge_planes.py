@@ -153,7 +153,7 @@ def test_the_tile_in_view_is_embedded_before_the_click(it):
 
 
 def test_without_a_place_for_labels_nothing_is_lost(it):
-    """An image of no file has no beside: the user is told what to do, and the object waits."""
+    """An image without a file: a message says what to do, and the object waits."""
     it.hand.click((620, 730))
     it.quiet()
     it.controller.accept()

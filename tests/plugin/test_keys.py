@@ -92,7 +92,7 @@ def test_what_was_bound_after_us_stays(points, controller):
 
 
 def test_a_changed_key_is_followed_by_bound_layers(points, controller, press):
-    """The old key falls silent, the new one works, whoever listens is told."""
+    """The old key does nothing, the new one works, listeners are notified."""
     table, described = KeyTable(), []
     table.changed.connect(lambda: described.append(table.keys["accept"]))
     table.bind(points, controller)

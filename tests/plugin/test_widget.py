@@ -137,7 +137,7 @@ class FakeLabels:
 
 
 class Worker(QObject):
-    """A worker that does nothing and tells what the test tells."""
+    """A worker that does nothing and reports what the test sets."""
 
     started = Signal(str)
     progressed = Signal(object, object)
@@ -252,7 +252,7 @@ def test_without_an_image_it_says_what_to_do(widget):
 
 
 def test_the_first_image_is_taken_by_itself(viewer, on_image):
-    """Nobody chooses where there is no choice."""
+    """The only image needs no choice."""
     assert on_image.controller.layer == viewer.layers["cells"]
     assert on_image.controller.called == ["attach"]
     assert on_image.form.image.current_choice == "cells"
@@ -596,7 +596,7 @@ def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
 
 
 def test_cancel_goes_to_the_controller_or_to_the_worker(viewer, widget, settle):
-    """Whoever is there."""
+    """To the controller if there is one, else to the worker."""
     widget.form.cancel.click()
     assert widget.worker.cancels == 1
     viewer.add_image(np.zeros((4, 5)))
@@ -824,7 +824,7 @@ def inside_another(control):
 
 
 def test_every_control_has_a_name_and_a_tooltip(on_image):
-    """For whoever cannot see it, and for whoever wonders."""
+    """For screen readers, and as a tooltip."""
     dialog = on_image.show_shortcuts()
     found = [*controls(on_image), *controls(dialog), on_image.form.state, on_image.form.model.found]
     assert len(found) > 50

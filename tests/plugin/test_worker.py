@@ -384,7 +384,7 @@ class Fragile(ScriptedService):
 
 
 def test_planes_ahead_end_a_service_once(qtbot, worker) -> None:
-    """Told once; what has ended it is not tried again until a model is loaded."""
+    """Reported once; the request that ended it is not repeated until a model is loaded."""
     fragile = Fragile()
     with qtbot.waitSignal(worker.idle):
         worker.load(lambda: fragile)
@@ -443,7 +443,7 @@ def test_cancel_restarts_a_service_that_does_not_stop(qtbot, worker, service, ev
     ],
 )
 def test_an_error_is_one_sentence(qtbot, worker, service, events, error, words) -> None:
-    """The engine's own; one that nobody meant for people says its kind. The thread lives on."""
+    """The engine's own message; an unexpected error is named by its type. The thread continues."""
     service.error = error
     with qtbot.waitSignal(worker.failed) as signal:
         worker.predict(FakeRequest("a"), plane("1"))
@@ -454,7 +454,7 @@ def test_an_error_is_one_sentence(qtbot, worker, service, events, error, words) 
 
 
 def test_a_service_that_has_died_is_loaded_again(qtbot, worker, service) -> None:
-    """Told once; the next request finds it ready."""
+    """Reported once; the next request finds it ready."""
     service.error = WorkerProcessEnded("it has ended")
     with qtbot.waitSignals([worker.failed, worker.loaded]):
         worker.predict(FakeRequest("a"), plane("1"))
@@ -591,7 +591,7 @@ def test_importing_the_worker_imports_no_torch(run_python) -> None:
 
 
 def test_a_bar_that_runs_the_event_loop_does_not_change_the_order_of_messages(qtbot, worker, service) -> None:
-    """napari's bars do that: an error told right after "predicting" stays the last word."""
+    """napari's bars do that: an error shown right after "predicting" stays shown."""
     words: list[str] = []
     worker._progress_bar._bar = SimpleNamespace(
         set_description=lambda _: QApplication.processEvents(), close=list

@@ -37,7 +37,7 @@ def _key(i: int) -> EmbeddingKey:
 
 
 def _made(i: int) -> Embedding:
-    """An embedding that tells its number by every value; one feature channels last, as networks make them."""
+    """An embedding whose every value is its number; one feature channels last, as networks make them."""
     flat = torch.full((1, 4, 2, 2), float(i))
     last = torch.full((1, 2, 2, 4), float(i)).permute(0, 3, 1, 2)
     return Embedding((flat, last), FRAME, np.full((8, 8), i % 256, np.uint8), "net")
@@ -185,7 +185,7 @@ def test_threads_that_ask_at_once_share_one_embedding() -> None:
 
 
 def test_threads_on_a_small_cache_get_what_they_asked_for(tmp_path: Path) -> None:
-    """Everything falls and rises all the time."""
+    """Entries move down and up between the tiers all the time."""
     cache = EmbeddingCache(2 * SIZE, 2 * 128, tmp_path, 4000)
 
     def use(seed: int) -> bool:

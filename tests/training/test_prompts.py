@@ -353,7 +353,7 @@ def test_there_are_no_wrong_clicks_by_default(blobs: Tensor, generator: torch.Ge
 
 
 def test_neither_truth_nor_mask_is_mutated(blobs: Tensor, generator: torch.Generator) -> None:
-    """A round of everything leaves what it was given as it was; earlier maps are not written to."""
+    """A round of all prompt kinds does not change its arguments; earlier maps are not written to."""
     truth, answer = blobs[:, None].float(), torch.rand(len(blobs), 1, SIDE, SIDE)
     before = truth.clone(), answer.clone()
     annotators = BatchAnnotator(truth, torch.ones_like(truth), 3, PromptMix(), generator)

@@ -196,7 +196,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("[model]\nsice = 5", r"expected settings out of \['blocks'.*'size'.*\], got \['sice'\]"),
         (
             "[model]\nquality_slope = 2.0",
-            r"judge is not corrected yet, got \['quality_slope'\] .* `lowlat-seg models calibrate`",
+            r"predicted IoU is not corrected yet, got \['quality_slope'\] .* `lowlat-seg models calibrate`",
         ),
         ("[looks]\ngrey = 1", r"expected settings out of \['blur'.*'tint'\], got \['grey'\]"),
         ("[loss]\nbce = 1", r"expected settings out of \['boundary', 'dice'\], got \['bce'\]"),
@@ -224,7 +224,7 @@ def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
 
 
 def test_two_steps_leave_a_checkpoint_weights_and_a_log(tiny: TrainConfig, tmp_path: Path) -> None:
-    """The averaged weights load as a model of the config; the log tells of both steps at once."""
+    """The averaged weights load as a model of the config; the log has both steps in one line."""
     path = train(tiny)
     assert path == Path(tiny.out) / "average.safetensors"
     loaded = load_model(path)
@@ -255,7 +255,7 @@ def test_a_config_file_trains(tiny: TrainConfig, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_continues_from_the_checkpoint(tiny: TrainConfig) -> None:
-    """Nothing is left to do after the last step; with more steps it goes on, in the same way every time.
+    """Nothing is left to do after the last step; with more steps it continues, in the same way every time.
 
     Weights, optimiser, average and step are the checkpoint's. Views and prompts are new ones that follow from
     seed and step, so a resumed run differs from an uninterrupted one, but not from another resumed one.

@@ -143,7 +143,7 @@ def test_an_enlarged_crop_equals_crop_and_resize_away_from_its_rim() -> None:
 
 @pytest.mark.parametrize("shape", [(128, 128), (127, 128), (128, 101)])
 def test_shrinking_moves_nothing(shape: tuple[int, int]) -> None:
-    """A ramp of positions, shrunk threefold: every pixel tells its place as `Frame` does."""
+    """A ramp of positions, shrunk threefold: every pixel encodes its position, as in `Frame`."""
     rows, cols = shape
     at = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij"))
     one = Picture(torch.cat([at, at[:1]]).byte(), at[0].int(), np.array([1]), np.ones(1), np.zeros((1, 4)))
@@ -221,7 +221,7 @@ def colours() -> Tensor:
 
 
 def test_recolouring_stays_in_range_and_in_shape(colours: Tensor) -> None:
-    """Looks change, pixels stay where they are, the argument stays as it was."""
+    """Colours change, pixels stay where they are, the argument is not changed."""
     before = colours.clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Objects of a session propagated through planes: the request, the masks it brings, and where to look then.
+"""Objects of a session propagated through planes: the request, its masks, and which planes to check.
 
     run = PropagationRun.propagation(session, planes)
     for number, found in service.propagate(run.request, sources):

@@ -213,7 +213,7 @@ class Session:
     def accept(self) -> bool:
         """Write the current object into the labels and begin the next one; False if nothing can be written.
 
-        Where an object that was accepted before is no longer, what was beneath it comes back.
+        Where an object that was accepted before no longer is, the labels beneath it are restored.
 
         Raises
         ------

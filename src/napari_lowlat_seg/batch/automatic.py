@@ -1,4 +1,4 @@
-"""Automatic segmentation of a volume: each plane by itself, here or on a cluster, then linked into objects.
+"""Automatic segmentation of a volume: each plane separately, here or on a cluster, then linked into objects.
 
 The labels of each plane are written to a folder beside the output, under a name that depends on pixels, model
 and settings; so a run that was stopped can be resumed. The labels of the volume are written at the end,
@@ -82,7 +82,7 @@ def run_automatic(
     workers: int = 0,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
-    """Label every object of a picture or volume without prompts; shows progress on a terminal.
+    """Label every object of an image or volume without prompts; shows progress on a terminal.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def run_automatic(
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
     for path in folder.glob("*.npz"):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: somebody else's files are left alone
+    with suppress(OSError):  # not empty: files of others are left alone
         folder.rmdir()
     return {"objects": objects, "planes": len(planes), "seconds": round(time.perf_counter() - started, 3)}
 

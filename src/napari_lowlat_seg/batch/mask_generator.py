@@ -136,7 +136,7 @@ def label_plane(
     spacing: tuple[float, float] = (1.0, 1.0),
     settings: MaskGeneratorSettings = DEFAULT,
 ) -> np.ndarray:
-    """Labels of every object found in a picture: (rows, cols) uint32, 0 for none, 1 for the best mask.
+    """Labels of every object found in an image: (rows, cols) uint32, 0 for none, 1 for the best mask.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def label_plane(
     Raises
     ------
     ValueError
-        For a picture of more than 2^26 pixels.
+        For an image of more than 2^26 pixels.
 
     Examples
     --------

@@ -108,12 +108,12 @@ def options(
 @app.command(epilog=examples("lowlat-seg demo", "lowlat-seg demo -o results"))
 def demo(
     out: Annotated[
-        Path, typer.Option("-o", "--output", "--out", help="Folder for labels and pictures.")
+        Path, typer.Option("-o", "--output", "--out", help="Folder for labels and images.")
     ] = Path("lowlat-seg-demo"),
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> None:
-    """Segment the shipped EM stack and MRI volume; write labels and pictures; report quality and speed."""
+    """Segment the shipped EM stack and MRI volume; write labels and images; report quality and speed."""
     from napari_lowlat_seg.cli.demo import run_demo
 
     run_demo(out, model=model, device=device)

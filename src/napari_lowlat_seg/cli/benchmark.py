@@ -95,7 +95,7 @@ def quality(
 @app.command()
 @with_options(_settings)
 def robustness(settings: Any, json: Json = None) -> None:
-    """Quality lost by degraded pictures and imprecise clicks, and what corrections change elsewhere."""
+    """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
 
     run_robustness(settings, json=json)
@@ -104,7 +104,7 @@ def robustness(settings: Any, json: Json = None) -> None:
 @app.command()
 def latency(
     model: Models = [MODEL],  # noqa: B006 - typer copies it
-    size: Annotated[str, typer.Option(metavar="HxW", help="Rows and columns of the picture.")] = "1024x1024",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Rows and columns of the image.")] = "1024x1024",
     clicks: Annotated[int, typer.Option(help="How many clicks to time.")] = 40,
     sat_seconds: Annotated[float, typer.Option(help="Longest time for the 16 x 16 grid of clicks.")] = 60.0,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
@@ -175,7 +175,7 @@ def volume(
 
 @app.command()
 def labels(
-    found: Annotated[Path, typer.Argument(metavar="LABELS", help="The labels to judge.")],
+    found: Annotated[Path, typer.Argument(metavar="LABELS", help="The labels to evaluate.")],
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Of the same shape.")],
     parts: Annotated[
         bool, typer.Option("--parts", help="Parts of a label that do not touch are separate objects.")

@@ -1,4 +1,4 @@
-"""`lowlat-seg demo`: the main job on the shipped data, from prompts to labels, pictures and numbers.
+"""`lowlat-seg demo`: the main job on the shipped data, from prompts to labels, images and numbers.
 
 In each scene every object gets one prompt at a place written down here. A simulated annotator, who knows the
 reference, corrects it on that plane until it is good; then it is propagated through the volume without help.
@@ -121,7 +121,7 @@ def run_demo(
     show: Callable[[Any], None] | None = None,
     report: Report = _report,
 ) -> list[dict[str, Any]]:
-    """Segment the shipped images; write labels and pictures to `out`; show a table; return its rows.
+    """Segment the shipped images; write labels and images to `out`; show a table; return its rows.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def run_demo(
 
 
 def run_scene(predictor: Any, scene: Scene, out: Path, report: Report = _report) -> list[dict[str, Any]]:
-    """Segment the objects of one scene, write its labels and its picture; one row of numbers per object."""
+    """Segment the objects of one scene, write its labels and its image; one row of numbers per object."""
     report(f"{scene.name}: reading {scene.image}, embedding plane {scene.position}")
     volume = read_volume(sample_path(scene.image)).with_window()
     reference = np.asarray(read_volume(sample_path(scene.reference)).data)
@@ -209,7 +209,7 @@ def run_scene(predictor: Any, scene: Scene, out: Path, report: Report = _report)
                 "propagation_s": result.propagation_seconds,
             }
         )
-    report(f"{scene.name}: writing labels and a picture to {out}")
+    report(f"{scene.name}: writing labels and an image to {out}")
     write_labels(out / scene.output, labels, volume)
     picture = draw_panels(_panels(volume, scene, labels, reference, results), turned=scene.turned)
     with atomic_file(out / f"demo-{scene.name}.png") as part:

@@ -147,7 +147,7 @@ def _numbers(text: str, what: str, count: int, form: str) -> tuple[list[float], 
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise ValueError(f"{what} must be {form}, with + or - at the end if wanted; got {text!r}")
+        raise ValueError(f"{what} must be {form}, with an optional + or - at the end; got {text!r}")
     return numbers, sign != "-"
 
 

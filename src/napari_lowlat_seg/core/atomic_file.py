@@ -44,7 +44,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         libraries choose a format by it.
     durable
         Whether the content must survive a power cut (`fsync`), and leftovers of killed processes are removed
-        from the folder. False for entries of a cache, which carry a checksum and are many.
+        from the folder. False for entries of a cache, which have a checksum and are many.
 
     Yields
     ------
@@ -62,7 +62,7 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     # Only the end of a long name: file systems allow 255 bytes, and a character may take four.
     part = target.with_name(f"{PREFIX}{secrets.token_hex(6)}-{Path(path).name[-56:]}")
     try:
-        # O_EXCL: a file or link that somebody has put there is never written through.
+        # O_EXCL: a file or link that is already there is never written through.
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield part
@@ -118,7 +118,7 @@ def check_writable(path: str | Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of `atomic_file` that nobody has changed for `ABANDONED` seconds."""
+    """Remove temporary files of `atomic_file` that have not changed for `ABANDONED` seconds."""
     with suppress(OSError), os.scandir(folder) as entries:  # a folder of others may only be read
         for entry in entries:
             if _LEFTOVER.match(entry.name):

@@ -128,7 +128,7 @@ class Frame:
 
     @cached_property
     def content(self) -> tuple[int, int]:
-        """Rows and columns of the network grid that carry image; the rest is padding. Always 1 or more."""
+        """Rows and columns of the network grid that show the image; the rest is padding. Always 1 or more."""
         if self.fit == "official":
             return (self.size, self.size)
         extents = [count * pixel for count, pixel in zip(self.crop[2:], self.spacing, strict=True)]

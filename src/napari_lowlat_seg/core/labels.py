@@ -364,5 +364,5 @@ def found_object(
     mask = now == label
     edit = LabelEdit.between(plane, box, np.where(mask, now.dtype.type(0), now), now)
     if edit is None:
-        raise ValueError(f"no voxel of plane {plane.index} carries label {label}; choose one that is there")
+        raise ValueError(f"no voxel of plane {plane.index} has label {label}; choose one that exists")
     return edit, mask

@@ -17,7 +17,7 @@ IMAGE_PLANE = Plane()
 """The only plane of a 2-D image."""
 
 Cancelled = Callable[[], bool]
-"""Whether the request is no longer wanted; asked again and again while it is worked on."""
+"""Whether the request was cancelled; called repeatedly while it is processed."""
 
 Progress = Callable[[int, int | None], object]
 """Called with (done so far, total or None); what it raises cancels the work."""

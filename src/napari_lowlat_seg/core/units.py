@@ -82,7 +82,7 @@ def find_unit(text: str) -> Unit | None:
 def standard_unit(text: str | None) -> str | None:
     """The symbol of a unit as files spell it; None for pixels and for no unit.
 
-    A unit that is not in the table comes back as it is: it is carried along, but never converted.
+    A unit that is not in the table is returned as it is: it is kept, but never converted.
 
     >>> standard_unit("micrometer"), standard_unit("pixel"), standard_unit("furlong")
     ('µm', None, 'furlong')

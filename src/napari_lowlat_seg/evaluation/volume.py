@@ -151,7 +151,7 @@ class Interpolation(Method):
 
 METHODS: dict[str, Callable[[], Method]] = {
     "propagate": Propagation,
-    "propagate, corrected where it doubts": lambda: Propagation(flagged=True),
+    "propagate, least certain plane corrected": lambda: Propagation(flagged=True),
     "nearest copy": NearestCopy,
     "interpolation": Interpolation,
 }

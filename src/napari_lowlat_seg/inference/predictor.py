@@ -279,7 +279,7 @@ class Predictor:
     def _leave_device(self) -> None:
         """Move the network from the GPU to the processor; embeddings made on the GPU stay valid."""
         warnings.warn(
-            f"{self.runtime.device} is out of memory, so {self.name} goes on with the processor; "
+            f"{self.runtime.device} is out of memory, so {self.name} continues on the processor; "
             "close what else uses the GPU and load the model again to return to it",
             stacklevel=4,
         )

@@ -52,7 +52,7 @@ def configure(environment: MutableMapping[str, str] = os.environ) -> dict[str, s
 
 
 def threads_set_by_user() -> bool:
-    """Whether OMP_NUM_THREADS is set, and by somebody else than `configure`."""
+    """Whether OMP_NUM_THREADS is set, and not by `configure`."""
     value = os.environ.get("OMP_NUM_THREADS")
     return value is not None and value != _ours.get("OMP_NUM_THREADS")
 

@@ -260,7 +260,7 @@ class TorchBackend:
 
 
 def _nothing() -> None:
-    """Does nothing: no interruption has been asked for."""
+    """Does nothing: a run that cannot be cancelled."""
 
 
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:

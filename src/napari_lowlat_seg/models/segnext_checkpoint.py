@@ -62,7 +62,7 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
     Raises
     ------
     ValueError
-        Where they disagree, where a value is out of bounds, or for a variant nobody released.
+        Where they disagree, where a value is out of bounds, or for a variant that was never released.
     """
     backbone, fusion = _section(params, "backbone_params"), _section(params, "fusion_params")
     neck, head = _section(params, "neck_params"), _section(params, "head_params")

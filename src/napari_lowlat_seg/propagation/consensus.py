@@ -124,7 +124,7 @@ def consensus(
     predictor
         `Predictor`, or anything with its `embed` and `predict`.
     volume
-        Three spatial axes. Give it a window (`Volume.with_window`), or each plane is stretched by itself.
+        Three spatial axes. Give it a window (`Volume.with_window`), or each plane gets its own.
     objects
         Points (one number per axis, pixel centres on integers) by the number of their object. Each point is
         a click on the plane of each axis that it lies on.

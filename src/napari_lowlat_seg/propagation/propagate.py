@@ -34,7 +34,7 @@ class PropagationOptions(TypedDict, total=False):
     min_overlap
         IoU of the masks on neighbouring planes, 0 to 1, below which the object has ended; 0.3 by default.
     cancelled
-        Asked before and after each embedding; when it returns True, nothing more comes.
+        Called before and after each embedding; when it returns True, nothing more is yielded.
     """
 
     changed: Iterable[Plane] | None
@@ -65,8 +65,8 @@ def propagate(
     predictor
         `Predictor`, or anything with its `embed` and `predict`.
     volume
-        The planes' pixels. Give it one intensity window (`Volume.with_window`), or each plane is stretched by
-        itself.
+        The planes' pixels. Give it one intensity window (`Volume.with_window`), or each plane gets a window
+        of its own.
     anchors
         The predictions on the planes where the user has given prompts. An empty mask says that the object is
         not there: it is followed half-way to that plane.
@@ -115,7 +115,7 @@ def propagate_many(
 def _elevator(
     steps: dict[int, Iterator[Plane | PropagatedMask[Any]]], places: dict[Plane, int]
 ) -> Iterator[tuple[int, PropagatedMask[Any]]]:
-    """Serve the objects that wait at the nearest plane ahead; turn round where none waits ahead."""
+    """Go to the nearest plane ahead at which objects wait; turn round where none waits ahead."""
     waiting: dict[int, int] = {}
     for number in steps:
         yield from _until_next_plane(number, steps[number], places, waiting)
@@ -147,7 +147,7 @@ def _until_next_plane(
 
 def run_propagation(
     predictor: MaskPredictor[SoftMask],
-    pictures: PlaneReader,
+    reader: PlaneReader,
     request: PropagationRequest,
     embed: Callable[[Plane], Any],
     cancelled: Callable[[], bool],
@@ -157,7 +157,7 @@ def run_propagation(
     A seed's own plane has the confidence 1. Parameters and errors are those of `propagate`.
     """
     if request.shapes:
-        yield from _interpolated(pictures, request, cancelled)
+        yield from _interpolated(reader, request, cancelled)
         return
     anchors = {number: dict(known) for number, known in request.anchors.items()}
     for plane, prompts in _prompts_by_plane(request.seeds).items():
@@ -168,7 +168,7 @@ def run_propagation(
             yield number, PropagatedMask(plane, prediction, 1.0)
     yield from propagate_many(
         predictor,
-        pictures,
+        reader,
         anchors,
         request.planes,
         changed=request.changed,
@@ -178,12 +178,12 @@ def run_propagation(
 
 
 def _interpolated(
-    pictures: PlaneReader, request: PropagationRequest, cancelled: Callable[[], bool]
+    reader: PlaneReader, request: PropagationRequest, cancelled: Callable[[], bool]
 ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
     """Shapes interpolated between masks; the confidence is the IoU of the two masks beside a plane."""
     for number, known in request.anchors.items():
         masks = {plane: soft_mask.mask for plane, soft_mask in known.items()}
-        spacing = pictures.plane_spacing(request.planes[0])
+        spacing = reader.plane_spacing(request.planes[0])
         ends = [plane for plane in request.planes if plane in masks]
         agreement = {pair: iou(masks[pair[0]], masks[pair[1]]) for pair in pairwise(ends)}
         places = {plane: place for place, plane in enumerate(request.planes)}

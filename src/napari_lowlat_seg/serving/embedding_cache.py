@@ -117,7 +117,7 @@ class EmbeddingCache:
     -----
     All methods may be called from any thread. A file is moved to its place when it is complete, and ends with
     a digest of its bytes: what a killed process left half written is never used. When the folder cannot be
-    written to, the cache warns once and goes on in memory.
+    written to, the cache warns once and continues in memory.
     """
 
     def __init__(

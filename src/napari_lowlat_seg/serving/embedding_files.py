@@ -54,7 +54,7 @@ class PackedEmbedding:
 
 
 def pack(embedding: Embedding) -> PackedEmbedding:
-    """An embedding in half precision; a feature with values beyond its range stays as it is."""
+    """An embedding in half precision; a feature with values beyond its range keeps its type."""
     features, layouts = [], []
     for feature in embedding.features:
         last = feature.ndim == 4 and not feature.is_contiguous() and _is_channels_last(feature)
@@ -135,8 +135,8 @@ class EmbeddingFolder:
             first, self._writable = self._writable, False
         if first:
             warnings.warn(
-                f"the embedding cache cannot write to {self._folder} ({error.strerror or error}); it goes on "
-                "in memory: make room there or choose another folder",
+                f"the embedding cache cannot write to {self._folder} ({error.strerror or error}); it "
+                "continues in memory: make room there or choose another folder",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -51,7 +51,7 @@ class PredictionProcess:
     """A `PredictionService` with its methods here and its work in a child process.
 
     The child starts with the first call. When it has ended, for whatever reason, the next call starts
-    another, which makes its embeddings anew. Call `embed`, `predict`, `propagate` and `describe` from one
+    another, which computes its embeddings again. Call `embed`, `predict`, `propagate` and `describe` from one
     thread, one at a time; `restart` and `close` from any thread.
 
     Parameters
@@ -210,7 +210,7 @@ def can_start_interpreters() -> bool:
 
 
 def serve() -> None:
-    """Answer the parent's requests for ever; the child's main function."""
+    """Serve the parent's requests until it ends; the child's main function."""
     connection = Connection()
     server = _Server(connection)
     requests = {kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate")}
@@ -271,7 +271,7 @@ def _threads(count: int | None) -> dict[str, str]:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Ignore the progress of a download; the download goes on."""
+    """Ignore the progress of a download; the download continues."""
 
 
 def _unreadable() -> NoReturn:

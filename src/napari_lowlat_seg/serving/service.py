@@ -60,7 +60,7 @@ class PredictionService:
         Of any model on any device.
     cache_bytes
         Memory for embeddings of planes and of closer looks together; those unused for longest are dropped
-        first. An embedding that is larger than its share is made anew each time.
+        first. An embedding that is larger than its share is computed again each time.
     folder
         Where planes' embeddings are kept for the next time as well; None for nowhere.
     disk_bytes
@@ -164,15 +164,13 @@ class PredictionService:
         ValueError
             As `propagate` does, and whatever reading pixels raises.
         """
-        pictures = _CachedPlanes(dict(zip(request.planes, sources, strict=True)))
+        reader = _CachedPlanes(dict(zip(request.planes, sources, strict=True)))
 
         def embed(plane: Plane) -> Embedding:
-            return self._embedding(pictures.source(plane))
+            return self._embedding(reader.source(plane))
 
         with suppress(Interrupted), self._interruptible(cancelled):
-            yield from run_propagation(
-                _SoftMaskPredictor(self._predictor), pictures, request, embed, cancelled
-            )
+            yield from run_propagation(_SoftMaskPredictor(self._predictor), reader, request, embed, cancelled)
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model, by name.
@@ -232,7 +230,7 @@ class PredictionService:
         pixels = np.asarray(source.read())
         if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif":
             return self._made(source, pixels)  # raises an error that says what is wrong with them
-        # The key is made anew from the pixels: they may have changed since the last time.
+        # The key is computed again from the pixels: they may have changed since the last time.
         key = EmbeddingKey.of_pixels(self._predictor, pixels, source.plane, source.window, source.spacing)
         self._keys[source.identity] = key
         before = self._encoded

@@ -125,7 +125,7 @@ class WorkerProcess:
         callbacks
             By name, what the child may call here while it works. What they raise ends the request.
         cancelled
-            Asked every `POLL_SECONDS` while waiting; once it returns True, the child is told to stop.
+            Asked every `POLL_SECONDS` while waiting; once it returns True, the child is asked to stop.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class Connection:
         threading.Thread(target=self._listen, args=(source,), daemon=True).start()
 
     def serve(self, handlers: Mapping[str, Callable[..., Iterator[Any]]]) -> None:
-        """Answer requests for ever, each by the handler of its kind, which yields the replies."""
+        """Serve requests until the parent ends, each by the handler of its kind, which yields the replies."""
         while True:
             message = self._messages.get()
             if message.kind not in handlers:

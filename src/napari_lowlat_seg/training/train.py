@@ -202,7 +202,7 @@ def read_config(path: Path) -> TrainConfig:
     early = sorted(set(given.get("model", {})) & {"quality_slope", "quality_shift"})
     if early:
         raise ValueError(
-            f"expected a model whose judge is not corrected yet, got {early} in {path}; remove them, "
+            f"expected a model whose predicted IoU is not corrected yet, got {early} in {path}; remove them, "
             "and fit them to the trained model with `lowlat-seg models calibrate`"
         )
     if "rounds" in given:

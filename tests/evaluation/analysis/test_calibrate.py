@@ -1,4 +1,4 @@
-"""The correction of predicted IoU: what is fitted, how it is tested, and the file that carries it."""
+"""The correction of predicted IoU: what is fitted, how it is tested, and the file that contains it."""
 
 from __future__ import annotations
 

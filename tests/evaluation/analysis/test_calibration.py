@@ -28,7 +28,7 @@ def judged(predicted: Any, true: Any) -> PredictedIous:
 
 @pytest.fixture
 def curves() -> list[Curve]:
-    """Two models on three objects of two domains; the second does not judge itself, one curve is short."""
+    """Two models on three objects of two domains; the second predicts no IoU, one curve is short."""
     return [
         Curve("ours", "one", "em/a", "1", 0.1, (0.5, 0.6, 0.7, 0.8, 0.9), (0.6, 0.1, 0.7, 0.1, 0.8)),
         Curve("other", "one", "em/a", "1", 0.1, (0.5, 0.6, 0.7, 0.8, 0.9), (None,) * 5),

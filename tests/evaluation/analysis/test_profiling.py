@@ -1,4 +1,4 @@
-"""What work costs: counts against numbers by hand, and what a report holds. No times are judged."""
+"""What work costs: counts against numbers by hand, and what a report holds. No times are compared."""
 
 from __future__ import annotations
 

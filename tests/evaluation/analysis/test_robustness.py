@@ -76,7 +76,7 @@ class Disks:
 
 
 class Spaced(Disks):
-    """One that can be told how large a pixel is."""
+    """A model that takes the size of a pixel."""
 
     def __init__(self) -> None:
         super().__init__("spaced")

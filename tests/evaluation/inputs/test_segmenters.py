@@ -213,7 +213,7 @@ def test_an_unknown_model_of_ours_is_refused() -> None:
 
 
 def test_marks_choose_precision_and_closer_look() -> None:
-    """Marks in any order; the table tells them apart."""
+    """Marks in any order; the table distinguishes them."""
     made = load_segmenter("default@torch@fp32@off", device="cpu")
     assert (made.name, made.form) == ("default@torch@fp32@off", "fp32")
     assert made.predictor.closer_look == "off"  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ def test_seeds_on_huge_planes_are_refused(pixels):
 
 
 def test_the_tile_in_the_middle_of_the_view_is_looked_at_before_the_click(pixels):
-    """Nothing is while so much is in view that nobody knows where the click will be."""
+    """Nothing is, while so many tiles are in view that the place of the click cannot be known."""
     near = sources(pixels, field=lambda plane: (450.0, 550.0, 550.0, 650.0)).in_view(PLANES[1])
     assert near.read().shape == (300, 300)
     assert sources(pixels, field=lambda plane: (0.0, 0.0, 900.0, 1000.0)).in_view(PLANES[1]) is None

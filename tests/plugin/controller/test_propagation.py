@@ -183,7 +183,7 @@ def test_the_strip_follows_the_theme(window):
 
 
 def test_a_bar_ends_in_a_line_of_text_colour(window):
-    """Amber and a light theme are hardly apart in lightness: the line tells how high a bar is."""
+    """Amber and a light theme are hardly apart in lightness: the line shows how high a bar is."""
     window.viewer.theme = "light"
     strip = window.widget.form.volume.strip
     strip.show_marks(SHAPE[0], (0, 11), [(9, 1.0)])

@@ -106,7 +106,7 @@ def test_several_planes_are_one_step_of_naparis_undo(viewer, grid):
 
 
 def test_naparis_protection_of_labels_does_not_stop_the_policy(viewer, grid):
-    """preserve_labels is the brush's; it is as it was afterwards, and nobody heard of a change."""
+    """preserve_labels is the brush's; it is unchanged afterwards, and no event was emitted."""
     labels = adopted(viewer, grid, np.full(SHAPE, 2, np.uint8))
     labels.layer.preserve_labels = True
     with_prediction = []

@@ -111,7 +111,7 @@ def test_a_click_lands_on_the_voxel_under_the_mouse(scene, place):
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_a_drag_draws_a_scribble_where_the_mouse_went(scene, place):
-    """Told at every move, then once as finished, then as one edit; the camera stays."""
+    """Reported at every move, then once as finished, then as one edit; the camera stays."""
     it = scene(**place)
     before = it.viewer.scene.camera.center
     it.mouse.drag((2, 3), (8, 9), (8, 4))
@@ -308,7 +308,7 @@ def test_a_polygon_is_read_when_it_is_finished(axial):
 
 
 def test_moving_a_point_is_one_edit(axial):
-    """Grabbed in select mode, told when it is let go."""
+    """Dragged in select mode, reported when it is released."""
     axial.mouse.click((10, 10))
     axial.layers.points.mode = "select"
     axial.mouse.press((10, 10))

@@ -1,4 +1,4 @@
-"""Between napari's world and the pixels of a plane, with napari's own slicing as the judge."""
+"""Between napari's world and the pixels of a plane, compared with napari's own slicing."""
 
 import numpy as np
 import pytest

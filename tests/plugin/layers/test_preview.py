@@ -31,7 +31,7 @@ def grid(viewer):
 
 @pytest.fixture
 def painted():
-    """What the preview told of brush strokes."""
+    """The brush strokes that the preview reported."""
     return []
 
 
@@ -190,7 +190,7 @@ def test_another_plane_has_no_stroke_and_no_contour(preview, viewer, grid):
 
 
 def test_brush_and_eraser_change_the_mask(preview, viewer, painted, grid):
-    """The layer becomes the active one; each stroke tells the whole mask of the plane."""
+    """The layer becomes the active one; each stroke reports the whole mask of the plane."""
     preview.show(AXIAL, rectangle(grid, AXIAL))
     preview.contour(rectangle(grid, AXIAL))
     preview.brush()
@@ -246,7 +246,7 @@ def test_it_comes_back_when_somebody_takes_it_out(preview, viewer, grid):
 
 
 def test_it_shows_nothing_of_a_plane_that_is_left(preview, viewer, grid):
-    """Even before anybody says what the next plane has; back again, it waits to be told."""
+    """Even before the next plane's mask is known; back again, it waits for the mask."""
     preview.show(AXIAL, rectangle(grid, AXIAL))
     grid.look_at(viewer.dims, NEXT)
     assert not seen(preview).any()

@@ -278,7 +278,7 @@ def test_prompts_in_3d_wait_with_a_sentence(scene):
 
 
 def test_gestures_add_prompts_as_one_edit(scene):
-    """Cut off at the border, on top of what is there; nothing on the plane is said."""
+    """Cut off at the border, on top of what is there; a message says so where nothing lies on the plane."""
     scene.layers.show({HERE: (Click((1, 1)),)})
     scene.layers.add(HERE, Scribble([(5, 5), (5, -5)], False), Box((1, 1), (99, 99)))
     assert scene.edits == [
@@ -291,7 +291,7 @@ def test_gestures_add_prompts_as_one_edit(scene):
 
 @pytest.mark.parametrize("kind", ["points", "shapes"])
 def test_a_deleted_layer_comes_back_when_it_is_needed(scene, kind):
-    """With all that it said, and without an edit; a new name changes nothing."""
+    """With all its prompts, and without an edit; a new name changes nothing."""
     scene.layers.show(ALL, (1, 2))
     old = getattr(scene.layers, kind)
     old.name = "mine"
@@ -356,7 +356,7 @@ def test_prompts_move_into_an_adopted_layer(scene):
 
 
 def test_a_layer_with_other_axes_is_not_adopted(scene):
-    """Told by name."""
+    """Named in the message."""
     with pytest.raises(ValueError, match="need a layer of 3 axes; 'flat' has 2"):
         scene.layers.adopt(points=Points([[1, 2]], name="flat"))
 
@@ -369,7 +369,7 @@ def test_a_layer_with_other_axes_is_not_adopted(scene):
     ],
 )
 def test_a_point_beside_the_plane_is_refused_with_a_sentence(sides, sentence):
-    """Planes of a few pixels are mostly an axis of channels that nobody has chosen yet."""
+    """Planes of a few pixels are mostly a channel axis that was not chosen yet."""
     viewer, said = ViewerModel(), []
     viewer.add_layer(Image(np.zeros(sides, np.uint8), name="image"))
     layers = PromptLayers(viewer, grid_of(viewer.layers[0]), lambda prompted: None, said.append)

@@ -245,9 +245,9 @@ ROWS: tuple[Row, ...] = (
     Row("corrections that lose > 5 points", "falls", per="corrections"),
     Row("far share of changed pixels", "far share", per="corrections"),
     Row("IoU by far changes, a correction", "far gain", per="corrections"),
-    Row("answers whose complement fits better", "complement", per="answers"),
-    Row("answers inside out", "inside out", per="answers"),
-    Row("answers against the newest click", "disobeyed", per="answers"),
+    Row("predictions whose complement fits better", "complement", per="answers"),
+    Row("predictions inverted", "inside out", per="answers"),
+    Row("predictions against the newest click", "disobeyed", per="answers"),
 )
 
 

@@ -1,7 +1,7 @@
 """Data sets: public benchmarks in their published layouts, and any folder of pictures and masks.
 
 A loader only lists the objects: one `Target` each, a few bytes, which is sent to a worker process and read
-there. `read_samples` turns targets into images and truths.
+there. `read_samples` turns targets into images and reference masks.
 
     targets = find_targets("folder", "/data/val", limit=50)
     for sample in read_samples(targets):
