@@ -518,7 +518,7 @@ def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
 
 @pytest.mark.parametrize("name", ["base.safetensors", "base (1).safetensors"])
 def test_the_file_of_a_download_can_be_imported_instead(release, cache, name) -> None:
-    """For a machine without network: its sha256 identifies it, whatever its name; importing twice is harmless."""
+    """For a machine without network: its sha256 identifies it, whatever its name; twice is harmless."""
     brought = release.rename(release.with_name(name))
     assert [import_model(brought) for _ in range(2)] == 2 * [cache / "base.safetensors"]
     assert known_path("base").read_bytes() == brought.read_bytes()
