@@ -152,7 +152,7 @@ def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(window):
     confidence = dict(window.propagation.state.marks)
     assert sorted(confidence) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert [z for z, sure in confidence.items() if sure is None] == [6]
-    window.qtbot.waitUntil(lambda: "8 carried" in strip.accessibleDescription())
+    window.qtbot.waitUntil(lambda: "propagated: 8" in strip.accessibleDescription())
     assert colour(strip, 6, 12) == "#2b8cff"
     assert colour(strip, 5, 2) != colour(strip, 0, 2)
     at = window.widget.form.volume.strip.mapToGlobal(strip.rect().center())
@@ -195,12 +195,11 @@ def test_range_and_direction_bound_it(window):
     """From plane 4 on, forward only: nothing before the click, nothing behind the range."""
     clicked(window)
     form = window.widget.form.volume
-    form._first.setValue(4)
-    form._last.setValue(8)
-    form.direction.chosen.emit("forward")
+    form.planes.setValue((4, 8))
+    form.direction.changed.emit("forward")
     propagated(window)
     assert masks(window).any(axis=(1, 2)).nonzero()[0].tolist() == [6, 7, 8]
-    form.direction.chosen.emit("backward")
+    form.direction.changed.emit("backward")
     propagated(window)
     assert masks(window).any(axis=(1, 2)).nonzero()[0].tolist() == [4, 5, 6, 7, 8]
 
