@@ -138,12 +138,14 @@ def affected(
     """
     between = (
         range(-1 if lo is None else lo, len(planes) if hi is None else hi)[1:]
-        for lo, hi in _gaps(anchors, planes, changed)
+        for lo, hi in anchor_gaps(anchors, planes, changed)
     )
     return tuple(planes[place] for places in between for place in places)
 
 
-def _gaps(anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane] | None) -> list[Gap]:
+def anchor_gaps(
+    anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane] | None
+) -> list[Gap]:
     """The gaps before, between and behind the anchors that `changed` planes touch; all of them for None."""
     given = list(anchors)
     where = {plane: place for place, plane in enumerate(planes)}
@@ -183,7 +185,7 @@ class Sweep(Generic[M]):
         The name of the plane comes first so that a caller with many objects can wait with this one until the
         others have come to the same plane. Raises ValueError when called, as `affected` does.
         """
-        return self._across_all(_gaps(self.anchors, self.planes, self.changed))
+        return self._across_all(anchor_gaps(self.anchors, self.planes, self.changed))
 
     def _across_all(self, gaps: list[Gap]) -> Iterator[Plane | PropagatedMask[M]]:
         with suppress(Cancelled):

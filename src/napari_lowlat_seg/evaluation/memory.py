@@ -1,0 +1,342 @@
+"""Benchmark of a memory of other planes against propagation as it is: the same objects, clicks, corrections.
+
+    python -m napari_lowlat_seg.evaluation.memory OBJECTS MEMORY OUT --device cuda --processes 6
+
+Experimental: no weights of a memory ship with the package; MEMORY is a file that `training.memory` has left.
+OBJECTS is a folder of .npz files: image, labels, spacing, axis, planes (first, last), and `objects`, texts as
+`benchmark volume` takes them; `roles` says what each may be used for: report, new or develop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.evaluation.volume import Case, Masks, Method, Propagation, measure
+from napari_lowlat_seg.inference.memory_propagation import MAX_ABSENT, MIN_PRESENCE, MemoryPropagation
+from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
+from napari_lowlat_seg.models.checkpoints import load_model
+from napari_lowlat_seg.models.compact import Compact
+from napari_lowlat_seg.models.plane_memory import PlaneMemory
+from napari_lowlat_seg.propagation.propagate import most_uncertain
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
+from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
+from napari_lowlat_seg.training.volumes import smooth_noise
+
+
+class MemoryMethod(Method):
+    """Propagation with a memory; a correction changes no plane beyond the neighbouring anchors.
+
+    Parameters
+    ----------
+    memory
+        On the predictor's device.
+    flagged
+        Whether it names its least certain plane.
+    min_presence, max_absent
+        As for `MemoryPropagation`.
+    """
+
+    def __init__(
+        self,
+        memory: PlaneMemory,
+        flagged: bool = False,
+        min_presence: float = MIN_PRESENCE,
+        max_absent: int = MAX_ABSENT,
+    ) -> None:
+        self._memory, self._flagged = memory, flagged
+        self._min_presence, self._max_absent = min_presence, max_absent
+        self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
+
+    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
+        new = None if changed is None else [changed]
+        outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
+        for plane in outdated:
+            self._propagated.pop(plane, None)
+        propagation = MemoryPropagation(
+            case.predictor, self._memory, case.volume, self._min_presence, self._max_absent
+        )
+        steps = propagation.propagate(anchors, case.planes, changed=new)
+        self._propagated.update((step.plane, step) for step in steps if step.final)
+        masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
+        return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
+
+    def least_certain(self) -> Plane | None:
+        return most_uncertain(self._propagated.values()) if self._flagged else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One object, measured with some methods.
+
+    Attributes
+    ----------
+    file
+        Path of an .npz file; empty for a synthetic object.
+    group
+        Labels of the file joined with "+", or the name of a synthetic object.
+    methods
+        Names for `method_of`.
+    corrections
+        Planes corrected at most.
+    """
+
+    file: str
+    group: str
+    methods: tuple[str, ...]
+    corrections: int
+
+
+def jobs_of(folder: Path, role: str, methods: Sequence[str], corrections: int) -> list[Job]:
+    """Return the jobs of all objects of a role, those in the largest volumes first."""
+    found: list[tuple[int, Job]] = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as file:
+            size = int(file["image"].size)
+            found += [
+                (size, Job(str(path), str(group), tuple(methods), corrections))
+                for group, own in zip(file["objects"], file["roles"], strict=True)
+                if str(own) == role
+            ]
+    return [job for _, job in sorted(found, key=lambda one: -one[0])]
+
+
+def case_of(job: Job, predictor: Predictor) -> Case:
+    """Return the object of a job with its volume."""
+    if not job.file:
+        volume, truth = synthetic_object(job.group)
+        planes, axis = volume.planes(0), 0
+        truths = {plane: truth[plane.position] for plane in planes}
+    else:
+        with np.load(job.file) as file:
+            axis, (low, high) = int(file["axis"]), file["planes"].tolist()
+            spacing = tuple(float(v) for v in file["spacing"])
+            volume, labels = Volume(file["image"], spacing), Volume(file["labels"])
+        planes = volume.planes(axis)[low : high + 1]
+        window = Volume(np.stack([volume.plane(plane) for plane in planes])).with_window().window
+        volume = replace(volume, window=window)
+        group = [int(part) for part in job.group.split("+")]
+        truths = {plane: np.isin(labels.plane(plane), group) for plane in planes}
+    cache = EmbeddingCache(2**30, 2**31, device=predictor.runtime.device)
+    return Case(predictor, volume, truths, cache)
+
+
+SYNTHETIC = ("ball6", "ball12", "ball20", "tube", "cone", "torus", "branching")
+"""Objects that must be propagated to their ends; `:3` after a name takes every third plane only."""
+
+
+def synthetic_object(name: str) -> tuple[Volume, np.ndarray]:
+    """Return a bright object in a slightly noisy volume, and its truth (D, H, W) bool.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in `SYNTHETIC`.
+    """
+    kind, _, step = name.partition(":")
+    every = int(step or 1)
+    rng = np.random.default_rng(sum(map(ord, kind)))
+    shape = (72, 112, 112)
+    z, y, x = np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij")
+    if kind.startswith("ball"):
+        truth = z**2 + y**2 + x**2 <= int(kind[4:]) ** 2
+    elif kind == "tube":
+        truth = np.hypot(y - 14 * np.sin(z / 14), x - 10 * np.cos(z / 18)) <= 7
+        truth &= np.abs(z) <= 25
+    elif kind == "cone":
+        truth = (np.abs(z) <= 22) & (np.hypot(y, x) <= 20 * (22 - z) / 44)
+    elif kind == "torus":
+        truth = np.hypot(np.hypot(z, y) - 16, x) <= 6
+    elif kind == "branching":
+        trunk = np.hypot(y, x) <= 6
+        left = np.hypot(y - 0.7 * np.maximum(z, 0), x) <= 5
+        truth = (trunk & (z <= 0)) | (left & (z > 0)) | ((np.hypot(y + 0.5 * z, x) <= 5) & (z > 0))
+        truth &= np.abs(z) <= 26
+    else:
+        raise ValueError(f"there is no synthetic object {name!r}; choose one of {', '.join(SYNTHETIC)}")
+    image = 70 + 90 * truth + 6 * smooth_noise(rng, shape, 1) + 5 * smooth_noise(rng, shape, 20)
+    pixels = np.clip(image, 0, 255).astype(np.uint8)[::every]
+    return Volume(pixels, (float(every), 1.0, 1.0)).with_window(), np.asarray(truth)[::every]
+
+
+def ends(case: Case, masks: Masks) -> dict[str, int]:
+    """Count the planes that show the object, those of them on which it was found, and others with a mask."""
+    shown = {plane for plane, truth in case.truth.items() if truth.any()}
+    marked = {plane for plane, mask in masks.items() if mask.any()}
+    return {"planes": len(shown), "reached": len(shown & marked), "overrun": len(marked - shown)}
+
+
+def measure_job(job: Job, predictor: Predictor, memory: PlaneMemory | None) -> list[dict[str, Any]]:
+    """Return a row per method: that of `volume.measure`, and the planes reached from one prompted plane."""
+    case = case_of(job, predictor)
+    rows = []
+    for name in job.methods:
+        began = time.perf_counter()
+
+        def make(name: str = name) -> Method:
+            return method_of(name, memory)
+
+        start = max(case.truth, key=lambda plane: int(case.truth[plane].sum()))
+        found = make().fill(case, {start: case.annotate(start)[0]}, None)
+        row: dict[str, Any] = {
+            "file": Path(job.file).stem or "synthetic",
+            "object": job.group,
+            "method": name,
+        }
+        seconds = time.perf_counter() - began
+        row |= ends(case, found) | {"seconds_one": round(seconds, 2)}
+        rows.append(row | measure(case, make, job.corrections))
+    return rows
+
+
+def method_of(name: str, memory: PlaneMemory | None) -> Method:
+    """Return the method of a name: "propagate" or "memory", and "flagged", "present=P", "absent=N" after it.
+
+    Parameters
+    ----------
+    name
+        With "flagged" the method names the plane to correct. Of a memory P is the least probability of
+        presence, N the number of planes without the object that are looked past.
+    memory
+        None if only "propagate" is asked for.
+
+    Raises
+    ------
+    ValueError
+        For any other name, and for a memory where there is none.
+    """
+    kind, *words = name.split()
+    given: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if word == "flagged":
+            given["flagged"] = True
+        elif key == "present" and kind == "memory":
+            given["min_presence"] = float(value)
+        elif key == "absent" and kind == "memory":
+            given["max_absent"] = int(value)
+        else:
+            raise ValueError(
+                f"after {kind!r} may come 'flagged', for a memory present=P or absent=N; got {name!r}"
+            )
+    if kind == "propagate":
+        return Propagation(**given)
+    if kind != "memory" or memory is None:
+        raise ValueError(f"a method is 'propagate', or 'memory' where a file of one is given; got {name!r}")
+    return MemoryMethod(memory, **given)
+
+
+_READY: dict[str, Any] = {}
+
+
+def _load_models(memory: str, device: str) -> None:
+    """Load models once per process."""
+    _READY["predictor"] = load_predictor("default", device)
+    _READY["memory"] = load_memory(Path(memory), device) if memory else None
+
+
+def _measure(job: Job) -> list[dict[str, Any]]:
+    return measure_job(job, _READY["predictor"], _READY["memory"])
+
+
+def load_memory(path: Path, device: str) -> PlaneMemory:
+    """Read a memory for the default model, on a device; errors are those of `PlaneMemory.load`."""
+    network = load_model("default")
+    assert isinstance(network, Compact)
+    memory = PlaneMemory.load(path, network).to(device)
+    network.to(device)
+    return memory
+
+
+def run_jobs(
+    jobs: Sequence[Job], memory: str, out: Path, device: str, processes: int, seconds: float = 1e9
+) -> list[dict[str, Any]]:
+    """Measure all jobs for at most so many seconds; every row is written as it comes."""
+    rows: list[dict[str, Any]] = []
+    until = time.monotonic() + seconds
+
+    def keep(new: list[dict[str, Any]]) -> None:
+        rows.extend(new)
+        with out.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in new)
+
+    if processes < 2:
+        _load_models(memory, device)
+        for done, job in enumerate(jobs):
+            if time.monotonic() >= until:
+                keep([{"error": f"time is up with {len(jobs) - done} objects to go"}])
+                break
+            keep(_measure(job))
+        return rows
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _load_models, (memory, device)) as pool:
+        pending = {pool.submit(_measure, job): job for job in jobs}
+        try:
+            for future in as_completed(pending, max(1.0, until - time.monotonic())):
+                try:
+                    keep(future.result())
+                except Exception as problem:
+                    keep([{"object": pending[future].group, "error": f"{problem!r:.500}"}])
+        except TimeoutError:
+            keep([{"error": f"time is up with {sum(not f.done() for f in pending)} objects to go"}])
+            for process in list(pool._processes.values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the means over objects of each method."""
+    found: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows if "method" in row):
+        own = [row for row in rows if row.get("method") == method]
+        keys = ("dice_one", "dice_ten", "dice_c1", "dice_c3", "iou_one", "seconds_one")
+        found[method] = {"objects": len(own)} | {
+            key: round(float(np.mean([row[key] for row in own])), 4) for key in keys
+        }
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; see the module's text."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("objects", type=Path)
+    parser.add_argument("memory", help='a file, or "" for propagation as it is')
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--role", action="append", default=None)
+    parser.add_argument("--methods", default="propagate,memory")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--corrections", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--limit", type=int)
+    given = parser.parse_args(arguments)
+    jobs: list[Job] = []
+    for role in given.role or ["report"]:
+        methods = given.methods.split(",")
+        if role == "synthetic":
+            jobs += [Job("", f"{name}{step}", tuple(methods), 1) for name in SYNTHETIC for step in ("", ":3")]
+        else:
+            jobs += jobs_of(given.objects, role, methods, given.corrections)
+    rows = run_jobs(
+        jobs[: given.limit], given.memory, given.out, given.device, given.processes, given.seconds
+    )
+    for method, means in summary(rows).items():
+        print(method, means, flush=True)
+    if problems := [row for row in rows if "error" in row]:
+        print(f"{len(problems)} problems, the first: {problems[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""One object propagated through a volume by a trained memory of other planes.
+
+Experimental: no weights of a memory ship with the package, and only its benchmark (`evaluation.memory`) uses
+this.
+
+Each plane is predicted from what is known of the anchor, of the anchor at the other end of the gap, and of
+the two planes before it in the sweep. All of them are seen through one frame around the object, so that a
+plane costs one embedding. The memory itself says whether the object is there: docs/decisions/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.core.requests import never
+from napari_lowlat_seg.core.volume import Plane, Volume, any_finite, to_uint8
+from napari_lowlat_seg.inference.closer_look import MAX_SHARE, MIN_PIXELS, MIN_SHARE, has_room, object_box
+from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.inference.torch_backend import from_square, on_square
+from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, anchor_gaps, iou
+
+MARGIN = 0.6
+"""Context on each side of the object in the frame of a sweep, as a share of its longer side: more than a
+closer look has, because the object moves."""
+
+MIN_EXTENT = 0.16
+"""A frame in which the object's longer side is below this share is given up for a closer one."""
+
+MIN_PRESENCE = 0.5
+"""The object is on a plane when the memory's probability of that is above this."""
+
+MAX_ABSENT = 1
+"""Planes in a row without the object that a sweep looks past before it ends there."""
+
+MAX_EMBEDDINGS = 24
+"""Embeddings of frames kept at a time."""
+
+
+@dataclass(eq=False)
+class MemoryPropagation:
+    """Sweeps through one volume, which share embeddings.
+
+    Parameters
+    ----------
+    predictor
+        Embeds planes; its network is the one the memory was trained for.
+    memory
+        On the predictor's device.
+    volume
+        With a window, or each plane is stretched by itself.
+    min_presence, max_absent
+        See `MIN_PRESENCE` and `MAX_ABSENT`.
+    """
+
+    predictor: Predictor
+    memory: PlaneMemory
+    volume: Volume
+    min_presence: float = MIN_PRESENCE
+    max_absent: int = MAX_ABSENT
+    _embeddings: OrderedDict[tuple[Plane, tuple[int, int, int, int]], tuple[Tensor, ...]] = field(
+        default_factory=OrderedDict
+    )
+
+    def propagate(
+        self,
+        anchors: Mapping[Plane, Prediction],
+        planes: Sequence[Plane],
+        *,
+        changed: Iterable[Plane] | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Iterator[PropagatedMask[Prediction]]:
+        """Yield each plane that the object was propagated to; the anchors are not repeated.
+
+        Parameters and order are those of `propagation.propagate`. A plane between two anchors is predicted
+        from both sides: first with `final` False, then for good.
+
+        Raises
+        ------
+        ValueError
+            If there is no anchor or one is not among the planes.
+        """
+        for lo, hi in anchor_gaps(anchors, planes, changed):
+            yield from self._across(anchors, planes, lo, hi, cancelled)
+
+    def _across(
+        self,
+        anchors: Mapping[Plane, Prediction],
+        planes: Sequence[Plane],
+        lo: int | None,
+        hi: int | None,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[PropagatedMask[Prediction]]:
+        """The planes between two anchors, or beyond one."""
+        if lo is None or hi is None:
+            if hi is not None:
+                yield from self._along(anchors, planes, hi, None, range(hi - 1, -1, -1), cancelled)
+            if lo is not None:
+                yield from self._along(anchors, planes, lo, None, range(lo + 1, len(planes)), cancelled)
+            return
+        first: dict[Plane, PropagatedMask[Prediction]] = {}
+        for step in self._along(anchors, planes, lo, hi, range(lo + 1, hi), cancelled):
+            first[step.plane] = step
+            yield replace(step, final=False)
+        places = {planes[place]: place for place in range(lo + 1, hi)}
+        for step in self._along(anchors, planes, hi, lo, range(hi - 1, lo, -1), cancelled):
+            other = first.pop(step.plane, None)
+            if other is None:
+                yield step
+            else:
+                near = (places[step.plane] - lo) / (hi - lo)
+                yield _averaged(other, (1 - near) ** 2, step, near**2)
+        yield from first.values()
+
+    def _along(
+        self,
+        anchors: Mapping[Plane, Prediction],
+        planes: Sequence[Plane],
+        start: int,
+        other: int | None,
+        route: range,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[PropagatedMask[Prediction]]:
+        """The sweep from one anchor towards another, or to the end of the range."""
+        known: dict[int, np.ndarray | Tensor] = {start: anchors[planes[start]].soft}
+        mask = anchors[planes[start]].mask
+        if not mask.any():
+            return
+        if other is not None:
+            known[other] = anchors[planes[other]].soft
+        frame: Frame | None = None
+        entries: dict[int, MemoryEntry] = {}
+        before = earlier = start
+        absent = 0
+        for place in route:
+            plane = planes[place]
+            if cancelled():
+                return
+            if not any_finite(self.volume.plane(plane)):  # nothing to see is no reason to stop
+                continue
+            needed = self._frame(plane, mask, frame)
+            if needed != frame:
+                frame, entries = needed, {}
+            slots = (start, start if other is None else other, before, earlier)
+            for slot in slots:
+                if slot not in entries:
+                    entries[slot] = self._entry(planes[slot], known[slot], frame)
+            described = self._slot_features(place, slots, start, other, plane, frame)
+            step = self._step(plane, frame, [entries[slot] for slot in slots], described)
+            if step is None:  # a plane or two may be damaged
+                absent += 1
+                if absent > self.max_absent:
+                    return
+                continue
+            absent = 0
+            yield step
+            mask, known[place] = step.prediction.mask, step.prediction.soft
+            earlier, before = before, place
+            for old in set(known) - {start, other, before, earlier}:
+                known.pop(old)
+                entries.pop(old, None)
+
+    def _step(
+        self, plane: Plane, frame: Frame, entries: Sequence[MemoryEntry], described: Tensor
+    ) -> PropagatedMask[Prediction] | None:
+        """The object on a plane; None if it is not there."""
+        features = self._embed(plane, frame)
+        with self._inference():
+            output = self.memory(features, entries, described)
+            soft = torch.sigmoid(from_square(output.logits, frame, False)[0, 0])
+            inside = (soft > THRESHOLD).cpu().numpy()
+            estimates = torch.stack([output.presence.sigmoid()[0], output.quality[0]])
+        presence, quality = (float(value) for value in estimates.cpu())
+        if presence <= self.min_presence or not inside.any():
+            return None
+        certainty = float(soft.cpu().numpy()[inside].mean())
+        prediction = _on_plane(soft, inside, frame, quality)
+        return PropagatedMask(plane, prediction, float(quality * presence * certainty))
+
+    def _frame(self, plane: Plane, mask: np.ndarray, frame: Frame | None) -> Frame:
+        """The frame of a plane where the object is near this mask; the present frame, if it serves."""
+        box = object_box([], mask)
+        whole = Frame.whole(
+            self.volume.sides(plane),
+            self.predictor.size,
+            self.predictor.network.fit,
+            self.volume.plane_spacing(plane),
+        )
+        if box is None:
+            return frame or whole
+        longest = max((box[2] - box[0] + 1) * whole.spacing[0], (box[3] - box[1] + 1) * whole.spacing[1])
+        if frame is not None and has_room(frame, box):
+            large_enough = longest >= MIN_EXTENT * _extent(frame)
+            if large_enough or _extent(frame) <= 1.01 * self._smallest(whole):
+                return frame
+        closer = whole.around(box, MARGIN, self._smallest(whole) / min(whole.spacing))
+        return closer if _extent(closer) <= MAX_SHARE * _extent(whole) else whole
+
+    @staticmethod
+    def _smallest(whole: Frame) -> float:
+        """The smallest side of a frame, in world units."""
+        return max(MIN_PIXELS * min(whole.spacing), MIN_SHARE * _extent(whole))
+
+    def _embed(self, plane: Plane, frame: Frame) -> tuple[Tensor, ...]:
+        key = (plane, frame.crop)
+        if key not in self._embeddings:
+            pixels = to_uint8(self.volume.plane(plane), self.volume.window)
+            self._embeddings[key] = self.predictor.backend.embed(pixels, frame)
+            while len(self._embeddings) > MAX_EMBEDDINGS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(key)
+        return self._embeddings[key]
+
+    def _entry(self, plane: Plane, soft: np.ndarray | Tensor, frame: Frame) -> MemoryEntry:
+        """What the memory keeps of a plane with this probability (H, W), seen through a frame."""
+        features = self._embed(plane, frame)
+        seen = frame.cut(soft)
+        mask = torch.as_tensor(np.ascontiguousarray(seen) if isinstance(seen, np.ndarray) else seen)
+        mask = mask.to(features[0].device, torch.float32)[None, None]
+        with self._inference():
+            return self.memory.remember(features, on_square(mask, frame, mask.new_zeros(1)))
+
+    def _slot_features(
+        self,
+        place: int,
+        slots: tuple[int, int, int, int],
+        start: int,
+        other: int | None,
+        plane: Plane,
+        frame: Frame,
+    ) -> Tensor:
+        """What is known of the planes in the slots, (1, SLOTS, SLOT_FEATURES)."""
+        way = 1 if place > start else -1
+        steps = torch.tensor([[float((place - slot) * way) for slot in slots]])
+        anchor = torch.tensor([[slot in (start, other) for slot in slots]])
+        spare = torch.tensor([[False, other is None, slots[2] == start, slots[3] == slots[2]]])
+        depth = steps * self._thickness(plane) * frame.scale[0]
+        features = slot_features(steps, depth, anchor, spare)
+        return features.to(next(self.memory.parameters()).device)
+
+    def _thickness(self, plane: Plane) -> float:
+        """Distance of neighbouring planes in rows of a plane."""
+        fixed = [axis for axis, at in enumerate(plane.index) if at is not None]
+        if self.volume.spacing is None or not fixed:
+            return 1.0
+        return self.volume.spacing[fixed[-1]] / self.volume.plane_spacing(plane)[0]
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Inside: no gradients, and half precision on a GPU."""
+        device = next(self.memory.parameters()).device.type
+        with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=device == "cuda"):
+            yield
+
+
+def _extent(frame: Frame) -> float:
+    """The longer side of a frame's crop in world units."""
+    return max(count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True))
+
+
+def _on_plane(soft: Tensor, inside: np.ndarray, frame: Frame, quality: float) -> Prediction:
+    """The probability of a frame's crop on the whole plane, 0 beside it."""
+    whole = np.zeros(frame.shape, np.float32)
+    frame.place(soft.float().cpu().numpy(), whole)
+    mask = np.zeros(frame.shape, bool)
+    frame.place(inside, mask)
+    return Prediction(whole, quality, frame, None, mask)
+
+
+def _averaged(
+    first: PropagatedMask[Prediction],
+    weight: float,
+    second: PropagatedMask[Prediction],
+    other_weight: float,
+) -> PropagatedMask[Prediction]:
+    """Both predictions of one plane as one; weights grow with the confidence of each."""
+    weight, other_weight = weight * first.confidence + 1e-6, other_weight * second.confidence + 1e-6
+    share = weight / (weight + other_weight)
+    one, other = first.prediction, second.prediction
+    probability = share * one.probability + (1 - share) * other.probability
+    prediction = other.with_probability(probability.astype(np.float32))
+    confidence = share * first.confidence + (1 - share) * second.confidence
+    agreement = iou(one.mask, other.mask)
+    return PropagatedMask(second.plane, prediction, float(confidence * agreement**0.25))

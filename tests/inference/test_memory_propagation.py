@@ -1,0 +1,70 @@
+"""An object is propagated by a memory: to both ends, until it is gone, between anchors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+from napari_lowlat_seg.models.compact import Compact
+from small_memory import anchor, small_network, sure_propagation
+
+
+@pytest.fixture(scope="module")
+def network() -> Compact:
+    return small_network()
+
+
+@pytest.fixture
+def propagation(network: Compact) -> MemoryPropagation:
+    return sure_propagation(network)
+
+
+def test_an_object_is_propagated_to_both_ends_of_the_range(propagation):
+    planes = propagation.volume.planes(0)
+    steps = list(propagation.propagate(anchor(propagation, 4), planes))
+    assert [step.plane.position for step in steps] == [5, 6, 7, 8, 3, 2, 1, 0] or [
+        step.plane.position for step in steps
+    ] == [3, 2, 1, 0, 5, 6, 7, 8]
+    assert all(
+        step.prediction.mask[25:30, 25:35].all() and not step.prediction.mask[50:].any() for step in steps
+    )
+    assert all(0 <= step.confidence <= 1 for step in steps)
+
+
+def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
+    propagation.memory.left = 3
+    steps = list(propagation.propagate(anchor(propagation, 0), propagation.volume.planes(0)))
+    assert [step.plane.position for step in steps] == [1, 2, 3]
+
+
+def test_planes_between_two_anchors_are_predicted_twice_and_others_stay(propagation):
+    planes = propagation.volume.planes(0)
+    anchors = anchor(propagation, 2) | anchor(propagation, 6)
+    steps = list(propagation.propagate(anchors, planes, changed=[planes[6]]))
+    final = [step.plane.position for step in steps if step.final]
+    assert sorted(final) == [3, 4, 5, 7, 8]
+    assert sorted(step.plane.position for step in steps if not step.final) == [3, 4, 5]
+
+
+def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
+    data = propagation.volume.data.astype(np.float32)
+    data[3] = np.nan
+    propagation.volume = Volume(data).with_window()
+    steps = list(propagation.propagate(anchor(propagation, 1), propagation.volume.planes(0)))
+    assert sorted(step.plane.position for step in steps) == [0, 2, 4, 5, 6, 7, 8]
+
+
+def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagation):
+    planes = propagation.volume.planes(0)
+    assert list(propagation.propagate(anchor(propagation, 4, (0, 0, 0, 0)), planes)) == []
+    assert list(propagation.propagate(anchor(propagation, 4), planes, cancelled=lambda: True)) == []
+    with pytest.raises(ValueError, match="at least one plane"):
+        list(propagation.propagate({}, planes))
+
+
+def test_embeddings_of_a_sweep_are_bounded(propagation, monkeypatch):
+    monkeypatch.setattr("napari_lowlat_seg.inference.memory_propagation.MAX_EMBEDDINGS", 4)
+    list(propagation.propagate(anchor(propagation, 4), propagation.volume.planes(0)))
+    assert len(propagation._embeddings) <= 4
