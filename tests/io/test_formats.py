@@ -563,3 +563,44 @@ def test_a_format_without_its_library_says_what_to_install() -> None:
         match=r"X needs no_such_library, which is not installed; pip install napari-lowlat-seg\[x\]",
     ):
         missing.function("read")
+
+
+@pytest.mark.parametrize("kind", ["zarr", "hdf5", "dicom"])
+def test_damage_that_is_met_when_a_plane_is_looked_at_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    """Files that are not loaded hide it until then; other planes are read."""
+    if kind == "zarr":
+        zarr.create_array(tmp_path / "a.zarr", data=NOISE, chunks=(1, 4, 5))
+        path, victim = tmp_path / "a.zarr", tmp_path / "a.zarr" / "c" / "1" / "0" / "0"
+        victim.write_bytes(victim.read_bytes()[:-5])
+    elif kind == "hdf5":
+        path = victim = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", data=NOISE, chunks=(1, 4, 5), compression="gzip", fletcher32=True)
+            at = file["raw"].id.get_chunk_info(1).byte_offset
+        raw = bytearray(path.read_bytes())
+        raw[at : at + 4] = b"zzzz"
+        path.write_bytes(raw)
+    else:
+        path = tmp_path / "series"
+        write_series(path, [(0, 0, 2 * i) for i in range(3)])
+        victim = path / "7.dcm"
+        victim.write_bytes(victim.read_bytes()[:-9])
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.plane(Plane((0, None, None))), NOISE[0])
+    with pytest.raises(ValueError, match=r"plane \(1, None, None\) of .* cannot be read \(") as caught:
+        volume.plane(Plane((1, None, None)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_of_mrc_beyond_the_file_is_refused_at_once(tmp_path: Path) -> None:
+    """Two gigabytes of extended header, and a file that is shorter than a header."""
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(NOISE)
+    raw = bytearray((tmp_path / "a.mrc").read_bytes())
+    raw[92:96] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "a.mrc").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"an extended header of 2147483647 bytes is not in a file of"):
+        read_volume(tmp_path / "a.mrc")
+    (tmp_path / "a.mrc").write_bytes(raw[:500])
+    with pytest.raises(ValueError, match=r"it has 500 bytes, the header of MRC alone has 1024"):
+        read_volume(tmp_path / "a.mrc")

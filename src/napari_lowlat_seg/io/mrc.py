@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
 
         return read_parrec(next(p for p in map(path.with_suffix, (".par", ".PAR")) if p.exists()), channel)
     packed = path.suffix.lower() in (".gz", ".bz2")
+    if not packed:
+        _check_extended_header(path)
     # Many programs write headers that are slightly wrong; mrcfile warns and reads on.
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -61,6 +64,19 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
         [*("other" for _ in volumes), *("space" for _ in names)],
     )
     return Loaded(data, geometry)
+
+
+def _check_extended_header(path: Path) -> None:
+    """Refuse a length of the extended header beyond the file, for which mrcfile would take the memory."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if len(head) < 1024:
+        raise ValueError(f"it has {len(head)} bytes, the header of MRC alone has 1024")
+    order = ">" if head[212] == 0x11 else "<"
+    (extended,) = struct.unpack_from(order + "i", head, 92)
+    if not 0 <= extended <= size - 1024:
+        raise ValueError(f"an extended header of {extended} bytes is not in a file of {size}")
 
 
 def _bytes_are_unsigned(header: Any) -> bool:
