@@ -5,9 +5,10 @@ A step holds what it changed, before and after, as frozen values. The session ap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Literal
 
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
@@ -110,6 +111,45 @@ class Step:
         return size
 
 
+EventKind = Literal[
+    "step", "undo", "redo", "prediction", "progress", "closed", "labels", "settings", "writing"
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A change of a session, as its observer hears of it right after it was made; frozen values only.
+
+    Attributes
+    ----------
+    kind
+        "step", "undo" and "redo" of the undo stack; "prediction": applied; "progress": what a transaction has
+        changed since the last event, and "closed" at its end; "labels": others are in use; "settings":
+        `policy`, `finish` or `semantic` have changed; "writing": said before labels are written.
+    highest
+        The highest label that the session knows of.
+    step
+        Of "step"; of "progress" and "closed" the part that is new.
+    prediction
+        The key, and the state before and after.
+    store, edits
+        Of "labels" the new ones; of "writing" where and what is about to be written.
+    record
+        Of "labels": the record of the current object.
+    settings
+        Values by the name of the session's attribute.
+    """
+
+    kind: EventKind
+    highest: int
+    step: Step | None = None
+    prediction: tuple[Key, PlaneState, PlaneState] | None = None
+    store: LabelStore | None = None
+    edits: tuple[LabelEdit, ...] = ()
+    record: ObjectRecord | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Transaction:
     """A step that collects changes while something runs. Each takes effect at once; all are undone as one.
 
@@ -121,6 +161,8 @@ class Transaction:
         The number of the current object before and after.
     states, records
         All states by number and plane, and all records by number; changed in place.
+    before_write
+        Called with the labels and the edits before each change of labels.
     """
 
     def __init__(
@@ -130,45 +172,81 @@ class Transaction:
         current: tuple[int, int],
         states: dict[int, dict[Plane, PlaneState]],
         records: dict[int, ObjectRecord],
+        before_write: Callable[[LabelStore, tuple[LabelEdit, ...]], object] = lambda store, edits: None,
     ) -> None:
         self.open = True
+        self._before_write = before_write
         self._title, self._plane, self._current = title, plane, current
         self._all_states, self._all_records = states, records
-        self._states: dict[Key, PlaneState] = {}
+        self._states: dict[Key, PlaneState] = {}  # before the transaction
         self._records: dict[int, ObjectRecord | None] = {}
         self._edits: list[LabelEdit] = []
         self._store: LabelStore | None = None
+        self._new_states: dict[Key, PlaneState] = {}  # before what `news` has not returned yet
+        self._new_records: dict[int, ObjectRecord | None] = {}
+        self._reported = 0  # edits that `news` has returned
 
     def set_state(self, key: Key, state: PlaneState) -> None:
         """Replace the state of an object on a plane."""
         of_object = self._all_states.setdefault(key[0], {})
-        self._states.setdefault(key, of_object.get(key[1], PlaneState()))
+        before = of_object.get(key[1], PlaneState())
+        self._states.setdefault(key, before)
+        self._new_states.setdefault(key, before)
         of_object[key[1]] = state
 
     def set_record(self, number: int, record: ObjectRecord) -> None:
         """Replace the record of an object."""
         self._records.setdefault(number, self._all_records.get(number))
+        self._new_records.setdefault(number, self._all_records.get(number))
         self._all_records[number] = record
 
     def write(self, store: LabelStore, edit: LabelEdit) -> None:
         """Change labels; all edits of a transaction go to the same ones."""
+        self._before_write(store, (edit,))
         store.write([edit])
+        self.written(store, [edit])
+
+    def written(self, store: LabelStore, edits: Sequence[LabelEdit]) -> None:
+        """Take in edits that are in the labels already."""
         self._store = store
-        self._edits.append(edit)
+        self._edits += edits
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been changed so far."""
         return not (self._states or self._records or self._edits)
 
+    def news(self) -> Step:
+        """What has been changed since the last call."""
+        step = self._step(self._new_states, self._new_records, self._edits[self._reported :])
+        self._new_states, self._new_records, self._reported = {}, {}, len(self._edits)
+        return step
+
+    def so_far(self) -> Step:
+        """The step of all changes until now."""
+        return self._step(self._states, self._records, self._edits)
+
     def close(self) -> Step:
         """The step of all changes; no more may follow."""
         self.open = False
-        states = ((key, before, self._all_states[key[0]][key[1]]) for key, before in self._states.items())
-        records = ((n, before, self._all_records[n]) for n, before in self._records.items())
-        edits = tuple(self._edits)
+        return self.so_far()
+
+    def _step(
+        self,
+        states: Mapping[Key, PlaneState],
+        records: Mapping[int, ObjectRecord | None],
+        edits: Sequence[LabelEdit],
+    ) -> Step:
+        changed = ((key, before, self._all_states[key[0]][key[1]]) for key, before in states.items())
+        recorded = ((n, before, self._all_records[n]) for n, before in records.items())
         return Step(
-            self._title, self._plane, self._current, tuple(states), tuple(records), edits, self._store
+            self._title,
+            self._plane,
+            self._current,
+            tuple(changed),
+            tuple(recorded),
+            tuple(edits),
+            self._store if edits else None,
         )
 
 
@@ -194,6 +272,10 @@ class UndoStack:
     def nbytes(self) -> int:
         """Memory that all steps take, about, in bytes."""
         return sum(step.nbytes for step in (*self._done, *self._undone))
+
+    def load(self, done: Sequence[Step], undone: Sequence[Step]) -> None:
+        """Take over the steps of another stack, as its `done` and `undone` are."""
+        self._done, self._undone = list(done), list(undone)
 
     def push(self, step: Step) -> None:
         """Add a step that has been done; steps undone before it can no longer be redone."""

@@ -154,6 +154,7 @@ class PropagationRun:
         self._reached.add(plane)
         if self._writes:
             self._write(number, plane, found.prediction)
+        self._session.transaction_changed()
         return True
 
     def finish(self) -> None:

@@ -12,14 +12,23 @@ The session calls no network and knows no window. All values that it returns are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import LIMIT_BYTES, Key, ObjectRecord, Step, Transaction, UndoStack
+from napari_lowlat_seg.annotation.history import (
+    LIMIT_BYTES,
+    Event,
+    Key,
+    ObjectRecord,
+    Step,
+    Transaction,
+    UndoStack,
+)
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
 from napari_lowlat_seg.core.labels import (
@@ -36,6 +45,9 @@ from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
 _EMPTY = PlaneState()
+
+SETTINGS = ("policy", "finish", "semantic")
+"""The attributes of a session that are settings."""
 
 
 class Session:
@@ -65,6 +77,8 @@ class Session:
         How probabilities become masks, for what is shown and for what is written.
     semantic
         Whether the next object gets the same label as this one instead of the next free one.
+    observer
+        Called with an `Event` after every change, such as a `Journal`; it must return at once and not raise.
 
     Examples
     --------
@@ -78,6 +92,8 @@ class Session:
     >>> session.undo().title, int(labels.sum())
     ('accepted object 1', 0)
     """
+
+    observer: Callable[[Event], object] | None = None
 
     def __init__(self, volume: Volume, labels: LabelStore | None = None, *, limit: int = LIMIT_BYTES) -> None:
         self.volume = volume
@@ -96,6 +112,11 @@ class Session:
         self._name = uuid4().hex  # in the keys of its planes' embeddings
         if labels is not None:
             self.use_labels(labels, labels.highest())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in SETTINGS and self.observer is not None:
+            self._tell(Event("settings", self._highest, settings={name: value}))
 
     # Reading
 
@@ -140,6 +161,19 @@ class Session:
         """The label of an object, where it was written, and how it was propagated."""
         return self._records[number]
 
+    @property
+    def highest(self) -> int:
+        """The highest label that is known to be in use."""
+        return self._highest
+
+    def all_records(self) -> dict[int, ObjectRecord]:
+        """The records of all objects, by number."""
+        return dict(self._records)
+
+    def all_states(self) -> dict[int, dict[Plane, PlaneState]]:
+        """The states of all objects, by number and plane."""
+        return {number: dict(planes) for number, planes in self._states.items()}
+
     def source(self, plane: Plane) -> PlaneSource:
         """Where a service gets the pixels of a plane."""
         volume = self.volume
@@ -167,6 +201,11 @@ class Session:
     def can_redo(self) -> bool:
         """Whether there is a step to redo."""
         return bool(self.undo_stack.undone)
+
+    @property
+    def open_step(self) -> Step | None:
+        """What the open transaction has changed so far; None if that is nothing, or none is open."""
+        return None if self._open is None or self._open.is_empty else self._open.so_far()
 
     # Changes by the user
 
@@ -293,7 +332,7 @@ class Session:
         """Begin a step that lasts until `close_transaction`, or until anything else is done or undone."""
         self.close_transaction()
         here = (self._current, self._current)
-        self._open = Transaction(title, plane, here, self._states, self._records)
+        self._open = Transaction(title, plane, here, self._states, self._records, self._tell_writing)
         return self._open
 
     def open_objects(self, count: int) -> tuple[Transaction, list[int]]:
@@ -307,7 +346,9 @@ class Session:
         numbers = [next(self._numbers) for _ in range(count)]
         first, before, self._current = self.label, self._current, next(self._numbers)
         title = f"{count} objects"
-        step = self._open = Transaction(title, None, (before, self._current), self._states, self._records)
+        change = (before, self._current)
+        step = Transaction(title, None, change, self._states, self._records, self._tell_writing)
+        self._open = step
         for place, number in enumerate(numbers):
             step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
             self._highest = max(self._highest, self._records[number].label)
@@ -318,9 +359,15 @@ class Session:
         """Complete the open transaction, if there is one, as one undo step."""
         transaction, self._open = self._open, None
         if transaction is not None:
-            step = transaction.close()
+            news, step = transaction.news(), transaction.close()
             if not transaction.is_empty:
                 self.undo_stack.push(step)
+                self._tell(Event("closed", self._highest, news))
+
+    def transaction_changed(self) -> None:
+        """Tell the observer what the open transaction has changed since the last time."""
+        if self._open is not None and self.observer is not None:
+            self._tell(Event("progress", self._highest, self._open.news()))
 
     def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
         """Add a brush stroke that has changed the labels already to the undo stack."""
@@ -340,6 +387,8 @@ class Session:
         self._highest = highest
         if not self.semantic and not self.accepted_before:
             self._records[self._current] = ObjectRecord(self._next_label())
+        record = self._records[self._current]
+        self._tell(Event("labels", highest, store=labels, record=record))
 
     def undo(self) -> Step | None:
         """Undo the newest step and return it; None if there is none."""
@@ -350,6 +399,7 @@ class Session:
             self._put((key, before) for key, before, _ in step.states)
             self._records.update({n: before for n, before, _ in step.records if before is not None})
             self._current = step.current[0]
+            self._tell(Event("undo", self._highest))
         return step
 
     def redo(self) -> Step | None:
@@ -359,7 +409,38 @@ class Session:
         if step is not None:
             self._write(step, step.edits)
             self._apply(step)
+            self._tell(Event("redo", self._highest))
         return step
+
+    def restore(
+        self,
+        states: Mapping[int, Mapping[Plane, PlaneState]],
+        records: Mapping[int, ObjectRecord],
+        current: int,
+        highest: int,
+        undo_stack: UndoStack,
+    ) -> None:
+        """Take over objects, states and steps that another session had, in place of one's own.
+
+        The labels must show what the records say. Requests of the other session are stale.
+
+        Parameters
+        ----------
+        states, records
+            By number of the object; copied.
+        current, highest
+            Number of the current object, and the highest label.
+        undo_stack
+            Taken over, not copied.
+        """
+        self.close_transaction()
+        self._states = {number: dict(planes) for number, planes in states.items()}
+        self._records = dict(records)
+        self._current, self._highest, self.undo_stack = current, highest, undo_stack
+        self._numbers = count(max(records) + 1)
+        steps = (*undo_stack.done, *undo_stack.undone)
+        used = [state.ticket for planes in states.values() for state in planes.values()]
+        self._tickets = count(max([0, *used, *(ticket for step in steps for ticket in step.tickets)]) + 1)
 
     # Predictions
 
@@ -397,6 +478,7 @@ class Session:
         new = old.with_prediction(soft_mask)
         self._put([((request.object, request.plane), new)])
         self.undo_stack.replace(old, new)
+        self._tell(Event("prediction", self._highest, prediction=((request.object, request.plane), old, new)))
         return True
 
     # Steps
@@ -412,6 +494,14 @@ class Session:
         self.close_transaction()
         self._apply(step)
         self.undo_stack.push(step)
+        self._tell(Event("step", self._highest, step))
+
+    def _tell(self, event: Event) -> None:
+        if self.observer is not None:
+            self.observer(event)
+
+    def _tell_writing(self, store: LabelStore, edits: tuple[LabelEdit, ...]) -> None:
+        self._tell(Event("writing", self._highest, store=store, edits=edits))
 
     def _put(self, states: Iterable[tuple[Key, PlaneState]]) -> None:
         for (number, plane), state in states:
@@ -422,9 +512,9 @@ class Session:
         self._records.update({number: after for number, _, after in step.records})
         self._current = step.current[1]
 
-    @staticmethod
-    def _write(step: Step, edits: Sequence[LabelEdit]) -> None:
+    def _write(self, step: Step, edits: Sequence[LabelEdit]) -> None:
         if edits and step.store is not None:
+            self._tell_writing(step.store, tuple(edits))
             step.store.write(edits)
 
     def _next_label(self) -> int:

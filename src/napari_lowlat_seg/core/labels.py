@@ -56,6 +56,23 @@ class Policy:
         return free
 
 
+def inflated(packed: bytes, size: int) -> Iterator[bytes]:
+    """What zlib packed, in parts of up to a megabyte; raises ValueError unless it is exactly `size` bytes."""
+    unpacker, left, rest = zlib.decompressobj(), size, packed
+    while not unpacker.eof:
+        try:
+            part = unpacker.decompress(rest, 2**20)
+        except zlib.error as error:
+            raise ValueError(f"bytes cannot be unpacked ({error})") from error
+        rest, left = unpacker.unconsumed_tail, left - len(part)
+        if left < 0 or not (part or unpacker.eof):
+            break
+        if part:
+            yield part
+    if left or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"expected {size} packed bytes, got {'more' if left < 0 else 'others'}")
+
+
 @dataclass(frozen=True)
 class _Values:
     """The values of some voxels: one number if all are equal, which is the usual case."""
@@ -140,6 +157,42 @@ class LabelEdit:
             where = changed.copy()
             where[changed] = values == value
             yield int(value), where
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the labels."""
+        return self._after.dtype
+
+    def packed(self) -> tuple[dict[str, Any], tuple[bytes, bytes, bytes]]:
+        """The edit without plane and box, as values for JSON and bytes to keep beside them."""
+        values = {"before": self._before.same, "after": self._after.same, "dtype": self.dtype.str}
+        return values, (self._changed, self._before.packed, self._after.packed)
+
+    @classmethod
+    def unpacked(
+        cls, plane: Plane, box: BoundingBox, values: Mapping[str, Any], blobs: Sequence[bytes]
+    ) -> LabelEdit:
+        """The edit of `packed`; raises ValueError unless values, bytes and box fit together."""
+        dtype = np.dtype(values["dtype"])
+        if dtype.kind not in "iu" or not isinstance(values["dtype"], str):
+            raise ValueError(f"labels must be integers, got {dtype}")
+        area, limits = box.shape[0] * box.shape[1], np.iinfo(dtype)
+        count, last = 0, 0
+        for part in inflated(blobs[0], -(-area // 8)):
+            bits = np.unpackbits(np.frombuffer(part, np.uint8))
+            count, last = count + int(np.count_nonzero(bits)), part[-1]
+        count -= (last & (0xFF >> (area % 8 or 8))).bit_count()  # those that only fill the last byte
+        both = []
+        for same, packed in ((values["before"], blobs[1]), (values["after"], blobs[2])):
+            if same is None:
+                for _ in inflated(packed, count * dtype.itemsize):
+                    pass
+            elif type(same) is not int or not limits.min <= same <= limits.max or packed:
+                raise ValueError(f"expected one label of type {dtype}, got {same!r:.40}")
+            both.append(_Values(same, packed, dtype))
+        if not count:
+            raise ValueError("an edit of labels must change a voxel")
+        return cls(plane, box, blobs[0], *both)
 
     @property
     def highest(self) -> int:
