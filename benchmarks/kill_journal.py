@@ -1,10 +1,10 @@
-"""Kills a process that annotates, at random instants, and compares what its journal restores to what it did.
+"""Kills a process that annotates, at random instants, and compares what is restored with what it did.
 
     python -m benchmarks.kill_journal --kills 300
 
 Every kill is one child process with random actions of a user: prompts of every kind, predictions, brush
-strokes, accepts, corrections, propagation runs, undo, redo, settings. Labels lie in memory or on disk by turns.
-The parent plays the same actions itself and knows what the session holds after each event; what is restored
+strokes, accepts, corrections, propagation runs, undo, redo, settings. Labels lie in memory or on disk by
+turns. The parent plays the same actions itself and knows what the session holds after each event; what is restored
 must be exactly one of these states, and no old one.
 """
 

@@ -319,15 +319,15 @@ class Decoder:
 
     def add(self, new: Any, blobs: list[bytes]) -> None:
         """Take in the new values of a frame."""
-        left = iter(blobs)
+        left = list(reversed(blobs))
         for entry in as_list(new):
             kind = as_dict(entry).get("is")
             if kind == "mask":
-                value: Any = self._mask(entry, next(left))
+                value: Any = self._mask(entry, left.pop())
             elif kind == "edit":
-                value = self._edit(entry, [next(left) for _ in range(3)])
+                value = self._edit(entry, [left.pop() for _ in range(3)])
             elif kind == "pixels":
-                value = self._pixels(entry, next(left))
+                value = self._pixels(entry, left.pop())
             elif kind == "state":
                 value = self._state(entry)
             elif kind == "record":

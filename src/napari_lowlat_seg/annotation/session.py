@@ -422,7 +422,7 @@ class Session:
     ) -> None:
         """Take over objects, states and steps that another session had, in place of one's own.
 
-        The labels must show what the records say. Requests of the other session are stale.
+        The labels must show what the records say.
 
         Parameters
         ----------
