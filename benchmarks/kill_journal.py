@@ -4,8 +4,8 @@
 
 Every kill is one child process with random actions of a user: prompts of every kind, predictions, brush
 strokes, accepts, corrections, propagation runs, undo, redo, settings. Labels lie in memory or on disk by
-turns. The parent plays the same actions itself and knows what the session holds after each event; what is restored
-must be exactly one of these states, and no old one.
+turns. The parent plays the same actions itself and knows what the session holds after each event; what is
+restored must be exactly one of these states, and no old one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from napari_lowlat_seg.annotation.journal import Journal, list_journals, open_se
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
@@ -132,7 +133,7 @@ def propagate(session: Session, plane: Plane, rng: np.random.Generator, *, seeds
     numbers = list(run.request.seeds or run.request.anchors)
     sides = session.volume.sides(plane)
     for _ in range(rng.integers(5)):
-        where = planes[rng.integers(len(planes))]
+        where = planes[int(rng.integers(len(planes)))]
         found = PropagatedMask(where, predicted(rng.random(sides) > 0.5), 0.5)
         run.apply(numbers[rng.integers(len(numbers))], found)
     if rng.integers(2):
@@ -147,9 +148,9 @@ def random_prompt(rng: np.random.Generator, rows: int, cols: int) -> Prompt:
     pixels[0, 0] = True
     return (
         Click(at[0], positive),
-        Scribble(at, positive),
+        Scribble(tuple(at), positive),
         Box(at[0], at[1], positive),
-        Polygon(at, positive),
+        Polygon(tuple(at), positive),
         Mask(pixels if rng.integers(2) else pixels.astype(np.float32) / 3, positive),
     )[rng.integers(5)]
 
@@ -164,7 +165,9 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "apply":
         for waiting in session.pending:
             mask = rng.random(session.volume.sides(waiting)) > 0.5
-            session.apply(session.request(waiting), predicted(mask))
+            request = session.request(waiting)
+            assert request is not None
+            session.apply(request, predicted(mask))
     elif action == "remove":
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
@@ -178,7 +181,7 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "brush":
         before = labels[plane.key()].copy()
         labels[plane.key()][rng.random((rows, cols)) > 0.7] = int(rng.integers(4))
-        edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
+        edit = LabelEdit.between(plane, BoundingBox(0, 0, rows, cols), before, labels[plane.key()])
         session.record_stroke([edit] if edit else [])
     elif action in ("propagate", "seeds"):
         propagate(session, plane, rng, seeds=action == "seeds")
@@ -249,7 +252,8 @@ def labels_in(folder: Path, *, on_disk: bool, new: bool) -> np.ndarray:
     path = folder / "labels.npy"
     if new:
         np.save(path, fresh_labels())
-    return np.load(path, mmap_mode="r+")
+    labels: np.ndarray = np.load(path, mmap_mode="r+")
+    return labels
 
 
 def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> None:
@@ -316,8 +320,8 @@ def kill_once(folder: Path, seed: int, *, on_disk: bool, pause: float = 0.01, co
 def main() -> None:
     """Kill, and print what was found."""
     if sys.argv[1:2] == ["--child"]:
-        folder, seed, count, on_disk, pause = sys.argv[2:]
-        child(Path(folder), int(seed), int(count), bool(int(on_disk)), float(pause))
+        place, first, count, on_disk, pause = sys.argv[2:]
+        child(Path(place), int(first), int(count), bool(int(on_disk)), float(pause))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)

@@ -539,7 +539,7 @@ HOSTILE = {
     **{f"new {v!r}": set_in(2, "new", v) for v in (
         None, {}, [3], [{}], [{"is": "pickle"}], [{"is": "mask"}])},
     **{f"plane {v!r}": set_in(2, "step", "plane", v) for v in (
-        [1, None], [9, None, None], [-1, None, None], [1, 1, None], [True, None, None], "x", [1.0, None, None])},
+        [1, None], [9, None, None], [-1, None, None], [1, 1, None], [True, None, None], "x", [1.0, None])},
     **{f"step {v!r}": set_in(2, "step", v) for v in (None, {}, [], 3)},
     **{f"title {v!r}": set_in(2, "step", "title", v) for v in (None, 3, [])},
     **{f"step's current {v!r}": set_in(2, "step", "current", v) for v in (None, [1], [1, 77], ["1", 1])},

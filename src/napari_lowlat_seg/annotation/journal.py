@@ -8,8 +8,8 @@
     session = open_session("annotation.lowlat", volume, [labels])
 
 The session only puts a frozen event into a queue. A thread of the journal writes it, so a `kill -9` loses
-what was done in the last milliseconds at most, and a power cut what was done in the last second. Why a plain file
-and no data base: docs/decisions/journal.md.
+what was done in the last milliseconds at most, and a power cut what was done in the last second. Why a plain
+file and no data base: docs/decisions/journal.md.
 """
 
 from __future__ import annotations
