@@ -343,6 +343,7 @@ class Journal:
                 part.chmod(0o600)
                 with part.open("r+b", buffering=0) as file:
                     _write_snapshot(file, frames, encoder, self._about, self._mirror)
+                    encoder.pause = lambda: None  # later, an event in the middle of another would go first
                     syncing = self._pool.submit(os.fsync, file.fileno())
                     while not syncing.done():
                         self._drain()

@@ -129,7 +129,7 @@ class Encoder:
     store_number
         The number of labels.
     pause
-        Called between values, which may be many.
+        Called between values, which may be many; may be replaced.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Encoder:
         self._count = 0
         self._new: list[dict[str, Any]] = []
         self._blobs: list[bytes] = []
-        self._store_number, self._pause = store_number, pause
+        self._store_number, self.pause = store_number, pause
 
     def take(self) -> tuple[list[dict[str, Any]], list[bytes]]:
         """The values that are new since the last call, and their bytes."""
@@ -150,7 +150,7 @@ class Encoder:
         known = self._numbers.get(value)
         if known is None:
             described, blobs = describe()  # which may number other values
-            self._pause()
+            self.pause()
             known = self._numbers[value] = self._count
             self._count += 1
             self._new.append(described)

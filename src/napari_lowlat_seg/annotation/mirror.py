@@ -97,12 +97,12 @@ class Mirror:
 
     def play(self, event: Event) -> None:
         """Follow one event of the session."""
-        self.highest = event.highest
         if event.kind == "writing":
             assert event.store is not None
             self.store_number(event.store)
             self.in_flight = (event.store, event.edits)
-            return
+            return  # what is not done counts for nothing
+        self.highest = event.highest
         self.in_flight = None
         getattr(self, f"_{event.kind}")(event)
 
