@@ -66,6 +66,7 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
+@pytest.mark.slow
 def test_every_engine_module_imports_without_napari_and_qt(run_python):
     """The engine runs on a cluster, where neither is installed."""
     block = BLOCK.format(names=["napari", "qtpy", "magicgui", "superqt", "PySide6", "PyQt6"])
@@ -192,6 +193,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_samples_manifest_weights_and_licences(wheel):
     """What works from a checkout works from the wheel too."""
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -216,12 +218,13 @@ def test_no_heavy_or_unused_dependency_is_in_the_base():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
     assert not {name for name in asked if re.search("qt|pyside|napari", name)}
-    modules = {"scikit-image": "skimage", "pillow": "PIL"}
+    modules = {"scikit-image": "skimage", "pillow": "PIL", "pynrrd": "nrrd"}
     code = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
     unused = {name for name in asked if not re.search(rf"\b(import|from) {modules.get(name, name)}\b", code)}
     assert unused == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "printed"),
     [

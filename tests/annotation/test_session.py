@@ -472,6 +472,7 @@ def test_the_finish_counts_for_what_is_shown_and_written(session, labels):
     assert (labels == 1).sum() == 9
 
 
+@pytest.mark.slow
 def test_five_hundred_clicks_on_a_megapixel_plane_can_be_undone_in_bounded_memory():
     """Each with a mask of its own; the undo stack stays within its limit."""
     plane = Plane()

@@ -165,6 +165,7 @@ ALL_IN = MaskGeneratorSettings(grid=8, stability=0, least_area=1, most_area=1)
 """A network of random weights is sure of nothing."""
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_result(
     noise: tuple[Path, Path], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

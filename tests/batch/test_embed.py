@@ -87,6 +87,7 @@ def test_a_stopped_run_is_resumed(tiny: Path, stack: Path, tmp_path: Path) -> No
     assert _files(folder) == before
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """Two workers, batches of planes, every file equal."""
     pytest.importorskip("distributed")
@@ -96,6 +97,7 @@ def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_result(
     tiny: Path, stack: Path, deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from napari_lowlat_seg.batch.jobs import BatchJob, connected, map_jobs
 pytest.importorskip("distributed")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_worker_changes_no_result(tmp_path: Path) -> None:
     """Its jobs are done by others, results come once each."""
@@ -40,6 +41,7 @@ def test_a_killed_worker_changes_no_result(tmp_path: Path) -> None:
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(24))
 
 
+@pytest.mark.slow
 def test_an_error_that_repeats_itself_is_raised() -> None:
     """With its own sentence."""
 
@@ -50,6 +52,7 @@ def test_an_error_that_repeats_itself_is_raised() -> None:
         list(map_jobs(client, fail, [3]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_job_that_crashes_every_worker_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one sentence, not with the traceback of the cluster."""

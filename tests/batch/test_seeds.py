@@ -140,6 +140,7 @@ def _seeds(arguments: list[str]) -> None:
     assert left.value.code == 0
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> None:
     """A network of random weights, more seeds than a job holds, two workers; from the command line."""
     pytest.importorskip("distributed")
@@ -149,6 +150,7 @@ def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> No
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_result(
     noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ WRONG_PROMPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "sentence"), WRONG_PROMPTS)
 def test_a_wrong_call_gives_one_sentence_and_writes_nothing(
     more: list[str], sentence: str, segment: Call, tmp_path: Path
@@ -293,6 +294,7 @@ def _bad_images(folder: Path) -> None:
     (folder / "folder.tif").mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
@@ -405,6 +407,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
         app.main([])
 
 
+@pytest.mark.slow
 def test_models_are_listed_described_and_imported(
     call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +429,7 @@ def test_models_are_listed_described_and_imported(
     assert call("models", "import", tmp_path / "no.pth").status == 2
 
 
+@pytest.mark.slow
 def test_quality_robustness_and_latency_are_measured(call: Call, tiny: Path, tmp_path: Path) -> None:
     """On a small folder of pictures; results go to the terminal and into files."""
     for folder in ("images", "masks"):
@@ -463,6 +467,7 @@ def test_quality_robustness_and_latency_are_measured(call: Call, tiny: Path, tmp
     assert (done.status, json.loads((tmp_path / "l.json").read_text())["size"]) == (0, [48, 64])
 
 
+@pytest.mark.slow
 def test_a_model_is_calibrated(call: Call, tmp_path: Path) -> None:
     """From a report on the shipped one; a wrong report is one sentence."""
     digest = hashlib.sha256(model_path("default").read_bytes()).hexdigest()

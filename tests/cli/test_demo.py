@@ -107,6 +107,7 @@ def test_first_prompts_lie_in_their_objects(scene: Any) -> None:
         assert {int(plane[round(r), round(c)]) for r, c in target.prompt.points} <= set(target.labels)
 
 
+@pytest.mark.slow
 def test_the_default_model_does_the_main_job(tmp_path: Path) -> None:
     """As a newcomer runs it: all files, and objects much as the reference has them."""
     rows = run_demo(tmp_path, device="cpu", show=lambda _: None)

@@ -1,6 +1,7 @@
 """Bounding boxes and patches against whole arrays."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ def test_intersection_and_containment_are_those_of_pixel_sets(one: BoundingBox, 
     assert one.clipped(PLANE) == one.intersection(BoundingBox(0, 0, *PLANE))
 
 
+@pytest.mark.slow
 @given(st.lists(boxes, min_size=1, max_size=4))
 def test_a_union_is_the_smallest_box_around_all(some: list[BoundingBox]):
     """Empty boxes widen nothing; the union of nothing is empty."""

@@ -43,6 +43,7 @@ def same(one: np.ndarray, other: np.ndarray, geometry: Geometry) -> None:
     np.testing.assert_allclose(one, other, atol=1e-6 * min(geometry.spacing), rtol=1e-9)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_voxel_stays_where_it_is_whatever_is_done_to_its_array(data: st.DataObject) -> None:
@@ -72,6 +73,7 @@ def test_a_voxel_stays_where_it_is_whatever_is_done_to_its_array(data: st.DataOb
         np.testing.assert_allclose(now.to_index(before[int(value)]), index, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_an_array_that_was_turned_is_turned_back(data: st.DataObject) -> None:

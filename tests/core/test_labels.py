@@ -169,6 +169,7 @@ class HugeLabels:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", [(4000, 5000, 4100, 5100), (0, 8000, 3000, 9000), (10, 10, 8990, 20)])
 def test_of_a_huge_plane_only_what_is_around_an_object_is_read(box):
     """As far as it reaches and no further; in a plane of usual size the whole is."""

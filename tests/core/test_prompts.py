@@ -63,6 +63,7 @@ def distance2(pixel: tuple[int, int], start: np.ndarray, end: np.ndarray) -> Fra
 grid = st.tuples(st.integers(-30, 45), st.integers(-30, 45))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(grid, grid), min_size=1, max_size=4), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
 def test_fast_stamping_equals_the_distance_to_each_segment(
@@ -117,6 +118,7 @@ def test_a_click_off_the_official_grid_leaves_part_of_its_disk() -> None:
     assert maps[1, 255].sum() == 9
 
 
+@pytest.mark.slow
 @given(st.lists(prompts(), max_size=6), frames(), st.sampled_from(["prior", "channel"]))
 @settings(max_examples=150, deadline=None)
 def test_maps_hold_each_prompt_where_it_belongs(items: list[Prompt], frame: Frame, regions: str) -> None:

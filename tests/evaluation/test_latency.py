@@ -46,6 +46,7 @@ class Counter:
         return SoftMask(np.zeros(embedding, bool))
 
 
+@pytest.mark.slow
 def test_models_take_turns() -> None:
     """Embeddings and clicks alternate; clicks grow to ten and begin again."""
     log: list[tuple[str, int]] = []
@@ -106,6 +107,7 @@ def test_a_slow_grid_is_extrapolated() -> None:
     assert row["sat_clicks"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_shows_and_writes_its_results(export_sam: Export, tmp_path: Path) -> None:
     """From end to end, with memory from a process of its own."""
     encoder, decoder = export_sam()

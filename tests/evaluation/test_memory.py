@@ -40,6 +40,7 @@ def propagation(network: Compact) -> MemoryPropagation:
     return sure_propagation(network)
 
 
+@pytest.mark.slow
 def test_synthetic_objects_have_both_ends_inside_the_volume():
     for name in ("ball6", "tube:3", "cone", "torus", "branching"):
         volume, truth = synthetic_object(name)
@@ -52,6 +53,7 @@ def test_synthetic_objects_have_both_ends_inside_the_volume():
         synthetic_object("cube")
 
 
+@pytest.mark.slow
 def test_benchmark_measures_a_memory_beside_propagation(tmp_path, network, memory, monkeypatch):
     image, labels = np.zeros((5, 40, 40), np.uint8), np.zeros((5, 40, 40), np.uint8)
     image[1:4, 10:25, 10:25], labels[1:4, 10:25, 10:25] = 200, 3
@@ -79,6 +81,7 @@ def test_benchmark_measures_a_memory_beside_propagation(tmp_path, network, memor
     assert ends(case, {})["planes"] == 5
 
 
+@pytest.mark.slow
 def test_a_correction_leaves_planes_beyond_the_next_anchor_untouched(propagation, memory):
     image = np.asarray(propagation.volume.data)
     labels = np.zeros(image.shape, np.uint8)

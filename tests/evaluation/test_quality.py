@@ -148,6 +148,7 @@ def specs(export_sam: Export) -> list[str]:
     return [f"onnx-sam:{good[0]},{good[1]},good", f"onnx-sam:{bad[0]},{bad[1]},bad"]
 
 
+@pytest.mark.slow
 def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_path: Path) -> None:
     """Table, JSON with all curves, and a plot."""
     shown: list[str] = []
@@ -169,6 +170,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str], tmp_pa
         assert picture.size[0] > 300
 
 
+@pytest.mark.slow
 def test_a_run_reports_calibration(root: Path, specs: list[str], tmp_path: Path) -> None:
     """In a second table, in JSON and in a plot beside the first; the files of ONNX models are not ours."""
     shown: list[str] = []
@@ -218,6 +220,7 @@ def test_the_worst_objects_are_listed_and_drawn(root: Path, specs: list[str], tm
     ]
 
 
+@pytest.mark.slow
 def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: Path) -> None:
     """Byte for byte, in the order of the ranks; a second run writes over the first."""
     for workers, folder in ((1, "alone"), (2, "shared"), (1, "shared")):
@@ -228,6 +231,7 @@ def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: P
             assert path.read_bytes() == (tmp_path / folder / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
     """Two processes, in the order of the data set all the same."""
     alone = run_quality(evaluation(specs, root), max_clicks=2, show=None)
@@ -235,6 +239,7 @@ def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
     assert shared["curves"] == alone["curves"]
 
 
+@pytest.mark.slow
 def test_a_workers_error_reaches_the_caller(root: Path, specs: list[str]) -> None:
     """As the error it was."""
     with pytest.raises(ValueError, match=r"expected an ONNX file at none.onnx"):

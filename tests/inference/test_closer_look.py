@@ -141,6 +141,7 @@ def test_the_first_prediction_comes_from_the_whole_plane(predictor, image):
     assert 0 < second.mask.sum() < first.mask.sum()  # 24 network pixels are fewer plane pixels there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "share"),
     [
@@ -174,6 +175,7 @@ class OnDevice:
         ]
 
 
+@pytest.mark.slow
 def test_a_blend_is_the_same_on_a_device(predictor, image):
     """Tensors stay tensors, and the mask is that of what they hold."""
     _, here = predictor.answers(predictor.embed(image), [Click((200, 150))])
@@ -184,6 +186,7 @@ def test_a_blend_is_the_same_on_a_device(predictor, image):
     assert np.array_equal(there.mask, there.probability > THRESHOLD)
 
 
+@pytest.mark.slow
 def test_later_predictions_come_from_the_crop_alone(predictor, image):
     """While the prompts stay inside, the same embedding answers, once a click."""
     embedding = predictor.embed(image)
@@ -192,6 +195,7 @@ def test_later_predictions_come_from_the_crop_alone(predictor, image):
     assert two.look is one.look
 
 
+@pytest.mark.slow
 def test_a_prompt_outside_the_crop_uses_the_whole_plane_again(predictor, image):
     """A second part far away belongs to the object too."""
     embedding = predictor.embed(image)
@@ -210,6 +214,7 @@ def test_what_the_crop_does_not_show_stays(predictor, image):
     assert np.array_equal(first.probability[outside], second.probability[outside])
 
 
+@pytest.mark.slow
 def test_a_closer_look_at_another_image_is_not_used(predictor, image):
     """A mask propagated to the next plane does not bring its plane's pixels along."""
     one = predictor.predict(predictor.embed(image), [Click((200, 150))])
@@ -225,6 +230,7 @@ def test_off_takes_no_closer_look(image):
     assert only.look is None
 
 
+@pytest.mark.slow
 def test_predict_returns_the_last_prediction(predictor, image):
     """Scripts that want one mask get the best one, and nothing that was passed in changes."""
     embedding = predictor.embed(image)
@@ -276,6 +282,7 @@ def test_negative_prompts_alone_get_no_closer_look(image):
     assert only.look is None
 
 
+@pytest.mark.slow
 def test_overwriting_an_image_does_not_change_its_embedding(predictor, image):
     """A camera's buffer: the crop of the first picture is not used for the second."""
     first = predictor.embed(image)

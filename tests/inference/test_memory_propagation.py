@@ -21,6 +21,7 @@ def propagation(network: Compact) -> MemoryPropagation:
     return sure_propagation(network)
 
 
+@pytest.mark.slow
 def test_an_object_is_propagated_to_both_ends_of_the_range(propagation):
     planes = propagation.volume.planes(0)
     steps = list(propagation.propagate(anchor(propagation, 4), planes))
@@ -33,12 +34,14 @@ def test_an_object_is_propagated_to_both_ends_of_the_range(propagation):
     assert all(0 <= step.confidence <= 1 for step in steps)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
     propagation.memory.left = 3
     steps = list(propagation.propagate(anchor(propagation, 0), propagation.volume.planes(0)))
     assert [step.plane.position for step in steps] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_planes_between_two_anchors_are_predicted_twice_and_others_stay(propagation):
     planes = propagation.volume.planes(0)
     anchors = anchor(propagation, 2) | anchor(propagation, 6)
@@ -48,6 +51,7 @@ def test_planes_between_two_anchors_are_predicted_twice_and_others_stay(propagat
     assert sorted(step.plane.position for step in steps if not step.final) == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
     data = propagation.volume.data.astype(np.float32)
     data[3] = np.nan
@@ -64,6 +68,7 @@ def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagatio
         list(propagation.propagate({}, planes))
 
 
+@pytest.mark.slow
 def test_embeddings_of_a_sweep_are_bounded(propagation, monkeypatch):
     monkeypatch.setattr("napari_lowlat_seg.inference.memory_propagation.MAX_EMBEDDINGS", 4)
     list(propagation.propagate(anchor(propagation, 4), propagation.volume.planes(0)))

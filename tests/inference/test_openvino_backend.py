@@ -89,6 +89,7 @@ def steps_of(network: Network) -> tuple[CompiledStep, CompiledStep]:
     return compiled_steps(path.network, path.click, "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["compact", "segnext"])
 def test_masks_equal_torch_s(image, kind) -> None:
     """Both families, through clicks, a stroke and a box, each fed the answer before."""
@@ -107,6 +108,7 @@ def test_masks_equal_torch_s(image, kind) -> None:
     assert (found.quality is None) == (kind == "segnext")
 
 
+@pytest.mark.slow
 def test_a_correction_of_the_predicted_iou_is_converted_too(image) -> None:
     """Torch's figure, which is not the one without the correction; the cache distinguishes the two."""
     found = []
@@ -151,6 +153,7 @@ def test_embeddings_of_two_images_do_not_share_memory(network, image) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.features, kept, strict=True))
 
 
+@pytest.mark.slow
 def test_the_second_start_converts_nothing(network, cache, monkeypatch, caplog) -> None:
     """The first one says how long it took."""
     with caplog.at_level(logging.INFO, openvino_backend.__name__):
@@ -165,6 +168,7 @@ def test_the_second_start_converts_nothing(network, cache, monkeypatch, caplog) 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_just_converted_equals_the_one_read_later(image) -> None:
     """Bit by bit, in the precision that the machine has: what is kept is read again before it is used."""
     network = load_model("default")
@@ -189,6 +193,7 @@ def test_other_weights_or_settings_are_another_network(network) -> None:
     assert openvino_backend._key(same) != key
 
 
+@pytest.mark.slow
 def test_a_spoilt_copy_is_converted_anew(network, cache, image) -> None:
     """What cannot be read is no reason to do without."""
     Predictor(network, FULL, "off")
@@ -198,6 +203,7 @@ def test_a_spoilt_copy_is_converted_anew(network, cache, image) -> None:
     assert len(spoilt.read_text()) > 1000
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_none(network, tmp_path, monkeypatch) -> None:
     """A file lies where its folder should be."""
     (tmp_path / "openvino").write_text("")
@@ -275,6 +281,7 @@ def test_it_is_used_where_it_is_installed(monkeypatch, installed) -> None:
     assert not Runtime.find("cuda").openvino
 
 
+@pytest.mark.slow
 def test_telemetry_is_off(run_python) -> None:
     """Importing OpenVINO would send an event."""
     printed = run_python(
@@ -284,6 +291,7 @@ def test_telemetry_is_off(run_python) -> None:
     assert printed == "[]"
 
 
+@pytest.mark.slow
 def test_whole_sequences_draw_the_same_masks() -> None:
     """The embedded model as users have it, 20 clicks: mean IoU with torch in float32 at least 0.995."""
     theirs = load_segmenter("default@torch@fp32@off", device="cpu").predictor  # type: ignore[attr-defined]

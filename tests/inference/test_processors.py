@@ -158,6 +158,7 @@ napari_lowlat_seg.load_predictor
     assert fresh(code, OMP_WAIT_POLICY="active") == "None"
 
 
+@pytest.mark.slow
 def test_every_kind_of_child_inherits_it():
     """The model's process, spawned workers, and those of a Dask cluster on this machine."""
     code = """
@@ -180,6 +181,7 @@ if __name__ == "__main__":
     assert json.loads(fresh(code, GOMP_SPINCOUNT="5")) == ["5"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch brings another runtime")
 def test_the_runtime_has_read_it():
     """GNU's runtime prints the settings it has come to when OMP_DISPLAY_ENV says so: the only proof."""

@@ -198,6 +198,7 @@ def test_out_of_memory_in_a_batch_loses_no_prediction(network, image) -> None:
         np.testing.assert_allclose(prediction.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_compiler_sees_the_same_network(network) -> None:
     """The forms that are only for a compiler, run by torch itself: encoder, and clicks for one and three."""
     network.eval()

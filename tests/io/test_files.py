@@ -316,7 +316,7 @@ def test_missing_files_folders_and_unknown_suffixes_are_refused(tmp_path: Path) 
         read_volume(tmp_path / "nothing.tif")
     with pytest.raises(ValueError, match=r"images can be .ome.tif, .*, .nii.gz, .*, .png, .*; got 'a.czi'"):
         read_volume(tmp_path / "a.czi")
-    with pytest.raises(ValueError, match=r"labels can be .*, .png; got 'a.jpg'"):
+    with pytest.raises(ValueError, match=r"labels can be .*, .png, .*; got 'a.jpg'"):
         write_labels(tmp_path / "a.jpg", np.ones((2, 2), int))
     for call in (lambda p: write_labels(p, np.ones((2, 2), int)), check_labels_path):
         with pytest.raises(FileNotFoundError, match=r"no folder at .*nowhere; make it first"):

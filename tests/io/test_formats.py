@@ -72,6 +72,7 @@ def places(draw: st.DrawFn) -> Geometry:
     return Geometry(tuple(Axis(name, "space", unit) for name in "zyx"), affine, draw(st.booleans()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITTEN)
 @given(places())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -125,6 +125,7 @@ def test_labels_keep_the_geometry_of_the_image(data: np.ndarray, tmp_path: Path)
     assert (again.shape, again.spacing) == (like.shape, like.spacing)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_every_level_is_the_finest_one_thinned(
@@ -150,6 +151,7 @@ def test_every_level_is_the_finest_one_thinned(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_planes_along_any_axis_reach_every_level(axis: int, tmp_path: Path) -> None:
     """Only the last two axes are thinned: a plane across one of them is not on every level."""
@@ -215,6 +217,7 @@ def _big_stack(path: Path) -> dict[str, Any]:
     return image
 
 
+@pytest.mark.slow
 def test_a_click_in_a_huge_plane_is_predicted_from_its_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def _write(pyramid: LabelPyramid, at: tuple[int, int, int], mask: np.ndarray, la
     return edit
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_every_level_is_the_finest_one_thinned_and_undone_exactly(

@@ -201,6 +201,7 @@ def set_config(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["config"].update({key: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -265,6 +266,7 @@ def test_naive_fusion_loads(official, save) -> None:
     assert load_model(save(official)).config == dataclasses.replace(TINY, fusion_blocks=0)
 
 
+@pytest.mark.slow
 def test_an_imported_file_is_the_same_network(official, save, network, cache) -> None:
     """Import writes safetensors to the cache, where the model is then known by name; again is no harm."""
     path = import_model(save(official))
@@ -453,6 +455,7 @@ def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> N
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_table_s_facts_about_the_base_model_are_true(cache) -> None:
     """Its row against the very file that its release offers; imported from the checkout, it has the name."""
     file = RELEASE / "base.safetensors"
@@ -475,6 +478,7 @@ def test_facts_about_a_model_are_known_before_its_download(release, cache) -> No
     assert known_path("base") == cache / "base.safetensors"
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_is_downloaded_as_it_is(release, cache) -> None:
     """Byte for byte and with progress; then it is loaded by its name and listed once."""
     steps: list[tuple[int, int | None]] = []
@@ -516,6 +520,7 @@ def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
         load_model("base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base.safetensors", "base (1).safetensors"])
 def test_the_file_of_a_download_can_be_imported_instead(release, cache, name) -> None:
     """For a machine without network: its sha256 identifies it, whatever its name; twice is harmless."""

@@ -68,6 +68,7 @@ def random_inputs(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return image, (torch.rand(batch, 3, size, size) > 0.99).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [256, 512])
 @torch.inference_mode()
 def test_shapes_follow_the_side(size: int) -> None:
@@ -211,6 +212,7 @@ def test_a_correction_is_a_slope_and_a_shift_of_the_logit(network: Compact) -> N
     torch.testing.assert_close(corrected, torch.sigmoid(1.5 * said[0] - 0.25))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_file_without_a_correction_gives_the_same_masks(network: Compact, tmp_path: Path) -> None:
     """Its config lacks both fields."""
@@ -276,6 +278,7 @@ def deepest(truth: np.ndarray) -> Click:
     return click
 
 
+@pytest.mark.slow
 def test_one_click_shows_a_neuron(
     predictor: Predictor, em: tuple[np.ndarray, np.ndarray], em_embedding: Embedding
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_changed_file_is_reported_and_kept(get) -> None:
     assert path.read_bytes() == b"other"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "message"),
     [

@@ -179,6 +179,7 @@ def test_the_most_uncertain_plane_has_the_most_uncertain_pixels(ball: np.ndarray
     assert most_uncertain([]) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.DataObject) -> None:

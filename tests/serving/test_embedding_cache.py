@@ -360,6 +360,7 @@ def says_big(embedding: Embedding, i: int) -> bool:
     return all(bool((f == i).all()) for f in embedding.features) and bool((embedding.image == i).all())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_while_writing_never_leaves_a_torn_entry(tmp_path: Path) -> None:
     """200 kills at random moments; some did hit a write."""
@@ -380,6 +381,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     """Both write, read and delete the same files; each gets what it asked for."""
     with ThreadPoolExecutor(2) as pool:
@@ -403,6 +405,7 @@ print([str(w.message).split(";")[0] for w in caught], list(folder.iterdir()))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_causes_one_warning_and_the_cache_goes_on(tmp_path: Path) -> None:
     """The file system refuses to let files grow; nothing half is left."""
     pytest.importorskip("resource")

@@ -152,6 +152,7 @@ def test_pixels_travel_once(make, source) -> None:
     assert len(read) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pixels",
     [
@@ -196,6 +197,7 @@ def test_a_cancelled_propagation_ends(make) -> None:
     assert process.describe()["model"] == "slow"
 
 
+@pytest.mark.slow
 def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> None:
     """Every call says it again, since every call tries again."""
     process = make("missing")
@@ -204,6 +206,7 @@ def test_an_error_of_loading_arrives_with_kind_and_sentence(make, source) -> Non
             process.embed(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kind", "sentence"),
     [
@@ -260,6 +263,7 @@ def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None
     assert len(shown) == 2  # this fake yields its last prediction when it is cancelled
 
 
+@pytest.mark.slow
 def test_a_child_killed_at_work_raises_and_is_started_again(make, source) -> None:
     """One clear sentence, then all is as before."""
     process = make("endless")
@@ -274,6 +278,7 @@ def test_a_child_killed_at_work_raises_and_is_started_again(make, source) -> Non
         process.embed(source, lambda: True)
 
 
+@pytest.mark.slow
 def test_a_child_killed_at_rest_is_started_again(make, source, until) -> None:
     """The next call starts another, and the plane is embedded once more."""
     process = make()
@@ -291,6 +296,7 @@ def test_a_child_that_ends_while_it_loads_raises_its_exit_status(make, source) -
         make("loud").describe()
 
 
+@pytest.mark.slow
 def test_a_child_that_does_not_react_is_restarted_from_another_thread(make, source) -> None:
     """The call under way fails, the next one finds a new child."""
     process = make("deaf")
@@ -317,6 +323,7 @@ def test_a_closed_process_refuses(make, source) -> None:
         process.embed(source)
 
 
+@pytest.mark.slow
 def test_downloads_report_progress_and_can_be_cancelled(make) -> None:
     """What the progress raises comes out here and stops the child's loading."""
     progress: list[tuple[int, int | None]] = []
@@ -337,6 +344,7 @@ def test_a_missing_interpreter_raises(make, source, monkeypatch) -> None:
         make().embed(source)
 
 
+@pytest.mark.slow
 def test_threads_are_those_given_or_set_or_all_but_one(make, monkeypatch) -> None:
     """In this order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -346,6 +354,7 @@ def test_threads_are_those_given_or_set_or_all_but_one(make, monkeypatch) -> Non
     assert make().describe()["threads"] == max(1, usable() - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has priorities instead")
 def test_the_child_has_a_lower_priority(make) -> None:
     """By steps of niceness."""
@@ -355,6 +364,7 @@ def test_the_child_has_a_lower_priority(make) -> None:
         assert os.getpriority(os.PRIO_PROCESS, child) == own + steps
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
 @pytest.mark.parametrize("model", ["fake", "deaf"])
 def test_a_child_dies_with_its_parent(tmp_path, make, model) -> None:
@@ -392,6 +402,7 @@ def test_modules_in_the_working_folder_do_not_confuse_the_child(make, tmp_path, 
     assert make().describe()["model"] == "fake"
 
 
+@pytest.mark.slow
 def test_a_function_is_called_in_a_child_of_its_own(make) -> None:
     """Its result and its errors come back."""
     make()
@@ -400,6 +411,7 @@ def test_a_function_is_called_in_a_child_of_its_own(make) -> None:
         call_in_process("napari_lowlat_seg.models.checkpoints:import_model", "/nowhere/a.pth")
 
 
+@pytest.mark.slow
 def test_where_no_interpreter_can_be_started_the_service_is_in_this_process(monkeypatch) -> None:
     """A frozen program is no Python."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -421,6 +433,7 @@ def test_pixels_cannot_be_read_in_the_other_process() -> None:
         process_module._unreadable()
 
 
+@pytest.mark.slow
 def test_the_default_model_predicts_as_in_this_process() -> None:
     """The same masks from both sides, over several clicks."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)

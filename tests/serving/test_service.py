@@ -154,6 +154,7 @@ def test_embeddings_made_ahead_are_found_in_their_folder_which_is_only_read(
     assert len(list(service.predict(FakeRequest((Click((200, 200)),)), there))) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_causes_a_warning(monkeypatch, tmp_path) -> None:
     """The model loads all the same."""
     (tmp_path / "file").touch()
@@ -163,6 +164,7 @@ def test_a_folder_that_cannot_be_made_causes_a_warning(monkeypatch, tmp_path) ->
     assert service.describe()["model"] == "default"
 
 
+@pytest.mark.slow
 def test_embeddings_are_kept_beside_the_models(monkeypatch, tmp_path) -> None:
     """Only where room on the disk was given."""
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
@@ -338,6 +340,7 @@ def test_closing_drops_embeddings_and_restarting_does_nothing(service, network, 
     assert network.encoded == 2
 
 
+@pytest.mark.slow
 def test_the_default_model_is_loaded_by_name() -> None:
     """Its licence comes from the table of known models."""
     facts = load_prediction_service("default", "cpu").describe()

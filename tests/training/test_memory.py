@@ -38,6 +38,7 @@ def quick_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_lowlat_seg.training.memory.measured_synthetic_volume", lambda _: made)
 
 
+@pytest.mark.slow
 def test_synthetic_volumes_have_objects_and_are_the_same_for_a_seed():
     for seed in (4, 6):
         image, labels = synthetic_volume(seed)
@@ -72,6 +73,7 @@ def _groups() -> dict[str, tuple[float, list[object]]]:
     return {"synthetic": (0.5, [volume]), "deformed": (0.5, [flat])}
 
 
+@pytest.mark.slow
 def test_sampler_gives_sequences_whose_truth_lies_inside_the_picture():
     sequences = SequenceSampler(_groups(), 256, "cpu", 1).batch(6)
     assert sequences.image.shape == sequences.truth.shape == (6, PLANES, 256, 256)
@@ -83,6 +85,7 @@ def test_sampler_gives_sequences_whose_truth_lies_inside_the_picture():
     assert set(sequences.groups) <= {"synthetic", "deformed"}
 
 
+@pytest.mark.slow
 def test_volumes_and_pictures_are_read_from_files(tmp_path):
     image, labels = synthetic_volume(4)
     np.savez(tmp_path / "a.npz", image=image, labels=labels, spacing=np.ones(3), axes=np.array([0]))
@@ -108,6 +111,7 @@ def test_volumes_and_pictures_are_read_from_files(tmp_path):
     assert LabelledPicture.of(image[5], np.zeros_like(labels[5]), "cpu") is None
 
 
+@pytest.mark.slow
 def test_training_moves_every_part_and_leaves_the_network_alone(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trainer = Trainer(network, "cpu", SMALL, 1e-2, 1e-2, half=False)
@@ -122,6 +126,7 @@ def test_training_moves_every_part_and_leaves_the_network_alone(network):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_its_checkpoint(tmp_path, network, quick_volumes):
     data = tmp_path / "data"
     (data / "volumes").mkdir(parents=True)

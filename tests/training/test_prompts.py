@@ -239,6 +239,7 @@ def test_regions_stay_within_the_picture(blobs: Tensor, generator: torch.Generat
         assert float(annotators.maps[:, :, 80:].sum()) == 0
 
 
+@pytest.mark.slow
 def test_first_prompts_are_drawn_by_their_shares(generator: torch.Generator) -> None:
     """400 samples, half of them with a box."""
     truth = torch.zeros(400, 32, 32, dtype=torch.bool)

@@ -223,6 +223,7 @@ def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
     assert config.steps == steps
 
 
+@pytest.mark.slow
 def test_two_steps_leave_a_checkpoint_weights_and_a_log(tiny: TrainConfig, tmp_path: Path) -> None:
     """The averaged weights load as a model of the config; the log has both steps in one line."""
     path = train(tiny)
@@ -240,6 +241,7 @@ def test_two_steps_leave_a_checkpoint_weights_and_a_log(tiny: TrainConfig, tmp_p
     assert not (tmp_path / "run/checkpoint.part").exists()
 
 
+@pytest.mark.slow
 def test_a_config_file_trains(tiny: TrainConfig, tmp_path: Path) -> None:
     """The door of the command line; every parameter has moved from its start."""
     path = tmp_path / "a.toml"
@@ -254,6 +256,7 @@ def test_a_config_file_trains(tiny: TrainConfig, tmp_path: Path) -> None:
     assert [name for name in start if torch.equal(start[name], trained[name])] == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_from_the_checkpoint(tiny: TrainConfig) -> None:
     """Nothing is left to do after the last step; with more steps it continues, in the same way every time.
 
@@ -280,6 +283,7 @@ def test_a_resumed_run_continues_from_the_checkpoint(tiny: TrainConfig) -> None:
     assert not same(ends[0]["network"], before["network"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restores_everything(tiny: TrainConfig) -> None:
     """Network, optimiser, average and step, bit for bit."""
     train(replace(tiny, steps=1))
@@ -293,6 +297,7 @@ def test_a_checkpoint_restores_everything(tiny: TrainConfig) -> None:
         assert same(moments, state["optimizer"]["state"][index])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_rates_from_its_own_config(tiny: TrainConfig) -> None:
     """A rate lowered before resuming takes effect."""
     train(replace(tiny, steps=1))
@@ -312,6 +317,7 @@ def test_only_weights_decay(tiny: TrainConfig) -> None:
     assert len(decaying) + len(others) == len(list(run.network.parameters())) == len(run.parameters)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(tiny: TrainConfig) -> None:
     """With an absurd rate the second step is lost; the error says where and what to do."""
     with pytest.raises(
@@ -409,6 +415,7 @@ def test_weights_of_a_vit_need_a_second_encoder(tiny: TrainConfig) -> None:
         Run(replace(tiny, start_vit="vit.safetensors"), "cpu")
 
 
+@pytest.mark.slow
 def test_a_base_model_trains(tiny: TrainConfig) -> None:
     """Two steps with a second encoder: its blocks move, and the file loads as what it is."""
     larger = {**MODEL, "vit_depth": 4, "vit_width": 64}

@@ -94,6 +94,7 @@ def test_features_are_a_sixteenth_and_masks_a_quarter_of_the_side(network: Publi
     assert (logits.shape, quality.shape) == ((2, 3, 16, 16), (2, 3))
 
 
+@pytest.mark.slow
 def test_objects_in_a_batch_get_the_masks_they_get_alone(network: PublishedSam) -> None:
     """Nothing leaks from one object to another."""
     features = torch.randn(1, 256, 4, 4)
@@ -321,6 +322,7 @@ def test_a_function_of_the_file_makes_a_published_form(function: str) -> None:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_a_published_form(model: SamSegmenter, picture: np.ndarray) -> None:
     """Clicks, and the grid one by one and in batches."""
     [row] = latency([model], picture, embeds=1, clicks=3, sat_seconds=1e9)

@@ -123,6 +123,7 @@ def test_one_set_cannot_be_cross_validated(distorted: PredictedIous) -> None:
     assert cross_validate(distorted.where(distorted.sets == "em/a")) == []
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_calibrated_model_predicts_the_corrected_iou(
     write: Callable[..., Path], model: Path, tmp_path: Path

@@ -144,6 +144,7 @@ def test_a_table_names_the_prompts_that_counted(report: dict[str, Any]) -> None:
     assert " - " in calibration_table({**report, "calibration": [row]})
 
 
+@pytest.mark.slow
 def test_a_plot_has_a_panel_a_domain(report: dict[str, Any], tmp_path: Path) -> None:
     """And one of all objects where there are several; a model without a part leaves its panel to others."""
     pytest.importorskip("matplotlib")

@@ -57,6 +57,7 @@ def test_every_stage_has_a_time(predictor) -> None:
     assert all(seconds > 0 for stage in found.values() for seconds in stage.values())
 
 
+@pytest.mark.slow
 def test_curves_are_measured_and_drawn(predictor, tmp_path) -> None:
     """One of every kind, with the amounts asked for."""
     pytest.importorskip("matplotlib")

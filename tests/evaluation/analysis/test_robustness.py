@@ -282,6 +282,7 @@ def specs(export_sam: Export) -> list[str]:
     return [f"onnx-sam:{good[0]},{good[1]},good", f"onnx-sam:{bad[0]},{bad[1]},bad"]
 
 
+@pytest.mark.slow
 def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str]) -> None:
     """A table a model, JSON with all objects; two processes find the same."""
     shown: list[str] = []
