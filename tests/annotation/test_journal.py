@@ -200,6 +200,35 @@ def test_a_write_that_failed_is_not_taken_back_once_the_session_has_gone_on(tmp_
 # Kills and cuts
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_every_whole_part_of_a_journal_restores_the_session_after_that_event(tmp_path, seed):
+    """Wherever a kill falls: in a run, between the end of a run and the accept that ended it."""
+    labels = fresh_labels()
+    session = new_session(labels)
+    journal = Journal(session, tmp_path)
+    expected = [everything_of(session, labels)]
+
+    def observe(event):
+        journal(event)
+        if event.kind != "writing":
+            expected.append(everything_of(session, labels))
+
+    session.observer = observe
+    for action in script(seed, 60):
+        play(session, labels, *action)
+    journal.close()
+    whole, part, place = journal.path.read_bytes(), tmp_path / "part", -1
+    with journal.path.open("rb") as file:
+        reader = FrameReader(file, len(whole))
+        for message, _ in reader:
+            if message["kind"] == "about":
+                continue
+            place += message["kind"] != "writing"
+            part.write_bytes(whole[: reader.end])
+            assert restored_from(part) == expected[place]
+    assert place == len(expected) - 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_after_a_kill_the_last_finished_action_is_restored(tmp_path, seed):

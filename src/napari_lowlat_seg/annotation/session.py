@@ -114,8 +114,11 @@ class Session:
             self.use_labels(labels, labels.highest())
 
     def __setattr__(self, name: str, value: Any) -> None:
+        observed = name in SETTINGS and self.observer is not None
+        if observed:
+            self.transaction_changed()
         super().__setattr__(name, value)
-        if name in SETTINGS and self.observer is not None:
+        if observed:
             self._tell(Event("settings", self._highest, settings={name: value}))
 
     # Reading
@@ -282,6 +285,7 @@ class Session:
         step = Step(
             f"accepted object {record.label}", plane, change, states, records, tuple(edits), self.labels
         )
+        self.close_transaction()  # its end comes before the accept, also for the observer
         self._write(step, edits)
         self._do(step)
         return True
@@ -366,7 +370,7 @@ class Session:
 
     def transaction_changed(self) -> None:
         """Tell the observer what the open transaction has changed since the last time."""
-        if self._open is not None and self.observer is not None:
+        if self._open is not None and not self._open.is_empty and self.observer is not None:
             self._tell(Event("progress", self._highest, self._open.news()))
 
     def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
