@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,22 @@ def state_of(state: PlaneState) -> object:
     return tuple(mask_of(mask) for mask in masks), facts
 
 
+def by_plane(values: Mapping[Plane, Any]) -> list[tuple[Plane, Any]]:
+    """The items in an order that does not depend on when they were added."""
+    return sorted(values.items(), key=lambda item: repr(item[0]))
+
+
 def record_of(record: ObjectRecord | None, session: Session) -> object:
     """An object's record as plain values."""
     if record is None:
         return None
     last = record.propagated
     propagated = last and (
-        {plane: mask_of(mask) for plane, mask in last.anchors.items()},
+        by_plane({plane: mask_of(mask) for plane, mask in last.anchors.items()}),
         last.planes,
         sorted(plane.position for plane in last.reached),
     )
-    return record.label, record.store is session.labels, dict(record.written), propagated
+    return record.label, record.store is session.labels, by_plane(record.written), propagated
 
 
 def step_of(step: Step, session: Session) -> object:
