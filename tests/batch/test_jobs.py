@@ -103,3 +103,28 @@ def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match=r"needs Dask.*pip install 'dask\[distributed\]' \(the extra"):
         connected(None, 1).__enter__()
+
+
+class LostResult:
+    """A future whose result went with its worker some times, and came back; or an error of the job."""
+
+    def __init__(self, losses: int, status: str = "pending") -> None:
+        self.losses, self.status = losses, status
+
+    def result(self) -> str:
+        self.losses -= 1
+        if self.losses >= 0:
+            raise KeyError("lost")
+        return "here"
+
+
+def test_a_result_lost_with_its_worker_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it has been computed anew; what stays lost, and errors of the job itself, are raised."""
+    monkeypatch.setattr(jobs, "FETCHES", 4)
+    assert jobs._result(LostResult(0)) == jobs._result(LostResult(3)) == "here"
+    with pytest.raises(KeyError, match="lost"):
+        jobs._result(LostResult(4))
+    failed = LostResult(1, "error")
+    with pytest.raises(KeyError, match="lost"):
+        jobs._result(failed)
+    assert failed.losses == 0

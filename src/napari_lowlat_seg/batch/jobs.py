@@ -6,6 +6,7 @@ writes whole files, and finds what an earlier try has written.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ RETRIES = 3
 
 CRASHES = 10
 """How many workers a job may crash before it is abandoned."""
+
+FETCHES = 100
+"""How often a result is fetched whose worker has died."""
 
 Stamp = tuple[int, int] | None
 
@@ -176,6 +180,21 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
         yield client
 
 
+def _result(future: Any) -> Any:
+    """Result of a future that was done; fetched again if its worker died with it and it is computed anew.
+
+    `as_completed(with_results=True)` would wait for ever then: the fetch fails in a task that nobody awaits.
+    """
+    for _ in range(FETCHES - 1):
+        try:
+            return future.result()
+        except Exception:
+            if future.status in ("error", "cancelled"):
+                raise
+            time.sleep(0.1)
+    return future.result()
+
+
 def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
     """(job, result) in the order in which they come; without a client (None) the work is done here, in turn.
 
@@ -196,8 +215,8 @@ def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) ->
     futures = client.map(work, jobs, pure=False, retries=RETRIES)
     job_of = dict(zip(futures, jobs, strict=True))
     try:
-        for future, result in as_completed(futures, with_results=True):
-            yield job_of[future], result
+        for future in as_completed(futures):
+            yield job_of[future], _result(future)
     except KilledWorker as error:
         raise OSError(
             "a job was abandoned because every worker that took it crashed, probably out of memory; "
