@@ -357,6 +357,7 @@ class Session:
             step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
             self._highest = max(self._highest, self._records[number].label)
         step.set_record(self._current, ObjectRecord(first if self.semantic else self._highest + 1))
+        self.transaction_changed()
         return step, numbers
 
     def close_transaction(self) -> None:
