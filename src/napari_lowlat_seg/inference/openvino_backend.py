@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import io
 import logging
 import os
 import shutil
@@ -30,8 +31,10 @@ from napari_lowlat_seg.models.registry import cache_dir
 POLL_MS = 10
 """How often a running network is checked for cancellation. A result that arrives is returned at once."""
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+
 MAX_CONVERTED = 4
-"""Converted networks in the cache folder; the least recently used are removed."""
+"""Compiled networks in the cache folder; the least recently used are removed."""
 
 TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
 """Largest difference to torch's result that is accepted, as a share of the largest value."""
@@ -122,22 +125,20 @@ def _compiled_steps(
     network: Network, click: Step, hint: str, check: Check
 ) -> tuple[CompiledStep, CompiledStep]:
     core = openvino().Core()
-    folder = cache_dir() / "openvino" / _key(network)
+    folder = cache_dir() / "openvino" / _key(network, hint, core)
+    hints = {"encode": "f32", "click": hint}
 
-    def compiled(models: dict[str, Any]) -> tuple[CompiledStep, CompiledStep]:
-        return (
-            CompiledStep(_compiled(core, models["encode"], "f32"), check),
-            CompiledStep(_compiled(core, models["click"], hint), check),
-        )
+    def steps(compiled: dict[str, Any]) -> tuple[CompiledStep, CompiledStep]:
+        return CompiledStep(compiled["encode"], check), CompiledStep(compiled["click"], check)
 
     def kept() -> tuple[CompiledStep, CompiledStep]:
-        return compiled({name: core.read_model(f"{folder}/{name}.xml") for name in ("encode", "click")})
+        return steps({name: _read(core, folder / name, hint) for name, hint in hints.items()})
 
     try:
-        steps = kept()
+        found = kept()
         os.utime(folder)
-        return steps
-    except (OSError, RuntimeError):
+        return found
+    except (OSError, RuntimeError, ValueError):
         pass  # there is none yet, or it is damaged
     started = time.perf_counter()
     side = (1, 3, network.size, network.size)
@@ -149,13 +150,14 @@ def _compiled_steps(
             "encode": _converted(network, network.encode, image),
             "click": _converted(network, click, maps, *features),
         }
-    _store(models, folder)
+    compiled = {
+        name: core.compile_model(model, "CPU", _options(hints[name])) for name, model in models.items()
+    }
+    _store(compiled, folder)
     try:
-        encode, compiled_click = (
-            kept()
-        )  # as every later start does: a network that was read rounds differently
-    except (OSError, RuntimeError):
-        encode, compiled_click = compiled(models)
+        encode, compiled_click = kept()  # as every later start does
+    except (OSError, RuntimeError, ValueError):
+        encode, compiled_click = steps(compiled)
     try:
         _check("encode", encode(image), features, "f32")
         _check("click", compiled_click(maps, *features), expected, hint)
@@ -167,17 +169,22 @@ def _compiled_steps(
     return encode, compiled_click
 
 
-def _compiled(core: Any, model: Any, hint: str) -> Any:
-    return core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
-        },
-    )
+def _options(hint: str) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": hint,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
+    }
+
+
+def _read(core: Any, path: Path, hint: str) -> Any:
+    """A compiled model that `_store` wrote; raises ValueError where a byte of it was changed since."""
+    data = path.read_bytes()
+    code, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    if hashlib.sha256(code).digest() != digest:
+        raise ValueError(f"{path} is damaged")
+    return core.import_model(code, "CPU", _options(hint))
 
 
 class _Traced(nn.Module):
@@ -209,8 +216,8 @@ def _check(name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...], h
             )
 
 
-def _key(network: Network) -> str:
-    """A name for all that a converted network depends on: weights, config, source code, and converter."""
+def _key(network: Network, hint: str, core: Any) -> str:
+    """A name for all that compiled steps depend on, such as weights, source code, precision and processor."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -219,19 +226,25 @@ def _key(network: Network) -> str:
     for name in sorted(name for name in sources if not name.startswith("torch.")):
         digest.update(inspect.getsource(sys.modules[name]).encode())
     digest.update(repr(getattr(network, "config", "")).encode())
-    digest.update(f"{openvino().__version__} {torch.__version__}".encode())
+    processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+    digest.update(f"{hint} {openvino().__version__} {torch.__version__} {processor}".encode())
     return f"{type(network).__name__}-{network.size}-{digest.hexdigest()[:16]}"
 
 
-def _store(models: dict[str, Any], folder: Path) -> None:
-    """Write both models to a folder that appears complete or not at all; a read-only cache is no error."""
+def _store(compiled: dict[str, Any], folder: Path) -> None:
+    """Write both steps to a folder that appears complete or not at all; a read-only cache is no error."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
-            for name, model in models.items():
-                openvino().save_model(model, f"{made}/new/{name}.xml", compress_to_fp16=False)
+            new = Path(made, "new")
+            new.mkdir()
+            for name, model in compiled.items():
+                stream = io.BytesIO()
+                model.export_model(stream)
+                code = stream.getvalue()
+                (new / name).write_bytes(code + hashlib.sha256(code).digest())
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(f"{made}/new", folder)
+            os.replace(new, folder)
         _prune(folder.parent)
     except OSError:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,10 +79,11 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        side = torch.arange(window)
-        where = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # (2, N)
-        apart = (where[:, :, None] - where[:, None, :]).abs()
-        self.register_buffer("offsets", apart[0] * window + apart[1], persistent=False)  # (N, N)
+        # By numpy: on the "meta" device, where shapes are checked, torch imports its compiler for them.
+        where = np.indices((window, window)).reshape(2, -1)  # (2, N)
+        apart = np.abs(where[:, :, None] - where[:, None, :])
+        offsets = torch.from_numpy(apart[0] * window + apart[1])
+        self.register_buffer("offsets", offsets, persistent=False)  # (N, N)
 
     def forward(self, x: Tensor) -> Tensor:
         windows, tokens, width = x.shape
