@@ -24,9 +24,9 @@ from napari_lowlat_seg.io.files import (
     read_volume,
     write_labels,
 )
-from napari_lowlat_seg.io.formats import FORMATS, Format, find_format, locate
-from napari_lowlat_seg.io.nrrd import NrrdHeader, Segment
-from napari_lowlat_seg.io.page_folder import natural_key
+from napari_lowlat_seg.io.format_table import FORMATS, Format, find_format, locate
+from napari_lowlat_seg.io.formats.nrrd import NrrdHeader, Segment
+from napari_lowlat_seg.io.formats.page_folder import natural_key
 
 mrcfile = pytest.importorskip("mrcfile")
 nrrd = pytest.importorskip("nrrd")

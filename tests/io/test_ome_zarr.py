@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 from napari_lowlat_seg.io.files import check_labels_path, read_volume
-from napari_lowlat_seg.io.zarr_labels import LabelPyramid
 
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("ome_zarr")

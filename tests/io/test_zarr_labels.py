@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.chunked.ome_zarr import HIGHEST
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid, highest_label
 from napari_lowlat_seg.io.files import label_output
-from napari_lowlat_seg.io.ome_zarr import HIGHEST
-from napari_lowlat_seg.io.zarr_labels import LabelPyramid, highest_label
 
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("ome_zarr")

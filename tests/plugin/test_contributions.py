@@ -247,7 +247,7 @@ def test_the_manifest_names_every_suffix_of_the_table_of_formats():
 
     import yaml
 
-    from napari_lowlat_seg.io.formats import FORMATS
+    from napari_lowlat_seg.io.format_table import FORMATS
     from napari_lowlat_seg.plugin.contributions import SCANS
 
     manifest = yaml.safe_load((files("napari_lowlat_seg") / "napari.yaml").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from napari_lowlat_seg.io.files import (
     read_aligned,
     read_volume,
 )
-from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.formats.nifti import is_nifti
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
 

@@ -17,8 +17,8 @@ from napari_lowlat_seg.core.atomic_file import atomic_file, check_writable
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.formats import Format, find_format, locate, suffixes
-from napari_lowlat_seg.io.nifti import is_nifti
+from napari_lowlat_seg.io.format_table import Format, find_format, locate, suffixes
+from napari_lowlat_seg.io.formats.nifti import is_nifti
 from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of
 
 
@@ -139,7 +139,7 @@ def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
         For an OME-Zarr without zarr and ome-zarr.
     """
     if is_ome_zarr(path):
-        from napari_lowlat_seg.io.zarr_labels import LabelPyramid
+        from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 
         pyramid = LabelPyramid.at(path, like)
         pyramid.uncounted()
@@ -299,7 +299,7 @@ def check_labels_path(
             raise ValueError(f"{path} is the {name} itself; give the output another name")
     shape = () if like is None else like.shape
     if is_ome_zarr(path):
-        from napari_lowlat_seg.io.ome_zarr import check_labels
+        from napari_lowlat_seg.io.chunked.ome_zarr import check_labels
 
         if like is not None:
             try:

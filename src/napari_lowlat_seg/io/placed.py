@@ -6,6 +6,7 @@ the world's order; so they lie where they were. What lies oblique is refused, be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +170,7 @@ class Squeezed:
         return np.asarray(self[...], dtype)
 
 
-class SliceStack:
+class SliceStack(ABC):
     """Slices along the first axis as one array; only those that are looked at are read.
 
     Parameters
@@ -183,9 +184,9 @@ class SliceStack:
     def __init__(self, count: int, first: np.ndarray) -> None:
         self.shape, self.dtype, self.ndim = (count, *first.shape), first.dtype, first.ndim + 1
 
+    @abstractmethod
     def slice(self, at: int) -> np.ndarray:
         """The pixels of one slice."""
-        raise NotImplementedError
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """What a key of ints and slices names."""

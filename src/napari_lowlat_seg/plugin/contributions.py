@@ -15,12 +15,15 @@ import numpy as np
 from napari_lowlat_seg.core.units import UNITS
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.files import as_shown, read_volume
-from napari_lowlat_seg.io.formats import find_format
-from napari_lowlat_seg.io.nrrd import SEGMENTATION
+from napari_lowlat_seg.io.format_table import find_format
+from napari_lowlat_seg.io.formats.nrrd import SEGMENTATION
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.io.samples import sample_path
 
-SCANS = ("nifti", "nrrd", "mrc", "metaimage", "nibabel_formats", "hdf5", "dicom")
+SCANS = (
+    "formats.nifti", "formats.nrrd", "formats.mrc", "formats.metaimage", "formats.nibabel_formats",
+    "chunked.hdf5", "formats.dicom",
+)  # fmt: skip
 """Modules of the formats that are read for napari, which reads none of them itself."""
 
 IN_MEMORY = 2**31

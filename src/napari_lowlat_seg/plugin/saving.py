@@ -13,7 +13,7 @@ from napari.utils.transforms import CompositeAffine
 from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.files import label_output, write_labels
-from napari_lowlat_seg.io.formats import find_format
+from napari_lowlat_seg.io.format_table import find_format
 from napari_lowlat_seg.io.placed import usual_geometry
 
 
@@ -43,7 +43,7 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     matrix = np.asarray(attributes["affine"]) @ inner.affine_matrix
     geometry = layer_geometry(attributes["axis_labels"], attributes["units"], matrix)
     kind = find_format(Path(path), writing=True)
-    if kind is not None and kind.module == "nifti":
+    if kind is not None and kind.module == "formats.nifti":
         labels, geometry = labels.T, geometry.transpose(range(labels.ndim)[::-1])
     like = Volume(np.broadcast_to(np.uint8(0), labels.shape), geometry.spacing, geometry=geometry)
     if kind is None:

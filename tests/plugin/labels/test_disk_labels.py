@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QFileDialog, QLineEdit, QWidget
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.io.ome_zarr import HIGHEST
+from napari_lowlat_seg.io.chunked.ome_zarr import HIGHEST
 from napari_lowlat_seg.plugin.forms.controls import NEW, OPEN, ask_for_folder
 from napari_lowlat_seg.plugin.labels.disk_labels import (
     DiskLabels,

@@ -11,8 +11,8 @@ import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.io.ome_zarr import found_labels, label_levels
-from napari_lowlat_seg.io.zarr_labels import LabelPyramid
+from napari_lowlat_seg.io.chunked.ome_zarr import found_labels, label_levels
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
 from napari_lowlat_seg.plugin.layers.grid import Grid, unit_ratio
 

@@ -18,8 +18,8 @@ from napari.layers import Labels
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 from napari_lowlat_seg.io.placed import usual_geometry
-from napari_lowlat_seg.io.zarr_labels import LabelPyramid
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyramid
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
 from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer

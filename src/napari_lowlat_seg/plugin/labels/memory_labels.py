@@ -20,7 +20,7 @@ from napari.layers import Labels
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.io.zarr_labels import highest_label
+from napari_lowlat_seg.io.chunked.zarr_labels import highest_label
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly, redraw

@@ -20,7 +20,7 @@ class Format:
     suffixes
         In lower case, with the dot; the first is the usual one.
     module
-        In `napari_lowlat_seg.io`.
+        In `napari_lowlat_seg.io`, such as "formats.tiff".
     read
         There, ``(path, channel, inside) -> Loaded``; "" if labels are only written.
     write
@@ -74,30 +74,32 @@ MRC_SUFFIXES = (
 )  # fmt: skip
 
 FORMATS = (
-    Format("OME-TIFF", (".ome.tif", ".ome.tiff"), "tiff", write="write_tiff", check="check_tiff"),
-    Format("TIFF", (".tif", ".tiff"), "tiff", write="write_tiff", check="check_tiff"),
-    Format("NIfTI", (".nii", ".nii.gz"), "nifti", write="write_nifti", check="check_nifti"),
-    Format("OME-Zarr", (".ome.zarr", ".zarr"), "ome_zarr", holds_many=True, folder=True),
-    Format("PNG", (".png",), "pictures", write="write_png", check="check_png"),
-    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "pictures"),
-    Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "nrrd", needs="nrrd"),
-    Format("NRRD", (".nrrd", ".seg.nrrd"), "nrrd", read="", write="write", needs="nrrd"),
-    Format("MRC", MRC_SUFFIXES, "mrc", write="write", needs="mrcfile"),
-    Format("MetaImage", (".mha", ".mhd"), "metaimage", needs="SimpleITK", extra="itk"),
-    Format("MetaImage", (".mha",), "metaimage", read="", write="write", needs="SimpleITK", extra="itk"),
-    Format("MGZ", (".mgz", ".mgh"), "nibabel_formats", write="write"),
+    Format("OME-TIFF", (".ome.tif", ".ome.tiff"), "formats.tiff", write="write_tiff", check="check_tiff"),
+    Format("TIFF", (".tif", ".tiff"), "formats.tiff", write="write_tiff", check="check_tiff"),
+    Format("NIfTI", (".nii", ".nii.gz"), "formats.nifti", write="write_nifti", check="check_nifti"),
+    Format("OME-Zarr", (".ome.zarr", ".zarr"), "chunked.ome_zarr", holds_many=True, folder=True),
+    Format("PNG", (".png",), "formats.pictures", write="write_png", check="check_png"),
+    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "formats.pictures"),
+    Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "formats.nrrd", needs="nrrd"),
+    Format("NRRD", (".nrrd", ".seg.nrrd"), "formats.nrrd", read="", write="write", needs="nrrd"),
+    Format("MRC", MRC_SUFFIXES, "formats.mrc", write="write", needs="mrcfile"),
+    Format("MetaImage", (".mha", ".mhd"), "formats.metaimage", needs="SimpleITK", extra="itk"),
+    Format(
+        "MetaImage", (".mha",), "formats.metaimage", read="", write="write", needs="SimpleITK", extra="itk"
+    ),
+    Format("MGZ", (".mgz", ".mgh"), "formats.nibabel_formats", write="write"),
     Format(
         "Analyze, MINC, AFNI, PAR/REC",
         (".img", ".hdr", ".img.gz", ".mnc", ".head", ".brik", ".brik.gz", ".par"),
-        "nibabel_formats",
+        "formats.nibabel_formats",
     ),
-    Format("HDF5", (".h5", ".hdf5", ".hdf"), "hdf5", needs="h5py", extra="hdf5", holds_many=True),
-    Format("numpy", (".npy", ".npz"), "arrays", holds_many=True),
-    Format("DICOM", (".dcm", ".dicom", ".ima"), "dicom", needs="pydicom", extra="dicom"),
+    Format("HDF5", (".h5", ".hdf5", ".hdf"), "chunked.hdf5", needs="h5py", extra="hdf5", holds_many=True),
+    Format("numpy", (".npy", ".npz"), "formats.arrays", holds_many=True),
+    Format("DICOM", (".dcm", ".dicom", ".ima"), "formats.dicom", needs="pydicom", extra="dicom"),
 )
 
-PAGES = Format("folder of pages", (), "page_folder", folder=True)
-DICOM_FOLDER = Format("DICOM", (), "dicom", needs="pydicom", extra="dicom", folder=True)
+PAGES = Format("folder of pages", (), "formats.page_folder", folder=True)
+DICOM_FOLDER = Format("DICOM", (), "formats.dicom", needs="pydicom", extra="dicom", folder=True)
 
 
 def find_format(path: Path, *, writing: bool = False) -> Format | None:
@@ -135,6 +137,7 @@ def locate(path: Path) -> tuple[Path, str, Format | None]:
 
 def _folder_format(folder: Path) -> Format:
     """What a folder without a suffix holds: page images, else DICOM."""
-    suffixes = {suffix for one in FORMATS if one.module in ("tiff", "pictures") for suffix in one.suffixes}
+    pictures = ("formats.tiff", "formats.pictures")
+    suffixes = {suffix for one in FORMATS if one.module in pictures for suffix in one.suffixes}
     pages = any(file.suffix.lower() in suffixes for file in folder.iterdir())
     return PAGES if pages else DICOM_FOLDER

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
-from napari_lowlat_seg.io import pictures, tiff
+from napari_lowlat_seg.io.formats import pictures, tiff
 from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
 
 SUFFIXES = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.nifti import nibabel_image
+from napari_lowlat_seg.io.formats.nifti import nibabel_image
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
 

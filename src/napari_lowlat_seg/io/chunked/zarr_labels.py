@@ -19,7 +19,13 @@ import numpy as np
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import ArrayLabels, Key
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.ome_zarr import HIGHEST, group_around, label_levels, labels_group, labels_plan
+from napari_lowlat_seg.io.chunked.ome_zarr import (
+    HIGHEST,
+    group_around,
+    label_levels,
+    labels_group,
+    labels_plan,
+)
 from napari_lowlat_seg.io.placed import TurnedArray
 
 

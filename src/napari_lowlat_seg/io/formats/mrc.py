@@ -28,18 +28,18 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     import mrcfile
 
     if path.suffix.lower() == ".rec" and any(path.with_suffix(end).exists() for end in (".par", ".PAR")):
-        from napari_lowlat_seg.io.nibabel_formats import read as read_parrec
+        from napari_lowlat_seg.io.formats.nibabel_formats import read as read_parrec
 
         return read_parrec(next(p for p in map(path.with_suffix, (".par", ".PAR")) if p.exists()), channel)
     packed = path.suffix.lower() in (".gz", ".bz2")
     if not packed:
         _check_extended_header(path)
     # Many programs write headers that are slightly wrong; mrcfile warns and reads on.
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         file: Any = (mrcfile.open if packed else mrcfile.mmap)(path, mode="r", permissive=True)
     if file.data is None:
-        raise ValueError(str(told[-1].message) if told else "no data")
+        raise ValueError(str(warned[-1].message) if warned else "no data")
     header, data = file.header, file.data
     if data.dtype == np.int8 and _bytes_are_unsigned(header):
         data = data.view(np.uint8)
