@@ -109,15 +109,28 @@ def run_python() -> Callable[[str], str]:
 def deadly_cluster() -> Iterator[str]:
     """The address of a cluster of two workers, one of whom is killed when the first two tasks are done.
 
-    At the end it fails unless the death came while tasks were left.
+    With TLS; Dask's configuration has the keys. At the end it fails unless the death came while tasks were
+    left.
     """
     if sys.platform == "win32":
         pytest.skip("needs SIGKILL")
     distributed = pytest.importorskip("distributed")
+    pytest.importorskip("cryptography")
+    import dask
+
     left: list[int] = []
-    with distributed.LocalCluster(
-        2, threads_per_worker=1, dashboard_address=":0", silence_logs=40
-    ) as cluster:
+    keys = distributed.Security.temporary()
+    known = {
+        "ca-file": keys.tls_ca_file,
+        "client.cert": keys.tls_client_cert,
+        "client.key": keys.tls_client_key,
+    }
+    with (
+        dask.config.set({f"distributed.comm.tls.{name}": value for name, value in known.items()}),
+        distributed.LocalCluster(
+            2, threads_per_worker=1, dashboard_address=None, silence_logs=40, security=keys
+        ) as cluster,
+    ):
         over = threading.Event()
 
         def kill_one() -> None:

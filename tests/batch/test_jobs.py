@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,57 +14,144 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_lowlat_seg.batch import jobs
+from napari_lowlat_seg.batch import jobs, workers
 from napari_lowlat_seg.batch.jobs import BatchJob, connected, map_jobs
 
-pytest.importorskip("distributed")
+
+def slow_file(at: tuple[Path, int]) -> int:
+    """Write a file once, slowly."""
+    folder, number = at
+    path = folder / str(number)
+    if not path.exists():
+        time.sleep(0.2)
+        path.write_text("done")
+    return number
+
+
+def fail(job: int) -> int:
+    raise ValueError(f"job {job} cannot be done")
+
+
+class Unsendable(Exception):
+    """An error that a pipe cannot carry."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_strangely(job: int) -> int:
+    raise Unsendable(job, job)
+
+
+def crash(job: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_worker_changes_no_result(tmp_path: Path) -> None:
     """Its jobs are done by others, results come once each."""
-
-    def slow_file(number: int) -> int:
-        path = tmp_path / str(number)
-        if not path.exists():
-            time.sleep(0.2)
-            path.write_text("done")
-        return number
-
     done = []
     with connected(None, 2) as client:
-        pids = client.run(os.getpid)
-        for _, number in map_jobs(client, slow_file, range(24)):
+        for _, number in map_jobs(client, slow_file, [(tmp_path, number) for number in range(24)]):
             done.append(number)
             if len(done) == 4:
-                os.kill(next(iter(pids.values())), signal.SIGKILL)
+                os.kill(client.pids[0], signal.SIGKILL)
     assert sorted(done) == list(range(24))
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(24))
+    assert client.pids == []
 
 
 @pytest.mark.slow
 def test_an_error_that_repeats_itself_is_raised() -> None:
-    """With its own sentence."""
-
-    def fail(job: int) -> int:
-        raise ValueError(f"job {job} cannot be done")
-
-    with connected(None, 1) as client, pytest.raises(ValueError, match=r"job 3 cannot be done"):
-        list(map_jobs(client, fail, [3]))
+    """With its own sentence, and where it was raised; one that cannot travel as its sentence."""
+    with connected(None, 1) as client:
+        with pytest.raises(ValueError, match=r"job 3 cannot be done") as caught:
+            list(map_jobs(client, fail, [3]))
+        assert "test_jobs.py" in caught.value.__notes__[0]
+        with pytest.raises(RuntimeError, match=r"Unsendable: 4 and 4"):
+            list(map_jobs(client, fail_strangely, [4]))
+        assert list(map_jobs(client, abs, [-3])) == [(-3, 3)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_job_that_crashes_every_worker_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one sentence, not with the traceback of the cluster."""
-    monkeypatch.setattr(jobs, "CRASHES", 0)
-
-    def crash(job: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
+    """In one sentence; the workers are gone afterwards."""
+    monkeypatch.setattr(workers, "CRASHES", 1)
     with connected(None, 1) as client, pytest.raises(OSError, match=r"every worker that took it crashed"):
         list(map_jobs(client, crash, [1]))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_workers_end_with_a_parent_that_was_killed(until) -> None:
+    """Their pipe ends, so they do."""
+    code = """
+import os, sys, time
+from napari_lowlat_seg.batch.jobs import connected, map_jobs
+if __name__ == "__main__":
+    with connected(None, 2) as client:
+        list(map_jobs(client, abs, [1, 2]))
+        print(*client.pids, flush=True)
+        time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(pids) == 2
+    until(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody has waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_another_user_finds_no_door(tmp_path: Path) -> None:
+    """Workers listen nowhere, by no address and no name; as another user their pipes cannot be opened."""
+    with connected(None, 2) as client:
+        working = map_jobs(client, slow_file, [(tmp_path, number) for number in range(6)])
+        next(working)
+        assert [listening(pid) for pid in (os.getpid(), *client.pids)] == [set()] * 3
+        attacker = ATTACK.format(pids=[os.getpid(), *client.pids])
+        if os.getuid() == 0:  # only then can a second user be had
+            opened = subprocess.run([sys.executable, "-I", "-c", attacker], capture_output=True, text=True)
+            assert opened.stdout.split() == ["refused"] * 3, opened
+        assert len(list(working)) == 5
+
+
+ATTACK = """
+import os
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for pid in {pids}:
+    try:
+        for fd in os.listdir(f"/proc/{{pid}}/fd"):
+            os.open(f"/proc/{{pid}}/fd/{{fd}}", os.O_WRONLY)
+        print("open")
+    except PermissionError:
+        print("refused")
+"""
+
+
+def listening(pid: int) -> set[str]:
+    """Sockets of a process that others can connect to: TCP ones that listen, and local ones with a name."""
+    links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if os.path.lexists(fd)]
+    own = {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+        found |= {f"{table} {row[1]}" for row in rows if row[9] in own and row[3] == "0A"}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+    return found | {row[7] for row in rows if row[6] in own and len(row) > 7}
 
 
 def test_a_job_is_split_into_batches() -> None:
@@ -92,17 +181,37 @@ def test_no_workers_is_no_cluster() -> None:
 
 def test_an_address_without_a_scheduler_is_refused() -> None:
     """And a negative number of workers."""
+    pytest.importorskip("distributed")
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at 'nonsense://'; check"):
-        connected("nonsense://", 0).__enter__()
+        connected("nonsense://", 0, insecure=True).__enter__()
     with pytest.raises(ValueError, match=r"0 workers or more; got -1"):
         connected(None, -1).__enter__()
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://10.0.0.1:8786", "tcp://127.0.0.1:8786", "10.0.0.1:8786", "ws://a:1", "ucx://a:1", "TLS://a:1"],
+)
+def test_a_scheduler_without_tls_needs_leave(address: str) -> None:
+    """Nothing is sent to it before."""
+    with pytest.raises(ValueError, match=r"has no TLS, so anybody who .* --insecure-scheduler"):
+        connected(address, 0).__enter__()
+
+
+def test_tls_without_an_authority_is_refused() -> None:
+    """Any server would do."""
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match=r"needs the certificate of its authority; .*ca-file"):
+        connected("tls://127.0.0.1:8786", 0).__enter__()
+
+
 def test_without_dask_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine alone does not bring it."""
+    """The engine alone does not bring it; workers of this machine do without."""
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match=r"needs Dask.*pip install 'dask\[distributed\]' \(the extra"):
-        connected(None, 1).__enter__()
+        connected("tls://127.0.0.1:8786", 0).__enter__()
+    with connected(None, 1) as client:
+        assert list(map_jobs(client, abs, [-1])) == [(-1, 1)]
 
 
 class LostResult:

@@ -160,23 +160,22 @@ napari_lowlat_seg.load_predictor
 
 @pytest.mark.slow
 def test_every_kind_of_child_inherits_it():
-    """The model's process, spawned workers, and those of a Dask cluster on this machine."""
+    """The model's process, spawned workers, and those of the batch commands."""
     code = """
 import json, os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from napari_lowlat_seg.serving.process import call_in_process
-from napari_lowlat_seg.batch.jobs import connected
+from napari_lowlat_seg.batch.jobs import connected, map_jobs
 
 if __name__ == "__main__":
     found = [call_in_process("os:getenv", "GOMP_SPINCOUNT")]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found.append(pool.submit(os.getenv, "GOMP_SPINCOUNT").result())
     with connected(None, 1) as client:
-        found.append(client.submit(os.getenv, "GOMP_SPINCOUNT").result())
+        found += [value for _, value in map_jobs(client, os.getenv, ["GOMP_SPINCOUNT"])]
     print(json.dumps(found))
 """
-    pytest.importorskip("distributed")
     assert json.loads(fresh(code)) == [str(SPIN_TURNS)] * 3
     assert json.loads(fresh(code, GOMP_SPINCOUNT="5")) == ["5"] * 3
 

@@ -81,6 +81,7 @@ def run_automatic(
     channel: int | None = None,
     workers: int = 0,
     scheduler: str | None = None,
+    insecure_scheduler: bool = False,
 ) -> dict[str, Any]:
     """Label every object of an image or volume without prompts; shows progress on a terminal.
 
@@ -92,7 +93,7 @@ def run_automatic(
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     settings
         Which masks are kept.
-    model, device, axis, channel, workers, scheduler
+    model, device, axis, channel, workers, scheduler, insecure_scheduler
         As of `run_embed`.
 
     Returns
@@ -107,7 +108,7 @@ def run_automatic(
     OSError
         If the labels, or the folder beside them, cannot be written.
     ImportError
-        For a cluster without Dask, or a format whose library is not installed.
+        For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
@@ -137,6 +138,7 @@ def run_automatic(
             unit="plane",
             workers=workers,
             scheduler=scheduler,
+            insecure=insecure_scheduler,
         )
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
     for path in folder.glob("*.npz"):

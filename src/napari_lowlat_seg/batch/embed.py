@@ -2,7 +2,7 @@
 
 They are embedded as the viewer shows them: NIfTI as (z, y, x), through the intensities that it would choose.
 
-One process works plane by plane; a Dask cluster takes the planes in batches. Both may be stopped and started
+One process works plane by plane; workers take the planes in batches. Both may be stopped and started
 again at any time, also by force: what is in the folder is not made again, and half a file is never read.
 """
 
@@ -78,6 +78,7 @@ def run_embed(
     channel: int | None = None,
     workers: int = 0,
     scheduler: str | None = None,
+    insecure_scheduler: bool = False,
 ) -> dict[str, Any]:
     """Embed all planes of an image along one axis; shows progress on a terminal.
 
@@ -94,9 +95,11 @@ def run_embed(
     channel
         As in `read_volume`.
     workers
-        Processes of a Dask cluster on this machine; 0 works in this process.
+        Processes on this machine; 0 works in this process.
     scheduler
-        Address of a running Dask scheduler, such as "tcp://host:8786"; `workers` does not count then.
+        Address of a running Dask scheduler, "tls://host:8786"; `workers` does not count then.
+    insecure_scheduler
+        Allow one without TLS, to which anybody who reaches it can send code.
 
     Returns
     -------
@@ -110,7 +113,7 @@ def run_embed(
     OSError
         If the folder cannot be written to.
     ImportError
-        For a cluster without Dask.
+        For a scheduler without Dask.
     """
     stored = read_volume(image, channel=channel)
     planes = _planes(stored, default_axis(stored) if axis is None else axis)
@@ -134,6 +137,7 @@ def run_embed(
         unit="plane",
         workers=workers,
         scheduler=scheduler,
+        insecure=insecure_scheduler,
     )
     size = EmbeddingCache(0, 0, folder).nbytes.disk
     return {"planes": len(planes), "made": sum(made), "folder": folder, "bytes": size}

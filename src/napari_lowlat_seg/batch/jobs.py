@@ -1,6 +1,6 @@
-"""Work on an image cut into jobs, done here or on a Dask cluster.
+"""Work on an image cut into jobs, done here, by processes of this machine, or on a Dask cluster.
 
-Dask moves a job to another worker when its worker dies. Jobs must therefore leave nothing half done: each
+A job is given to another worker when its worker dies. Jobs must therefore leave nothing half done: each
 writes whole files, and finds what an earlier try has written.
 """
 
@@ -15,15 +15,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from napari_lowlat_seg.batch.progress import progress
+from napari_lowlat_seg.batch.workers import ABANDONED, RETRIES, LocalWorkers
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import read_volume
-
-RETRIES = 3
-"""How often a job is tried again after an error; crashes of workers do not count."""
-
-CRASHES = 10
-"""How many workers a job may crash before it is abandoned."""
 
 FETCHES = 100
 """How often a result is fetched whose worker has died."""
@@ -105,6 +100,7 @@ def run_jobs(
     unit: str,
     workers: int = 0,
     scheduler: str | None = None,
+    insecure: bool = False,
 ) -> None:
     """Do all jobs and show the progress, counted in their items.
 
@@ -116,7 +112,7 @@ def run_jobs(
         Called in this process with each result, in the order in which they come.
     unit
         What an item is, for the bar.
-    workers, scheduler
+    workers, scheduler, insecure
         As in `connected`.
 
     Raises
@@ -124,11 +120,11 @@ def run_jobs(
     ValueError, ImportError
         As `connected`, and whatever `work` raises.
     OSError
-        If a job has crashed `CRASHES` workers.
+        If a job has crashed every worker that took it.
     """
     total = sum(len(job.items) for job in jobs)
     with (
-        connected(scheduler, workers) as client,
+        connected(scheduler, workers, insecure) as client,
         progress(total, unit) as bar,
     ):
         for job, result in map_jobs(client, work, jobs):
@@ -137,47 +133,72 @@ def run_jobs(
 
 
 @contextmanager
-def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
-    """A Dask client: of the scheduler at an address, else of `workers` local processes; None for 0 of them.
+def connected(scheduler: str | None, workers: int, insecure: bool = False) -> Iterator[Any]:
+    """What `map_jobs` gives work to: the Dask cluster at an address, else `workers` processes, None for 0.
 
-    The local cluster ends with the context; a cluster at an address stays up.
+    The processes end with the context; a cluster stays up.
+
+    Parameters
+    ----------
+    scheduler
+        "tls://host:8786"; keys and certificates are those of Dask's configuration. Whoever can answer in the
+        scheduler's place runs code here, and whoever reaches it runs code there.
+    workers
+        Do not count where there is a scheduler.
+    insecure
+        Also connect to a scheduler without TLS.
 
     Raises
     ------
     ValueError
-        If nothing answers at the address within 10 s, or for a negative number of workers.
+        For a scheduler without TLS that is not allowed, if nothing answers at the address within 10 s, or for
+        a negative number of workers.
     ImportError
-        If Dask is not installed.
+        If Dask is not installed and a scheduler was given.
     """
     if workers < 0:
         raise ValueError(f"a cluster needs 0 workers or more; got {workers}")
-    if scheduler is None and workers == 0:
+    if scheduler is not None:
+        with _cluster(scheduler, insecure) as client:
+            yield client
+    elif workers:
+        with LocalWorkers(workers) as local:
+            yield local
+    else:
         yield None
-        return
+
+
+def _cluster(scheduler: str, insecure: bool) -> Any:
+    """A client of a running Dask scheduler."""
+    if not scheduler.startswith("tls://") and not insecure:
+        raise ValueError(
+            f"the scheduler at {scheduler!r} has no TLS, so anybody who reaches it, or answers in its place, "
+            "can run code as you; use tls://HOST:PORT with the keys in Dask's configuration, or allow it "
+            "with --insecure-scheduler"
+        )
     try:
-        import dask
-        from dask.distributed import Client, LocalCluster
+        from dask.distributed import Client, Security
     except ImportError as error:
         raise ImportError(
-            "a cluster needs Dask, which is not installed; pip install 'dask[distributed]' (the extra "
-            '"cluster")'
+            "a Dask scheduler needs Dask, which is not installed; pip install 'dask[distributed]' (the extra "
+            '"cluster"), or use workers of this machine'
         ) from error
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no Dask scheduler answers at {scheduler!r}; check the address") from error
-        with client:
-            yield client
-        return
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": CRASHES}),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=40
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    security = Security() if insecure else _with_keys(Security)
+    try:
+        return Client(scheduler, timeout=10, security=security)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler!r}; check the address") from error
+
+
+def _with_keys(security: Callable[..., Any]) -> Any:
+    """Dask's configured keys. Without an authority's certificate any server would do, so it must be there."""
+    keys = security(require_encryption=True)
+    if not keys.tls_ca_file:
+        raise ValueError(
+            "a scheduler with TLS needs the certificate of its authority; name the file in Dask's "
+            "configuration (distributed.comm.tls.ca-file, and the client's cert and key)"
+        )
+    return keys
 
 
 def _result(future: Any) -> Any:
@@ -198,6 +219,11 @@ def _result(future: Any) -> Any:
 def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
     """(job, result) in the order in which they come; without a client (None) the work is done here, in turn.
 
+    Parameters
+    ----------
+    client
+        What `connected` yields.
+
     Raises
     ------
     OSError
@@ -209,6 +235,9 @@ def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) ->
         for job in jobs:
             yield job, work(job)
         return
+    if isinstance(client, LocalWorkers):
+        yield from client.map(work, jobs)
+        return
     from dask.distributed import KilledWorker, as_completed
 
     # Not pure: what a job leaves behind is its point, and a result kept from earlier would skip it.
@@ -218,7 +247,4 @@ def map_jobs(client: Any, work: Callable[[Job], Result], jobs: Sequence[Job]) ->
         for future in as_completed(futures):
             yield job_of[future], _result(future)
     except KilledWorker as error:
-        raise OSError(
-            "a job was abandoned because every worker that took it crashed, probably out of memory; "
-            "use fewer workers on each machine"
-        ) from error
+        raise OSError(ABANDONED) from error

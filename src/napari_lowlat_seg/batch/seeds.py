@@ -102,6 +102,7 @@ def run_seeds(
     agreed: bool = False,
     workers: int = 0,
     scheduler: str | None = None,
+    insecure_scheduler: bool = False,
 ) -> dict[str, Any]:
     """Propagate every point of a file through a 3-D image and write labels: point i becomes label i, from 1.
 
@@ -116,7 +117,7 @@ def run_seeds(
     agreed
         Propagate along all three axes and keep what two agree on; where they disagree is written beside the
         labels (`write_disputes`).
-    model, device, axis, channel, workers, scheduler
+    model, device, axis, channel, workers, scheduler, insecure_scheduler
         As of `run_embed`.
 
     Returns
@@ -132,7 +133,7 @@ def run_seeds(
     OSError
         If the labels cannot be written.
     ImportError
-        For a cluster without Dask, or a format whose library is not installed.
+        For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
     volume = read_volume(image, channel=channel)
@@ -173,7 +174,15 @@ def run_seeds(
 
     work = run_consensus_job if agreed else run_seed_job
     with label_output(output, volume) as labels:
-        run_jobs(work, jobs, write, unit="seed", workers=workers, scheduler=scheduler)
+        run_jobs(
+            work,
+            jobs,
+            write,
+            unit="seed",
+            workers=workers,
+            scheduler=scheduler,
+            insecure=insecure_scheduler,
+        )
     if agreed:
         write_disputes(table, disputes, shown)
     seconds = round(time.perf_counter() - started, 3)

@@ -13,6 +13,7 @@ from napari_lowlat_seg.cli.options import (
     Axis,
     Channel,
     Device,
+    Insecure,
     Model,
     Scheduler,
     Workers,
@@ -29,6 +30,7 @@ def _options(
     channel: Channel = None,
     workers: Workers = 0,
     scheduler: Scheduler = None,
+    insecure_scheduler: Insecure = False,
     model: Model = MODEL,
     device: Device = DEVICE,
 ) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def _options(
         "channel": channel,
         "workers": workers,
         "scheduler": scheduler,
+        "insecure_scheduler": insecure_scheduler,
         "model": model,
         "device": device,
     }

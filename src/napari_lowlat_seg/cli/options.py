@@ -20,9 +20,13 @@ Axis = Annotated[
     typer.Option(help="The axis along which the planes lie. Default: across z."),
 ]
 Channel = Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes of a local Dask cluster; 0 for none.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine; 0 for this one alone.")]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
+    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tls://HOST:PORT.")
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure-scheduler", help="Allow a scheduler without TLS: who reaches it can run code."),
 ]
 
 MODEL = "default"
