@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from terminal import Call, call_with
+
 # Hypothesis fails examples of more than 200 ms and slow generators; on a busy machine any is.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
@@ -233,3 +235,10 @@ def export_sam(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[
         )
 
     return export
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """Run the command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return call_with(capsys)

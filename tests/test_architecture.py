@@ -35,6 +35,7 @@ PUBLIC = [
     "Embedding",
     "Frame",
     "Mask",
+    "Measurement",
     "Plane",
     "Polygon",
     "Prediction",
@@ -48,6 +49,7 @@ PUBLIC = [
     "Volume",
     "__version__",
     "load_predictor",
+    "measure",
     "propagate",
     "sample_path",
 ]

@@ -2,6 +2,8 @@
 
 from .annotation.propagation_run import PropagationRun as PropagationRun
 from .annotation.session import Session as Session
+from .batch.measure import Measurement as Measurement
+from .batch.measure import measure as measure
 from .core.frame import Frame as Frame
 from .core.labels import ArrayLabels as ArrayLabels
 from .core.masks import SoftMask as SoftMask

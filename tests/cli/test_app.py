@@ -8,9 +8,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -23,32 +21,7 @@ from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import read_volume, write_labels
 from napari_lowlat_seg.models.checkpoints import model_path
-
-
-class Done(NamedTuple):
-    """How a call ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """Run the command line in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            app.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Done(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+from terminal import Call, Done
 
 
 @pytest.fixture
@@ -108,7 +81,7 @@ def test_every_command_has_help(command: list[str], call: Call) -> None:
     assert "Usage: lowlat-seg" in done.out
 
 
-@pytest.mark.parametrize("command", ["demo", "segment", "embed", "seeds", "everything", "train"])
+@pytest.mark.parametrize("command", ["demo", "segment", "embed", "seeds", "everything", "measure", "train"])
 def test_help_ends_with_examples(command: str, call: Call) -> None:
     """Each on a line of its own, so that it can be copied."""
     lines = call(command, "--help").out.splitlines()

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli import batch, benchmark, models
+from napari_lowlat_seg.cli import batch, benchmark, models, results
 from napari_lowlat_seg.cli.options import (
     DEVICE,
     MODEL,
@@ -219,7 +219,7 @@ def segment(
         print(f"{found} in {done['seconds']:.1f} s: {output}")
 
 
-for _command, _examples in batch.COMMANDS:
+for _command, _examples in (*batch.COMMANDS, *results.COMMANDS):
     app.command(epilog=examples(*_examples))(_command)
 
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -115,6 +115,25 @@ def check_writable(path: str | Path) -> Path:
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"the folder {Path(path).parent} cannot be written to; choose another")
     return target
+
+
+def check_not_input(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
+    """Refuse to write over a file that the work reads, also by a link.
+
+    Parameters
+    ----------
+    inputs
+        (what it is, path) of each.
+
+    Raises
+    ------
+    ValueError
+        With the name of the input.
+    """
+    path = Path(path)
+    for name, one in inputs:
+        if path.exists() and one.exists() and path.samefile(one):
+            raise ValueError(f"{path} is the {name} itself; give the output another name")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -333,13 +333,25 @@ class Volume:
     def plane(self, plane: Plane) -> np.ndarray:
         """The pixels of one plane, in the data's type: (rows, cols), or (rows, cols, 3) of an RGB image."""
         self._check_plane(plane)
-        key: list[int | slice] = list(plane.key())
+        return self.block(plane.key(), f"plane {plane.index}")
+
+    def block(self, key: Sequence[int | slice], what: str = "a part") -> np.ndarray:
+        """The pixels of a part of the volume, in the data's type; the colours of an RGB image come last.
+
+        Parameters
+        ----------
+        key
+            An int or a slice of step 1 for each spatial axis.
+        what
+            What the sentence calls the part, if the file turns out to be damaged there.
+        """
+        whole = list(key)
         if self.channel_axis is not None:
-            key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
-        pixels = self._cut(tuple(key), f"plane {plane.index}")
+            whole.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
+        pixels = self._cut(tuple(whole), what)
         if self.channel_axis is not None and self.channel is None:
             # Axes before the channel axis that have a position are gone.
-            pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in key[: self.channel_axis]), -1)
+            pixels = np.moveaxis(pixels, sum(isinstance(k, slice) for k in whole[: self.channel_axis]), -1)
         return pixels
 
     def planes(self, axis: int = 0) -> list[Plane]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lowlat_seg.core.atomic_file import atomic_file, check_writable
+from napari_lowlat_seg.core.atomic_file import atomic_file, check_not_input, check_writable
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
@@ -150,7 +150,7 @@ def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
     write_labels(path, labels.data, like)
 
 
-def read_aligned(path: str | Path, like: Volume, what: str) -> Volume:
+def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | None = None) -> Volume:
     """The image of a file, its axes turned so that it lies voxel by voxel on another.
 
     Parameters
@@ -161,6 +161,8 @@ def read_aligned(path: str | Path, like: Volume, what: str) -> Volume:
         The image to lie on.
     what
         What the sentence calls the file, such as "mask".
+    channel
+        As of `read_volume`.
 
     Raises
     ------
@@ -169,7 +171,7 @@ def read_aligned(path: str | Path, like: Volume, what: str) -> Volume:
     FileNotFoundError
         If there is no such file.
     """
-    volume = read_volume(path)
+    volume = read_volume(path, channel=channel)
     ours, theirs = geometry_of(like), geometry_of(volume)
     unlike = f"the {what} {path} must have the image's shape {like.shape}; got {volume.shape}"
     if not (ours.calibrated and theirs.calibrated) or ours.ndim != theirs.ndim:
@@ -294,9 +296,7 @@ def check_labels_path(
         For a format whose library is not installed.
     """
     path = Path(path)
-    for name, one in inputs:
-        if path.exists() and one.exists() and path.samefile(one):
-            raise ValueError(f"{path} is the {name} itself; give the output another name")
+    check_not_input(path, inputs)
     shape = () if like is None else like.shape
     if is_ome_zarr(path):
         from napari_lowlat_seg.io.chunked.ome_zarr import check_labels

@@ -1,0 +1,51 @@
+"""`lowlat-seg measure`: what is in labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from napari_lowlat_seg.cli.options import Channel, extras, on_interrupt, plural
+
+Labels = Annotated[Path, typer.Argument(metavar="LABELS", help="Labels in any format that is read.")]
+
+
+def measure(
+    labels: Labels,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="IMAGE", help="The image, for intensities.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="TABLE", help="A .csv file. Default: to the terminal."),
+    ] = None,
+    channel: Channel = None,
+) -> None:
+    """Measure every object in LABELS: size and surface in world units, place, and intensity in IMAGE.
+
+    One line for each object, and for each time if LABELS have an axis of time. axis-0, axis-1, ... is the
+    centroid in voxels, in the order in which napari shows the axes, which opens the table as points;
+    centroid-z, ... is the same in the world; first-... and last-... are the ends of the bounding box.
+    """
+    from napari_lowlat_seg.batch.measure import run_measure
+
+    with extras(), on_interrupt("nothing was written"):
+        done = run_measure(labels, image, output, channel=channel)
+    unit = f", in {done['unit']}" if done["unit"] else ""
+    line = f"{plural(done['objects'], 'object')} measured{unit} in {done['seconds']:.1f} s"
+    print(line if output is None else f"{line}: {output}", file=sys.stderr if output is None else None)
+
+
+COMMANDS = (
+    (
+        measure,
+        (
+            "lowlat-seg measure labels.tif -o table.csv",
+            "lowlat-seg measure labels.seg.nrrd --image scan.nii.gz -o table.csv",
+        ),
+    ),
+)
+"""Each command with examples for its help."""

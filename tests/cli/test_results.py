@@ -1,0 +1,63 @@
+"""`lowlat-seg measure` as a person calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_lowlat_seg.io.files import write_labels
+from terminal import Call
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Two objects in a volume."""
+    data = np.zeros((4, 6, 8), np.uint8)
+    data[1:3, 2:4, 2:4] = 1
+    data[0, 0, 0] = 5
+    return write_labels(tmp_path / "labels.tif", data)
+
+
+def test_objects_are_measured_into_a_table(call: Call, labels: Path, tmp_path: Path) -> None:
+    """With intensities where there is an image; the last line says how many."""
+    tifffile.imwrite(tmp_path / "image.tif", np.full((4, 6, 8), 7, np.uint8), photometric="minisblack")
+    done = call("measure", labels, "--image", "image.tif", "-o", "t.csv")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("2 objects measured in ")
+    first, second, third = (tmp_path / "t.csv").read_text().splitlines()
+    assert first.startswith("label,name,axis-0,axis-1,axis-2,centroid-z,centroid-y,centroid-x,unit,")
+    assert second.startswith("1,,1.5,2.5,2.5,1.5,2.5,2.5,,8,8,")
+    assert third.endswith(",7,0")
+
+
+def test_without_a_file_the_table_is_on_stdout(call: Call, labels: Path) -> None:
+    """And nothing else, so that it can be piped."""
+    done = call("measure", labels)
+    assert done.out.count("\n") == 3
+    assert "2 objects measured" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone.tif",), "no image file at gone.tif"),
+        (("labels.tif", "--image", "gone.tif"), "no image file at gone.tif"),
+        (("labels.tif", "-o", "no/t.csv"), "no folder at no; make it first"),
+        (("labels.tif", "-o", "t.txt"), "the table of measurements is a .csv; got 't.txt'"),
+        (("labels.tif", "--channel", 0), "a channel is one of the image; give --image"),
+        (("labels.tif", "--image", "small.tif"), "must have the image's shape (4, 6, 8); got (3, 3, 3)"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(
+    arguments: tuple[object, ...], message: str, call: Call, labels: Path, tmp_path: Path
+) -> None:
+    """With status 2, and nothing written."""
+    tifffile.imwrite(tmp_path / "small.tif", np.zeros((3, 3, 3), np.uint8), photometric="minisblack")
+    done = call("measure", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.tif", "small.tif"]
