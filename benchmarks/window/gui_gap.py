@@ -81,10 +81,8 @@ SETUPS: dict[str, Callable[[str], Any] | None] = {
     "nothing": None,
     "thread, 2 processors": lambda load: in_thread(2, load),
     "thread, 1 processor": lambda load: in_thread(1, load),
-    "process, 2 processors": lambda load: in_process("default", threads=2, niceness=0, load=load),
-    "process, 2 processors, nice 10": lambda load: in_process("default", threads=2, niceness=10, load=load),
-    "process, 1 processor": lambda load: in_process("default", threads=1, niceness=0, load=load),
-    "process, 1 processor, nice 10": lambda load: in_process("default", threads=1, niceness=10, load=load),
+    "process, 2 processors": lambda load: in_process("default", threads=2, load=load),
+    "process, 1 processor": lambda load: in_process("default", threads=1, load=load),
 }
 
 

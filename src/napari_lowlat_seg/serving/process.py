@@ -40,9 +40,6 @@ from napari_lowlat_seg.serving.worker_process import (
 
 LOAD = "napari_lowlat_seg.serving.service:load_prediction_service"
 
-NICENESS = 10
-"""By how much the priority of the child is below that of the window, in steps of `nice`."""
-
 NUMBERED = 10_000
 """Planes that the child knows by number. One that has lost its number is embedded once more."""
 
@@ -63,8 +60,6 @@ class PredictionProcess:
     threads
         Processor threads of the network; None for OMP_NUM_THREADS if the user has set it, else all but one of
         those that `processors.usable` counts, so that the window keeps one.
-    niceness
-        By how much the priority of the child is lower, in steps of `nice`; 0 for the same priority.
     load
         "module:function" that makes the service in the child, called as `load_prediction_service` is.
     """
@@ -78,12 +73,11 @@ class PredictionProcess:
         cache_bytes: int = CACHE_BYTES,
         disk_bytes: int = 0,
         threads: int | None = None,
-        niceness: int = NICENESS,
         load: str = LOAD,
     ) -> None:
         limits = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
         self._load = (load, (model, device, closer_look), limits)
-        self._environment, self._niceness = _threads(threads), niceness
+        self._environment = _threads(threads)
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
         self._numbers = itertools.count(1)
         self._child: WorkerProcess | None = None
@@ -152,7 +146,7 @@ class PredictionProcess:
         with self._lock:
             if self._closed:
                 raise WorkerProcessEnded("the process that runs the model was closed; open another one")
-            child = self._child = WorkerProcess(__name__, "serve", self._environment, self._niceness)
+            child = self._child = WorkerProcess(__name__, "serve", self._environment)
         try:
             (self._facts,) = child.request("load", self._load, {"progress": progress or _ignore})
         except BaseException:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 POLL_SECONDS = 0.005
 """Seconds between two checks whether a request was cancelled. Replies themselves wake at once."""
 
-_BOOT = "import sys; sys.path += sys.argv[2:]; from {module} import {function}; {function}()"
+_BOOT = "import sys; sys.path += sys.argv[1:]; from {module} import {function}; {function}()"
 
 Callbacks = Mapping[str, Callable[..., Any]]
 
@@ -55,8 +55,6 @@ class WorkerProcess:
         What runs there; the function opens a `Connection` and calls its `serve`.
     environment
         Variables that differ from this process's environment.
-    niceness
-        By how much its priority is lower, in steps of `nice` where the system has them; 0 for the same.
 
     Raises
     ------
@@ -64,16 +62,13 @@ class WorkerProcess:
         If no process can be started.
     """
 
-    def __init__(
-        self, module: str, function: str, environment: Mapping[str, str] | None = None, niceness: int = 0
-    ) -> None:
+    def __init__(self, module: str, function: str, environment: Mapping[str, str] | None = None) -> None:
         flags = 0
         if sys.platform == "win32":
             flags = subprocess.CREATE_NO_WINDOW
-            flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS if niceness else 0
         boot = _BOOT.format(module=module, function=function)
         # -P: what lies in the user's working folder is no module of ours. The package comes last on the path.
-        command = [sys.executable, "-P", "-c", boot, str(niceness), str(Path(__file__).resolve().parents[2])]
+        command = [sys.executable, "-P", "-c", boot, str(Path(__file__).resolve().parents[2])]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -206,9 +201,6 @@ class Connection:
             os.dup2(nothing, 1)
         os.close(nothing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the parent
-        niceness = int(sys.argv[1])
-        if niceness and hasattr(os, "nice"):
-            os.nice(niceness)
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._cancelled = self._number = 0
         threading.Thread(target=self._listen, args=(source,), daemon=True).start()
