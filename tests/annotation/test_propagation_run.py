@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import FakePredictor, known_objects
 from napari_lowlat_seg.annotation.propagation_run import (
     PlaneStack,
     PropagationRun,
@@ -33,27 +34,6 @@ def _ball(radius: float = 5.0, centre: Sequence[float] = (6, 12, 12)) -> np.ndar
     return inside
 
 
-class TruePredictor:
-    """Predicts the objects under its clicks with one probability, and records the planes."""
-
-    def __init__(self, *objects: np.ndarray, probability: float = 0.9) -> None:
-        self.objects, self.probability = objects, probability
-        self.predicted: list[int] = []
-
-    def embed(self, image: object, window: object, spacing: object) -> None:
-        raise AssertionError("embeddings come from the caller")
-
-    def predict(self, embedding: Plane, prompts: Sequence[Click], previous: SoftMask | None) -> SoftMask:
-        plane: Plane = embedding
-        self.predicted.append(plane.position)
-        row, col = (round(x) for x in prompts[0].at)
-        mask = np.zeros(SHAPE[1:], bool)
-        for one in self.objects:
-            if one[plane.position, row, col]:
-                mask |= one[plane.position]
-        return SoftMask.of(np.where(mask, np.float32(self.probability), np.float32(0)))
-
-
 def _session(labels: np.ndarray | None = None) -> Session:
     pixels = np.where(_ball(), 200, 50).astype(np.uint8)
     store = None if labels is None else ArrayLabels(labels)
@@ -74,7 +54,7 @@ def _click(session: Session, position: int, mask: np.ndarray, at: tuple[float, f
     assert session.apply(request, SoftMask.of(mask.astype(np.float32)))
 
 
-def _run(session: Session, run: PropagationRun, predictor: TruePredictor) -> list[int]:
+def _run(session: Session, run: PropagationRun, predictor: FakePredictor) -> list[int]:
     """Run it to the end; the positions of the planes that were applied, in order."""
     applied = []
     for number, found in run_propagation(
@@ -95,7 +75,7 @@ def test_an_object_is_propagated_from_one_click_and_undone_in_one_step() -> None
     """All its planes are there; undo leaves the click, redo brings them back."""
     session = _session()
     _click(session, 6, _ball()[6])
-    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), FakePredictor(known_objects(_ball())))
     assert np.array_equal(_masks(session), _ball())
     assert session.undo_stack.done[-1].title == "propagate"
     session.undo()
@@ -110,16 +90,16 @@ def test_a_correction_is_propagated_only_between_its_neighbours() -> None:
     session = _session()
     for position in (3, 6, 9):
         _click(session, position, _ball()[position])
-    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), FakePredictor(known_objects(_ball())))
     before = {plane: session.state(plane) for plane in PLANES}
     session.add(_plane(7), Click((12, 13)))
     request = session.request(_plane(7))
     assert request is not None
     session.apply(request, SoftMask.of(_ball()[7].astype(np.float32)))
-    predictor = TruePredictor(_ball(), probability=0.7)
+    predictor = FakePredictor(known_objects(_ball(), probability=0.7))
     applied = _run(session, PropagationRun.propagation(session, PLANES), predictor)
     assert set(applied) == {8}
-    assert set(predictor.predicted) == {8}
+    assert {plane.position for plane, *_ in predictor.calls} == {8}
     for plane in PLANES:
         assert (session.state(plane) is before[plane]) == (plane.position not in (7, 8))
 
@@ -133,13 +113,17 @@ def test_outside_the_interval_of_its_anchors_a_correction_changes_no_state(
     session = _session()
     for position in positions:
         _click(session, position, _ball()[position])
-    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball()))
+    _run(session, PropagationRun.propagation(session, PLANES), FakePredictor(known_objects(_ball())))
     before = {plane.position: session.state(plane) for plane in PLANES}
     session.paint(_plane(corrected), _ball(4)[corrected])
     others = positions - {corrected}
     low = max((p for p in others if p < corrected), default=-1)
     high = min((p for p in others if p > corrected), default=SHAPE[0])
-    _run(session, PropagationRun.propagation(session, PLANES), TruePredictor(_ball(4), probability=0.6))
+    _run(
+        session,
+        PropagationRun.propagation(session, PLANES),
+        FakePredictor(known_objects(_ball(4), probability=0.6)),
+    )
     changed = {p for p, state in before.items() if session.state(_plane(p)) is not state}
     assert changed <= set(range(low + 1, high))
     session.undo()
@@ -161,7 +145,7 @@ def test_any_other_action_ends_the_run_and_keeps_the_masks_so_far() -> None:
     """The next run brings the rest."""
     session = _session()
     _click(session, 6, _ball()[6])
-    run, predictor = PropagationRun.propagation(session, PLANES), TruePredictor(_ball())
+    run, predictor = PropagationRun.propagation(session, PLANES), FakePredictor(known_objects(_ball()))
     steps = run_propagation(predictor, session.volume, run.request, lambda plane: plane, lambda: False)
     for number, found in (next(steps), next(steps)):
         assert run.apply(number, found)
@@ -178,20 +162,20 @@ def test_any_other_action_ends_the_run_and_keeps_the_masks_so_far() -> None:
 
 def test_a_second_run_without_a_change_is_refused_and_a_wider_range_is_not() -> None:
     """Only the planes that are new in the range are predicted."""
-    session, predictor = _session(), TruePredictor(_ball())
+    session, predictor = _session(), FakePredictor(known_objects(_ball()))
     _click(session, 6, _ball()[6])
     assert _run(session, PropagationRun.propagation(session, PLANES[4:9]), predictor) == [5, 4, 7, 8]
     with pytest.raises(ValueError, match="nothing has changed since the last propagation"):
         PropagationRun.propagation(session, PLANES[4:9])
-    predictor.predicted.clear()
+    predictor.calls.clear()
     _run(session, PropagationRun.propagation(session, PLANES[4:]), predictor)
-    assert set(predictor.predicted) == {7, 8, 9, 10, 11}
+    assert {plane.position for plane, *_ in predictor.calls} == {7, 8, 9, 10, 11}
     assert not session.state(_plane(3)).soft_mask
 
 
 def test_a_plane_whose_click_was_removed_is_propagated_again() -> None:
     """A removed click leaves a hole, which the next run fills."""
-    session, predictor = _session(), TruePredictor(_ball())
+    session, predictor = _session(), FakePredictor(known_objects(_ball()))
     _click(session, 6, _ball()[6])
     _run(session, PropagationRun.propagation(session, PLANES), predictor)
     _click(session, 8, _ball(3)[8])
@@ -210,14 +194,14 @@ def test_without_the_object_in_the_range_a_run_is_refused() -> None:
 
 def test_shapes_are_interpolated_between_the_anchors() -> None:
     """Nothing is predicted; the confidence is the IoU of the two anchors, which stay as they are."""
-    session, predictor = _session(), TruePredictor()
+    session, predictor = _session(), FakePredictor(known_objects())
     with pytest.raises(ValueError, match="on two planes of its range, got 0"):
         PropagationRun.interpolation(session, PLANES)
     for position in (4, 8):
         _click(session, position, _ball()[position])
     applied = _run(session, PropagationRun.interpolation(session, PLANES), predictor)
     assert applied == [5, 6, 7]
-    assert predictor.predicted == []
+    assert predictor.calls == []
     assert [mark.confidence for mark in marks(session, PLANES)] == [None, 1.0, 1.0, 1.0, None]
     assert np.array_equal(session.mask(_plane(6)), _ball()[4])
     session.undo()
@@ -233,7 +217,7 @@ def test_every_seed_becomes_an_object_in_the_labels_and_one_undo_removes_all() -
     first, second = _ball(5, (6, 6, 6)), _ball(5, (7, 17, 17))
     seeds = [(_plane(6), Click((6, 6))), (_plane(7), Click((17, 17)))]
     session.volume = Volume(np.where(first | second, 200, 50).astype(np.uint8), window=(0.0, 255.0))
-    _run(session, PropagationRun.seeds(session, PLANES, seeds), TruePredictor(first, second))
+    _run(session, PropagationRun.seeds(session, PLANES, seeds), FakePredictor(known_objects(first, second)))
     expected = np.where(first, 8, np.where(second, 9, 0)).astype(np.uint16)
     expected[0, 0, 0] = 7
     assert np.array_equal(labels, expected)
@@ -325,7 +309,7 @@ def test_a_stack_is_a_sequence_of_planes_made_on_demand() -> None:
 class Service:
     """Propagates with a predictor in this process; raises after `limit` masks."""
 
-    def __init__(self, predictor: TruePredictor, limit: int = 1000) -> None:
+    def __init__(self, predictor: FakePredictor, limit: int = 1000) -> None:
         self.predictor, self.limit = predictor, limit
 
     def propagate(
@@ -344,7 +328,10 @@ def test_a_run_is_completed_in_one_call() -> None:
     """The service gets the sources of all planes; the number of planes reached comes back."""
     session = _session()
     _click(session, 6, _ball()[6])
-    assert PropagationRun.propagation(session, PLANES).complete(Service(TruePredictor(_ball()))) == 8
+    assert (
+        PropagationRun.propagation(session, PLANES).complete(Service(FakePredictor(known_objects(_ball()))))
+        == 8
+    )
     assert np.array_equal(_masks(session), _ball())
     assert [step.title for step in session.undo_stack.done] == ["click", "propagate"]
 
@@ -355,7 +342,7 @@ def test_an_error_of_the_service_ends_the_run_and_keeps_the_masks_so_far() -> No
     _click(session, 6, _ball()[6])
     run = PropagationRun.propagation(session, PLANES)
     with pytest.raises(RuntimeError, match="the service was stopped"):
-        run.complete(Service(TruePredictor(_ball()), limit=3))
+        run.complete(Service(FakePredictor(known_objects(_ball())), limit=3))
     assert (len(run.reached), run.active) == (3, False)
     session.undo()
     assert len(marks(session, PLANES)) == 1

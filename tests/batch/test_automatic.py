@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,39 +11,20 @@ import pytest
 import tifffile
 import torch
 
+from fakes import FakePredictor
 from napari_lowlat_seg.batch import automatic, jobs
 from napari_lowlat_seg.batch.automatic import run_automatic
 from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
-from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 
 
-class Bright:
-    """A predictor without a network: what is as bright as the place clicked, nothing on black."""
-
-    model = "bright"
-    asked = 0
-
-    def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
-        return image
-
-    def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Any]]) -> list[Prediction]:
-        self.asked += len(prompts)
-        found = []
-        for (click,) in prompts:
-            here = embedding[tuple(round(v) for v in click.at)]
-            soft = ((embedding == here) & (here > 0)).astype(np.float32)
-            found.append(Prediction(soft, None, None))  # type: ignore[arg-type]
-        return found
-
-
 @pytest.fixture
-def bright(monkeypatch: pytest.MonkeyPatch) -> Bright:
+def bright(monkeypatch: pytest.MonkeyPatch) -> FakePredictor:
     """In the place of the network, in this process."""
-    predictor = Bright()
+    predictor = FakePredictor()
     monkeypatch.setattr(jobs, "cached_predictor", lambda *_: predictor)
     return predictor
 
@@ -62,7 +42,9 @@ def rods(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("output", ["l.tif", "l.zarr"])
-def test_objects_run_through_the_volume(rods: Path, bright: Bright, tmp_path: Path, output: str) -> None:
+def test_objects_run_through_the_volume(
+    rods: Path, bright: FakePredictor, tmp_path: Path, output: str
+) -> None:
     """Over an empty plane; what is seen on two planes is left out; nothing stays beside the labels."""
     if output.endswith("zarr"):
         pytest.importorskip("ome_zarr")
@@ -78,14 +60,14 @@ def test_objects_run_through_the_volume(rods: Path, bright: Bright, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([output, "rods.tif"])
 
 
-def test_any_axis_will_do(rods: Path, bright: Bright, tmp_path: Path) -> None:
+def test_any_axis_will_do(rods: Path, bright: FakePredictor, tmp_path: Path) -> None:
     """Planes of 6 rows are small, so small objects count."""
     run_automatic(rods, tmp_path / "l.tif", axis=2, settings=MaskGeneratorSettings(least_area=5))
     labels = np.asarray(read_volume(tmp_path / "l.tif").data)
     np.testing.assert_array_equal(labels > 0, np.asarray(read_volume(rods).data) > 0)
 
 
-def test_a_picture_is_a_volume_of_one_plane(bright: Bright, tmp_path: Path) -> None:
+def test_a_picture_is_a_volume_of_one_plane(bright: FakePredictor, tmp_path: Path) -> None:
     """Seen once is enough there."""
     picture = np.zeros((40, 50), np.uint8)
     picture[5:25, 5:25] = 90
@@ -95,7 +77,7 @@ def test_a_picture_is_a_volume_of_one_plane(bright: Bright, tmp_path: Path) -> N
     assert (done["objects"], done["planes"]) == (1, 1)
 
 
-def test_a_plane_of_nan_has_no_objects(bright: Bright, tmp_path: Path) -> None:
+def test_a_plane_of_nan_has_no_objects(bright: FakePredictor, tmp_path: Path) -> None:
     """Registered stacks have such planes."""
     data = np.full((3, 20, 20), np.nan, np.float32)
     data[0, 2:12, 2:12] = 1
@@ -105,11 +87,11 @@ def test_a_plane_of_nan_has_no_objects(bright: Bright, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_resumed(
-    rods: Path, bright: Bright, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rods: Path, bright: FakePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planes that were done are not done again, and the labels are the same."""
     run_automatic(rods, tmp_path / "whole.tif")
-    whole = bright.asked
+    whole = len(bright.calls)
 
     class Stopped(Exception):
         pass
@@ -123,18 +105,18 @@ def test_a_stopped_run_is_resumed(
         return run_job(job)
 
     monkeypatch.setattr(automatic, "run_automatic_job", stop_after_four)
-    bright.asked = 0
+    bright.calls.clear()
     with pytest.raises(Stopped):
         run_automatic(rods, tmp_path / "l.tif")
-    half = bright.asked
+    half = len(bright.calls)
     monkeypatch.setattr(automatic, "run_automatic_job", run_job)
     run_automatic(rods, tmp_path / "l.tif")
-    assert 0 < half < bright.asked == whole
+    assert 0 < half < len(bright.calls) == whole
     assert (tmp_path / "l.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
 
 
 def test_other_settings_and_models_have_files_of_their_own(
-    rods: Path, bright: Bright, tmp_path: Path
+    rods: Path, bright: FakePredictor, tmp_path: Path
 ) -> None:
     """So does another model."""
     planes = tuple(read_volume(rods).planes()[:1])
@@ -181,7 +163,7 @@ def test_a_killed_worker_changes_no_result(
 
 
 def test_the_command_reports_what_it_found(
-    rods: Path, bright: Bright, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rods: Path, bright: FakePredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its options are the rules; an impossible axis is refused."""
     arguments = ["everything", str(rods), "-o", str(tmp_path / "l.tif"), "--min-area", "200"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes import FakePrediction, FakePredictor
 from napari_lowlat_seg.batch import mask_generator as module
 from napari_lowlat_seg.batch.mask_generator import (
     MaskGeneratorSettings,
@@ -22,30 +21,10 @@ from napari_lowlat_seg.batch.mask_generator import (
 from napari_lowlat_seg.core.prompts import Click, Prompt
 
 
-@dataclass(frozen=True, eq=False)
-class SoftMask:
-    """What the fake below gives."""
-
-    probability: np.ndarray
-    quality: float | None = None
-
-
-class Bright:
-    """All pixels as bright as the one clicked, brightness as probability; counts its embeddings."""
-
-    def __init__(self) -> None:
-        self.embedded: list[tuple[int, ...]] = []
-
-    def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
-        self.embedded.append(image.shape)
-        return image
-
-    def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[SoftMask]:
-        return [self._predict(embedding, click) for (click,) in prompts]
-
-    def _predict(self, image: np.ndarray, click: Prompt) -> SoftMask:
-        row, col = (round(v) for v in click.bounds()[:2])
-        return SoftMask(np.where(image == image[row, col], np.float32(image[row, col] / 255), np.float32(0)))
+def as_certain_as_bright(image: np.ndarray, prompts: Sequence[Prompt], previous: object) -> np.ndarray:
+    """All pixels as bright as the one clicked; the brightness is the probability."""
+    here = image[tuple(round(v) for v in prompts[0].bounds()[:2])]
+    return np.where(image == here, np.float32(here / 255), np.float32(0))
 
 
 @pytest.fixture
@@ -60,7 +39,7 @@ def blocks() -> np.ndarray:
 
 def test_each_certain_object_is_found_once(blocks: np.ndarray) -> None:
     """The dim one, the small one and the background are left out."""
-    labels = label_plane(Bright(), blocks)
+    labels = label_plane(FakePredictor(as_certain_as_bright), blocks)
     expected = np.zeros_like(blocks, np.uint32)
     expected[5:25, 5:25], expected[30:55, 5:30] = 1, 2
     np.testing.assert_array_equal(labels, expected)
@@ -68,12 +47,31 @@ def test_each_certain_object_is_found_once(blocks: np.ndarray) -> None:
 
 def test_settings_let_more_in(blocks: np.ndarray) -> None:
     """The dim one without asking for stability, the small one with a smaller least area."""
-    assert label_plane(Bright(), blocks, settings=MaskGeneratorSettings(stability=0)).max() == 3
     assert (
-        len(np.unique(label_plane(Bright(), blocks, settings=MaskGeneratorSettings(least_area=25)))) == 1 + 3
+        label_plane(
+            FakePredictor(as_certain_as_bright), blocks, settings=MaskGeneratorSettings(stability=0)
+        ).max()
+        == 3
     )
     assert (
-        len(np.unique(label_plane(Bright(), blocks, settings=MaskGeneratorSettings(most_area=0.1)))) == 1 + 1
+        len(
+            np.unique(
+                label_plane(
+                    FakePredictor(as_certain_as_bright), blocks, settings=MaskGeneratorSettings(least_area=25)
+                )
+            )
+        )
+        == 1 + 3
+    )
+    assert (
+        len(
+            np.unique(
+                label_plane(
+                    FakePredictor(as_certain_as_bright), blocks, settings=MaskGeneratorSettings(most_area=0.1)
+                )
+            )
+        )
+        == 1 + 1
     )
 
 
@@ -81,27 +79,23 @@ def test_a_large_plane_is_seen_whole_and_in_tiles(
     blocks: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a tile's side cuts off is taken from where it is whole: the labels stay the same."""
-    whole = label_plane(Bright(), blocks)
+    whole = label_plane(FakePredictor(as_certain_as_bright), blocks)
     monkeypatch.setattr(module, "TILE", 40)
     monkeypatch.setattr(module, "SHIFT", 20)
-    predictor = Bright()
+    predictor = FakePredictor(as_certain_as_bright)
     labels = label_plane(predictor, blocks)
-    assert predictor.embedded == [(60, 80)] + 6 * [(40, 40)]
+    assert [image.shape for image in predictor.embedded] == [(60, 80)] + 6 * [(40, 40)]
     np.testing.assert_array_equal(labels > 0, whole > 0)
     assert len(np.unique(labels)) == 1 + 2
 
 
 def test_colours_reach_the_network_unchanged() -> None:
     """A picture of three channels goes to the network unchanged."""
-
-    class Shapes(Bright):
-        def predict_batch(self, embedding: np.ndarray, prompts: Sequence[Sequence[Prompt]]) -> list[SoftMask]:
-            assert embedding.shape == (20, 30, 3)
-            return [SoftMask(np.ones((20, 30), np.float32)) for _ in prompts]
-
+    everything = FakePredictor(lambda image, prompts, previous: np.ones((20, 30)))
     labels = label_plane(
-        Shapes(), np.zeros((20, 30, 3), np.uint8), settings=MaskGeneratorSettings(most_area=1)
+        everything, np.zeros((20, 30, 3), np.uint8), settings=MaskGeneratorSettings(most_area=1)
     )
+    assert {image.shape for image in everything.embedded} == {(20, 30, 3)}
     np.testing.assert_array_equal(labels, np.ones((20, 30), np.uint32))
 
 
@@ -117,7 +111,7 @@ def test_a_mask_without_its_click_is_dropped() -> None:
     """Nor is the part counted that the click is not in."""
     probability = np.zeros((20, 20), np.float32)
     probability[:8, :8] = probability[12:, 12:] = 0.9
-    soft, settings = SoftMask(probability, 0.8), MaskGeneratorSettings()
+    soft, settings = FakePrediction(probability, quality=0.8), MaskGeneratorSettings()
     (found,) = filter_masks([Click((10, 10)), Click((3, 3))], [soft, soft], settings)
     assert (found.corner, found.mask.shape, found.area) == ((0, 0), (8, 8), 64)
     assert found.score == pytest.approx(0.8)
@@ -161,4 +155,4 @@ def test_a_plane_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     """Before anything is embedded."""
     monkeypatch.setattr(module, "PIXELS", 100)
     with pytest.raises(ValueError, match=r"planes of up to 100 pixels; got 10 x 11"):
-        label_plane(Bright(), np.zeros((10, 11), np.uint8))
+        label_plane(FakePredictor(as_certain_as_bright), np.zeros((10, 11), np.uint8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -11,34 +10,20 @@ import pytest
 import tifffile
 import torch
 
+from fakes import FakePredictor
 from napari_lowlat_seg.batch import jobs, seeds
 from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds, write_disputes
 from napari_lowlat_seg.cli import app
-from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.propagation.consensus import Disagreement
 
 
-class Bright:
-    """A predictor without a network: what is as bright as the place clicked, and what lies above it."""
-
-    class runtime:
-        device = "cpu"
-
-    def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
-        return image
-
-    def predict(self, embedding: np.ndarray, prompts: Any, previous: Any) -> Prediction:
-        row, col = (round(v) for v in prompts[-1].bounds()[:2])
-        return Prediction((embedding == embedding[row, col]).astype(np.float32), None, None)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def rods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two rods of their own brightness in a stack of 6 planes."""
-    monkeypatch.setattr(jobs, "cached_predictor", lambda *_: Bright())
+    monkeypatch.setattr(jobs, "cached_predictor", lambda *_: FakePredictor())
     data = np.zeros((6, 40, 50), np.uint8)
     data[:, 5:15, 5:15] = 100
     data[:, 20:35, 20:40] = 200

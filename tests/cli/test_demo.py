@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes import FakePredictor
 from napari_lowlat_seg.cli.demo import MAX_PROMPTS, SCENES, dice, run_demo
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.volume import to_uint8
@@ -21,30 +23,27 @@ from napari_lowlat_seg.evaluation.analysis.pictures import (
     Panel,
     draw_panels,
 )
-from napari_lowlat_seg.inference.predictor import Prediction
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import sample_path
 
 EM, MRI = SCENES
 
 
-class _Bright:
-    """A predictor without a network: what is as bright as the place clicked last, near it, is the object."""
+def near_and_alike(image: np.ndarray, prompts: Sequence[Prompt], previous: object) -> np.ndarray:
+    """What is about as bright as the first prompt's place, and near it."""
+    row, col = (round(v) for v in prompts[0].bounds()[:2])
+    near = np.zeros(image.shape, bool)
+    near[max(row - 30, 0) : row + 30, max(col - 30, 0) : col + 30] = True
+    return near & (np.abs(image.astype(int) - int(image[row, col])) < 40)
 
-    def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
-        return to_uint8(image, window)
 
-    def predict(self, embedding: np.ndarray, prompts: Any, previous: Prediction | None) -> Prediction:
-        row, col = (round(v) for v in prompts[0].bounds()[:2])
-        near = np.zeros(embedding.shape, bool)
-        near[max(row - 30, 0) : row + 30, max(col - 30, 0) : col + 30] = True
-        like = np.abs(embedding.astype(int) - int(embedding[row, col])) < 40
-        return Prediction((near & like).astype(np.float32), None, None)  # type: ignore[arg-type]
+def predictor() -> FakePredictor:
+    return FakePredictor(near_and_alike, see=lambda image, window, spacing: to_uint8(image, window))
 
 
 @pytest.fixture
 def bright(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: _Bright())
+    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: predictor())
 
 
 @pytest.mark.usefixtures("bright")
@@ -72,9 +71,9 @@ def test_each_step_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Also where there is no terminal; how far it is, every so many seconds."""
     lines: list[str] = []
 
-    def load(*_: Any, **__: Any) -> _Bright:
+    def load(*_: Any, **__: Any) -> FakePredictor:
         assert lines == ["loading the model default"]
-        return _Bright()
+        return predictor()
 
     monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", load)
     monkeypatch.setattr("napari_lowlat_seg.cli.demo.EVERY", 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from fakes import FakePrediction
 from napari_lowlat_seg.core.prompts import Box, Click, Prompt
 from napari_lowlat_seg.evaluation.annotator import (
     FIRST_PROMPTS,
@@ -24,13 +25,6 @@ from napari_lowlat_seg.evaluation.metrics import iou
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "evaluation.npz"
 CASES = ("ellipse_hole", "two_blobs", "with_ignore", "thin_cross", "tiny_corners")
-
-
-@dataclass(frozen=True)
-class FakePrediction:
-    """A prediction that is only a mask."""
-
-    mask: np.ndarray
 
 
 @dataclass(frozen=True)

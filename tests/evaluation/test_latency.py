@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes import FakePrediction, FakePredictor
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.evaluation.latency import busy_loops, latency, peak_ram, run_latency, sat_clicks
 from napari_lowlat_seg.io.samples import blobs
@@ -23,27 +23,18 @@ from napari_lowlat_seg.io.samples import blobs
 Export = Callable[..., tuple[Path, Path]]
 
 
-@dataclass(frozen=True)
-class SoftMask:
-    mask: np.ndarray
+def counter(name: str, log: list[tuple[str, int]]) -> FakePredictor:
+    """A model that sees nothing; it notes its name with the number of prompts, 0 for an embedding."""
 
+    def rule(shape: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> np.ndarray:
+        log.append((name, len(prompts)))
+        return np.zeros(shape)
 
-@dataclass
-class Counter:
-    """A model that writes down who was asked for what."""
-
-    name: str
-    log: list[tuple[str, int]]
-    form: str = "fake"
-    given: list[Any] = field(default_factory=list)
-
-    def embed(self, image: np.ndarray) -> tuple[int, ...]:
-        self.log.append((self.name, 0))
+    def see(image: np.ndarray, window: Any, spacing: Any) -> tuple[int, ...]:
+        log.append((name, 0))
         return image.shape
 
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-        self.log.append((self.name, len(prompts)))
-        return SoftMask(np.zeros(embedding, bool))
+    return FakePredictor(rule, name, see)
 
 
 @pytest.mark.slow
@@ -51,7 +42,7 @@ def test_models_take_turns() -> None:
     """Embeddings and clicks alternate; clicks grow to ten and begin again."""
     log: list[tuple[str, int]] = []
     rows = latency(
-        [Counter("a", log), Counter("b", log)], np.zeros((8, 8)), embeds=1, clicks=10, sat_seconds=0
+        [counter("a", log), counter("b", log)], np.zeros((8, 8)), embeds=1, clicks=10, sat_seconds=0
     )
     counts = [0, 0, *range(1, 11), 1, 2]
     assert log == [(name, count) for count in counts for name in "ab"]
@@ -63,15 +54,9 @@ def test_models_take_turns() -> None:
 
 def test_segment_anything_clicks_the_whole_grid() -> None:
     """256 single clicks, all inside the picture, each once."""
-
-    class Places(Counter):
-        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-            self.given.append(prompts[-1])
-            return super().predict(embedding, prompts, previous)
-
-    model = Places("a", [])
+    model = counter("a", [])
     [row] = latency([model], np.zeros((32, 48)), embeds=1, clicks=1, sat_seconds=1e9)
-    places = model.given[-256:]
+    places = [prompts[-1] for _, prompts, _ in model.calls[-256:]]
     assert row["sat_clicks"] == 256
     assert len({prompt.at for prompt in places}) == 256
     assert all(0 <= prompt.at[0] < 32 and 0 <= prompt.at[1] < 48 for prompt in places)
@@ -87,14 +72,13 @@ def test_the_grid_is_that_of_the_published_script() -> None:
 def test_first_and_final_predictions_are_timed_apart() -> None:
     """A model that answers twice is timed twice; the next click gets its final answer."""
 
-    class Twice(Counter):
+    class Twice(FakePredictor):
         def answers(self, embedding, prompts, previous):  # type: ignore[no-untyped-def]
             self.answers_before.append(previous)
             yield self.predict(embedding, prompts, previous)
-            self.final = SoftMask(np.ones(embedding, bool))
-            yield self.final
+            yield FakePrediction(np.ones(embedding.shape))
 
-    model = Twice("a", [])
+    model = Twice()
     model.answers_before = []  # type: ignore[attr-defined]
     [row] = latency([model], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=0)
     assert row["first_p50_s"] <= row["click_p50_s"]
@@ -103,7 +87,7 @@ def test_first_and_final_predictions_are_timed_apart() -> None:
 
 def test_a_slow_grid_is_extrapolated() -> None:
     """A budget that is spent at the first click."""
-    [row] = latency([Counter("a", [])], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=1e-12)
+    [row] = latency([counter("a", [])], np.zeros((8, 8)), embeds=1, clicks=1, sat_seconds=1e-12)
     assert row["sat_clicks"] == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes import FakePrediction, FakePredictor
 from napari_lowlat_seg.core.prompts import Box, Polygon, Prompt, Scribble
 from napari_lowlat_seg.evaluation import quality as quality_module
 from napari_lowlat_seg.evaluation.analysis.gallery import draw_tiles
@@ -27,36 +28,16 @@ def evaluation(specs: Sequence[str], root: Path, **settings: Any) -> EvaluationS
     return EvaluationSettings(tuple(specs), "folder", root, **settings)
 
 
-@dataclass(frozen=True)
-class SoftMask:
-    mask: np.ndarray
+def slow(name: str, rows: int = 1) -> FakePredictor:
+    """A model that finds some more rows of the picture's bright object with every prompt."""
 
-
-@dataclass(frozen=True)
-class ScoredMask(SoftMask):
-    quality: np.float32 | None
-
-
-@dataclass
-class Slow:
-    """A model that finds one more row of the picture's bright object with every prompt."""
-
-    name: str
-    form: str = "fake"
-    rows: int = 1
-    embedded: int = 0
-    firsts: list[Prompt] = field(default_factory=list)
-
-    def embed(self, image: np.ndarray) -> np.ndarray:
-        self.embedded += 1
-        return image > 128
-
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-        self.firsts += [] if len(prompts) > 1 else list(prompts)
+    def rule(image: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> np.ndarray:
         assert (previous is None) == (len(prompts) == 1)
-        mask = embedding.copy()
-        mask[2 + self.rows * len(prompts) :] = False
-        return SoftMask(mask)
+        mask = image > 128
+        mask[2 + rows * len(prompts) :] = False
+        return mask
+
+    return FakePredictor(rule, name)
 
 
 @pytest.fixture
@@ -71,7 +52,7 @@ def samples() -> list[Sample]:
 
 def test_every_model_gets_a_curve_for_every_object(samples: list[Sample]) -> None:
     """Curves of full length, on which the annotator stays content after IoU 1."""
-    models = [Slow("slow"), Slow("fast", rows=5)]
+    models = [slow("slow"), slow("fast", rows=5)]
     curves = list(quality(models, samples, max_clicks=4))
     assert [[c.model for c in same] for same in curves] == [["slow", "fast"]] * 3
     assert curves[0][0].ious == pytest.approx((0.1, 0.2, 0.3, 0.4))
@@ -79,17 +60,20 @@ def test_every_model_gets_a_curve_for_every_object(samples: list[Sample]) -> Non
     assert (curves[2][0].group, curves[2][0].object, curves[2][0].area) == ("set1", "1#1", 100 / 600)
 
 
-class Overconfident(Slow):
+def overconfident(name: str, rows: int = 1) -> FakePredictor:
     """A model that overestimates its IoU, each time a little less, and predicts none for the third mask."""
+    seen = slow(name, rows).predict
 
-    def predict(self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
+    def rule(image: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> FakePrediction:
         quality = None if len(prompts) == 3 else np.float32(1 - len(prompts) / 8)
-        return ScoredMask(super().predict(embedding, prompts, previous).mask, quality)
+        return replace(seen(image, prompts, previous), quality=quality)
+
+    return FakePredictor(rule, name)
 
 
 def test_predicted_ious_are_recorded(samples: list[Sample]) -> None:
     """As plain numbers; None for a model that predicts none, and after the last prompt."""
-    models = [Overconfident("proud"), Overconfident("content", rows=5), Slow("silent")]
+    models = [overconfident("proud"), overconfident("content", rows=5), slow("silent")]
     first = next(iter(quality(models, samples, max_clicks=4)))
     assert [curve.predicted for curve in first] == [
         (0.875, 0.75, None, 0.5),
@@ -101,30 +85,31 @@ def test_predicted_ious_are_recorded(samples: list[Sample]) -> None:
 
 def test_a_picture_is_embedded_once(samples: list[Sample]) -> None:
     """Two pictures, three objects."""
-    model = Slow("slow")
+    model = slow("slow")
     list(quality([model], samples, max_clicks=1))
-    assert model.embedded == 2
+    assert len(model.embedded) == 2
 
 
 @pytest.mark.parametrize(("first", "kind"), [("box", Box), ("scribble", Scribble), ("polygon", Polygon)])
 def test_the_first_prompt_may_be_of_another_kind(samples: list[Sample], first: str, kind: type) -> None:
     """And is the same for all models."""
-    models = [Slow("a"), Slow("b")]
+    models = [slow("a"), slow("b")]
     list(quality(models, samples, max_clicks=3, first=first))
-    assert [type(prompt) for prompt in models[0].firsts] == [kind] * 3
-    assert models[0].firsts == models[1].firsts
+    firsts = [[prompts[0] for _, prompts, _ in model.calls if len(prompts) == 1] for model in models]
+    assert [type(prompt) for prompt in firsts[0]] == [kind] * 3
+    assert firsts[0] == firsts[1]
 
 
 def test_an_unknown_first_prompt_is_refused(samples: list[Sample]) -> None:
     """The known ones are listed."""
     with pytest.raises(ValueError, match="one of click, box, scribble, polygon; got 'word'"):
-        quality([Slow("a")], samples, first="word")
+        quality([slow("a")], samples, first="word")
 
 
 def test_models_need_different_names(samples: list[Sample]) -> None:
     """And there must be one."""
     with pytest.raises(ValueError, match="different names, at least one; got a, a"):
-        quality([Slow("a"), Slow("a")], samples)
+        quality([slow("a"), slow("a")], samples)
     with pytest.raises(ValueError, match="at least one; got none"):
         quality([], samples)
 

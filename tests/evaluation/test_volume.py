@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes import FakePredictor, same_brightness
 from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.volume import (
     METHODS,
@@ -26,27 +29,14 @@ from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 
 
-class Bright:
-    """A predictor without a network: what is as bright as the place clicked last."""
+def embedded(image: np.ndarray, window: Any, spacing: tuple[float, float]) -> Embedding:
+    frame = Frame.whole(image.shape[:2], 16, spacing=spacing)  # type: ignore[arg-type]
+    return Embedding((), frame, np.array(image, np.uint8), "fake")
 
-    model, size = "bright", 16
-    calls = 0
 
-    class network:
-        fit = "letterbox"
-
-    class runtime:
-        device = "cpu"
-
-    def embed(self, image: np.ndarray, window: Any = None, spacing: Any = (1.0, 1.0)) -> Embedding:
-        frame = Frame.whole(image.shape[:2], self.size, spacing=spacing)  # type: ignore[arg-type]
-        return Embedding((), frame, np.array(image, np.uint8), self.model)
-
-    def predict(self, embedding: Embedding, prompts: Any, previous: Prediction | None = None) -> Prediction:
-        self.calls += 1
-        row, col = (round(v) for v in prompts[-1].bounds()[:2])
-        like = embedding.image == embedding.image[row, col]
-        return Prediction(np.where(like, np.float32(0.9), np.float32(0)), None, embedding.frame)
+def as_bright(embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None) -> Prediction:
+    """What is as bright as the place clicked last."""
+    return Prediction(same_brightness(embedding.image, prompts[-1:]), None, embedding.frame)
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def case() -> Case:
     data[8, 5:12, 5:12] = 90
     volume = Volume(data, window=(0.0, 255.0))
     by_plane = {plane: truth[plane.key()] for plane in volume.planes()}
-    return Case(Bright(), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]
+    return Case(FakePredictor(as_bright, see=embedded), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]
 
 
 def test_actions_are_counted_until_the_object_is_right(case: Case) -> None:
@@ -131,7 +121,10 @@ def test_the_flagging_method_names_its_least_certain_plane(case: Case) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    monkeypatch.setattr("napari_lowlat_seg.evaluation.volume.load_predictor", lambda *_, **__: Bright())
+    monkeypatch.setattr(
+        "napari_lowlat_seg.evaluation.volume.load_predictor",
+        lambda *_, **__: FakePredictor(as_bright, see=embedded),
+    )
     image, labels = tmp_path / "image.tif", tmp_path / "labels.tif"
     write_labels(image, np.asarray(case.volume.data))
     write_labels(labels, (np.asarray(case.volume.data) > 0).astype(np.uint8) * 3)

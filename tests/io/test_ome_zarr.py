@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import FakePredictor
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.volume import Plane, Volume, intensity_window
 from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
@@ -223,28 +224,14 @@ def test_a_click_in_a_huge_plane_is_predicted_from_its_tile(
 ) -> None:
     """From the command line, OME-Zarr to OME-Zarr, propagated; the labels lie where the object is."""
     from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
-    from napari_lowlat_seg.inference.predictor import Prediction
 
-    seen: list[tuple[int, ...]] = []
-
-    class Bright:
-        class runtime:
-            device = "cpu"
-
-        def embed(self, image: np.ndarray, window: Any, spacing: Any) -> np.ndarray:
-            seen.append(image.shape)
-            return image
-
-        def predict(self, embedding: np.ndarray, prompts: Any, previous: Any) -> Prediction:
-            row, col = (round(v) for v in prompts[-1].bounds()[:2])
-            return Prediction((embedding == embedding[row, col]).astype(np.float32), None, None)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: Bright())
+    predictor = FakePredictor()
+    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: predictor)
     _big_stack(tmp_path / "a.zarr")
     request = SegmentRequest(clicks=("1,4300,3300",), propagate="0:3", label=9)
     done = run_segment(tmp_path / "a.zarr", tmp_path / "l.zarr", request, model="x", device="cpu")
     assert (done["planes"], done["voxels"]) == (4, 4 * 600 * 600)
-    assert set(seen) == {(2048, 2048)}
+    assert {image.shape for image in predictor.embedded} == {(2048, 2048)}
     labels = zarr.open_group(tmp_path / "l.zarr", mode="r")["0"]
     np.testing.assert_array_equal(labels[2, 3990:4610, 2990:3610] == 9, np.pad(np.ones((600, 600), bool), 10))
     assert not labels[4].any()

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fakes import SameBrightness
+from fakes import FakePredictor
 from napari_lowlat_seg.core.boxes import Tiling, tile_of
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.propagation.consensus import Consensus, Disagreement, consensus, propagate_along
@@ -42,7 +42,7 @@ def _whole(found: Consensus, shape: tuple[int, ...]) -> np.ndarray:
 
 def test_axes_that_agree_have_no_disagreements(block: Volume) -> None:
     """The object is in its box, under its number, and was found along each axis."""
-    found = consensus(SameBrightness(), block, SEED)
+    found = consensus(FakePredictor(), block, SEED)
     assert list(found) == [7]
     np.testing.assert_array_equal(_whole(found[7], block.shape), np.asarray(block.data) == 100)
     assert found[7].corner == (3, 5, 6)
@@ -52,7 +52,7 @@ def test_axes_that_agree_have_no_disagreements(block: Volume) -> None:
 
 def test_what_one_axis_adds_is_outvoted_and_listed(leaky: Volume) -> None:
     """Along the other axes there is an edge."""
-    found = consensus(SameBrightness(), leaky, SEED)[7]
+    found = consensus(FakePredictor(), leaky, SEED)[7]
     np.testing.assert_array_equal(_whole(found, leaky.shape), np.asarray(leaky.data) == 100)
     (place,) = found.disagreements(leaky.spacing)
     assert (place.voxels, place.found_along) == (6 * 10 * 6 - _corners(6, 10, 6), (2,))
@@ -94,10 +94,10 @@ def test_two_of_three_axes_are_enough() -> None:
 
 def test_points_of_one_object_on_a_plane_are_one_request(leaky: Volume) -> None:
     """Two of two brightnesses on one plane give both there; on two planes each is an anchor."""
-    together = propagate_along(SameBrightness(), leaky, {1: [(5, 10, 10), (5, 10, 18)]}, 0)[1]
+    together = propagate_along(FakePredictor(), leaky, {1: [(5, 10, 10), (5, 10, 18)]}, 0)[1]
     assert (together.corner, together.mask.shape) == ((3, 5, 6), (6, 10, 16))
     assert together.mask[2].all()
-    apart = propagate_along(SameBrightness(), leaky, {1: [(4, 10, 10), (7, 10, 18)]}, 0)[1]
+    apart = propagate_along(FakePredictor(), leaky, {1: [(4, 10, 10), (7, 10, 18)]}, 0)[1]
     assert apart.mask[1].tolist() == 10 * [10 * [True] + 6 * [False]]
     assert apart.mask[4].tolist() == 10 * [10 * [False] + 6 * [True]]
 
@@ -106,20 +106,20 @@ def test_huge_planes_are_tiled_and_the_result_is_the_same(
     block: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Along every axis in its own tile."""
-    whole = consensus(SameBrightness(), block, SEED)[7]
+    whole = consensus(FakePredictor(), block, SEED)[7]
     small = partial(tile_of, tiling=Tiling(large=10, side=18, halo=4))
     monkeypatch.setattr("napari_lowlat_seg.propagation.consensus.tile_of", small)
-    cut = consensus(SameBrightness(), block, SEED)[7]
+    cut = consensus(FakePredictor(), block, SEED)[7]
     assert cut.corner == whole.corner
     np.testing.assert_array_equal(cut.votes, whole.votes)
 
 
 def test_an_object_that_is_not_found_is_left_out(block: Volume) -> None:
     """A seed on black finds nothing."""
-    assert consensus(SameBrightness(), block, {1: [(0, 0, 0)]}) == {}
+    assert consensus(FakePredictor(), block, {1: [(0, 0, 0)]}) == {}
 
 
 def test_a_volume_without_three_axes_is_refused() -> None:
     """The error names the shape."""
     with pytest.raises(ValueError, match=r"three axes needs a volume of 3; got shape \(5, 5\)"):
-        consensus(SameBrightness(), Volume(np.zeros((5, 5), np.uint8)), {1: [(1, 1)]})
+        consensus(FakePredictor(), Volume(np.zeros((5, 5), np.uint8)), {1: [(1, 1)]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fakes import FakePrediction, SameBrightness
+from fakes import FakePrediction, FakePredictor
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import propagate, propagate_many
 from napari_lowlat_seg.propagation.seeds import seed_anchors
@@ -26,14 +26,14 @@ POINTS = [(2, 4, 4.4), (6, 14, 15), (6.4, 25, 24)]
 
 def test_every_point_becomes_an_object(rods: Volume) -> None:
     """Numbered from 1 in the order of the points, on the plane each lies in, embedded once."""
-    predictor = SameBrightness()
+    predictor = FakePredictor()
     anchors = seed_anchors(predictor, rods, POINTS)
     assert {number: [p.position for p in found] for number, found in anchors.items()} == {
         1: [2],
         2: [6],
         3: [6],
     }
-    assert predictor.embedded == 2
+    assert len(predictor.embedded) == 2
     for number, (z, row, col) in enumerate(POINTS, start=1):
         ((plane, prediction),) = anchors[number].items()
         expected = rods.plane(plane) == rods.data[round(z), round(row), round(col)]
@@ -42,7 +42,7 @@ def test_every_point_becomes_an_object(rods: Volume) -> None:
 
 def test_points_find_their_plane_along_any_axis(rods: Volume) -> None:
     """Row and column are the axes left over, in order."""
-    (anchors,) = seed_anchors(SameBrightness(), rods, [(2, 4, 3)], axis=1).values()
+    (anchors,) = seed_anchors(FakePredictor(), rods, [(2, 4, 3)], axis=1).values()
     ((plane, prediction),) = anchors.items()
     assert plane == Plane((None, 4, None))
     np.testing.assert_array_equal(prediction.mask, rods.plane(plane) == 80)
@@ -51,17 +51,17 @@ def test_points_find_their_plane_along_any_axis(rods: Volume) -> None:
 def test_many_objects_are_propagated_as_each_alone(rods: Volume) -> None:
     """Same planes, same bytes, same confidence, but far fewer embeddings."""
     planes = rods.planes()
-    predictor = SameBrightness()
+    predictor = FakePredictor()
     anchors = seed_anchors(predictor, rods, POINTS)
     anchors[1][planes[9]] = FakePrediction((rods.plane(planes[9]) == 80).astype(np.float32))
-    predictor.embedded = 0
+    predictor.embedded.clear()
     together: dict[int, list[tuple[Plane, bytes, float, bool]]] = {number: [] for number in anchors}
     for number, step in propagate_many(predictor, rods, anchors, planes):
         together[number].append(
             (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
         )
-    assert predictor.embedded <= 3 * len(planes)
-    predictor.embedded = 0
+    assert len(predictor.embedded) <= 3 * len(planes)
+    predictor.embedded.clear()
     for number, found in anchors.items():
         alone = [
             (step.plane, step.prediction.probability.tobytes(), step.confidence, step.final)
@@ -74,10 +74,10 @@ def test_many_objects_are_propagated_as_each_alone(rods: Volume) -> None:
 
 def test_propagation_of_many_can_be_cancelled(rods: Volume) -> None:
     """What was found before stays."""
-    anchors = seed_anchors(SameBrightness(), rods, POINTS)
+    anchors = seed_anchors(FakePredictor(), rods, POINTS)
     found: list[int] = []
     propagated = propagate_many(
-        SameBrightness(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3
+        FakePredictor(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3
     )
     for number, _ in propagated:
         found.append(number)
@@ -88,4 +88,4 @@ def test_propagation_of_many_can_be_cancelled(rods: Volume) -> None:
 def test_a_seed_outside_the_volume_is_refused(rods: Volume, point: tuple[float, ...]) -> None:
     """So is one with too few coordinates."""
     with pytest.raises(ValueError, match=r"needs 3 coordinates inside a volume of \(12, 30, 30\); got \("):
-        seed_anchors(SameBrightness(), rods, [point])
+        seed_anchors(FakePredictor(), rods, [point])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes import FakePrediction, SameBrightness
+from fakes import FakePrediction, FakePredictor, same_brightness
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
@@ -43,7 +44,7 @@ def _anchors(volume: Volume, *positions: int) -> dict[Plane, FakePrediction]:
 def test_an_object_is_propagated_both_ways_until_it_ends(ball: np.ndarray) -> None:
     """Backwards, then forwards; the tips, where its area collapses, and what lies behind are left out."""
     volume = Volume(ball)
-    found = list(propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes(), min_overlap=0.2))
+    found = list(propagate(FakePredictor(), volume, _anchors(volume, 6), volume.planes(), min_overlap=0.2))
     assert _places(found) == [5, 4, 3, 2, 7, 8, 9, 10]
     for step in found:
         np.testing.assert_array_equal(step.prediction.mask, volume.plane(step.plane) > 0)
@@ -52,7 +53,7 @@ def test_an_object_is_propagated_both_ways_until_it_ends(ball: np.ndarray) -> No
 def test_the_range_is_not_left(ball: np.ndarray) -> None:
     """Only the planes given are predicted."""
     volume = Volume(ball)
-    found = propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[5:9])
+    found = propagate(FakePredictor(), volume, _anchors(volume, 6), volume.planes()[5:9])
     assert _places(found) == [5, 7, 8]
 
 
@@ -63,17 +64,9 @@ def test_planes_between_two_anchors_are_averaged_from_both(ball: np.ndarray) -> 
     low, high = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
     low[8:16, 8:16] = high[8:16, 10:18] = True
 
-    class Repeating(SameBrightness):
-        """Repeats the mask it is given: two anchors that contradict each other."""
-
-        def predict(
-            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-        ) -> FakePrediction:
-            assert previous is not None
-            return previous
-
+    contradicting = FakePredictor(lambda image, prompts, previous: previous)
     anchors = {planes[0]: _prediction(low), planes[4]: _prediction(high)}
-    found = list(propagate(Repeating(), Volume(np.full_like(ball, 100)), anchors, planes))
+    found = list(propagate(contradicting, Volume(np.full_like(ball, 100)), anchors, planes))
     assert [(step.plane.position, step.final) for step in found] == [
         (5, False), (6, False), (7, False), (7, True), (6, True), (5, True),
     ]  # fmt: skip
@@ -93,31 +86,25 @@ def test_where_one_sweep_ends_the_other_one_counts_alone() -> None:
     volume = Volume(data)
     planes = volume.planes()
 
-    class MissingOnce(SameBrightness):
-        """Sees nothing on plane 2 when it comes from plane 1."""
+    def blind_at(*calls: int) -> FakePredictor:
+        """It sees nothing at these of its calls."""
+        count = itertools.count(1)
 
-        def predict(
-            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-        ) -> FakePrediction:
-            prediction = super().predict(embedding, prompts, previous)
-            return _prediction(np.zeros((20, 20), bool)) if len(self.calls) == 2 else prediction
+        def rule(image: np.ndarray, prompts: Sequence[Prompt], previous: object) -> np.ndarray:
+            seen = same_brightness(image, prompts)
+            return np.zeros_like(seen) if next(count) in calls else seen
 
-    found = list(propagate(MissingOnce(), volume, _anchors(volume, 0, 5), planes))
+        return FakePredictor(rule)
+
+    # On plane 2, when it comes from plane 1.
+    found = list(propagate(blind_at(2), volume, _anchors(volume, 0, 5), planes))
     assert [(step.plane.position, step.final) for step in found] == [
         (1, False), (4, True), (3, True), (2, True), (1, True),
     ]  # fmt: skip
     assert all(np.array_equal(step.prediction.mask, data[0] > 0) for step in found)
 
-    class MissingTwice(MissingOnce):
-        """Sees nothing either when it comes from plane 5."""
-
-        def predict(
-            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-        ) -> FakePrediction:
-            prediction = super().predict(embedding, prompts, previous)
-            return _prediction(np.zeros((20, 20), bool)) if len(self.calls) > 2 else prediction
-
-    found = list(propagate(MissingTwice(), volume, _anchors(volume, 0, 5), planes))
+    # And when it comes from plane 5.
+    found = list(propagate(blind_at(2, 3), volume, _anchors(volume, 0, 5), planes))
     assert [(step.plane.position, step.final) for step in found] == [(1, False), (1, True)]
     np.testing.assert_allclose(found[1].prediction.probability, found[0].prediction.probability, atol=1e-3)
 
@@ -127,14 +114,14 @@ def test_an_empty_anchor_stops_propagation_half_way(ball: np.ndarray) -> None:
     volume = Volume(ball)
     planes = volume.planes()
     anchors = _anchors(volume, 6) | {planes[8]: _prediction(np.zeros((24, 24), bool))}
-    found = propagate(SameBrightness(), volume, anchors, planes[6:])
+    found = propagate(FakePredictor(), volume, anchors, planes[6:])
     assert _places(found) == [7]
 
 
 def test_confidence_falls_with_the_distance(ball: np.ndarray) -> None:
     """By the fourth root of every overlap on the way, times the mean probability, squared."""
     volume = Volume(ball)
-    found = list(propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[6:9]))
+    found = list(propagate(FakePredictor(), volume, _anchors(volume, 6), volume.planes()[6:9]))
     areas = [np.count_nonzero(ball[i]) for i in (6, 7, 8)]
     expected = [0.9**2 * (areas[1] / areas[0]) ** 0.25, 0.9**2 * (areas[2] / areas[0]) ** 0.25]
     assert [step.confidence for step in found] == pytest.approx(expected)
@@ -144,20 +131,11 @@ def test_confidence_starts_from_the_predicted_iou(ball: np.ndarray) -> None:
     """Where the network predicts one; between two anchors the nearer one weighs more."""
     volume, planes = Volume(np.full_like(ball, 100)), Volume(ball).planes()[4:9]
 
-    class HalvingQuality(SameBrightness):
-        """Repeats the mask it is given and thinks half of it after every step."""
-
-        def predict(
-            self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-        ) -> FakePrediction:
-            assert previous is not None
-            assert previous.quality is not None
-            return replace(previous, quality=previous.quality / 2)
-
+    halving = FakePredictor(lambda image, prompts, previous: replace(previous, quality=previous.quality / 2))
     start = replace(_prediction(ball[6] > 0), quality=0.8)
-    alone = propagate(HalvingQuality(), volume, {planes[0]: start}, planes[:3])
+    alone = propagate(halving, volume, {planes[0]: start}, planes[:3])
     assert [step.confidence for step in alone] == pytest.approx([0.4, 0.2])
-    both = propagate(HalvingQuality(), volume, {planes[0]: start, planes[4]: start}, planes)
+    both = propagate(halving, volume, {planes[0]: start, planes[4]: start}, planes)
     mixed = [step.confidence for step in both if step.final]
     assert mixed == pytest.approx([0.9 * 0.4 + 0.1 * 0.1, 0.2, 0.9 * 0.4 + 0.1 * 0.1])
 
@@ -194,9 +172,11 @@ def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.D
     after = {plane: known for plane, known in anchors.items() if plane != planes[corrected]}
     if not gone:
         after[planes[corrected]] = _prediction(_blob(rng) & data.draw(st.booleans()))
-    first = _final(propagate(NetworkLike(), volume, anchors, planes))
-    again = _final(propagate(NetworkLike(), volume, after, planes))
-    part = _final(propagate(NetworkLike(), volume, after, planes, changed=[planes[corrected]]))
+    first = _final(propagate(FakePredictor(like_a_network), volume, anchors, planes))
+    again = _final(propagate(FakePredictor(like_a_network), volume, after, planes))
+    part = _final(
+        propagate(FakePredictor(like_a_network), volume, after, planes, changed=[planes[corrected]])
+    )
     may_change = set(affected(after, planes, [planes[corrected]])) | {planes[corrected]}
     for plane in planes:
         if plane not in may_change:
@@ -209,15 +189,10 @@ def test_a_correction_changes_no_byte_beyond_the_neighbouring_anchors(data: st.D
     assert {plane.position for plane in may_change} == set(range(left + 1, right))
 
 
-class NetworkLike(SameBrightness):
-    """Like a network: depends on picture, click and previous mask, changes the mask a little, and decides."""
-
-    def predict(
-        self, embedding: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction | None
-    ) -> FakePrediction:
-        assert previous is not None
-        noise = np.sin(embedding.astype(np.float32) * 12.9898 + sum(prompts[0].bounds())) * 0.4
-        return FakePrediction((previous.probability * 0.8 + noise * previous.probability).astype(np.float32))
+def like_a_network(image: np.ndarray, prompts: Sequence[Prompt], previous: FakePrediction) -> np.ndarray:
+    """Depends on image, click and previous mask, changes the mask a little, and decides."""
+    noise = np.sin(image.astype(np.float32) * 12.9898 + sum(prompts[0].bounds())) * 0.4
+    return previous.probability * 0.8 + noise * previous.probability
 
 
 def _blob(rng: np.random.Generator) -> np.ndarray:
@@ -238,7 +213,7 @@ def _places(found: Iterable[PropagatedMask[FakePrediction]]) -> list[int]:
 def test_a_cancelled_propagation_ends_at_once(ball: np.ndarray) -> None:
     """Asked before and after each embedding: no prediction is made in vain."""
     volume = Volume(ball)
-    predictor = SameBrightness()
+    predictor = FakePredictor()
     stop: list[bool] = []
 
     def embed(plane: Plane) -> np.ndarray:
@@ -258,7 +233,7 @@ def test_a_leak_into_the_background_stops_propagation() -> None:
     data[:, 5:12, 5:12] = 100
     data[2] = 100
     volume = Volume(data)
-    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [1]
+    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [1]
 
 
 def test_an_object_of_another_brightness_is_another_object() -> None:
@@ -267,7 +242,7 @@ def test_an_object_of_another_brightness_is_another_object() -> None:
     for plane, brightness in enumerate((100, 102, 104, 106, 108, 110)):
         data[plane, 5:12, 5:12] = brightness
     volume = Volume(data)
-    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [
+    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [
         1,
         2,
     ]
@@ -279,13 +254,13 @@ def test_a_plane_of_nan_stops_propagation() -> None:
     data[:, 5:12, 5:12] = 100
     data[2] = np.nan
     volume = Volume(data, window=(0.0, 100.0))
-    assert _places(propagate(SameBrightness(), volume, _anchors(volume, 0), volume.planes())) == [1]
+    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [1]
 
 
 def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarray) -> None:
     """But never the closer look, which shows another plane."""
     volume = Volume(ball)
-    predictor = SameBrightness()
+    predictor = FakePredictor()
     plane = volume.planes()[6]
     anchor = replace(_anchors(volume, 6)[plane], look="a crop of plane 6")
     next(propagate(predictor, volume, {plane: anchor}, volume.planes()))
@@ -299,7 +274,7 @@ def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarr
 def test_work_is_done_plane_by_plane(ball: np.ndarray) -> None:
     """So a caller can show progress, and stop by closing the generator."""
     volume = Volume(ball)
-    predictor = SameBrightness()
+    predictor = FakePredictor()
     propagated = propagate(predictor, volume, _anchors(volume, 6), volume.planes())
     assert len(predictor.calls) == 0
     next(propagated)
@@ -319,7 +294,7 @@ def test_any_axis_and_colour_images_work(ball: np.ndarray) -> None:
         return volume.plane(plane)[..., 0]
 
     anchors = {planes[12]: _prediction(volume.plane(planes[12])[..., 0] > 0)}
-    found = [step.plane for step in propagate(SameBrightness(), volume, anchors, planes[10:14], embed=embed)]
+    found = [step.plane for step in propagate(FakePredictor(), volume, anchors, planes[10:14], embed=embed)]
     assert found == asked == [planes[11], planes[10], planes[13]]
 
 
@@ -351,9 +326,9 @@ def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:
     """The error is raised when called, before any plane is predicted."""
     volume = Volume(ball)
     with pytest.raises(ValueError, match=r"range of 2 planes; got 0 of 1 inside"):
-        propagate(SameBrightness(), volume, _anchors(volume, 6), volume.planes()[:2])
+        propagate(FakePredictor(), volume, _anchors(volume, 6), volume.planes()[:2])
     with pytest.raises(ValueError, match=r"at least one plane with a mask.*; got 0 of 0 inside"):
-        propagate(SameBrightness(), volume, {}, volume.planes())
+        propagate(FakePredictor(), volume, {}, volume.planes())
 
 
 def test_the_predictor_has_the_methods_of_the_protocol() -> None:
@@ -365,10 +340,6 @@ def test_the_predictor_has_the_methods_of_the_protocol() -> None:
 
 def test_planes_are_embedded_with_the_window_of_the_volume_and_their_spacing() -> None:
     """So that brightness means the same on every plane."""
-
-    class Recorder(SameBrightness):
-        def embed(self, image: np.ndarray, window: object, spacing: object) -> tuple:
-            return image.shape, window, spacing
-
+    recorder = FakePredictor(see=lambda image, window, spacing: (image.shape, window, spacing))
     volume = Volume(np.zeros((2, 3, 4)), spacing=(4, 2, 1), window=(0.0, 9.0))
-    assert embed_plane(Recorder(), volume, Plane((None, 1, None))) == ((2, 4), (0.0, 9.0), (4.0, 1.0))
+    assert embed_plane(recorder, volume, Plane((None, 1, None))) == ((2, 4), (0.0, 9.0), (4.0, 1.0))

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes import FakePrediction
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.evaluation.analysis.robustness import ClickRun, corrections, far_changes, misbehaviour
 from napari_lowlat_seg.evaluation.metrics import iou
 
 SHAPE = (40, 60)
-
-
-@dataclass(frozen=True)
-class SoftMask:
-    mask: np.ndarray
 
 
 def square(*corners: tuple[int, int], side: int = 10) -> np.ndarray:
@@ -36,15 +31,15 @@ def truth() -> np.ndarray:
 
 def run(truth: np.ndarray, clicks: Sequence[Click], masks: Sequence[np.ndarray]) -> ClickRun:
     ious = np.array([iou(truth, mask) for mask in masks], np.float32)
-    return ClickRun(truth, tuple(clicks), tuple(SoftMask(mask) for mask in masks), ious)
+    return ClickRun(truth, tuple(clicks), tuple(FakePrediction(mask) for mask in masks), ious)
 
 
 def test_a_run_records_clicks_and_masks(truth: np.ndarray) -> None:
     """Once the annotator is content the IoU stays."""
     masks = iter([square((10, 10)), truth == 1])
 
-    def predict(prompts: tuple[Prompt, ...], previous: Any) -> SoftMask:
-        return SoftMask(next(masks))
+    def predict(prompts: tuple[Prompt, ...], previous: Any) -> FakePrediction:
+        return FakePrediction(next(masks))
 
     found = ClickRun.of(predict, truth, 8)
     assert [click.at for click in found.clicks] == [(14, 14), (14, 44)]
@@ -55,7 +50,9 @@ def test_a_run_records_clicks_and_masks(truth: np.ndarray) -> None:
 def test_a_run_may_begin_with_another_click(truth: np.ndarray) -> None:
     """With a first click of one's own."""
     begin = Click((11, 11))
-    assert ClickRun.of(lambda prompts, previous: SoftMask(truth == 1), truth, 8, begin).clicks == (begin,)
+    assert ClickRun.of(lambda prompts, previous: FakePrediction(truth == 1), truth, 8, begin).clicks == (
+        begin,
+    )
 
 
 def test_a_change_is_near_where_any_of_its_pixels_is(truth: np.ndarray) -> None:

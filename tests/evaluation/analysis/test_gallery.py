@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes import FakePredictor
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.evaluation.analysis.gallery import (
     PREDICTED,
@@ -80,43 +80,20 @@ def test_rows_identify_the_object() -> None:
     ]
 
 
-@dataclass(frozen=True)
-class SoftMask:
-    mask: np.ndarray
+def one_by_one(masks: Sequence[np.ndarray]) -> FakePredictor:
+    """A model that gives these masks, one after the other, then the last one again."""
+
+    def rule(embedding: None, prompts: Sequence[Prompt], previous: Any) -> np.ndarray:
+        assert len(prompts) == len(model.calls)
+        return masks[min(len(prompts), len(masks)) - 1]
+
+    model = FakePredictor(rule, "m", see=lambda image, window, spacing: None)
+    return model
 
 
-@dataclass
-class Fixed:
-    """A model that gives the same masks, one after the other."""
-
-    masks: Sequence[np.ndarray]
-    name: str = "m"
-    form: str = "fake"
-    asked: int = 0
-
-    def embed(self, image: np.ndarray) -> None:
-        return None
-
-    def predict(self, embedding: None, prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-        self.asked += 1
-        assert len(prompts) == self.asked
-        return SoftMask(self.masks[min(self.asked, len(self.masks)) - 1])
-
-
-@dataclass
-class Blind:
-    """A model that sees nothing, and counts the pictures it is shown."""
-
-    name: str
-    form: str = "fake"
-    embedded: int = 0
-
-    def embed(self, image: np.ndarray) -> tuple[int, ...]:
-        self.embedded += 1
-        return image.shape
-
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-        return SoftMask(np.zeros(embedding, bool))
+def blind(name: str) -> FakePredictor:
+    """A model that sees nothing."""
+    return FakePredictor(lambda image, prompts, previous: np.zeros(image.shape), name)
 
 
 def test_tiles_are_drawn_for_the_models_that_are_worst_at_an_object() -> None:
@@ -130,14 +107,14 @@ def test_tiles_are_drawn_for_the_models_that_are_worst_at_an_object() -> None:
         ("a", "em"): [curve("2", [0.0], "a"), curve("1", [0.5], "a")],
         ("b", "em"): [curve("2", [0.0], "b"), curve("3", [0.5], "b")],
     }
-    models = [Blind("a"), Blind("b")]
+    models = [blind("a"), blind("b")]
     tiles = list(draw_tiles(models, samples, worst=worst, first="click"))
     assert [[key for key, _ in same] for same in tiles] == [
         [("a", "1")],
         [("a", "2"), ("b", "2")],
         [("b", "3")],
     ]
-    assert [model.embedded for model in models] == [1, 2]
+    assert [len(model.embedded) for model in models] == [1, 2]
 
 
 def square(shape: tuple[int, int], row: int, col: int, side: int) -> np.ndarray:
@@ -151,7 +128,7 @@ def drawn(
 ) -> np.ndarray:
     """The panels of a tile side by side, without its heading, as pixels."""
     sample = Sample(np.full(shape, 90, np.uint8), truth.astype(np.int8), "x#1", "em/a")
-    return np.asarray(draw_tile(Fixed(masks), None, sample, curve("x#1", ious), 3, "click"))[TEXT:]
+    return np.asarray(draw_tile(one_by_one(masks), None, sample, curve("x#1", ious), 3, "click"))[TEXT:]
 
 
 def seen(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -182,10 +159,10 @@ def test_a_tile_takes_as_many_predictions_as_it_shows() -> None:
         ([none], (0.0,) * 3, 3),
         ([none, truth], (0.0,) * 20, 2),
     ):
-        model = Fixed(masks)
+        model = one_by_one(masks)
         sample = Sample(np.zeros(shape, np.uint8), truth.astype(np.int8), "x#1", "em/a")
         draw_tile(model, None, sample, curve("x#1", ious), 1, "click")
-        assert model.asked == times
+        assert len(model.calls) == times
 
 
 @pytest.mark.parametrize(

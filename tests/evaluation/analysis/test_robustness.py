@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes import FakePredictor
 from napari_lowlat_seg.core.prompts import Prompt, Scribble
 from napari_lowlat_seg.evaluation.analysis import robustness as robustness_module
 from napari_lowlat_seg.evaluation.analysis.perturbations import PERTURBATIONS
@@ -39,59 +39,43 @@ def evaluation(specs: Sequence[str], root: Path, **settings: Any) -> EvaluationS
 SHAPE = (60, 90)
 
 
-@dataclass(frozen=True)
-class SoftMask:
-    mask: np.ndarray
-
-
 @cache
 def disk(shape: tuple[int, int], at: tuple[float, float], radius: float) -> np.ndarray:
     rows, cols = np.ogrid[: shape[0], : shape[1]]
     return np.asarray((rows - at[0]) ** 2 + (cols - at[1]) ** 2 <= radius**2)
 
 
-@dataclass
-class Disks:
+def disks(name: str = "disks", radius: float = 10, prompts_seen: int | None = None) -> FakePredictor:
     """A model that draws a disk around every positive point and cuts one out around every negative one."""
 
-    name: str = "disks"
-    form: str = "fake"
-    radius: float = 10
-    embedded: list[np.ndarray] = field(default_factory=list)
-    asked: list[tuple[Prompt, ...]] = field(default_factory=list)
-
-    def embed(self, image: np.ndarray) -> tuple[int, int]:
-        self.embedded.append(image)
-        return image.shape[0], image.shape[1]
-
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
+    def rule(image: np.ndarray, prompts: Sequence[Prompt], previous: Any) -> np.ndarray:
         assert (previous is None) == (len(prompts) == 1)
-        self.asked.append(tuple(prompts))
-        mask = np.zeros(embedding, bool)
-        for prompt in prompts:
+        mask = np.zeros(image.shape[:2], bool)
+        for prompt in prompts[:prompts_seen]:
             points = prompt.points if len(prompt.points) == 1 else along(prompt.points)
             for at in points:
-                mask[disk(embedding, at, self.radius)] = prompt.positive
-        return SoftMask(mask)
+                mask[disk(mask.shape, at, radius)] = prompt.positive
+        return mask
+
+    return FakePredictor(rule, name)
 
 
-class Spaced(Disks):
+class Spaced(FakePredictor):
     """A model that takes the size of a pixel."""
 
     def __init__(self) -> None:
-        super().__init__("spaced")
+        super().__init__(disks().rule, "spaced")
         self.spacings: list[tuple[float, float]] = []
 
-    def embed_spaced(self, image: np.ndarray, spacing: tuple[float, float]) -> tuple[int, int]:
+    def embed_spaced(self, image: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
         self.spacings.append(spacing)
         return self.embed(image)
 
 
-class Stubborn(Disks):
-    """One that answers with all that was not asked for."""
-
-    def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-        return SoftMask(~super().predict(embedding, prompts, previous).mask)
+def stubborn() -> FakePredictor:
+    """A model that answers with all that was not asked for."""
+    rule = disks().rule
+    return FakePredictor(lambda *asked: ~rule(*asked), "stubborn")
 
 
 def along(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -124,14 +108,14 @@ def thin_object(image: np.ndarray) -> Sample:
     return sample(truth, image, "med/b/y#1")
 
 
-def values(model: Disks, one: Sample) -> dict[str, float]:
+def values(model: FakePredictor, one: Sample) -> dict[str, float]:
     [[measurements]] = robustness([model], [one])
     return measurements.values
 
 
 def test_a_perfect_model_has_no_faults(round_object: Sample) -> None:
     """All on undisturbed rows: no correction is asked for, none falls, every answer obeys."""
-    found = values(Disks(), round_object)
+    found = values(disks(), round_object)
     assert (found["clean 1"], found["clean 3"], found["before wrong"]) == (1, 1, 1)
     assert {name for name in found if name.startswith("thin")} == set()
     assert (found["corrections"], found["falls"], found["inside out"], found["disobeyed"]) == (0, 0, 0, 0)
@@ -140,43 +124,38 @@ def test_a_perfect_model_has_no_faults(round_object: Sample) -> None:
 
 def test_a_wrong_click_is_repaired(round_object: Sample) -> None:
     """The wrong disk costs half of the IoU; the negative one in its middle takes it away."""
-    model = Disks()
+    model = disks()
     found = values(model, round_object)
     assert 0.4 < found["after wrong"] < 0.6
     assert found["repaired"] > 0.8
-    assert [prompt.positive for prompt in model.asked[-1]] == [True, True, False]
+    assert [prompt.positive for prompt in model.calls[-1][1]] == [True, True, False]
 
 
 def test_without_background_there_is_no_wrong_click(image: np.ndarray) -> None:
     """An object that fills the picture has no wrong click."""
-    found = values(Disks(radius=200), sample(np.ones(SHAPE), image))
+    found = values(disks(radius=200), sample(np.ones(SHAPE), image))
     assert "after wrong" not in found
     assert found["clean 1"] == 1
 
 
 def test_an_ignored_wrong_click_costs_nothing(round_object: Sample) -> None:
     """And calls for no repair when all is well."""
-
-    class IgnoresCorrections(Disks):
-        def predict(self, embedding: tuple[int, int], prompts: Sequence[Prompt], previous: Any) -> SoftMask:
-            return super().predict(embedding, prompts[:1], None)
-
-    found = values(IgnoresCorrections(), round_object)
+    found = values(disks(prompts_seen=1), round_object)
     assert [found[name] for name in ("before wrong", "after wrong", "repaired")] == [1, 1, 1]
 
 
 def test_a_thin_object_gets_a_scribble(thin_object: Sample) -> None:
     """Its IoU stands beside that of a click."""
-    model = Disks(radius=2)
+    model = disks(radius=2)
     found = values(model, thin_object)
     assert found["thin click"] == found["clean 1"]
     assert found["thin scribble"] > 5 * found["thin click"]
-    assert any(isinstance(asked[0], Scribble) for asked in model.asked)
+    assert any(isinstance(prompts[0], Scribble) for _, prompts, _ in model.calls)
 
 
 def test_every_picture_is_embedded_once(round_object: Sample, thin_object: Sample) -> None:
     """Two objects of one picture: the plain one and each disturbed one."""
-    model = Disks()
+    model = disks()
     list(robustness([model], [round_object, thin_object]))
     assert len(model.embedded) == 1 + len(PERTURBATIONS)
     assert [picture.dtype.kind for picture in model.embedded].count("f") == 1
@@ -194,22 +173,22 @@ def test_objects_lost_in_thick_rows_are_left_out(image: np.ndarray) -> None:
     """An object of one row that no middle of three rows shows; a picture of two rows."""
     truth = np.zeros(SHAPE)
     truth[30, 10:71] = 1
-    assert "anisotropic 1" not in values(Disks(radius=2), sample(truth, image))
-    found = values(Disks(radius=2), sample(truth[29:31], image[29:31]))
+    assert "anisotropic 1" not in values(disks(radius=2), sample(truth, image))
+    found = values(disks(radius=2), sample(truth[29:31], image[29:31]))
     assert "noise 1" in found
     assert "anisotropic 1" not in found
 
 
 def test_a_mask_turned_inside_out_is_counted(round_object: Sample) -> None:
     """Against every click, and worse than its complement, in each of many answers."""
-    found = values(Stubborn(), round_object)
+    found = values(stubborn(), round_object)
     assert found["inside out"] / found["answers"] > 0.5
     assert found["disobeyed"] / found["answers"] > 0.5
 
 
 def test_models_stand_side_by_side(round_object: Sample) -> None:
     """In the order given, on the same clicks, each by its name."""
-    [found] = robustness([Disks("a"), Disks("b")], [round_object])
+    [found] = robustness([disks("a"), disks("b")], [round_object])
     assert [(one.model, one.group, one.object) for one in found] == [
         ("a", "em/a", "em/a/x#1"),
         ("b", "em/a", "em/a/x#1"),
@@ -221,7 +200,7 @@ def test_models_stand_side_by_side(round_object: Sample) -> None:
 def test_models_need_different_names(round_object: Sample) -> None:
     """As in every benchmark."""
     with pytest.raises(ValueError, match="different names, at least one; got a, a"):
-        robustness([Disks("a"), Disks("a")], [round_object])
+        robustness([disks("a"), disks("a")], [round_object])
 
 
 def test_a_row_is_a_mean_a_difference_or_a_share() -> None:
@@ -237,7 +216,7 @@ def test_a_row_is_a_mean_a_difference_or_a_share() -> None:
 
 def test_every_row_reads_a_value_that_is_measured(round_object: Sample, thin_object: Sample) -> None:
     """A wrong name would leave a row empty."""
-    both = [values(Disks(), one) for one in (round_object, thin_object)]
+    both = [values(disks(), one) for one in (round_object, thin_object)]
     assert [row.title for row in ROWS if row.of(both) is None] == []
 
 
