@@ -14,6 +14,7 @@ import torch
 from fakes import FakePredictor
 from napari_lowlat_seg.batch import automatic, jobs
 from napari_lowlat_seg.batch.automatic import run_automatic
+from napari_lowlat_seg.batch.jobs import BatchSettings
 from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.io.files import read_volume
@@ -62,7 +63,7 @@ def test_objects_run_through_the_volume(
 
 def test_any_axis_will_do(rods: Path, bright: FakePredictor, tmp_path: Path) -> None:
     """Planes of 6 rows are small, so small objects count."""
-    run_automatic(rods, tmp_path / "l.tif", axis=2, settings=MaskGeneratorSettings(least_area=5))
+    run_automatic(rods, tmp_path / "l.tif", BatchSettings(axis=2), MaskGeneratorSettings(least_area=5))
     labels = np.asarray(read_volume(tmp_path / "l.tif").data)
     np.testing.assert_array_equal(labels > 0, np.asarray(read_volume(rods).data) > 0)
 
@@ -123,7 +124,7 @@ def test_other_settings_and_models_have_files_of_their_own(
     job = automatic.AutomaticJob(image=rods, folder=tmp_path, window=(0, 255), items=planes)
     [(_, first)] = automatic.run_automatic_job(job)
     [(_, again)] = automatic.run_automatic_job(job)
-    [(_, other)] = automatic.run_automatic_job(replace(job, settings=MaskGeneratorSettings(grid=4)))
+    [(_, other)] = automatic.run_automatic_job(replace(job, masks=MaskGeneratorSettings(grid=4)))
     bright.model = "other"
     [(_, another)] = automatic.run_automatic_job(job)
     assert first == again
@@ -154,10 +155,9 @@ def test_a_killed_worker_changes_no_result(
     """The labels are those of one process, to the byte; half a file is no file."""
     image, model = noise
     monkeypatch.setattr(automatic, "BATCH", 1)
-    run_automatic(image, tmp_path / "one.tif", model=str(model), device="cpu", settings=ALL_IN)
-    run_automatic(
-        image, tmp_path / "two.tif", model=str(model), device="cpu", settings=ALL_IN, scheduler=deadly_cluster
-    )
+    settings = BatchSettings(model=str(model), device="cpu")
+    run_automatic(image, tmp_path / "one.tif", settings, ALL_IN)
+    run_automatic(image, tmp_path / "two.tif", replace(settings, scheduler=deadly_cluster), ALL_IN)
     assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 

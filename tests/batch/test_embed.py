@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from napari_lowlat_seg.batch import embed
 from napari_lowlat_seg.batch.embed import EmbedJob, run_embed, run_embed_job
+from napari_lowlat_seg.batch.jobs import BatchSettings
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
@@ -29,12 +31,14 @@ def stack(tmp_path: Path) -> Path:
     return path
 
 
+def on_cpu(model: Path, **settings: Any) -> BatchSettings:
+    return BatchSettings(model=str(model), device="cpu", **settings)
+
+
 def _job(
     stack: Path, tiny: Path, folder: Path, window: tuple[float, float] | None, planes: tuple[Plane, ...]
 ) -> EmbedJob:
-    return EmbedJob(
-        image=stack, folder=folder / "cache", model=str(tiny), device="cpu", window=window, items=planes
-    )
+    return EmbedJob(image=stack, folder=folder / "cache", settings=on_cpu(tiny), window=window, items=planes)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -43,7 +47,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_a_click_finds_the_embedding_made_in_advance(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """Same key, same features as embedding it now."""
-    done = run_embed(stack, tmp_path / "cache", model=str(tiny), device="cpu")
+    done = run_embed(stack, tmp_path / "cache", on_cpu(tiny))
     assert (done["planes"], done["made"]) == (20, 20)
     predictor = load_predictor(str(tiny), device="cpu")
     volume = read_volume(stack).with_window()
@@ -67,7 +71,7 @@ def test_a_scan_is_embedded_as_a_window_shows_it(
     voxels = np.random.default_rng(0).integers(0, 999, (3, 4, 5)).astype(np.int16)
     scan = nibabel.Nifti1Image(voxels, np.diag([1, 1, 2.5, 1]))
     scan.to_filename(path)
-    done = run_embed(path, model=str(tiny), device="cpu", axis=axis)
+    done = run_embed(path, settings=on_cpu(tiny, axis=axis))
     assert (done["made"], done["folder"]) == (count, tmp_path / "scan.nii.gz.embeddings")
     shown = Volume(voxels.transpose(), (2.5, 1, 1)).with_window()
     predictor = load_predictor(str(tiny), device="cpu")
@@ -79,11 +83,11 @@ def test_a_scan_is_embedded_as_a_window_shows_it(
 def test_a_stopped_run_is_resumed(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """What is there is not made again; what was lost is, to the byte."""
     folder = tmp_path / "cache"
-    run_embed(stack, folder, model=str(tiny), device="cpu")
+    run_embed(stack, folder, on_cpu(tiny))
     before = _files(folder)
     for name in list(before)[:3]:
         (folder / name).unlink()
-    assert run_embed(stack, folder, model=str(tiny), device="cpu")["made"] == 3
+    assert run_embed(stack, folder, on_cpu(tiny))["made"] == 3
     assert _files(folder) == before
 
 
@@ -91,8 +95,8 @@ def test_a_stopped_run_is_resumed(tiny: Path, stack: Path, tmp_path: Path) -> No
 def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """Two workers, batches of planes, every file equal."""
     pytest.importorskip("distributed")
-    run_embed(stack, tmp_path / "one", model=str(tiny), device="cpu")
-    done = run_embed(stack, tmp_path / "two", model=str(tiny), device="cpu", workers=2)
+    run_embed(stack, tmp_path / "one", on_cpu(tiny))
+    done = run_embed(stack, tmp_path / "two", on_cpu(tiny, workers=2))
     assert (done["planes"], done["made"]) == (20, 20)
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
 
@@ -103,8 +107,8 @@ def test_a_killed_worker_changes_no_result(
 ) -> None:
     """Every file is there and whole; what the dead left is no embedding."""
     monkeypatch.setattr(embed, "BATCH", 1)
-    run_embed(stack, tmp_path / "one", model=str(tiny), device="cpu")
-    done = run_embed(stack, tmp_path / "two", model=str(tiny), device="cpu", scheduler=deadly_cluster)
+    run_embed(stack, tmp_path / "one", on_cpu(tiny))
+    done = run_embed(stack, tmp_path / "two", on_cpu(tiny, scheduler=deadly_cluster))
     assert done["planes"] == 20
     written, expected = _files(tmp_path / "two"), _files(tmp_path / "one")
     assert {name: written[name] for name in expected} == expected
@@ -115,7 +119,7 @@ def test_a_plane_of_nan_is_skipped(tiny: Path, tmp_path: Path) -> None:
     data = np.random.default_rng(0).normal(size=(3, 20, 20)).astype(np.float32)
     data[1] = np.nan
     tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack")
-    done = run_embed(tmp_path / "a.tif", tmp_path / "cache", model=str(tiny), device="cpu")
+    done = run_embed(tmp_path / "a.tif", tmp_path / "cache", on_cpu(tiny))
     assert (done["planes"], done["made"]) == (3, 2)
 
 

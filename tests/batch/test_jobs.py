@@ -156,7 +156,7 @@ def listening(pid: int) -> set[str]:
 
 def test_a_job_is_split_into_batches() -> None:
     """In order; the rest is the last."""
-    parts = BatchJob(image=Path("a.tif"), device="cpu", items=tuple(range(5))).split(2)
+    parts = BatchJob(image=Path("a.tif"), items=tuple(range(5))).split(2)
     assert [part.items for part in parts] == [(0, 1), (2, 3), (4,)]
     assert {part.device for part in parts} == {"cpu"}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
+from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, label_plane
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.labels import ArrayLabels
@@ -39,12 +39,12 @@ class AutomaticJob(BatchJob):
     ----------
     folder
         Of the results; on storage that all workers share.
-    settings
+    masks
         Which masks are kept.
     """
 
     folder: Path
-    settings: MaskGeneratorSettings = DEFAULT
+    masks: MaskGeneratorSettings = DEFAULT
 
 
 def run_automatic_job(job: AutomaticJob) -> list[tuple[Plane, Path]]:
@@ -54,14 +54,12 @@ def run_automatic_job(job: AutomaticJob) -> list[tuple[Plane, Path]]:
     for plane in job.items:
         pixels = np.ascontiguousarray(volume.plane(plane))
         spacing = volume.plane_spacing(plane)
-        about = (
-            f"{predictor.model} {job.settings} {job.window} {spacing} {plane} {pixels.dtype} {pixels.shape} "
-        )
+        about = f"{predictor.model} {job.masks} {job.window} {spacing} {plane} {pixels.dtype} {pixels.shape} "
         digest = hashlib.blake2b(about.encode() + pixels.tobytes(), digest_size=16).hexdigest()
         path = job.folder / f"{digest}.npz"
         if not path.exists():
             if any_finite(pixels):
-                labels = label_plane(predictor, pixels, job.window, spacing, job.settings)
+                labels = label_plane(predictor, pixels, job.window, spacing, job.masks)
             else:
                 labels = np.zeros(volume.sides(plane), np.uint32)
             with atomic_file(path) as part:
@@ -73,15 +71,8 @@ def run_automatic_job(job: AutomaticJob) -> list[tuple[Plane, Path]]:
 def run_automatic(
     image: Path,
     output: Path,
-    *,
-    settings: MaskGeneratorSettings = DEFAULT,
-    model: str = "default",
-    device: str = "auto",
-    axis: int | None = None,
-    channel: int | None = None,
-    workers: int = 0,
-    scheduler: str | None = None,
-    insecure_scheduler: bool = False,
+    settings: BatchSettings = DEFAULTS,
+    masks: MaskGeneratorSettings = DEFAULT,
 ) -> dict[str, Any]:
     """Label every object of an image or volume without prompts; shows progress on a terminal.
 
@@ -92,9 +83,9 @@ def run_automatic(
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     settings
+        Model, axis, channel, and where the work is done.
+    masks
         Which masks are kept.
-    model, device, axis, channel, workers, scheduler, insecure_scheduler
-        As of `run_embed`.
 
     Returns
     -------
@@ -111,35 +102,26 @@ def run_automatic(
         For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
-    volume = read_volume(image, channel=channel)
+    volume = read_volume(image, channel=settings.channel)
     check_labels_path(output, [("image", image)], volume)
     if volume.ndim > 3:
         raise ValueError(f"automatic segmentation needs a 2-D or 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
-    planes = volume.planes(default_axis(volume) if axis is None else axis)
+    planes = volume.planes(default_axis(volume) if settings.axis is None else settings.axis)
     folder = output.resolve().with_name(f".{output.name}.planes")
     job = AutomaticJob(
         image=image.resolve(),
-        channel=channel,
+        settings=settings,
         window=volume.window,
-        model=model,
-        device=device,
         items=tuple(planes),
         folder=folder,
-        settings=settings,
+        masks=masks,
     )
     files: dict[Plane, Path] = {}
     with label_output(output, volume) as labels:
         folder.mkdir(exist_ok=True)
-        run_jobs(
-            run_automatic_job,
-            job.split(BATCH if scheduler or workers else 1),
-            lambda done: files.update(done),
-            unit="plane",
-            workers=workers,
-            scheduler=scheduler,
-            insecure=insecure_scheduler,
-        )
+        jobs = job.split(BATCH if settings.on_cluster else 1)
+        run_jobs(run_automatic_job, jobs, lambda done: files.update(done), settings, unit="plane")
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
     for path in folder.glob("*.npz"):
         path.unlink(missing_ok=True)

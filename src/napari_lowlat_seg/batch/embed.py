@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
+from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_volume
@@ -71,14 +71,7 @@ def run_embed_job(job: EmbedJob) -> int:
 def run_embed(
     image: Path,
     folder: Path | None = None,
-    *,
-    model: str = "default",
-    device: str = "auto",
-    axis: int | None = None,
-    channel: int | None = None,
-    workers: int = 0,
-    scheduler: str | None = None,
-    insecure_scheduler: bool = False,
+    settings: BatchSettings = DEFAULTS,
 ) -> dict[str, Any]:
     """Embed all planes of an image along one axis; shows progress on a terminal.
 
@@ -88,18 +81,6 @@ def run_embed(
         A file or an OME-Zarr, as in `read_volume`.
     folder
         Made if it does not exist. None for the one beside the image where the plugin looks.
-    model, device
-        As in `load_predictor`.
-    axis
-        The axis of the file along which the planes lie; None for the one of `default_axis`, as viewers do.
-    channel
-        As in `read_volume`.
-    workers
-        Processes on this machine; 0 works in this process.
-    scheduler
-        Address of a running Dask scheduler, "tls://host:8786"; `workers` does not count then.
-    insecure_scheduler
-        Allow one without TLS, to which anybody who reaches it can send code.
 
     Returns
     -------
@@ -115,30 +96,21 @@ def run_embed(
     ImportError
         For a scheduler without Dask.
     """
-    stored = read_volume(image, channel=channel)
-    planes = _planes(stored, default_axis(stored) if axis is None else axis)
+    stored = read_volume(image, channel=settings.channel)
+    planes = _planes(stored, default_axis(stored) if settings.axis is None else settings.axis)
     volume = as_shown(stored).with_window()
     folder = embeddings_folder(image) if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     job = EmbedJob(
         image=image.resolve(),
-        channel=channel,
+        settings=settings,
         window=volume.window,
-        model=model,
-        device=device,
         items=tuple(planes),
         folder=folder.resolve(),
     )
     made: list[int] = []
-    run_jobs(
-        run_embed_job,
-        job.split(BATCH if scheduler or workers else 1),
-        made.append,
-        unit="plane",
-        workers=workers,
-        scheduler=scheduler,
-        insecure=insecure_scheduler,
-    )
+    jobs = job.split(BATCH if settings.on_cluster else 1)
+    run_jobs(run_embed_job, jobs, made.append, settings, unit="plane")
     size = EmbeddingCache(0, 0, folder).nbytes.disk
     return {"planes": len(planes), "made": sum(made), "folder": folder, "bytes": size}
 

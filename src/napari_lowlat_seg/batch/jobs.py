@@ -31,6 +31,43 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """How an image is seen, and where the work is done.
+
+    Attributes
+    ----------
+    model, device
+        As in `load_predictor`.
+    axis
+        The axis of the file along which the planes lie; None for the one of `default_axis`, as viewers do.
+    channel
+        As in `read_volume`.
+    workers
+        Processes on this machine; 0 works in this process.
+    scheduler
+        Address of a running Dask scheduler, "tls://host:8786"; `workers` does not count then.
+    insecure_scheduler
+        Allow one without TLS, to which anybody who reaches it can send code.
+    """
+
+    model: str = "default"
+    device: str = "auto"
+    axis: int | None = None
+    channel: int | None = None
+    workers: int = 0
+    scheduler: str | None = None
+    insecure_scheduler: bool = False
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the work is done elsewhere than in this process."""
+        return self.workers > 0 or self.scheduler is not None
+
+
+DEFAULTS = BatchSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchJob:
     """What a worker must know to work on an image: everything is opened where the work is done.
 
@@ -38,30 +75,27 @@ class BatchJob:
     ----------
     image
         A file, or an OME-Zarr, that every worker reaches under the same path.
-    channel
-        As in `read_volume`.
+    settings
+        Those of the command.
     window
         (low, high), one intensity window for all jobs, so that every worker sees the same brightness.
-    model, device
-        As in `load_predictor`.
     items
         The planes or the seeds to work on.
     """
 
     image: Path
-    channel: int | None = None
+    settings: BatchSettings = DEFAULTS
     window: tuple[float, float] | None = None
-    model: str = "default"
-    device: str = "auto"
     items: tuple[Any, ...] = ()
 
     def predictor(self) -> Predictor:
         """The predictor, loaded once in a worker's life."""
-        return cached_predictor(self.model, self.device, _stamp(Path(self.model)))
+        model = self.settings.model
+        return cached_predictor(model, self.settings.device, _stamp(Path(model)))
 
     def volume(self) -> Volume:
         """The image, opened once for all jobs on it, seen through the window."""
-        volume = cached_volume(self.image, self.channel, _stamp(self.image))
+        volume = cached_volume(self.image, self.settings.channel, _stamp(self.image))
         return replace(volume, window=self.window)
 
     def split(self, size: int) -> list[Self]:
@@ -96,11 +130,9 @@ def run_jobs(
     work: Callable[[OnImage], Result],
     jobs: Sequence[OnImage],
     on_result: Callable[[Result], object],
+    settings: BatchSettings,
     *,
     unit: str,
-    workers: int = 0,
-    scheduler: str | None = None,
-    insecure: bool = False,
 ) -> None:
     """Do all jobs and show the progress, counted in their items.
 
@@ -110,10 +142,10 @@ def run_jobs(
         A function of a module, because it travels to the workers.
     on_result
         Called in this process with each result, in the order in which they come.
+    settings
+        Where the work is done.
     unit
         What an item is, for the bar.
-    workers, scheduler, insecure
-        As in `connected`.
 
     Raises
     ------
@@ -124,7 +156,7 @@ def run_jobs(
     """
     total = sum(len(job.items) for job in jobs)
     with (
-        connected(scheduler, workers, insecure) as client,
+        connected(settings.scheduler, settings.workers, settings.insecure_scheduler) as client,
         progress(total, unit) as bar,
     ):
         for job, result in map_jobs(client, work, jobs):

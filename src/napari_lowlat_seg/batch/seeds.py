@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.jobs import BatchJob, run_jobs
+from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
@@ -94,15 +94,9 @@ def run_seeds(
     image: Path,
     points: Path,
     output: Path,
+    settings: BatchSettings = DEFAULTS,
     *,
-    model: str = "default",
-    device: str = "auto",
-    axis: int | None = None,
-    channel: int | None = None,
     agreed: bool = False,
-    workers: int = 0,
-    scheduler: str | None = None,
-    insecure_scheduler: bool = False,
 ) -> dict[str, Any]:
     """Propagate every point of a file through a 3-D image and write labels: point i becomes label i, from 1.
 
@@ -114,11 +108,11 @@ def run_seeds(
         As of `read_points`.
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
+    settings
+        Model, axis, channel, and where the work is done.
     agreed
         Propagate along all three axes and keep what two agree on; where they disagree is written beside the
         labels (`write_disputes`).
-    model, device, axis, channel, workers, scheduler, insecure_scheduler
-        As of `run_embed`.
 
     Returns
     -------
@@ -136,7 +130,7 @@ def run_seeds(
         For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
-    volume = read_volume(image, channel=channel)
+    volume = read_volume(image, channel=settings.channel)
     check_labels_path(output, [("image", image), ("file of points", points)], volume)
     table = output.with_name(output.name + DISPUTES)
     if agreed and table.exists() and points.exists() and table.samefile(points):
@@ -144,19 +138,11 @@ def run_seeds(
     if volume.ndim != 3:
         raise ValueError(f"seeds are propagated through a 3-D image; {image} has shape {volume.shape}")
     volume = volume.with_window()
-    axis = default_axis(volume) if axis is None else axis
+    axis = default_axis(volume) if settings.axis is None else settings.axis
     volume.planes(axis)  # refuses an axis that is not there
     shown = shown_axes(volume, image)
     seeds = list(enumerate(read_points(points, volume, axis, shown), start=1))
-    job = SeedJob(
-        image=image.resolve(),
-        channel=channel,
-        window=volume.window,
-        model=model,
-        device=device,
-        axis=axis,
-        tile=EMPTY_BOX,
-    )
+    job = SeedJob(image=image.resolve(), settings=settings, window=volume.window, axis=axis, tile=EMPTY_BOX)
     jobs = [
         part
         for tile, some in _by_tile(seeds, volume, axis).items()
@@ -174,15 +160,7 @@ def run_seeds(
 
     work = run_consensus_job if agreed else run_seed_job
     with label_output(output, volume) as labels:
-        run_jobs(
-            work,
-            jobs,
-            write,
-            unit="seed",
-            workers=workers,
-            scheduler=scheduler,
-            insecure=insecure_scheduler,
-        )
+        run_jobs(work, jobs, write, settings, unit="seed")
     if agreed:
         write_disputes(table, disputes, shown)
     seconds = round(time.perf_counter() - started, 3)

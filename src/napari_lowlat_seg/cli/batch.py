@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from napari_lowlat_seg.cli.options import (
     with_options,
 )
 
+if TYPE_CHECKING:
+    from napari_lowlat_seg.batch.jobs import BatchSettings
+
 Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, OME-Zarr, NIfTI, ...")]
 
 
@@ -33,22 +36,24 @@ def _options(
     insecure_scheduler: Insecure = False,
     model: Model = MODEL,
     device: Device = DEVICE,
-) -> dict[str, Any]:
-    """The options of every batch command, as keywords."""
-    return {
-        "axis": axis,
-        "channel": channel,
-        "workers": workers,
-        "scheduler": scheduler,
-        "insecure_scheduler": insecure_scheduler,
-        "model": model,
-        "device": device,
-    }
+) -> BatchSettings:
+    """The options of every batch command."""
+    from napari_lowlat_seg.batch.jobs import BatchSettings
+
+    return BatchSettings(
+        model=model,
+        device=device,
+        axis=axis,
+        channel=channel,
+        workers=workers,
+        scheduler=scheduler,
+        insecure_scheduler=insecure_scheduler,
+    )
 
 
 @with_options(_options)
 def embed(
-    options: dict[str, Any],
+    settings: BatchSettings,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
     output: Annotated[
         Path | None,
@@ -61,14 +66,14 @@ def embed(
     from napari_lowlat_seg.batch.embed import run_embed
 
     with on_interrupt("the planes embedded so far are kept: the same command resumes"):
-        done = run_embed(image, output, **options)
+        done = run_embed(image, output, settings)
     size = f"{done['bytes'] / 2**20:.0f} MiB"
     print(f"{plural(done['planes'], 'plane')} embedded ({done['made']} new), {size}: {done['folder']}")
 
 
 @with_options(_options)
 def seeds(
-    options: dict[str, Any],
+    settings: BatchSettings,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
     output: Labels,
@@ -86,7 +91,7 @@ def seeds(
 
     kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
     with on_interrupt(kept):
-        done = run_seeds(image, points, output, agreed=consensus, **options)
+        done = run_seeds(image, points, output, settings, agreed=consensus)
     print(
         f"{plural(done['objects'], 'object')}, {plural(done['voxels'], 'voxel')} in {done['seconds']:.1f} s: "
         f"{output}"
@@ -97,7 +102,7 @@ def seeds(
 
 @with_options(_options)
 def everything(
-    options: dict[str, Any],
+    settings: BatchSettings,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
     output: Labels,
     grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
@@ -110,9 +115,9 @@ def everything(
     from napari_lowlat_seg.batch.automatic import run_automatic
     from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 
-    settings = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area)
+    masks = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area)
     with on_interrupt("the planes segmented so far are kept: the same command resumes"):
-        done = run_automatic(image, output, settings=settings, **options)
+        done = run_automatic(image, output, settings, masks)
     print(
         f"{plural(done['objects'], 'object')} on {plural(done['planes'], 'plane')} in "
         f"{done['seconds']:.1f} s: {output}"
