@@ -166,6 +166,7 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     rng = np.random.default_rng(seed)
     rows, cols = session.volume.sides(plane)
     at = (int(rng.integers(rows)), int(rng.integers(cols)))
+    drawn = rng.random((rows, cols)) > (0.5, 0.8, 1.0)[rng.integers(3)]  # also nothing at all
     if action == "add":
         session.add(plane, random_prompt(rng, rows, cols))
     elif action == "apply":
@@ -177,7 +178,7 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "remove":
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
-        session.paint(plane, rng.random((rows, cols)) > 0.5)
+        session.paint(plane, drawn)
     elif action == "accept":
         session.accept()
     elif action == "clear":
@@ -187,7 +188,7 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "brush":
         session.close_transaction()
         before = labels[plane.key()].copy()
-        labels[plane.key()][rng.random((rows, cols)) > 0.7] = int(rng.integers(4))
+        labels[plane.key()][drawn] = int(rng.integers(4))
         edit = LabelEdit.between(plane, BoundingBox(0, 0, rows, cols), before, labels[plane.key()])
         session.record_stroke([edit] if edit else [])
     elif action in ("propagate", "seeds"):

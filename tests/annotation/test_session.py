@@ -5,15 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
+from benchmarks.kill_journal import KINDS, PLANES, SHAPE, play, predicted
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
-SHAPE = (4, 12, 10)
 FIRST, SECOND = Plane((1, None, None)), Plane((2, None, None))
 CORONAL = Plane((None, 5, None))
 
@@ -23,11 +21,6 @@ def block(top, left, bottom, right, shape=SHAPE[1:]):
     mask = np.zeros(shape, bool)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def predicted(mask):
-    """The prediction of a network that is certain of a mask."""
-    return SoftMask.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
 
 
 @pytest.fixture
@@ -502,82 +495,10 @@ def test_a_full_undo_stack_drops_its_oldest_steps(labels):
 
 # Random scripts
 
-PLANES = [FIRST, SECOND, CORONAL, Plane((None, None, 4))]
 actions = st.lists(
-    st.tuples(
-        st.sampled_from(["add", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo",
-                         "redo", "label", "semantic", "policy", "propagate", "seeds"]),
-        st.sampled_from(PLANES),
-        st.integers(0, 2**32 - 1),
-    ),
+    st.tuples(st.sampled_from(sorted(set(KINDS))), st.sampled_from(PLANES), st.integers(0, 2**32 - 1)),
     max_size=40,
-)  # fmt: skip
-
-
-def propagate(session, plane, rng, *, seeds):
-    """A propagation run with random masks that may be cut short."""
-    planes = stack_of(session.volume, plane)
-    try:
-        if seeds:
-            run = PropagationRun.seeds(session, planes, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
-        else:
-            run = PropagationRun.propagation(session, planes)
-    except ValueError:
-        return  # there is nothing to propagate
-    numbers = list(run.request.seeds or run.request.anchors)
-    sides = session.volume.sides(plane)
-    for _ in range(rng.integers(5)):
-        where = planes[rng.integers(len(planes))]
-        run.apply(
-            numbers[rng.integers(len(numbers))],
-            PropagatedMask(where, predicted(rng.random(sides) > 0.5), 0.5),
-        )
-    if rng.integers(2):
-        run.finish()
-
-
-def play(session, labels, action, plane, seed):
-    """One random action of a user."""
-    rng = np.random.default_rng(seed)
-    rows, cols = (SHAPE[axis] for axis in plane.axes)
-    (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in (rows, cols))
-    mask = block(top, left, bottom, right, (rows, cols))
-    at = (int(rng.integers(rows)), int(rng.integers(cols)))
-    if action == "add":
-        session.add(plane, Click(at, bool(rng.integers(2))))
-    elif action == "apply":
-        for waiting in session.pending:
-            n = tuple(SHAPE[axis] for axis in waiting.axes)
-            session.apply(session.request(waiting), predicted(rng.random(n) > 0.5))
-    elif action == "remove":
-        session.set_prompts(plane, session.state(plane).prompts[1:])
-    elif action == "paint":
-        session.paint(plane, mask)
-    elif action == "accept":
-        session.accept()
-    elif action == "clear":
-        session.clear()
-    elif action == "edit":
-        session.edit_object(plane, at)
-    elif action == "brush":
-        from napari_lowlat_seg.core.labels import LabelEdit
-
-        before = labels[plane.key()].copy()
-        labels[plane.key()][mask] = int(rng.integers(4))
-        edit = LabelEdit.between(plane, (0, 0, rows, cols), before, labels[plane.key()])
-        session.record_stroke([edit] if edit else [])
-    elif action in ("propagate", "seeds"):
-        propagate(session, plane, rng, seeds=action == "seeds")
-    elif action == "undo":
-        session.undo()
-    elif action == "redo":
-        session.redo()
-    elif action == "label":
-        session.choose_label(int(rng.integers(1, 5)))
-    elif action == "semantic":
-        session.semantic = not session.semantic
-    elif action == "policy":
-        session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
+)
 
 
 def shown_of(session, labels):

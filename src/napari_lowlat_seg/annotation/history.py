@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
@@ -17,6 +18,8 @@ from napari_lowlat_seg.core.volume import Plane
 
 LIMIT_BYTES = 256 * 2**20
 """Memory for all steps together; a step of one click on a megapixel plane takes some 20 KiB."""
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 Key = tuple[int, Plane]
 """The number of an object, and a plane on which it has a state."""
@@ -153,6 +156,8 @@ class Event:
 class Transaction:
     """A step that collects changes while something runs. Each takes effect at once; all are undone as one.
 
+    The functions it is given keep a session's observer informed, so that no user of a transaction has to.
+
     Parameters
     ----------
     title, plane
@@ -161,8 +166,10 @@ class Transaction:
         The number of the current object before and after.
     states, records
         All states by number and plane, and all records by number; changed in place.
-    before_write
-        Called with the labels and the edits before each change of labels.
+    write
+        Called with labels and edits to make the edits; by default they are there already.
+    changed
+        Called after each change.
     """
 
     def __init__(
@@ -172,10 +179,11 @@ class Transaction:
         current: tuple[int, int],
         states: dict[int, dict[Plane, PlaneState]],
         records: dict[int, ObjectRecord],
-        before_write: Callable[[LabelStore, tuple[LabelEdit, ...]], object] = lambda store, edits: None,
+        write: Callable[[LabelStore, Sequence[LabelEdit]], object] = lambda store, edits: None,
+        changed: Callable[[], object] = lambda: None,
     ) -> None:
         self.open = True
-        self._before_write = before_write
+        self._write, self._changed = write, changed
         self._title, self._plane, self._current = title, plane, current
         self._all_states, self._all_records = states, records
         self._states: dict[Key, PlaneState] = {}  # before the transaction
@@ -186,30 +194,29 @@ class Transaction:
         self._new_records: dict[int, ObjectRecord | None] = {}
         self._reported = 0  # edits that `news` has returned
 
-    def set_state(self, key: Key, state: PlaneState) -> None:
-        """Replace the state of an object on a plane."""
-        of_object = self._all_states.setdefault(key[0], {})
-        before = of_object.get(key[1], PlaneState())
-        self._states.setdefault(key, before)
-        self._new_states.setdefault(key, before)
-        of_object[key[1]] = state
-
-    def set_record(self, number: int, record: ObjectRecord) -> None:
-        """Replace the record of an object."""
-        self._records.setdefault(number, self._all_records.get(number))
-        self._new_records.setdefault(number, self._all_records.get(number))
-        self._all_records[number] = record
-
-    def write(self, store: LabelStore, edit: LabelEdit) -> None:
-        """Change labels; all edits of a transaction go to the same ones."""
-        self._before_write(store, (edit,))
-        store.write([edit])
-        self.written(store, [edit])
-
-    def written(self, store: LabelStore, edits: Sequence[LabelEdit]) -> None:
-        """Take in edits that are in the labels already."""
-        self._store = store
-        self._edits += edits
+    def change(
+        self,
+        states: Mapping[Key, PlaneState] = NOTHING,
+        records: Mapping[int, ObjectRecord] = NOTHING,
+        store: LabelStore | None = None,
+        edits: Sequence[LabelEdit] = (),
+    ) -> None:
+        """Replace states and records of objects and edit labels, the same ones each time; one event."""
+        if edits and store is not None:
+            self._write(store, edits)
+            self._store = store
+            self._edits += edits
+        for key, state in states.items():
+            of_object = self._all_states.setdefault(key[0], {})
+            before = of_object.get(key[1], PlaneState())
+            self._states.setdefault(key, before)
+            self._new_states.setdefault(key, before)
+            of_object[key[1]] = state
+        for number, record in records.items():
+            self._records.setdefault(number, self._all_records.get(number))
+            self._new_records.setdefault(number, self._all_records.get(number))
+            self._all_records[number] = record
+        self._changed()
 
     @property
     def is_empty(self) -> bool:

@@ -146,12 +146,9 @@ class Mirror:
         assert news is not None
         if self.transaction is None:
             self.transaction = Transaction(news.title, news.plane, news.current, self.states, self.records)
-        for key, _, after in news.states:
-            self.transaction.set_state(key, after)
-        for number, _, record in news.records:
-            self.transaction.set_record(number, record)
-        if news.store is not None:
-            self.transaction.written(news.store, news.edits)
+        states = {key: after for key, _, after in news.states}
+        records = {number: after for number, _, after in news.records}
+        self.transaction.change(states, records, news.store, news.edits)
         self._keep(news.store, news.edits)
         self.current = news.current[1]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, overload
 
-from napari_lowlat_seg.annotation.history import Propagated, Transaction
+from napari_lowlat_seg.annotation.history import Key, Propagated, Transaction
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import object_edits
@@ -76,9 +76,8 @@ class PropagationRun:
                 "the range"
             )
         step = session.open_transaction("propagate", next(iter(anchors)))
-        for plane in affected(anchors, planes, changed):
-            if session.state(plane).confidence is not None:
-                step.set_state((session.current, plane), PlaneState())
+        old = [p for p in affected(anchors, planes, changed) if session.state(p).confidence is not None]
+        step.change({(session.current, plane): PlaneState() for plane in old})
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
         return cls(session, step, request)
 
@@ -99,7 +98,7 @@ class PropagationRun:
                 "it on another plane as well"
             )
         step = session.open_transaction("interpolate", next(iter(masks)))
-        step.set_record(session.current, replace(session.record(session.current), propagated=None))
+        step.change(records={session.current: replace(session.record(session.current), propagated=None)})
         return cls(session, step, PropagationRequest(tuple(planes), {session.current: masks}, shapes=True))
 
     @classmethod
@@ -150,11 +149,11 @@ class PropagationRun:
         state = PlaneState((), found.prediction, found.prediction, confidence=found.confidence)
         if seed is not None and seed[0] == plane:
             state = PlaneState((seed[1],), found.prediction)
-        self._step.set_state(key, state)
-        self._reached.add(plane)
         if self._writes:
-            self._write(number, plane, found.prediction)
-        self._session.transaction_changed()
+            self._write(key, state, found.prediction)
+        else:
+            self._step.change({key: state})
+        self._reached.add(plane)
         return True
 
     def finish(self) -> None:
@@ -167,7 +166,7 @@ class PropagationRun:
             planes = self.request.planes
             reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
             propagated = Propagated(anchors, planes, reached)
-            self._step.set_record(number, replace(record, propagated=propagated))
+            self._step.change(records={number: replace(record, propagated=propagated)})
         self._session.close_transaction()
 
     def stop(self) -> None:
@@ -191,17 +190,18 @@ class PropagationRun:
         self.finish()
         return len(self.reached)
 
-    def _write(self, number: int, plane: Plane, soft_mask: SoftMask) -> None:
-        session, record = self._session, self._session.record(number)
+    def _write(self, key: Key, state: PlaneState, soft_mask: SoftMask) -> None:
+        (number, plane), session = key, self._session
+        record = session.record(number)
         assert session.labels is not None
         mask = postprocess_patch(soft_mask, session.finish)
         edit, whole = object_edits(
             session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
         )
-        if edit is not None:
-            self._step.write(session.labels, edit)
+        records = {}
         if whole is not None:
-            self._step.set_record(number, replace(record, written={**record.written, plane: whole}))
+            records[number] = replace(record, written={**record.written, plane: whole})
+        self._step.change({key: state}, records, session.labels, [] if edit is None else [edit])
 
 
 class Mark(NamedTuple):

@@ -116,7 +116,7 @@ class Session:
     def __setattr__(self, name: str, value: Any) -> None:
         observed = name in SETTINGS and self.observer is not None
         if observed:
-            self.transaction_changed()
+            self._transaction_changed()
         super().__setattr__(name, value)
         if observed:
             self._tell(Event("settings", self._highest, settings={name: value}))
@@ -286,7 +286,7 @@ class Session:
             f"accepted object {record.label}", plane, change, states, records, tuple(edits), self.labels
         )
         self.close_transaction()  # its end comes before the accept, also for the observer
-        self._write(step, edits)
+        self._write(self.labels, edits)
         self._do(step)
         return True
 
@@ -336,8 +336,7 @@ class Session:
         """Begin a step that lasts until `close_transaction`, or until anything else is done or undone."""
         self.close_transaction()
         here = (self._current, self._current)
-        self._open = Transaction(title, plane, here, self._states, self._records, self._tell_writing)
-        return self._open
+        return self._begin(title, plane, here)
 
     def open_objects(self, count: int) -> tuple[Transaction, list[int]]:
         """Begin `count` objects with the next free labels: a transaction and the numbers of the objects.
@@ -349,16 +348,19 @@ class Session:
         self.close_transaction()
         numbers = [next(self._numbers) for _ in range(count)]
         first, before, self._current = self.label, self._current, next(self._numbers)
-        title = f"{count} objects"
-        change = (before, self._current)
-        step = Transaction(title, None, change, self._states, self._records, self._tell_writing)
-        self._open = step
-        for place, number in enumerate(numbers):
-            step.set_record(number, ObjectRecord(first if self.semantic else first + place, self.labels))
-            self._highest = max(self._highest, self._records[number].label)
-        step.set_record(self._current, ObjectRecord(first if self.semantic else self._highest + 1))
-        self.transaction_changed()
+        labels = [first if self.semantic else first + place for place in range(count)]
+        records = {number: ObjectRecord(label, self.labels) for number, label in zip(numbers, labels)}
+        self._highest = max([self._highest, *labels])
+        records[self._current] = ObjectRecord(first if self.semantic else self._highest + 1)
+        step = self._begin(f"{count} objects", None, (before, self._current))
+        step.change(records=records)
         return step, numbers
+
+    def _begin(self, title: str, plane: Plane | None, current: tuple[int, int]) -> Transaction:
+        self._open = Transaction(
+            title, plane, current, self._states, self._records, self._write, self._transaction_changed
+        )
+        return self._open
 
     def close_transaction(self) -> None:
         """Complete the open transaction, if there is one, as one undo step."""
@@ -369,7 +371,7 @@ class Session:
                 self.undo_stack.push(step)
                 self._tell(Event("closed", self._highest, news))
 
-    def transaction_changed(self) -> None:
+    def _transaction_changed(self) -> None:
         """Tell the observer what the open transaction has changed since the last time."""
         if self._open is not None and not self._open.is_empty and self.observer is not None:
             self._tell(Event("progress", self._highest, self._open.news()))
@@ -400,7 +402,7 @@ class Session:
         self.close_transaction()
         step = self.undo_stack.undo()
         if step is not None:
-            self._write(step, [edit.reversed() for edit in reversed(step.edits)])
+            self._write(step.store, [edit.reversed() for edit in reversed(step.edits)])
             self._put((key, before) for key, before, _ in step.states)
             self._records.update({n: before for n, before, _ in step.records if before is not None})
             self._current = step.current[0]
@@ -412,7 +414,7 @@ class Session:
         self.close_transaction()
         step = self.undo_stack.redo()
         if step is not None:
-            self._write(step, step.edits)
+            self._write(step.store, step.edits)
             self._apply(step)
             self._tell(Event("redo", self._highest))
         return step
@@ -505,9 +507,6 @@ class Session:
         if self.observer is not None:
             self.observer(event)
 
-    def _tell_writing(self, store: LabelStore, edits: tuple[LabelEdit, ...]) -> None:
-        self._tell(Event("writing", self._highest, store=store, edits=edits))
-
     def _put(self, states: Iterable[tuple[Key, PlaneState]]) -> None:
         for (number, plane), state in states:
             self._states.setdefault(number, {})[plane] = state
@@ -517,10 +516,10 @@ class Session:
         self._records.update({number: after for number, _, after in step.records})
         self._current = step.current[1]
 
-    def _write(self, step: Step, edits: Sequence[LabelEdit]) -> None:
-        if edits and step.store is not None:
-            self._tell_writing(step.store, tuple(edits))
-            step.store.write(edits)
+    def _write(self, store: LabelStore | None, edits: Sequence[LabelEdit]) -> None:
+        if edits and store is not None:
+            self._tell(Event("writing", self._highest, store=store, edits=tuple(edits)))
+            store.write(edits)
 
     def _next_label(self) -> int:
         return self.label if self.semantic else self._highest + 1
