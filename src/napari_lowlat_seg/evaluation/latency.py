@@ -236,22 +236,13 @@ def busy_loops(count: int) -> Iterator[list[int]]:
             if loop.stdout is None or loop.stdout.readline().strip() != b"busy":
                 raise RuntimeError(f"a busy loop could not be started with {sys.executable!r}")
         yield [loop.pid for loop in loops]
-        ended = sum(_ends_within(loop, 0.1) for loop in loops)
+        ended = sum(loop.poll() is not None for loop in loops)
         if ended:
             raise RuntimeError(f"{ended} of {count} busy loops ended early; measure again")
     finally:
         for loop in loops:
             with loop:  # closes both pipes and waits
                 loop.kill()
-
-
-def _ends_within(loop: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Return whether a process has ended; the system may need a moment to say so of one just killed."""
-    try:
-        loop.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def device_of(model: Segmenter) -> str:
