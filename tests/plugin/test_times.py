@@ -41,7 +41,7 @@ def clicked():
     session = Session(Volume(np.zeros((3, 8, 8), np.uint8), window=(0, 255)))
     predictions, said = Predictions(session, worker, "stack"), []
     predictions.attach()
-    predictions.said.connect(said.append)
+    predictions.status.connect(said.append)
 
     def click(*answers):
         session.add(PLANE, Click((4.0, 4.0)))

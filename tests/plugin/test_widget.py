@@ -72,7 +72,7 @@ class FakeController:
     """A controller that keeps its settings and writes down what it is called with."""
 
     changed = PySignal()
-    said = PySignal(str)
+    status = PySignal(str)
 
     def __init__(self, viewer, layer, worker, keys, **view):
         self.viewer, self.layer, self.view, self.called = viewer, layer, view, []
@@ -303,7 +303,7 @@ def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
 def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, settle):
     """In the middle of work; its controller is forgotten."""
     controller = on_image.controller
-    controller.said.emit("52 ms")
+    controller.status.emit("52 ms")
     viewer.layers.remove("cells")
     settle()
     assert (on_image.controller, on_image.sentence) == (None, NO_IMAGE)
@@ -343,7 +343,7 @@ def test_the_state_is_one_big_line(on_image):
     """What the controller and the worker say; markup in it stays text."""
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
-    on_image.controller.said.emit("a < b")
+    on_image.controller.status.emit("a < b")
     assert "a &lt; b" in on_image.form.state.text()
     assert on_image.form.state.accessibleName() == "State: a < b"
 

@@ -155,8 +155,8 @@ class KeyTable:
 
     def conflicts(self) -> dict[str, str]:
         """By action, which other action has the same key and which of napari's shortcuts it hides."""
-        notes = {action.name: [*self._twins(action), *_hidden(self._keys[action.name])] for action in ACTIONS}
-        return {name: "; ".join(said) for name, said in notes.items() if said}
+        found = {action.name: [*self._twins(action), *_hidden(self._keys[action.name])] for action in ACTIONS}
+        return {name: "; ".join(notes) for name, notes in found.items() if notes}
 
     def bind(self, layer: Any, controller: Any) -> None:
         """Let the keys of `layer` call the methods of a controller and its parts."""
@@ -252,12 +252,12 @@ def _hidden(key: str) -> list[str]:
     """What napari does with a key on the kinds of layer that we bind, in napari's words."""
     if not key:
         return []
-    said = []
+    notes = []
     for kind in (Points, Shapes, Labels, ViewerModel):
         native = kind.class_keymap.get(coerce_keybinding(key))
         if native is not None and native is not ...:
             title = re.split("[.,;\n]", native.__doc__ or native.__name__.replace("_", " "))[0].strip()
             place = "the viewer" if kind is ViewerModel else f"{kind.__name__} layers"
             first = key in ("Enter", "Escape") and kind is not ViewerModel
-            said.append(f"{'comes after' if first else 'hides'} napari's “{title}” on {place}")
-    return said
+            notes.append(f"{'comes after' if first else 'hides'} napari's “{title}” on {place}")
+    return notes

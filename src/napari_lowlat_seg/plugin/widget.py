@@ -144,7 +144,7 @@ class LowlatWidget(QWidget):
         for controller, verb in ((before, "disconnect"), (after, "connect")):
             if controller is not None:
                 getattr(controller.changed, verb)(self._show)
-                getattr(controller.said, verb)(self.form.state.say)
+                getattr(controller.status, verb)(self.form.state.say)
                 getattr(controller.propagation.progressed, verb)(self._redraw_soon)
         self._show_all()
 

@@ -90,8 +90,8 @@ def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typ
     typical
         Seconds that an embedding takes; 0 if that is not known yet.
     """
-    rivals = ("predict",) if job.kind == "predict" else ("predict", "preview", "embed", "embed_ahead")
-    newest = next((waiting[kind] for kind in rivals if kind in waiting), None)
+    preempting = ("predict",) if job.kind == "predict" else ("predict", "preview", "embed", "embed_ahead")
+    newest = next((waiting[kind] for kind in preempting if kind in waiting), None)
     if newest is None or newest.identity == job.identity:
         return False
     if newest.kind == "embed_ahead":

@@ -27,7 +27,7 @@ from napari_lowlat_seg.models.registry import file_sha256
 TINY = CompactConfig(size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1)
 
 
-def judged(predicted: Any, true: Any, sets: Any) -> PredictedIous:
+def predicted_ious(predicted: Any, true: Any, sets: Any) -> PredictedIous:
     """Answers, whose domains are the first parts of their sets."""
     domains = [one.split("/")[0] for one in sets]
     return PredictedIous(np.array(predicted, float), np.array(true, float), np.array(sets), np.array(domains))
@@ -37,7 +37,7 @@ def judged(predicted: Any, true: Any, sets: Any) -> PredictedIous:
 def distorted() -> PredictedIous:
     """Answers of four sets whose true IoU is sigmoid(2 x - 1) of what was predicted."""
     predicted = np.random.default_rng(0).uniform(0.1, 0.95, 120)
-    return judged(predicted, expit(2 * logit(predicted) - 1), ["em/a", "em/b", "med/c", "med/d"] * 30)
+    return predicted_ious(predicted, expit(2 * logit(predicted) - 1), ["em/a", "em/b", "med/c", "med/d"] * 30)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ def test_a_correction_changes_neither_ranks_nor_masks(distorted: PredictedIous) 
 
 def test_predictions_of_0_and_1_can_be_corrected() -> None:
     """0 and 1 have no logit of their own."""
-    found = Correction(1.0, 0.0).of(judged([0.0, 1.0], [0.5, 0.5], ["a", "a"]))
+    found = Correction(1.0, 0.0).of(predicted_ious([0.0, 1.0], [0.5, 0.5], ["a", "a"]))
     assert found.predicted == pytest.approx([0, 1], abs=1e-5)
 
 
 def test_domains_have_equal_weight(distorted: PredictedIous) -> None:
     """Ten times as many answers of one domain do not move the fit."""
-    noisy = judged(distorted.predicted, np.round(distorted.true, 1), distorted.sets.tolist())
+    noisy = predicted_ious(distorted.predicted, np.round(distorted.true, 1), distorted.sets.tolist())
     em = np.flatnonzero(noisy.domains == "em")
     more = noisy.where(np.concatenate([np.arange(len(noisy)), *[em] * 9]))
     assert len(more) == 660
@@ -114,7 +114,7 @@ def test_a_correction_need_not_transfer_between_halves(distorted: PredictedIous)
     """A distortion of one set only: the other is worse off, and the row says so."""
     bad = distorted.where(np.isin(distorted.sets, ["em/a", "em/b"]))
     true = np.where(bad.sets == "em/a", bad.true, bad.predicted)
-    first = cross_validate(judged(bad.predicted, true, bad.sets.tolist()))[0]
+    first = cross_validate(predicted_ious(bad.predicted, true, bad.sets.tolist()))[0]
     assert first["before"]["mae"] == 0 < first["after"]["mae"]
 
 

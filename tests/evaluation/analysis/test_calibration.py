@@ -20,7 +20,7 @@ from napari_lowlat_seg.evaluation.analysis.calibration import (
 from napari_lowlat_seg.evaluation.report import Curve
 
 
-def judged(predicted: Any, true: Any) -> PredictedIous:
+def predicted_ious(predicted: Any, true: Any) -> PredictedIous:
     """Answers of one set."""
     places = np.array(["em/a"] * len(predicted))
     return PredictedIous(np.array(predicted, float), np.array(true, float), places, places)
@@ -68,7 +68,7 @@ def test_long_curves_count_at_10_and_20() -> None:
 
 def test_errors_equal_those_computed_by_hand() -> None:
     """Two answers of one bin whose errors cancel, and one of another that is too sure."""
-    found = measures(judged([0.62, 0.68, 0.95], [0.7, 0.6, 0.75]))
+    found = measures(predicted_ious([0.62, 0.68, 0.95], [0.7, 0.6, 0.75]))
     assert found == {
         "mae": pytest.approx((0.08 + 0.08 + 0.2) / 3),
         "ece": pytest.approx(0.2 / 3),
@@ -86,12 +86,12 @@ def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
         inside = [k for k in range(500) if i / BINS <= predicted[k] < (i + 1) / BINS]
         gap = abs(sum(predicted[k] for k in inside) - sum(true[k] for k in inside))
         expected += gap / 500
-    assert measures(judged(predicted, true))["ece"] == pytest.approx(expected)
+    assert measures(predicted_ious(predicted, true))["ece"] == pytest.approx(expected)
 
 
 def test_perfect_predictions_have_no_error() -> None:
     """And the right order."""
-    assert measures(judged([0.1, 0.5, 0.9], [0.1, 0.5, 0.9])) == {
+    assert measures(predicted_ious([0.1, 0.5, 0.9], [0.1, 0.5, 0.9])) == {
         "mae": 0.0,
         "ece": 0.0,
         "bias": 0.0,
@@ -104,17 +104,17 @@ def test_perfect_predictions_have_no_error() -> None:
 )
 def test_constant_values_have_no_rank_correlation(predicted: list[float], true: list[float]) -> None:
     """None rather than NaN, which JSON does not know."""
-    assert measures(judged(predicted, true))["spearman"] is None
+    assert measures(predicted_ious(predicted, true))["spearman"] is None
 
 
 def test_no_predictions_have_no_errors() -> None:
     """None for everything."""
-    assert measures(judged([], [])) == {"mae": None, "ece": None, "bias": None, "spearman": None}
+    assert measures(predicted_ious([], [])) == {"mae": None, "ece": None, "bias": None, "spearman": None}
 
 
 def test_edges_belong_to_the_bin_above_and_1_to_the_last() -> None:
     """Predictions beyond 0..1 count in the outermost bins."""
-    found = reliability(judged([-0.1, 0.0, 0.5, 0.55, 1.0, 1.1], [0, 0.2, 0.4, 0.6, 0.8, 1]))
+    found = reliability(predicted_ious([-0.1, 0.0, 0.5, 0.55, 1.0, 1.1], [0, 0.2, 0.4, 0.6, 0.8, 1]))
     assert found == [
         pytest.approx((-0.05, 0.1, 2)),
         pytest.approx((0.525, 0.5, 2)),

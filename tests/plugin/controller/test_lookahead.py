@@ -145,7 +145,7 @@ def test_planes_are_embedded_in_the_direction_of_scrolling(qtbot, service, predi
 def test_planes_ahead_are_not_mentioned(qtbot, worker, service, predictions):
     """The state line says what the plane in view does, then "ready", and stays."""
     said, started = [], []
-    predictions.said.connect(said.append)
+    predictions.status.connect(said.append)
     worker.started.connect(started.append)
     predictions.look(Plane((0, None, None)))
     wait_for(qtbot, service, 0, 1, 2, 3)

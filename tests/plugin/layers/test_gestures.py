@@ -40,7 +40,7 @@ class Mouse(Hand):
 
 @pytest.fixture
 def scene(make_napari_viewer_proxy):
-    """An image in a window, prompt layers, gestures and a mouse; `edits`, `strokes`, `hovers`, `said`."""
+    """An image in a window, prompt layers, gestures and a mouse; `edits`, `strokes`, `hovers`, `status`."""
     open_scenes = []
 
     def build(axis=0, shape=SHAPE, **place):
@@ -56,8 +56,10 @@ def scene(make_napari_viewer_proxy):
             index = [None] * len(shape)
             index[axis] = 5
             grid.look_at(viewer.dims, Plane(tuple(index)))
-        it = SimpleNamespace(viewer=viewer, grid=grid, image=layer, edits=[], strokes=[], hovers=[], said=[])
-        it.layers = PromptLayers(viewer, grid, it.edits.append, it.said.append)
+        it = SimpleNamespace(
+            viewer=viewer, grid=grid, image=layer, edits=[], strokes=[], hovers=[], status=[]
+        )
+        it.layers = PromptLayers(viewer, grid, it.edits.append, it.status.append)
         it.gestures = Gestures(
             viewer,
             grid,
@@ -182,7 +184,7 @@ def test_a_stroke_is_cut_off_at_the_border(axial):
     axial.mouse.drag((-3, 5), (-3, 20))
     axial.mouse.click((-3, 5))
     assert len(axial.edits) == 1
-    assert len(axial.said) == 2
+    assert len(axial.status) == 2
     assert len(axial.layers.points.data) == 0
 
 

@@ -27,14 +27,14 @@ PATH = np.array([[2, 1, 1], [2, 5, 9], [2, 6, 20.0]])
 
 @pytest.fixture
 def scene():
-    """Prompt layers on a volume at its plane 2; `edits`, `said`."""
+    """Prompt layers on a volume at its plane 2; `edits`, `status`."""
     viewer = ViewerModel()
     image = Image(np.zeros(SHAPE, np.uint8), name="image", scale=(3, 1, 0.5), translate=(1, 2, 3))
     viewer.add_layer(image)
     grid = grid_of(image)
     grid.look_at(viewer.dims, HERE)
-    it = SimpleNamespace(viewer=viewer, grid=grid, image=image, edits=[], said=[])
-    it.layers = PromptLayers(viewer, grid, it.edits.append, it.said.append)
+    it = SimpleNamespace(viewer=viewer, grid=grid, image=image, edits=[], status=[])
+    it.layers = PromptLayers(viewer, grid, it.edits.append, it.status.append)
     it.layers.attach()
     return it
 
@@ -45,8 +45,8 @@ def flat():
     viewer = ViewerModel()
     image = Image(np.zeros(SIDES, np.uint8), name="image")
     viewer.add_layer(image)
-    it = SimpleNamespace(viewer=viewer, edits=[], said=[], plane=Plane((None, None)))
-    it.layers = PromptLayers(viewer, grid_of(image), it.edits.append, it.said.append)
+    it = SimpleNamespace(viewer=viewer, edits=[], status=[], plane=Plane((None, None)))
+    it.layers = PromptLayers(viewer, grid_of(image), it.edits.append, it.status.append)
     it.layers.attach()
     return it
 
@@ -252,7 +252,7 @@ def test_a_point_beside_the_image_is_dropped_with_a_sentence(scene, point):
     """And no edit; the next one counts."""
     scene.layers.points.add(point)
     assert scene.edits == []
-    assert len(scene.said) == 1
+    assert len(scene.status) == 1
     assert len(scene.layers.points.data) == 0
     scene.layers.points.add((2, 3, 4))
     assert scene.edits == [{HERE: (Click((3, 4)),)}]
@@ -263,7 +263,7 @@ def test_a_shape_over_several_planes_is_dropped_with_a_sentence(scene):
     scene.layers.shapes.add(PATH + np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), shape_type="path")
     scene.layers.shapes.refresh()
     assert scene.edits == []
-    assert "one plane" in scene.said[0]
+    assert "one plane" in scene.status[0]
     assert scene.layers.shapes.nshapes == 0
 
 
@@ -273,7 +273,7 @@ def test_prompts_in_3d_wait_with_a_sentence(scene):
     scene.viewer.dims.ndisplay = 3
     scene.layers.points.add((2, 3, 4))
     assert scene.edits == []
-    assert scene.said == ["prompts are given in 2-D, on a plane of the image"]
+    assert scene.status == ["prompts are given in 2-D, on a plane of the image"]
     assert len(scene.layers.points.data) == 1
 
 
@@ -286,7 +286,7 @@ def test_gestures_add_prompts_as_one_edit(scene):
     ]
     scene.layers.add(HERE, Box((-9, -9), (-5, -5)))
     assert len(scene.edits) == 1
-    assert scene.said == ["nothing drawn is on the plane"]
+    assert scene.status == ["nothing drawn is on the plane"]
 
 
 @pytest.mark.parametrize("kind", ["points", "shapes"])

@@ -122,12 +122,12 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
 def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
     """A slice from the first of some data sets that says each thing."""
 
-    def said(name: str) -> Any:
+    def tag(name: str) -> Any:
         return next((place.get(name) for place in places if place.get(name) is not None), None)
 
-    position, directions = said("ImagePositionPatient"), said("ImageOrientationPatient")
-    spacing = said("PixelSpacing") or said("ImagerPixelSpacing") or (1.0, 1.0)
-    thickness = said("SpacingBetweenSlices") or said("SliceThickness") or 1.0
+    position, directions = tag("ImagePositionPatient"), tag("ImageOrientationPatient")
+    spacing = tag("PixelSpacing") or tag("ImagerPixelSpacing") or (1.0, 1.0)
+    thickness = tag("SpacingBetweenSlices") or tag("SliceThickness") or 1.0
     return Frame(
         path,
         number,
@@ -135,8 +135,8 @@ def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
         None if directions is None else np.array(directions, np.float64).reshape(2, 3),
         (float(spacing[0]), float(spacing[1])),
         abs(float(thickness)) or 1.0,
-        float(said("RescaleSlope") if said("RescaleSlope") is not None else 1),
-        float(said("RescaleIntercept") or 0),
+        float(tag("RescaleSlope") if tag("RescaleSlope") is not None else 1),
+        float(tag("RescaleIntercept") or 0),
     )
 
 

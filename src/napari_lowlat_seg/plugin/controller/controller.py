@@ -76,7 +76,7 @@ class AnnotationController:
     changed = Signal()
     """`state` may be another one."""
 
-    said = Signal(str)
+    status = Signal(str)
     """What is going on, in a few words."""
 
     def __init__(
@@ -120,7 +120,7 @@ class AnnotationController:
         """Connect the parts; psygnal connects signals to methods only, so some methods just emit."""
         for signal in (self.prompts.sign_changed, self.gestures.changed, self.predictions.postponed):
             signal.connect(self._emit_changed)
-        for signal in (self.predictions.said, self.propagation.said):
+        for signal in (self.predictions.status, self.propagation.status):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
         self.current_plane.moved.connect(self._moved)
@@ -238,23 +238,23 @@ class AnnotationController:
         """Write the object into the labels, once all its prompts are answered, and begin the next one."""
         if self.session.pending or self.labels.reading:
             self._accepting = True
-            self.said.emit("Accepting when the mask arrives…")
+            self.status.emit("Accepting when the mask arrives…")
             self.predictions.ask()
             return
         self._accepting = False  # `ensure` emits `changed`, which must not accept once more
         ready = self._try(self.labels.ensure)
         self._accepting = ready is False
         if not ready:
-            self.said.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
+            self.status.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
             return
         label = self.session.label
         written = self._try(self.session.accept)
         if written is False:
-            self.said.emit(
+            self.status.emit(
                 "Nothing to accept: the object is empty, or other labels cover it (Existing labels: keep)."
             )
         elif written:
-            self.said.emit(f"object {label} accepted")
+            self.status.emit(f"object {label} accepted")
         self._refresh()
 
     def new_object(self) -> None:
@@ -280,13 +280,13 @@ class AnnotationController:
         """Make the object under the cursor the current one again, with its prompts."""
         under_cursor = self.current_plane.under_cursor
         if under_cursor is None or self.session.labels is None:
-            self.said.emit("there is no object to edit here")
+            self.status.emit("there is no object to edit here")
             return
         found = self._try(lambda: self.session.edit_object(*under_cursor))
         if found is False:
-            self.said.emit("no object under the cursor")
+            self.status.emit("no object under the cursor")
         elif found:
-            self.said.emit(f"Editing object {self.session.label}: correct it, then accept.")
+            self.status.emit(f"Editing object {self.session.label}: correct it, then accept.")
         self._refresh()
 
     def cancel(self) -> None:
@@ -295,7 +295,7 @@ class AnnotationController:
         self.propagation.stop()
         self.live_preview.drop()
         self.predictions.cancel()
-        self.said.emit("cancelled")
+        self.status.emit("cancelled")
 
     # What the layers and the parts report
 
@@ -308,7 +308,7 @@ class AnnotationController:
         before, self._plane = self._plane, self.plane
         if self._plane is None:
             self.predictions.look(None)
-            self.said.emit(NO_PLANE)
+            self.status.emit(NO_PLANE)
             return
         if before is None or before.axes != self._plane.axes:
             self.prompts.show(self.session.prompted(), self._plane.axes)
@@ -336,7 +336,7 @@ class AnnotationController:
         self._accepting = False
         self.propagation.stop()
         show_warning(sentence)
-        self.said.emit(sentence)
+        self.status.emit(sentence)
 
     def _go_on(self) -> None:
         """Do what waited for a mask or for the labels, one of which has come."""
@@ -347,7 +347,7 @@ class AnnotationController:
     # Showing
 
     def _say(self, sentence: str) -> None:
-        self.said.emit(sentence)
+        self.status.emit(sentence)
 
     def _emit_changed(self) -> None:
         self.changed.emit()
@@ -361,7 +361,7 @@ class AnnotationController:
         self._plane = self.plane
         self.live_preview.drop()
         if self._plane is None:
-            self.said.emit(NO_PLANE)
+            self.status.emit(NO_PLANE)
         else:
             self.prompts.show(self.session.prompted(), self._plane.axes)
             self._show_mask()
@@ -371,12 +371,12 @@ class AnnotationController:
     def _show_step(self, step: Step | None, verb: str, nothing: str) -> None:
         self._accepting = False
         if step is None:
-            self.said.emit(nothing)
+            self.status.emit(nothing)
             return
         if step.plane is not None:
             self.current_plane.look_at(step.plane)
         self._refresh()
-        self.said.emit(f"{verb}: {step.title}")
+        self.status.emit(f"{verb}: {step.title}")
 
     def _bind_keys(self) -> None:
         """Bind our keys to the layers that there are now."""

@@ -51,7 +51,7 @@ class Predictions:
     previewed = Signal(str, Plane, Patch)
     """A mask that is not kept: why it was requested ("stroke" or "hover"), its plane, the mask."""
 
-    said = Signal(str)
+    status = Signal(str)
     """What is going on, in a few words."""
 
     postponed = Signal()
@@ -88,7 +88,7 @@ class Predictions:
         for signal, slot in self._slots():
             signal.connect(slot)
         if self.session.volume.window is None:
-            self.said.emit("reading the image")
+            self.status.emit("reading the image")
             self._worker.run(self.session.volume.with_window, self._windowed)
 
     def detach(self) -> None:
@@ -147,7 +147,7 @@ class Predictions:
     @postpone.setter
     def postpone(self, postpone: bool) -> None:
         self._postpone = postpone
-        self.said.emit("predictions are postponed" if postpone else "ready")
+        self.status.emit("predictions are postponed" if postpone else "ready")
         if not postpone:
             self.ask()
         self.postponed.emit()
@@ -196,7 +196,7 @@ class Predictions:
     def _embed(self, source: PlaneSource | None) -> None:
         self._embedding = None if source is None else source.key
         if source is None:
-            self.said.emit("ready")
+            self.status.emit("ready")
         else:
             self._worker.embed(source)
 
@@ -234,13 +234,13 @@ class Predictions:
         seen = self._view is not None and key == self._embedding
         if seen and not self.session.pending and (seconds or not self._ready_said):
             self._ready_said = True
-            self.said.emit("ready")
+            self.status.emit("ready")
 
     def _failed(self, sentence: str) -> None:
         if self._requested is not None:
             self._given_up.add(self._requested.ticket)
             self._requested = None
-        self.said.emit(sentence)
+        self.status.emit(sentence)
 
     def _loaded(self, facts: dict[str, Any]) -> None:
         """Another model may predict what the last one could not."""
@@ -262,7 +262,7 @@ class Predictions:
             mask = postprocess_patch(prediction, self.session.finish)
             self.previewed.emit(self._preview[1], request.plane, mask)
         elif self.session.apply(request, prediction):
-            self.said.emit(self._times(request.ticket, seconds, final))
+            self.status.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
             if final:
                 self.ask()

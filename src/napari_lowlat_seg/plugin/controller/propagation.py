@@ -52,7 +52,7 @@ class PropagationController:
     changed = Signal()
     """What can be undone, or a run has begun or ended."""
 
-    said = Signal(str)
+    status = Signal(str)
     """What is going on, in a few words."""
 
     landed = Signal(Plane)
@@ -146,7 +146,7 @@ class PropagationController:
         """Make every point of the Points layer an object of its own, propagated through the range."""
         points = self.points
         if points is None:
-            self.said.emit("choose a Points layer with one point in each object first")
+            self.status.emit("choose a Points layer with one point in each object first")
             return
         try:
             self._labels.ensure()
@@ -159,7 +159,7 @@ class PropagationController:
         """Show the next plane with prompts."""
         plane, stack = self._current_plane.plane, self.stack
         if plane is None or not stack:
-            self.said.emit(ONE_PLANE)
+            self.status.emit(ONE_PLANE)
             return
         self._visit(next_anchor(self._session, stack, plane), "no plane along this axis has prompts yet")
 
@@ -207,12 +207,12 @@ class PropagationController:
     def _begin(self, make: Callable[[], PropagationRun], what: str) -> None:
         """Start a run, once all prompts have their last mask and the labels are known."""
         if not self.stack:
-            self.said.emit(ONE_PLANE)
+            self.status.emit(ONE_PLANE)
             return
         self.stop()
         if self._session.pending or self._predictions.pending or self._labels.reading:
             self._pending = lambda: self._begin(make, what)
-            self.said.emit(f"{what} begins when the mask arrives")
+            self.status.emit(f"{what} begins when the mask arrives")
             self._predictions.ask()
             return
         try:
@@ -255,12 +255,12 @@ class PropagationController:
 
     def _visit(self, plane: Plane | None, nothing: str) -> None:
         if plane is None:
-            self.said.emit(nothing)
+            self.status.emit(nothing)
             return
         self._current_plane.look_at(plane)
         confidence = self._session.state(plane).confidence
         sure = "prompts" if confidence is None else f"{100 * confidence:.0f} % sure"
-        self.said.emit(f"plane {plane.position}: {sure}")
+        self.status.emit(f"plane {plane.position}: {sure}")
 
     def _moved(self) -> None:
         self.progressed.emit()
@@ -295,7 +295,7 @@ class PropagationController:
         self._run = None
         run.finish()
         self.changed.emit()
-        self.said.emit(_reached(run))
+        self.status.emit(_reached(run))
 
 
 def _axis(stack: Sequence[Plane]) -> int:

@@ -16,7 +16,7 @@ from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.prompt_rows import Drawing, Rows, across, mark, numbers, signs
 
 Prompted = dict[Plane, tuple[Prompt, ...]]
-Looks = tuple[str, bool, bytes]
+Appearance = tuple[str, bool, bytes]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Reading:
 
     Attributes
     ----------
-    looks
+    appearance
         Its appearance: kind, sign and vertices.
     plane, prompts
         What it stands for; no plane when it cannot be used.
@@ -37,7 +37,7 @@ class Reading:
         Whether napari put it beside the plane on which the user saw it: it is drawn again.
     """
 
-    looks: Looks
+    appearance: Appearance
     plane: Plane | None = None
     prompts: tuple[Prompt, ...] = ()
     theirs: bool = False
@@ -71,7 +71,7 @@ class Seen:
         return np.array([grid.to_plane(position, self.plane, self.dims) for position in self.world])
 
 
-def looks_of(drawing: tuple[str, np.ndarray], positive: bool) -> Looks:
+def appearance_of(drawing: tuple[str, np.ndarray], positive: bool) -> Appearance:
     """The appearance of a row, to compare."""
     kind, vertices = drawing
     return kind, bool(positive), vertices.tobytes()
@@ -100,24 +100,24 @@ def read(
         For a row that was drawn in the viewer just now: where it was seen.
     """
     kind, vertices = drawing
-    looks = looks_of(drawing, positive)
+    appearance = appearance_of(drawing, positive)
     coords = np.asarray(vertices, np.float64)
     if not np.isfinite(coords).all():
-        return Reading(looks), f"a prompt needs finite coordinates; a {kind} has {coords.tolist()!r:.80}"
+        return Reading(appearance), f"a prompt needs finite coordinates; a {kind} has {coords.tolist()!r:.80}"
     try:
         plane, points = grid.from_layer(coords, axes)
         astray = drawn_at is not None and plane != drawn_at.plane
     except ValueError as error:
         if drawn_at is None:
-            return Reading(looks), str(error)
+            return Reading(appearance), str(error)
         astray = True
     if astray and drawn_at is not None:
         plane, points = drawn_at.plane, drawn_at.points(grid)
     sides = grid.sides(plane)
     prompts = prompts_of(kind, points, positive, sides)
     if not prompts:
-        return Reading(looks), _outside(kind, sides)
-    return Reading(looks, plane, prompts, astray=astray), ""
+        return Reading(appearance), _outside(kind, sides)
+    return Reading(appearance, plane, prompts, astray=astray), ""
 
 
 def _outside(kind: str, sides: tuple[int, int]) -> str:
@@ -187,7 +187,7 @@ class PromptTable:
             return True
         for rows in self.sources.values():
             for number, positive in zip(numbers(rows), signs(rows), strict=True):
-                if number not in self._readings or self._readings[number].looks[1] != positive:
+                if number not in self._readings or self._readings[number].appearance[1] != positive:
                     return False
         return True
 
@@ -258,7 +258,7 @@ class PromptTable:
         mark(rows, [*order, *new], positive)
         written = rows.drawings()[len(order) :] if new else []
         for (number, (plane, prompt)), drawing in zip(new.items(), written, strict=True):
-            self._readings[number] = Reading(looks_of(drawing, prompt.positive), plane, (prompt,))
+            self._readings[number] = Reading(appearance_of(drawing, prompt.positive), plane, (prompt,))
 
     def read(self, dims: Any, drawn: str = "", positive: bool = True) -> tuple[Prompted, list[str]]:
         """Read the rows that look different into `content`: what is new in it, and what could not be used.
@@ -285,7 +285,7 @@ class PromptTable:
                     order[row], number = number, number + 1
                     signed[row] = positive if drawn_now else signed[row]
                 known = self._readings.get(order[row])
-                if known is None or known.looks != looks_of(drawing, signed[row]):
+                if known is None or known.appearance != appearance_of(drawing, signed[row]):
                     known, sentence = self._read_row(
                         kind, drawing, bool(signed[row]), known, dims if drawn_now else None, shown
                     )
@@ -309,17 +309,17 @@ class PromptTable:
     ) -> tuple[Reading, str]:
         """One row and perhaps a sentence; `dims` only for a row that the user has just drawn."""
         layer, ruler = self.sources[kind].layer, self.rulers.get(kind)
-        looks = looks_of(drawing, positive)
+        appearance = appearance_of(drawing, positive)
         if known is not None and known.plane is not None:
             axes = known.plane.axes
         elif ruler is None and shown is None:
-            return Reading(looks), "prompts are given in 2-D, on a plane of the image"
+            return Reading(appearance), "prompts are given in 2-D, on a plane of the image"
         else:
             axes = self.axes if ruler is not None or shown is None else shown.axes
         seen = None if dims is None or shown is None else _seen(layer, drawing[1], dims, shown)
         coords = drawing[1] if ruler is None else across(drawing[1], layer, ruler)
         reading, sentence = read((drawing[0], coords), positive, self.grid, axes, seen)
-        return replace(reading, looks=looks, theirs=known is not None and known.theirs), sentence
+        return replace(reading, appearance=appearance, theirs=known is not None and known.theirs), sentence
 
 
 def _seen(layer: Any, vertices: np.ndarray, dims: Any, shown: Plane) -> Seen | None:
