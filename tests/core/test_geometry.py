@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.core.geometry import Axis, Geometry
-from napari_lowlat_seg.core.units import UNITS, find_unit, standard_unit, unit_ratio
+from napari_lowlat_seg.core.geometry import UNITS, Axis, Geometry, find_unit, standard_unit, unit_ratio
 
 LENGTHS = [unit.symbol for unit in UNITS if unit.kind == "space"]
 

@@ -9,13 +9,12 @@ way (LPS+) and are turned here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
-from napari_lowlat_seg.core.units import find_unit, standard_unit, unit_ratio
 
 TOLERANCE = 1e-3
 """Two places are the same, and an axis is straight, if no voxel is off by more than this part of a voxel."""
@@ -23,6 +22,114 @@ TOLERANCE = 1e-3
 _KINDS = ("space", "time", "channel")
 
 _RANK = {"t": 0, "z": 2, "y": 3, "x": 4}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of length or time; `UNITS` is the one table of them, with every spelling of a file format.
+
+    A table and not pint: pint takes 0.3 s to import and longer to fill its registry, reads "A" as ampere, and
+    is no dependency of the engine.
+
+    Attributes
+    ----------
+    symbol
+        How this project writes it; OME-TIFF writes the same symbols.
+    name
+        The name in OME-Zarr (UDUNITS-2), which napari understands too.
+    kind
+        "space" or "time".
+    factor
+        Metres or seconds.
+    spellings
+        What else means this unit, exactly so: "Mm" is not "mm".
+    """
+
+    symbol: str
+    name: str
+    kind: str
+    factor: float
+    spellings: tuple[str, ...] = ()
+
+
+UNITS = (
+    Unit("fm", "femtometer", "space", 1e-15, ("femtometre",)),
+    Unit("pm", "picometer", "space", 1e-12, ("picometre",)),
+    Unit("Å", "angstrom", "space", 1e-10, ("\u212b", "A", "Ångström", "ångström", "angstroms")),
+    Unit("nm", "nanometer", "space", 1e-9, ("nanometre", "nanometers", "nanometres")),
+    # Greek mu and the micro sign look alike; ImageJ writes the letters \u00B5m.
+    Unit("µm", "micrometer", "space", 1e-6,
+         ("\u03bcm", "um", "\\u00B5m", "micron", "microns", "micrometre", "micrometers", "micrometres")),
+    Unit("mm", "millimeter", "space", 1e-3, ("millimetre", "millimeters", "millimetres")),
+    Unit("cm", "centimeter", "space", 1e-2, ("centimetre", "centimeters", "centimetres")),
+    Unit("dm", "decimeter", "space", 1e-1, ("decimetre",)),
+    Unit("m", "meter", "space", 1.0, ("metre", "meters", "metres")),
+    Unit("km", "kilometer", "space", 1e3, ("kilometre",)),
+    Unit("in", "inch", "space", 0.0254, ("inches", '"')),
+    Unit("ft", "foot", "space", 0.3048, ("feet",)),
+    Unit("yd", "yard", "space", 0.9144, ("yards",)),
+    Unit("thou", "mil", "space", 25.4e-6),
+    Unit("pt", "point", "space", 0.0254 / 72),
+    Unit("ns", "nanosecond", "time", 1e-9, ("nsec",)),
+    Unit("µs", "microsecond", "time", 1e-6, ("\u03bcs", "us", "usec")),
+    Unit("ms", "millisecond", "time", 1e-3, ("msec", "milliseconds")),
+    Unit("s", "second", "time", 1.0, ("sec", "seconds")),
+    Unit("min", "minute", "time", 60.0, ("minutes",)),
+    Unit("h", "hour", "time", 3600.0, ("hours",)),
+    Unit("d", "day", "time", 86400.0, ("days",)),
+)  # fmt: skip
+
+_NONE = ("", "pixel", "pixels", "px", "voxel", "none", "unknown", "dimensionless", "reference frame")
+
+_BY_SPELLING = {spelling: unit for unit in UNITS for spelling in (unit.symbol, unit.name, *unit.spellings)}
+
+
+def find_unit(text: str) -> Unit | None:
+    """The unit that a text means; None if it is not in the table.
+
+    Symbols count as they are written, names in any case.
+
+    >>> find_unit("Micron").symbol, find_unit("um").factor, find_unit("Mm")
+    ('µm', 1e-06, None)
+    """
+    text = text.strip()
+    found = _BY_SPELLING.get(text)
+    return found if found or len(text) < 4 else _BY_SPELLING.get(text.lower())
+
+
+def standard_unit(text: str | None) -> str | None:
+    """The symbol of a unit as files spell it; None for pixels and for no unit.
+
+    A unit that is not in the table is returned as it is: it is kept, but never converted.
+
+    >>> standard_unit("micrometer"), standard_unit("pixel"), standard_unit("furlong")
+    ('µm', None, 'furlong')
+    """
+    if text is None or text.strip().lower() in _NONE:
+        return None
+    unit = find_unit(text)
+    return text.strip() if unit is None else unit.symbol
+
+
+def unit_ratio(one: str | None, other: str | None) -> float:
+    """How many of the other unit one unit is.
+
+    >>> unit_ratio("mm", "µm")
+    1000.0
+
+    Raises
+    ------
+    ValueError
+        If one of them is unknown, or one is a length and the other a time.
+    """
+    if one == other:
+        return 1.0
+    units = [find_unit(text or "") for text in (one, other)]
+    if units[0] is None or units[1] is None or units[0].kind != units[1].kind:
+        names = [repr(text) if text else "no unit" for text in (one, other)]
+        raise ValueError(f"{names[0]} cannot be converted to {names[1]}")
+    # Rounded to 15 digits: 1e-3 / 1e-6 is 1000.0000000000001.
+    return float(f"{units[0].factor / units[1].factor:.15g}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +143,7 @@ class Axis:
     kind
         "space", "time", "channel" or "other" (angles, ...).
     unit
-        A symbol of `core.units`, another text if the file names a unit that is not known, or None.
+        A symbol of `UNITS`, another text if the file names a unit that is not known, or None.
     """
 
     name: str
@@ -45,7 +152,7 @@ class Axis:
 
     @classmethod
     def of(cls, name: str, unit: str | None = None, kind: str | None = None) -> Axis:
-        """An axis, its unit spelled as in `core.units`; without a kind, "t" is time and "c" channels."""
+        """An axis, its unit spelled as in `UNITS`; without a kind, "t" is time and "c" channels."""
         if kind is None:
             kind = {"t": "time", "c": "channel"}.get(name, "space")
         return cls(name, kind if kind in _KINDS else "other", standard_unit(unit))
@@ -370,12 +477,7 @@ class Geometry:
         if {axis.name for axis in self.world} != {axis.name for axis in other.world}:
             return None
         try:
-            for kind in ("space", "time"):
-                units = {axis.unit for axis in self.world if axis.kind == kind}
-                theirs = {axis.unit for axis in other.world if axis.kind == kind}
-                # No unit at all is taken for the other's.
-                if len(units) == 1 and theirs != {None} and (unit := units.pop()):
-                    other = other.in_unit(unit, kind)
+            other = other._in_units_of(self)
         except ValueError:
             return None
         # Other index of this index: a transposition with signs if the arrays fit.
@@ -388,8 +490,15 @@ class Geometry:
         turned = replace(other, affine=other.affine[[*rows, other.ndim]], world=self.world).transpose(order)
         for axis in flips:
             turned = turned.flip(axis, shape[axis])
-        corners = np.stack(np.meshgrid(*([0, n - 1] for n in shape), indexing="ij"), -1).reshape(
-            -1, self.ndim
-        )
+        corners = np.array(list(itertools.product(*([0, n - 1] for n in shape))))
         away = np.abs(self.to_index(turned.to_world(corners)) - corners).max(initial=0)
         return (order, flips) if away <= 0.1 else None
+
+    def _in_units_of(self, other: Geometry) -> Geometry:
+        """The same places in the other's units of space and time; no unit at all is taken for the other's."""
+        found = self
+        for kind in ("space", "time"):
+            mine, theirs = ({axis.unit for axis in one.world if axis.kind == kind} for one in (self, other))
+            if len(theirs) == 1 and mine != {None} and (unit := theirs.pop()):
+                found = found.in_unit(unit, kind)
+        return found

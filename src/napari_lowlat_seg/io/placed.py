@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Geometry
-from napari_lowlat_seg.core.units import find_unit
+from napari_lowlat_seg.core.geometry import Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
 
 

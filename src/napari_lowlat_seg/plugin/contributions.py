@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.units import UNITS
+from napari_lowlat_seg.core.geometry import UNITS
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.files import as_shown, read_volume
 from napari_lowlat_seg.io.format_table import find_format

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Axis, Geometry
-from napari_lowlat_seg.core.units import find_unit
+from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 

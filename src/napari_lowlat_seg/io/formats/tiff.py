@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Geometry
-from napari_lowlat_seg.core.units import find_unit, standard_unit, unit_ratio
+from napari_lowlat_seg.core.geometry import Geometry, find_unit, standard_unit, unit_ratio
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of, upright
 
