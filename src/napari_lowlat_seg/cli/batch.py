@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from napari_lowlat_seg.cli.options import (
     with_options,
 )
 
-if TYPE_CHECKING:
-    from napari_lowlat_seg.batch.jobs import BatchSettings
-
 Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, OME-Zarr, NIfTI, ...")]
 
 
@@ -36,8 +33,8 @@ def _options(
     insecure_scheduler: Insecure = False,
     model: Model = MODEL,
     device: Device = DEVICE,
-) -> BatchSettings:
-    """The options of every batch command."""
+) -> Any:
+    """The options of every batch command, as `BatchSettings`."""
     from napari_lowlat_seg.batch.jobs import BatchSettings
 
     return BatchSettings(
@@ -53,7 +50,7 @@ def _options(
 
 @with_options(_options)
 def embed(
-    settings: BatchSettings,
+    settings: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="An image file or an OME-Zarr.")],
     output: Annotated[
         Path | None,
@@ -73,7 +70,7 @@ def embed(
 
 @with_options(_options)
 def seeds(
-    settings: BatchSettings,
+    settings: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
     output: Labels,
@@ -102,7 +99,7 @@ def seeds(
 
 @with_options(_options)
 def everything(
-    settings: BatchSettings,
+    settings: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
     output: Labels,
     grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
