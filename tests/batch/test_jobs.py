@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from napari_lowlat_seg.batch import jobs, workers
-from napari_lowlat_seg.batch.jobs import BatchJob, connected, map_jobs
+from napari_lowlat_seg.batch.jobs import BatchJob, BatchSettings, connected, map_jobs
 
 
 def slow_file(at: tuple[Path, int]) -> int:
@@ -156,9 +156,11 @@ def listening(pid: int) -> set[str]:
 
 def test_a_job_is_split_into_batches() -> None:
     """In order; the rest is the last."""
-    parts = BatchJob(image=Path("a.tif"), items=tuple(range(5))).split(2)
+    parts = BatchJob(image=Path("a.tif"), settings=BatchSettings(device="cpu"), items=tuple(range(5))).split(
+        2
+    )
     assert [part.items for part in parts] == [(0, 1), (2, 3), (4,)]
-    assert {part.device for part in parts} == {"cpu"}
+    assert {part.settings.device for part in parts} == {"cpu"}
 
 
 def test_a_file_that_has_changed_is_opened_again(tmp_path: Path) -> None:
