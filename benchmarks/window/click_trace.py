@@ -1,6 +1,6 @@
 """What one click costs the window: calls of our own code, and CPU of the widget's refresh.
 
-    python benchmarks/window/click_trace.py              # needs a screen, or xvfb-run
+    python -m benchmarks.window.click_trace              # needs a screen, or xvfb-run
 
 One click in a stack of 48 planes is traced with a profile hook, in a real viewer with the real widget; a fake
 in the model's place predicts a mask and refines it. Counted are calls of functions of the package (resumed
@@ -12,23 +12,18 @@ real changes in stacks of 50, 500 and 5,000 planes. The time is that of the wind
 from __future__ import annotations
 
 import argparse
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-import napari_lowlat_seg
+from benchmarks.trace import Trace
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
 
-HOME = str(Path(napari_lowlat_seg.__file__).parent)
 SIDE = 256
 LONG = 60.0
 
@@ -60,37 +55,6 @@ def disk(at: tuple[float, float], radius: float) -> SoftMask:
     rows, cols = np.indices((SIDE, SIDE))
     inside = (rows - at[0]) ** 2 + (cols - at[1]) ** 2 < radius**2
     return SoftMask.of(np.where(inside, np.float32(0.9), np.float32(0)))
-
-
-class Trace:
-    """Counts calls of our own functions, on this thread and on those started after it was made."""
-
-    def __init__(self) -> None:
-        self.on = False
-        threading.setprofile(self._see)
-        self.calls: Counter[str] = Counter()
-        self.crossings: Counter[str] = Counter()
-
-    def _see(self, frame: FrameType, event: str, _argument: Any) -> None:
-        name = frame.f_code.co_filename
-        if not self.on or event != "call" or not name.startswith(HOME):
-            return
-        here = f"{name[len(HOME) + 1 :]}:{frame.f_code.co_qualname}"
-        self.calls[here] += 1
-        caller = frame.f_back
-        while caller is not None and not caller.f_code.co_filename.startswith(HOME):
-            caller = caller.f_back
-        if caller is not None and caller.f_code.co_filename != name:
-            self.crossings[here] += 1
-
-    def __enter__(self) -> Trace:
-        self.on = True
-        sys.setprofile(self._see)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.on = False
-        sys.setprofile(None)
 
 
 class Window:
@@ -184,11 +148,7 @@ def main() -> None:
     parser.add_argument("--planes", type=int, nargs="*", default=[50, 500, 5000], help="depths of the stacks")
     given = parser.parse_args()
     trace = trace_click()
-    files = {where.split(":")[0] for where in trace.calls}
-    print(f"one click, 48 planes: {trace.calls.total()} calls in {len(files)} files, ", end="")
-    print(f"{trace.crossings.total()} from another file")
-    for where, count in trace.calls.most_common(given.top):
-        print(f"  {count:5d}  {trace.crossings[where]:5d}  {where}")
+    print(f"one click, 48 planes: {trace.summary(given.top)}")
     for planes in given.planes:
         times = refresh_times(planes)
         print(f"refresh, {planes} planes: {np.median(times):.1f} ms CPU (median of {len(times)})")
