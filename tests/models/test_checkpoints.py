@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
+from hostile.checkpoints import TINY, official_content
 from napari_lowlat_seg.inference.predictor import load_predictor
 from napari_lowlat_seg.models import checkpoints, registry
 from napari_lowlat_seg.models.checkpoints import (
@@ -29,11 +30,7 @@ from napari_lowlat_seg.models.checkpoints import (
 )
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.registry import WEIGHTS, Weights, known_path, known_sha256
-from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
-
-TINY = SegNextConfig(
-    size=64, dim=16, depth=2, heads=2, fusion_heads=2, neck_dims=(4, 4, 8, 8), head_dim=8, global_every=2
-)
+from napari_lowlat_seg.models.segnext import SegNext
 
 RELEASE = Path(__file__).parents[2] / "release" / "weights-1"
 TINY_BASE = CompactConfig(
@@ -57,25 +54,7 @@ def network() -> SegNext:
 @pytest.fixture
 def official(network: SegNext) -> dict[str, Any]:
     """An official checkpoint as torch.load gives it back."""
-    params = {
-        "backbone_params": {
-            "img_size": (64, 64),
-            "patch_size": (16, 16),
-            "embed_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "global_atten_freq": 2,
-        },
-        "neck_params": {"in_dim": 16, "out_dims": [4, 4, 8, 8]},
-        "head_params": {"out_channels": 8, "in_select_index": [0, 1, 2, 3], "num_classes": 1},
-        "fusion_params": {"type": "self_attention", "depth": 1, "params": {"num_heads": 2}},
-        "norm_radius": 5,
-        "use_disks": True,
-        "norm_mean_std": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    }
-    rows = {name: {"type": "builtin", "value": value, "specified": True} for name, value in params.items()}
-    config = {"class": "isegm.model.is_plainvit_model.PlainVitModel", "params": rows}
-    return {"state_dict": dict(network.state_dict()), "config": config}
+    return official_content(network)
 
 
 @pytest.fixture
@@ -120,12 +99,13 @@ class Hostile:
         return Path.touch, (self.target,)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_a_hostile_pickle_is_not_run(official, tmp_path, write) -> None:
-    """One sentence, and the payload did nothing."""
+def test_a_hostile_pickle_is_not_run(official, save, tmp_path) -> None:
+    """One sentence, and the payload did nothing; neither in an archive nor bare."""
     official["config"]["params"]["norm_radius"]["value"] = Hostile(tmp_path / "owned")
-    write(official, tmp_path / "some.pth")
     with pytest.raises(ValueError, match=r"holds Python objects besides tensors .* it was not loaded"):
+        load_model(save(official))
+    (tmp_path / "some.pth").write_bytes(pickle.dumps(official))
+    with pytest.raises(ValueError, match=r"some\.pth is damaged or not a torch file"):
         load_model(tmp_path / "some.pth")
     assert not (tmp_path / "owned").exists()
 
@@ -247,7 +227,7 @@ def set_config(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_state("head.seg_conv.bias", 3.0), r"'head\.seg_conv\.bias' is not a plain dense tensor"),
         (set_state("head.seg_conv.bias", torch.zeros(1, dtype=torch.int64)), "is not a plain dense tensor"),
         (set_state("head.seg_conv.bias", torch.zeros(1).expand(10**12)), "is not a plain dense tensor"),
-        (set_state("head.seg_conv.bias", torch.zeros(9).to_sparse()), "is not a plain dense tensor"),
+        (set_state("head.seg_conv.bias", torch.zeros(9).to_sparse()), "holds Python objects"),
     ],
 )
 def test_an_official_file_that_does_not_fit_is_an_error_that_says_where(

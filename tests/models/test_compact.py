@@ -166,7 +166,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 @pytest.mark.parametrize("windows", [(8, 16), (8, 0, 8), (8, 16, 65)])
 def test_wrong_windows_are_refused(windows: tuple[int, ...]) -> None:
     """Three sides of 1 to 64 tokens."""
-    with pytest.raises(ValueError, match=r"needs three windows of 1\.\.64 tokens, got"):
+    with pytest.raises(ValueError, match=r"needs three windows of 1\.\.32 tokens, got"):
         CompactConfig(windows=windows)
 
 

@@ -356,7 +356,9 @@ def _pasted(found: Prediction, around: Prediction | None, share: float = 0.0) ->
 
 
 def _fingerprint(network: Network) -> str:
-    """A name for the weights: kind, size and a digest of about sixteen values of every parameter."""
-    sample = [p.detach().flatten()[:: max(1, p.numel() // 16)][:16].float() for p in network.parameters()]
-    digest = hashlib.sha256(torch.cat(sample).cpu().numpy().tobytes()).hexdigest()
-    return f"{type(network).__name__}-{network.size}-{digest[:12]}"
+    """A name for the weights: kind, size and a digest of the config and of every weight."""
+    digest = hashlib.sha256(repr(getattr(network, "config", "")).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{type(network).__name__}-{network.size}-{digest.hexdigest()[:12]}"

@@ -10,7 +10,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
+from napari_lowlat_seg.models.archives import check_safetensors
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import (
@@ -41,6 +43,9 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "segnext": (SegNextConfig, SegNext),
     "compact": (CompactConfig, Compact),
 }
+
+MAX_CONFIG = 1 << 16
+"""Characters of a config as JSON."""
 
 
 def load_model(name_or_path: str | Path) -> Network:
@@ -318,17 +323,45 @@ def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
             f"({', '.join(FAMILIES)}) and a 'config'; import official files with `lowlat-seg models import`"
         )
     try:
-        config = FAMILIES[family][0](**json.loads(facts["config"]))
+        config = FAMILIES[family][0](**_config_values(FAMILIES[family][0], facts["config"]))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} has a config that does not fit {family}: {error}") from None
+        raise ValueError(f"{path.name} has a config that does not fit {family}: {error!s:.200}") from None
     with safe_open(path, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    if facts.get("sha256", _digest(state)) != _digest(state):
+    if facts.get("sha256", digest := _digest(state)) != digest:
         raise ValueError(f"{path.name} was changed since it was written: its tensors do not match its sha256")
     return family, config, {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
 
 
+def _config_values(kind: type[Any], text: str) -> dict[str, Any]:
+    """The fields of a config, each of the type of its default. Raises ValueError for anything else."""
+    if len(text) > MAX_CONFIG:
+        raise ValueError(f"it has {len(text)} characters; {MAX_CONFIG} at most")
+    values = json.loads(text, parse_constant=_not_finite)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object of fields, got {text[:40]!r}")
+    for field in fields(kind):
+        if field.name in values and not _like(values[field.name], field.default):
+            got = f"{values[field.name]!r:.40}"
+            raise ValueError(f"{field.name} is like {field.default!r}; got {got}")
+    return values
+
+
+def _like(value: Any, known: Any) -> bool:
+    """Whether a JSON value has the type of a field's default."""
+    if isinstance(known, tuple):
+        return isinstance(value, list) and len(value) == len(known) and all(map(_like, value, known))
+    if isinstance(known, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return type(value) is type(known)
+
+
+def _not_finite(name: str) -> Any:
+    raise ValueError(f"{name} is no finite number")
+
+
 def _metadata(path: Path) -> dict[str, str]:
+    check_safetensors(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -352,12 +385,18 @@ def _filled(path: Path, family: str, config: Any, state: Mapping[str, Tensor]) -
         for key, shape in found.items()
         if expected.get(key, shape) != shape
     ]
+    problems += [f"{key[:60]} holds NaN or infinity" for key, value in state.items() if not _finite(value)]
     if problems:
         listed = "; ".join(problems[:3])
         raise ValueError(f"{path.name} does not fit {family}: {listed} ({len(problems)} in all)")
     network: Network = FAMILIES[family][1](config)
     network.load_state_dict(state)
     return network.eval()
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite, in one pass without a copy."""
+    return value.numel() == 0 or all(isfinite(bound.item()) for bound in value.aminmax())
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -123,8 +123,8 @@ class CompactConfig:
                 "the compact model needs a size in steps of 256 and a width in steps of its heads, "
                 f"got size {self.size}, width {self.width}, heads {self.heads}"
             )
-        if len(self.windows) != 3 or not all(1 <= side <= 64 for side in self.windows):
-            raise ValueError(f"the compact model needs three windows of 1..64 tokens, got {self.windows}")
+        if len(self.windows) != 3 or not all(1 <= side <= 32 for side in self.windows):
+            raise ValueError(f"the compact model needs three windows of 1..32 tokens, got {self.windows}")
         if self.vit_depth % TAPS or self.vit_width % HEAD:
             raise ValueError(
                 f"the compact model needs a vit_depth in steps of {TAPS} and a vit_width in steps of {HEAD}, "

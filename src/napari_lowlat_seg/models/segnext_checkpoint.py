@@ -1,14 +1,13 @@
 """Reading the original's .pth files, which are not trusted.
 
-Such a file is a pickle that names a Python class to import. It is read with `weights_only=True` and nothing
-is imported by name. The geometry is taken from the shapes of the tensors; what shapes do not tell (attention
-heads, which blocks have global attention) is read from the file's config and must be within bounds.
+Such a file is a pickle that names a Python class to import. `archives` looks at it first, it is read with
+`weights_only=True`, and nothing is imported by name. The geometry is taken from the shapes of the tensors;
+what shapes do not tell (attention heads, which blocks have global attention) is read from the file's config
+and must be within bounds.
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from math import isclose, isqrt
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from napari_lowlat_seg.models.archives import NOT_A_MODEL, check_values, read_torch_file
 from napari_lowlat_seg.models.network import MEAN, STD
 from napari_lowlat_seg.models.segnext import SegNextConfig
 
@@ -31,10 +31,6 @@ PARAMETERS = (
     "cpu_dist_maps",
     "norm_mean_std",
 )
-# How torch says that a pickle wants to import something: GLOBAL by name, STACK_GLOBAL (147) and frames of
-# newer pickles, which torch.save never writes (149), by number.
-OBJECTS = ("GLOBAL", "operand 147", "operand 149", "persistent")
-NOT_OURS = "official SegNext checkpoint (a .pth with 'state_dict' and 'config')"
 
 
 def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
@@ -45,7 +41,8 @@ def read_official(path: Path) -> tuple[SegNextConfig, dict[str, Tensor]]:
     ValueError
         If the file is something else, or does not fit SegNext; the message says which.
     """
-    content = _unpickled(path)
+    content = read_torch_file(path)
+    check_values(path, content)
     if isinstance(content, list | tuple) and content:
         content = content[0]  # the first of several is the model
     state, config = _parts(path, content)
@@ -110,46 +107,24 @@ def segnext_config(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> Se
     )
 
 
-def _unpickled(path: Path) -> Any:
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of what is about to be refused anyway
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if any(sign in str(error) for sign in OBJECTS):
-                raise ValueError(
-                    f"{path.name} holds Python objects besides tensors and plain values, which could run "
-                    f"code; it was not loaded: expected an {NOT_OURS}"
-                ) from None
-            raise ValueError(
-                f"{path.name} is damaged or not a torch file; download it again or choose another: "
-                f"expected an {NOT_OURS}"
-            ) from None
-        except Exception:
-            # For an archive that ends too early, or is none, torch raises errors of many kinds.
-            raise ValueError(
-                f"{path.name} is damaged or cut short; download it again: expected an {NOT_OURS}"
-            ) from None
-
-
 def _parts(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict and the config. Raises ValueError that says what the file is instead."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__}; expected an {NOT_OURS}")
+        raise ValueError(f"{path.name} holds a {type(content).__name__}; {NOT_A_MODEL}")
     state, config = content.get("state_dict"), content.get("config")
     if not isinstance(state, dict) or not isinstance(config, dict):
         inner = content.get("model", state if isinstance(state, dict) else content)
         names = [str(name) for name in inner] if isinstance(inner, dict) else []
         if any(name.startswith(("image_encoder.", "sam_")) for name in names):
-            raise ValueError(f"{path.name} is a SAM checkpoint; expected an {NOT_OURS}")
+            raise ValueError(f"{path.name} is a SAM checkpoint; {NOT_A_MODEL}")
         if "cls_token" in names:
             raise ValueError(
                 f"{path.name} is a pre-trained encoder (MAE) without decoder, from which training can start; "
-                f"expected an {NOT_OURS}"
+                f"{NOT_A_MODEL}"
             )
         if isinstance(state, dict):
-            raise ValueError(f"{path.name} has no 'config' beside its 'state_dict'; expected an {NOT_OURS}")
-        raise ValueError(f"{path.name} has the keys {_some(content)}; expected an {NOT_OURS}")
+            raise ValueError(f"{path.name} has no 'config' beside its 'state_dict'; {NOT_A_MODEL}")
+        raise ValueError(f"{path.name} has the keys {_some(content)}; {NOT_A_MODEL}")
     for name, value in state.items():
         if not isinstance(name, str) or not _is_plain(value):
             raise ValueError(f"{path.name}: {str(name)[:60]!r} is not a plain dense tensor of real numbers")

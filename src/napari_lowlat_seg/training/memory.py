@@ -31,6 +31,7 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import (
@@ -140,7 +141,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = read_torch_file(path, "expected a checkpoint of this run", self.device)
         self.memory.load_state_dict(state["memory"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
+from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
@@ -252,7 +253,7 @@ class Run:
 
     def load(self, path: Path, device: str) -> None:
         """Continue from a checkpoint, at the rates and decay of the run's own config."""
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = read_torch_file(path, "expected a checkpoint of this run", device)
         self.network.load_state_dict(state["network"])
         # the checkpoint's settings would silently win over those changed for the continuation
         settings = [
