@@ -1,6 +1,8 @@
-"""Downloads against a local server that behaves as badly as real ones do."""
+"""Downloads against a local server with TLS that behaves as badly as real ones do."""
 
+import gzip
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,8 +10,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trustme
 
-from napari_lowlat_seg.models.registry import cache_dir, fetch, file_sha256
+from napari_lowlat_seg.models import downloads
+from napari_lowlat_seg.models.downloads import fetch, file_sha256
+from napari_lowlat_seg.models.registry import WEIGHTS, cache_dir
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -25,16 +30,22 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), SoftMask)
+    def __init__(self, keys: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), Replies)
         self.asked: list[str] = []
         self.release = threading.Event()
+        self.scheme = "https" if keys else "http"
+        if keys:
+            self.socket = keys.wrap_socket(self.socket, server_side=True)
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
+        return f"{self.scheme}://localhost:{self.server_port}/{path}"
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that leave are what is tested."""
 
 
-class SoftMask(BaseHTTPRequestHandler):
+class Replies(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
@@ -76,7 +87,77 @@ class SoftMask(BaseHTTPRequestHandler):
         self.page(CONFIRM.format(action="/again"))
 
     def elsewhere(self) -> None:
-        self.page(CONFIRM.format(action="http://localhost:1/drive"))
+        self.page(CONFIRM.format(action="http://elsewhere:1/drive"))
+
+    def to(self, address: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", address)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def moved(self) -> None:
+        self.to("/file")
+
+    def round(self) -> None:
+        self.to("/round")
+
+    def plain(self) -> None:
+        self.to(f"http://localhost:{self.server.server_port}/file")
+
+    def local_file(self) -> None:
+        self.to("file:///etc/passwd")
+
+    def ftp(self) -> None:
+        self.to("ftp://localhost/file")
+
+    def plain_form(self) -> None:
+        self.page(CONFIRM.format(action=f"http://localhost:{self.server.server_port}/drive"))
+
+    def named(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Disposition", 'attachment; filename="../../owned.pth"')
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    def large(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(10**15))
+        self.end_headers()
+
+    def endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(CONTENT)
+
+    def endless_page(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"<p>" * 100_000)
+
+    def trickle(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b"x")
+            if self.server.release.wait(0.02):
+                return
+
+    def packed(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(gzip.compress(bytes(10_000_000)))
+
+    def short(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "9" * 30)
+        self.end_headers()
+        self.wfile.write(CONTENT)
 
     def unknown_length(self) -> None:
         self.send_response(200)
@@ -94,9 +175,28 @@ class SoftMask(BaseHTTPRequestHandler):
         """Keeps the test's output clean."""
 
 
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Whose certificates are trusted here."""
+    return trustme.CA()
+
+
+@pytest.fixture(autouse=True)
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an institute's own authority is trusted: by a file."""
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+
+
+def keys_of(authority: trustme.CA) -> ssl.SSLContext:
+    keys = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(keys)
+    return keys
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as served:
+def server(authority: trustme.CA) -> Iterator[Server]:
+    with Server(keys_of(authority)) as served:
         thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield served
@@ -109,7 +209,8 @@ def get(server: Server, tmp_path: Path) -> Callable[..., Path]:
     """Fetch a path of the server to tmp_path/cache/model.pth."""
 
     def get(path: str, sha256: str | None = None, progress=lambda *_: None, patience: float = 0.3) -> Path:
-        return fetch(server.url(path), tmp_path / "cache" / "model.pth", sha256, progress, patience)
+        model = tmp_path / "cache" / "model.pth"
+        return fetch(server.url(path), model, sha256, progress, patience, most=2 * len(CONTENT))
 
     return get
 
@@ -159,16 +260,27 @@ def test_a_changed_file_is_reported_and_kept(get) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("cut", r"the download of model\.pth from http://.*/cut broke off \(.*\); try again"),
-        ("stall", r"the download of model\.pth from http://.*/stall stalled for 0\.3 s; try again"),
-        ("silent", r"the download of model\.pth from http://.*/silent stalled for 0\.3 s; try again"),
-        ("gone", r"the download of model\.pth from http://.*/gone was answered with 404; it may have moved"),
+        ("cut", r"the download of model\.pth from https://.*/cut broke off \(.*\); try again"),
+        ("stall", r"the download of model\.pth from https://.*/stall stalled for 0\.3 s; try again"),
+        ("silent", r"the download of model\.pth from https://.*/silent stalled for 0\.3 s; try again"),
+        ("gone", r"the download of model\.pth from https://.*/gone was answered with 404; it may have moved"),
         ("quota", r"/quota sent a web page instead of model\.pth; perhaps too many people fetched it today"),
         ("again", r"/again sent a web page instead of model\.pth"),
         (
             "elsewhere",
-            r"sends the download of model\.pth elsewhere, to http://localhost:1/drive; not followed",
+            r"sends the download of model\.pth elsewhere, to http://elsewhere:1/drive; not followed",
         ),
+        ("plain", r"the download of model\.pth leads to http://localhost:\d+/file, which is not https"),
+        ("local_file", r"the download of model\.pth leads to file:///etc/passwd, which is not https"),
+        ("ftp", r"the download of model\.pth leads to ftp://localhost/file, which is not https"),
+        ("plain_form", r"the download of model\.pth leads to http://localhost:\d+/drive, which is not https"),
+        ("round", r"the download of model\.pth was redirected more than 8 times; not followed"),
+        ("large", r"model\.pth has at most 6144000 bytes, but 1000000000000000 are sent or announced"),
+        ("endless", r"model\.pth has at most 6144000 bytes, but \d+ are sent or announced; not kept"),
+        ("endless_page", r"/endless_page sent a web page instead of model\.pth"),
+        ("trickle", r"the download of model\.pth from https://.*/trickle stalled for 0\.3 s; try again"),
+        ("packed", r"/packed sends model\.pth compressed, which was not asked for; not followed"),
+        ("short", r"broke off"),
     ],
 )
 def test_trouble_is_one_sentence_and_leaves_nothing(get, left, path, message) -> None:
@@ -181,14 +293,57 @@ def test_trouble_is_one_sentence_and_leaves_nothing(get, left, path, message) ->
 
 def test_no_server_is_one_sentence(tmp_path) -> None:
     """A refused connection."""
-    with pytest.raises(ValueError, match=r"the download of a\.pth from http://127\.0\.0\.1:1/a broke off"):
-        fetch("http://127.0.0.1:1/a", tmp_path / "a.pth", None, lambda *_: None, 0.3)
+    with pytest.raises(ValueError, match=r"the download of a\.pth from https://127\.0\.0\.1:1/a broke off"):
+        fetch("https://127.0.0.1:1/a", tmp_path / "a.pth", None, lambda *_: None, 0.3)
+
+
+def test_http_is_not_spoken(tmp_path) -> None:
+    """Not even to ask; on this machine neither."""
+    with Server(None) as plain:
+        with pytest.raises(ValueError, match=r"leads to http://localhost:\d+/file, which is not https"):
+            fetch(plain.url("file"), tmp_path / "a.pth", DIGEST, lambda *_: None)
+        assert plain.asked == []
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_server_without_a_trusted_certificate_is_refused(tmp_path) -> None:
+    """It may be anybody."""
+    with Server(keys_of(trustme.CA())) as stranger:
+        threading.Thread(target=stranger.serve_forever, args=(0.02,), daemon=True).start()
+        with pytest.raises(ValueError, match=r"has no certificate that is trusted .*; not followed"):
+            fetch(stranger.url("file"), tmp_path / "a.pth", None, lambda *_: None, 5)
+        stranger.shutdown()
+    assert stranger.asked == []
+
+
+def test_redirections_are_followed_and_names_ignored(get, server, left) -> None:
+    """The file goes where it was to go, whatever the server calls it."""
+    assert get("moved", DIGEST).read_bytes() == CONTENT
+    assert server.asked == ["/moved", "/file"]
+    get("moved").unlink()
+    assert get("named", DIGEST).read_bytes() == CONTENT
+    assert left() == ["model.pth"]
+
+
+def test_a_slow_server_is_waited_for(get, monkeypatch) -> None:
+    """As long as enough comes in the time."""
+    monkeypatch.setattr(downloads, "LEAST", 1)
+    with pytest.raises(ValueError, match="broke off"):
+        get("trickle")
+
+
+def test_every_address_is_https_and_what_we_publish_is_pinned() -> None:
+    """The table itself; a size limits each download."""
+    for name, row in WEIGHTS.items():
+        assert not row.url or row.url.startswith("https://"), name
+        assert row.sha256 or "github.com/napari-lowlat-seg" not in row.url, name
+        assert row.most_bytes < 2**30 or not row.url, name
 
 
 def test_another_file_than_promised_is_refused(get, left) -> None:
     """A wrong sha256 after the download."""
     with pytest.raises(
-        ValueError, match=f"model.pth from http://.* has sha256 {DIGEST}, expected {'0' * 64}"
+        ValueError, match=f"model.pth from https://.* has sha256 {DIGEST}, expected {'0' * 64}"
     ):
         get("file", "0" * 64)
     assert left() == []
@@ -221,7 +376,6 @@ def test_without_a_listener_a_bar_is_drawn(server, tmp_path, capsys) -> None:
     fetch(server.url("file"), tmp_path / "model.pth", None)
     captured = capsys.readouterr()
     assert "model.pth" in captured.err
-    assert "known_hash" not in captured.err
     assert captured.out == ""
 
 

@@ -23,13 +23,11 @@ from torch import Tensor
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.models.archives import check_safetensors
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
+from napari_lowlat_seg.models.downloads import Progress, fetch, file_sha256
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import (
     WEIGHTS,
-    Progress,
     cache_dir,
-    fetch,
-    file_sha256,
     known_names,
     known_path,
     known_sha256,
@@ -299,7 +297,7 @@ def _load_downloaded(name: str, progress: Progress | None) -> tuple[Path, Networ
     If the table has no sha256, that of the first file that loads is recorded, and required from then on.
     """
     path, known = known_path(name), known_sha256(name)
-    fetch(WEIGHTS[name].url, path, known, progress)
+    fetch(WEIGHTS[name].url, path, known, progress, most=WEIGHTS[name].most_bytes)
     digest = file_sha256(path) if known is None else known
     try:
         network = load_file(path)

@@ -22,7 +22,7 @@ from napari_lowlat_seg.evaluation.analysis.calibration import (
 )
 from napari_lowlat_seg.models.checkpoints import load_model, save_corrected, save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
-from napari_lowlat_seg.models.registry import file_sha256
+from napari_lowlat_seg.models.downloads import file_sha256
 
 TINY = CompactConfig(size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1)
 

@@ -30,7 +30,7 @@ from napari_lowlat_seg.evaluation.report import (
 )
 from napari_lowlat_seg.models.checkpoints import model_path, save_corrected
 from napari_lowlat_seg.models.compact import BOUNDS
-from napari_lowlat_seg.models.registry import file_sha256
+from napari_lowlat_seg.models.downloads import file_sha256
 
 BINS = 10
 """Bins of equal width over predicted IoU 0..1."""

@@ -145,7 +145,7 @@ def _from_file(path: Path, function: str, device: str) -> Segmenter:
 def model_sha256(spec: str) -> str | None:
     """Return the sha256 of the model file that a line of text names; None where it names none of ours."""
     from napari_lowlat_seg.models.checkpoints import model_path
-    from napari_lowlat_seg.models.registry import file_sha256
+    from napari_lowlat_seg.models.downloads import file_sha256
 
     try:
         return file_sha256(model_path(_split_marks(spec)[0]))
