@@ -9,13 +9,18 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import tifffile
+import typer
 from PIL import Image
+from scipy import ndimage
 
+from fakes import FakePrediction
 from napari_lowlat_seg import __version__
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -59,45 +64,88 @@ def test_the_version_is_shown(call: Call) -> None:
     assert call("--version") == Done(0, f"{__version__}\n", "")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["demo"],
-        ["segment"],
-        ["train"],
-        ["models"],
-        ["benchmark"],
-        ["benchmark", "quality"],
-        ["benchmark", "robustness"],
-        ["models", "import"],
-        ["models", "calibrate"],
-    ],
-)
-def test_every_command_has_help(command: list[str], call: Call) -> None:
-    """Which says how it is called."""
+def commands() -> list[list[str]]:
+    """Every command and group of commands, as one types it."""
+    tops: Any = typer.main.get_command(app.app)
+    found: list[list[str]] = [[]]
+    for name, command in tops.commands.items():
+        found.append([name])
+        found += [[name, inner] for inner in getattr(command, "commands", ())]
+    return found
+
+
+GROUPS = ([], ["models"], ["benchmark"])
+ARE_WHOLE = (["demo"], ["models", "list"], ["benchmark", "latency"])
+"""Commands that need no argument."""
+
+
+def test_the_table_has_all_commands() -> None:
+    """So that the tests below are of something."""
+    assert len(commands()) > 15
+    assert all(command in commands() for command in (*GROUPS, *ARE_WHOLE))
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_that_ends_with_examples(command: list[str], call: Call) -> None:
+    """It says how it is called; each example is on a line of its own, so that it can be copied."""
     done = call(*command, "--help")
     assert (done.status, done.err) == (0, "")
     assert "Usage: lowlat-seg" in done.out
+    if command not in GROUPS:
+        lines = [line.strip() for line in done.out.splitlines() if line.strip()]
+        shown = lines[lines.index("Examples:") + 1 :]
+        assert shown
+        assert all(line.startswith(f"lowlat-seg {' '.join(command)}") for line in shown)
 
 
-@pytest.mark.parametrize("command", ["demo", "segment", "embed", "seeds", "everything", "measure", "train"])
-def test_help_ends_with_examples(command: str, call: Call) -> None:
-    """Each on a line of its own, so that it can be copied."""
-    lines = call(command, "--help").out.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.strip() == "Examples:")
-    assert len(lines) > first + 1
-    assert all(
-        line.strip().startswith(f"lowlat-seg {command}") for line in lines[first + 1 :] if line.strip()
-    )
-
-
-@pytest.mark.parametrize("command", [[], ["models"], ["benchmark"]])
+@pytest.mark.parametrize("command", [one for one in commands() if one not in ARE_WHOLE], ids=" ".join)
 def test_a_bare_call_shows_the_whole_help(command: list[str], call: Call) -> None:
     """Line by line, with the status of a wrong call."""
     done = call(*command)
     assert (done.status, done.out) == (2, "")
     assert done.err == call(*command, "--help").out
+
+
+@pytest.mark.parametrize("option", ["--threshold=0", "--threshold=1.5", "--smooth=-1", "--closer-look=on"])
+def test_post_processing_out_of_range_is_one_sentence(option: str, segment: Call, tmp_path: Path) -> None:
+    """Before any work."""
+    done = segment("--click", "2,20,25", option)
+    assert (done.status, done.out) == (2, "")
+    assert "must" in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_post_processing_changes_the_labels_as_it_says(
+    segment: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threshold, holes and parts, each alone; propagated planes without prompts keep their parts."""
+    ring = np.zeros((40, 50), np.float32)
+    ring[10:30, 15:35], ring[15:20, 20:25], ring[2:5, 2:5] = 0.9, 0.1, 0.6
+
+    class Ring:
+        runtime = SimpleNamespace(device="cpu")
+
+        def embed(self, *_: object) -> None:
+            """Nothing."""
+
+        def predict(self, *_: object) -> FakePrediction:
+            return FakePrediction(ring)
+
+    monkeypatch.setattr("napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: Ring())
+
+    def labelled(*options: str) -> np.ndarray:
+        assert segment("--click", "2,12,25", "--replace", *options).status == 0
+        found: np.ndarray = np.asarray(read_volume(tmp_path / "out.tif").data)[2] > 0
+        return found
+
+    plain = ring > 0.49
+    assert np.array_equal(labelled(), plain)
+    assert np.array_equal(labelled("--threshold", "0.05"), ring > 0.05)
+    assert np.array_equal(labelled("--fill-holes"), ndimage.binary_fill_holes(plain))
+    assert np.array_equal(labelled("--largest"), ring == np.float32(0.9))
+    assert np.array_equal(labelled("--prompted"), ring == np.float32(0.9))
+    assert not np.array_equal(labelled("--smooth", "2"), plain)
 
 
 def test_a_click_makes_labels_with_the_geometry_of_the_image(

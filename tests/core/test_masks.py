@@ -16,6 +16,7 @@ from napari_lowlat_seg.core.masks import (
     postprocess,
     postprocess_patch,
 )
+from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
 
 
 @pytest.fixture
@@ -81,6 +82,32 @@ def test_holes_are_filled_and_small_parts_dropped(probability):
     assert np.array_equal(largest, plain & (np.arange(83) < 55))
     both = postprocess(answer, PostProcessing(fill_holes=True, largest=True))
     assert np.array_equal(both, filled & (np.arange(83) < 55))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Click((3.4, 70)),
+        Scribble([(1, 60), (3, 82)]),
+        Box((0, 60), (6, 82)),
+        Polygon([(0, 56), (0, 82), (6, 82), (6, 56)]),
+        Mask(np.pad(np.ones((7, 20), bool), ((0, 57), (60, 3)))),
+    ],
+)
+def test_only_parts_with_a_positive_prompt_stay(prompt):
+    """Of any kind; a negative one saves no part, and where there is none all stay."""
+    shape = (64, 83)
+    mask = np.zeros(shape, bool)
+    mask[2:9, 2:50] = mask[2:6, 60:80] = mask[40:45, 60:80] = True
+    answer, finish = SoftMask.of(mask.astype(np.float32)), PostProcessing(prompted=True)
+    right = mask & (np.indices(shape)[1] >= 56) & (np.indices(shape)[0] < 20)
+    assert np.array_equal(postprocess(answer, finish, [prompt]), right)
+    lower = Click((42, 70))
+    assert np.array_equal(postprocess(answer, finish, [prompt, lower]), mask & (np.indices(shape)[1] >= 56))
+    for prompts in ([], [Click((3, 3), positive=False)], [Click((60, 5))]):
+        assert np.array_equal(postprocess(answer, finish, prompts), mask)
+    both = PostProcessing(prompted=True, largest=True)
+    assert postprocess(answer, both, [lower, prompt]).sum() == 100
 
 
 def test_smoothing_around_the_object_is_smoothing_of_the_plane(probability):

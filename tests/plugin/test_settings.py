@@ -135,7 +135,7 @@ def test_values_are_saved_at_once(saved):
     remember_keys({**DEFAULTS, "accept": "Y"})
     assert saved() == {
         "model": {"name": "segnext-sax1", "device": "cpu"},
-        "finish": {"threshold": 0.6, "smooth": 1.5, "fill_holes": True, "largest": True},
+        "finish": {"threshold": 0.6, "smooth": 1.5, "fill_holes": True, "largest": True, "prompted": True},
         "labels": {"policy": "overwrite", "semantic": True},
         "prompts": {"tool": "lasso", "hover": True, "postpone": True},
         "embeddings": {"ahead": 3},

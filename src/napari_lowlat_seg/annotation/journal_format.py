@@ -516,6 +516,7 @@ def decoded_settings(value: Any) -> dict[str, Any]:
                 as_number(content["smooth"]),
                 as_bool(content["fill_holes"]),
                 as_bool(content["largest"]),
+                as_bool(content["prompted"]),
             )
         else:
             raise ValueError(f"a session has no setting {name!r:.60}")

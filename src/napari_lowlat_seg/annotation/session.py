@@ -148,8 +148,10 @@ class Session:
 
     def patch(self, plane: Plane) -> Patch | None:
         """The bool mask of the current object after post-processing, cut to where it is; None without one."""
-        soft_mask = self.state(plane).soft_mask
-        return None if soft_mask is None else postprocess_patch(soft_mask, self.finish)
+        state = self.state(plane)
+        if state.soft_mask is None:
+            return None
+        return postprocess_patch(state.soft_mask, self.finish, state.effective_prompts)
 
     def mask(self, plane: Plane) -> np.ndarray | None:
         """The same as a (rows, cols) bool array of the whole plane."""

@@ -123,11 +123,13 @@ def demo(
 
 
 @app.command(
+    no_args_is_help=True,
     epilog=examples(
         "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120",
         "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120 --click 12,20,30- --propagate :",
         "lowlat-seg segment scan.nii.gz -o tumour.nii.gz --box 90,50,60,80,95 --propagate 80:100",
-    )
+        "lowlat-seg segment cells.png -o cells-labels.png --click 80,120 --fill-holes --prompted",
+    ),
 )
 def segment(
     image: Annotated[
@@ -172,6 +174,25 @@ def segment(
         ),
     ] = None,
     channel: Channel = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Pixels above this probability are the object. Default: 0.49.")
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(metavar="PX", help="Standard deviation by which outlines are smoothed. Default: 0."),
+    ] = None,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Background that the object encloses belongs to it.")
+    ] = False,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep only the largest part, on each plane.")
+    ] = False,
+    prompted: Annotated[
+        bool, typer.Option("--prompted", help="Keep only parts with a prompt, on planes that have one.")
+    ] = False,
+    closer_look: Annotated[
+        str, typer.Option(metavar="auto|off", help="Whether small objects are refined in a magnified crop.")
+    ] = "auto",
     label: Annotated[
         int | None,
         typer.Option(
@@ -194,7 +215,7 @@ def segment(
     point, a blank line between strokes, and an optional column of "+" or "-" (.csv), or a list of
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
-    from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
+    from napari_lowlat_seg.cli.segment import SegmentRequest, finish_of, run_segment
     from napari_lowlat_seg.io.files import is_ome_zarr
 
     request = SegmentRequest(
@@ -208,6 +229,8 @@ def segment(
         channel=channel,
         label=label,
         replace=replace,
+        finish=finish_of(threshold, smooth, fill_holes=fill_holes, largest=largest, prompted=prompted),
+        closer_look=closer_look,
     )
     kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
     with extras(), on_interrupt(kept):
@@ -220,10 +243,13 @@ def segment(
 
 
 for _command, _examples in (*batch.COMMANDS, *results.COMMANDS):
-    app.command(epilog=examples(*_examples))(_command)
+    app.command(no_args_is_help=True, epilog=examples(*_examples))(_command)
 
 
-@app.command(epilog=examples("lowlat-seg train config.toml", "lowlat-seg train config.toml --resume"))
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg train config.toml", "lowlat-seg train config.toml --resume"),
+)
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, extras, with_options
+from napari_lowlat_seg.cli.options import DEVICE, MODEL, Device, examples, extras, with_options
 
 app = typer.Typer(help="Measure quality and latency.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -68,7 +68,13 @@ def _settings(
     return EvaluationSettings(tuple(model), dataset, root, limit, options, device, closer_look, workers)
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples(
+        "lowlat-seg benchmark quality --dataset davis --root DAVIS --json quality.json",
+        "lowlat-seg benchmark quality --dataset folder --root pictures -m default -m base --limit 50",
+    ),
+)
 @with_options(_settings)
 def quality(
     settings: Any,
@@ -92,7 +98,10 @@ def quality(
     )
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg benchmark robustness --dataset folder --root pictures --json out.json"),
+)
 @with_options(_settings)
 def robustness(settings: Any, json: Json = None) -> None:
     """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""
@@ -101,7 +110,12 @@ def robustness(settings: Any, json: Json = None) -> None:
     run_robustness(settings, json=json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "lowlat-seg benchmark latency",
+        "lowlat-seg benchmark latency -m default -m default@off --size 480x640 --busy 2",
+    )
+)
 def latency(
     model: Models = [MODEL],  # noqa: B006 - typer copies it
     size: Annotated[str, typer.Option(metavar="HxW", help="Rows and columns of the image.")] = "1024x1024",
@@ -139,7 +153,10 @@ def latency(
         )
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg benchmark volume scan.nii.gz reference.nii.gz --object 1+2 --planes 80:100"),
+)
 def volume(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A 3-D image.")],
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference, of the same shape.")],
@@ -173,7 +190,10 @@ def volume(
     )
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg benchmark labels found.tif reference.tif --json scores.json"),
+)
 def labels(
     found: Annotated[Path, typer.Argument(metavar="LABELS", help="The labels to evaluate.")],
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Of the same shape.")],

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from napari_lowlat_seg.cli.options import examples
+
 app = typer.Typer(
     help="List, describe, download, import and calibrate models.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -15,7 +17,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command("list")
+@app.command("list", epilog=examples("lowlat-seg models list", "lowlat-seg models list --json"))
 def list_(as_json: AsJson = False) -> None:
     """List all known and imported models, and whether they are on this machine."""
     from napari_lowlat_seg.models.checkpoints import list_models
@@ -40,7 +42,7 @@ def list_(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(no_args_is_help=True, epilog=examples("lowlat-seg models info default"))
 def info(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a .safetensors or .pth file.")],
     as_json: AsJson = False,
@@ -56,7 +58,7 @@ def info(
         print(f"{name:<11} {'-' if value is None else value}")
 
 
-@app.command()
+@app.command(no_args_is_help=True, epilog=examples("lowlat-seg models download base"))
 def download(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `models list`.")]) -> None:
     """Download a model and check it."""
     from napari_lowlat_seg.models.checkpoints import download_model
@@ -64,7 +66,13 @@ def download(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name 
     print(download_model(model))
 
 
-@app.command("import")
+@app.command(
+    "import",
+    no_args_is_help=True,
+    epilog=examples(
+        "lowlat-seg models import vitb_sax1.pth", "lowlat-seg models import my.safetensors -o models"
+    ),
+)
 def import_(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="An official .pth or one of our .safetensors files.")
@@ -85,7 +93,10 @@ def import_(
     print(import_model(file, out))
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg models calibrate default --from quality.json -o calibrated.safetensors"),
+)
 def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or file; it is not changed.")],
     report: Annotated[

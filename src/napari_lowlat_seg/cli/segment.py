@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
 from napari_lowlat_seg.core.boxes import BoundingBox, tile_of
 from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range
 from napari_lowlat_seg.io.files import (
@@ -52,6 +53,10 @@ class SegmentRequest:
         What is written for the object, 1 to 2^32 - 1; None for the lowest number above those in the output.
     replace
         Write the output anew; else the object is added to the labels that are there.
+    finish
+        How probabilities become the mask on each plane.
+    closer_look
+        "auto" or "off", as of `load_predictor`.
     """
 
     clicks: tuple[str, ...] = ()
@@ -64,6 +69,15 @@ class SegmentRequest:
     channel: int | None = None
     label: int | None = None
     replace: bool = False
+    finish: PostProcessing = field(default_factory=PostProcessing)
+    closer_look: str = "auto"
+
+
+def finish_of(threshold: float | None, smooth: float | None, **more: bool) -> PostProcessing:
+    """The post-processing that options ask for; what is None has its default."""
+    numbers = {"threshold": threshold, "smooth": smooth}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    return PostProcessing(**given, **more)
 
 
 def run_segment(
@@ -88,6 +102,8 @@ def run_segment(
         For a format whose library is not installed.
     """
     started = time.perf_counter()
+    if request.closer_look not in ("auto", "off"):
+        raise ValueError(f"--closer-look must be auto or off; got {request.closer_look!r}")
     volume = read_volume(image, channel=request.channel)
     _check_output(output, image, volume, request)
     if is_nifti(image) and volume.ndim == 4:
@@ -105,13 +121,13 @@ def run_segment(
 
     from napari_lowlat_seg.inference.predictor import load_predictor
 
-    predictor = load_predictor(model, device=device)
+    predictor = load_predictor(model, device=device, closer_look=request.closer_look)  # type: ignore[arg-type]
     filled = voxels = 0
     with label_output(output, volume) as labels:
         if existing is not None:
             labels.data[...] = existing
         label = request.label or labels.highest() + 1
-        for plane, mask, corner in segment_object(predictor, volume, prompts, planes):
+        for plane, mask, corner in segment_object(predictor, volume, prompts, planes, request.finish):
             old = labels.read(plane, BoundingBox.at(corner, mask.shape))
             mask = mask & ((old == 0) | (old == label))
             labels.write_mask(plane, mask, label, corner)
@@ -167,7 +183,11 @@ def existing_labels(output: Path, volume: Volume, label: int | None) -> np.ndarr
 
 
 def segment_object(
-    predictor: Any, volume: Volume, prompts: Mapping[Plane, Sequence[Prompt]], planes: Sequence[Plane]
+    predictor: Any,
+    volume: Volume,
+    prompts: Mapping[Plane, Sequence[Prompt]],
+    planes: Sequence[Plane],
+    finish: PostProcessing,
 ) -> Iterator[tuple[Plane, np.ndarray, tuple[int, int]]]:
     """(plane, mask, corner of the mask on the plane) of an object, each plane once.
 
@@ -178,6 +198,8 @@ def segment_object(
         warning says so: a network would draw something all the same.
     planes
         Those to propagate to, with the ones that have prompts; none for the latter only.
+    finish
+        Applied to each mask; what is propagated is the probability before it.
     """
     first = next(iter(prompts))
     if not any(prompt.positive for items in prompts.values() for prompt in items):
@@ -186,19 +208,22 @@ def segment_object(
         return
     tile = tile_of(volume.sides(first), [prompt for items in prompts.values() for prompt in items])
     part = volume.cropped(tile, first)
-    predictions = {
-        plane: _predict(predictor, part, plane, [prompt.cropped(tile) for prompt in items])
-        for plane, items in prompts.items()
-    }
+    inside = {plane: [prompt.cropped(tile) for prompt in items] for plane, items in prompts.items()}
+    predictions = {plane: _predict(predictor, part, plane, items) for plane, items in inside.items()}
     for plane, prediction in predictions.items():
-        yield plane, prediction.mask, tile.corner
+        yield plane, masked(prediction.probability, finish, inside[plane]), tile.corner
     if not planes:
         return
     with progress(len(planes) - len(predictions), "plane") as bar:
         for step in propagate(predictor, part, predictions, planes):
             if step.final:
                 bar.update()
-                yield step.plane, step.prediction.mask, tile.corner
+                yield step.plane, masked(step.prediction.probability, finish), tile.corner
+
+
+def masked(probability: np.ndarray, finish: PostProcessing, prompts: Sequence[Prompt] = ()) -> np.ndarray:
+    """The (rows, cols) bool mask of a probability."""
+    return postprocess(SoftMask.of(probability), finish, prompts)
 
 
 def read_prompts(request: SegmentRequest, volume: Volume, axis: int) -> dict[Plane, list[Prompt]]:

@@ -8,12 +8,15 @@ and redo are exact. Why there are two forms of a soft mask: docs/decisions/soft-
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, EMPTY_PATCH, BoundingBox, Patch
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.prompts import Prompt
 
 THRESHOLD = 0.49
 """Foreground is a probability above this. The original evaluates with 0.49, not 0.5."""
@@ -148,8 +151,11 @@ class PostProcessing:
         Standard deviation in pixels by which the mask's outline is smoothed; 0 leaves it.
     fill_holes
         Whether background that the mask encloses becomes foreground.
+    prompted
+        Whether only the connected parts stay in which a positive prompt lies (neighbours share an edge). On a
+        plane without such a part all stay: an object that was propagated there has no prompt.
     largest
-        Whether only the largest connected part stays (neighbours share an edge).
+        Whether only the largest connected part stays, of those with a prompt.
 
     Raises
     ------
@@ -161,6 +167,7 @@ class PostProcessing:
     smooth: float = 0.0
     fill_holes: bool = False
     largest: bool = False
+    prompted: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -169,13 +176,19 @@ class PostProcessing:
             raise ValueError(f"smoothing must be from 0 to 50 pixels, got {self.smooth}")
 
 
-def postprocess(soft_mask: SoftMask, settings: PostProcessing) -> np.ndarray:
+def postprocess(soft_mask: SoftMask, settings: PostProcessing, prompts: Iterable[Prompt] = ()) -> np.ndarray:
     """The (rows, cols) bool mask of a soft mask; a drawn mask is taken as it is."""
-    return postprocess_patch(soft_mask, settings).on(soft_mask.shape)
+    return postprocess_patch(soft_mask, settings, prompts).on(soft_mask.shape)
 
 
-def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing) -> Patch:
-    """The bool mask of a soft mask as a patch, with a pixel of background around it."""
+def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing, prompts: Iterable[Prompt] = ()) -> Patch:
+    """The bool mask of a soft mask as a patch, with a pixel of background around it.
+
+    Parameters
+    ----------
+    prompts
+        Those of the plane, for `settings.prompted`.
+    """
     plain = soft_mask.above(THRESHOLD if soft_mask.drawn else settings.threshold)
     if not plain.any():
         return EMPTY_PATCH
@@ -191,8 +204,26 @@ def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing) -> Patch:
         part[:] = ndimage.gaussian_filter(part.astype(np.float32), settings.smooth, mode="nearest") > 0.5
     if settings.fill_holes:
         part[:] = ndimage.binary_fill_holes(part)
+    if settings.prompted:
+        labels, _ = ndimage.label(part)
+        kept = _touched(labels, box, soft_mask.shape, prompts)
+        if kept.size:
+            part[:] = np.isin(labels, kept)
     if settings.largest:
         labels, count = ndimage.label(part)
         if count > 1:
             part[:] = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     return Patch(box.corner, part)
+
+
+def _touched(
+    labels: np.ndarray, box: BoundingBox, shape: tuple[int, int], prompts: Iterable[Prompt]
+) -> np.ndarray:
+    """The labels, in a box of a plane, of parts in which a positive prompt lies."""
+    frame = Frame.whole(shape, max(shape))  # one pixel of the grid for each of the plane
+    found = [np.zeros(0, labels.dtype)]
+    for prompt in prompts:
+        if prompt.positive:
+            inside = prompt.footprint(frame, 0).shown_in(box)
+            found.append(np.unique(labels[inside & (labels > 0)]))
+    return np.unique(np.concatenate(found))

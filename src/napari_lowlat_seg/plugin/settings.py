@@ -96,6 +96,8 @@ SETTINGS = (
             "Background that the object encloses belongs to it."),
     Setting("finish", "largest", PostProcessing.largest, "Largest part only",
             "Drops every part of the mask but the largest."),
+    Setting("finish", "prompted", PostProcessing.prompted, "Parts with a prompt only",
+            "Drops the parts of the mask in which no positive prompt lies, on planes that have one."),
     Setting("", "label", 1, "Label", "The label that accepting the object writes.", low=1, high=2**31 - 1),
     Setting("labels", "policy", Policy.kind, "Existing labels",
             "What happens where the object lies on existing labels.",

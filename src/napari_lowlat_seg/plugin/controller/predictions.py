@@ -259,7 +259,7 @@ class Predictions:
         if final and request is self._requested:
             self._requested = None
         if self._preview is not None and request is self._preview[0]:
-            mask = postprocess_patch(prediction, self.session.finish)
+            mask = postprocess_patch(prediction, self.session.finish, request.prompts)
             self.previewed.emit(self._preview[1], request.plane, mask)
         elif self.session.apply(request, prediction):
             self.status.emit(self._times(request.ticket, seconds, final))

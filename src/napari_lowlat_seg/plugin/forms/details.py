@@ -19,7 +19,8 @@ from napari_lowlat_seg.plugin.settings import SETTING
 
 Named = Iterable[tuple[str, Any]]
 
-OF_OBJECT = ("label", "semantic", "policy", "within", "threshold", "smooth", "fill_holes", "largest")
+OF_FINISH = ("threshold", "smooth", "fill_holes", "largest", "prompted")
+OF_OBJECT = ("label", "semantic", "policy", "within", *OF_FINISH)
 OF_PROMPTS = ("hover", "postpone", "points", "shapes")
 OF_VIEW = ("level", "channel_axis", "channel", "intensities")
 OF_EMBEDDINGS = ("ahead", "memory", "disk")
@@ -155,10 +156,9 @@ class DetailsForm(QWidget):
             controls[name].changed.connect(
                 lambda _value: emit("policy", Policy(self._value("policy"), self._value("within")))
             )
-        finish = ("threshold", "smooth", "fill_holes", "largest")
-        for name in finish:
+        for name in OF_FINISH:
             controls[name].changed.connect(
-                lambda _value: emit("finish", PostProcessing(*map(self._value, finish)))
+                lambda _value: emit("finish", PostProcessing(*map(self._value, OF_FINISH)))
             )
         for name in ("points", "shapes"):
             controls[name].changed.connect(
