@@ -12,7 +12,7 @@ import pytest
 from napari.layers import Labels, Points, Shapes
 from npe2 import PluginManifest
 from psygnal import Signal as PySignal
-from qtpy.QtCore import QObject, QPointF, Qt, Signal
+from qtpy.QtCore import QObject, QPointF, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeySequence, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -39,6 +39,7 @@ from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
 from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
+from widget_page import WidgetPage
 
 FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}
 
@@ -194,7 +195,7 @@ def add_widget(viewer, qtbot):
         widget = LowlatWidget(viewer, **{"worker": Worker(), "make_controller": FakeController, **given})
         viewer.window.add_dock_widget(widget, name="Segment by clicking")
         qtbot.wait_until(lambda: bool(widget.worker.loads))
-        return widget
+        return WidgetPage(widget)
 
     return add
 
@@ -225,38 +226,22 @@ def on_image(viewer, widget, settle):
     return widget
 
 
-def names(chooser):
-    """What a chooser offers."""
-    return [chooser.native.itemText(index) for index in range(len(chooser))]
-
-
-def choose(chooser, name):
-    """Choose as a person does."""
-    chooser.native.setCurrentIndex(names(chooser).index(name))
-
-
-def press(choice, text):
-    """Press the button of that text."""
-    (button,) = [one for one in choice.findChildren(QAbstractButton) if one.text() == text]
-    button.click()
-
-
 # Images
 
 
 def test_without_an_image_it_says_what_to_do(widget):
     """And nothing can be pressed that would need one."""
     assert widget.sentence == NO_IMAGE
-    assert not any(button.isEnabled() for button in widget.form.buttons.values())
-    assert not widget.form.labels.enabled
+    assert not any(button.isEnabled() for button in widget.buttons())
+    assert not widget.enabled("Labels")
 
 
 def test_the_first_image_is_taken_by_itself(viewer, on_image):
     """The only image needs no choice."""
     assert on_image.controller.layer == viewer.layers["cells"]
     assert on_image.controller.called == ["attach"]
-    assert on_image.form.image.current_choice == "cells"
-    assert on_image.form.buttons["accept"].isEnabled()
+    assert on_image.chosen("Image") == "cells"
+    assert on_image.button("accept").isEnabled()
 
 
 def test_an_image_that_is_there_already_is_taken(viewer, add_widget, settle):
@@ -273,8 +258,8 @@ def test_a_second_image_is_offered_and_not_taken(viewer, on_image, settle):
     """The work in hand goes on."""
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    assert names(on_image.form.image) == ["cells", "other"]
-    assert on_image.form.image.current_choice == "cells"
+    assert on_image.options("Image") == ["cells", "other"]
+    assert on_image.chosen("Image") == "cells"
 
 
 def test_swapping_back_finds_the_same_controller(viewer, on_image, settle):
@@ -282,9 +267,9 @@ def test_swapping_back_finds_the_same_controller(viewer, on_image, settle):
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
     first = on_image.controller
-    choose(on_image.form.image, "other")
+    on_image.choose("Image", "other")
     second = on_image.controller
-    choose(on_image.form.image, "cells")
+    on_image.choose("Image", "cells")
     assert on_image.controller is first
     assert first.called == ["attach", "detach", "attach"]
     assert second.called == ["attach", "detach"]
@@ -296,7 +281,7 @@ def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
     first = on_image.controller
     viewer.layers["cells"].name = "z"
     settle()
-    assert on_image.form.image.current_choice == "z"
+    assert on_image.chosen("Image") == "z"
     assert on_image.controller is first
 
 
@@ -308,7 +293,7 @@ def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, set
     settle()
     assert (on_image.controller, on_image.sentence) == (None, NO_IMAGE)
     assert controller.called == ["attach", "detach"]
-    assert not on_image.form.buttons["accept"].isEnabled()
+    assert not on_image.button("accept").isEnabled()
     viewer.add_image(np.zeros((4, 5)), name="cells")
     settle()
     assert on_image.controller is not controller
@@ -321,7 +306,7 @@ def test_with_another_image_left_it_asks_to_choose(viewer, on_image, settle):
     viewer.layers.remove("cells")
     settle()
     assert (on_image.controller, on_image.sentence) == (None, CHOOSE)
-    choose(on_image.form.image, "other")
+    on_image.choose("Image", "other")
     assert on_image.controller.called == ["attach"]
 
 
@@ -331,9 +316,9 @@ def test_two_widgets_do_not_know_of_each_other(viewer, on_image, add_widget, set
     settle()
     assert second.controller is not on_image.controller
     second.keys.set("accept", "Y")
-    press(second.form.tool, "Box")
+    second.press("Box")
     assert (second.controller.settings.tool, on_image.controller.settings.tool) == ("box", "scribble")
-    assert "[Enter]" in on_image.form.buttons["accept"].text()
+    assert "[Enter]" in on_image.button("accept").text()
 
 
 # What is shown and handed on
@@ -344,78 +329,73 @@ def test_the_state_is_one_big_line(on_image):
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
     on_image.controller.status.emit("a < b")
-    assert "a &lt; b" in on_image.form.state.text()
-    assert on_image.form.state.accessibleName() == "State: a < b"
+    assert "a &lt; b" in on_image.part("State: a < b").text()
 
 
 @pytest.mark.parametrize("name", ["accept", "new_object", "undo"])
 def test_a_button_says_what_its_key_says(on_image, name):
     """And shows the key."""
-    assert on_image.form.buttons[name].text().endswith(f"[{DEFAULTS[name]}]")
-    on_image.form.buttons[name].click()
+    assert on_image.button(name).text().endswith(f"[{DEFAULTS[name]}]")
+    on_image.button(name).click()
     assert on_image.controller.called[-1] == name
 
 
 def test_buttons_show_whether_there_is_something_to_undo(on_image):
     """They follow the controller."""
-    assert [on_image.form.buttons[name].isEnabled() for name in ("undo", "redo")] == [True, False]
+    assert [on_image.button(name).isEnabled() for name in ("undo", "redo")] == [True, False]
     controller = on_image.controller
     controller.can_undo, controller.can_redo = False, True
     on_image.controller.changed.emit()
-    assert [on_image.form.buttons[name].isEnabled() for name in ("undo", "redo")] == [False, True]
+    assert [on_image.button(name).isEnabled() for name in ("undo", "redo")] == [False, True]
 
 
 def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
     """Else the next key would go nowhere; Tab still gets there."""
-    buttons = [one for one in on_image.findChildren(QAbstractButton) if one.text() and one.isCheckable()]
-    assert all(
-        one.focusPolicy() == Qt.FocusPolicy.TabFocus
-        for one in [*on_image.form.buttons.values(), *on_image.form.tool.findChildren(QAbstractButton)]
-    )
-    assert buttons
+    buttons = [*on_image.buttons(), *on_image.part("Tool").findChildren(QAbstractButton)]
+    assert len(buttons) == 12
+    assert {one.focusPolicy() for one in buttons} == {Qt.FocusPolicy.TabFocus}
 
 
 def test_polarity_and_tool_follow_both_ways(on_image):
     """Button to controller, key to button."""
-    press(on_image.form.polarity, "− background")
-    press(on_image.form.tool, "Lasso")
+    on_image.press("− background")
+    on_image.press("Lasso")
     assert (on_image.controller.settings.positive, on_image.controller.settings.tool) == (False, "lasso")
     on_image.controller.set("positive", True)
     on_image.controller.set("tool", "box")
-    down = [one.text() for one in on_image.findChildren(QAbstractButton) if one.isChecked()]
-    assert {"+ object", "Box"} <= set(down)
+    assert {"+ object", "Box"} <= on_image.pressed()
 
 
 def test_only_what_differs_from_the_last_state_is_shown(on_image):
     """A control whose value is the one shown last is left alone; one whose value differs follows."""
-    label, controller = on_image.form.details.controls["label"], on_image.controller
-    with label.changed.blocked():
-        label.value = 5
+    label, controller = on_image.part("Label"), on_image.controller
+    with QSignalBlocker(label):
+        label.setValue(5)
     controller.can_undo = False
     controller.changed.emit()
-    assert (on_image.form.buttons["undo"].isEnabled(), label.value) == (False, 5)
+    assert (on_image.button("undo").isEnabled(), label.value()) == (False, 5)
     controller.set("tool", "box")
-    assert label.value == 1
+    assert label.value() == 1
 
 
-def set_details(details):
+def set_details(page):
     """Turn everything that says how prompts become labels."""
-    details.controls["label"].value = 7
-    details.controls["semantic"].value = True
-    details.controls["threshold"].value = 0.6
-    details.controls["smooth"].value = 1.5
-    details.controls["fill_holes"].value = True
-    details.controls["largest"].value = True
-    choose(details.controls["policy"], "only within one label")
-    details.controls["within"].value = 3
-    details.controls["hover"].value = True
-    details.controls["postpone"].value = True
+    page.write("Label", 7)
+    page.check("Same label for every object")
+    page.write("Threshold", 0.6)
+    page.write("Smooth", 1.5)
+    page.check("Fill holes")
+    page.check("Largest part only")
+    page.choose("Existing labels", "only within one label")
+    page.write("Within label", 3)
+    page.check("Preview under the cursor")
+    page.check("Postpone predictions")
 
 
 def test_details_are_handed_on_and_shown(on_image):
     """Each control writes one door, and reads it when something changes."""
-    details, controller = on_image.form.details, on_image.controller
-    set_details(details)
+    controller = on_image.controller
+    set_details(on_image)
     assert (
         controller.settings.label,
         controller.settings.semantic,
@@ -426,16 +406,16 @@ def test_details_are_handed_on_and_shown(on_image):
     assert controller.settings.policy == Policy("within", 3)
     for name, value in (("label", 9), ("finish", PostProcessing()), ("policy", Policy())):
         controller.set(name, value)
-    assert (details.controls["label"].value, details.controls["threshold"].value) == (9, 0.49)
-    assert details.controls["policy"].current_choice == "keep them"
-    assert not details.controls["within"].enabled
+    assert (on_image.value("Label"), on_image.value("Threshold")) == (9, 0.49)
+    assert on_image.chosen("Existing labels") == "keep them"
+    assert not on_image.enabled("Within label")
 
 
 def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
     """Those that need an image and those that do not; and they end in one line, too."""
-    on_image.form.fold.expand(True)
+    on_image.show_details()
     settle()
-    form, roles = on_image.form.details.layout(), QFormLayout.ItemRole
+    form, roles = on_image.part("Label").parentWidget().layout(), QFormLayout.ItemRole
     named = [row for row in range(form.rowCount()) if form.itemAt(row, roles.LabelRole) is not None]
     places = [form.itemAt(row, roles.FieldRole).geometry() for row in named]
     assert len(places) > 15
@@ -444,26 +424,25 @@ def test_all_fields_of_the_details_begin_in_one_line(on_image, settle):
 
 def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
     """The model and its embeddings; whole rows are off, their words included."""
-    form, roles = widget.form.details.layout(), QFormLayout.ItemRole
+    form, roles = widget.part("Label").parentWidget().layout(), QFormLayout.ItemRole
     rows = [[form.itemAt(row, role) for role in roles] for row in range(form.rowCount())]
     parts = [[item.widget() for item in row if item is not None] for row in rows]
-    first = next(row for row, of_row in enumerate(parts) if widget.form.model.device.native in of_row)
+    first = next(row for row, of_row in enumerate(parts) if widget.part("Device") in of_row)
     assert {one.isEnabled() for row in parts[:first] for one in row} == {False}
     assert {one.isEnabled() for row in parts[first:] for one in row} == {True}
 
 
 def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):
     """Finish, policy, semantic mode, tool, hover and postponing are remembered."""
-    details = on_image.form.details
-    details.controls["fill_holes"].value = True
-    details.controls["semantic"].value = True
-    details.controls["hover"].value = True
-    details.controls["postpone"].value = True
-    choose(details.controls["policy"], "overwrite them")
-    press(on_image.form.tool, "Box")
+    on_image.check("Fill holes")
+    on_image.check("Same label for every object")
+    on_image.check("Preview under the cursor")
+    on_image.check("Postpone predictions")
+    on_image.choose("Existing labels", "overwrite them")
+    on_image.press("Box")
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    choose(on_image.form.image, "other")
+    on_image.choose("Image", "other")
     controller = on_image.controller
     assert controller.layer.name == "other"
     assert (controller.settings.finish, controller.settings.policy) == (
@@ -483,26 +462,26 @@ def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, s
     """The number is remembered; swapping back to an image brings the number of today."""
     first = on_image.controller
     assert first.settings.planes_ahead == 8
-    on_image.form.details.controls["ahead"].value = 3
+    on_image.write("Planes to embed in advance", 3)
     assert (first.settings.planes_ahead, settings().embeddings.ahead) == (3, 3)
     viewer.add_image(np.zeros((4, 5)), name="other")
     settle()
-    choose(on_image.form.image, "other")
+    on_image.choose("Image", "other")
     assert on_image.controller.settings.planes_ahead == 3
-    on_image.form.details.controls["ahead"].value = 0
-    choose(on_image.form.image, first.layer.name)
+    on_image.write("Planes to embed in advance", 0)
+    on_image.choose("Image", first.layer.name)
     assert on_image.controller.settings.planes_ahead == 0
 
 
 def test_room_for_embeddings_loads_the_model_with_it(on_image):
     """Once it is typed, and only if it is another; it is remembered."""
-    details, loads = on_image.form.details, on_image.worker.loads
+    loads = on_image.worker.loads
     before = len(loads)
-    details.controls["memory"].value = 256
-    details.controls["disk"].value = 2048
+    on_image.write("Memory for embeddings", 256)
+    on_image.write("Disk for embeddings", 2048)
     assert len(loads) == before
-    details.controls["disk"].native.editingFinished.emit()
-    details.controls["disk"].native.editingFinished.emit()
+    on_image.leave("Disk for embeddings")
+    on_image.leave("Disk for embeddings")
     assert loads[before:] == [("default", "auto", "auto")]
     assert on_image.worker.rooms[-1] == {"cache_bytes": 2**28, "disk_bytes": 2**31}
     assert (settings().embeddings.memory, settings().embeddings.disk) == (256, 2048)
@@ -516,12 +495,12 @@ def test_embeddings_are_looked_for_beside_the_file_and_in_the_folder_of_the_sett
     nibabel.Nifti1Image(np.zeros((9, 8, 3), np.uint8), np.eye(4)).to_filename(tmp_path / "stack.nii")
     viewer.open(tmp_path / "stack.nii", plugin=PLUGIN)
     settle()
-    choose(on_image.form.image, "stack")
+    on_image.choose("Image", "stack")
     beside = tmp_path / "stack.nii.embeddings"
     assert on_image.controller.predictions.sources.folders == (beside, tmp_path / "all")
     viewer.add_image(np.zeros((4, 5)), name="made up")
     settle()
-    choose(on_image.form.image, "made up")
+    on_image.choose("Image", "made up")
     assert on_image.controller.predictions.sources.folders == (tmp_path / "all",)
 
 
@@ -529,9 +508,9 @@ def test_embeddings_are_looked_for_beside_the_file_and_in_the_folder_of_the_sett
 def test_labels_on_disk_are_asked_for(on_image, tmp_path, way):
     """What was chosen before stays in front until a folder is given."""
     (tmp_path / "l.zarr").mkdir()
-    choose(on_image.form.labels, way)
-    assert on_image.form.labels.current_choice == "new"
-    dialog = on_image.findChild(QFileDialog)
+    on_image.choose("Labels", way)
+    assert on_image.chosen("Labels") == "new"
+    dialog = on_image.widget.findChild(QFileDialog)
     dialog.findChild(QLineEdit).setText(str(tmp_path / "l.zarr"))
     dialog.fileSelected.emit(str(tmp_path / "l.zarr"))
     assert on_image.controller.called[-1] == ("labels", tmp_path / "l.zarr")
@@ -544,12 +523,12 @@ def test_labels_can_be_chosen_and_previews_are_not_offered(viewer, on_image, set
     viewer.add_labels(np.zeros((3, 3), int), name="small")
     viewer.add_layer(on_image.controller.preview.layer)
     settle()
-    assert names(on_image.form.labels) == ["new", "new on disk…", "from disk…", "nuclei", "small"]
-    choose(on_image.form.labels, "nuclei")
+    assert on_image.options("Labels") == ["new", "new on disk…", "from disk…", "nuclei", "small"]
+    on_image.choose("Labels", "nuclei")
     assert on_image.controller.labels.layer == fits
-    choose(on_image.form.labels, "small")
+    on_image.choose("Labels", "small")
     assert on_image.sentence == "small is of another shape"
-    assert on_image.form.labels.current_choice == "nuclei"
+    assert on_image.chosen("Labels") == "nuclei"
 
 
 def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
@@ -558,30 +537,29 @@ def test_own_layers_can_be_adopted_as_prompts(viewer, on_image, settle):
     for layer in on_image.controller.prompts.present:
         viewer.add_layer(layer)
     settle()
-    points = on_image.form.details.controls["points"]
-    assert names(points) == ["created by this widget", "my points"]
-    choose(points, "my points")
+    assert on_image.options("Clicks layer") == ["created by this widget", "my points"]
+    on_image.choose("Clicks layer", "my points")
     assert on_image.controller.called[-1] == ("adopt", mine, None)
-    assert points.current_choice == "my points"
+    assert on_image.chosen("Clicks layer") == "my points"
 
 
 def test_level_channel_and_intensities_begin_another_controller(viewer, widget, settle):
     """And changing back finds the first one."""
     viewer.add_image(np.zeros((3, 8, 8)), name="stack", axis_labels=("c", "y", "x"))
     settle()
-    details, first = widget.form.details, widget.controller
-    assert (names(details.controls["level"]), details.controls["level"].enabled) == (["0: 3 × 8 × 8"], False)
-    choose(details.controls["channel_axis"], "c (3)")
-    details.controls["channel"].value = 2
+    first = widget.controller
+    assert (widget.options("Level"), widget.enabled("Level")) == (["0: 3 × 8 × 8"], False)
+    widget.choose("Channel axis", "c (3)")
+    widget.write("Channel", 2)
     assert widget.controller.view == {
         "level": 0,
         "channel_axis": 0,
         "channel": 2,
         "intensities": "automatic",
     }
-    choose(details.controls["intensities"], "as displayed")
+    widget.choose("Intensities", "as displayed")
     assert widget.controller.view["intensities"] == "displayed"
-    widget.turn_to(first.layer, View())
+    widget.widget.turn_to(first.layer, View())
     assert widget.controller is first
 
 
@@ -589,19 +567,19 @@ def test_a_level_that_cannot_be_read_says_so(viewer, widget, settle):
     """No controller is in front then, and nothing breaks."""
     viewer.add_image([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True, name="pyramid")
     settle()
-    assert names(widget.form.details.controls["level"]) == ["0: 8 × 8", "1: 4 × 4"]
-    choose(widget.form.details.controls["level"], "1: 4 × 4")
+    assert widget.options("Level") == ["0: 8 × 8", "1: 4 × 4"]
+    widget.choose("Level", "1: 4 × 4")
     assert widget.sentence == "level 1 cannot be read: the file is gone"
     assert widget.controller is None
 
 
 def test_cancel_goes_to_the_controller_or_to_the_worker(viewer, widget, settle):
     """To the controller if there is one, else to the worker."""
-    widget.form.cancel.click()
+    widget.part("Cancel").click()
     assert widget.worker.cancels == 1
     viewer.add_image(np.zeros((4, 5)))
     settle()
-    widget.form.cancel.click()
+    widget.part("Cancel").click()
     assert widget.controller.called[-1] == "cancel"
 
 
@@ -612,16 +590,16 @@ def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
     own = viewer.add_points(np.zeros((0, 3)), ndim=3, name="mine", scale=(2, 1, 1))
     labels = viewer.add_labels(np.zeros((3, 8, 9), int), name="nuclei", scale=(2, 1, 1))
     settle()
-    set_details(widget.form.details)
-    press(widget.form.polarity, "− background")
-    press(widget.form.tool, "Lasso")
-    choose(widget.form.labels, "nuclei")
-    choose(widget.form.details.controls["points"], "mine")
-    for button in (*widget.form.buttons.values(), *widget.form.volume.buttons.values()):
+    set_details(widget)
+    widget.press("− background")
+    widget.press("Lasso")
+    widget.choose("Labels", "nuclei")
+    widget.choose("Clicks layer", "mine")
+    for button in widget.buttons():
         button.click()
-    widget.form.cancel.click()
-    widget.form.volume.planes.setValue((1, 2))
-    widget.form.volume.strip.clicked.emit(2)
+    widget.part("Cancel").click()
+    widget.part("Planes").setValue((1, 2))
+    widget.part("Confidence along the planes").clicked.emit(2)
     controller = widget.controller
     assert (controller.settings.positive, controller.settings.tool, controller.labels.layer) == (
         False,
@@ -630,15 +608,14 @@ def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
     )
     assert controller.settings.finish == PostProcessing(0.6, 1.5, True, True)
     assert (controller.propagation.range, controller.propagation.state.position) == ((1, 2), 2)
-    axis = widget.form.details.controls["channel_axis"]
-    choose(axis, names(axis)[1])
-    widget.turn_to(image, View())
+    widget.choose("Channel axis", widget.options("Channel axis")[1])
+    widget.widget.turn_to(image, View())
     assert widget.controller is controller
-    widget.turn_to(None)
+    widget.widget.turn_to(None)
     assert [layer.name for layer in viewer.layers] == ["stack", "mine", "nuclei"]
     viewer.layers.remove(image)
     settle()
-    assert widget.controllers.previews() == []
+    assert widget.widget.controllers.previews() == []
     assert own in viewer.layers
 
 
@@ -646,14 +623,14 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
     """Buttons, range, direction, the strip and the seeds; a point layer that comes is offered at once."""
     viewer.add_image(np.zeros((12, 8, 9)), name="stack")
     settle()
-    form, propagation = widget.form.volume, widget.controller.propagation
-    assert (form.seeds.value, form.seeds.native.placeholderText()) == (None, "no Points layer")
+    strip, propagation = widget.part("Confidence along the planes"), widget.controller.propagation
+    assert (widget.chosen("Seeds"), widget.part("Seeds").placeholderText()) == ("", "no Points layer")
     viewer.add_points(np.zeros((1, 3)), name="seeds")
     settle()
     propagation.called.clear()
-    for button in form.buttons.values():
+    for button in widget.buttons()[4:]:
         button.click()
-    form.strip.clicked.emit(7)
+    strip.clicked.emit(7)
     assert propagation.called == [
         "propagate",
         "interpolate",
@@ -662,19 +639,19 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
         "all_seeds",
         ("look_at", 7),
     ]
-    form.planes.setValue((0, 8))
-    press(form.direction, "Backward")
+    widget.part("Planes").setValue((0, 8))
+    widget.press("Backward")
     assert (propagation.range, propagation.direction, propagation.points.name) == (
         (0, 8),
         "backward",
         "seeds",
     )
-    assert form.strip.accessibleDescription() == (
+    assert strip.accessibleDescription() == (
         "planes with prompts: 1, propagated: 1; least certain: plane 4, 50 %"
     )
     propagation.marks = ()
     propagation.progressed.emit()
-    qtbot.waitUntil(lambda: form.strip.accessibleDescription() == "planes with prompts: 0, propagated: 0")
+    qtbot.waitUntil(lambda: strip.accessibleDescription() == "planes with prompts: 0, propagated: 0")
 
 
 # Models
@@ -686,19 +663,19 @@ def test_the_stored_model_is_loaded_at_once(add_widget):
     widget = add_widget()
     assert widget.worker.loads == [("default", "cpu", "auto")]
     widget.worker.loaded.emit(FACTS)
-    assert widget.form.model.found.text() == "cuda:0, bfloat16"
-    assert "Apache-2.0" in widget.form.model.found.toolTip()
+    assert widget.part("Runs on").text() == "cuda:0, bfloat16"
+    assert "Apache-2.0" in widget.part("Runs on").toolTip()
     assert widget.sentence == NO_IMAGE
 
 
 def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
     """The bar and its button are there as long as it lasts."""
     widget.worker.loaded.emit(FACTS)
-    assert names(widget.form.model.models)[:3] == ["default", "base  (download)", "segnext-sax1  (download)"]
-    choose(widget.form.model.models, "segnext-sax1  (download)")
+    assert widget.options("Model")[:3] == ["default", "base  (download)", "segnext-sax1  (download)"]
+    widget.choose("Model", "segnext-sax1  (download)")
     assert widget.worker.loads[-1] == ("segnext-sax1", "auto", "auto")
     widget.worker.progressed.emit(100_000_000, 400_000_000)
-    bar = widget.form.model.findChild(QProgressBar)
+    bar = widget.part("Model progress")
     assert (bar.isVisible(), bar.value(), bar.text()) == (True, 25, "100 of 400 MB")
     widget.worker.loaded.emit(FACTS)
     assert not bar.isVisible()
@@ -709,43 +686,43 @@ def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
 def test_a_model_that_does_not_come_gives_way_to_the_last_one(widget, end):
     """The user is back where the choice was made."""
     widget.worker.loaded.emit(FACTS)
-    choose(widget.form.model.models, "segnext-sax1  (download)")
+    widget.choose("Model", "segnext-sax1  (download)")
     if end == "failed":
         widget.worker.failed.emit("segnext-sax1 was answered with 404; it may have moved")
         assert widget.sentence.startswith("segnext-sax1 was answered with 404")
     else:
-        widget.form.model._stop.click()
+        widget.part("Cancel loading").click()
         assert widget.worker.cancels == 1
         widget.worker.idle.emit()
     assert widget.worker.loads[-1] == ("default", "auto", "auto")
-    assert widget.form.model.models.current_choice == "default"
+    assert widget.chosen("Model") == "default"
     widget.worker.loaded.emit(FACTS)
-    assert widget.form.model.found.text() == "cuda:0, bfloat16"
+    assert widget.part("Runs on").text() == "cuda:0, bfloat16"
 
 
 def test_a_first_model_that_does_not_load_is_not_tried_for_ever(widget):
     """There is nothing to go back to."""
     widget.worker.failed.emit("device 'cuda' is not available")
     assert len(widget.worker.loads) == 1
-    assert (widget.form.model.found.text(), widget.form.model.loading) == ("not loaded", False)
+    assert (widget.part("Runs on").text(), widget.part("Cancel loading").isVisible()) == ("not loaded", False)
 
 
 def test_device_and_closer_look_load_the_model_anew(widget):
     """And are remembered."""
-    choose(widget.form.model.device, "cpu")
-    choose(widget.form.model.closer_look, "off")
+    widget.choose("Device", "cpu")
+    widget.choose("Closer look", "off")
     assert widget.worker.loads[-1] == ("default", "cpu", "off")
     assert (settings().model.device, settings().model.closer_look) == ("cpu", "off")
 
 
 def test_an_imported_model_is_chosen(widget, tmp_path):
     """When the work is done; it is listed by its name."""
-    widget.models.import_file(tmp_path / "mine.pth")
+    widget.widget.models.import_file(tmp_path / "mine.pth")
     assert widget.sentence == "importing mine.pth"
     _, done = widget.worker.ran[-1]
     done("mine")
     assert widget.worker.loads[-1][0] == "mine"
-    assert widget.form.model.models.current_choice == "mine"
+    assert widget.chosen("Model") == "mine"
 
 
 def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
@@ -760,15 +737,15 @@ def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
 
 def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
     """Pressed keys are in force and saved at once, and what they hide is named."""
-    dialog = on_image.show_shortcuts()
+    dialog = on_image.widget.show_shortcuts()
     assert dialog.fields["accept"].keySequence() == QKeySequence("Return")
     assert "Activate add path tool" in dialog.notes["toggle_polarity"].text()
     dialog.fields["accept"].setKeySequence(QKeySequence("N"))
     assert on_image.keys.keys["accept"] == settings().keys.accept == "N"
     assert "same key as “New object”" in dialog.notes["accept"].text()
-    assert on_image.form.buttons["accept"].text() == "Accept  [N]"
+    assert on_image.button("accept").text() == "Accept  [N]"
     dialog.fields["accept"].clear()
-    assert on_image.form.buttons["accept"].text() == "Accept"
+    assert on_image.button("accept").text() == "Accept"
     dialog.reset.click()
     assert on_image.keys.keys == DEFAULTS
     assert settings().keys.accept == "Enter"
@@ -780,7 +757,7 @@ def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
 )
 def test_the_table_calls_keys_as_the_buttons_do(on_image, pressed, shown):
     """Qt has other words for some of them."""
-    dialog = on_image.show_shortcuts()
+    dialog = on_image.widget.show_shortcuts()
     dialog.fields["new_object"].setKeySequence(QKeySequence(pressed))
     written = {name: field.findChild(QLineEdit).text() for name, field in dialog.fields.items()}
     assert written == {**DEFAULTS, "new_object": shown}
@@ -790,7 +767,7 @@ def test_the_table_calls_keys_as_the_buttons_do(on_image, pressed, shown):
 
 def test_a_key_that_napari_does_not_know_is_refused_in_its_row(on_image):
     """And the old one stays."""
-    dialog = on_image.show_shortcuts()
+    dialog = on_image.widget.show_shortcuts()
     dialog.fields["accept"].setKeySequence(QKeySequence("Ctrl+é"))
     assert "expected a key such as" in dialog.notes["accept"].text()
     assert on_image.keys.keys["accept"] == "Enter"
@@ -799,7 +776,7 @@ def test_a_key_that_napari_does_not_know_is_refused_in_its_row(on_image):
 
 def test_the_buttons_of_the_table_are_words_alone(on_image):
     """The desktop's icons know nothing of napari's themes: a black cross on a dark button."""
-    dialog = on_image.show_shortcuts()
+    dialog = on_image.widget.show_shortcuts()
     buttons = dialog.findChild(QDialogButtonBox).buttons()
     assert [one.text() for one in buttons if not one.icon().isNull()] == []
     dialog.close()
@@ -825,8 +802,13 @@ def inside_another(control):
 
 def test_every_control_has_a_name_and_a_tooltip(on_image):
     """For screen readers, and as a tooltip."""
-    dialog = on_image.show_shortcuts()
-    found = [*controls(on_image), *controls(dialog), on_image.form.state, on_image.form.model.found]
+    dialog = on_image.widget.show_shortcuts()
+    found = [
+        *controls(on_image.widget),
+        *controls(dialog),
+        on_image.part(f"State: {on_image.sentence}"),
+        on_image.part("Runs on"),
+    ]
     assert len(found) > 50
     assert [one for one in found if not one.accessibleName()] == []
     assert [one.accessibleName() for one in found if not one.toolTip()] == []
@@ -835,25 +817,25 @@ def test_every_control_has_a_name_and_a_tooltip(on_image):
 
 def test_tab_walks_from_top_to_bottom(on_image):
     """In the order in which controls are read."""
-    on_image.form.fold.expand(True)
-    stops, one = [], on_image.form.image.native
-    while on_image.isAncestorOf(one) and one not in stops:
+    on_image.show_details()
+    stops, one = [], on_image.part("Image")
+    while on_image.widget.isAncestorOf(one) and one not in stops:
         stops.append(one)
         one = one.nextInFocusChain()
-    stops = [stop for stop in stops if stop in controls(on_image) and stop.isVisible() and stop.isEnabled()]
+    usable = controls(on_image.widget)
+    stops = [stop for stop in stops if stop in usable and stop.isVisible() and stop.isEnabled()]
     # Controls of one row differ by a few pixels.
-    rows = [stop.mapTo(on_image, stop.rect().center()).y() // 12 for stop in stops]
+    rows = [stop.mapTo(on_image.widget, stop.rect().center()).y() // 12 for stop in stops]
     assert len(rows) > 20
     assert all(after >= before - 1 for before, after in itertools.pairwise(rows))
 
 
 def test_the_wheel_scrolls_and_changes_nothing(on_image):
     """A hand on the wheel is on its way to somewhere else."""
-    on_image.form.fold.expand(True)
-    details = on_image.form.details
-    chosen = on_image.form.model.models.native
-    slider = details.controls["threshold"].native.findChild(QSlider)
-    for control in (chosen, slider, details.controls["label"].native, on_image.form.volume.planes):
+    on_image.show_details()
+    chosen = on_image.part("Model")
+    slider = on_image.part("Threshold").findChild(QSlider)
+    for control in (chosen, slider, on_image.part("Label"), on_image.part("Planes")):
         at = QPointF(control.rect().center())
         event = QWheelEvent(
             at,
@@ -866,7 +848,7 @@ def test_the_wheel_scrolls_and_changes_nothing(on_image):
             False,
         )
         QApplication.sendEvent(control, event)
-    assert on_image.form.model.models.current_choice == "default"
+    assert on_image.chosen("Model") == "default"
     assert (on_image.controller.settings.finish, on_image.controller.settings.label) == (PostProcessing(), 1)
 
 
@@ -875,9 +857,10 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
     from napari.settings import get_settings
 
     get_settings().appearance.font_size *= 2
-    on_image.form.fold.expand(True)
+    on_image.show_details()
     settle()
-    buttons = [one for one in controls(on_image) if isinstance(one, QAbstractButton) and one.isVisible()]
+    shown = [one for one in controls(on_image.widget) if one.isVisible()]
+    buttons = [one for one in shown if isinstance(one, QAbstractButton)]
     assert len(buttons) > 10
     assert [one.text() for one in buttons if one.width() < one.minimumSizeHint().width()] == []
 
@@ -885,15 +868,15 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
 def test_closing_the_dock_gives_everything_back(viewer, on_image, settle, qtbot):
     """No listener and no thread stays behind."""
     controller, worker = on_image.controller, on_image.worker
-    viewer.window.remove_dock_widget(on_image)
+    viewer.window.remove_dock_widget(on_image.widget)
     assert controller.called == ["attach", "detach"]
     assert worker.closed == 1
     viewer.add_image(np.zeros((4, 5)))
     settle()
     assert on_image.controller is None
-    on_image.close()
+    on_image.widget.close()
     assert worker.closed == 1
-    on_image.deleteLater()
+    on_image.widget.deleteLater()
     qtbot.wait(20)  # `processEvents` before it would keep it from being deleted
 
 
@@ -919,6 +902,6 @@ def test_opening_it_imports_no_torch(run_python):
 
 def test_the_table_lists_every_action(on_image):
     """None is hidden."""
-    dialog = on_image.show_shortcuts()
+    dialog = on_image.widget.show_shortcuts()
     assert list(dialog.fields) == [action.name for action in ACTIONS]
     dialog.close()
