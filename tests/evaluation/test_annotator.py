@@ -169,19 +169,9 @@ def test_a_box_is_tight(disk: np.ndarray) -> None:
     assert box_around(disk) == Box((20.0, 30.0), (60.0, 70.0))
 
 
-def test_a_jittered_box_stays_near_and_inside(disk: np.ndarray) -> None:
-    """Repeatable for one seed, ordered, within the picture."""
-    boxes = [box_around(disk, 0.5, np.random.default_rng(seed)) for seed in range(50)]
-    assert boxes[7] == box_around(disk, 0.5, np.random.default_rng(7))
-    assert len(set(boxes)) == 50
-    for box in boxes:
-        assert 0 <= box.start[0] <= box.end[0] <= 79
-        assert 0 <= box.start[1] <= box.end[1] <= 99
-
-
 def test_a_lasso_goes_round_the_object_loosely(disk: np.ndarray) -> None:
     """All corners outside the disk, near it, and few."""
-    points = np.array(lasso_around(disk, margin=0.1, tolerance=0.01).points)
+    points = np.array(lasso_around(disk, 0.1).points)
     radius = np.hypot(*(points - [40, 50]).T)
     assert 4 <= len(points) <= 40
     assert radius.min() > 20.5

@@ -399,10 +399,9 @@ class Geometry:
         affine[:-1, -1] = self.to_world(start)
         return replace(self, affine=affine)
 
-    def downsample(self, factors: Sequence[float], *, centred: bool = False) -> Geometry:
-        """Of the array with every `factor`-th voxel of each axis; `centred` where blocks were averaged."""
-        start = [(factor - 1) / 2 if centred else 0.0 for factor in factors]
-        affine = self.crop(start).affine.copy()
+    def downsample(self, factors: Sequence[float]) -> Geometry:
+        """Of the array with every `factor`-th voxel of each axis."""
+        affine = self.affine.copy()
         affine[:-1, :-1] *= np.asarray(factors, np.float64)
         return replace(self, affine=affine)
 

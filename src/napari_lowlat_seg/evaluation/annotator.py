@@ -148,46 +148,28 @@ def scribble_in(truth: np.ndarray) -> Scribble:
     return Scribble(_stroke(largest_part(truth)))
 
 
-def box_around(truth: np.ndarray, jitter: float = 0.0, rng: np.random.Generator | None = None) -> Box:
+def box_around(truth: np.ndarray) -> Box:
     """Return the tight positive box around the whole object, from its first to its last pixel centre.
-
-    Parameters
-    ----------
-    truth
-        (H, W), 1 / 0 / -1.
-    jitter
-        Standard deviation of each side's position as a fraction of the box's extent along that axis;
-        the box stays inside the picture and keeps its orientation.
-    rng
-        Source of the jitter; a fixed one if None.
 
     Raises
     ------
     ValueError
-        If the truth has no object.
+        If the truth, (H, W) of 1 / 0 / -1, has no object.
     """
-    inside = _object(truth)
-    top, left, bottom, right = BoundingBox.of(inside)
-    corners = np.array([[top, left], [bottom - 1, right - 1]], float)
-    if jitter > 0:
-        rng = np.random.default_rng(0) if rng is None else rng
-        extent = np.maximum(corners[1] - corners[0], 1)
-        corners = np.sort(corners + rng.normal(0, jitter, (2, 2)) * extent, axis=0)
-        corners = np.clip(corners, 0, np.array(inside.shape) - 1)
-    return Box(_pair(corners[0]), _pair(corners[1]))
+    top, left, bottom, right = BoundingBox.of(_object(truth))
+    return Box((float(top), float(left)), (float(bottom - 1), float(right - 1)))
 
 
-def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.02) -> Polygon:
+def lasso_around(truth: np.ndarray, looseness: float = 0.02) -> Polygon:
     """Return a loose positive outline of the object's largest part, with its holes filled in.
 
     Parameters
     ----------
     truth
         (H, W), 1 / 0 / -1.
-    margin
-        Distance of the outline from the object, as a fraction of the square root of its area.
-    tolerance
-        How much the outline is simplified, in the same unit.
+    looseness
+        Distance of the outline from the object, and how much it is simplified, as a fraction of the square
+        root of the object's area.
 
     Raises
     ------
@@ -196,14 +178,14 @@ def lasso_around(truth: np.ndarray, margin: float = 0.02, tolerance: float = 0.0
     """
     part = largest_part(truth)
     size = float(np.sqrt(part.sum()))
-    pad = int(np.ceil(margin * size)) + 2
+    pad = int(np.ceil(looseness * size)) + 2
     top, left, bottom, right = BoundingBox.of(part)
     padded = np.pad(part[top:bottom, left:right], pad)
     distance = edt.edt(~padded, black_border=False, parallel=1)
     # The iso-line of the distance at margin + half a pixel is the dilated outline, without stairs.
-    outlines = find_contours(distance, margin * size + 0.5)
+    outlines = find_contours(distance, looseness * size + 0.5)
     outer = max(outlines, key=lambda line: float(np.ptp(line[:, 0]) * np.ptp(line[:, 1])))
-    points = approximate_polygon(outer, tolerance * size)[:-1] + np.array([top - pad, left - pad])
+    points = approximate_polygon(outer, looseness * size)[:-1] + np.array([top - pad, left - pad])
     if len(points) < 3:
         points = approximate_polygon(outer, 0)[:-1] + np.array([top - pad, left - pad])
     points = np.clip(points, 0, np.array(part.shape) - 1)
@@ -264,7 +246,7 @@ def largest_part(truth: np.ndarray) -> np.ndarray:
     return largest
 
 
-def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, float], ...]:
+def _stroke(region: np.ndarray) -> tuple[tuple[float, float], ...]:
     """Points along the longest path of the skeleton of a connected region, shortened at both ends."""
     top, left, bottom, right = BoundingBox.of(region)
     inside = np.pad(region[top:bottom, left:right], 1)
@@ -273,7 +255,7 @@ def _stroke(region: np.ndarray, shorten: float = 0.1) -> tuple[tuple[float, floa
     # skeleton.
     end = _far_end(skeleton, tuple(np.argwhere(skeleton)[0]))[0]
     path = np.array(_far_end(skeleton, end)[1], float)
-    cut = int(shorten * len(path))
+    cut = int(0.1 * len(path))
     path = path[cut : len(path) - cut]
     depth = edt.edt(inside, black_border=True, parallel=1)
     along = depth[path[:, 0].astype(int), path[:, 1].astype(int)]

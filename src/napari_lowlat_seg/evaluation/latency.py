@@ -262,9 +262,9 @@ def settle(model: Segmenter) -> None:
 class _ClickSequence:
     """Clicks on one picture, one more each time, from the start after ten."""
 
-    def __init__(self, model: Segmenter, embedding: Any, shape: tuple[int, ...], length: int = 10) -> None:
+    def __init__(self, model: Segmenter, embedding: Any, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(1)
-        places = rng.uniform(0, 1, (length, 2)) * (np.array(shape) - 1)
+        places = rng.uniform(0, 1, (10, 2)) * (np.array(shape) - 1)
         self._clicks: list[Prompt] = [
             Click((float(row), float(col)), positive=i % 3 < 2) for i, (row, col) in enumerate(places)
         ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -15,8 +14,6 @@ def seed_anchors(
     volume: Volume,
     points: Sequence[Sequence[float]],
     axis: int = 0,
-    *,
-    embed: Callable[[Plane], Any] | None = None,
 ) -> dict[int, dict[Plane, M]]:
     """Every point as an object of its own: its number, from 1, and the prediction on the point's plane.
 
@@ -30,8 +27,6 @@ def seed_anchors(
         One number per spatial axis of the volume, pixel centres on integers.
     axis
         Along which the objects will be propagated.
-    embed
-        Gives the embedding of a plane, once for all points of the plane; `embed_plane` by default.
 
     Raises
     ------
@@ -39,7 +34,7 @@ def seed_anchors(
         For a point with another number of coordinates, or outside the volume.
     """
     objects = {number: (point,) for number, point in enumerate(points, start=1)}
-    return object_anchors(predictor, volume, objects, axis, embed=embed)
+    return object_anchors(predictor, volume, objects, axis)
 
 
 def object_anchors(
@@ -47,8 +42,6 @@ def object_anchors(
     volume: Volume,
     objects: Mapping[int, Sequence[Sequence[float]]],
     axis: int = 0,
-    *,
-    embed: Callable[[Plane], Any] | None = None,
 ) -> dict[int, dict[Plane, M]]:
     """The predictions of objects on the planes of their points, one for all points of an object on a plane.
 
@@ -62,7 +55,7 @@ def object_anchors(
             clicks.setdefault(plane, {}).setdefault(number, []).append(click)
     anchors: dict[int, dict[Plane, M]] = {}
     for plane, of_objects in clicks.items():
-        embedding = embed_plane(predictor, volume, plane) if embed is None else embed(plane)
+        embedding = embed_plane(predictor, volume, plane)
         for number, of_object in of_objects.items():
             anchors.setdefault(number, {})[plane] = predictor.predict(embedding, of_object, None)
     return dict(sorted(anchors.items()))

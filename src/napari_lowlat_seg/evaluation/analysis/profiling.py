@@ -216,8 +216,8 @@ def curves(predictor: Predictor, amounts: dict[str, tuple[int, ...]] = AMOUNTS) 
     ]
 
 
-def _scattered(count: int, side: int = 1024) -> list[Prompt]:
-    positions = np.random.default_rng(2).uniform(0, side - 1, (count, 2)).tolist()
+def _scattered(count: int) -> list[Prompt]:
+    positions = np.random.default_rng(2).uniform(0, 1023, (count, 2)).tolist()
     return [Click((row, col), positive=i % 2 == 0) for i, (row, col) in enumerate(positions)]
 
 

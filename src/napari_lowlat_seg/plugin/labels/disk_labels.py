@@ -127,10 +127,10 @@ def shown(viewer: Any, grid: Grid, pyramid: LabelPyramid) -> DiskLabels | LabelL
     return LabelLayer(layer, grid)
 
 
-def fit_memory(shape: Sequence[int], voxels: int = IN_MEMORY, pixels: int = PLANE_IN_MEMORY) -> bool:
+def fit_memory(shape: Sequence[int]) -> bool:
     """Whether labels of a shape are kept in memory: no more voxels, and no more pixels in any plane."""
     rows, cols = sorted(shape)[-2:]
-    return math.prod(shape) <= voxels and rows * cols <= pixels
+    return math.prod(shape) <= IN_MEMORY and rows * cols <= PLANE_IN_MEMORY
 
 
 def beside(layer: Any) -> Path | None:
