@@ -383,6 +383,7 @@ def set_details(page):
     page.write("Label", 7)
     page.check("Same label for every object")
     page.write("Threshold", 0.6)
+    page.leave("Threshold")  # a number beside a slider counts when it is typed to the end
     page.write("Smooth", 1.5)
     page.check("Fill holes")
     page.check("Largest part only")
