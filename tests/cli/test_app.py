@@ -713,7 +713,7 @@ def test_a_nifti_of_four_axes_needs_a_channel(call: Call, tiny: Path, tmp_path: 
     arguments = ("segment", "a.nii.gz", "-o", "b.nii.gz", "--model", tiny)
     done = call(*arguments, "--click", "3,10,20")
     assert done.status == 2
-    assert "a.nii.gz has a fourth axis of 2; choose one with --channel, counted from 0" in done.err
+    assert "a.nii.gz has a fourth axis of 2; choose one with --channel or --time, counted from 0" in done.err
     assert call(*arguments, "--click", "3,10,20", "--channel", "1").status == 0
     assert read_volume(tmp_path / "b.nii.gz").shape == (20, 30, 4)
 

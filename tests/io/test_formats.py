@@ -317,13 +317,13 @@ def test_hdf5_is_opened_and_not_loaded(tmp_path: Path) -> None:
         tags = [{"key": key} for key in "tzyxc"]
         seg.attrs["axistags"], seg.attrs["element_size_um"] = json.dumps({"axes": tags}), [2.0, 0.5, 0.5]
     with pytest.raises(
-        ValueError, match=r"there are 2 images in it; choose one by its path: a.h5/seg .*, a.h5/volumes/raw"
+        ValueError, match=r"there are 2 images in it; choose one with series: seg \(.*\), volumes/raw \("
     ):
         read_volume(tmp_path / "a.h5")
     chosen = read_volume(tmp_path / "a.h5" / "seg")
     assert (chosen.shape, chosen.spacing) == (SHAPE, (2.0, 0.5, 0.5))
     np.testing.assert_array_equal(chosen.plane(Plane((1, None, None))), NOISE[1])
-    with pytest.raises(ValueError, match=r"there is no 'raw' in it; choose one by its path"):
+    with pytest.raises(ValueError, match=r"there is no series 'raw' in it; there are seg"):
         read_volume(tmp_path / "a.h5" / "raw")
 
 
@@ -337,7 +337,7 @@ def test_arrays_of_numpy_are_images(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "d.npy", channel=1).shape == SHAPE
     np.savez(tmp_path / "b.npz", raw=NOISE, mask=NOISE > 99)
     with pytest.raises(
-        ValueError, match=r"there are 2 arrays in it; choose one by its path: b.npz/raw, b.npz/mask"
+        ValueError, match=r"there are 2 arrays in it; choose one with series: raw, mask"
     ):
         read_volume(tmp_path / "b.npz")
     np.testing.assert_array_equal(read_volume(tmp_path / "b.npz" / "raw").data, NOISE)
@@ -360,7 +360,7 @@ def test_plain_zarr_is_an_image(version: int, tmp_path: Path) -> None:
     assert volume.geometry is not None
     assert volume.geometry.names == ("t", "y", "x")
     group.create_array("other", data=NOISE)
-    with pytest.raises(ValueError, match=r"there are 2 arrays in it; choose one by its path: …/"):
+    with pytest.raises(ValueError, match=r"there are 2 images in it; choose one with series: "):
         read_volume(tmp_path / "b.zarr")
     assert read_volume(tmp_path / "b.zarr" / "raw").shape == SHAPE
 
@@ -486,7 +486,7 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
     write_series(tmp_path, [(0, 0, 2 * i) for i in range(3)])
     write_slice(tmp_path / "scout.dcm", NOISE[0], SeriesInstanceUID="1.2.4", SeriesDescription="scout")
     with pytest.raises(
-        ValueError, match=r"there are 2 series in it; choose one by a file of it: .*head, 3 files.*scout, 1"
+        ValueError, match=r"there are 2 series in it; choose one with series: .*head, 3 files.*scout, 1"
     ):
         read_volume(tmp_path)
     assert read_volume(tmp_path / "scout.dcm").shape == (4, 5)

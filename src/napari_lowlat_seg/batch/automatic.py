@@ -21,7 +21,7 @@ from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSetting
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Plane, any_finite
-from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_chosen
 from napari_lowlat_seg.propagation.linking import link_planes
 
 BATCH = 4
@@ -83,7 +83,7 @@ def run_automatic(
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     settings
-        Model, axis, channel, and where the work is done.
+        Model, axis, choice, and where the work is done.
     masks
         Which masks are kept.
 
@@ -102,7 +102,7 @@ def run_automatic(
         For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
-    volume = read_volume(image, channel=settings.channel)
+    volume = read_chosen(image, settings.choice)
     check_labels_path(output, [("image", image)], volume)
     if volume.ndim > 3:
         raise ValueError(f"automatic segmentation needs a 2-D or 3-D image; {image} has shape {volume.shape}")

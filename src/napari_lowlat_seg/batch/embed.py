@@ -16,7 +16,7 @@ from typing import Any
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
 from napari_lowlat_seg.inference.predictor import Predictor
-from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_volume
+from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_chosen
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
@@ -96,7 +96,7 @@ def run_embed(
     ImportError
         For a scheduler without Dask.
     """
-    stored = read_volume(image, channel=settings.channel)
+    stored = read_chosen(image, settings.choice)
     planes = _planes(stored, default_axis(stored) if settings.axis is None else settings.axis)
     volume = as_shown(stored).with_window()
     folder = embeddings_folder(image) if folder is None else folder

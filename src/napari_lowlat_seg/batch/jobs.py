@@ -18,7 +18,8 @@ from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.batch.workers import ABANDONED, RETRIES, LocalWorkers
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
-from napari_lowlat_seg.io.files import read_volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
+from napari_lowlat_seg.io.files import read_chosen
 
 FETCHES = 100
 """How often a result is fetched whose worker has died."""
@@ -40,8 +41,8 @@ class BatchSettings:
         As in `load_predictor`.
     axis
         The axis of the file along which the planes lie; None for the one of `default_axis`, as viewers do.
-    channel
-        As in `read_volume`.
+    choice
+        Which image of the file, and which part of it.
     workers
         Processes on this machine; 0 works in this process.
     scheduler
@@ -53,7 +54,7 @@ class BatchSettings:
     model: str = "default"
     device: str = "auto"
     axis: int | None = None
-    channel: int | None = None
+    choice: Choice = WHOLE
     workers: int = 0
     scheduler: str | None = None
     insecure_scheduler: bool = False
@@ -95,7 +96,7 @@ class BatchJob:
 
     def volume(self) -> Volume:
         """The image, opened once for all jobs on it, seen through the window."""
-        volume = cached_volume(self.image, self.settings.channel, _stamp(self.image))
+        volume = cached_volume(self.image, self.settings.choice, _stamp(self.image))
         return replace(volume, window=self.window)
 
     def split(self, size: int) -> list[Self]:
@@ -112,9 +113,9 @@ def cached_predictor(model: str, device: str, stamp: Stamp) -> Predictor:
 
 
 @lru_cache(maxsize=1)
-def cached_volume(image: Path, channel: int | None, stamp: Stamp) -> Volume:
-    """`read_volume`, again only for another image or a file that has changed."""
-    return read_volume(image, channel=channel)
+def cached_volume(image: Path, choice: Choice, stamp: Stamp) -> Volume:
+    """`read_chosen`, again only for another image or a file that has changed."""
+    return read_chosen(image, choice)
 
 
 def _stamp(path: Path) -> Stamp:

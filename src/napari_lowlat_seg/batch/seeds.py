@@ -21,7 +21,7 @@ from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_volume, shown_axes
+from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_chosen, shown_axes
 from napari_lowlat_seg.io.points import read_points
 from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
@@ -109,7 +109,7 @@ def run_seeds(
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     settings
-        Model, axis, channel, and where the work is done.
+        Model, axis, choice, and where the work is done.
     agreed
         Propagate along all three axes and keep what two agree on; where they disagree is written beside the
         labels (`write_disputes`).
@@ -130,7 +130,7 @@ def run_seeds(
         For a scheduler without Dask, or a format whose library is not installed.
     """
     started = time.perf_counter()
-    volume = read_volume(image, channel=settings.channel)
+    volume = read_chosen(image, settings.choice)
     check_labels_path(output, [("image", image), ("file of points", points)], volume)
     table = output.with_name(output.name + DISPUTES)
     if agreed and table.exists() and points.exists() and table.samefile(points):

@@ -24,7 +24,10 @@ from napari_lowlat_seg.cli.options import (
     MODEL,
     Channel,
     Device,
+    Level,
     Model,
+    Series,
+    Time,
     examples,
     extras,
     on_interrupt,
@@ -174,6 +177,9 @@ def segment(
         ),
     ] = None,
     channel: Channel = None,
+    series: Series = None,
+    time: Time = None,
+    level: Level = None,
     threshold: Annotated[
         float | None, typer.Option(help="Pixels above this probability are the object. Default: 0.49.")
     ] = None,
@@ -216,6 +222,7 @@ def segment(
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
     from napari_lowlat_seg.cli.segment import SegmentRequest, finish_of, run_segment
+    from napari_lowlat_seg.io.choice import Choice
     from napari_lowlat_seg.io.files import is_ome_zarr
 
     request = SegmentRequest(
@@ -226,7 +233,7 @@ def segment(
         masks=tuple(mask or ()),
         axis=axis,
         propagate=propagate,
-        channel=channel,
+        choice=Choice(channel, series or "", time, level),
         label=label,
         replace=replace,
         finish=finish_of(threshold, smooth, fill_holes=fill_holes, largest=largest, prompted=prompted),

@@ -14,8 +14,11 @@ from napari_lowlat_seg.cli.options import (
     Channel,
     Device,
     Insecure,
+    Level,
     Model,
     Scheduler,
+    Series,
+    Time,
     Workers,
     on_interrupt,
     plural,
@@ -28,6 +31,9 @@ Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="
 def _options(
     axis: Axis = None,
     channel: Channel = None,
+    series: Series = None,
+    time: Time = None,
+    level: Level = None,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     insecure_scheduler: Insecure = False,
@@ -36,12 +42,13 @@ def _options(
 ) -> Any:
     """The options of every batch command, as `BatchSettings`."""
     from napari_lowlat_seg.batch.jobs import BatchSettings
+    from napari_lowlat_seg.io.choice import Choice
 
     return BatchSettings(
         model=model,
         device=device,
         axis=axis,
-        channel=channel,
+        choice=Choice(channel, series or "", time, level),
         workers=workers,
         scheduler=scheduler,
         insecure_scheduler=insecure_scheduler,

@@ -20,6 +20,12 @@ Axis = Annotated[
     typer.Option(help="The axis along which the planes lie. Default: across z."),
 ]
 Channel = Annotated[int | None, typer.Option(help="Channel to segment, counted from 0.")]
+Series = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name or number of an image, where a file holds several."),
+]
+Time = Annotated[int | None, typer.Option(help="A point in time, counted from 0. Default: all.")]
+Level = Annotated[int | None, typer.Option(help="Level of a pyramid. Default: 0, the finest.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes on this machine; 0 for this one alone.")]
 Scheduler = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tls://HOST:PORT.")

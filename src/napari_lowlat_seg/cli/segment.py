@@ -18,12 +18,14 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
 from napari_lowlat_seg.core.volume import Plane, Volume, read_range
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     default_axis,
     is_ome_zarr,
     label_output,
     read_aligned,
+    read_chosen,
     read_volume,
 )
 from napari_lowlat_seg.io.formats.nifti import is_nifti
@@ -47,8 +49,8 @@ class SegmentRequest:
         The axis along which the planes lie; None for the usual one of the format.
     propagate
         "A:B", the planes to propagate the object to; None for those with prompts only.
-    channel
-        Counted from 0; None for images without channels.
+    choice
+        Which image of the file, and which part of it.
     label
         What is written for the object, 1 to 2^32 - 1; None for the lowest number above those in the output.
     replace
@@ -66,7 +68,7 @@ class SegmentRequest:
     masks: tuple[Path, ...] = ()
     axis: int | None = None
     propagate: str | None = None
-    channel: int | None = None
+    choice: Choice = WHOLE
     label: int | None = None
     replace: bool = False
     finish: PostProcessing = field(default_factory=PostProcessing)
@@ -104,11 +106,12 @@ def run_segment(
     started = time.perf_counter()
     if request.closer_look not in ("auto", "off"):
         raise ValueError(f"--closer-look must be auto or off; got {request.closer_look!r}")
-    volume = read_volume(image, channel=request.channel)
+    volume = read_chosen(image, request.choice)
     _check_output(output, image, volume, request)
     if is_nifti(image) and volume.ndim == 4:
         raise ValueError(
-            f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel, counted from 0"
+            f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel or --time, "
+            "counted from 0"
         )
     axis = default_axis(volume) if request.axis is None else request.axis
     prompts = read_prompts(request, volume, axis)

@@ -17,42 +17,67 @@ from napari_lowlat_seg.core.atomic_file import atomic_file, check_not_input, che
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import check_regular
+from napari_lowlat_seg.io.choice import Choice, SeveralImages, at_time
 from napari_lowlat_seg.io.format_table import Format, find_format, locate, suffixes
 from napari_lowlat_seg.io.formats.nifti import is_nifti
 from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of
 
 
-def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    channel: int | None = None,
+    series: str | int | None = None,
+    time: int | None = None,
+    level: int | None = None,
+) -> Volume:
     """The image of a file, with spacing and whatever else `write_labels` needs to put labels on it.
 
     Parameters
     ----------
     path
-        .tif, .tiff (plain, ImageJ, OME), .nii, .nii.gz, .png, .jpg, .jpeg or .webp; or the folder of an
-        OME-Zarr, .zarr, which is opened and not loaded.
+        A file or folder of any format of `format_table`, such as .tif, .nii.gz, .ome.zarr, .mrc, .dcm.
     channel
         Which channel to segment, counted from 0; None for gray and RGB images. The fourth axis of a NIfTI
         file counts as channels when a channel is given.
+    series
+        The name or the number, counted from 0, of an image in a file that holds several: a series of an
+        OME-TIFF or of DICOM, a data set of HDF5, a field of a plate. None if there is one only.
+    time
+        A point in time, counted from 0; None for all of them, as an axis of the volume.
+    level
+        Of a pyramid, 0 for the finest, as None is.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        For an unknown suffix, a damaged file, a file of another kind, and a channel that does not exist.
+        For an unknown suffix, a damaged file, a file of another kind, a choice that does not exist, and for
+        several images without a choice; the sentence lists them.
     """
-    path = Path(path)
+    return read_chosen(path, Choice(channel, "" if series is None else str(series), time, level))
+
+
+def read_chosen(path: str | Path, choice: Choice) -> Volume:
+    """`read_volume` with one value for all that is to be chosen."""
+    path, channel = Path(path), choice.channel
     place, inside, kind = locate(path)
     if kind is None:
         raise ValueError(f"images can be {', '.join(suffixes())}; got {path.name!r}")
     if not (place.is_dir() if kind.folder else place.is_file()):
         raise FileNotFoundError(f"no image file at {place}; check the path")
     try:
-        loaded: Loaded = kind.function(kind.read)(place, channel, inside)
+        loaded = _loaded(kind, place, choice, inside)
     except ImportError:
         raise
     except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        if isinstance(error, MemoryError):
+            raise ValueError(f"{path} cannot be read: it does not fit into memory ({reason})") from error
+        if isinstance(error, SeveralImages):
+            raise SeveralImages(f"{path} cannot be read: {reason}", error.names) from error
         if isinstance(error, Unreadable):
             raise ValueError(f"{path} cannot be read: {reason}") from error
         raise ValueError(f"{path} cannot be read: it is damaged or of another kind ({reason})") from error
@@ -77,6 +102,18 @@ def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _loaded(kind: Format, place: Path, choice: Choice, inside: str) -> Loaded:
+    """What the format's reader makes of a place, at the chosen time."""
+    if place.is_file():
+        check_regular(place)
+    if choice.series and "series" not in kind.choices:
+        raise Unreadable(f"{kind.name} holds one image; leave out series {choice.series!r}")
+    if choice.level and "level" not in kind.choices:
+        raise Unreadable(f"{kind.name} has no levels; leave out level {choice.level}")
+    loaded: Loaded = kind.function(kind.read)(place, choice.inside(inside))
+    return loaded if choice.time is None else at_time(loaded, choice.time)
 
 
 def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = None) -> Path:

@@ -22,7 +22,7 @@ class Format:
     module
         In `napari_lowlat_seg.io`, such as "formats.tiff".
     read
-        There, ``(path, channel, inside) -> Loaded``; "" if labels are only written.
+        There, ``(path, choice) -> Loaded``; "" if labels are only written.
     write
         There, ``(path, labels, like) -> None``; "" if images are only read.
     check
@@ -33,6 +33,8 @@ class Format:
         The extra of this project that brings it.
     holds_many
         Whether one file may hold several images, so that a path may lead on inside it.
+    choices
+        What of `Choice` it knows beside channel and time: "series", "level".
     folder
         Whether an image is a folder.
     """
@@ -46,6 +48,7 @@ class Format:
     needs: str = ""
     extra: str = ""
     holds_many: bool = False
+    choices: tuple[str, ...] = ()
     folder: bool = False
 
     def function(self, name: str) -> Callable[..., Any]:
@@ -73,11 +76,26 @@ MRC_SUFFIXES = (
     ".mrc", ".rec", ".map", ".st", ".ali", ".mrcs", ".mrc.gz", ".rec.gz", ".map.gz", ".mrc.bz2",
 )  # fmt: skip
 
+SERIES = ("series",)
+PYRAMIDS = ("series", "level")
+
 FORMATS = (
-    Format("OME-TIFF", (".ome.tif", ".ome.tiff"), "formats.tiff", write="write_tiff", check="check_tiff"),
-    Format("TIFF", (".tif", ".tiff"), "formats.tiff", write="write_tiff", check="check_tiff"),
+    Format(
+        "OME-TIFF",
+        (".ome.tif", ".ome.tiff"),
+        "formats.tiff",
+        write="write_tiff",
+        check="check_tiff",
+        choices=PYRAMIDS,
+    ),
+    Format(
+        "TIFF", (".tif", ".tiff"), "formats.tiff", write="write_tiff", check="check_tiff", choices=PYRAMIDS
+    ),
+    Format("slide", (".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm"), "formats.tiff", choices=PYRAMIDS),
     Format("NIfTI", (".nii", ".nii.gz"), "formats.nifti", write="write_nifti", check="check_nifti"),
-    Format("OME-Zarr", (".ome.zarr", ".zarr"), "chunked.ome_zarr", holds_many=True, folder=True),
+    Format(
+        "OME-Zarr", (".ome.zarr", ".zarr"), "chunked.ome_zarr", holds_many=True, folder=True, choices=PYRAMIDS
+    ),
     Format("PNG", (".png",), "formats.pictures", write="write_png", check="check_png"),
     Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "formats.pictures"),
     Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "formats.nrrd", needs="nrrd"),
@@ -93,13 +111,25 @@ FORMATS = (
         (".img", ".hdr", ".img.gz", ".mnc", ".head", ".brik", ".brik.gz", ".par"),
         "formats.nibabel_formats",
     ),
-    Format("HDF5", (".h5", ".hdf5", ".hdf"), "chunked.hdf5", needs="h5py", extra="hdf5", holds_many=True),
-    Format("numpy", (".npy", ".npz"), "formats.arrays", holds_many=True),
-    Format("DICOM", (".dcm", ".dicom", ".ima"), "formats.dicom", needs="pydicom", extra="dicom"),
+    Format(
+        "HDF5",
+        (".h5", ".hdf5", ".hdf"),
+        "chunked.hdf5",
+        needs="h5py",
+        extra="hdf5",
+        holds_many=True,
+        choices=SERIES,
+    ),
+    Format("numpy", (".npy", ".npz"), "formats.arrays", holds_many=True, choices=SERIES),
+    Format(
+        "DICOM", (".dcm", ".dicom", ".ima"), "formats.dicom", needs="pydicom", extra="dicom", choices=SERIES
+    ),
 )
 
 PAGES = Format("folder of pages", (), "formats.page_folder", folder=True)
-DICOM_FOLDER = Format("DICOM", (), "formats.dicom", needs="pydicom", extra="dicom", folder=True)
+DICOM_FOLDER = Format(
+    "DICOM", (), "formats.dicom", needs="pydicom", extra="dicom", folder=True, choices=SERIES
+)
 
 
 def find_format(path: Path, *, writing: bool = False) -> Format | None:

@@ -7,7 +7,7 @@ the world's order; so they lie where they were. What lies oblique is refused, be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,13 +146,19 @@ class TurnedArray:
         return tuple(there), tuple(kept), self.turn.flips
 
 
-class Squeezed:
-    """An array without some of its axes of length 1, cut where it is read."""
+class Held:
+    """An array that is held at one place on some of its axes, cut where it is read.
 
-    def __init__(self, array: Any, dropped: Sequence[int]) -> None:
+    Parameters
+    ----------
+    places
+        Where, by axis; an axis of length 1 is left out so, held at 0.
+    """
+
+    def __init__(self, array: Any, places: Mapping[int, int]) -> None:
         self.array = array
-        self._dropped = tuple(dropped)
-        self.shape = tuple(n for axis, n in enumerate(array.shape) if axis not in self._dropped)
+        self._places = dict(sorted(places.items()))
+        self.shape = tuple(n for axis, n in enumerate(array.shape) if axis not in self._places)
         self.dtype, self.ndim = array.dtype, len(self.shape)
 
     def __getitem__(self, key: Any) -> Any:
@@ -161,8 +167,8 @@ class Squeezed:
             at = parts.index(Ellipsis)
             parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
         parts += [slice(None)] * (self.ndim - len(parts))
-        for axis in self._dropped:
-            parts.insert(axis, 0)
+        for axis, place in self._places.items():
+            parts.insert(axis, place)
         return self.array[tuple(parts)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
-from napari_lowlat_seg.io.placed import Loaded, Squeezed, Unreadable, usual_geometry
+from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
+from napari_lowlat_seg.io.placed import Held, Loaded, Unreadable, usual_geometry
 
 CHUNK_CACHE = 2**26
 """Bytes of chunks that HDF5 keeps: a plane of a stack of cubes is cut from all cubes that it meets."""
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The only image of a file, or that at a path inside it, such as "volumes/raw".
 
     Sizes are read from `element_size_um` (Fiji, ilastik), or `resolution` and `offset` in nm (CREMI); axes
@@ -29,14 +30,14 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     import h5py
 
     file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-    if inside and inside not in file:
-        raise Unreadable(f"there is no {inside!r} in it; {_listed(path, _images(h5py, file))}")
-    node = file[inside] if inside else file
+    node = file.get(choice.series) if choice.series else file
     if not isinstance(node, h5py.Dataset):
-        images = _images(h5py, node)
-        if len(images) != 1:
-            raise Unreadable(f"there are {len(images)} images in it; {_listed(path, images)}")
-        node = images[0]
+        inside, series = (choice.series, "") if node is not None else ("", choice.series)
+        images = _images(h5py, file[inside] if inside else file)
+        if not images:
+            raise Unreadable("it holds no image")
+        names = [image.name.strip("/") for image in images]
+        node = images[pick_series(names, series, [str(image.shape) for image in images])]
     return _placed(node)
 
 
@@ -50,11 +51,6 @@ def _images(h5py: Any, group: Any) -> list[Any]:
 
     group.visititems(visit)
     return found
-
-
-def _listed(path: Path, images: list[Any]) -> str:
-    some = ", ".join(f"{path.name}{image.name} {image.shape}" for image in images[:8])
-    return f"choose one by its path: {some}" if images else "it holds no image"
 
 
 def _placed(data: Any) -> Loaded:
@@ -72,7 +68,7 @@ def _placed(data: Any) -> Loaded:
         [start[i] for i in axes],
         [None if letters[i] == "t" else unit for i in axes],
     )
-    return Loaded(Squeezed(data, single) if single else data, geometry, channel_axis)
+    return Loaded(Held(data, dict.fromkeys(single, 0)) if single else data, geometry, channel_axis)
 
 
 def _names(data: Any) -> list[str] | None:

@@ -17,9 +17,10 @@ import numpy as np
 from napari_lowlat_seg.core.atomic_file import PREFIX
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
+from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
 from napari_lowlat_seg.io.placed import (
+    Held,
     Loaded,
-    Squeezed,
     Turn,
     Unreadable,
     geometry_of,
@@ -36,112 +37,196 @@ SMALLEST = 512
 HIGHEST = "lowlat-seg-highest"
 """The attribute of labels that says their highest id; without it they are searched for it."""
 
+MOST_WELLS = 2000
+"""Wells of a plate whose fields are listed."""
+
 SAMPLED_CHUNKS = 16
 """A window is chosen from so many chunks of the coarsest level."""
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
-    """The finest level of an image as an array on disk, with its geometry; nothing is read but a sample.
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
+    """A level of an image as an array on disk, with its geometry; nothing is read but a sample.
 
-    Versions 0.1 to 0.5 are understood. Axes of time and channels of length 1 are left out.
+    Versions 0.1 to 0.5 are understood, folders of images as bioformats2raw writes them, plates of wells
+    ("A/1/0" is a field), and plain arrays. Without a level the finest is opened. Axes of time and channels
+    of length 1 are left out.
 
     Parameters
     ----------
     path
-        The folder of an image; of several images as bioformats2raw writes them, if there is one only.
-    channel
-        Says nothing here: channels are named by the image.
-    inside
-        The path of an image in the folder, such as "0".
+        The folder.
+    choice
+        Its series is the name, the number or the path of an image in the folder.
 
     Raises
     ------
     ValueError
-        For anything that is no OME-Zarr image, and where there are several.
+        For anything that is no image, and where there are several and none is chosen.
     ImportError
         Without zarr.
     """
     zarr = _zarr()
-    group = zarr.open(path / inside, mode="r")
-    about = dict(group.attrs)
-    about = about.get("ome", about)
-    if not about.get("multiscales") and "bioformats2raw.layout" in about:
-        group = _only_series(group)
-        about = dict(group.attrs)
-        about = about.get("ome", about)
-    images = about.get("multiscales")
-    if not images:
-        return _plain(zarr, group)
-    levels = [group[level["path"]] for level in images[0]["datasets"]]
-    axes, scale, translation = _placed_axes(images[0], len(levels[0].shape))
-    names = [axis["name"] for axis in axes]
+    from napari_lowlat_seg.io.chunked.guarded_store import opened
+
+    root = opened(zarr, path)
+    node = _find(zarr, root, choice.series)
+    if isinstance(node, zarr.Array):
+        image, number = _level_of(zarr, root, node.path)
+        if image is None:
+            return _plain(node, choice.level)
+        return _multiscale(image, _images(image)[0], number, choice.level)
+    images = _images(node)
+    # Where an image stands in several pyramids, the first is the one to fall back on, says the standard.
+    named = [one for one in images if choice.series and one.get("name") == choice.series]
+    return _multiscale(node, (named or images)[0], None, choice.level)
+
+
+def _about(node: Any) -> dict[str, Any]:
+    """The attributes of a node that OME-Zarr defines; in version 0.5 they stand under "ome"."""
+    about = dict(node.attrs)
+    return dict(about.get("ome", about))
+
+
+def _images(node: Any) -> list[dict[str, Any]]:
+    """The pyramids of an image."""
+    return list(_about(node).get("multiscales") or ())
+
+
+def _find(zarr: Any, node: Any, series: str) -> Any:
+    """The image or array that a series names, or the only one that there is."""
+    if isinstance(node, zarr.Array):
+        return node
+    if _is_path(series) and series in node:
+        return _find(zarr, node[series], "")
+    if images := _images(node):
+        if series and series not in [one.get("name") for one in images]:
+            raise SeveralImages(f"there is no series {series!r} in it, but one image", ())
+        return node
+    names, about = _members(node)
+    if not names:
+        raise ValueError("expected an OME-Zarr image with multiscales; found none, and no array")
+    return _find(zarr, node[names[pick_series(names, series, about)]], "")
+
+
+def _is_path(series: str) -> bool:
+    return all(part not in ("", ".", "..") for part in series.split("/"))
+
+
+def _members(node: Any) -> tuple[list[str], list[str]]:
+    """Paths of the images in a folder, and what is to be said of each: a plate, a well, a collection."""
+    about = _about(node)
+    if "plate" in about:
+        wells = [str(well["path"]) for well in about["plate"].get("wells", ())][:MOST_WELLS]
+        fields = [f"{well}/{field}" for well in wells if well in node for field in _members(node[well])[0]]
+        return fields, []
+    if "well" in about:
+        return [str(image["path"]) for image in about["well"].get("images", ())], []
+    if "bioformats2raw.layout" in about:
+        return sorted((name for name in node.group_keys() if name.isdigit()), key=int), []
+    arrays = [(name, one) for name, one in node.arrays() if one.ndim > 1]
+    return [name for name, _ in arrays], [str(one.shape) for _, one in arrays]
+
+
+def _level_of(zarr: Any, root: Any, path: str) -> tuple[Any, int]:
+    """The image that an array is a level of, with the number of the level; (None, 0) if of none."""
+    folder, _, name = path.rpartition("/")
+    if name and not isinstance(root, zarr.Array):
+        above = root[folder] if folder else root
+        for image in _images(above)[:1]:
+            paths = [level.get("path") for level in image["datasets"]]
+            if name in paths:
+                return above, paths.index(name)
+    return None, 0
+
+
+def _levels(group: Any, image: dict[str, Any]) -> list[Any]:
+    """The arrays of a pyramid, the finest first, all of numbers and inside the folder."""
+    import zarr
+
+    from napari_lowlat_seg.io.chunked.guarded_store import checked
+
+    levels = []
+    for dataset in image.get("datasets") or ():
+        path = str(dataset.get("path", ""))
+        if not _is_path(path) or not isinstance(group.get(path), zarr.Array):
+            raise ValueError(f"its level {path!r} is no array inside it")
+        levels.append(checked(group[path]))
+    if not levels:
+        raise ValueError("its multiscales name no level")
+    return levels
+
+
+def _multiscale(group: Any, image: dict[str, Any], number: int | None, chosen: int | None) -> Loaded:
+    """A level of a pyramid: `number` if its path led there, else the one that is chosen."""
+    levels = _levels(group, image)
+    if number is None:
+        number = pick_level(chosen, [level.shape for level in levels])
+    elif chosen not in (None, number):
+        raise Unreadable(f"its path leads to level {number}; leave out level {chosen}")
+    level = levels[number]
+    axes, scale, translation = _placed_axes(image, level.ndim, number, levels[0].shape, level.shape)
     channels = [i for i, axis in enumerate(axes) if axis.get("type") == "channel" or axis["name"] == "c"]
-    shape = levels[0].shape
-    single = [
-        i for i, axis in enumerate(axes) if shape[i] == 1 and (i in channels or axis.get("type") == "time")
-    ]
-    axes_kept = [i for i in range(len(names)) if i not in single]
+    droppable = [i for i, axis in enumerate(axes) if i in channels or axis.get("type") == "time"]
+    single = [i for i in droppable if level.shape[i] == 1]
+    axes_kept = [i for i in range(level.ndim) if i not in single]
     channel_axis = next((at for at, i in enumerate(axes_kept) if i in channels), None)
     kept = [i for at, i in enumerate(axes_kept) if at != channel_axis]
     geometry = Geometry.from_scale(
-        [names[i] for i in kept],
+        [axes[i]["name"] for i in kept],
         [scale[i] for i in kept],
         [translation[i] for i in kept],
         [axes[i].get("unit") for i in kept],
         [axes[i].get("type") for i in kept],
     )
-    data = Squeezed(levels[0], single) if single else levels[0]
+    data = Held(level, dict.fromkeys(single, 0)) if single else level
     return Loaded(data, geometry, channel_axis, window=_window(levels[-1]))
 
 
-def _plain(zarr: Any, node: Any) -> Loaded:
-    """An array that is no OME-Zarr: the node itself, or the only one of a group."""
-    if not isinstance(node, zarr.Array):
-        arrays = [(name, one) for name, one in node.arrays() if one.ndim > 1]
-        if not arrays:
-            raise ValueError("expected an OME-Zarr image with multiscales; found none, and no array")
-        if len(arrays) > 1:
-            some = ", ".join(f"…/{name} {one.shape}" for name, one in arrays[:8])
-            raise Unreadable(f"there are {len(arrays)} arrays in it; choose one by its path: {some}")
-        node = arrays[0][1]
-    names = node.metadata.dimension_names if node.metadata.zarr_format == 3 else None
-    names = [str(name) for name in names or node.attrs.get("_ARRAY_DIMENSIONS", ())]
-    if len(names) != node.ndim or len(set(names)) < node.ndim:
-        return Loaded(node, usual_geometry(node.ndim))
+def _plain(array: Any, level: int | None) -> Loaded:
+    """An array that is no part of an OME-Zarr."""
+    from napari_lowlat_seg.io.chunked.guarded_store import checked
+
+    checked(array)
+    pick_level(level, [array.shape])
+    names = array.metadata.dimension_names if array.metadata.zarr_format == 3 else None
+    names = [str(name) for name in names or array.attrs.get("_ARRAY_DIMENSIONS", ())]
+    if len(names) != array.ndim or len(set(names)) < array.ndim:
+        return Loaded(array, usual_geometry(array.ndim))
     channel_axis = names.index("c") if "c" in names else None
     kept = [name for name in names if name != "c"]
-    return Loaded(node, Geometry.from_scale(kept), channel_axis)
+    return Loaded(array, Geometry.from_scale(kept), channel_axis)
 
 
-def _only_series(group: Any) -> Any:
-    """The one image of a folder that bioformats2raw wrote."""
-    names = sorted((name for name in group.group_keys() if name.isdigit()), key=int)
-    if len(names) != 1:
-        raise Unreadable(
-            f"there are {len(names)} images in it; choose one by its path, such as "
-            f"{', '.join(f'…/{name}' for name in names[:5]) or '…/0'}"
-        )
-    return group[names[0]]
+def _placed_axes(
+    image: dict[str, Any], ndim: int, number: int, finest: Sequence[int], shape: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[float], list[float]]:
+    """The axes of a level with kinds and names of their own; its scale and translation.
 
-
-def _placed_axes(image: dict[str, Any], ndim: int) -> tuple[list[dict[str, Any]], list[float], list[float]]:
-    """The axes of an image with kinds and names of their own; scale and translation of its finest level."""
+    Before version 0.4 levels say no scale; then it follows from their shapes.
+    """
     listed = image.get("axes") or list("tczyx"[-ndim:])  # version 0.1 and 0.2 have no axes, 0.3 has names
     axes = [dict(axis) if isinstance(axis, dict) else {"name": axis} for axis in listed]
+    if len(axes) != ndim:
+        raise ValueError(f"it names {len(axes)} axes, its arrays have {ndim}")
     for axis in axes:
         kinds = {"t": "time", "c": "channel"}
         axis.setdefault("type", kinds.get(axis["name"].lower(), "space"))
         if axis["name"].lower() in "tczyx":
             axis["name"] = axis["name"].lower()
-    scale, translation = [1.0] * len(axes), [0.0] * len(axes)
-    for change in (*image["datasets"][0].get("coordinateTransformations", ()),
-                   *image.get("coordinateTransformations", ())):  # fmt: skip
+    scale, translation = [1.0] * ndim, [0.0] * ndim
+    own = image["datasets"][number].get("coordinateTransformations", ())
+    if not own:
+        scale = [n / m for n, m in zip(finest, shape, strict=True)]
+        translation = [(step - 1) / 2 for step in scale]
+    for change in (*own, *image.get("coordinateTransformations", ())):
         # One after the other: a scale enlarges what was translated before it.
         if change["type"] == "scale":
             scale = [a * float(b) for a, b in zip(scale, change["scale"], strict=True)]
             translation = [a * float(b) for a, b in zip(translation, change["scale"], strict=True)]
         elif change["type"] == "translation":
             translation = [a + float(b) for a, b in zip(translation, change["translation"], strict=True)]
+        elif change["type"] != "identity":
+            raise ValueError(f"its transformation of type {change['type']!r} cannot be read")
     return axes, scale, translation
 
 
@@ -197,16 +282,17 @@ def labels_group(path: str | Path, like: Volume) -> Any:
     shape = turn.shape(like.shape)
     if not path.exists():
         return _created(zarr, path, shape, geometry)
+    from napari_lowlat_seg.io.chunked.guarded_store import opened
+
     try:
-        group = zarr.open_group(path, mode="r+")
+        group = opened(zarr, path, write=True)
         levels = label_levels(group)
-    except (OSError, KeyError):  # a file, an empty folder, a group without its arrays
+    except (OSError, KeyError, AttributeError):  # a file, an empty folder, a group without its arrays
         levels = ()
     there = levels[0].shape if levels else None
     if there != shape:
         raise ValueError(f"{path} must be labels of shape {shape} or not exist; it has shape {there}")
-    about = dict(group.attrs)
-    axes, scale, translation = _placed_axes(about.get("ome", about)["multiscales"][0], len(shape))
+    axes, scale, translation = _placed_axes(_images(group)[0], len(shape), 0, shape, shape)
     place = Geometry.from_scale(
         [axis["name"] for axis in axes], scale, translation, [axis.get("unit") for axis in axes]
     )
@@ -221,12 +307,8 @@ def labels_group(path: str | Path, like: Volume) -> Any:
 
 def label_levels(group: Any) -> tuple[Any, ...]:
     """The arrays of a group of labels, the finest first; none of a group that holds no labels."""
-    about = dict(group.attrs)
-    about = about.get("ome", about)
-    images = about.get("multiscales")
-    if "image-label" not in about or not images:
-        return ()
-    return tuple(group[level["path"]] for level in images[0]["datasets"])
+    images = _images(group)
+    return tuple(_levels(group, images[0])) if "image-label" in _about(group) and images else ()
 
 
 def group_around(array: Any) -> Any | None:
@@ -241,8 +323,13 @@ def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | N
     """The group of labels of this shape at a path, or of this name in the image there; None without one."""
     for place in (Path(path), Path(path) / "labels" / name):
         try:
-            group = _zarr().open_group(place, mode="r+")
+            zarr = _zarr()
+            from napari_lowlat_seg.io.chunked.guarded_store import opened
+
+            group = opened(zarr, place, write=True)
         except (ImportError, OSError):
+            continue
+        if isinstance(group, zarr.Array):
             continue
         levels = label_levels(group)
         if levels and levels[0].shape == shape:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_lowlat_seg.io.placed import Loaded, Unreadable, usual_geometry
+from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
+from napari_lowlat_seg.io.placed import Loaded, usual_geometry
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a .npy, mapped and not loaded; the only one of a .npz, or the one named inside it.
 
     Bytes of shape (rows, columns, 3 or 4) are colours. With a channel asked for, the shortest of the first
@@ -24,14 +25,10 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
         with np.load(path, allow_pickle=False) as file:
-            names = [name for name in file.files if inside in ("", name)]
-            if len(names) != 1:
-                some = ", ".join(f"{path.name}/{name}" for name in file.files[:5])
-                raise Unreadable(f"there are {len(file.files)} arrays in it; choose one by its path: {some}")
-            data = file[names[0]]
+            data = file[file.files[pick_series(file.files, choice.series, what="arrays")]]
     channel_axis = None
     if data.ndim == 3 and data.dtype == np.uint8 and data.shape[-1] in (3, 4):
         channel_axis = 2
-    elif channel is not None and data.ndim > 2:
+    elif choice.channel is not None and data.ndim > 2:
         channel_axis = 0 if data.shape[0] <= data.shape[-1] else data.ndim - 1
     return Loaded(data, usual_geometry(data.ndim - (channel_axis is not None)), channel_axis)

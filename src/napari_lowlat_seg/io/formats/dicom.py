@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
 from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
 
 EVEN = 0.02
@@ -59,7 +60,7 @@ class FrameStack(SliceStack):
         return pixels.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The series of a folder, or the series that a file of a folder belongs to, as (slice, row, column).
 
     Raises
@@ -83,10 +84,8 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
             series.setdefault(str(dataset.SeriesInstanceUID), []).append((file, dataset))
     if not series:
         raise Unreadable("there are no DICOM images in this folder")
-    if len(series) > 1:
-        some = "; ".join(_series_text(files) for files in list(series.values())[:8])
-        raise Unreadable(f"there are {len(series)} series in it; choose one by a file of it: {some}")
-    (files,) = series.values()
+    about = [_series_text(files) for files in series.values()]
+    files = list(series.values())[pick_series(list(series), choice.series, about, "series")]
     dataset = files[0][1]
     frames = [frame for file, one in files for frame in _frames(file, one)]
     colours = int(dataset.get("SamplesPerPixel", 1)) > 1
@@ -96,7 +95,7 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
 def _series_text(files: list[Any]) -> str:
     path, dataset = files[0]
     name = dataset.get("SeriesDescription", "") or dataset.get("Modality", "")
-    return f"{path.name} ({name}, {len(files)} files)"
+    return f"{name}, {len(files)} files, {path.name}"
 
 
 def _frames(path: Path, dataset: Any) -> list[Frame]:

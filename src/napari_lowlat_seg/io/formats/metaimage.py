@@ -9,10 +9,11 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import TOLERANCE, Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file, slowest axis first, placed in the patient's world; components are channels."""
     import SimpleITK
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, Turn, geometry_of, upright, usual_geometry
 
 _IMOD_STAMP = 1146047817
 """What IMOD writes into its files; then a flag says whether bytes have a sign."""
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file as (section, row, column), placed by its cell and origin.
 
     Raises
@@ -25,12 +26,28 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     ValueError
         For a file that mrcfile cannot make sense of, with its reason.
     """
-    import mrcfile
-
-    if path.suffix.lower() == ".rec" and any(path.with_suffix(end).exists() for end in (".par", ".PAR")):
+    parrec = _parrec_of(path)
+    if parrec is not None:
         from napari_lowlat_seg.io.formats.nibabel_formats import read as read_parrec
 
-        return read_parrec(next(p for p in map(path.with_suffix, (".par", ".PAR")) if p.exists()), channel)
+        return read_parrec(parrec, choice)
+    header, voxel_size, data = _opened(path)
+    if data.dtype == np.int8 and _bytes_are_unsigned(header):
+        data = data.view(np.uint8)
+    return Loaded(data, _geometry(header, voxel_size, data.ndim))
+
+
+def _parrec_of(path: Path) -> Path | None:
+    """The .par beside a .rec, which is Philips' then and not a tomogram; None without one."""
+    if path.suffix.lower() != ".rec":
+        return None
+    return next((one for one in map(path.with_suffix, (".par", ".PAR")) if one.exists()), None)
+
+
+def _opened(path: Path) -> tuple[Any, Any, np.ndarray]:
+    """Header, sizes of a voxel and the pixels, mapped where they are not compressed."""
+    import mrcfile
+
     packed = path.suffix.lower() in (".gz", ".bz2")
     if not packed:
         _check_extended_header(path)
@@ -40,30 +57,30 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
         file: Any = (mrcfile.open if packed else mrcfile.mmap)(path, mode="r", permissive=True)
     if file.data is None:
         raise ValueError(str(warned[-1].message) if warned else "no data")
-    header, data = file.header, file.data
-    if data.dtype == np.int8 and _bytes_are_unsigned(header):
-        data = data.view(np.uint8)
+    return file.header, file.voxel_size, file.data
+
+
+def _geometry(header: Any, voxel_size: Any, ndim: int) -> Geometry:
+    """Where sections, rows and columns lie; stacks of volumes have one axis more, pictures one less."""
     letters = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     names = ["xyz"[i - 1] for i in letters] if sorted(letters) == [1, 2, 3] else list("zyx")
-    steps = [float(file.voxel_size[name]) for name in names]
+    steps = [float(voxel_size[name]) for name in names]
     if not all(np.isfinite(step) and step > 0 for step in steps):
-        return Loaded(data, usual_geometry(data.ndim))
+        return usual_geometry(ndim)
     start = [float(header["origin"][name]) for name in names]
     if not any(start):
         starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]
         start = [at * step for at, step in zip(starts, steps, strict=True)]
-    extra = data.ndim - 3  # stacks of volumes have one axis more, pictures one less
-    if extra < 0:
-        names, steps, start = names[-data.ndim :], steps[-data.ndim :], start[-data.ndim :]
-    volumes = ["n"] * max(0, extra)
-    geometry = Geometry.from_scale(
-        [*volumes, *names],
-        [*(1.0 for _ in volumes), *steps],
-        [*(0.0 for _ in volumes), *start],
-        [*(None for _ in volumes), *("Å" for _ in names)],
-        [*("other" for _ in volumes), *("space" for _ in names)],
+    volumes = max(0, ndim - 3)
+    kept = slice(max(0, 3 - ndim), None)
+    names, steps, start = names[kept], steps[kept], start[kept]
+    return Geometry.from_scale(
+        ["n"] * volumes + names,
+        [1.0] * volumes + steps,
+        [0.0] * volumes + start,
+        [None] * volumes + ["Å"] * len(names),
+        ["other"] * volumes + ["space"] * len(names),
     )
-    return Loaded(data, geometry)
 
 
 def _check_extended_header(path: Path) -> None:

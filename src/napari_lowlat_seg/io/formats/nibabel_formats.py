@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.formats.nifti import nibabel_image
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file in its own order, placed by its affine to RAS+, in mm.
 
     Either file of a pair will do. Raises whatever nibabel raises for damage.
     """
     import nibabel
 
-    loaded = nibabel_image(nibabel.load(path), channel, "mm", "s")
+    loaded = nibabel_image(nibabel.load(path), choice.channel, "mm", "s")
     return Loaded(loaded.data, loaded.geometry, loaded.channel_axis, None, loaded.spacing)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, in_known_unit
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -30,15 +32,15 @@ def has_nifti_header(volume: Volume | None) -> bool:
     return volume is not None and hasattr(volume.header, "set_qform")
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file in its own order (i, j, k, ...), placed by its best affine.
 
     Axes of length 1 after the third are left out.
 
     Parameters
     ----------
-    channel
-        If one is given, the fourth axis counts as channels.
+    choice
+        If it has a channel, the fourth axis counts as channels.
 
     Raises
     ------
@@ -58,32 +60,42 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     if not isinstance(image, nibabel.Nifti1Image):
         raise ValueError(f"expected NIfTI, found {type(image).__name__}")
     space, time = (None if unit == "unknown" else unit for unit in image.header.get_xyzt_units())
-    return nibabel_image(image, channel, space, time)
+    return nibabel_image(image, choice.channel, space, time)
 
 
 def nibabel_image(image: Any, channel: int | None, unit: str | None, time: str | None) -> Loaded:
     """What nibabel has read, in any of its formats: they all have an affine to RAS+."""
-    data = np.asarray(image.dataobj)
-    channel_axis = None
-    if data.dtype.names:  # RGB is stored as a record
-        data = np.stack([data[name] for name in data.dtype.names], axis=-1)
-        channel_axis = data.ndim - 1
-    elif channel is not None and data.ndim == 4:
-        channel_axis = 3
+    data, channel_axis = _stored(image, channel)
     zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()]
     axes = [axis for axis in range(data.ndim) if axis != channel_axis]
     steps = [zooms[axis] if axis < len(zooms) else 1.0 for axis in axes]
     geometry = Geometry.from_nifti(image.affine, len(axes), steps[3:], unit, time)
-    spacing = [step if np.isfinite(step) and step > 0 else 1.0 for step in steps]
-    # An axis of length 1 after those of space holds nothing to choose.
+    spacing = tuple(step if np.isfinite(step) and step > 0 else 1.0 for step in steps)
+    return _squeezed(Loaded(data, geometry, channel_axis, image.header.copy(), spacing))
+
+
+def _stored(image: Any, channel: int | None) -> tuple[np.ndarray, int | None]:
+    """The pixels and their channel axis: RGB is stored as a record, a fourth axis may hold channels."""
+    data = np.asarray(image.dataobj)
+    if data.dtype.names:
+        return np.stack([data[name] for name in data.dtype.names], axis=-1), data.ndim
+    return data, 3 if channel is not None and data.ndim == 4 else None
+
+
+def _squeezed(loaded: Loaded) -> Loaded:
+    """The image without its axes of length 1 after those of space: they hold nothing to choose."""
+    data, channel_axis, spacing = loaded.data, loaded.channel_axis, loaded.spacing
+    axes = [axis for axis in range(data.ndim) if axis != channel_axis]
     single = [axis for axis in axes[3:] if data.shape[axis] == 1]
-    if single:
-        geometry = geometry.squeeze([axes.index(axis) for axis in single])
-        spacing = [step for axis, step in zip(axes, spacing) if axis not in single]
-        if channel_axis is not None:
-            channel_axis -= sum(axis < channel_axis for axis in single)
-        data = data.squeeze(tuple(single))
-    return Loaded(data, geometry, channel_axis, image.header.copy(), tuple(spacing))
+    if not single or spacing is None:
+        return loaded
+    return replace(
+        loaded,
+        data=data.squeeze(tuple(single)),
+        geometry=loaded.geometry.squeeze([axes.index(axis) for axis in single]),
+        channel_axis=channel_axis and channel_axis - sum(axis < channel_axis for axis in single),
+        spacing=tuple(step for axis, step in zip(axes, spacing, strict=True) if axis not in single),
+    )
 
 
 def check_nifti(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
 SEGMENTATION = ".seg.nrrd"
@@ -54,7 +55,7 @@ class NrrdHeader:
     segments: tuple[Segment, ...] = ()
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file, slowest axis first; an axis without a direction holds channels or layers.
 
     Raises
@@ -70,37 +71,45 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
 
 def _placed(header: Any, ndim: int) -> tuple[Geometry, int | None]:
     """The geometry and the channel axis of an array whose axes are those of the header, reversed."""
-    units = [str(unit) for unit in header.get("space units", ())]
-    directions = header.get("space directions")
-    if directions is None:
-        steps = [float(step) for step in header.get("spacings", [1.0] * ndim)][::-1]
-        axes = [str(unit) for unit in header.get("units", [""] * ndim)][::-1]
-        kinds = [str(kind) for kind in header.get("kinds", ["domain"] * ndim)][::-1]
-        channels = [
-            axis for axis, kind in enumerate(kinds) if kind not in ("domain", "space", "time", "none", "???")
-        ]
-        kept = [axis for axis in range(ndim) if axis not in channels]
-        usual = usual_geometry(len(kept)).names
-        scale = [steps[axis] if np.isfinite(steps[axis]) and steps[axis] else 1.0 for axis in kept]
-        geometry = Geometry.from_scale(usual, scale, units=[axes[axis] for axis in kept])
-        return geometry, _only(channels)
-    rows = [np.asarray(row, np.float64) for row in directions][::-1]
+    if header.get("space directions") is None:
+        return _spaced(header, ndim)
+    rows = [np.asarray(row, np.float64) for row in header["space directions"]][::-1]
     space = [axis for axis, row in enumerate(rows) if np.isfinite(row).all()]
     channels = [axis for axis in range(ndim) if axis not in space]
-    origin = np.asarray(header.get("space origin", np.zeros(len(rows[space[0]]))), np.float64)
-    affine = np.eye(len(space) + 1)
-    if len(origin) != len(space):
-        raise ValueError(f"{len(space)} axes lie in a space of {len(origin)}")
-    affine[:-1, :-1] = np.stack([rows[axis] for axis in space], axis=1)
+    return _directed(header, [rows[axis] for axis in space]), _only(channels)
+
+
+def _spaced(header: Any, ndim: int) -> tuple[Geometry, int | None]:
+    """The same of a header that has steps along the axes, or nothing, but no directions."""
+    steps = [float(step) for step in header.get("spacings", [1.0] * ndim)][::-1]
+    units = [str(unit) for unit in header.get("units", [""] * ndim)][::-1]
+    kinds = [str(kind) for kind in header.get("kinds", ["domain"] * ndim)][::-1]
+    channels = [axis for axis, kind in enumerate(kinds) if kind not in _DOMAINS]
+    kept = [axis for axis in range(ndim) if axis not in channels]
+    scale = [steps[axis] if np.isfinite(steps[axis]) and steps[axis] else 1.0 for axis in kept]
+    names = usual_geometry(len(kept)).names
+    return Geometry.from_scale(names, scale, units=[units[axis] for axis in kept]), _only(channels)
+
+
+def _directed(header: Any, directions: list[np.ndarray]) -> Geometry:
+    """The geometry of axes with these directions, slowest first, in a patient's space or any other."""
+    count = len(directions)
+    if not count:
+        raise ValueError("no axis has a direction in space")
+    origin = np.asarray(header.get("space origin", np.zeros(len(directions[0]))), np.float64)
+    if len(origin) != count:
+        raise ValueError(f"{count} axes lie in a space of {len(origin)}")
+    affine = np.eye(count + 1)
+    affine[:-1, :-1] = np.stack(directions, axis=1)
     affine[:-1, -1] = origin
+    units = [str(unit) for unit in header.get("space units", ())]
     signs = _SPACES.get(str(header.get("space", "")).lower())
-    if signs is not None and len(space) == 3:
-        turned = np.diag([*signs, 1, 1]) @ affine
-        return Geometry.from_nifti(turned, 3, unit=units[0] if units else "mm"), _only(channels)
-    world = tuple(
-        Axis.of(name, units[i] if i < len(units) else None) for i, name in enumerate("xyzt"[: len(space)])
+    if signs is not None and count == 3:
+        return Geometry.from_nifti(np.diag([*signs, 1, 1]) @ affine, 3, unit=units[0] if units else "mm")
+    names = "xyzt"[:count]
+    return Geometry(
+        tuple(Axis.of(n, u) for n, u in zip(names, [*units, *(None,) * count], strict=False)), affine
     )
-    return Geometry(world, affine), _only(channels)
 
 
 def _only(channels: list[int]) -> int | None:

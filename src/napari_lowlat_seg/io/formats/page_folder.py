@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.formats import pictures, tiff
 from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
 
@@ -63,7 +64,7 @@ def pages_of(folder: Path) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The stack of a folder's pages; sizes of rows and columns are those of the first page.
 
     The distance of the pages is not known: with sizes, a step along z is as long as a row.

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2")
 
 
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The pixels of a picture, turned as its EXIF orientation says; palettes become RGB."""
     from PIL import Image, ImageOps
 

@@ -1,30 +1,37 @@
-"""TIFF, plain, ImageJ's and OME: where spacing, place, axes and unit are told, and where they are written."""
+"""TIFF, plain, ImageJ's, OME and of slide scanners: images in, labels out with their place."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Geometry, find_unit, standard_unit, unit_ratio
+from napari_lowlat_seg.core.geometry import Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of, upright
+from napari_lowlat_seg.io.bounds import LARGE
+from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_level, pick_series
+from napari_lowlat_seg.io.formats.tiff_metadata import (
+    axis_names,
+    check_ome,
+    check_pages,
+    check_series,
+    ome_scale,
+    tag_scale,
+)
+from napari_lowlat_seg.io.placed import Held, Loaded, Turn, Unreadable, geometry_of, upright
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
 TIFF_SUFFIXES = (*OME_SUFFIXES, ".tif", ".tiff")
 
-FINEST_PRINT = 10.0
-"""Micrometres per pixel: resolution tags say the size of a pixel below this, and above how to print it."""
+SLIDES = ("svs", "scn", "bif", "ndpi", "philips", "avs", "qpi", "lsm")
+"""Scanners' and microscopes' forms, whose first series is the image and whose others only show it."""
 
 _IMAGEJ_UNITS = {"µm": "um", "Å": "angstrom", "in": "inch"}
 """What ImageJ calls units, where it is not our symbol: its text is ASCII."""
-
-_RESOLUTION_UNITS = {2: "in", 3: "cm"}
 
 
 @dataclass(frozen=True)
@@ -35,34 +42,37 @@ class TiffHeader:
     unit: str
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What a file says by axis letter: steps, place of the first voxel, units; and the unit as written."""
+def read(path: Path, choice: Choice = WHOLE) -> Loaded:
+    """A series of a TIFF, placed by what its OME or ImageJ metadata or its tags say.
 
-    steps: Mapping[str, float]
-    start: Mapping[str, float]
-    units: Mapping[str, str | None]
-    text: str = ""
-
-
-def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
-    """The first series of a TIFF, placed by what its OME or ImageJ metadata or its tags say.
+    Of a pyramid the finest level without a choice, of a slide the slide, not its label or overview. What is
+    larger than `bounds.LARGE` is mapped or read tile by tile.
 
     Raises
     ------
     ValueError
-        Where channels and colours are mixed.
+        Where channels and colours are mixed, and for several series without a choice.
     """
     import tifffile
 
-    check_pages(path)
+    pages = check_pages(path)
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        data, axes = _pixels(series), series.axes
-        scale = _ome_scale(file.ome_metadata) if file.is_ome else _tag_scale(file)
+        if file.is_ome:
+            check_ome(path, file.ome_metadata, pages)
+        index = _pick(file, choice.series)
+        series = file.series[index]
+        number = pick_level(choice.level, [one.shape for one in series.levels])
+        level, axes = series.levels[number], series.axes
+        check_series(path, level)
+        scale = ome_scale(file.ome_metadata, index, series) if file.is_ome else tag_scale(file, series)
+        scale = scale.coarser({a: n / m for a, n, m in zip(axes, series.shape, level.shape, strict=True)})
+        data: Any = _large(path, series, level) if level.nbytes > LARGE else _pixels(level)
     # Single channels and samples are no axis of their own.
-    kept = [i for i, letter in enumerate(axes) if letter not in "CS" or data.shape[i] > 1]
-    data, axes = data.reshape([data.shape[i] for i in kept]), "".join(axes[i] for i in kept)
+    dropped = [i for i, letter in enumerate(axes) if letter in "CS" and data.shape[i] == 1]
+    data = Held(data, dict.fromkeys(dropped, 0)) if not isinstance(data, np.ndarray) else np.squeeze(
+        data, tuple(dropped)
+    )  # fmt: skip
+    axes = "".join(letter for i, letter in enumerate(axes) if i not in dropped)
     if "C" in axes and "S" in axes:
         raise ValueError(f"axes {axes} mix channels and colours; save one channel")
     channel_axis = next((i for i, letter in enumerate(axes) if letter in "CS"), None)
@@ -77,120 +87,61 @@ def read(path: Path, channel: int | None = None, inside: str = "") -> Loaded:
     return Loaded(data, geometry, channel_axis, TiffHeader(spatial, scale.text))
 
 
-def check_pages(path: Path) -> None:
-    """Refuse a file whose pages lead in a circle, in which tifffile would go round four million times.
-
-    Raises
-    ------
-    ValueError
-        With the place that is met twice.
-    """
-    with path.open("rb") as file:
-        head = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or len(head) < 16:
-            return  # tifffile says what it is not
-        big = head[2:4] in (b"+\0", b"\0+")
-        count_type, offset_type, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
-        (at,) = struct.unpack_from(order + offset_type, head, 8 if big else 4)
-        met: set[int] = set()
-        while at:
-            if at in met:
-                raise ValueError(f"its pages lead in a circle, back to byte {at}")
-            met.add(at)
-            file.seek(at)
-            count = file.read(struct.calcsize(count_type))
-            if len(count) < struct.calcsize(count_type):
-                return
-            file.seek(struct.unpack(order + count_type, count)[0] * entry, 1)
-            following = file.read(struct.calcsize(offset_type))
-            if len(following) < struct.calcsize(offset_type):
-                return
-            (at,) = struct.unpack(order + offset_type, following)
+def _pick(file: Any, chosen: str) -> int:
+    """The index of a series: the chosen one, the only one, the only one in full size, or a slide's first."""
+    every = file.series
+    if not every:
+        raise ValueError("it has no pages")
+    names = [str(one.name or "") for one in every]
+    if chosen and names.count(chosen) == 1:
+        return names.index(chosen)
+    if not chosen and every[0].kind in SLIDES:
+        return 0
+    full = [i for i, one in enumerate(every) if not one.keyframe.is_reduced]
+    if not chosen and len(full) == 1:
+        return full[0]
+    about = [f"{name} {one.shape}".strip() for name, one in zip(names, every, strict=True)]
+    return pick_series([str(i) for i in range(len(every))], chosen, about)
 
 
-def _pixels(series: Any) -> np.ndarray:
+def _pixels(level: Any) -> np.ndarray:
+    with _codecs(level):
+        return np.asarray(level.asarray())
+
+
+def _large(path: Path, series: Any, level: Any) -> Any:
+    """The pixels of a large image: mapped if they lie in one piece, else read tile by tile."""
+    import tifffile
+
+    if level.dataoffset is not None:
+        number = series.levels.index(level)
+        return tifffile.memmap(path, series=series.index, level=number, mode="r")
     try:
-        return np.asarray(series.asarray())
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "a large compressed TIFF needs zarr, which is not installed; pip install napari-lowlat-seg[zarr]"
+        ) from error
+    with _codecs(level):
+        # Opened again: this file is closed when the image has been made.
+        again = tifffile.TiffFile(path)
+        store = again.series[series.index].levels[series.levels.index(level)].aszarr()
+        return zarr.open_array(store, mode="r")
+
+
+@contextmanager
+def _codecs(level: Any) -> Iterator[None]:
+    """In this block a compression whose library is missing is told with what to install."""
+    try:
+        yield
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        name = getattr(series.keyframe.compression, "name", "unknown")
+        name = getattr(level.keyframe.compression, "name", "unknown")
         raise Unreadable(
             f"its {name} compression needs imagecodecs, which is not installed; "
             "pip install napari-lowlat-seg[all], or pip install imagecodecs"
         ) from error
-
-
-def axis_names(letters: str) -> list[str]:
-    """Names of a TIFF's axes; pages of unknown meaning are z where there is no other z.
-
-    >>> axis_names("IYX"), axis_names("QQZYX")
-    (['z', 'y', 'x'], ['q', 'q1', 'z', 'y', 'x'])
-    """
-    unknown = [letter for letter in letters if letter in "IQ"]
-    if len(unknown) == 1 and "Z" not in letters:
-        letters = letters.replace(unknown[0], "Z")
-    names: list[str] = []
-    for letter in letters.lower():
-        names.append(letter if letter not in names else f"{letter}{names.count(letter)}")
-    return names
-
-
-def _tag_scale(file: Any) -> _Scale:
-    """What ImageJ, tifffile or the resolution tags say."""
-    about: dict[str, Any] = file.imagej_metadata or next(iter(file.shaped_metadata or ()), {})
-    unit = str(about.get("unit", ""))
-    tags = file.pages[0].tags
-    pixels = {}
-    for letter, tag in (("X", "XResolution"), ("Y", "YResolution")):
-        count, per = tags[tag].value if tag in tags else (1, 1)
-        if count > 0 and per > 0:
-            pixels[letter] = per / count
-    if "spacing" not in about and not unit:
-        # Most resolutions are about printing; a printer's dot is never as fine as a microscope's pixel.
-        code = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 1
-        unit = _RESOLUTION_UNITS.get(int(code), "")
-        if not unit or not pixels or max(pixels.values()) * unit_ratio(unit, "µm") >= FINEST_PRINT:
-            return _Scale({}, {}, {})
-        steps = {letter: step * unit_ratio(unit, "µm") for letter, step in pixels.items()}
-        return _Scale(steps, {}, dict.fromkeys(steps, "µm"), "µm")
-    steps = pixels | ({"Z": float(about["spacing"])} if "spacing" in about else {})
-    steps = {letter: abs(step) for letter, step in steps.items() if np.isfinite(step) and step}
-    # ImageJ's origin is the pixel that lies at 0.
-    origin = {letter: float(about.get(f"{letter.lower()}origin", 0)) for letter in "XYZ"}
-    start = {letter: -at * steps.get(letter, 1.0) for letter, at in origin.items() if at}
-    return _Scale(steps, start, dict.fromkeys("XYZ", standard_unit(unit)), unit)
-
-
-def _ome_scale(xml: str | None) -> _Scale:
-    """Sizes and the place of the first plane; lengths that are known in micrometres."""
-    pixels = next(
-        (e for e in ElementTree.fromstring(xml or "<OME/>").iter() if e.tag.endswith("}Pixels")), None
-    )
-    if pixels is None:
-        return _Scale({}, {}, {})
-    first = next((e for e in pixels if e.tag.endswith("}Plane")), None)
-    steps: dict[str, float] = {}
-    start: dict[str, float] = {}
-    units: dict[str, str | None] = {}
-    for letter in "XYZ":
-        size = float(pixels.get(f"PhysicalSize{letter}", 0))
-        if not (np.isfinite(size) and size > 0):
-            continue
-        units[letter] = unit = standard_unit(pixels.get(f"PhysicalSize{letter}Unit", "µm"))
-        steps[letter] = size
-        known = find_unit(unit or "")
-        if known is not None:
-            steps[letter], units[letter] = size * unit_ratio(unit, "µm"), "µm"
-            there = standard_unit("" if first is None else first.get(f"Position{letter}Unit", ""))
-            # A position in a "reference frame", the default, has no relation to the size of a pixel.
-            if first is not None and find_unit(there or "") and first.get(f"Position{letter}"):
-                start[letter] = float(first.get(f"Position{letter}", 0)) * unit_ratio(there, "µm")
-    step = float(pixels.get("TimeIncrement", 0))
-    if np.isfinite(step) and step > 0:
-        steps["T"], units["T"] = step, standard_unit(pixels.get("TimeIncrementUnit", "s"))
-    return _Scale(steps, start, units, "µm" if "µm" in units.values() else "")
 
 
 def check_tiff(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:

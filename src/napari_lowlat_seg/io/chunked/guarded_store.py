@@ -1,0 +1,83 @@
+"""A folder of chunks, whoever made it: only regular files inside it are read, and only numbers in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zarr.storage import LocalStore
+
+from napari_lowlat_seg.io.bounds import check_chunk, check_regular, nbytes_of, size_text
+
+OBJECTS = {
+    "pickle", "json", "json2", "msgpack", "msgpack2", "categorize",
+    "vlen-utf8", "vlen-bytes", "vlen-array", "string", "bytes-object",
+}  # fmt: skip
+"""Codecs that make Python objects: an image needs none, and pickle runs code of the file's maker."""
+
+IMPOSSIBLE = 2**60
+"""Bytes that no image has."""
+
+
+class GuardedStore(LocalStore):
+    """A local store that reads no pipes and devices, and follows no link that leads out of its folder."""
+
+    def _check(self, key: str) -> None:
+        place = Path(self.root) / key
+        if place.is_symlink() or place.exists():
+            inside = place.resolve()
+            if not inside.is_relative_to(Path(self.root).resolve()):
+                raise ValueError(f"{key} is a link that leads out of the folder")
+            if not inside.is_dir():
+                check_regular(inside)
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """The bytes at a key; refuses links out of the store and everything that is no regular file."""
+        self._check(key)
+        return await super().get(key, prototype, byte_range)
+
+
+def opened(zarr: Any, path: Path, *, write: bool = False) -> Any:
+    """The group or array at a path, through a guarded store.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is none, or none that can be understood.
+    """
+    return zarr.open(GuardedStore(path.absolute(), read_only=not write), mode="r+" if write else "r")
+
+
+def checked(array: Any) -> Any:
+    """An array of numbers that can be read chunk by chunk; nothing of it is read here.
+
+    Raises
+    ------
+    ValueError
+        For objects and codecs that make them, for chunks too large to unpack, and for sizes that cannot be.
+    """
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"its pixels are of type {array.dtype}; they must be numbers")
+    found = sorted(_codecs(array.metadata.to_dict()) & OBJECTS)
+    if found:
+        raise ValueError(f"its codec {found[0]} makes objects, which an image has no use for")
+    size = nbytes_of(array.shape, array.dtype)
+    if size > IMPOSSIBLE:
+        raise ValueError(f"its shape {tuple(array.shape)} declares {size_text(size)}, which cannot be")
+    check_chunk(array.chunks, array.dtype)
+    return array
+
+
+def _codecs(about: Any) -> set[str]:
+    """Names of all codecs in an array's metadata, also those inside of shards."""
+    if isinstance(about, (list, tuple)):
+        return set().union(*(_codecs(one) for one in about))
+    if hasattr(about, "get_config"):  # a codec of numcodecs
+        about = about.get_config()
+    elif hasattr(about, "to_dict"):
+        about = about.to_dict()
+    if not isinstance(about, dict):
+        return set()
+    named = {str(about[key]).removeprefix("numcodecs.") for key in ("id", "name") if key in about}
+    within = (about.get(key) for key in ("codecs", "filters", "compressor", "configuration", "index_codecs"))
+    return named.union(*(_codecs(one) for one in within))
