@@ -256,3 +256,25 @@ def test_the_manifest_names_every_suffix_of_the_table_of_formats():
     written = {suffix for one in FORMATS if one.write and one.name != "PNG" for suffix in one.suffixes}
     assert set(reader["filename_patterns"]) == read
     assert set(writer["filename_extensions"]) == written | {".ome.zarr"}
+
+
+def test_one_of_several_images_is_asked_for(qtbot, tmp_path, monkeypatch):
+    """In a dialog where there is a window; without a choice the sentence lists them."""
+    from qtpy.QtWidgets import QApplication, QInputDialog, QWidget
+
+    from napari_lowlat_seg.io.choice import SeveralImages
+
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in ("raw", "seg"):
+            file.create_dataset(name, data=np.full((3, 4), 7 if name == "seg" else 1))
+    path = str(tmp_path / "a.h5")
+    window = QWidget()
+    qtbot.addWidget(window)
+    monkeypatch.setattr(QApplication, "activeWindow", staticmethod(lambda: window))
+    monkeypatch.setattr(QInputDialog, "getItem", staticmethod(lambda *args: (args[3][1], True)))
+    ((data, _, _),) = read_scans(path)
+    assert data.max() == 7
+    monkeypatch.setattr(QInputDialog, "getItem", staticmethod(lambda *args: ("raw", False)))
+    with pytest.raises(SeveralImages, match="there are 2 images in it; choose one with series: raw"):
+        read_scans(path)

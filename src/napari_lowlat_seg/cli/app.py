@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         _exit(_sentence(error), 2)
     except ValueError as error:
         _exit(str(error) or type(error).__name__, 2)
+    except MemoryError as error:
+        more = f" ({error})" if str(error) else ""
+        _exit(f"not enough memory{more}; give a smaller part, or convert the image to OME-Zarr", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

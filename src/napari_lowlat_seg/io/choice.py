@@ -28,16 +28,15 @@ class Choice:
         A point in time, counted from 0; None for all of them.
     level
         Of a pyramid, 0 for the finest; None means that.
+    inside
+        Where the path of the image led inside its file or folder: a series lies there.
     """
 
     channel: int | None = None
     series: str = ""
     time: int | None = None
     level: int | None = None
-
-    def inside(self, path: str) -> Choice:
-        """The choice with the path of an image inside its file, which comes before that of a series."""
-        return replace(self, series="/".join(part for part in (path, self.series) if part))
+    inside: str = ""
 
 
 WHOLE = Choice()

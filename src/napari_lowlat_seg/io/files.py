@@ -112,7 +112,7 @@ def _loaded(kind: Format, place: Path, choice: Choice, inside: str) -> Loaded:
         raise Unreadable(f"{kind.name} holds one image; leave out series {choice.series!r}")
     if choice.level and "level" not in kind.choices:
         raise Unreadable(f"{kind.name} has no levels; leave out level {choice.level}")
-    loaded: Loaded = kind.function(kind.read)(place, choice.inside(inside))
+    loaded: Loaded = kind.function(kind.read)(place, replace(choice, inside=inside))
     return loaded if choice.time is None else at_time(loaded, choice.time)
 
 

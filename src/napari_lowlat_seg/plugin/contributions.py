@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import UNITS
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.choice import SeveralImages
 from napari_lowlat_seg.io.files import as_shown, read_volume
 from napari_lowlat_seg.io.format_table import find_format
 from napari_lowlat_seg.io.formats.nrrd import SEGMENTATION
@@ -54,7 +55,8 @@ def read_scans(path: str | list[str]) -> list[LayerData]:
     Raises
     ------
     FileNotFoundError, ValueError
-        As `read_volume` does, for a file that is missing or damaged.
+        As `read_volume` does, for a file that is missing or damaged. Of several images in a file one is asked
+        for, where there is a window.
     """
     layers = []
     for one in _listed(path):
@@ -94,9 +96,28 @@ def _listed(path: str | list[str]) -> list[str]:
     return [path] if isinstance(path, str) else path
 
 
+def _ask(path: Path, error: SeveralImages) -> str:
+    """The name of one of several images, chosen in a dialog; without a window the error stays one."""
+    from qtpy.QtWidgets import QApplication, QInputDialog
+
+    window = QApplication.activeWindow() if QApplication.instance() else None
+    if window is None or not error.names:
+        raise error
+    name, chosen = QInputDialog.getItem(
+        window, path.name, f"{path.name} holds {len(error.names)} images; open", list(error.names), 0, False
+    )
+    if not chosen:
+        raise error
+    return str(name)
+
+
 def _scan(path: Path) -> tuple[Any, dict[str, Any]]:
     """The voxels of a file with its axes in the world's order, (i, j, k) to (z, y, x), and their place."""
-    shown = as_shown(read_volume(path))
+    try:
+        volume = read_volume(path)
+    except SeveralImages as error:
+        volume = read_volume(path, series=_ask(path, error))
+    shown = as_shown(volume)
     large = np.dtype(shown.data.dtype).itemsize * math.prod(shown.data.shape) > IN_MEMORY
     return shown.data if large else np.asarray(shown.data), layer_place(shown)
 

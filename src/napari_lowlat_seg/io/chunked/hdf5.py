@@ -30,15 +30,16 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     import h5py
 
     file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-    node = file.get(choice.series) if choice.series else file
-    if not isinstance(node, h5py.Dataset):
-        inside, series = (choice.series, "") if node is not None else ("", choice.series)
-        images = _images(h5py, file[inside] if inside else file)
-        if not images:
-            raise Unreadable("it holds no image")
-        names = [image.name.strip("/") for image in images]
-        node = images[pick_series(names, series, [str(image.shape) for image in images])]
-    return _placed(node)
+    node = file.get(choice.inside) if choice.inside else file
+    series = choice.inside if node is None else choice.series  # one that is not there is told with all
+    if isinstance(node, h5py.Dataset):
+        return _placed(node)
+    place = file if node is None else node
+    images = _images(h5py, place)
+    if not images:
+        raise Unreadable("it holds no image")
+    names = [image.name.removeprefix(place.name).strip("/") for image in images]
+    return _placed(images[pick_series(names, series, [str(image.shape) for image in images])])
 
 
 def _images(h5py: Any, group: Any) -> list[Any]:

@@ -69,7 +69,9 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     from napari_lowlat_seg.io.chunked.guarded_store import opened
 
     root = opened(zarr, path)
-    node = _find(zarr, root, choice.series)
+    if choice.inside and (isinstance(root, zarr.Array) or choice.inside not in root):
+        raise SeveralImages(f"there is no {choice.inside!r} in it", ())
+    node = _find(zarr, root[choice.inside] if choice.inside else root, choice.series)
     if isinstance(node, zarr.Array):
         image, number = _level_of(zarr, root, node.path)
         if image is None:

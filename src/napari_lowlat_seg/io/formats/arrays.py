@@ -25,7 +25,7 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
         with np.load(path, allow_pickle=False) as file:
-            data = file[file.files[pick_series(file.files, choice.series, what="arrays")]]
+            data = file[file.files[pick_series(file.files, choice.inside or choice.series, what="arrays")]]
     channel_axis = None
     if data.ndim == 3 and data.dtype == np.uint8 and data.shape[-1] in (3, 4):
         channel_axis = 2

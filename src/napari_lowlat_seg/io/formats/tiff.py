@@ -64,14 +64,15 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         number = pick_level(choice.level, [one.shape for one in series.levels])
         level, axes = series.levels[number], series.axes
         check_series(path, level)
-        scale = ome_scale(file.ome_metadata, index, series) if file.is_ome else tag_scale(file, series)
+        scale = ome_scale(file.ome_metadata, index, series) if file.is_ome else tag_scale(file, index, series)
         scale = scale.coarser({a: n / m for a, n, m in zip(axes, series.shape, level.shape, strict=True)})
-        data: Any = _large(path, series, level) if level.nbytes > LARGE else _pixels(level)
+        data: Any = _large(path, index, number, level) if level.nbytes > LARGE else _pixels(level)
     # Single channels and samples are no axis of their own.
     dropped = [i for i, letter in enumerate(axes) if letter in "CS" and data.shape[i] == 1]
-    data = Held(data, dict.fromkeys(dropped, 0)) if not isinstance(data, np.ndarray) else np.squeeze(
-        data, tuple(dropped)
-    )  # fmt: skip
+    if isinstance(data, np.ndarray):
+        data = np.squeeze(data, tuple(dropped))
+    elif dropped:
+        data = Held(data, dict.fromkeys(dropped, 0))
     axes = "".join(letter for i, letter in enumerate(axes) if i not in dropped)
     if "C" in axes and "S" in axes:
         raise ValueError(f"axes {axes} mix channels and colours; save one channel")
@@ -109,13 +110,12 @@ def _pixels(level: Any) -> np.ndarray:
         return np.asarray(level.asarray())
 
 
-def _large(path: Path, series: Any, level: Any) -> Any:
+def _large(path: Path, index: int, number: int, level: Any) -> Any:
     """The pixels of a large image: mapped if they lie in one piece, else read tile by tile."""
     import tifffile
 
     if level.dataoffset is not None:
-        number = series.levels.index(level)
-        return tifffile.memmap(path, series=series.index, level=number, mode="r")
+        return tifffile.memmap(path, series=index, level=number, mode="r")
     try:
         import zarr
     except ImportError as error:
@@ -125,7 +125,7 @@ def _large(path: Path, series: Any, level: Any) -> Any:
     with _codecs(level):
         # Opened again: this file is closed when the image has been made.
         again = tifffile.TiffFile(path)
-        store = again.series[series.index].levels[series.levels.index(level)].aszarr()
+        store = again.series[index].aszarr(level=number)
         return zarr.open_array(store, mode="r")
 
 

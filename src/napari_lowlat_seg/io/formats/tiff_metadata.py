@@ -145,11 +145,11 @@ def axis_names(letters: str) -> list[str]:
     return names
 
 
-def tag_scale(file: Any, series: Any) -> Scale:
+def tag_scale(file: Any, index: int, series: Any) -> Scale:
     """What ImageJ, tifffile, a slide scanner or the resolution tags say."""
     about: dict[str, Any] = file.imagej_metadata or next(iter(file.shaped_metadata or ()), {})
     if file.is_svs:
-        return _slide_scale(series.keyframe.description) if series.index == 0 else Scale({}, {}, {})
+        return _slide_scale(series.keyframe.description) if index == 0 else Scale({}, {}, {})
     tags = series.keyframe.tags
     pixels = _resolution(tags)
     unit = str(about.get("unit", ""))
