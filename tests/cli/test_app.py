@@ -23,8 +23,10 @@ from scipy import ndimage
 from fakes import FakePrediction
 from napari_lowlat_seg import __version__
 from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import read_volume, write_labels
+from napari_lowlat_seg.io.prompt_files import ObjectPrompts, save_prompts
 from napari_lowlat_seg.models.checkpoints import model_path
 from terminal import Call, Done
 
@@ -178,6 +180,64 @@ def test_every_kind_of_prompt_is_accepted(segment: Call, tmp_path: Path) -> None
     )
     assert (done.status, done.err) == (0, "")
     assert json.loads(done.out)["prompts"] == 4 + 3 + 1 + 2
+
+
+def test_prompts_are_kept_beside_the_labels_and_give_them_again(segment: Call, tmp_path: Path) -> None:
+    """All kinds, of several objects, with the planes that they reach."""
+    (tmp_path / "s.csv").write_text("2,20,20\n2,20,30\n")
+    one = ("--click", "2,20,25", "--click", "3,3,3-", "--scribble", "s.csv", "--save-prompts", "p.json")
+    assert segment(*one, "--label", 4).status == 0
+    assert segment("--box", "1,2,2,9,9", "--save-prompts", "p.json").status == 0
+    first = np.asarray(read_volume(tmp_path / "out.tif").data).copy()
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert [(o["label"], len(o["prompts"])) for o in content["objects"]] == [(4, 3), (5, 1)]
+    done = segment("--prompts", "p.json", "--replace", "--json")
+    assert (done.status, done.err) == (0, "")
+    assert (json.loads(done.out)["objects"], json.loads(done.out)["prompts"]) == (2, 4)
+    assert np.array_equal(np.asarray(read_volume(tmp_path / "out.tif").data), first)
+    assert segment("--prompts", "p.json", "--replace", "--propagate", ":").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompts", "p.json"), "label 4 is in out.tif already; leave out --label for the next free one"),
+        (("--prompts", "p.json", "--click", "2,3,4"), "--prompts takes the place of --click, --box"),
+        (("--prompts", "p.json", "--label", 9, "--replace"), "--label is for one object; p.json has 2"),
+        (("--prompts", "gone.json"), "no file of prompts at gone.json"),
+        (("--prompts", "stack.tif"), "stack.tif is no file of prompts"),
+        (("--prompts", "none.json"), "nothing to segment: none.json holds no prompt"),
+        (("--prompts", "two.json"), "has prompts on planes of several directions"),
+        (("--prompts", "p.json", "--save-prompts", "p.json"), "p.json is the file of prompts itself"),
+        (("--click", "2,3,4", "--save-prompts", "p.txt"), "prompts are written as .json; got 'p.txt'"),
+        (("--click", "2,3,4", "--save-prompts", "s.json"), "s.json is no file of prompts"),
+        (("--click", "2,3,4", "--label", 5, "--save-prompts", "p.json"), "p.json has prompts of label 5"),
+        (("--click", "2,3,4", "--save-prompts", "no/p.json"), "no folder at no; make it first"),
+    ],
+)
+def test_prompts_that_cannot_be_read_or_kept_are_refused_before_the_work(
+    arguments: tuple[object, ...], message: str, segment: Call, stack: Path, tmp_path: Path
+) -> None:
+    """The labels stay as they are."""
+    volume = read_volume(stack)
+    planes = volume.planes()
+    click = Click((2, 3))
+    save_prompts(
+        tmp_path / "p.json",
+        volume,
+        [ObjectPrompts(4, {planes[2]: (click,)}), ObjectPrompts(5, {planes[1]: (click,)})],
+    )
+    save_prompts(tmp_path / "none.json", volume, [ObjectPrompts(1)])
+    sideways = {planes[2]: (click,), volume.planes(1)[0]: (click,)}
+    save_prompts(tmp_path / "two.json", volume, [ObjectPrompts(1, sideways)])
+    (tmp_path / "s.json").write_text("[]")
+    write_labels(tmp_path / "out.tif", np.full(volume.shape, 4, np.uint8), volume)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = segment(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_propagation_stays_in_its_range(segment: Call, tmp_path: Path) -> None:

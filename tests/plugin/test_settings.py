@@ -119,7 +119,7 @@ def test_the_widget_is_in_both_menus_and_the_palette(manifest):
 def test_values_are_saved_at_once(saved):
     """Nobody presses a save button."""
     changed = {
-        "finish": PostProcessing(0.6, 1.5, True, True),
+        "finish": PostProcessing(0.6, 1.5, True, True, True),
         "policy": Policy("overwrite"),
         "semantic": True,
         "tool": "lasso",

@@ -22,10 +22,10 @@ from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_chosen, shown_axes
-from napari_lowlat_seg.io.points import read_points
+from napari_lowlat_seg.io.points import read_seeds
 from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
-from napari_lowlat_seg.propagation.seeds import seed_anchors
+from napari_lowlat_seg.propagation.seeds import object_anchors
 
 BATCH = 16
 """Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
@@ -33,8 +33,8 @@ BATCH = 16
 DISPUTES = ".disputes.csv"
 """What is added to the name of the labels for the table of places where the axes disagree."""
 
-Seed = tuple[int, tuple[float, ...]]
-"""(number, point): one coordinate per spatial axis, in the voxels of the whole volume."""
+Seed = tuple[int, tuple[tuple[float, ...], ...]]
+"""(number, points of the object): one coordinate per spatial axis, in the voxels of the whole volume."""
 
 ObjectMask = tuple[int, Plane, Patch]
 """(number, plane, mask on the plane, cut to its bounding box)."""
@@ -66,9 +66,8 @@ def run_seed_job(job: SeedJob) -> SeedResult:
     part = volume.cropped(job.tile, planes[0])
     offset = np.zeros(volume.ndim)
     offset[list(planes[0].axes)] = job.tile.corner
-    points = [tuple(np.subtract(point, offset)) for _, point in job.items]
-    found = seed_anchors(predictor, part, points, job.axis).values()
-    anchors = {number: one for (number, _), one in zip(job.items, found)}
+    objects = {number: [tuple(np.subtract(at, offset)) for at in points] for number, points in job.items}
+    anchors = object_anchors(predictor, part, objects, job.axis)
     masks = [(number, plane, a.mask) for number, one in anchors.items() for plane, a in one.items()]
     for number, step in propagate_many(predictor, part, anchors, planes):
         if step.final:
@@ -81,7 +80,7 @@ def run_consensus_job(job: SeedJob) -> SeedResult:
     predictor, volume = job.predictor(), job.volume()
     masks: list[ObjectMask] = []
     spots: list[tuple[int, Disagreement]] = []
-    for number, agreed in consensus(predictor, volume, {n: (point,) for n, point in job.items}).items():
+    for number, agreed in consensus(predictor, volume, dict(job.items)).items():
         spots += [(number, spot) for spot in agreed.disagreements(volume.spacing)]
         top, left = (low for axis, low in enumerate(agreed.corner) if axis != job.axis)
         for place, mask in enumerate(np.moveaxis(agreed.mask, job.axis, 0), start=agreed.corner[job.axis]):
@@ -97,15 +96,18 @@ def run_seeds(
     settings: BatchSettings = DEFAULTS,
     *,
     agreed: bool = False,
+    unit: str | None = None,
 ) -> dict[str, Any]:
-    """Propagate every point of a file through a 3-D image and write labels: point i becomes label i, from 1.
+    """Propagate every object of a file through a 3-D image and write labels: object i gets label i, from 1.
+
+    An object is a point of a table, or a tree of a skeleton with all its nodes as clicks.
 
     Parameters
     ----------
     image
         A file or an OME-Zarr, as in `read_volume`.
     points
-        As of `read_points`.
+        As of `read_seeds`.
     output
         As of `write_labels`, or an OME-Zarr for volumes larger than memory.
     settings
@@ -141,7 +143,8 @@ def run_seeds(
     axis = default_axis(volume) if settings.axis is None else settings.axis
     volume.planes(axis)  # refuses an axis that is not there
     shown = shown_axes(volume, image)
-    seeds = list(enumerate(read_points(points, volume, axis, shown), start=1))
+    found = read_seeds(points, volume, axis, shown, unit)
+    seeds: list[Seed] = [(number, tuple(one)) for number, one in enumerate(found, start=1)]
     job = SeedJob(image=image.resolve(), settings=settings, window=volume.window, axis=axis, tile=EMPTY_BOX)
     jobs = [
         part
@@ -201,9 +204,9 @@ def _by_tile(seeds: Sequence[Seed], volume: Volume, axis: int) -> dict[BoundingB
     first = volume.planes(axis)[0]
     row, col = first.axes
     groups: dict[BoundingBox, list[Seed]] = {}
-    for number, point in seeds:
-        tile = tile_of(volume.sides(first), [Click((point[row], point[col]))])
-        groups.setdefault(tile, []).append((number, point))
+    for number, points in seeds:
+        tile = tile_of(volume.sides(first), [Click((point[row], point[col])) for point in points])
+        groups.setdefault(tile, []).append((number, points))
     return groups
 
 

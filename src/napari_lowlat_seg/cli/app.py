@@ -134,6 +134,8 @@ def demo(
         "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120",
         "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120 --click 12,20,30- --propagate :",
         "lowlat-seg segment scan.nii.gz -o tumour.nii.gz --box 90,50,60,80,95 --propagate 80:100",
+        "lowlat-seg segment stack.tif -o labels.tif --click 12,88,120 --save-prompts prompts.json",
+        "lowlat-seg segment stack.tif -o again.tif --prompts prompts.json --propagate :",
         "lowlat-seg segment cells.png -o cells-labels.png --click 80,120 --fill-holes --prompted",
     ),
 )
@@ -167,6 +169,16 @@ def segment(
         list[Path] | None,
         typer.Option(
             metavar="FILE", help="An image of the input's shape; non-zero pixels are the object. Repeatable."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts as --save-prompts writes them, of one object or several."),
+    ] = None,
+    save_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the prompts here, as .json beside the labels; added to those there."
         ),
     ] = None,
     axis: Annotated[
@@ -217,7 +229,7 @@ def segment(
     device: Device = DEVICE,
     as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
 ) -> None:
-    """Segment one object of INPUT by prompts and add it to LABELS, with the spacing and affine of INPUT.
+    """Segment an object of INPUT by prompts and add it to LABELS, with the spacing and affine of INPUT.
 
     Coordinates are array indices, pixel centres on integers; Z is the place along --axis. Several planes may
     have prompts; on each, masks and outlines come first, clicks last. A point file holds one line "Z,R,C" per
@@ -241,6 +253,8 @@ def segment(
         replace=replace,
         finish=finish_of(threshold, smooth, fill_holes=fill_holes, largest=largest, prompted=prompted),
         closer_look=closer_look,
+        prompts=prompts,
+        save_prompts=save_prompts,
     )
     kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
     with extras(), on_interrupt(kept):

@@ -79,7 +79,7 @@ def embed(
 def seeds(
     settings: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="A .csv of Z,R,C, or as napari saves.")],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help=".csv, .swc, .nml, .roi or .zip of Fiji.")],
     output: Labels,
     consensus: Annotated[
         bool,
@@ -88,14 +88,21 @@ def seeds(
             help="Propagate along all three axes; a table beside LABELS lists where they disagree.",
         ),
     ] = False,
+    unit: Annotated[
+        str | None, typer.Option(help="Of x, y, z in a skeleton: voxel, nm, µm, mm. A .swc needs it.")
+    ] = None,
 ) -> None:
-    """Segment an object at every point of POINTS and propagate all of them through VOLUME at once."""
+    """Segment an object at every point of POINTS and propagate all of them through VOLUME at once.
+
+    POINTS is a .csv of Z,R,C, or as napari saves points; the points of a selection of Fiji; or a skeleton
+    (.swc, .nml of webKnossos, .csv of CATMAID), each tree of which is one object.
+    """
     from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
     from napari_lowlat_seg.io.files import is_ome_zarr
 
     kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
     with on_interrupt(kept):
-        done = run_seeds(image, points, output, settings, agreed=consensus)
+        done = run_seeds(image, points, output, settings, agreed=consensus, unit=unit)
     print(
         f"{plural(done['objects'], 'object')}, {plural(done['voxels'], 'voxel')} in {done['seconds']:.1f} s: "
         f"{output}"
@@ -134,6 +141,7 @@ COMMANDS = (
         seeds,
         (
             "lowlat-seg seeds stack.tif points.csv -o labels.tif",
+            "lowlat-seg seeds stack.ome.zarr neurons.swc --unit nm -o labels.ome.zarr",
             "lowlat-seg seeds stack.ome.zarr points.csv -o labels.ome.zarr --consensus --workers 4",
         ),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from napari_lowlat_seg.batch.progress import progress
 from napari_lowlat_seg.cli.prompt_syntax import read_box, read_click, read_strokes
+from napari_lowlat_seg.core.atomic_file import check_not_input, check_writable
 from napari_lowlat_seg.core.boxes import BoundingBox, tile_of
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
@@ -29,6 +30,7 @@ from napari_lowlat_seg.io.files import (
     read_volume,
 )
 from napari_lowlat_seg.io.formats.nifti import is_nifti
+from napari_lowlat_seg.io.prompt_files import ObjectPrompts, check_prompts_path, load_prompts, save_prompts
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
 
@@ -59,6 +61,10 @@ class SegmentRequest:
         How probabilities become the mask on each plane.
     closer_look
         "auto" or "off", as of `load_predictor`.
+    prompts
+        A file of `io.prompt_files` with one object or several, in place of all other prompts.
+    save_prompts
+        Where the prompts are written; they are added to those of other objects that are there.
     """
 
     clicks: tuple[str, ...] = ()
@@ -73,6 +79,8 @@ class SegmentRequest:
     replace: bool = False
     finish: PostProcessing = field(default_factory=PostProcessing)
     closer_look: str = "auto"
+    prompts: Path | None = None
+    save_prompts: Path | None = None
 
 
 def finish_of(threshold: float | None, smooth: float | None, **more: bool) -> PostProcessing:
@@ -85,7 +93,7 @@ def finish_of(threshold: float | None, smooth: float | None, **more: bool) -> Po
 def run_segment(
     image: Path, output: Path, request: SegmentRequest, *, model: str, device: str
 ) -> dict[str, Any]:
-    """Segment one object and add it to the labels in the output, which is made if it does not exist.
+    """Segment one object or several and add them to the labels in the output, which is made if need be.
 
     Pixels of other objects stay theirs. What is wrong with files, prompts and ranges is found before the
     model is loaded.
@@ -93,8 +101,8 @@ def run_segment(
     Returns
     -------
     dict
-        What was done, as JSON values: "input", "output", "model", "device", "label", "prompts", "planes",
-        "voxels" and "seconds".
+        What was done, as JSON values: "input", "output", "model", "device", "label" (of the first object),
+        "objects", "prompts", "planes", "voxels" and "seconds".
 
     Raises
     ------
@@ -113,14 +121,13 @@ def run_segment(
             f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel or --time, "
             "counted from 0"
         )
-    axis = default_axis(volume) if request.axis is None else request.axis
-    prompts = read_prompts(request, volume, axis)
-    text = request.propagate
-    planes = [] if text is None else propagated_planes(text, volume, list(prompts), axis)
+    objects = read_objects(request, volume)
     volume = volume.with_window()
-    for plane in prompts:
-        check_plane(volume, plane)
-    existing = None if request.replace else existing_labels(output, volume, request.label)
+    for one in objects:
+        for plane in one.prompts:
+            check_plane(volume, plane)
+    existing = None if request.replace else existing_labels(output, volume, [one.label for one in objects])
+    saved = _saved(request, volume, objects)
 
     from napari_lowlat_seg.inference.predictor import load_predictor
 
@@ -129,33 +136,119 @@ def run_segment(
     with label_output(output, volume) as labels:
         if existing is not None:
             labels.data[...] = existing
-        label = request.label or labels.highest() + 1
-        for plane, mask, corner in segment_object(predictor, volume, prompts, planes, request.finish):
-            old = labels.read(plane, BoundingBox.at(corner, mask.shape))
-            mask = mask & ((old == 0) | (old == label))
-            labels.write_mask(plane, mask, label, corner)
-            filled += bool(mask.any())
-            voxels += int(np.count_nonzero(mask))
+        for number, one in enumerate(objects):
+            label = one.label or labels.highest() + 1
+            objects[number] = replace(one, label=label)
+            for plane, mask, corner in segment_object(
+                predictor, volume, one.prompts, one.planes, request.finish
+            ):
+                old = labels.read(plane, BoundingBox.at(corner, mask.shape))
+                mask = mask & ((old == 0) | (old == label))
+                labels.write_mask(plane, mask, label, corner)
+                filled += bool(mask.any())
+                voxels += int(np.count_nonzero(mask))
+    if request.save_prompts is not None:
+        made = [ObjectPrompts(one.label or 0, one.prompts, one.name) for one in objects]
+        save_prompts(request.save_prompts, volume, [*saved, *made])
     return {
         "input": str(image),
         "output": str(output),
         "model": model,
         "device": predictor.runtime.device,
-        "label": label,
-        "prompts": sum(len(items) for items in prompts.values()),
+        "label": objects[0].label,
+        "objects": len(objects),
+        "prompts": sum(len(items) for one in objects for items in one.prompts.values()),
         "planes": filled,
         "voxels": voxels,
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-def existing_labels(output: Path, volume: Volume, label: int | None) -> np.ndarray | None:
-    """The labels in a file that an object is added to; None without a file, and for an OME-Zarr.
+@dataclass(frozen=True)
+class SegmentedObject:
+    """One object to segment.
+
+    Attributes
+    ----------
+    label
+        None for the next free one.
+    prompts
+        By plane, oldest first.
+    planes
+        Those to propagate to; none for those with prompts only.
+    name
+        For people.
+    """
+
+    label: int | None
+    prompts: Mapping[Plane, tuple[Prompt, ...]]
+    planes: Sequence[Plane]
+    name: str = ""
+
+
+def read_objects(request: SegmentRequest, volume: Volume) -> list[SegmentedObject]:
+    """The objects that a request asks for: one, or those of its file of prompts.
+
+    Raises
+    ------
+    ValueError
+        As `read_prompts`, `load_prompts` and `propagated_planes`; for prompts of both kinds, and for a label
+        of several objects.
+    """
+    if request.prompts is None:
+        axis = default_axis(volume) if request.axis is None else request.axis
+        prompts = {plane: tuple(items) for plane, items in read_prompts(request, volume, axis).items()}
+        return [SegmentedObject(request.label, prompts, _reached(request, volume, prompts, axis))]
+    if request.clicks or request.boxes or request.scribbles or request.polygons or request.masks:
+        raise ValueError("--prompts takes the place of --click, --box, --scribble, --polygon and --mask")
+    loaded = [one for one in load_prompts(request.prompts, volume) if one.prompts]
+    if not loaded:
+        raise ValueError(f"nothing to segment: {request.prompts} holds no prompt")
+    if request.label is not None and len(loaded) > 1:
+        raise ValueError(f"--label is for one object; {request.prompts} has {len(loaded)}")
+    found = []
+    for one in loaded:
+        if len({plane.axes for plane in one.prompts}) > 1:
+            raise ValueError(
+                f"object {one.label} of {request.prompts} has prompts on planes of several directions; "
+                "segment takes those of one"
+            )
+        axis = default_axis(volume) if request.axis is None else request.axis
+        if request.axis is None and volume.ndim == 3:
+            axis = next(i for i, at in enumerate(next(iter(one.prompts)).index) if at is not None)
+        reached = _reached(request, volume, one.prompts, axis)
+        found.append(SegmentedObject(request.label or one.label, one.prompts, reached, one.name))
+    return found
+
+
+def _reached(
+    request: SegmentRequest, volume: Volume, prompts: Mapping[Plane, Any], axis: int
+) -> Sequence[Plane]:
+    text = request.propagate
+    return [] if text is None else propagated_planes(text, volume, list(prompts), axis)
+
+
+def _saved(
+    request: SegmentRequest, volume: Volume, objects: Sequence[SegmentedObject]
+) -> list[ObjectPrompts]:
+    """The objects that are in the file of prompts already, and stay there; refuses what cannot be written."""
+    path = request.save_prompts
+    if path is None or not path.exists() or request.replace:
+        return []
+    found = load_prompts(path, volume)
+    taken = {one.label for one in found} & {one.label for one in objects}
+    if taken:
+        raise ValueError(f"{path} has prompts of label {min(taken)} already; give another file, or --replace")
+    return found
+
+
+def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> np.ndarray | None:
+    """The labels in a file that objects are added to; None without a file, and for an OME-Zarr.
 
     Parameters
     ----------
-    label
-        Of the new object; None for a free one.
+    new
+        Of the new objects; None for a free one.
 
     Raises
     ------
@@ -177,11 +270,12 @@ def existing_labels(output: Path, volume: Volume, label: int | None) -> np.ndarr
             f"{output} exists and lies elsewhere than the image; give another name, or --replace"
         ) from error
     labels = np.asarray(found.data)
-    if label is not None and (labels == label).any():
-        raise ValueError(
-            f"label {label} is in {output} already; leave out --label for the next free one, or give "
-            "--replace"
-        )
+    for label in new:
+        if label is not None and (labels == label).any():
+            raise ValueError(
+                f"label {label} is in {output} already; leave out --label for the next free one, or give "
+                "--replace"
+            )
     return labels
 
 
@@ -250,7 +344,8 @@ def read_prompts(request: SegmentRequest, volume: Volume, axis: int) -> dict[Pla
     placed += [read_click(text, volume, axis) for text in request.clicks]
     if not placed:
         raise ValueError(
-            "nothing to segment without a prompt; give --click, --box, --scribble, --polygon or --mask"
+            "nothing to segment without a prompt; give --click, --box, --scribble, --polygon, --mask or "
+            "--prompts"
         )
     prompts: dict[Plane, list[Prompt]] = {}
     for plane, prompt in placed:
@@ -317,6 +412,11 @@ def _check_output(output: Path, image: Path, volume: Volume, request: SegmentReq
     """Refuse, before any work, a place or a format that cannot be written, and the input files."""
     prompts = [("mask", path) for path in request.masks]
     prompts += [("point file", path) for path in (*request.scribbles, *request.polygons)]
+    prompts += [("file of prompts", request.prompts)] if request.prompts is not None else []
+    if request.save_prompts is not None:
+        check_prompts_path(request.save_prompts)
+        check_not_input(request.save_prompts, [("image", image), *prompts, ("file of labels", output)])
+        check_writable(request.save_prompts)
     check_labels_path(output, [("image", image), *prompts], volume)
     if request.replace and is_ome_zarr(output) and output.exists():
         raise ValueError(f"--replace is for files; remove the folder {output}, or give another name")

@@ -7,6 +7,7 @@ docs/decisions/libraries.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -172,3 +173,22 @@ def area_mean(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     # Rounding may leave values of -1e-17 or just above 1.
     mean: np.ndarray = np.clip(np.diff(heights, axis=0) / np.diff(edges)[:, None], 0, 1)
     return mean
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """A (rows, cols) bool mask as COCO counts it: pixels that are False, True, False, ..., column by column.
+
+    >>> run_lengths(np.array([[False, True], [False, True]]))
+    [2, 2]
+    """
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return [int(n) for n in np.diff(np.concatenate([[0], changes, [mask.size]]))]
+
+
+def from_run_lengths(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """The (rows, cols) bool mask of `run_lengths`; raises ValueError unless the counts fill it."""
+    if any(count < 0 for count in counts) or sum(counts) != shape[0] * shape[1]:
+        raise ValueError(f"run lengths must add up to the {shape[0]} x {shape[1]} pixels of the mask")
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, np.asarray(counts, np.int64)).reshape(shape, order="F")

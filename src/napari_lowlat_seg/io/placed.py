@@ -216,6 +216,12 @@ def geometry_of(volume: Volume) -> Geometry:
     return volume.geometry or usual_geometry(volume.ndim, volume.spacing)
 
 
+def described(geometry: Geometry) -> dict[str, Any]:
+    """A geometry as values for JSON: "world" (its axes), "affine", "patient"."""
+    world = [{"name": axis.name, "kind": axis.kind, "unit": axis.unit} for axis in geometry.world]
+    return {"world": world, "affine": geometry.affine.tolist(), "patient": geometry.patient}
+
+
 def usual_geometry(ndim: int, spacing: Sequence[float] | None = None) -> Geometry:
     """The geometry of an array of which nothing but perhaps a spacing is known: (..., t, z, y, x)."""
     names = [*(f"d{i}" for i in range(ndim - 4)), *"tzyx"[-min(4, ndim) :]]

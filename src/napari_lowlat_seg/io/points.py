@@ -1,4 +1,4 @@
-"""Points in a table: one line for each, one number for each spatial axis.
+"""Seeds: points in a table, one line for each, one number for each spatial axis; or of other programs.
 
 The first line of the file decides between three orders of axes. Without names, columns are Z,R,C as on the
 command line: the position along the axis of the planes, then row and column. Columns "axis-0", "axis-1", ...
@@ -14,6 +14,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.skeletons import SUFFIXES, is_catmaid, read_trees
+
+
+def read_seeds(
+    path: Path,
+    volume: Volume,
+    axis: int = 0,
+    shown: Sequence[int] | None = None,
+    unit: str | None = None,
+) -> list[list[tuple[float, ...]]]:
+    """The points of each object of a file: one in a table, all nodes of a tree in a skeleton.
+
+    Parameters
+    ----------
+    path
+        As of `read_points`; or a skeleton or selection, as of `skeletons.read_trees`.
+    axis, shown
+        As of `read_points`.
+    unit
+        As of `read_trees`; for skeletons and selections only.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ImportError
+        As these two.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of points at {path}; check the path")
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or (suffix == ".csv" and is_catmaid(_first_row(path))):
+        return read_trees(path, volume, unit)
+    if unit is not None:
+        raise ValueError(f"--unit is for skeletons; the table {path} counts voxels")
+    return [[point] for point in read_points(path, volume, axis, shown)]
+
+
+def _first_row(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, skipinitialspace=True)
+        return next((row for row in rows if any(cell.strip() for cell in row)), [])
 
 
 def read_points(
