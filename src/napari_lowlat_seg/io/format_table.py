@@ -79,6 +79,17 @@ MRC_SUFFIXES = (
 SERIES = ("series",)
 PYRAMIDS = ("series", "level")
 
+PRECOMPUTED = Format(
+    "Neuroglancer precomputed",
+    (".precomputed",),
+    "chunked.blocks",
+    read="read_precomputed",
+    needs="tensorstore",
+    extra="tensorstore",
+    folder=True,
+    choices=("level",),
+)
+
 FORMATS = (
     Format(
         "OME-TIFF",
@@ -120,6 +131,18 @@ FORMATS = (
         holds_many=True,
         choices=SERIES,
     ),
+    PRECOMPUTED,
+    Format(
+        "N5",
+        (".n5",),
+        "chunked.blocks",
+        read="read_n5",
+        needs="tensorstore",
+        extra="tensorstore",
+        holds_many=True,
+        folder=True,
+        choices=PYRAMIDS,
+    ),
     Format("numpy", (".npy", ".npz"), "formats.arrays", holds_many=True, choices=SERIES),
     Format(
         "DICOM", (".dcm", ".dicom", ".ima"), "formats.dicom", needs="pydicom", extra="dicom", choices=SERIES
@@ -156,7 +179,7 @@ def locate(path: Path) -> tuple[Path, str, Format | None]:
 
     A folder without a suffix holds page images or DICOM.
     """
-    if path.is_dir() and find_format(path) is None and not any(p.suffix == ".zarr" for p in path.parents):
+    if path.is_dir() and find_format(path) is None and not _inside_a_store(path):
         return path, "", _folder_format(path)
     for place in (path, *path.parents):
         found = find_format(place)
@@ -165,8 +188,15 @@ def locate(path: Path) -> tuple[Path, str, Format | None]:
     return path, "", None
 
 
+def _inside_a_store(path: Path) -> bool:
+    stores = (".zarr", ".n5")
+    return any(place.suffix.lower() in stores for place in path.parents)
+
+
 def _folder_format(folder: Path) -> Format:
-    """What a folder without a suffix holds: page images, else DICOM."""
+    """What a folder without a suffix holds: a precomputed volume, page images, else DICOM."""
+    if (folder / "info").is_file():
+        return PRECOMPUTED
     pictures = ("formats.tiff", "formats.pictures")
     suffixes = {suffix for one in FORMATS if one.module in pictures for suffix in one.suffixes}
     pages = any(file.suffix.lower() in suffixes for file in folder.iterdir())
