@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,12 @@ def _module(steps: TorchBackend, step: Step) -> torch.nn.Module:
 def _onnx_step(module: torch.nn.Module, *inputs: Tensor) -> Step:
     import onnxruntime
 
-    file = io.BytesIO()
-    with torch.no_grad():
-        torch.onnx.export(module, inputs, file, dynamo=False, opset_version=18)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        torch.onnx.export(module, inputs, f"{folder}/step.onnx", dynamo=False, opset_version=18)
+        exported = Path(folder, "step.onnx").read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported, options, ["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
     def step(*given: Tensor) -> tuple[Tensor, ...]:
