@@ -240,8 +240,9 @@ def test_what_a_format_does_not_have_is_not_chosen(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(NOISE[0]).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="PNG holds one image; leave out series '1'"):
-        read_volume(tmp_path / "a.png", series=1)
+    write_labels(tmp_path / "a.nii", NOISE)
+    with pytest.raises(ValueError, match="NIfTI holds one image; leave out series '1'"):
+        read_volume(tmp_path / "a.nii", series=1)
     with pytest.raises(ValueError, match="PNG has no levels; leave out level 1"):
         read_volume(tmp_path / "a.png", level=1)
     with pytest.raises(ValueError, match="it has no axis of time, but z, y, x; leave out time 0"):
@@ -249,6 +250,17 @@ def test_what_a_format_does_not_have_is_not_chosen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no level 1 in it; there are 0 \(3, 8, 10\)"):
         read_volume(tmp_path / "a.tif", level=1)
     assert read_volume(tmp_path / "a.tif", level=0, series=0).shape == NOISE.shape
+
+
+def test_frames_of_an_animation_are_series(tmp_path: Path) -> None:
+    """A GIF that moves is not its first frame unless that is chosen."""
+    from PIL import Image
+
+    frames = [Image.fromarray(np.full((8, 10), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="there are 2 frames in it; choose one with series: 0, 1"):
+        read_volume(tmp_path / "a.gif")
+    assert read_volume(tmp_path / "a.gif", series=1).plane(Plane()).max() == 200
 
 
 def test_a_data_set_of_hdf5_and_an_array_of_npz_are_series(tmp_path: Path) -> None:

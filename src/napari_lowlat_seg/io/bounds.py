@@ -20,8 +20,15 @@ from napari_lowlat_seg.io.placed import Unreadable
 DEFLATED = 1032
 """No byte of deflate, as in gzip, zlib and PNG, unpacks to more bytes."""
 
+PIECE = 2**20
+BEHIND = 2**26
+"""Bytes behind the pixels of a packed file that may be there, as padding."""
+
 LARGE = 2**30
 """Bytes of an image from which it is not loaded but read where it is looked at, if the format allows it."""
+
+IMPOSSIBLE = 2**60
+"""Bytes that no image has."""
 
 CHUNK = 2**31
 """The most bytes of a chunk: one is unpacked as a whole, whatever is looked at."""
@@ -72,6 +79,54 @@ def check_memory(needed: int) -> None:
             f"it needs {size_text(needed)} of memory and {size_text(free)} are free; convert it to OME-Zarr, "
             "which is read piece by piece"
         )
+
+
+def unpacked(file: Any, size: int, stored: int, ratio: float = DEFLATED) -> bytes:
+    """The bytes that a packed file declares, and no more: what follows is only counted.
+
+    Parameters
+    ----------
+    file
+        Opened by gzip, bz2 or the like, at its start; read to its end, where its checksum is.
+    size
+        How many bytes are wanted.
+    stored
+        Bytes of the packed file.
+    ratio
+        As of `check_held`.
+
+    Raises
+    ------
+    ValueError
+        For a size that the file cannot hold, for fewer bytes, and for many more.
+    """
+    check_held(size, stored, ratio)
+    check_memory(size)
+    found: bytes = file.read(size)
+    if len(found) < size:
+        raise ValueError(f"it declares {size_text(size)} of pixels and holds {size_text(len(found))}")
+    behind = 0
+    while part := file.read(PIECE):
+        behind += len(part)
+        if behind > BEHIND:
+            raise ValueError(f"it declares {size_text(size)} and unpacks to far more")
+    return found
+
+
+def mapped(path: Path, shape: Sequence[int], dtype: Any, offset: int) -> np.ndarray:
+    """An array in a file, mapped and not loaded.
+
+    Raises
+    ------
+    ValueError
+        If the file ends before the array does.
+    """
+    size, there = nbytes_of(shape, dtype), path.stat().st_size - offset
+    if offset < 0 or size > there:
+        raise ValueError(
+            f"it declares {size_text(size)} of pixels, the file holds {size_text(max(0, there))}"
+        )
+    return np.memmap(path, dtype, "r", offset, tuple(shape))
 
 
 def check_chunk(shape: Sequence[int], dtype: Any) -> None:

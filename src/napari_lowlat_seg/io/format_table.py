@@ -107,12 +107,12 @@ FORMATS = (
     Format(
         "OME-Zarr", (".ome.zarr", ".zarr"), "chunked.ome_zarr", holds_many=True, folder=True, choices=PYRAMIDS
     ),
-    Format("PNG", (".png",), "formats.pictures", write="write_png", check="check_png"),
-    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "formats.pictures"),
+    Format("PNG", (".png",), "formats.pictures", write="write_png", check="check_png", choices=SERIES),
+    Format("picture", (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jp2"), "formats.pictures", choices=SERIES),
     Format("NRRD", (".nrrd", ".seg.nrrd", ".nhdr"), "formats.nrrd", needs="nrrd"),
     Format("NRRD", (".nrrd", ".seg.nrrd"), "formats.nrrd", read="", write="write", needs="nrrd"),
     Format("MRC", MRC_SUFFIXES, "formats.mrc", write="write", needs="mrcfile"),
-    Format("MetaImage", (".mha", ".mhd"), "formats.metaimage", needs="SimpleITK", extra="itk"),
+    Format("MetaImage", (".mha", ".mhd"), "formats.metaimage"),
     Format(
         "MetaImage", (".mha",), "formats.metaimage", read="", write="write", needs="SimpleITK", extra="itk"
     ),

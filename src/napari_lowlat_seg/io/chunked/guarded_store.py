@@ -7,16 +7,13 @@ from typing import Any
 
 from zarr.storage import LocalStore
 
-from napari_lowlat_seg.io.bounds import check_chunk, check_regular, nbytes_of, size_text
+from napari_lowlat_seg.io.bounds import IMPOSSIBLE, check_chunk, check_regular, nbytes_of, size_text
 
 OBJECTS = {
     "pickle", "json", "json2", "msgpack", "msgpack2", "categorize",
     "vlen-utf8", "vlen-bytes", "vlen-array", "string", "bytes-object",
 }  # fmt: skip
 """Codecs that make Python objects: an image needs none, and pickle runs code of the file's maker."""
-
-IMPOSSIBLE = 2**60
-"""Bytes that no image has."""
 
 
 class GuardedStore(LocalStore):

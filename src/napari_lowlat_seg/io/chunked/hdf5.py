@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.bounds import IMPOSSIBLE, check_chunk, nbytes_of, sibling
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
 from napari_lowlat_seg.io.placed import Held, Loaded, Unreadable, usual_geometry
 
@@ -31,6 +32,8 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
 
     file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     node = file.get(choice.inside) if choice.inside else file
+    if node is not None and Path(node.file.filename) != path:  # a link to another file
+        sibling(path, str(node.file.filename))
     series = choice.inside if node is None else choice.series  # one that is not there is told with all
     if isinstance(node, h5py.Dataset):
         return _placed(node)
@@ -54,7 +57,24 @@ def _images(h5py: Any, group: Any) -> list[Any]:
     return found
 
 
+def _checked(data: Any) -> Any:
+    """A data set of numbers that lies in its file, or in the file's folder; nothing of it is read here."""
+    if data.dtype.kind not in "buif" or data.ndim < 2:
+        raise Unreadable(f"{data.name} has type {data.dtype} and shape {data.shape}; choose an image")
+    path = Path(data.file.filename)
+    others = [source.file_name for source in data.virtual_sources()] if data.is_virtual else []
+    others += [name for name, _, _ in data.external or ()]
+    for name in others:
+        if name != ".":
+            sibling(path, name)
+    if nbytes_of(data.shape, data.dtype) > IMPOSSIBLE:
+        raise ValueError(f"its shape {data.shape} declares what cannot be")
+    check_chunk(data.chunks or (1,), data.dtype)
+    return data
+
+
 def _placed(data: Any) -> Loaded:
+    _checked(data)
     names = _names(data)
     usual = usual_geometry(data.ndim).names
     letters = names or list(usual)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from napari_lowlat_seg.io.bounds import DEFLATED, check_held, check_memory
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
 from napari_lowlat_seg.io.placed import Loaded, usual_geometry
 
@@ -24,8 +26,16 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     if path.suffix.lower() == ".npy":
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                check_held(member.file_size, member.compress_size, DEFLATED)
+            declared = {
+                member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()
+            }
         with np.load(path, allow_pickle=False) as file:
-            data = file[file.files[pick_series(file.files, choice.inside or choice.series, what="arrays")]]
+            name = file.files[pick_series(file.files, choice.inside or choice.series, what="arrays")]
+            check_memory(declared[name])
+            data = file[name]
     channel_axis = None
     if data.ndim == 3 and data.dtype == np.uint8 and data.shape[-1] in (3, 4):
         channel_axis = 2

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.io.bounds import check_memory, nbytes_of
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
 from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
 
@@ -101,6 +102,9 @@ def _series_text(files: list[Any]) -> str:
 def _frames(path: Path, dataset: Any) -> list[Frame]:
     """The slices of a file: one, or those of its functional groups."""
     count = int(dataset.get("NumberOfFrames", 1))
+    stored = path.stat().st_size
+    if not 0 < count <= stored:
+        raise ValueError(f"{path.name} declares {count} frames in {stored} bytes")
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if groups is None:
@@ -183,6 +187,8 @@ def _decoded(path: Path) -> np.ndarray:
     import pydicom
 
     dataset = pydicom.dcmread(path)
+    shape = [int(dataset.get(name, 1)) for name in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")]
+    check_memory(2 * nbytes_of(shape, np.uint8) * (int(dataset.get("BitsAllocated", 8)) + 7) // 8)
     try:
         pixels: np.ndarray = dataset.pixel_array
         return pixels

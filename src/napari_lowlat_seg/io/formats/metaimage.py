@@ -1,7 +1,8 @@
-"""MHA and MHD, by SimpleITK (the extra `itk`): spacing, direction and origin of ITK's world, in mm."""
+"""MHA and MHD: spacing, direction and origin of ITK's world, in mm; written by SimpleITK (extra `itk`)."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,99 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import TOLERANCE, Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import DEFLATED, check_held, check_memory, mapped, nbytes_of, sibling
 from napari_lowlat_seg.io.choice import WHOLE, Choice
-from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
+from napari_lowlat_seg.io.placed import Loaded, Unreadable, geometry_of, usual_geometry
+
+TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
+    "MET_UINT": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+"""Types of pixels, by the header's word."""
+
+MOST_LINES = 1000
+"""Lines of a header."""
 
 
 def read(path: Path, choice: Choice = WHOLE) -> Loaded:
-    """The array of a file, slowest axis first, placed in the patient's world; components are channels."""
-    import SimpleITK
+    """The array of a file, slowest axis first, placed in the patient's world; components are channels.
 
-    image: Any = SimpleITK.ReadImage(str(path))
-    data = SimpleITK.GetArrayFromImage(image)
-    ndim = int(image.GetDimension())
-    channel_axis = ndim if image.GetNumberOfComponentsPerPixel() > 1 else None
+    Raw pixels are mapped and not loaded, also those in a file beside the header.
+
+    Raises
+    ------
+    ValueError
+        For pixels that the file cannot hold, as text or in several files.
+    """
+    header, start = _header(path)
+    ndim = int(header["ndims"])
+    sides = _numbers(header["dimsize"], int)
+    if len(sides) != ndim or any(side < 1 for side in sides):
+        raise ValueError(f"its sizes {sides} are no {ndim} lengths")
+    components = int(header.get("elementnumberofchannels", 1))
+    if components < 1 or header["elementtype"] not in TYPES:
+        raise ValueError(f"its {components} components of {header['elementtype']!r} cannot be read")
+    shape = [*sides[::-1], *([components] if components != 1 else [])]
+    data = _pixels(path, header, start, shape)
+    channel_axis = ndim if components != 1 else None
+    spacing = _numbers(_first(header, "elementspacing", "elementsize") or [1] * ndim, float)
     if ndim > 3:
-        return Loaded(data, usual_geometry(ndim, tuple(image.GetSpacing())[::-1]), channel_axis)
+        return Loaded(data, usual_geometry(ndim, tuple(spacing)[::-1]), channel_axis)
     affine = np.eye(4)
-    direction = np.reshape(image.GetDirection(), (ndim, ndim))
-    # The array's axes are ITK's, reversed.
-    affine[:ndim, :ndim] = (direction * image.GetSpacing())[:, ::-1]
-    affine[:ndim, 3] = image.GetOrigin()
+    # A row of the header's matrix is the direction of an axis; the array's axes are ITK's, reversed.
+    rows = _numbers(_first(header, "transformmatrix", "rotation", "orientation") or np.eye(ndim).flat, float)
+    direction = np.reshape(rows, (ndim, ndim)).T
+    affine[:ndim, :ndim] = (direction * spacing)[:, ::-1]
+    affine[:ndim, 3] = _numbers(_first(header, "offset", "position", "origin") or [0] * ndim, float)
     return Loaded(data, Geometry.from_lps(affine, ndim), channel_axis)
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields by their names in lower case, and where the pixels begin."""
+    header: dict[str, str] = {}
+    with path.open("rb") as file:
+        for _ in range(MOST_LINES):
+            key, equals, value = file.readline(4096).decode("latin-1").partition("=")
+            if not equals:
+                break
+            header[key.strip().lower()] = value.strip()
+            if key.strip().lower() == "elementdatafile":
+                return header, file.tell()
+    raise ValueError("its header names no pixels (ElementDataFile)")
+
+
+def _pixels(path: Path, header: dict[str, str], start: int, shape: list[int]) -> np.ndarray:
+    name = header["elementdatafile"]
+    if header.get("binarydata", "true").lower() != "true" or name == "LIST" or "%" in name:
+        raise Unreadable("its pixels are text or in several files; save it as one binary file")
+    if name.upper() != "LOCAL":
+        path, start = sibling(path, name), 0
+    big = (_first(header, "elementbyteordermsb", "binarydatabyteordermsb") or "false").lower() == "true"
+    dtype = np.dtype((">" if big else "<") + TYPES[header["elementtype"]])
+    size, stored = nbytes_of(shape, dtype), path.stat().st_size
+    skip = int(header.get("headersize", 0))
+    if header.get("compresseddata", "false").lower() != "true":
+        return mapped(path, shape, dtype, stored - size if skip == -1 else start + max(0, skip))
+    check_held(size, stored, DEFLATED)
+    check_memory(size)
+    with path.open("rb") as file:
+        file.seek(start + max(0, skip))
+        pixels = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(file.read(), size)
+    if len(pixels) < size:
+        raise ValueError(f"it declares {size} bytes of pixels and holds {len(pixels)}")
+    return np.frombuffer(pixels, dtype).reshape(shape)
+
+
+def _first(header: dict[str, str], *names: str) -> str | None:
+    return next((header[name] for name in names if name in header), None)
+
+
+def _numbers(text: Any, kind: Any) -> list[Any]:
+    """Numbers of a field; refuses those that are not finite."""
+    found = [kind(part) for part in (text.split() if isinstance(text, str) else text)]
+    if not np.isfinite(found).all():
+        raise ValueError(f"its header has numbers that are none: {text}")
+    return found
 
 
 def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:

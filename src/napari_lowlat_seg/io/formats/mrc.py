@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import math
 import struct
 import warnings
 from pathlib import Path
@@ -11,8 +14,12 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import DEFLATED, check_held, check_memory
 from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, Turn, geometry_of, upright, usual_geometry
+
+MODE_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 6: 2, 12: 2}
+"""Bytes of a pixel by the mode of the header."""
 
 _IMOD_STAMP = 1146047817
 """What IMOD writes into its files; then a flag says whether bytes have a sign."""
@@ -49,8 +56,7 @@ def _opened(path: Path) -> tuple[Any, Any, np.ndarray]:
     import mrcfile
 
     packed = path.suffix.lower() in (".gz", ".bz2")
-    if not packed:
-        _check_extended_header(path)
+    (_check_packed if packed else _check_extended_header)(path)
     # Many programs write headers that are slightly wrong; mrcfile warns and reads on.
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -94,6 +100,21 @@ def _check_extended_header(path: Path) -> None:
     (extended,) = struct.unpack_from(order + "i", head, 92)
     if not 0 <= extended <= size - 1024:
         raise ValueError(f"an extended header of {extended} bytes is not in a file of {size}")
+
+
+def _check_packed(path: Path) -> None:
+    """Refuse more pixels than a packed file, or the memory, can hold."""
+    gzipped = path.suffix.lower() == ".gz"
+    with (gzip.open if gzipped else bz2.open)(path) as file:
+        head = file.read(1024)
+    if len(head) < 1024:
+        raise ValueError(f"it has {len(head)} bytes, the header of MRC alone has 1024")
+    order = ">" if head[212] == 0x11 else "<"
+    *sides, mode = struct.unpack_from(order + "4i", head)
+    (extended,) = struct.unpack_from(order + "i", head, 92)
+    size = math.prod(max(0, side) for side in sides) * MODE_BYTES.get(mode, 1) + max(0, extended)
+    check_held(size, path.stat().st_size, DEFLATED if gzipped else math.inf)
+    check_memory(2 * size)
 
 
 def _bytes_are_unsigned(header: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import LARGE, check_held, check_memory, nbytes_of, unpacked
 from napari_lowlat_seg.io.choice import WHOLE, Choice
-from napari_lowlat_seg.io.placed import Loaded, geometry_of, in_known_unit
+from napari_lowlat_seg.io.placed import Held, Loaded, geometry_of, in_known_unit
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -20,6 +23,26 @@ UNIT_NAMES = {"µm": "micron", "mm": "mm", "m": "meter"}
 """Units of length that a header can name, by our symbols."""
 
 TIME_NAMES = {"s": "sec", "ms": "msec", "µs": "usec"}
+
+
+HEADER = 544
+"""Bytes of the longer of the two headers, with the four that say whether extensions follow."""
+
+
+class ScaledArray:
+    """A file of nibabel that is too large to load, cut where it is read; values are scaled as it says."""
+
+    def __init__(self, proxy: Any) -> None:
+        self._proxy = proxy
+        self.shape, self.ndim = tuple(proxy.shape), len(proxy.shape)
+        self.dtype = np.asarray(proxy[(slice(0, 1),) * self.ndim]).dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """The values that a key of ints and slices names."""
+        return np.asarray(self._proxy[key])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._proxy, dtype)
 
 
 def is_nifti(path: str | Path) -> bool:
@@ -49,18 +72,25 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """
     import nibabel
 
-    image: Any
-    if path.suffix.lower() == ".gz":
-        # Nibabel would stop before the checksum; here damage is found, and everything is unpacked once.
-        raw = gzip.decompress(path.read_bytes())
-        second = int.from_bytes(raw[:4], "little") == 540 or int.from_bytes(raw[:4], "big") == 540
-        image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(raw)
-    else:
-        image = nibabel.load(path)
+    image: Any = _unpacked(path) if path.suffix.lower() == ".gz" else nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):
         raise ValueError(f"expected NIfTI, found {type(image).__name__}")
     space, time = (None if unit == "unknown" else unit for unit in image.header.get_xyzt_units())
     return nibabel_image(image, choice.channel, space, time)
+
+
+def _unpacked(path: Path) -> Any:
+    """The image of a .nii.gz, unpacked once and to its end, where the checksum is: nibabel stops before."""
+    import nibabel
+
+    with gzip.open(path) as file:
+        head = file.read(HEADER)
+        second = 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
+        kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+        header = kind.header_class.from_fileobj(BytesIO(head))
+        size = header.get_data_offset() + nbytes_of(header.get_data_shape(), header.get_data_dtype())
+        file.seek(0)
+        return kind.from_bytes(unpacked(file, size, path.stat().st_size))
 
 
 def nibabel_image(image: Any, channel: int | None, unit: str | None, time: str | None) -> Loaded:
@@ -74,8 +104,16 @@ def nibabel_image(image: Any, channel: int | None, unit: str | None, time: str |
     return _squeezed(Loaded(data, geometry, channel_axis, image.header.copy(), spacing))
 
 
-def _stored(image: Any, channel: int | None) -> tuple[np.ndarray, int | None]:
+def _stored(image: Any, channel: int | None) -> tuple[Any, int | None]:
     """The pixels and their channel axis: RGB is stored as a record, a fourth axis may hold channels."""
+    stored = nbytes_of(image.shape, image.header.get_data_dtype())
+    name = image.file_map["image"].filename
+    if name is not None:
+        packed = str(name).lower().endswith((".gz", ".mgz", ".bz2", ".mnc"))
+        check_held(stored, Path(name).stat().st_size, math.inf if packed else 1)
+        if stored > LARGE and not packed and image.header.get_data_dtype().names is None:
+            return ScaledArray(image.dataobj), 3 if channel is not None and len(image.shape) == 4 else None
+        check_memory(stored)
     data = np.asarray(image.dataobj)
     if data.dtype.names:
         return np.stack([data[name] for name in data.dtype.names], axis=-1), data.ndim
@@ -91,7 +129,9 @@ def _squeezed(loaded: Loaded) -> Loaded:
         return loaded
     return replace(
         loaded,
-        data=data.squeeze(tuple(single)),
+        data=data.squeeze(tuple(single))
+        if isinstance(data, np.ndarray)
+        else Held(data, dict.fromkeys(single, 0)),
         geometry=loaded.geometry.squeeze([axes.index(axis) for axis in single]),
         channel_axis=channel_axis and channel_axis - sum(axis < channel_axis for axis in single),
         spacing=tuple(step for axis, step in zip(axes, spacing, strict=True) if axis not in single),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import colorsys
+import gzip
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import DEFLATED, check_held, mapped, nbytes_of, sibling, unpacked
 from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
@@ -24,6 +29,32 @@ _SPACES = {
 }  # fmt: skip
 """Signs of x and y that take a patient's space to RAS+."""
 
+
+_TYPES = {
+    "i1": ("signed char", "int8", "int8_t"),
+    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"),
+    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64",
+           "int64_t"),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+    "f4": ("float",),
+    "f8": ("double",),
+}  # fmt: skip
+"""Names of types, by their code in numpy."""
+
+
+def _gzip(file: Any) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=file)
+
+
+_UNPACKERS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    **dict.fromkeys(("gzip", "gz"), (_gzip, DEFLATED)),
+    **dict.fromkeys(("bzip2", "bz2"), (bz2.BZ2File, math.inf)),
+}
+"""By encoding, what opens the pixels, and how many bytes one can unpack to."""
 
 _DOMAINS = ("domain", "space", "time", "none", "???")
 """Kinds of axes that hold no channels."""
@@ -61,12 +92,53 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     Raises
     ------
     ValueError
-        For several axes without a direction. Damage raises whatever pynrrd raises.
+        For several axes without a direction, and pixels that the file cannot hold. Damage raises whatever
+        pynrrd raises.
     """
+    data, header = _opened(path)
+    return Loaded(data, *_placed(header, data.ndim), NrrdHeader(_segments(header)))
+
+
+def _opened(path: Path) -> tuple[np.ndarray, Any]:
+    """The pixels, slowest axis first, and the header: mapped where they are raw, also in a file beside it."""
     import nrrd
 
-    data, header = nrrd.read(str(path), index_order="C")
-    return Loaded(data, *_placed(header, data.ndim), NrrdHeader(_segments(header)))
+    with path.open("rb") as file:
+        header = nrrd.read_header(file)
+        start = file.tell()
+    name = header.get("data file", header.get("datafile"))
+    if name is not None:
+        path, start = sibling(path, str(name)), 0
+    shape = [int(n) for n in header["sizes"]][::-1]
+    if len(shape) != header["dimension"] or any(n < 1 for n in shape):
+        raise ValueError(f"its sizes {shape} are no {header['dimension']} lengths")
+    kind = next((code for code, names in _TYPES.items() if str(header["type"]).lower() in names), None)
+    if kind is None:
+        raise ValueError(f"its type {header['type']!r} holds no numbers")
+    dtype = np.dtype({"big": ">", "little": "<"}.get(header.get("endian", "little"), "<") + kind)
+    return _pixels(path, header, start, shape, dtype), header
+
+
+def _pixels(path: Path, header: Any, start: int, shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """The pixels behind a place in a file, less the lines and bytes that the header skips."""
+    encoding = str(header["encoding"]).lower()
+    skip = int(header.get("byte skip", header.get("byteskip", 0)))
+    size, stored = nbytes_of(shape, dtype), path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(start)
+        for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
+            if not file.readline():
+                break
+        if encoding == "raw":
+            return mapped(path, shape, dtype, stored - size if skip == -1 else file.tell() + skip)
+        if encoding in ("ascii", "text", "txt"):
+            check_held(size, stored, dtype.itemsize)
+            return np.fromfile(file, dtype, math.prod(shape), sep=" ").reshape(shape)
+        if skip < 0 or encoding not in _UNPACKERS:
+            raise ValueError(f"pixels of encoding {encoding!r} with {skip} bytes before them cannot be read")
+        opener, ratio = _UNPACKERS[encoding]
+        pixels = unpacked(opener(file), size + skip, stored, ratio)
+    return np.frombuffer(pixels, dtype, offset=skip).reshape(shape)
 
 
 def _placed(header: Any, ndim: int) -> tuple[Geometry, int | None]:

@@ -60,7 +60,11 @@ def natural_key(path: Path) -> list[Any]:
 
 def pages_of(folder: Path) -> list[Path]:
     """The page images of a folder in natural order; hidden files are none."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    found = [
+        page
+        for page in folder.iterdir()
+        if page.suffix.lower() in SUFFIXES and not page.name.startswith(".") and page.is_file()
+    ]
     return sorted(found, key=natural_key)
 
 
