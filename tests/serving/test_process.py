@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.inference.processors import usable
-from napari_lowlat_seg.serving import process as process_module
+from napari_lowlat_seg.serving import wire, worker_process
 from napari_lowlat_seg.serving.process import PredictionProcess, call_in_process, open_prediction_service
 from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
@@ -279,6 +280,47 @@ def test_a_child_killed_at_work_raises_and_is_started_again(make, source) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [1, 7])
+def test_a_run_goes_on_after_its_child_was_killed(make, killed_at) -> None:
+    """Each mask once, in order, as if nothing had happened."""
+    pixels = np.random.default_rng(0).integers(0, 9, (9, 3, 4)).astype(np.uint8)
+    process, found = make(), []
+    for item in process.propagate(*planes_of(pixels)):
+        found.append(item)
+        if len(found) == killed_at:
+            os.kill(process.pid, signal.SIGKILL)
+    assert [(number, item.plane.position) for number, item in found] == [(3, z) for z in range(9)]
+    assert all(np.array_equal(item.prediction.mask, pixels[z] > 5) for z, (_, item) in enumerate(found))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+def test_a_child_that_hangs_is_replaced(make, source, monkeypatch) -> None:
+    """One that works, however long, answers by its listener and is not."""
+    process = make()
+    first = process.describe()["process"]
+    monkeypatch.setattr(worker_process, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(worker_process, "HUNG_SECONDS", 20.0)
+    os.kill(first, signal.SIGSTOP)
+    assert process.embed(source) == 0.5
+    assert process.describe()["process"] != first
+    deaf = make("deaf")
+    deaf.describe()
+    monkeypatch.setattr(worker_process, "HUNG_SECONDS", 1.0)
+
+    def ask() -> None:
+        with pytest.raises(WorkerProcessEnded):
+            deaf.embed(source)
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    asked.join(5.0)
+    assert asked.is_alive()
+    deaf.close()
+    asked.join()
+
+
+@pytest.mark.slow
 def test_a_child_killed_at_rest_is_started_again(make, source, until) -> None:
     """The next call starts another, and the plane is embedded once more."""
     process = make()
@@ -428,7 +470,7 @@ def test_the_service_is_opened_in_a_process() -> None:
 def test_pixels_cannot_be_read_in_the_other_process() -> None:
     """A source that travels leaves its pixels at home."""
     with pytest.raises(RuntimeError, match="these pixels are in another process"):
-        process_module._unreadable()
+        wire.unreadable()
 
 
 @pytest.mark.slow

@@ -266,6 +266,31 @@ def segment(
         print(f"{found} in {done['seconds']:.1f} s: {output}")
 
 
+@app.command(epilog=examples("lowlat-seg info", "lowlat-seg info --device ssh://gpu1"))
+def info(model: Model = MODEL, device: Device = DEVICE) -> None:
+    """Load a model and say what runs it: device, precision, size; on another machine also how far it is."""
+    from napari_lowlat_seg.serving.process import open_prediction_service
+
+    service = open_prediction_service(model, device)
+    try:
+        for name, value in service.describe().items():
+            print(f"{name}: {value}")
+    finally:
+        service.close()
+
+
+@app.command(hidden=True)
+def serve(
+    stdio: Annotated[bool, typer.Option("--stdio", help="Messages on standard input and output.")] = False,
+) -> None:
+    """Serve predictions to the program that started this; what `--device ssh://HOST` runs on HOST."""
+    if not stdio:
+        raise ValueError("serve is started by other programs, with --stdio; use --device ssh://HOST there")
+    from napari_lowlat_seg.serving.process import serve as serve_predictions
+
+    serve_predictions(functions=False)
+
+
 for _command, _examples in (*batch.COMMANDS, *results.COMMANDS):
     app.command(no_args_is_help=True, epilog=examples(*_examples))(_command)
 

@@ -14,7 +14,9 @@ Model = Annotated[
     str,
     typer.Option("--model", "-m", help="A name of `lowlat-seg models list`, or a .safetensors or .pth file."),
 ]
-Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:1, mps; in segment and info ssh://HOST.")
+]
 Axis = Annotated[
     int | None,
     typer.Option(help="The axis along which the planes lie. Default: across z."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from napari_lowlat_seg.io.formats.nifti import is_nifti
 from napari_lowlat_seg.io.prompt_files import ObjectPrompts, check_prompts_path, load_prompts, save_prompts
 from napari_lowlat_seg.propagation.propagate import propagate
 from napari_lowlat_seg.propagation.sweep import embed_plane
+from napari_lowlat_seg.serving.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,11 @@ def run_segment(
     existing = None if request.replace else existing_labels(output, volume, [one.label for one in objects])
     saved = _saved(request, volume, objects)
 
-    from napari_lowlat_seg.inference.predictor import load_predictor
-
-    predictor = load_predictor(model, device=device, closer_look=request.closer_look)  # type: ignore[arg-type]
     filled = voxels = 0
-    with label_output(output, volume) as labels:
+    with (
+        _predictor(model, device, request.closer_look) as (predictor, used),
+        label_output(output, volume) as labels,
+    ):
         if existing is not None:
             labels.data[...] = existing
         for number, one in enumerate(objects):
@@ -154,7 +156,7 @@ def run_segment(
         "input": str(image),
         "output": str(output),
         "model": model,
-        "device": predictor.runtime.device,
+        "device": used,
         "label": objects[0].label,
         "objects": len(objects),
         "prompts": sum(len(items) for one in objects for items in one.prompts.values()),
@@ -162,6 +164,25 @@ def run_segment(
         "voxels": voxels,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+@contextmanager
+def _predictor(model: str, device: str, closer_look: str) -> Iterator[tuple[Any, str]]:
+    """A predictor and the device it has; the device may be one of another machine."""
+    if is_remote(device):
+        from napari_lowlat_seg.serving.process import PredictionProcess
+        from napari_lowlat_seg.serving.service_predictor import ServicePredictor
+
+        service = PredictionProcess(model, device, closer_look)
+        try:
+            yield ServicePredictor(service), str(service.describe()["device"])
+        finally:
+            service.close()
+        return
+    from napari_lowlat_seg.inference.predictor import load_predictor
+
+    predictor = load_predictor(model, device=device, closer_look=closer_look)  # type: ignore[arg-type]
+    yield predictor, predictor.runtime.device
 
 
 @dataclass(frozen=True)

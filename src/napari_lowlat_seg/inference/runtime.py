@@ -70,6 +70,11 @@ class Runtime:
         present = available_devices()
         chosen = present[0] if device == "auto" else "cuda:0" if device == "cuda" else device
         if chosen not in present:
+            if device.startswith("ssh://"):
+                raise ValueError(
+                    f"{device!r} is another machine, which the widget, `lowlat-seg segment` and "
+                    "`PredictionProcess` can use; for all else run the command there"
+                )
             there = ", ".join(present)
             raise ValueError(f"device {device!r} is not available; choose 'auto' or one of {there}")
         if precision is None:

@@ -73,7 +73,7 @@ GROUPS = {
 SETTINGS = (
     Setting("model", "name", "default", "Model", "The network that draws masks; some are downloaded first."),
     Setting("model", "device", "auto", "Device",
-            "Where the model runs: auto (the best there is), cpu, cuda, cuda:1, mps."),
+            "Where the model runs: auto (the best there is), cpu, cuda, cuda:1, mps, ssh://HOST."),
     Setting("model", "closer_look", "auto", "Closer look",
             "Whether small objects are refined in a magnified crop: finer, a little slower.",
             choices={"auto": "automatic", "off": "off"}),

@@ -1,6 +1,7 @@
 """A prediction service in a process of its own, so that a window never waits for a network.
 
-Why a process, and with how many threads: docs/decisions/inference-process.md.
+The process may be on another machine, at the other end of ssh (`remote`). Why a process, and with how many
+threads: docs/decisions/inference-process.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -30,12 +31,15 @@ from napari_lowlat_seg.core.requests import (
 )
 from napari_lowlat_seg.inference.processors import threads_set_by_user, usable
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.serving.remote import RemoteDevice, is_remote
 from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService, load_prediction_service
+from napari_lowlat_seg.serving.wire import unreadable
 from napari_lowlat_seg.serving.worker_process import (
     Connection,
     Interrupted,
     WorkerProcess,
     WorkerProcessEnded,
+    python_command,
 )
 
 LOAD = "napari_lowlat_seg.serving.service:load_prediction_service"
@@ -47,14 +51,16 @@ NUMBERED = 10_000
 class PredictionProcess:
     """A `PredictionService` with its methods here and its work in a child process.
 
-    The child starts with the first call. When it has ended, for whatever reason, the next call starts
-    another, which computes its embeddings again. Call `embed`, `predict`, `propagate` and `describe` from one
+    The child starts with the first call. When it ends in a call, another is started, once, and the call goes
+    on where it was; when it has ended otherwise, the next call starts another. A new child computes its
+    embeddings again. Call `embed`, `predict`, `propagate` and `describe` from one
     thread, one at a time; `restart` and `close` from any thread.
 
     Parameters
     ----------
     model, device, closer_look
-        As `load_predictor` has them.
+        As `load_predictor` has them; the device may be one of another machine, "ssh://HOST", which must have
+        this package. The model is the one of that name there.
     cache_bytes, disk_bytes
         As `load_prediction_service` has them.
     threads
@@ -76,6 +82,9 @@ class PredictionProcess:
         load: str = LOAD,
     ) -> None:
         limits = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
+        self._there = RemoteDevice.parse(device) if is_remote(device) else None
+        if self._there is not None:
+            device = self._there.device
         self._load = (load, (model, device, closer_look), limits)
         self._environment = _threads(threads)
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
@@ -87,7 +96,7 @@ class PredictionProcess:
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
         """As `PredictionService.embed`; `source.read` is called here, if the child lacks the embedding."""
-        (seconds,) = self._request("embed", None, [source], cancelled)
+        (seconds,) = self._request("embed", None, [source], cancelled, (float, int))
         return float(seconds)
 
     def predict(
@@ -95,14 +104,14 @@ class PredictionProcess:
     ) -> Iterator[tuple[SoftMask, bool]]:
         """As `PredictionService.predict`."""
         with suppress(Interrupted):
-            yield from self._request("predict", request, [source], cancelled)
+            yield from self._request("predict", request, [source], cancelled, (SoftMask, bool))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
         """As `PredictionService.propagate`; each plane is read here when an object reaches it."""
         with suppress(Interrupted):
-            yield from self._request("propagate", request, sources, cancelled)
+            yield from self._request("propagate", request, sources, cancelled, (int, PropagatedMask))
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model as `PredictionService.describe` has them, and the child's process and threads.
@@ -131,13 +140,35 @@ class PredictionProcess:
         self.restart()
 
     def _request(
-        self, kind: str, message: Any, sources: Sequence[PlaneSource], cancelled: Cancelled
+        self,
+        kind: str,
+        message: Any,
+        sources: Sequence[PlaneSource],
+        cancelled: Cancelled,
+        expected: tuple[type[Any], type[Any]],
     ) -> Iterator[Any]:
-        """What the child's service yields for one request; pixels are read here when the child needs them."""
-        child = self._running()
+        """What the child's service yields for one request; pixels are read here when the child needs them.
+
+        A child that dies is replaced once: the next one is asked the same, and what was there is left out.
+        """
         numbered = [self._numbered(source) for source in sources]
-        callbacks = {"read": lambda place: sources[place].read()}
-        yield from child.request(kind, (message, numbered), callbacks, cancelled)
+        delivered, again = 0, False
+        while True:
+            child = self._running()
+            callbacks = {"read": partial(_read, child, sources)}
+            try:
+                replies = child.request(kind, (message, numbered), callbacks, cancelled)
+                for place, item in enumerate(replies):
+                    if not _like(item, expected):
+                        child.reject("sent something else than was asked for and was ended")
+                    if place == delivered:
+                        delivered += 1
+                        yield item
+                return
+            except WorkerProcessEnded:
+                if again or child.killed or child.misbehaved or self._closed:
+                    raise
+                again = True
 
     def _running(self, progress: Progress | None = None) -> WorkerProcess:
         """The child, with its model loaded."""
@@ -146,20 +177,33 @@ class PredictionProcess:
         with self._lock:
             if self._closed:
                 raise WorkerProcessEnded("the process that runs the model was closed; open another one")
-            child = self._child = WorkerProcess(__name__, "serve", self._environment)
+            child = self._child = self._started()
         try:
-            (self._facts,) = child.request("load", self._load, {"progress": progress or _ignore})
+            (facts,) = child.request("load", self._load, {"progress": progress or _ignore})
+            if not isinstance(facts, dict):
+                child.reject("did not say what it has loaded and was ended")
+            if self._there is not None:
+                away = f"{1000 * child.ping():.0f} ms away"
+                facts["device"] = f"{facts.get('device')} of {self._there.host}, {away}"
+            self._facts = facts
         except BaseException:
             child.kill()
             raise
         return child
+
+    def _started(self) -> WorkerProcess:
+        if self._there is None:
+            return WorkerProcess(python_command(__name__, "serve"), self._environment)
+        return WorkerProcess(
+            self._there.command(), name=f"the model process on {self._there.host}", remote=True
+        )
 
     def _numbered(self, source: PlaneSource) -> PlaneSource:
         """The source as it travels: its key, which may be anything hashable, a number; its pixels stay."""
         identity = source.identity
         if identity not in self._planes:
             self._planes[identity] = next(self._numbers)
-        return replace(source, key=self._planes[identity], read=_unreadable)
+        return replace(source, key=self._planes[identity], read=unreadable)
 
 
 def open_prediction_service(
@@ -190,7 +234,7 @@ def call_in_process(entry: str, *arguments: Any, progress: Progress | None = Non
     """
     if not can_start_interpreters():
         return _called(entry, arguments, progress or _ignore)
-    child = WorkerProcess(__name__, "serve", _threads(None))
+    child = WorkerProcess(python_command(__name__, "serve"), _threads(None))
     try:
         (result,) = child.request("call", (entry, arguments), {"progress": progress or _ignore})
         return result
@@ -203,26 +247,37 @@ def can_start_interpreters() -> bool:
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
-def serve() -> None:
-    """Serve the parent's requests until it ends; the child's main function."""
+def serve(functions: bool = True) -> None:
+    """Serve the parent's requests until it ends; the child's main function.
+
+    Parameters
+    ----------
+    functions
+        Whether the parent may name functions to call, rather than load a model and use it only.
+    """
     connection = Connection()
-    server = _Server(connection)
-    requests = {kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate")}
-    connection.serve({"load": server.load, "call": server.call, **requests})
+    server = _Server(connection, functions)
+    requests: dict[str, Any] = {
+        kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate")
+    }
+    if functions:
+        requests["call"] = server.call
+    connection.serve({"load": server.load, **requests})
 
 
 class _Server:
     """The child's side of every request."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, functions: bool) -> None:
+        self._connection, self._functions = connection, functions
         self._service: Any = None
 
     def load(
         self, entry: str, arguments: tuple[Any, ...], limits: dict[str, int]
     ) -> Iterator[dict[str, Any]]:
-        self._service = _function(entry)(*arguments, **limits, progress=self._progress)
-        threads = os.environ["OMP_NUM_THREADS"]
+        load = _function(entry if self._functions else LOAD)
+        self._service = load(*arguments, **limits, progress=self._progress)
+        threads = os.environ.get("OMP_NUM_THREADS", usable())
         yield {**self._service.describe(), "process": os.getpid(), "threads": int(threads)}
 
     def request(self, kind: str, message: Any, sources: Sequence[PlaneSource]) -> Iterator[Any]:
@@ -268,5 +323,15 @@ def _ignore(done: int, total: int | None) -> None:
     """Ignore the progress of a download; the download continues."""
 
 
-def _unreadable() -> NoReturn:
-    raise RuntimeError("these pixels are in another process; ask for them there")
+def _read(child: WorkerProcess, sources: Sequence[PlaneSource], place: Any) -> Any:
+    """The pixels of a plane that the child asks for, if it is one of the request's."""
+    if type(place) is not int or not 0 <= place < len(sources):
+        child.reject(f"asked for plane {place!r:.20} of {len(sources)} and was ended")
+    return sources[place].read()
+
+
+def _like(item: Any, expected: tuple[type[Any], ...]) -> bool:
+    """Whether a reply is a number, or a pair, of these types."""
+    if expected == (float, int):
+        return isinstance(item, expected) and not isinstance(item, bool)
+    return isinstance(item, tuple) and len(item) == 2 and all(map(isinstance, item, expected))

@@ -1,8 +1,8 @@
 """Another Python interpreter that works for this one: how it is started, used and ended.
 
-Both sides send framed messages over the child's standard input and output. Nothing is forked, and the user's
-script is not run a second time, as multiprocessing would. A child ends itself when its input ends, so that
-closing, a crash and `kill -9` of the parent have the same effect.
+Both sides send framed messages over the child's standard input and output (`wire`). Nothing is forked, and
+the user's script is not run a second time, as multiprocessing would. A child ends itself when its input ends,
+so that closing, a crash and `kill -9` of the parent have the same effect. Between the two may be ssh.
 """
 
 from __future__ import annotations
@@ -10,20 +10,46 @@ from __future__ import annotations
 import builtins
 import itertools
 import os
-import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
+
+from napari_lowlat_seg.serving.wire import (
+    HELLO,
+    MOST_REPLY,
+    MOST_REQUEST,
+    Message,
+    ProtocolError,
+    find_hello,
+    read,
+    write,
+)
 
 POLL_SECONDS = 0.005
 """Seconds between two checks whether a request was cancelled. Replies themselves wake at once."""
+
+QUIET_SECONDS = 20.0
+"""Seconds without a word after which a child is asked whether it is there."""
+
+HUNG_SECONDS = 120.0
+"""Seconds without an answer to that after which it is ended. Its listener answers whatever it works on."""
+
+ENDING_SECONDS = 3.0
+"""Seconds from the end of a child's output until it is ended, if it does not do so itself."""
+
+WAITING = 16
+"""Messages from a child that wait here to be read; then it has to wait itself."""
+
+MOST_STRAY = 10_000
+"""Messages to nobody while a request is under way, after which a child is ended."""
 
 _BOOT = "import sys; sys.path += sys.argv[1:]; from {module} import {function}; {function}()"
 
@@ -38,23 +64,29 @@ class WorkerProcessEnded(RuntimeError):
     """Raised by a request to an interpreter that has ended."""
 
 
-class Message(NamedTuple):
-    """What is sent: the number of the request it belongs to, the kind of message, and its content."""
+def python_command(module: str, function: str) -> list[str]:
+    """The command that runs a function of a module in a fresh interpreter.
 
-    number: int
-    kind: str
-    content: Any = None
+    The function opens a `Connection` and calls its `serve`.
+    """
+    boot = _BOOT.format(module=module, function=function)
+    # -P: what lies in the user's working folder is no module of ours. The package comes last on the path.
+    return [sys.executable, "-P", "-c", boot, str(Path(__file__).resolve().parents[2])]
 
 
 class WorkerProcess:
-    """Another interpreter, as its parent sees it. Call `request` from one thread, `kill` from any.
+    """Another interpreter, as its parent sees it. Call `request` and `ping` from one thread, `kill` from any.
 
     Parameters
     ----------
-    module, function
-        What runs there; the function opens a `Connection` and calls its `serve`.
+    command
+        Starts it; what it writes to standard output are messages.
     environment
         Variables that differ from this process's environment.
+    name
+        What messages call it.
+    remote
+        Whether what it writes to standard error says why it ended, as ssh does.
 
     Raises
     ------
@@ -62,43 +94,78 @@ class WorkerProcess:
         If no process can be started.
     """
 
-    def __init__(self, module: str, function: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        name: str = "the model process",
+        remote: bool = False,
+    ) -> None:
         flags = 0
         if sys.platform == "win32":
             flags = subprocess.CREATE_NO_WINDOW
-        boot = _BOOT.format(module=module, function=function)
-        # -P: what lies in the user's working folder is no module of ours. The package comes last on the path.
-        command = [sys.executable, "-P", "-c", boot, str(Path(__file__).resolve().parents[2])]
         try:
             self._process = subprocess.Popen(
                 command,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if remote else None,
                 creationflags=flags,
                 env={**os.environ, **(environment or {})},
             )
         except OSError as error:
             raise RuntimeError(
-                f"no process could be started with {sys.executable!r} ({error}); close other programs and "
+                f"no process could be started with {command[0]!r} ({error}); close other programs and "
                 "try again"
             ) from None
         self.pid = self._process.pid
+        self.name = name
         self._numbers = itertools.count(1)
-        self._replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._replies = _Mailbox()
         self._sending = threading.Lock()
-        self._killed = False
-        threading.Thread(target=self._listen, name=f"replies of {module}", daemon=True).start()
+        self._killed = self._misbehaved = False
+        self._why = ""
+        self._said: deque[str] = deque(maxlen=5)
+        self._listeners = [threading.Thread(target=self._listen, name=f"replies of {name}", daemon=True)]
+        if remote:
+            self._listeners.append(threading.Thread(target=self._overhear, daemon=True))
+        for listener in self._listeners:
+            listener.start()
 
     @property
     def ended(self) -> bool:
         """Whether the interpreter has ended or was killed."""
         return self._killed or self._process.poll() is not None
 
+    @property
+    def killed(self) -> bool:
+        """Whether `kill` has ended it."""
+        return self._killed
+
+    @property
+    def misbehaved(self) -> bool:
+        """Whether it was ended because of what it has sent; another one would do the same."""
+        return self._misbehaved
+
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
         self._killed = True
         self._process.kill()
+
+    def reject(self, why: str) -> NoReturn:
+        """End a child that misbehaves, and raise WorkerProcessEnded with the reason."""
+        self._misbehaved = True
+        self._end(why)
+        raise self._dead()
+
+    def ping(self) -> float:
+        """Seconds until a word from there is here; while no request is under way."""
+        began = time.perf_counter()
+        self._send(Message(0, "ping"))
+        while self._next(None).kind != "pong":
+            pass
+        return time.perf_counter() - began
 
     def request(
         self,
@@ -131,60 +198,153 @@ class WorkerProcess:
         Exception
             An error of the child's, as the nearest of its kinds that is built into Python.
         """
-        number = next(self._numbers)
+        number, stray = next(self._numbers), 0
         self._send(Message(number, kind, content))
         stopped = ended = False
+
+        def stop() -> None:
+            nonlocal stopped
+            if cancelled is not None and not stopped and cancelled():
+                stopped = True
+                self._send(Message(number, "stop"))
+
         try:
             while not ended:
-                if cancelled is not None and not stopped and cancelled():
-                    stopped = True
-                    self._send(Message(number, "stop"))
-                try:
-                    reply = self._replies.get(timeout=POLL_SECONDS if cancelled is not None else None)
-                except queue.Empty:
+                reply = self._next(None if cancelled is None else stop)
+                if reply.number != number:  # left over from a request that was given up
+                    stray += 1
+                    if stray > MOST_STRAY:
+                        self.reject("sent messages that nobody asked for and was ended")
                     continue
-                if reply.kind == "died":
-                    self._replies.put(reply)  # for the next request
-                    raise WorkerProcessEnded(
-                        f"the model process {reply.content}; your prompts are kept, click again to restart it"
-                    )
-                if reply.number != number:
-                    continue  # left over from a request that was given up
                 ended = reply.kind in ("end", "error", "interrupted")
                 if reply.kind == "item":
                     yield reply.content
                 elif reply.kind == "error":
-                    raise _rebuilt_error(*reply.content)
+                    raise _rebuilt_error(reply.content)
                 elif reply.kind == "interrupted":
                     raise Interrupted
                 elif not ended:
-                    result = callbacks[reply.kind](*reply.content)
-                    self._send(Message(number, "served", result))
+                    self._send(Message(number, "served", self._called(callbacks, reply)))
         finally:
             if not ended and not stopped:
                 self._send(Message(number, "stop"))
+
+    def _called(self, callbacks: Callbacks, reply: Message) -> Any:
+        """The result of a callback, if it is one of those that the child may call."""
+        callback = callbacks.get(reply.kind)
+        if callback is None or type(reply.content) is not tuple:
+            self.reject(f"sent a message of an unknown kind ({reply.kind[:20]!r}) and was ended")
+        return callback(*reply.content)
+
+    def _next(self, between: Callable[[], None] | None) -> Message:
+        """The next message; `between` is called while there is none. Raises WorkerProcessEnded."""
+        heard, asked = time.monotonic(), False
+        while True:
+            if between is not None:
+                between()
+            message = self._replies.get(POLL_SECONDS if between is not None else QUIET_SECONDS / 4)
+            if message is not None and (message.kind != "pong" or not asked):
+                return message
+            if message is not None:
+                heard, asked = time.monotonic(), False
+            elif self._replies.closed:
+                raise self._dead()
+            elif not asked and time.monotonic() > heard + QUIET_SECONDS:
+                asked = True
+                self._send(Message(0, "ping"))
+            elif time.monotonic() > heard + QUIET_SECONDS + HUNG_SECONDS:
+                self._end(f"has not answered for {QUIET_SECONDS + HUNG_SECONDS:.0f} s and was ended")
+
+    def _dead(self) -> WorkerProcessEnded:
+        return WorkerProcessEnded(
+            f"{self.name} {self._why}; your prompts are kept, click again to restart it"
+        )
+
+    def _end(self, why: str) -> None:
+        """End a child that misbehaves; the reason is what requests raise."""
+        self._why = self._why or why
+        self._process.kill()
 
     def _send(self, message: Message) -> None:
         assert self._process.stdin is not None
         try:
             with self._sending:
                 write(self._process.stdin, message)
-        except (OSError, ValueError):
-            pass  # it has ended, and the queue of replies says so
+        except OSError:
+            pass  # it has ended, and the mailbox says so
+        except ValueError:
+            if not self._process.stdin.closed:
+                raise  # what was to be sent is none of what travels
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         try:
             with self._process.stdout as stream:
-                while (message := read(stream)) is not None:
-                    self._replies.put(message)
+                if find_hello(stream):
+                    while (message := read(stream, MOST_REPLY)) is not None:
+                        self._replies.put(message)
+        except ProtocolError as error:
+            self._misbehaved = True
+            self._why = self._why or f"was ended, because {error}"
         finally:
-            self._process.kill()  # one that has closed its output is of no use
-            status = self._process.wait()
+            if self._misbehaved:
+                self._process.kill()
+            try:  # ssh has an exit status to give after its output has ended
+                status = self._process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # one that has closed its output is of no use
+                status = self._process.wait()
+            for listener in self._listeners[1:]:
+                listener.join(1.0)
+            self._why = self._why or _described(status, " ".join(self._said))
             with self._sending:
                 self._process.stdin.close()
-            self._replies.put(Message(0, "died", _described(status)))
+            self._replies.close()
+
+    def _overhear(self) -> None:
+        """Keep the last lines of standard error."""
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            while line := stream.readline(500):
+                self._said.append(line.decode("utf-8", "replace").strip())
+
+
+class _Mailbox:
+    """Messages that wait to be read, so many at most; what comes in wakes who waits."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no message is there and none will come."""
+        with self._changed:
+            return self._closed and not self._messages
+
+    def put(self, message: Message) -> None:
+        """Add a message, when there is room. Pongs and callbacks do not wait: each answers one of ours."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._messages) < WAITING or self._closed)
+            self._messages.append(message)
+            self._changed.notify_all()
+
+    def get(self, timeout: float) -> Message | None:
+        """The oldest message, or None if there is none in time or the box is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._messages or self._closed, timeout)
+            if not self._messages:
+                return None
+            self._changed.notify_all()
+            return self._messages.popleft()
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class Connection:
@@ -203,6 +363,8 @@ class Connection:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the parent
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._cancelled = self._number = 0
+        self._sending = threading.Lock()  # the listener answers while a handler is at work
+        self._stream.write(HELLO)
         threading.Thread(target=self._listen, args=(source,), daemon=True).start()
 
     def serve(self, handlers: Mapping[str, Callable[..., Iterator[Any]]]) -> None:
@@ -237,11 +399,18 @@ class Connection:
         raise Interrupted
 
     def _send(self, kind: str, content: Any = None) -> None:
-        write(self._stream, Message(self._number, kind, content))
+        self._write(Message(self._number, kind, content))
+
+    def _write(self, message: Message) -> None:
+        with self._sending:
+            write(self._stream, message)
 
     def _listen(self, source: Any) -> None:
         try:
-            while (message := read(source)) is not None:
+            while (message := read(source, MOST_REQUEST)) is not None:
+                if message.kind == "ping":
+                    self._write(Message(0, "pong"))
+                    continue
                 if message.kind == "stop":
                     self._cancelled = message.number
                 self._messages.put(message)
@@ -249,58 +418,29 @@ class Connection:
             os._exit(0)  # the parent is gone; whatever is under way ends too
 
 
-def write(stream: Any, message: Message) -> None:
-    """Write one frame: the number of parts, the length of each, the parts. Arrays are parts of their own and
-    are not copied."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(message, 5, buffer_callback=buffers.append)
-    parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
-    lengths = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts))
-    for part in (memoryview(lengths), *parts):
-        while part.nbytes:
-            part = part[stream.write(part) :]
-
-
-def read(stream: Any) -> Message | None:
-    """Read the next frame; None at the end of the stream."""
-    try:
-        (count,) = struct.unpack("<Q", _exactly(stream, 8))
-        lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
-        head, *buffers = [_exactly(stream, length) for length in lengths]
-    except (EOFError, OSError, ValueError):
-        return None
-    message: Message = pickle.loads(head, buffers=buffers)
-    return message
-
-
-def _exactly(stream: Any, count: int) -> bytearray:
-    part = bytearray(count)
-    view = memoryview(part)
-    while view.nbytes:
-        got = stream.readinto(view)
-        if not got:
-            raise EOFError
-        view = view[got:]
-    return part
-
-
-def _described(status: int) -> str:
-    """How a process ended, after its exit status."""
+def _described(status: int, said: str = "") -> str:
+    """How a process ended, after its exit status and what it said last."""
+    reason = f" ({said})" if said else ""
     if status >= 0:
-        return f"has ended with exit status {status}"
+        return f"has ended with exit status {status}{reason}"
     name = next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
-    return "was killed, probably out of memory" if name == "SIGKILL" else f"was ended by {name}"
+    return "was killed, probably out of memory" if name == "SIGKILL" else f"was ended by {name}{reason}"
 
 
-def _rebuilt_error(kinds: list[str], sentence: str, trace: str) -> Exception:
+def _rebuilt_error(content: Any) -> Exception:
     """An error of the child's, as the nearest of its kinds that is built into Python."""
-    for kind in kinds:
+    try:
+        kinds, sentence, trace = content
+        names = [str(kind) for kind in kinds]
+    except (TypeError, ValueError):
+        return RuntimeError("the model process failed without saying how")
+    for kind in names:
         known = getattr(builtins, kind, None)
-        if isinstance(known, type) and issubclass(known, Exception):
+        if isinstance(known, type) and issubclass(known, Exception) and not kind.startswith("Stop"):
             try:
-                error = known(sentence)
+                error = known(str(sentence))
             except TypeError:  # a kind that needs more than a sentence
                 continue
             error.__cause__ = RuntimeError(f"in the model process:\n{trace}")
             return error
-    return RuntimeError(sentence)
+    return RuntimeError(str(sentence))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
 from napari_lowlat_seg.plugin.forms.controls import Chooser, action_button, control, described, show
@@ -17,6 +17,8 @@ from napari_lowlat_seg.serving.process import call_in_process
 
 FILES = "Models (*.pth *.pt *.safetensors);;All files (*)"
 DEVICES = ("cpu", "cuda", "mps")
+ANOTHER = "ssh://"
+"""What is chosen to be asked for another machine."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ModelForm(QWidget):
         )
         self._lay_out()
         self.models.changed.connect(lambda name: self.want(name=name))
-        self.device.changed.connect(lambda device: self.want(device=device))
+        self.device.changed.connect(self._choose_device)
         self.closer_look.changed.connect(lambda look: self.want(closer_look=look))
         self._show()
 
@@ -122,13 +124,29 @@ class ModelForm(QWidget):
         names = dict.fromkeys([*known_names(), self.value.name])
         self.models.offer([(_described(name), name) for name in names], self.value.name)
         devices = dict.fromkeys(["auto", *DEVICES, self.value.device])
+        shown = {"auto": "automatic", ANOTHER: "another machine…"}
         self.device.offer(
-            [("automatic" if name == "auto" else name, name) for name in devices], self.value.device
+            [(shown.get(name, name), name) for name in [*devices, ANOTHER]], self.value.device
         )
         show(self.closer_look, self.value.closer_look)
         self._bar.setRange(0, 0)
         self._bar.setVisible(self.loading)
         self._stop.setVisible(self.loading)
+
+    def _choose_device(self, device: str) -> None:
+        """Load the model on a device; on another machine if the user names one."""
+        if device == ANOTHER:
+            device, named = QInputDialog.getText(
+                self,
+                "Another machine",
+                "Its address, ssh://HOST or ssh://USER@HOST/cuda:1. You must be able to log in there by key, "
+                "and it must have napari-lowlat-seg.",
+                text=ANOTHER,
+            )
+            if not named or device in ("", ANOTHER):
+                self._show()
+                return
+        self.want(device=device.strip())
 
     def _ask_for_file(self) -> None:
         file, _ = QFileDialog.getOpenFileName(self, "Import a checkpoint", str(Path.home()), FILES)
