@@ -1,4 +1,4 @@
-"""`lowlat-seg measure` as a person calls it."""
+"""`lowlat-seg measure` and `export` as a person calls them."""
 
 from __future__ import annotations
 
@@ -61,3 +61,37 @@ def test_a_wrong_call_is_one_sentence(
     assert message in done.err
     assert done.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.tif", "small.tif"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ome-zarr
+@pytest.mark.parametrize("suffix", [".stl", ".ply", ".geojson", ".json", ".nrrd", ".ome.zarr"])
+def test_labels_are_exported_by_the_suffix(suffix: str, call: Call, labels: Path, tmp_path: Path) -> None:
+    """All objects, or those chosen."""
+    done = call("export", labels, "-o", f"a{suffix}")
+    assert (done.status, done.out, done.err) == (0, f"2 objects exported: a{suffix}\n", "")
+    assert call("export", labels, "-o", f"b{suffix}", "--label", 5).out.startswith("1 object exported")
+    assert (tmp_path / f"a{suffix}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone.tif", "-o", "a.ply"), "no image file at gone.tif"),
+        (("labels.tif", "-o", "a.xyz"), "labels can be exported as .stl, .ply"),
+        (("labels.tif", "-o", "a.ply", "--label", 2), "has no object with label 2; it has 1, 5"),
+        (("labels.tif", "-o", "a.dcm"), "give the folder of that series with --image"),
+        (("labels.tif", "-o", "no/a.ply"), "no folder at no; make it first"),
+        (("labels.tif", "-o", "labels.tif"), "labels.tif is the file of labels itself"),
+    ],
+)
+def test_a_wrong_export_is_one_sentence(
+    arguments: tuple[object, ...], message: str, call: Call, labels: Path, tmp_path: Path
+) -> None:
+    """With status 2, and nothing written."""
+    before = labels.read_bytes()
+    done = call("export", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.tif"]
+    assert labels.read_bytes() == before

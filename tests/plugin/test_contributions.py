@@ -255,7 +255,7 @@ def test_the_manifest_names_every_suffix_of_the_table_of_formats():
     read = {f"*{suffix}" for one in FORMATS if one.module in SCANS and one.read for suffix in one.suffixes}
     written = {suffix for one in FORMATS if one.write and one.name != "PNG" for suffix in one.suffixes}
     assert set(reader["filename_patterns"]) == read
-    assert set(writer["filename_extensions"]) == written | {".ome.zarr"}
+    assert set(writer["filename_extensions"]) == written | {".ome.zarr", ".stl", ".ply", ".geojson"}
 
 
 def test_one_of_several_images_is_asked_for(qtbot, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`lowlat-seg measure`: what is in labels."""
+"""`lowlat-seg measure` and `export`: what is in labels, and labels for other programs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,51 @@ def measure(
     print(line if output is None else f"{line}: {output}", file=sys.stderr if output is None else None)
 
 
+def export(
+    labels: Labels,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help=".stl .ply .geojson .json .dcm, or any format of labels; the suffix decides.",
+        ),
+    ],
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="SERIES", help="The DICOM series, for .dcm.")
+    ] = None,
+    label: Annotated[
+        list[int] | None, typer.Option(min=1, help="Only this object. Repeatable. Default: all.")
+    ] = None,
+) -> None:
+    """Write LABELS in another format, where they lie in the world.
+
+    .stl and .ply are surfaces in world units (x, y, z; .ply keeps the label of every triangle), .geojson has
+    outlines and .json COCO's run lengths of every plane, .dcm is a DICOM segmentation on its series. With any
+    other suffix LABELS are converted. What a format cannot say is refused before anything is written.
+    """
+    from napari_lowlat_seg.io.exports.export import run_export
+
+    with extras(), on_interrupt("nothing was written"):
+        done = run_export(labels, output, image=image, only=label or ())
+    print(f"{plural(done['objects'], 'object')} exported: {output}")
+
+
 COMMANDS = (
     (
         measure,
         (
             "lowlat-seg measure labels.tif -o table.csv",
             "lowlat-seg measure labels.seg.nrrd --image scan.nii.gz -o table.csv",
+        ),
+    ),
+    (
+        export,
+        (
+            "lowlat-seg export labels.tif -o neurons.ply --label 3 --label 7",
+            "lowlat-seg export labels.nii.gz -o labels.seg.nrrd",
+            "lowlat-seg export labels.nii.gz -o tumour.dcm --image series-folder",
         ),
     ),
 )

@@ -12,6 +12,7 @@ from napari.utils.transforms import CompositeAffine
 
 from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.exports.export import find_export, write_export
 from napari_lowlat_seg.io.files import label_output, write_labels
 from napari_lowlat_seg.io.format_table import find_format
 from napari_lowlat_seg.io.placed import usual_geometry
@@ -26,7 +27,7 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     Parameters
     ----------
     path
-        As of `write_labels`, or an OME-Zarr.
+        As of `write_labels`, an OME-Zarr, or a mesh or outlines as of `write_export`.
     data
         Integers, as napari holds them: numpy, dask, zarr, or a list of levels.
     attributes
@@ -42,6 +43,9 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     inner = CompositeAffine(**{name: attributes[name] for name in names}, ndim=labels.ndim)
     matrix = np.asarray(attributes["affine"]) @ inner.affine_matrix
     geometry = layer_geometry(attributes["axis_labels"], attributes["units"], matrix)
+    if find_export(path) is not None:
+        write_export(path, Volume(labels, geometry.spacing, name=str(attributes["name"]), geometry=geometry))
+        return [path]
     kind = find_format(Path(path), writing=True)
     if kind is not None and kind.module == "formats.nifti":
         labels, geometry = labels.T, geometry.transpose(range(labels.ndim)[::-1])

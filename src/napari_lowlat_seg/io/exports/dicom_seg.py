@@ -1,0 +1,92 @@
+"""DICOM segmentations (the extra `dicom`): one segment for each object, on the slices of a series."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.placed import Turn, geometry_of
+
+
+def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
+    """Refuse labels that do not lie voxel by voxel on a DICOM series."""
+    if image is None or not hasattr(image.data, "frames"):
+        raise ValueError(
+            "a DICOM segmentation belongs to a DICOM series; give the folder of that series with --image"
+        )
+    ours, theirs = geometry_of(image), geometry_of(labels)
+    fit = ours.turn_from(theirs, image.shape, labels.shape) if labels.shape == image.shape else None
+    if fit is None or not Turn(*fit).is_identity:
+        raise ValueError(
+            f"the labels of shape {labels.shape} do not lie voxel by voxel on the series of shape "
+            f"{image.shape}"
+        )
+
+
+def write(path: Path, suffix: str, labels: Volume, names: Mapping[int, str], image: Volume | None) -> None:
+    """Write a binary segmentation that refers to every slice of the series.
+
+    Segments are numbered 1, 2, ...; the label of an object is in the tracking id and, without a name, in the
+    name. What an object is in anatomy is not known: it is called tissue, as in other programs.
+    """
+    import pydicom
+    from highdicom import UID, AlgorithmIdentificationSequence
+    from highdicom.seg import (
+        SegmentAlgorithmTypeValues,
+        Segmentation,
+        SegmentationTypeValues,
+        SegmentDescription,
+    )
+    from pydicom.sr.codedict import codes
+
+    assert image is not None
+    frames = image.data.frames  # type: ignore[attr-defined]
+    data = np.asarray(labels.data)
+    values = np.unique(data)
+    values = values[values != 0]
+    numbers = np.searchsorted(values, data) + 1
+    pixels = np.where(data == 0, 0, numbers).astype(np.uint8 if len(values) < 256 else np.uint16)
+    files = list(dict.fromkeys(frame.path for frame in frames))
+    if len(files) < len(frames):  # one file of many frames: they are sorted here, but not there
+        pixels = pixels[np.argsort([frame.number for frame in frames])]
+    algorithm = AlgorithmIdentificationSequence(
+        name="napari-lowlat-seg",
+        version=version("napari-lowlat-seg"),
+        family=codes.cid7162.ArtificialIntelligence,
+    )
+    described = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=(names.get(value) or f"object {value}")[:64],
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue,
+            algorithm_type=SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=UID(),
+            tracking_id=str(value),
+        )
+        for number, value in enumerate(values.tolist(), start=1)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on values of the scanner that it only copies
+        made = Segmentation(
+            source_images=[pydicom.dcmread(file) for file in files],
+            pixel_array=pixels,
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=described,
+            series_instance_uid=UID(),
+            series_number=900,
+            sop_instance_uid=UID(),
+            instance_number=1,
+            manufacturer="napari-lowlat-seg",
+            manufacturer_model_name="lowlat-seg",
+            software_versions=version("napari-lowlat-seg"),
+            device_serial_number="0",
+            series_description="Segmentation",
+        )
+        made.save_as(path)
