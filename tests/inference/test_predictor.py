@@ -14,6 +14,7 @@ from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
+from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 
@@ -268,3 +269,35 @@ def test_a_predictor_is_loaded_from_a_file(tmp_path) -> None:
     loaded = load_predictor(str(path), device="cpu", closer_look="off")
     assert (loaded.size, loaded.closer_look, loaded.name) == (64, "off", str(path))
     assert loaded.model == tiny().model
+
+
+@pytest.fixture
+def choosing() -> Predictor:
+    """A predictor with two further masks, of random weights."""
+    torch.manual_seed(3)
+    config = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8, candidates=2)
+    return Predictor(Compact(config).eval(), Runtime())
+
+
+def test_the_first_candidate_is_the_prediction(choosing) -> None:
+    """The others follow by predicted IoU, are masks of the whole image, and differ from each other."""
+    embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))
+    prompts = [Click((70, 90))]
+    first, *others = choosing.candidates(embedding, prompts)
+    assert np.array_equal(first.probability, choosing.predict(embedding, prompts).probability)
+    qualities = [other.quality for other in others]
+    assert qualities == sorted(qualities, reverse=True)
+    masks = [one.mask for one in (first, *others)]
+    assert all(mask.shape == (150, 200) for mask in masks)
+    for number, mask in enumerate(masks):
+        assert all((mask & other).sum() < 0.95 * (mask | other).sum() for other in masks[:number])
+    correction = Click((20, 20), positive=False)
+    for chosen in (first, *others):
+        assert choosing.predict(embedding, [*prompts, correction], chosen).mask.shape == (150, 200)
+
+
+def test_without_candidates_the_prediction_comes_alone(images) -> None:
+    """So a caller need not ask which model it has."""
+    plain = echo()
+    [only] = plain.candidates(plain.embed(images[0]), [Click((3, 4))])
+    assert only.mask.shape == images[0].shape[:2]

@@ -253,8 +253,10 @@ def test_the_shipped_weights_are_the_default_config() -> None:
     """They load, ready to answer, from a file in half precision."""
     network = load_model("default")
     assert isinstance(network, Compact)
-    # All except the correction of its IoU head, which was fitted after training.
-    assert replace(network.config, quality_slope=1.0, quality_shift=0.0) == CompactConfig()
+    # All except the head for candidates and the correction of its IoU head, which came after training.
+    plain = replace(network.config, quality_slope=1.0, quality_shift=0.0, candidates=0)
+    assert plain == CompactConfig()
+    assert network.config.candidates == 2
     assert (network.config.quality_slope, network.config.quality_shift) == pytest.approx(
         (1.0075, -0.0836), abs=1e-3
     )
@@ -323,3 +325,29 @@ def test_every_kind_of_prompt_shows_the_tumour(
     truth = tumour[1]
     draw = {"click": deepest, "box": box_around, "scribble": scribble_in, "polygon": lasso_around}[kind]
     assert iou(truth, answer(predictor, tumour_embedding, draw(truth))) > FLOORS[kind]
+
+
+def test_candidates_change_nothing_else() -> None:
+    """With the head the network's own mask and predicted IoU are the same to the last bit."""
+    torch.manual_seed(0)
+    plain = Compact(TINY).eval()
+    more = Compact(replace(TINY, candidates=2)).eval()
+    more.load_state_dict(plain.state_dict(), strict=False)
+    image, maps = torch.rand(2, 3, TINY.size, TINY.size) * 255, torch.zeros(2, 3, TINY.size, TINY.size)
+    maps[:, 1, 100:107, 100:107] = 1
+    with torch.no_grad():
+        fused = more.fuse(more.encode(image), maps)
+        for one, other in zip(more.decode(fused), plain.decode(plain.fuse(plain.encode(image), maps))):
+            assert torch.equal(one, other)
+        logits, quality = more.decode_candidates(fused)
+    assert logits.shape == (2, 2, TINY.size // 2, TINY.size // 2)
+    assert quality.shape == (2, 2)
+    assert ((quality > 0) & (quality < 1)).all()
+
+
+def test_a_network_without_candidates_says_so() -> None:
+    """The error says what to load."""
+    network = Compact(TINY).eval()
+    assert network.candidates == 0
+    with pytest.raises(ValueError, match="draws one mask; load a model with candidates"):
+        network.decode_candidates(())

@@ -103,6 +103,15 @@ def quality(
     epilog=examples("lowlat-seg benchmark robustness --dataset folder --root pictures --json out.json"),
 )
 @with_options(_settings)
+def candidates(settings: Any, json: Json = None) -> None:
+    """IoU after one click: of the first mask, of the best candidate, and how far away that is."""
+    from napari_lowlat_seg.evaluation.candidates import run_candidates
+
+    run_candidates(settings, json=json)
+
+
+@app.command()
+@with_options(_settings)
 def robustness(settings: Any, json: Json = None) -> None:
     """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness

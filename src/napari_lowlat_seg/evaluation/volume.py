@@ -87,7 +87,7 @@ class Case:
             return predictions[-1]
 
         annotation = annotate(predict, self.truth[plane].astype(np.int8), max_clicks=CLICKS, stop_at=GOOD)
-        return replace(predictions[-1], look=None), len(annotation.prompts)
+        return replace(predictions[-1], look=None, edges=()), len(annotation.prompts)
 
 
 class Method(ABC):

@@ -59,6 +59,8 @@ class Prediction:
         The embedding of a closer look, if one was taken; the next `predict` may use it again.
     host_mask
         `mask`, if it is on the host already.
+    edges
+        The embeddings of crops along the outline, if any were looked at; the next `predict` uses them again.
     """
 
     soft: np.ndarray | Tensor
@@ -66,11 +68,18 @@ class Prediction:
     frame: Frame
     look: Embedding | None = None
     host_mask: np.ndarray | None = field(default=None, repr=False)
+    edges: tuple[Embedding, ...] = ()
 
     @classmethod
-    def of(cls, mask: SoftMask, frame: Frame, look: Embedding | None = None) -> Prediction:
+    def of(
+        cls,
+        mask: SoftMask,
+        frame: Frame,
+        look: Embedding | None = None,
+        edges: tuple[Embedding, ...] = (),
+    ) -> Prediction:
         """The prediction that a kept soft mask was; its probability is the rounded one."""
-        return cls(mask.probability, mask.quality, frame, look)
+        return cls(mask.probability, mask.quality, frame, look, None, edges)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,5 +108,5 @@ class Prediction:
         return SoftMask.of(self.probability, self.quality)
 
     def with_probability(self, probability: np.ndarray) -> Prediction:
-        """This prediction with another probability, (H, W) float32, and without its closer look."""
-        return replace(self, soft=probability, look=None, host_mask=None)
+        """This prediction with another probability, (H, W) float32, and without its closer looks."""
+        return replace(self, soft=probability, look=None, host_mask=None, edges=())

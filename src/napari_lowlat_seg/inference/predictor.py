@@ -31,6 +31,15 @@ from napari_lowlat_seg.inference.closer_look import (
     object_box,
     shows,
 )
+from napari_lowlat_seg.inference.edge_looks import (
+    CPU_BUDGET,
+    Mixture,
+    contradicts,
+    strokes_inside,
+    thinned,
+    uncertain_crops,
+    worthwhile,
+)
 from napari_lowlat_seg.inference.prediction import Embedding, Prediction
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
@@ -38,6 +47,9 @@ from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
 
 CloserLook = Literal["auto", "off"]
+
+SAME = 0.95
+"""IoU with another candidate from which a candidate is left out."""
 
 
 class Predictor:
@@ -158,14 +170,20 @@ class Predictor:
         embedding: Embedding,
         prompts: Sequence[Prompt],
         previous: Prediction | SoftMask | None = None,
+        idle: bool = False,
     ) -> Iterator[Prediction]:
-        """One or two predictions, the quicker first, for callers that show each as it comes.
+        """One, two or three predictions, the quicker first, for callers that show each as it comes.
 
         The first comes from the whole plane. Where the object covers little of it, the second comes from a
         crop around the object, which is embedded once and kept in `Prediction.look`; of a new object that has
         clicks and scribbles only, it is a mean of both views. As long as prompts and mask stay inside that
         crop, later predictions come from there alone. An object that outgrows it is predicted again, from a
-        larger crop or the whole plane. Parameters and errors are those of `predict`.
+        larger crop or the whole plane.
+
+        Of an object too large for a crop, each later prediction is refined along its outline: crops there
+        are embedded, and kept in `Prediction.edges`. On a processor one new crop is embedded a prompt, the
+        one nearest to it; with `idle`, a third prediction has all of them. The other parameters and the
+        errors are those of `predict`.
         """
         if isinstance(previous, SoftMask):
             previous = Prediction.of(previous, embedding.frame)
@@ -187,6 +205,86 @@ class Predictor:
         elif closer is None and shown is not None and box is not None:
             # Too large for any crop by now: what the old one cuts off needs the whole plane.
             yield self._predict(embedding, prompts, first, first)
+        elif closer is None and box is not None and worthwhile(first, prompts):
+            yield from self._along_outline(embedding, prompts, first, previous, idle)
+
+    def candidates(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """Masks that the first prompts of an object can mean, the one that `predict` returns first.
+
+        A click can mean a part, the object or all that it belongs to. The others follow in order of their
+        predicted IoU; one that hardly differs from those before is left out. Of a model without candidates
+        the first comes alone. Give the chosen one as `previous` with the next prompt.
+
+        Parameters
+        ----------
+        embedding, prompts
+            As for `predict`, of an object that has no prediction yet.
+
+        Raises
+        ------
+        ValueError
+            As `predict`.
+
+        Examples
+        --------
+        >>> first, *others = predictor.candidates(embedding, [Click((120, 88))])  # doctest: +SKIP
+        """
+        found = [self.predict(embedding, prompts)]
+        if not self.network.candidates:
+            return found
+        look = found[0].look
+        others = self.backend.candidates(embedding.features, embedding.frame, prompts)
+        if look is not None:  # through the closer look of the first, where an object lies within it
+            closer = self.backend.candidates(look.features, look.frame, prompts)
+            others = [
+                _pasted(replace(near, look=look), wide, _share(prompts, new=True))
+                if has_room(look.frame, object_box(prompts, wide.mask))
+                else wide
+                for wide, near in zip(others, closer, strict=True)
+            ]
+        for other in sorted(others, key=lambda one: -(one.quality or 0.0)):
+            if other.mask.any() and all(_overlap(other.mask, one.mask) < SAME for one in found):
+                found.append(other)
+        return found
+
+    def _along_outline(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        first: Prediction,
+        previous: Prediction | None,
+        idle: bool,
+    ) -> Iterator[Prediction]:
+        """The first prediction refined by crops along its outline; nothing if none is worthwhile.
+
+        On a processor most crops that are not embedded yet are left out; with `idle` a second refinement
+        follows, with all of them.
+        """
+        frame = embedding.frame
+        known = {
+            look.frame: look
+            for look in (() if previous is None else previous.edges)
+            if self._of_image(look, embedding)
+        }
+        crops = uncertain_crops(frame, *thinned(first.soft), _middle(prompts, frame))
+        fresh = [crop for crop in crops if crop not in known]
+        later = [] if self.runtime.on_cuda else fresh[CPU_BUDGET:]
+        mixture = Mixture(first)
+        for chosen in ([crop for crop in crops if crop not in later], later if idle else []):
+            mixed = mixture.sources
+            for crop in chosen:
+                if crop not in known:
+                    known[crop] = self._embed_frame(embedding.image, crop)
+                strokes = strokes_inside(crop, prompts)
+                [found] = self._run(known[crop], [(strokes, first.soft)])
+                if not contradicts(crop, found.mask, first.mask, strokes):
+                    mixture.add(found)
+            if mixture.sources > mixed:
+                yield mixture.prediction(tuple(known.values()))
+
+    def _of_image(self, look: Embedding, embedding: Embedding) -> bool:
+        """Whether a closer look shows the image of an embedding, through this network."""
+        return look.model == self.model and look.image is embedding.image
 
     def predict_batch(
         self,
@@ -229,8 +327,11 @@ class Predictor:
         look = None if previous is None else previous.look
         if previous is None or look is None or self.closer_look == "off":
             return None
-        same = look.model == self.model and look.image is embedding.image
-        if same and shows(look.frame, prompts) and has_room(look.frame, object_box(prompts, previous.mask)):
+        if (
+            self._of_image(look, embedding)
+            and shows(look.frame, prompts)
+            and has_room(look.frame, object_box(prompts, previous.mask))
+        ):
             return look
         return None
 
@@ -331,6 +432,17 @@ def _share(prompts: Sequence[Prompt], new: bool) -> float:
     two independent predictions is right more often than either; a region says how far the object reaches.
     """
     return WHOLE_PLANE_SHARE if new and not any(isinstance(prompt, Region) for prompt in prompts) else 0.0
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """IoU of two masks (H, W) bool, of which one at least is not empty."""
+    return float((one & other).sum() / (one | other).sum())
+
+
+def _middle(prompts: Sequence[Prompt], frame: Frame) -> tuple[float, float]:
+    """(row, col) of the middle of the newest prompt, or of the plane."""
+    r0, c0, r1, c1 = prompts[-1].bounds() if prompts else (0, 0, *frame.shape)
+    return (r0 + r1) / 2, (c0 + c1) / 2
 
 
 def _pasted(found: Prediction, around: Prediction | None, share: float = 0.0) -> Prediction:

@@ -352,5 +352,6 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _hint(prediction: Any) -> Any:
-    """A prediction for use on another plane: its closer look shows the plane on which it was taken."""
-    return replace(prediction, look=None) if getattr(prediction, "look", None) is not None else prediction
+    """A prediction for use on another plane: its closer looks show the plane on which they were taken."""
+    seen = getattr(prediction, "look", None) is not None or getattr(prediction, "edges", ())
+    return replace(prediction, look=None, edges=()) if seen else prediction

@@ -36,7 +36,7 @@ from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.inference.prediction import Embedding
+    from napari_lowlat_seg.inference.prediction import Embedding, Prediction
     from napari_lowlat_seg.inference.predictor import CloserLook, Predictor
     from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
@@ -125,7 +125,7 @@ class PredictionService:
     ) -> Iterator[tuple[SoftMask, bool]]:
         """Yield the predictions for a request, the quicker first, each with whether it is the last one.
 
-        The first one is seen from the whole plane; a closer look may follow it. A request with ticket 0, a
+        The first one is seen from the whole plane; closer looks may follow it. A request with ticket 0, a
         preview, gets the first one only.
 
         Parameters
@@ -205,20 +205,39 @@ class PredictionService:
         if request.previous is not None:
             from napari_lowlat_seg.inference.prediction import Prediction  # imports torch
 
-            previous = Prediction.of(request.previous, embedding.frame, self._looks.get(key))
+            previous = Prediction.of(
+                request.previous,
+                embedding.frame,
+                self._looks.get(key),
+                self._crops_of(embedding, source),
+            )
         soft_mask = None
         # Whether a prediction is the last one is known when the next one is there, or none. The quick one
         # must not wait for that: it goes out as one that may be refined, and once more when it was not.
-        for prediction in self._predictor.answers(embedding, request.prompts, previous):
+        for prediction in self._predictor.answers(embedding, request.prompts, previous, idle=True):
             soft_mask = prediction.soft_mask
-            look = prediction.look
-            if request.ticket and look is not None and look.nbytes <= self._looks.maxsize:
-                self._looks[key] = look
+            if request.ticket:
+                self._keep(prediction, key, source)
             yield soft_mask, not request.ticket
             if not request.ticket or cancelled():
                 return
         if soft_mask is not None:
             yield soft_mask, True
+
+    def _keep(self, prediction: Prediction, key: Hashable, source: PlaneSource) -> None:
+        """Keep the closer look of an object, and the crops along its outline for all objects of the plane."""
+        looks: dict[Hashable, Embedding] = {(source.identity, look.frame): look for look in prediction.edges}
+        if prediction.look is not None:
+            looks[key] = prediction.look
+        for name, look in looks.items():
+            if look.nbytes <= self._looks.maxsize:
+                self._looks[name] = look
+
+    def _crops_of(self, embedding: Embedding, source: PlaneSource) -> tuple[Embedding, ...]:
+        from napari_lowlat_seg.inference.edge_looks import lattice  # imports torch
+
+        found = (self._looks.get((source.identity, crop)) for crop in lattice(embedding.frame))
+        return tuple(look for look in found if look is not None)
 
     def _embedding(self, source: PlaneSource) -> Embedding:
         from napari_lowlat_seg.serving.embedding_cache import EmbeddingKey

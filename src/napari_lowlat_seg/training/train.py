@@ -419,6 +419,8 @@ class Log:
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train, and return the path of the averaged weights, `OUT/average.safetensors`.
 
+    A model with candidates gets their head only: see `train_candidates`.
+
     Parameters
     ----------
     config
@@ -433,6 +435,10 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         If the data does not fit the config (see `read_sets`), or the loss is no longer finite.
     """
     worker = Worker.start(config.device)
+    if config.model.get("candidates"):
+        from napari_lowlat_seg.training.candidates import train_candidates  # imports this module
+
+        return train_candidates(config, worker.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(config, worker.device)

@@ -68,8 +68,13 @@ class Ours:
         return self.predictor.predict(embedding, prompts, previous)
 
     def answers(self, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
-        """Yield one or two predictions, the quicker first."""
+        """Yield up to three predictions, the quicker first."""
         yield from self.predictor.answers(embedding, prompts, previous)
+
+    def candidates(self, embedding: Any, prompts: Sequence[Prompt]) -> list[Any]:
+        """Return what the first prompts of an object can mean, the most likely first."""
+        found: list[Any] = self.predictor.candidates(embedding, prompts)
+        return found
 
     def predict_batch(self, embedding: Any, prompts: Sequence[Sequence[Prompt]]) -> list[Any]:
         """Return the quick predictions for many objects at once."""

@@ -1,0 +1,171 @@
+"""Candidates benchmark: how good the first mask of one click is, the best of all, and how often to press Tab.
+
+The click is the protocol's first one, in the middle of the object. Models without candidates have one mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_lowlat_seg.evaluation.annotator import next_click
+from napari_lowlat_seg.evaluation.inputs.datasets import Sample
+from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
+from napari_lowlat_seg.evaluation.metrics import iou
+from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, save_json, table
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
+
+WORTH_A_TAB = 0.02
+"""Gain of IoU over the masks before from which somebody would go on to a later one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates of one model for one click on one object.
+
+    Attributes
+    ----------
+    model, group, object
+        Names.
+    ious, predicted
+        True and predicted IoU of the candidates, in the order in which they are shown.
+    """
+
+    model: str
+    group: str
+    object: str
+    ious: tuple[float, ...]
+    predicted: tuple[float | None, ...]
+
+    @property
+    def tabs(self) -> int:
+        """How many masks further the one is that somebody would choose."""
+        chosen = 0
+        for number, value in enumerate(self.ious):
+            if value > self.ious[chosen] + WORTH_A_TAB:
+                chosen = number
+        return chosen
+
+
+def candidates(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Choice]]:
+    """Yield for each sample in turn one `Choice` a model.
+
+    Samples of one picture should follow each other and share the image array: it is embedded once. Raises
+    ValueError for two models of one name.
+    """
+    check_names(models)
+    image: np.ndarray | None = None
+    embeddings: list[Any] = []
+    for sample in samples:
+        if sample.image is not image:
+            image, embeddings = sample.image, [model.embed(sample.image) for model in models]
+        yield [_choice(model, embedding, sample) for model, embedding in zip(models, embeddings, strict=True)]
+
+
+def _choice(model: Segmenter, embedding: Any, sample: Sample) -> Choice:
+    click = next_click(sample.truth, np.zeros(sample.truth.shape, bool))
+    ask = getattr(model, "candidates", None)
+    found = [model.predict(embedding, [click], None)] if ask is None else ask(embedding, [click])
+    predicted = tuple(getattr(one, "quality", None) for one in found)
+    ious = tuple(float(iou(sample.truth, one.mask)) for one in found)
+    return Choice(model.name, sample.group, sample.name, ious, predicted)
+
+
+def summarise_candidates(choices: Sequence[Choice], dataset: str) -> list[dict[str, Any]]:
+    """Return a row a set, domain and all, and a model.
+
+    "first" and "best" are the mean IoU of the first mask and of the best of all; "masks" their mean number;
+    "tabs" how many masks further the chosen one is; "better" the share of objects that gain more than .1.
+    """
+    rows = []
+    groups = {choice.group for choice in choices}
+    domains = {domain_of(group, dataset) for group in groups} - groups
+    names = [*sorted(groups), *sorted(domains - {"all"}), "all"]
+    for name in names:
+        same = [c for c in choices if name in ("all", c.group, domain_of(c.group, dataset))]
+        for model in dict.fromkeys(choice.model for choice in same):
+            mine = [choice for choice in same if choice.model == model]
+            best = np.array([max(choice.ious) for choice in mine])
+            first = np.array([choice.ious[0] for choice in mine])
+            rows.append(
+                {
+                    "group": name,
+                    "objects": len(mine),
+                    "model": model,
+                    "first": float(first.mean()),
+                    "best": float(best.mean()),
+                    "masks": float(np.mean([len(choice.ious) for choice in mine])),
+                    "tabs": float(np.mean([choice.tabs for choice in mine])),
+                    "better": float((best > first + 0.1).mean()),
+                }
+            )
+    return rows
+
+
+def candidates_table(report: dict[str, Any]) -> str:
+    """Return the rows of a candidates report as a plain-text table."""
+    cells = [
+        (
+            row["group"],
+            row["objects"],
+            row["model"],
+            *(f"{100 * row[key]:.1f}" for key in ("first", "best")),
+            *(f"{row[key]:.2f}" for key in ("masks", "tabs")),
+            f"{100 * row['better']:.0f} %",
+        )
+        for row in report["rows"]
+    ]
+    note = "" if report["complete"] else " (interrupted: part of the objects)"
+    heads = ("set", "n", "model", "first IoU", "best IoU", "masks", "Tabs", "gain > .1")
+    return table(f"{report['dataset']}, one click{note}", heads, cells, text=("set", "model"), merged=2)
+
+
+def run_candidates(
+    settings: EvaluationSettings,
+    *,
+    json: str | Path | None = None,
+    show: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """Run the candidates benchmark; show a table, write JSON if asked to.
+
+    Ctrl-C ends it early: what is done is shown and written, with "complete" false.
+
+    Parameters
+    ----------
+    settings
+        Models and objects.
+    json
+        A file to write; its folder is checked before the work starts.
+    show
+        Called with the finished table as text; None for silence.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file: "rows" (from `summarise_candidates`), "choices" (all of them),
+        "complete", the settings and the machine.
+
+    Raises
+    ------
+    ValueError
+        For any unusable argument, before the work starts.
+    """
+    check_folders(json)
+    choices, complete = over_objects(candidates, settings, settings.targets(), settings.dataset)
+    report = {
+        "kind": "candidates",
+        **settings.described(),
+        "complete": complete,
+        "machine": machine(),
+        "rows": summarise_candidates(choices, settings.dataset),
+        "choices": choices,
+    }
+    if json is not None:
+        save_json(report, json)
+    if show is not None:
+        show(candidates_table(report))
+    return report

@@ -1,0 +1,210 @@
+"""The crops for a closer look along the outline of an object that is large in its plane.
+
+A large object fills the view, so no crop around it magnifies anything, and its outline is known to a network
+pixel or two. After a correction, crops of a fixed lattice that lie on the uncertain part of the outline are
+embedded, asked with the prompts inside them and the present mask as the previous one, and mixed into it with
+faded borders. This module chooses the crops and mixes; `Predictor.answers` embeds and asks. The numbers were
+measured: docs/decisions/closer-look.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.core.prompts import Point, Prompt, Region, Stroke
+from napari_lowlat_seg.inference.prediction import Embedding, Prediction
+
+SIDE = 0.5  # of a crop, as a share of the view's longer side
+STRIDE = 0.5  # from one crop to the next, at most, as a share of a crop's side
+FADE = 0.25  # width of a crop's faded border, as a share of its side
+REACH = 0.1  # how far from the present outline a crop may change the mask, as a share of its side
+MIN_SIDE = 64  # smallest side of a crop in pixels: smaller views get no edge looks
+MIN_PROMPTS = 2  # the first prompt says what the object is, later ones where it ends
+MIN_QUALITY = 0.8  # predicted IoU below which more is wrong than the outline
+UNCERTAIN = (0.1, 0.9)  # probabilities between these are uncertain
+MIN_UNCERTAIN = 4  # uncertain pixels of the grid below that make a crop worth embedding
+GRID = 256  # rows or columns, at most, of the grid on which uncertainty is looked at
+CPU_BUDGET = 1  # crops embedded after one prompt on a processor; on a GPU all are
+
+
+def worthwhile(prediction: Prediction, prompts: Sequence[Prompt]) -> bool:
+    """Whether a large object is known well enough that its outline is what to look at."""
+    known = prediction.quality is None or prediction.quality >= MIN_QUALITY
+    return known and len(prompts) >= MIN_PROMPTS
+
+
+def lattice(frame: Frame) -> list[Frame]:
+    """All crops of a view that may be looked at, row by row; none if they would be tiny.
+
+    They overlap by half, so that every point of the view lies well inside one of them. They depend on the
+    frame alone: a crop that was embedded once serves every later click, and every object.
+    """
+    extents = [count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True)]
+    side = SIDE * max(extents)
+    spans = []
+    for first, count, pixel in zip(frame.crop[:2], frame.crop[2:], frame.spacing, strict=True):
+        length = min(count, math.ceil(side / pixel))
+        steps = math.ceil((count - length) / (STRIDE * length))
+        spans.append([(first + round(at), length) for at in np.linspace(0, count - length, steps + 1)])
+    if max(spans[0][0][1], spans[1][0][1]) < MIN_SIDE:
+        return []
+    return [replace(frame, crop=(top, left, rows, cols)) for top, rows in spans[0] for left, cols in spans[1]]
+
+
+def uncertain_crops(
+    frame: Frame, probability: np.ndarray, step: int, near: tuple[float, float]
+) -> list[Frame]:
+    """The crops that together show the uncertain outline of a mask, those nearest to a point first.
+
+    Parameters
+    ----------
+    frame
+        Of the view.
+    probability
+        (ceil(H / step), ceil(W / step)): every `step`-th pixel of the plane along both axes.
+    step
+        See `probability`.
+    near
+        (row, col): the middle of the newest prompt.
+    """
+    low, high = UNCERTAIN
+    at = np.argwhere((probability > low) & (probability < high)) * step
+    crops = lattice(frame)
+    if not len(at) or not crops:
+        return []
+    shown = np.stack([_well_inside(crop, at) for crop in crops])  # (crops, uncertain pixels)
+    chosen: list[int] = []
+    while True:  # the crop that shows most of what none has shown yet
+        counts = shown.sum(axis=1)
+        best = int(counts.argmax())
+        if counts[best] < MIN_UNCERTAIN:
+            break
+        chosen.append(best)
+        shown &= ~shown[best]
+    return sorted((crops[i] for i in chosen), key=lambda crop: _distance(crop, near))
+
+
+def _well_inside(crop: Frame, at: np.ndarray) -> np.ndarray:
+    """Which pixels (N, 2) lie where at least half of the mixture is the crop's: (N,) bool."""
+    inside = np.ones(len(at), bool)
+    for axis in (0, 1):
+        first, count, length = crop.crop[axis], crop.crop[2 + axis], crop.shape[axis]
+        room = FADE * count / 2
+        low = first + (room if first > 0 else 0)
+        high = first + count - 1 - (room if first + count < length else 0)
+        inside &= (at[:, axis] >= low) & (at[:, axis] <= high)
+    return inside
+
+
+def _distance(crop: Frame, point: tuple[float, float]) -> float:
+    top, left, rows, cols = crop.crop
+    return math.hypot(top + (rows - 1) / 2 - point[0], left + (cols - 1) / 2 - point[1])
+
+
+def fading(crop: Frame) -> np.ndarray:
+    """Weights (rows, cols) float32 of a crop: 1 inside, towards its borders down to nearly 0.
+
+    A border that is one of the plane's does not fade: nothing lies beyond it.
+    """
+    sides = []
+    for axis in (0, 1):
+        first, count, length = crop.crop[axis], crop.crop[2 + axis], crop.shape[axis]
+        width = max(1.0, FADE * count)
+        at = np.arange(count) + 0.5
+        low = at / width if first > 0 else np.ones(count)
+        high = (count - at) / width if first + count < length else np.ones(count)
+        sides.append(np.minimum(1, np.minimum(low, high)).astype(np.float32))
+    return np.outer(*sides)
+
+
+def strokes_inside(crop: Frame, prompts: Sequence[Prompt]) -> list[Stroke]:
+    """The clicks and scribbles of which a part lies in a crop; the present mask takes account of regions."""
+    top, left, rows, cols = crop.crop
+    inside = []
+    for prompt in prompts:
+        r0, c0, r1, c1 = prompt.bounds()
+        meets = r1 >= top - 0.5 and c1 >= left - 0.5 and r0 < top + rows - 0.5 and c0 < left + cols - 0.5
+        if not isinstance(prompt, Region) and meets:
+            inside.append(prompt)
+    return inside
+
+
+def contradicts(crop: Frame, shown: np.ndarray, before: np.ndarray, prompts: Sequence[Stroke]) -> bool:
+    """Whether a crop's mask (rows, cols) is wrong at a stroke at which the mask before, (H, W), is right.
+
+    A mixture of probabilities lies on the side of the threshold on which all of them lie. So what the user
+    said holds in it as long as every crop that is mixed in holds it.
+    """
+    top, left, rows, cols = crop.crop
+    for prompt in prompts:
+        at = np.floor(_along(prompt.points) + 0.5).astype(np.int64)
+        at = np.clip(at, 0, np.array(crop.shape) - 1)
+        local = at - (top, left)
+        inside = ((local >= 0) & (local < (rows, cols))).all(axis=1)
+        held = before[tuple(at[inside].T)] == prompt.positive
+        if np.any(held & (shown[tuple(local[inside].T)] != prompt.positive)):
+            return True
+    return False
+
+
+def _along(points: Sequence[Point]) -> np.ndarray:
+    """Points (N, 2) at most a pixel apart along the straight pieces of a line, its own among them."""
+    line = np.asarray(points, dtype=np.float64)
+    pieces = [line[:1]]
+    for start, end in itertools.pairwise(line):
+        count = max(1, math.ceil(np.abs(end - start).max()))
+        pieces.append(start + (end - start) * (np.arange(1, count + 1) / count)[:, None])
+    return np.concatenate(pieces)
+
+
+def thinned(soft: np.ndarray | Tensor) -> tuple[np.ndarray, int]:
+    """Every `step`-th pixel of a probability (H, W) along both axes, on the host, and the step."""
+    step = math.ceil(max(soft.shape) / GRID)
+    few = soft[::step, ::step]
+    return (few.float().cpu().numpy() if isinstance(few, Tensor) else few), step
+
+
+class Mixture:
+    """A prediction of the whole plane, and those of crops that are mixed into it with faded borders."""
+
+    def __init__(self, first: Prediction) -> None:
+        self.first = first
+        self.sources = 0
+        soft = first.soft if isinstance(first.soft, Tensor) else torch.from_numpy(first.soft)
+        self._before = soft.float()
+        self._sum = torch.zeros_like(self._before)
+        self._weight = torch.zeros_like(self._before)
+
+    def add(self, found: Prediction) -> None:
+        """Mix in a prediction over its frame's crop."""
+        soft = found.soft if isinstance(found.soft, Tensor) else torch.from_numpy(found.soft)
+        weight = torch.from_numpy(fading(found.frame)).to(self._sum)
+        found.frame.cut(self._sum).add_(weight * soft.float())
+        found.frame.cut(self._weight).add_(weight)
+        self.sources += 1
+
+    def prediction(self, edges: tuple[Embedding, ...]) -> Prediction:
+        """The mixture: the mean of the crops where they are not faded, the first prediction beside them."""
+        share = self._weight.clamp(max=1) * self._band()
+        mean = self._sum / self._weight.clamp(min=1e-6)
+        soft = torch.lerp(self._before, mean, share)
+        kept = soft.to(self.first.soft.dtype) if isinstance(self.first.soft, Tensor) else soft.numpy()
+        return replace(self.first, soft=kept, host_mask=None, edges=edges)
+
+    def _band(self) -> Tensor:
+        """(H, W) in [0, 1]: 1 at the outline of the first prediction's mask, 0 from `REACH` on."""
+        reach = max(2, round(REACH * SIDE * max(self._weight.shape)))
+        inside = (self._before > THRESHOLD).float()[None, None]
+        inside = F.avg_pool2d(F.pad(inside, (reach, reach, 0, 0), mode="replicate"), (1, 2 * reach + 1), 1)
+        inside = F.avg_pool2d(F.pad(inside, (0, 0, reach, reach), mode="replicate"), (2 * reach + 1, 1), 1)
+        return (2 - 2 * (2 * inside[0, 0] - 1).abs()).clamp(max=1)
