@@ -34,10 +34,7 @@ from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.registry import WEIGHTS, Weights, known_path, known_sha256
 from napari_lowlat_seg.models.segnext import SegNext
 
-RELEASE = Path(__file__).parents[2] / "release" / "weights-1"
-TINY_BASE = CompactConfig(
-    size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1, vit_depth=4, vit_width=64
-)  # fmt: skip
+TINY_OURS = CompactConfig(size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1)
 
 
 @pytest.fixture(autouse=True)
@@ -330,7 +327,7 @@ def test_a_damaged_safetensors_file_is_one_sentence(network, tmp_path) -> None:
     [
         (
             "nonsense",
-            r"unknown model 'nonsense'; choose one of default, base, .* or give",
+            r"unknown model 'nonsense'; choose one of default, segnext-sax1, .* or give",
         ),
         ("nowhere/some.pth", r"there is no model file nowhere/some\.pth"),
         ("../segnext-sax1", "unknown model"),
@@ -360,7 +357,7 @@ def test_a_missing_model_is_an_error_that_says_how_to_get_it(monkeypatch, tmp_pa
 def test_all_models_are_listed() -> None:
     """Known without a download: family, parameters, size, licence, address."""
     rows = {row["name"]: row for row in list_models()}
-    assert list(rows) == ["default", "base", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
+    assert list(rows) == ["default", "segnext-sax1", "segnext-sax2", "segnext-sax2-hq"]
     hq = rows["segnext-sax2-hq"]
     assert (hq["family"], hq["parameters"], hq["size"]) == ("segnext", 113_789_633, 1024)
     assert (hq["downloaded"], hq["path"], hq["sha256"], hq["bytes"]) == (False, None, None, None)
@@ -409,12 +406,12 @@ def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Pat
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Path:
-    """The file of a small model of ours on a server; a row "base" has its address and sha256."""
+    """The file of a small model of ours on a server; a row "ours" has its address and sha256."""
     torch.manual_seed(0)
-    path = save_model(Compact(TINY_BASE).eval(), tmp_path / "served" / "base.safetensors", half=True)
+    path = save_model(Compact(TINY_OURS).eval(), tmp_path / "served" / "ours.safetensors", half=True)
     digest = checkpoints.file_sha256(path)
-    row = Weights("compact", "none", "a test", f"{address}/base.safetensors", digest, 30_804_389, 512)
-    monkeypatch.setitem(WEIGHTS, "base", row)
+    row = Weights("compact", "none", "a test", f"{address}/ours.safetensors", digest, 30_804_389, 512)
+    monkeypatch.setitem(WEIGHTS, "ours", row)
     return path
 
 
@@ -442,47 +439,34 @@ def test_a_first_download_that_is_no_model_is_not_kept(save, remote, cache) -> N
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_the_table_s_facts_about_the_base_model_are_true(cache) -> None:
-    """Its row against the very file that its release offers; imported from the checkout, it has the name."""
-    file = RELEASE / "base.safetensors"
-    row = WEIGHTS["base"]
-    assert row.url.endswith(f"/{RELEASE.name}/{file.name}")
-    assert file.with_suffix(".md").is_file()
-    assert checkpoints.file_sha256(file) == row.sha256
-    info = model_info(file)
-    assert (info["family"], info["parameters"], info["size"]) == (row.family, row.parameters, row.size)
-    assert import_model(file) == known_path("base")
-
-
 def test_facts_about_a_model_are_known_before_its_download(release, cache) -> None:
     """All but the number of bytes is in the table."""
-    info = model_info("base")
+    info = model_info("ours")
     assert (info["family"], info["size"], info["parameters"]) == ("compact", 512, 30_804_389)
     assert (info["downloaded"], info["bytes"], info["path"]) == (False, None, None)
-    assert info["url"].endswith("/base.safetensors")
-    assert info["sha256"] == known_sha256("base") == checkpoints.file_sha256(release)
-    assert known_path("base") == cache / "base.safetensors"
+    assert info["url"].endswith("/ours.safetensors")
+    assert info["sha256"] == known_sha256("ours") == checkpoints.file_sha256(release)
+    assert known_path("ours") == cache / "ours.safetensors"
 
 
 @pytest.mark.slow
 def test_a_model_of_ours_is_downloaded_as_it_is(release, cache) -> None:
     """Byte for byte and with progress; then it is loaded by its name and listed once."""
     steps: list[tuple[int, int | None]] = []
-    assert download_model("base", lambda *step: steps.append(step)) == cache / "base.safetensors"
-    assert (cache / "base.safetensors").read_bytes() == release.read_bytes()
+    assert download_model("ours", lambda *step: steps.append(step)) == cache / "ours.safetensors"
+    assert (cache / "ours.safetensors").read_bytes() == release.read_bytes()
     assert steps[-1] == (release.stat().st_size, release.stat().st_size)
     release.unlink()
-    assert same_weights(load_model("base"), load_model(cache / "base.safetensors"))
-    assert [row["downloaded"] for row in list_models() if row["name"] == "base"] == [True]
-    assert [file.name for file in cache.iterdir()] == ["base.safetensors"]
-    assert load_predictor("base", "cpu").network.config == TINY_BASE
+    assert same_weights(load_model("ours"), load_model(cache / "ours.safetensors"))
+    assert [row["downloaded"] for row in list_models() if row["name"] == "ours"] == [True]
+    assert [file.name for file in cache.iterdir()] == ["ours.safetensors"]
+    assert load_predictor("ours", "cpu").network.config == TINY_OURS
 
 
 def test_a_model_of_ours_is_downloaded_at_first_use(release, cache) -> None:
     """By its name alone."""
-    assert same_weights(load_model("base"), load_model(release))
-    assert known_path("base").is_file()
+    assert same_weights(load_model("ours"), load_model(release))
+    assert known_path("ours").is_file()
 
 
 def test_a_cancelled_download_of_ours_leaves_nothing(release, cache) -> None:
@@ -492,30 +476,30 @@ def test_a_cancelled_download_of_ours_leaves_nothing(release, cache) -> None:
         raise InterruptedError(f"{done} of {total}")
 
     with pytest.raises(InterruptedError, match=" of "):
-        download_model("base", stop)
+        download_model("ours", stop)
     assert list(cache.iterdir()) == []
 
 
 def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
     """On its way, and where the download should lie."""
-    other = save_model(Compact(TINY_BASE).eval(), release)
-    with pytest.raises(ValueError, match=r"base\.safetensors from http.* has sha256 .*; it was not kept"):
-        download_model("base", lambda *_: None)
+    other = save_model(Compact(TINY_OURS).eval(), release)
+    with pytest.raises(ValueError, match=r"ours\.safetensors from http.* has sha256 .*; it was not kept"):
+        download_model("ours", lambda *_: None)
     assert list(cache.iterdir()) == []
-    other.rename(cache / "base.safetensors")
-    with pytest.raises(ValueError, match=r"base\.safetensors is not the file it should be: expected sha256"):
-        load_model("base")
+    other.rename(cache / "ours.safetensors")
+    with pytest.raises(ValueError, match=r"ours\.safetensors is not the file it should be: expected sha256"):
+        load_model("ours")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base.safetensors", "base (1).safetensors"])
+@pytest.mark.parametrize("name", ["ours.safetensors", "ours (1).safetensors"])
 def test_the_file_of_a_download_can_be_imported_instead(release, cache, name) -> None:
     """For a machine without network: its sha256 identifies it, whatever its name; twice is harmless."""
     brought = release.rename(release.with_name(name))
-    assert [import_model(brought) for _ in range(2)] == 2 * [cache / "base.safetensors"]
-    assert known_path("base").read_bytes() == brought.read_bytes()
-    assert same_weights(load_model("base"), load_model(brought))
-    assert import_model("base") == known_path("base")
+    assert [import_model(brought) for _ in range(2)] == 2 * [cache / "ours.safetensors"]
+    assert known_path("ours").read_bytes() == brought.read_bytes()
+    assert same_weights(load_model("ours"), load_model(brought))
+    assert import_model("ours") == known_path("ours")
 
 
 @pytest.mark.parametrize("name", ["default", "segnext-sax1"])

@@ -672,7 +672,7 @@ def test_the_stored_model_is_loaded_at_once(add_widget):
 def test_a_model_that_is_not_here_is_marked_and_shows_its_download(widget):
     """The bar and its button are there as long as it lasts."""
     widget.worker.loaded.emit(FACTS)
-    assert widget.options("Model")[:3] == ["default", "base  (download)", "segnext-sax1  (download)"]
+    assert widget.options("Model")[:2] == ["default", "segnext-sax1  (download)"]
     widget.choose("Model", "segnext-sax1  (download)")
     assert widget.worker.loads[-1] == ("segnext-sax1", "auto", "auto")
     widget.worker.progressed.emit(100_000_000, 400_000_000)

@@ -15,7 +15,6 @@ from torch import Tensor
 from napari_lowlat_seg.models.checkpoints import load_model, save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.tinyvit import UPSTREAM_WINDOWS, TinyViT
-from napari_lowlat_seg.models.vit import Dino
 from napari_lowlat_seg.training.losses import (
     LossMix,
     boundary_loss,
@@ -213,13 +212,13 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("default", 4850), ("default-2", 5576), ("default-3", 5432), ("base", 4000), ("base-768", 4872)],
+    [("default", 4850), ("default-2", 5576), ("default-3", 5432), ("default-4", 6573), ("candidates", 5000)],
 )
 def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
     """Its settings exist, its shares of domains sum to 1, and the default's model is the shipped one."""
     config = read_config(ROOT / "docs" / "recipes" / f"{name}.toml")
     assert math.isclose(sum(config.domains.values()), 1)
-    assert (CompactConfig(**config.model) == CompactConfig()) == (not name.startswith("base"))
+    assert CompactConfig(**config.model) == CompactConfig(candidates=2 if name == "candidates" else 0)
     assert config.steps == steps
 
 
@@ -350,34 +349,30 @@ def test_a_run_starts_from_a_whole_model(tiny: TrainConfig, tmp_path: Path) -> N
 
 
 def test_a_run_starts_from_a_smaller_model_and_predicts_as_it_does(tiny: TrainConfig, tmp_path: Path) -> None:
-    """A second encoder and a further block are new; what they add is nothing until they learn."""
+    """A further block is new; what it adds is nothing until it learns."""
     torch.manual_seed(4)
     trained = Compact(CompactConfig(**MODEL)).eval()
     save_model(trained, tmp_path / "whole.safetensors")
-    larger = {**MODEL, "blocks": 2, "vit_depth": 4, "vit_width": 64}
+    larger = {**MODEL, "blocks": 2}
     config = replace(tiny, model=larger, start=str(tmp_path / "whole.safetensors"))
     network = Run(config, "cpu").network.eval()
     image, maps = torch.rand(1, 3, 256, 256) * 255, (torch.rand(1, 3, 256, 256) > 0.99).float()
     with torch.inference_mode():
         torch.testing.assert_close(network(image, maps), trained(image, maps), rtol=0, atol=1e-5)
-    assert network.vit is not None
+    assert len(network.blocks) == 2
 
 
 def test_a_run_starts_from_a_model_of_another_input_side(tiny: TrainConfig, tmp_path: Path) -> None:
-    """Only the positions of the second encoder know it: they are laid on the new grid, the rest stays."""
+    """No weight knows the side of the input."""
     torch.manual_seed(4)
-    shape = {**MODEL, "vit_depth": 4, "vit_width": 64}
-    trained = Compact(CompactConfig(**shape))
+    trained = Compact(CompactConfig(**MODEL))
     save_model(trained, tmp_path / "whole.safetensors")
-    config = replace(tiny, model={**shape, "size": 512}, start=str(tmp_path / "whole.safetensors"))
-    begun, was = dict(Run(config, "cpu").network.state_dict()), dict(trained.state_dict())
-    assert begun.pop("vit.pos_embed").shape == (1, 32 * 32 + 1, 64)
-    assert was.pop("vit.pos_embed").shape == (1, 16 * 16 + 1, 64)
-    assert same(begun, was)
+    config = replace(tiny, model={**MODEL, "size": 512}, start=str(tmp_path / "whole.safetensors"))
+    assert same(dict(Run(config, "cpu").network.state_dict()), dict(trained.state_dict()))
 
 
 def test_weights_of_another_width_are_refused(tiny: TrainConfig, tmp_path: Path) -> None:
-    """What is neither second encoder nor further block must be there."""
+    """What is no further block must be there."""
     trained = Compact(CompactConfig(**MODEL))
     state = {name: value for name, value in trained.state_dict().items() if name != "norm.weight"}
     from safetensors.torch import save_file
@@ -385,39 +380,3 @@ def test_weights_of_another_width_are_refused(tiny: TrainConfig, tmp_path: Path)
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match=r"the weights of the config's model, got .* \['norm.weight'\]"):
         Run(replace(tiny, start=str(tmp_path / "part.safetensors")), "cpu")
-
-
-def test_the_second_encoder_starts_from_a_vit_of_another_patch_and_learns_slowly(
-    tiny: TrainConfig, tmp_path: Path
-) -> None:
-    """Blocks are loaded as they are, the patch kernel resampled; its rate is its own, the join's is not."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(4)
-    vit = {k: v for k, v in Dino(256, 64, 4, 8).state_dict().items() if not k.startswith(("norms.", "join."))}
-    vit["patch_embed.proj.weight"] = torch.randn(64, 3, 14, 14)
-    save_file({name: value.half() for name, value in vit.items()}, tmp_path / "vit.safetensors")
-    larger = {**MODEL, "vit_depth": 4, "vit_width": 64}
-    config = replace(tiny, model=larger, start_vit=str(tmp_path / "vit.safetensors"), vit_rate=1e-7)
-    run = Run(config, "cpu")
-    own = run.network.vit
-    assert own is not None
-    name = "blocks.2.mlp.fc1.weight"
-    assert torch.equal(own.state_dict()[name], vit[name].half().float())
-    slow = {id(p) for group in run.optimizer.param_groups if group["top"] == 1e-7 for p in group["params"]}
-    assert id(own.blocks[0].attn.qkv.weight) in slow
-    assert id(own.join.weight) not in slow
-
-
-def test_weights_of_a_vit_need_a_second_encoder(tiny: TrainConfig) -> None:
-    """The error says which setting makes one."""
-    with pytest.raises(ValueError, match=r"a model with a second encoder for `start_vit`; set `vit_depth`"):
-        Run(replace(tiny, start_vit="vit.safetensors"), "cpu")
-
-
-@pytest.mark.slow
-def test_a_base_model_trains(tiny: TrainConfig) -> None:
-    """Two steps with a second encoder: its blocks move, and the file loads as what it is."""
-    larger = {**MODEL, "vit_depth": 4, "vit_width": 64}
-    loaded = load_model(train(replace(tiny, model=larger)))
-    assert loaded.config == CompactConfig(**larger)

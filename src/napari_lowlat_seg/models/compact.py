@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from napari_lowlat_seg.models.network import MEAN, STD, Fit, Network, Regions
 from napari_lowlat_seg.models.tinyvit import ChannelNorm, TinyViT, patch_conv
-from napari_lowlat_seg.models.vit import HEAD, TAPS, Dino
 
 # tanh(2 d / radius) is 1 in float32 from here on, so a click's distance map need not reach further.
 SATURATED = 4.6
@@ -52,8 +51,6 @@ BOUNDS = {
     "skip8": (8, 512),
     "skip4": (8, 512),
     "radius": (1, 16),
-    "vit_depth": (0, 24),
-    "vit_width": (64, 1024),
     "candidates": (0, 4),
     "quality_slope": (0.01, 100),
     "quality_shift": (-20, 20),
@@ -84,8 +81,6 @@ class CompactConfig:
     disks
         Whether clicks are disks. Otherwise they are maps of tanh(2 d / radius), d the distance to the nearest
         click: for the paper's ablation "no disk".
-    vit_depth, vit_width
-        Blocks and channels of a second encoder, a plain ViT (see `Dino`); none if the depth is 0.
     candidates
         Further masks that `Compact.decode_candidates` makes; without the head for them if 0.
     quality_slope, quality_shift
@@ -110,8 +105,6 @@ class CompactConfig:
     radius: int = 3
     regions: Regions = "channel"
     disks: bool = True
-    vit_depth: int = 0
-    vit_width: int = 384
     candidates: int = 0
     quality_slope: float = 1.0
     quality_shift: float = 0.0
@@ -129,11 +122,6 @@ class CompactConfig:
             )
         if len(self.windows) != 3 or not all(1 <= side <= 32 for side in self.windows):
             raise ValueError(f"the compact model needs three windows of 1..32 tokens, got {self.windows}")
-        if self.vit_depth % TAPS or self.vit_width % HEAD:
-            raise ValueError(
-                f"the compact model needs a vit_depth in steps of {TAPS} and a vit_width in steps of {HEAD}, "
-                f"got vit_depth {self.vit_depth}, vit_width {self.vit_width}"
-            )
         if self.regions not in get_args(Regions):
             raise ValueError(f"regions is one of {get_args(Regions)}, got {self.regions!r}")
 
@@ -260,7 +248,6 @@ class Compact(Network):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         # 1. once per image
         self.encoder = TinyViT(config.windows)
-        self.vit = Dino(config.size, config.vit_width, config.vit_depth, c) if config.vit_depth else None
         self.deep = nn.Conv2d(256, c, 1)
         self.thin8 = nn.Conv2d(128, c8, 1)
         self.thin4 = nn.Conv2d(64, c4, 1)
@@ -294,9 +281,7 @@ class Compact(Network):
         """The deep map (B, C, S/16, S/16) and the skips (B, c8, S/8, S/8) and (B, c4, S/4, S/4)."""
         image = ((image - self.mean) / self.std).to(self.dtype)
         quarter, eighth, tiny = self.encoder(image)
-        deep = patch_conv(self.deep, tiny)
-        deep = deep if self.vit is None else deep + self.vit(image)
-        return deep, patch_conv(self.thin8, eighth), patch_conv(self.thin4, quarter)
+        return patch_conv(self.deep, tiny), patch_conv(self.thin8, eighth), patch_conv(self.thin4, quarter)
 
     def fuse(self, features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, ...]:
         """The features joined with maps (B, 3, S, S); shapes stay, and neither argument is changed."""

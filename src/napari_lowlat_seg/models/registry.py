@@ -13,7 +13,6 @@ import platformdirs
 
 PACKAGED = Path(__file__).parent / "weights"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&id="
-RELEASES = "https://github.com/napari-lowlat-seg/napari-lowlat-seg/releases/download/"
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,6 @@ UPSTREAM = "not stated for the weights; their code is MIT (Copyright 2024 uncbia
 
 WEIGHTS: dict[str, Weights] = {
     "default": Weights("compact", "Apache-2.0; see its model card", "compact model, inside the package"),
-    "base": Weights(
-        "compact",
-        "Apache-2.0; see its model card",
-        "larger member for a GPU: a DINOv2 ViT-S beside the encoder, 768 x 768",
-        RELEASES + "weights-1/base.safetensors",
-        "489d5c9be967b7098aec1d7998eb729ff44e97379f78c25066718bcd34f406ee",
-        parameters=31_295_909,
-        size=768,
-    ),
     "segnext-sax1": Weights(
         "segnext",
         UPSTREAM,

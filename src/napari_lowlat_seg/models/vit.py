@@ -1,9 +1,8 @@
-"""Plain vision transformers: the encoder of SegNext, and a second encoder for the compact network.
+"""A plain vision transformer: the encoder of SegNext.
 
 `PlainViT` is a ViT (Dosovitskiy et al., ICLR 2021) with attention inside windows, except for every third
 block, whose attention is global (Li et al., "Exploring Plain Vision Transformer Backbones for Object
 Detection", ECCV 2022; used by Liu et al., CVPR 2024). Module names are those of the official files.
-`Dino` has the form of DINOv2's ViT (Oquab et al., 2023).
 """
 
 from __future__ import annotations
@@ -129,75 +128,3 @@ class PlainViT(nn.Module):
         n, side = self.windows, self.grid // self.windows
         x = x.view(-1, n, n, side, side, x.shape[-1]).transpose(2, 3)  # (B, n, side, n, side, C)
         return x.reshape(-1, self.grid**2, x.shape[-1])  # (B, g * g, C)
-
-
-PATCH = 16
-HEAD = 64  # channels of one attention head
-TAPS = 4  # depths that are read, evenly spaced, the last block's among them
-
-
-class Dino(nn.Module):
-    """Normalised RGB (B, 3, S, S) to tokens of four depths, projected to (B, out, S/16, S/16).
-
-    Parameters
-    ----------
-    size
-        Side S, a multiple of 16.
-    width
-        Channels of a token, a multiple of 64.
-    depth
-        Number of blocks, a multiple of 4.
-    out
-        Channels of the output. It is zero with fresh weights, so that a network to which this encoder is
-        added computes what it did before.
-    """
-
-    def __init__(self, size: int, width: int, depth: int, out: int) -> None:
-        super().__init__()
-        self.grid = size // PATCH
-        self.patch_embed = PatchEmbed(3, width, PATCH)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, width))
-        self.blocks = nn.ModuleList(Block(width, width // HEAD, 4, eps=1e-6) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(TAPS))
-        self.join = nn.Linear(TAPS * width, out)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.zeros_(self.join.weight)
-        nn.init.zeros_(self.join.bias)
-
-    def forward(self, image: Tensor) -> Tensor:
-        tokens = self.patch_embed(image)
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embed
-        every = len(self.blocks) // TAPS
-        seen: list[Tensor] = []
-        for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if number % every == 0:
-                seen.append(self.norms[len(seen)](x[:, 1:]))
-        joined: Tensor = self.join(torch.cat(seen, -1))  # (B, g * g, out)
-        return joined.transpose(1, 2).reshape(len(x), -1, self.grid, self.grid)
-
-
-def resample(state: dict[str, Tensor], network: Dino) -> dict[str, Tensor]:
-    """The state of a ViT with another patch size or grid, resampled for `network`; `state` is not changed.
-
-    Positions are interpolated (bicubic). The patch kernel is resized such that a patch and its enlarged copy
-    get the same token: by the pseudo-inverse of bilinear enlargement (Beyer et al., "FlexiViT: One Model for
-    All Patch Sizes", CVPR 2023, section 3.4).
-    """
-    laid = dict(state)
-    positions = state["pos_embed"]
-    old = round((positions.shape[1] - 1) ** 0.5)
-    if old != network.grid:
-        grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (network.grid, network.grid), mode="bicubic")
-        laid["pos_embed"] = torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
-    kernel = state["patch_embed.proj.weight"]
-    side = kernel.shape[-1]
-    if side != PATCH:
-        units = torch.eye(side**2).view(side**2, 1, side, side)
-        enlarge = F.interpolate(units, (PATCH, PATCH), mode="bilinear").flatten(1).t()  # (256, side ** 2)
-        back = torch.linalg.pinv(enlarge.double()).t().to(kernel.dtype)  # (256, side ** 2)
-        resized = kernel.flatten(2) @ back.t()
-        laid["patch_embed.proj.weight"] = resized.unflatten(2, (PATCH, PATCH))
-    return laid

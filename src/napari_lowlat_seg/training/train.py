@@ -27,7 +27,6 @@ from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
-from napari_lowlat_seg.models.vit import resample
 from napari_lowlat_seg.training.edges import continue_from_parents
 from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.pictures import read_sets
@@ -35,7 +34,7 @@ from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
 from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views
 
 
-def starting_network(config: CompactConfig, start: str, start_vit: str, seed: int) -> Compact:
+def starting_network(config: CompactConfig, start: str, seed: int) -> Compact:
     """Return the network of a config with the weights of its files, random weights elsewhere.
 
     Parameters
@@ -44,18 +43,15 @@ def starting_network(config: CompactConfig, start: str, start_vit: str, seed: in
         Of the network.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model, which may
-        have another input side and lack a second encoder and further fusion blocks: new parts add nothing at
-        first. None if empty.
-    start_vit
-        A .safetensors file of weights for the second encoder, on any grid and patch. None if empty.
+        have another input side and lack further fusion blocks: new blocks add nothing at first. None if
+        empty.
     seed
         Of the random weights.
 
     Raises
     ------
     ValueError
-        If a whole model lacks or has other parts, or weights for a second encoder are given to a network
-        without one.
+        If a whole model lacks or has other parts.
     """
     torch.manual_seed(seed)
     network = Compact(config)
@@ -65,12 +61,6 @@ def starting_network(config: CompactConfig, start: str, start_vit: str, seed: in
             _start_whole(network, state)
         else:
             network.encoder.load_state_dict(resize_windows(state, network.encoder))
-    if start_vit:
-        if network.vit is None:
-            raise ValueError("expected a model with a second encoder for `start_vit`; set `vit_depth`")
-        # no other network has norms and join
-        own = network.vit.state_dict()
-        network.vit.load_state_dict({**own, **resample(_floats(start_vit), network.vit)})
     return network
 
 
@@ -79,12 +69,9 @@ def _floats(path: str) -> dict[str, Tensor]:
 
 
 def _start_whole(network: Compact, state: dict[str, Tensor]) -> None:
-    """Load a whole model; it may lack a second encoder and further fusion blocks."""
-    if network.vit is not None and "vit.pos_embed" in state:  # the only tensor that knows the input's side
-        vit = {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
-        state = state | {f"vit.{name}": value for name, value in resample(vit, network.vit).items()}
+    """Load a whole model; it may lack further fusion blocks."""
     missing, unexpected = network.load_state_dict(state, strict=False)
-    unknown = [*unexpected, *(name for name in missing if not name.startswith(("vit.", "blocks.")))]
+    unknown = [*unexpected, *(name for name in missing if not name.startswith("blocks."))]
     if unknown:
         raise ValueError(f"expected the weights of the config's model, got none or others for {unknown[:3]}")
     for number, block in enumerate(network.blocks):
@@ -105,18 +92,16 @@ class TrainConfig:
         Folder of the pictures, and folder that the run writes.
     start
         A .safetensors file of encoder weights (MobileSAM's names) or of a whole compact model; none if empty.
-        A model of another input side, without a second encoder, or with fewer fusion blocks, may start one
-        that has them: new parts add nothing at first.
-    start_vit
-        A .safetensors file of weights for the second encoder, on any grid and patch; see `resample`.
+        A model of another input side or with fewer fusion blocks may start one that has them: new parts add
+        nothing at first.
     device
         "auto", "cpu", "cuda" or "cuda:1".
     steps, warmup
         Optimiser steps in all, and those of the linear warm-up.
     batch
         Views per step and device.
-    rate, encoder_rate, vit_rate
-        Peak learning rates of the new parts, of the encoder, and of the second encoder.
+    rate, encoder_rate
+        Peak learning rates of the new parts and of the encoder.
     decay, clip
         Weight decay (of weights, not of biases and norms), and the largest norm of the gradient.
     average
@@ -143,14 +128,12 @@ class TrainConfig:
     data: str = "data"
     out: str = "run"
     start: str = ""
-    start_vit: str = ""
     device: str = "auto"
     steps: int = 6000
     warmup: int = 200
     batch: int = 64
     rate: float = 6e-4
     encoder_rate: float = 1.2e-4
-    vit_rate: float = 3e-5
     decay: float = 0.05
     clip: float = 1.0
     average: float = 0.999
@@ -224,24 +207,21 @@ class Run:
 
     def __init__(self, config: TrainConfig, device: str) -> None:
         shape = CompactConfig(**config.model)
-        self.network = starting_network(shape, config.start, config.start_vit, config.seed).to(device)
+        self.network = starting_network(shape, config.start, config.seed).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder: list[nn.Parameter] = []
-        vit: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
-            pretrained = name.startswith("vit.") and not name.startswith(("vit.norms.", "vit.join."))
-            part = encoder if name.startswith("encoder.") else vit if pretrained else rest
-            part.append(parameter)
+            (encoder if name.startswith("encoder.") else rest).append(parameter)
         groups = [
             {"params": [p for p in part if (p.ndim > 1) == decays], "lr": rate, "top": rate,
              "weight_decay": config.decay if decays else 0.0}
-            for part, rate in ((encoder, config.encoder_rate), (vit, config.vit_rate), (rest, config.rate))
+            for part, rate in ((encoder, config.encoder_rate), (rest, config.rate))
             for decays in (True, False)
             if part
         ]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.startswith("cuda"))
-        self.parameters = encoder + vit + rest
+        self.parameters = encoder + rest
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.step = 0
 
