@@ -201,6 +201,40 @@ def test_the_next_click_uses_the_closer_look_of_the_click_before(service, networ
     assert network.encoded == 2
 
 
+class LeftHalf(Disk):
+    """Takes the left half of what it sees, with a soft outline, for the object."""
+
+    def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        across = torch.linspace(6, -6, 64).expand(len(fused[0]), 1, 64, 64)
+        return across.clone(), torch.tensor([0.9])
+
+
+def test_crops_along_an_outline_are_embedded_once_for_all_objects(source) -> None:
+    """A correction of a large object embeds some, the rest follows; the next click and object need none."""
+    network = LeftHalf()
+    service = PredictionService(Predictor(network, Runtime()), 2**24)
+    clicks = (Click((200, 50)), Click((50, 150)), Click((350, 150)))
+    [*_, (begun, _)] = service.predict(FakeRequest(clicks[:1]), source)
+    assert network.encoded == 1
+    masks = list(service.predict(FakeRequest(clicks[:2], begun), source))
+    assert [final for _, final in masks] == [False, False, False, True]
+    embedded = network.encoded
+    assert embedded > 2
+    list(service.predict(FakeRequest(clicks, masks[-1][0]), source))
+    list(service.predict(FakeRequest(clicks[:2], begun, object=2), source))
+    assert network.encoded == embedded
+
+
+def test_a_preview_embeds_no_crops(source) -> None:
+    """It shows the quick prediction only."""
+    network = LeftHalf()
+    service = PredictionService(Predictor(network, Runtime()), 2**24)
+    clicks = (Click((200, 50)), Click((50, 150)))
+    [*_, (begun, _)] = service.predict(FakeRequest(clicks[:1]), source)
+    assert len(list(service.predict(FakeRequest(clicks, begun, ticket=0), source))) == 1
+    assert network.encoded == 1
+
+
 def test_another_object_on_the_plane_has_a_closer_look_of_its_own(service, network, source) -> None:
     """Looks are kept for each object and plane."""
     for number, place in ((1, 100), (2, 300)):
