@@ -353,5 +353,5 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 def _hint(prediction: Any) -> Any:
     """A prediction for use on another plane: its closer looks show the plane on which they were taken."""
-    seen = getattr(prediction, "look", None) is not None or getattr(prediction, "edges", ())
+    seen = getattr(prediction, "look", None) is not None or bool(getattr(prediction, "edges", None))
     return replace(prediction, look=None, edges=()) if seen else prediction
