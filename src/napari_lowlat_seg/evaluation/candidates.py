@@ -68,6 +68,7 @@ def candidates(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterat
 
 def _choice(model: Segmenter, embedding: Any, sample: Sample) -> Choice:
     click = next_click(sample.truth, np.zeros(sample.truth.shape, bool))
+    assert click is not None  # every sample shows its object, and an empty mask misses all of it
     ask = getattr(model, "candidates", None)
     found = [model.predict(embedding, [click], None)] if ask is None else ask(embedding, [click])
     predicted = tuple(getattr(one, "quality", None) for one in found)
