@@ -21,6 +21,7 @@ class FakePrediction:
     probability: np.ndarray
     look: object = None
     quality: float | None = None
+    edges: tuple[object, ...] = ()
 
     @property
     def mask(self) -> np.ndarray:
