@@ -551,7 +551,7 @@ SAFETENSORS = {
     "windows of texts": config({"windows": ["8", "16", "8"]}),
     "two windows": config({"windows": [8, 16]}),
     "10^5 windows": config({"windows": [8] * 20_000}),
-    "100 ViT blocks": config({"vit_depth": 100}),
+    "100 candidates": config({"candidates": 100}),
     "heads that do not divide": config({"heads": 7}),
     "a depth of 10^9": config({"depth": 10**9}, "segnext"),
     "the largest SegNext": config(
@@ -571,8 +571,7 @@ SAFETENSORS = {
             "size": 2048,
             "width": 1024,
             "blocks": 12,
-            "vit_depth": 24,
-            "vit_width": 1024,
+            "candidates": 4,
             "windows": [32, 32, 32],
         }
     ),
