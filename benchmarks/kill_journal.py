@@ -1,11 +1,16 @@
 """Kills a process that annotates, at random instants, and compares what is restored with what it did.
 
     python -m benchmarks.kill_journal --kills 300
+    xvfb-run python -m benchmarks.kill_journal --kills 300 --window
 
-Every kill is one child process with random actions of a user: prompts of every kind, predictions, brush
-strokes, accepts, corrections, propagation runs, undo, redo, settings. Labels lie in memory or on disk by
-turns. The parent plays the same actions itself and knows what the session holds after each event; what is
-restored must be exactly one of these states, and no old one.
+A child process does random actions of a user: prompts of every kind, predictions, brush strokes, accepts,
+corrections, propagation runs, undo, redo, settings; with `--window` in napari, with the dock widget. Labels
+lie in memory or on disk by turns. The parent plays the same actions itself and knows what the session holds
+after each event; what is restored must be exactly one of these states, and no old one. Labels on disk must be
+right on all levels of their pyramid, and the highest label that is noted there too.
+
+A process is stopped (SIGSTOP) at random instants, and its files are copied as they are then: this is what a
+kill at that instant would leave. The last instant of each process is a kill.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,9 +55,9 @@ def volume() -> Volume:
     return Volume(PIXELS.copy())
 
 
-def fresh_labels() -> np.ndarray:
+def fresh_labels(dtype: Any = np.uint16) -> np.ndarray:
     """Labels with one object in them."""
-    labels = np.zeros(SHAPE, np.uint16)
+    labels = np.zeros(SHAPE, dtype)
     labels[:, :3, :3] = 3
     return labels
 
@@ -284,9 +290,9 @@ def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> N
     time.sleep(3600)
 
 
-def expected_digests(seed: int, count: int, *, on_disk: bool) -> list[str]:
+def expected_digests(seed: int, count: int, *, on_disk: bool, dtype: Any = np.uint16) -> list[str]:
     """What a session holds at first and after each event."""
-    labels = fresh_labels()
+    labels = fresh_labels(dtype)
     session = new_session(labels)
     digests = [digest_of(session, labels)]
 
@@ -300,33 +306,108 @@ def expected_digests(seed: int, count: int, *, on_disk: bool) -> list[str]:
     return digests
 
 
-def kill_once(folder: Path, seed: int, *, on_disk: bool, pause: float = 0.01, count: int = 60) -> int:
-    """Kill one child at a random instant; how many events of finished actions were lost.
+def kill_once(folder: Path, seed: int, *, on_disk: bool, **options: Any) -> int:
+    """Kill one child at a random instant; how many events of finished actions were lost."""
+    (lost,) = kills(folder, seed, on_disk=on_disk, **options)
+    return lost
+
+
+def kills(
+    folder: Path,
+    seed: int,
+    *,
+    on_disk: bool,
+    window: bool = False,
+    instants: int = 1,
+    pause: float = 0.01,
+    count: int = 60,
+) -> list[int]:
+    """Stop one child at random instants, and kill it at the last; how many finished events were lost at each.
 
     Raises AssertionError if what is restored is not what the session held after one of its events.
     """
-    command = [sys.executable, "-m", "benchmarks.kill_journal", "--child", str(folder), str(seed), str(count)]
-    process = subprocess.Popen([*command, str(int(on_disk)), str(pause)], cwd=Path(__file__).parents[1])
-    log = folder / "log"
+    work = folder / "work"
+    work.mkdir()
+    module = "benchmarks.kill_window" if window else "benchmarks.kill_journal"
+    command = [sys.executable, "-m", module, "--child", str(work), str(seed), str(count)]
+    state = {**os.environ, "XDG_STATE_HOME": str(work)}
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([*command, str(int(on_disk)), str(pause)], cwd=root, env=state)
+    log, rng = work / "log", random.Random(seed)
+    places = sorted(rng.random() * count for _ in range(instants))
+    copies = []
     try:
-        while not (log.exists() and log.read_bytes()):
-            assert process.poll() is None, "the child ended before it began"
-            time.sleep(0.002)
-        time.sleep(random.Random(seed).random() * count * (pause + 0.004))
+        for number, place in enumerate(places):
+            while not (log.exists() and len(log.read_bytes().split()) > place):
+                assert process.poll() is None, "the child ended before it began"
+                time.sleep(0.001)
+            time.sleep(rng.random() * (pause + 0.004))
+            process.send_signal(signal.SIGSTOP)
+            while not _stopped(process.pid):
+                time.sleep(0.001)
+            copies.append(folder / f"at-{number}")
+            shutil.copytree(work, copies[-1])
+            process.send_signal(signal.SIGCONT if number < instants - 1 else signal.SIGKILL)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    lines = log.read_text().split("\n")[:-1]
+    dtype = pyramid_in(work)[0].dtype.name if window and on_disk else "uint16"
+    digests = expected_digests(seed, count, on_disk=on_disk, dtype=dtype)
+    return [_lost(copy, seed, digests, on_disk=on_disk, window=window) for copy in [*copies[:-1], work]]
+
+
+def _stopped(process: int) -> bool:
+    """Whether all threads of a process stand still."""
+    tasks = Path(f"/proc/{process}/task").glob("*/stat")
+    return all(task.read_text().rsplit(")", 1)[1].split()[0] in "TtZX" for task in tasks)
+
+
+def _lost(folder: Path, seed: int, digests: list[str], *, on_disk: bool, window: bool) -> int:
+    lines = (folder / "log").read_text().split("\n")[:-1]
     finished = int([line for line in lines if line != "end"][-1])
-    (found,) = list_journals(folder, volume())
-    assert not found.in_use
-    labels = labels_in(folder, on_disk=on_disk, new=False)
-    restored = digest_of(open_session(found.path, volume(), [ArrayLabels(labels)]), labels)
-    digests = expected_digests(seed, count, on_disk=on_disk)
+    found = (
+        list_journals(next(folder.rglob("[!.]*.journal")).parent, volume())
+        if any(folder.rglob("[!.]*.journal"))
+        else []
+    )
+    if window and on_disk:
+        labels, store = pyramid_in(folder)
+    else:
+        labels = labels_in(folder, on_disk=on_disk, new=False)
+        store = ArrayLabels(labels)
+    if found:
+        (one,) = found
+        session = open_session(one.path, volume(), [store])
+        labels = labels if not hasattr(store, "levels") else np.asarray(store.levels[0])
+        restored = digest_of(session, labels)
+        if hasattr(store, "levels"):
+            check_pyramid(store, session.highest)
+    else:  # nothing was done that would be worth a file
+        restored = digest_of(Session(volume(), ArrayLabels(labels)), labels)
     places = [place for place, digest in enumerate(digests) if digest == restored]
-    assert places, f"seed {seed}: what was restored was never there"
+    assert places, f"seed {seed}: what was restored was never there, {finished} events were finished"
     # The same state may come back; the nearest one is meant.
     return max(0, min(finished - place for place in places if place >= finished or place == max(places)))
+
+
+def pyramid_in(folder: Path) -> tuple[np.ndarray, Any]:
+    """Labels on disk as a kill has left them."""
+    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
+
+    store = LabelPyramid.at(folder / "labels.ome.zarr", volume())
+    return np.asarray(store.levels[0]), store
+
+
+def check_pyramid(store: Any, highest: int) -> None:
+    """Raise AssertionError unless coarse levels show the finest one, and the highest label is noted."""
+    first = np.asarray(store.levels[0])
+    for level in store.levels[1:]:
+        steps = [max(1, round(n / m)) for n, m in zip(first.shape, level.shape, strict=True)]
+        thinned = first[tuple(slice(None, None, step) for step in steps)]
+        assert np.array_equal(np.asarray(level), thinned), "a level of the pyramid is wrong"
+    noted = store.highest()
+    assert noted >= first.max(), f"the highest label is {first.max()}, {noted} is noted"
+    assert noted <= max(highest, int(first.max())), f"{noted} is noted as the highest label of {highest}"
 
 
 def main() -> None:
@@ -338,20 +419,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--window", action="store_true", help="in napari, with the dock widget")
+    parser.add_argument("--instants", type=int, default=10, help="stops of each process")
     parser.add_argument("--pause", type=float, default=0.01, help="seconds between two actions")
     options = parser.parse_args()
     lost: Counter[int] = Counter()
     wrong = []
-    for seed in range(options.first_seed, options.first_seed + options.kills):
+    for seed in range(options.first_seed, options.first_seed + -(-options.kills // options.instants)):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                lost[kill_once(Path(folder), seed, on_disk=bool(seed % 2), pause=options.pause)] += 1
+                lost.update(
+                    kills(
+                        Path(folder),
+                        seed,
+                        on_disk=bool(seed % 2),
+                        window=options.window,
+                        instants=options.instants,
+                        pause=options.pause,
+                    )
+                )
             except Exception as error:
                 wrong.append(f"{type(error).__name__}: {error}")
-                print(wrong[-1], flush=True)
-    print(
-        json.dumps({"kills": options.kills, "wrong": len(wrong), "events lost": dict(sorted(lost.items()))})
-    )
+            done = {"kills": sum(lost.values()), "wrong": wrong, "events lost": dict(sorted(lost.items()))}
+            print(json.dumps(done), flush=True)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,14 @@ if find_spec("pytestqt") is not None:
         return PatientBot(request)
 
 
+@pytest.fixture(autouse=True)
+def journals(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the journals of this test alone: no window offers the session of another one."""
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    return state / "napari-lowlat-seg" / "journals"
+
+
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], object]], None]:
     """Wait until a condition holds; fail if it never does. No test waits by a time of its own."""

@@ -103,7 +103,7 @@ class FakeController:
         self.changed.emit()
 
     def __getattr__(self, name):
-        if name in METHODS or name in ("attach", "detach"):
+        if name in METHODS or name in ("attach", "detach", "close"):
             return lambda: self.called.append(name)
         raise AttributeError(name)
 

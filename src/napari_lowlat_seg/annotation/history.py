@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
+from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 
 LIMIT_BYTES = 256 * 2**20
@@ -66,6 +68,9 @@ class ObjectRecord:
     propagated: Propagated | None = None
 
 
+StepKind = Literal["prompts", "paint", "clear", "accept", "label", "edit", "stroke", "run"]
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One action of the user, which is undone and redone as a whole.
@@ -86,6 +91,13 @@ class Step:
         Its changes of the labels.
     store
         The labels that were changed.
+    kind
+        What was done: `Session.set_prompts`, `paint`, `clear`, `accept`, `choose_label`, `edit_object`,
+        `record_stroke`, or a propagation run.
+    at
+        Of "edit": the pixel of the plane under which the object was found.
+    request
+        Of "run": what was asked for; None in all parts but the first.
     tickets
         Those of all its states.
     """
@@ -97,6 +109,9 @@ class Step:
     records: tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...] = ()
     edits: tuple[LabelEdit, ...] = ()
     store: LabelStore | None = None
+    kind: StepKind = "run"
+    at: tuple[int, int] | None = None
+    request: PropagationRequest | None = None
     tickets: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +143,7 @@ class Event:
     kind
         "step", "undo" and "redo" of the undo stack; "prediction": applied; "progress": what a transaction has
         changed since the last event, and "closed" at its end; "labels": others are in use; "settings":
-        `policy`, `finish` or `semantic` have changed; "writing": said before labels are written.
+        an attribute of `SETTINGS` has changed; "writing": said before labels are written.
     highest
         The highest label that the session knows of.
     step
@@ -141,6 +156,8 @@ class Event:
         Of "labels": the record of the current object.
     settings
         Values by the name of the session's attribute.
+    tile
+        Of "prediction": the part of the plane that was predicted; None for all of it.
     """
 
     kind: EventKind
@@ -151,6 +168,7 @@ class Event:
     edits: tuple[LabelEdit, ...] = ()
     record: ObjectRecord | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    tile: BoundingBox | None = None
 
 
 class Transaction:
@@ -170,6 +188,11 @@ class Transaction:
         Called with labels and edits to make the edits; by default they are there already.
     changed
         Called after each change.
+
+    Attributes
+    ----------
+    request
+        What is being run, until `news` has returned it.
     """
 
     def __init__(
@@ -183,6 +206,7 @@ class Transaction:
         changed: Callable[[], object] = lambda: None,
     ) -> None:
         self.open = True
+        self.request: PropagationRequest | None = None
         self._write, self._changed = write, changed
         self._title, self._plane, self._current = title, plane, current
         self._all_states, self._all_records = states, records
@@ -193,6 +217,11 @@ class Transaction:
         self._new_states: dict[Key, PlaneState] = {}  # before what `news` has not returned yet
         self._new_records: dict[int, ObjectRecord | None] = {}
         self._reported = 0  # edits that `news` has returned
+
+    def begin(self, request: PropagationRequest) -> None:
+        """Say what is being run."""
+        self.request = request
+        self._changed()
 
     def change(
         self,
@@ -227,7 +256,8 @@ class Transaction:
         """What has been changed since the last call."""
         step = self._step(self._new_states, self._new_records, self._edits[self._reported :])
         self._new_states, self._new_records, self._reported = {}, {}, len(self._edits)
-        return step
+        request, self.request = self.request, None
+        return replace(step, request=request)
 
     def so_far(self) -> Step:
         """The step of all changes until now."""

@@ -54,6 +54,7 @@ class PropagationRun:
         self.request = request
         self._session, self._step, self._writes = session, step, writes
         self._reached: set[Plane] = set()
+        step.begin(request)
 
     @classmethod
     def propagation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:

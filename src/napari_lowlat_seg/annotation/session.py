@@ -26,6 +26,7 @@ from napari_lowlat_seg.annotation.history import (
     Key,
     ObjectRecord,
     Step,
+    StepKind,
     Transaction,
     UndoStack,
 )
@@ -46,7 +47,7 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 
 _EMPTY = PlaneState()
 
-SETTINGS = ("policy", "finish", "semantic")
+SETTINGS = ("policy", "finish", "semantic", "model")
 """The attributes of a session that are settings."""
 
 
@@ -77,6 +78,8 @@ class Session:
         How probabilities become masks, for what is shown and for what is written.
     semantic
         Whether the next object gets the same label as this one instead of the next free one.
+    model
+        `PredictionService.describe` of what predicts its masks, if you say so; kept with the session.
     observer
         Called with an `Event` after every change, such as a `Journal`; it must return at once and not raise.
 
@@ -101,6 +104,7 @@ class Session:
         self.policy = Policy()
         self.finish = PostProcessing()
         self.semantic = False
+        self.model: Mapping[str, Any] = {}
         self.undo_stack = UndoStack(limit)
         self._tickets = count(1)
         self._numbers = count(2)
@@ -114,12 +118,13 @@ class Session:
             self.use_labels(labels, labels.highest())
 
     def __setattr__(self, name: str, value: Any) -> None:
-        observed = name in SETTINGS and self.observer is not None
+        observed = self.observer is not None and (name in SETTINGS or name == "volume")
         if observed:
             self._transaction_changed()
         super().__setattr__(name, value)
         if observed:
-            self._tell(Event("settings", self._highest, settings={name: value}))
+            changed = {"preprocessing": self.preprocessing} if name == "volume" else {name: value}
+            self._tell(Event("settings", self._highest, settings=changed))
 
     # Reading
 
@@ -192,6 +197,11 @@ class Session:
         )
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What a prediction is made of beside the pixels: "window" and "spacing" of the volume."""
+        return {"window": self.volume.window, "spacing": self.volume.spacing}
+
+    @property
     def pending(self) -> tuple[Plane, ...]:
         """The planes where the current object waits for a prediction."""
         return tuple(plane for plane, state in self.states().items() if state.pending)
@@ -226,7 +236,7 @@ class Session:
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
             return False
-        self._change(edit_title(old.prompts, new), plane, old.with_prompts(new))
+        self._change(edit_title(old.prompts, new), plane, old.with_prompts(new), "prompts")
         return True
 
     def paint(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> None:
@@ -240,7 +250,7 @@ class Session:
             (row, col) of the mask's first pixel on the plane.
         """
         drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
-        self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)))
+        self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)), "paint")
 
     def clear(self) -> bool:
         """Remove all prompts and masks of the current object, on all planes; False if there are none.
@@ -251,7 +261,7 @@ class Session:
         if not planes:
             return False
         states = tuple(self._changed(plane, PlaneState()) for plane in planes)
-        self._do(Step("clear", planes[-1], (self._current, self._current), states))
+        self._do(Step("clear", planes[-1], (self._current, self._current), states, kind="clear"))
         return True
 
     def accept(self) -> bool:
@@ -272,7 +282,8 @@ class Session:
             return False
         if self.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
-        edits, written = volume_edits(self.labels, masks, record.label, self.policy, before)
+        found, written = volume_edits(self.labels, masks, record.label, self.policy, before)
+        edits = tuple(found)
         if not edits and not before:
             return False
         # New tickets: a late prediction must not change the mask of an object that has been written.
@@ -284,9 +295,8 @@ class Session:
             (number, None, ObjectRecord(self._next_label())),
         )
         plane, change = next(iter(masks)), (self._current, number)
-        step = Step(
-            f"accepted object {record.label}", plane, change, states, records, tuple(edits), self.labels
-        )
+        title = f"accepted object {record.label}"
+        step = Step(title, plane, change, states, records, edits, self.labels, "accept")
         self.close_transaction()  # its end comes before the accept, also for the observer
         self._write(self.labels, edits)
         self._do(step)
@@ -300,7 +310,8 @@ class Session:
         if label == record.label:
             return
         changed = ((self._current, record, replace(record, label=label)),)
-        self._do(Step(f"label {label}", None, (self._current, self._current), records=changed))
+        here = (self._current, self._current)
+        self._do(Step(f"label {label}", None, here, records=changed, kind="label"))
 
     def edit_object(self, plane: Plane, at: tuple[float, float]) -> bool:
         """Make the object at a pixel of a plane the current one, with its prompts; False on the background.
@@ -384,7 +395,8 @@ class Session:
         if edits:
             self._highest = max(self._highest, *(edit.highest for edit in edits))
             here = (self._current, self._current)
-            self._do(Step("brush on the labels", edits[0].plane, here, edits=edits, store=self.labels))
+            title, plane = "brush on the labels", edits[0].plane
+            self._do(Step(title, plane, here, edits=edits, store=self.labels, kind="stroke"))
 
     def use_labels(self, labels: LabelStore | None, highest: int = 0) -> None:
         """Write to other labels from now on, whose highest value is `highest`.
@@ -453,22 +465,28 @@ class Session:
 
     # Predictions
 
-    def request(self, plane: Plane) -> Request | None:
-        """The request for the current object on a plane; None if no prompt waits for a prediction there.
+    def request(self, plane: Plane, number: int | None = None) -> Request | None:
+        """The request for an object on a plane; None if no prompt waits for a prediction there.
 
         It is frozen and complete, and may be sent to another thread or process.
+
+        Parameters
+        ----------
+        number
+            Of the object; None for the current one.
         """
-        state = self.state(plane)
+        number = self._current if number is None else number
+        state = self._states.get(number, {}).get(plane, _EMPTY)
         if not state.pending:
             return None
-        return Request(state.ticket, self._current, plane, state.effective_prompts, state.previous)
+        return Request(state.ticket, number, plane, state.effective_prompts, state.previous)
 
     def preview_request(self, plane: Plane, prompts: Sequence[Prompt]) -> Request:
         """A request with `prompts` on top of those given, while a stroke is drawn or the mouse hovers."""
         state = self.state(plane)
         return Request(0, self._current, plane, (*state.effective_prompts, *prompts), state.base)
 
-    def apply(self, request: Request, soft_mask: SoftMask) -> bool:
+    def apply(self, request: Request, soft_mask: SoftMask, tile: BoundingBox | None = None) -> bool:
         """Apply a prediction; False, without a change, if it is stale or belongs to a preview request.
 
         It replaces the mask and makes no undo step: undo and redo exchange prompts together with the newest
@@ -480,6 +498,8 @@ class Session:
             As `request` returned it; it is stale once its prompts have changed.
         soft_mask
             Of the shape of the request's plane.
+        tile
+            The part of the plane that was predicted, for the record; None for all of it.
         """
         old = self._states.get(request.object, {}).get(request.plane, _EMPTY)
         if request.ticket == 0 or old.ticket != request.ticket:
@@ -487,7 +507,8 @@ class Session:
         new = old.with_prediction(soft_mask)
         self._put([((request.object, request.plane), new)])
         self.undo_stack.replace(old, new)
-        self._tell(Event("prediction", self._highest, prediction=((request.object, request.plane), old, new)))
+        key = (request.object, request.plane)
+        self._tell(Event("prediction", self._highest, prediction=(key, old, new), tile=tile))
         return True
 
     # Steps
@@ -495,9 +516,9 @@ class Session:
     def _changed(self, plane: Plane, state: PlaneState) -> tuple[Key, PlaneState, PlaneState]:
         return (self._current, plane), self.state(plane), replace(state, ticket=next(self._tickets))
 
-    def _change(self, title: str, plane: Plane, state: PlaneState) -> None:
+    def _change(self, title: str, plane: Plane, state: PlaneState, kind: StepKind) -> None:
         here = (self._current, self._current)
-        self._do(Step(title, plane, here, (self._changed(plane, state),)))
+        self._do(Step(title, plane, here, (self._changed(plane, state),), kind=kind))
 
     def _do(self, step: Step) -> None:
         self.close_transaction()
@@ -536,7 +557,8 @@ class Session:
         for number, record in self._records.items():
             edit = self._written(number).get(plane)
             if edit is not None and record.label == label and edit.holds(at):
-                return Step(f"edit object {label}", plane, (self._current, number))
+                change = (self._current, number)
+                return Step(f"edit object {label}", plane, change, kind="edit", at=at)
         # It was not made in this session: it becomes a new object with a drawn mask.
         assert self.labels is not None
         sides = self.volume.sides(plane)
@@ -547,4 +569,5 @@ class Session:
         state = PlaneState((), drawn, drawn, drawn, ticket=next(self._tickets))
         records = ((number, None, ObjectRecord(label, self.labels, {plane: written})),)
         states = (((number, plane), _EMPTY, state),)
-        return Step(f"edit object {label}", plane, (self._current, number), states, records)
+        change = (self._current, number)
+        return Step(f"edit object {label}", plane, change, states, records, kind="edit", at=at)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli import batch, benchmark, models, results
+from napari_lowlat_seg.cli import batch, benchmark, models, results, sessions
 from napari_lowlat_seg.cli.options import (
     DEVICE,
     MODEL,
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(sessions.app, name="sessions")
 
 # Typer brings its own click in later versions; its base class is found through the one that typer exports.
 _WrongCall: Any = typer.BadParameter.__mro__[2]
@@ -291,7 +292,7 @@ def serve(
     serve_predictions(functions=False)
 
 
-for _command, _examples in (*batch.COMMANDS, *results.COMMANDS):
+for _command, _examples in (*batch.COMMANDS, *results.COMMANDS, *sessions.COMMANDS):
     app.command(no_args_is_help=True, epilog=examples(*_examples))(_command)
 
 

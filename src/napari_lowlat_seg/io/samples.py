@@ -14,6 +14,7 @@ SAMPLES = (
     "em_fly_medulla_labels.tif",
     "mri_glioma_flair.nii.gz",
     "mri_glioma_reference.nii.gz",
+    "tutorial.lowlat",
 )
 
 # A wheel carries the folder inside the package; in a source checkout it stands at the root.

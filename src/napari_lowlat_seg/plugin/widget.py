@@ -103,6 +103,11 @@ class LowlatWidget(QWidget):
             (form.setting, self._set),
             (form.shortcuts.clicked, self.show_shortcuts),
             (form.cancel.clicked, self._cancel),
+            (form.offer.go_on.clicked, lambda: self.controller.files.go_on()),
+            (form.offer.start_anew.clicked, lambda: self.controller.files.start_anew()),
+            (form.session.saved, lambda path: self.controller.files.save(path)),
+            (form.session.opened, lambda path: self.controller.files.open(path)),
+            (form.session.autosaved, lambda path: self._try(lambda: self.controller.files.autosave.to(path))),
             (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
             (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
@@ -215,7 +220,7 @@ class LowlatWidget(QWidget):
         """Do it, or say why it is refused; then show what is in force."""
         try:
             work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self.models.fail(str(error))
         self._show_all()
 
@@ -242,7 +247,7 @@ class LowlatWidget(QWidget):
         for event in self._layer_events():
             event.disconnect(self._on_layers)
         self.controllers.swapped.disconnect(self._swapped)
-        self.controllers.turn_to(None)
+        self.controllers.close()
         self.worker.close()
 
 

@@ -135,6 +135,11 @@ class Service(Protocol):
 class Worker(QObject):
     """The thread and its signals. Give it no Qt parent, and `close` it.
 
+    Attributes
+    ----------
+    facts
+        `PredictionService.describe` of the model that was loaded last; empty before.
+
     Signals
     -------
     started
@@ -175,6 +180,7 @@ class Worker(QObject):
         self._grace.setSingleShot(True)
         self._grace.setInterval(GRACE_MS)
         self._grace.timeout.connect(self._force)
+        self.facts: dict[str, Any] = {}
         self._make: Callable[[], Service] | None = None
         self._service: Service | None = None
         self._wake = threading.Condition()
@@ -251,6 +257,10 @@ class Worker(QObject):
                 self._post(None, self.failed.emit, sentence(error))
 
         threading.Thread(target=job, name="lowlat-seg background work", daemon=True).start()
+
+    def call(self, function: Callable[..., object], *values: Any) -> None:
+        """Call a function on the main thread; may itself be called on any."""
+        self._post(None, function, *values)
 
     def cancel(self) -> None:
         """Drop everything. What is under way stops, or is ended by force after `GRACE_MS`."""
@@ -356,6 +366,7 @@ class Worker(QObject):
         service = self._service
         assert service is not None
         facts = service.describe(lambda *bytes_: self._post(job.epoch, self.progressed.emit, *bytes_))
+        self.facts = facts
         self._post(job.epoch, self.loaded.emit, facts)
 
     def _embed(self, job: Job) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +177,8 @@ class PredictionService:
         """Facts on the model, by name.
 
         The names are "model", "device", "precision", "size" (side of the network's input in pixels),
-        "parameters" (their number) and "licence". `progress` is not used: the model is loaded already.
+        "parameters" (their number), "licence", "weights" (a hash of the network with its weights),
+        "closer_look" and "versions" of what computes. `progress` is not used: the model is loaded already.
         """
         predictor, row = self._predictor, WEIGHTS.get(self._predictor.name)
         return {
@@ -186,6 +188,9 @@ class PredictionService:
             "size": predictor.size,
             "parameters": sum(p.numel() for p in predictor.network.parameters()),
             "licence": row.licence if row else "that of its file",
+            "weights": predictor.model,
+            "closer_look": predictor.closer_look,
+            "versions": _versions(),
         }
 
     def restart(self) -> None:
@@ -289,6 +294,15 @@ class PredictionService:
     def _raise_if_cancelled(self) -> None:
         if self._cancelled():
             raise Interrupted
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages on which a mask's last bit may depend; those that are installed."""
+    found = {}
+    for name in ("napari-lowlat-seg", "torch", "openvino", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def load_prediction_service(

@@ -42,6 +42,13 @@ class LabelPyramid(ArrayLabels):
     group
         The zarr group that they belong to, in whose attributes the highest label is kept; None if there is
         none.
+
+    Attributes
+    ----------
+    place
+        Where they lie, if whoever opened them says so.
+    empty
+        Whether they were known to be empty then.
     """
 
     def __init__(self, levels: Sequence[Any], group: Any = None) -> None:
@@ -49,6 +56,8 @@ class LabelPyramid(ArrayLabels):
         self.levels = tuple(levels)
         self._group = group
         self._highest: int | None = None
+        self.place = ""
+        self.empty = False
 
     @classmethod
     def at(cls, path: str | Path, like: Volume) -> LabelPyramid:

@@ -19,6 +19,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
 from napari_lowlat_seg.plugin.controller.propagation import PropagationController
+from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
 from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
 from napari_lowlat_seg.plugin.keys import KeyTable
 from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
@@ -110,6 +111,7 @@ class AnnotationController:
         self.propagation = PropagationController(
             self.grid, self.session, self.current_plane, self.predictions, self.labels, worker
         )
+        self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._bound: list[Any] = []
@@ -120,7 +122,9 @@ class AnnotationController:
         """Connect the parts; psygnal connects signals to methods only, so some methods just emit."""
         for signal in (self.prompts.sign_changed, self.gestures.changed, self.predictions.postponed):
             signal.connect(self._emit_changed)
-        for signal in (self.predictions.status, self.propagation.status):
+        self.files.changed.connect(self._emit_changed)
+        self.files.restored.connect(self._restored)
+        for signal in (self.predictions.status, self.propagation.status, self.files.status):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
         self.current_plane.moved.connect(self._moved)
@@ -149,6 +153,7 @@ class AnnotationController:
         self.labels.attach()
         self.predictions.attach()
         self.propagation.attach()
+        self.files.begin()
         self._refresh()
 
     def detach(self) -> None:
@@ -168,6 +173,10 @@ class AnnotationController:
         self.gestures.detach()
         self.prompts.detach()
         self.preview.detach()
+
+    def close(self) -> None:
+        """End what keeps the session: its image is gone, or the widget is."""
+        self.files.close()
 
     # State
 
@@ -193,6 +202,7 @@ class AnnotationController:
             session.can_redo,
             self.labels.layer,
             self.prompts.present,
+            self.files.state,
         )
 
     def set(self, name: str, value: Any) -> None:
@@ -322,6 +332,14 @@ class AnnotationController:
             self.labels.use(None)
         elif event.value is self.layer:
             self.detach()
+
+    def _restored(self) -> None:
+        """Another session is in place of this one: show what was done last."""
+        self._accepting = False
+        done = self.session.undo_stack.done
+        if done and done[-1].plane is not None:
+            self.current_plane.look_at(done[-1].plane)
+        self._refresh()
 
     def _propagated(self, plane: Plane) -> None:
         if plane == self._plane:

@@ -89,13 +89,21 @@ class ImageControllers:
         if gone:
             self.turn_to(None)
         for layer, view in [key for key in self._known if key[0] not in images]:
-            self._adopted.pop(self._known.pop((layer, view)), None)
+            controller = self._known.pop((layer, view))
+            controller.close()
+            self._adopted.pop(controller, None)
             self._views.pop(layer, None)
         if not gone and self.current is None and len(images) > len(before):
             active = self._viewer.layers.selection.active
             self.turn_to(active if active in images else images[-1])
         elif self.current is not None:
             self.current.prompts.ensure()  # ours may have been deleted
+
+    def close(self) -> None:
+        """Turn away from all images, and end what keeps their sessions."""
+        self.turn_to(None)
+        for controller in self._known.values():
+            controller.close()
 
     def adopt(self, points: Any, shapes: Any) -> None:
         """Read prompts from these layers of the user's; None for our own.

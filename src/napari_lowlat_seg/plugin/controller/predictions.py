@@ -87,6 +87,7 @@ class Predictions:
         self._ready_said = False
         for signal, slot in self._slots():
             signal.connect(slot)
+        self._note_model(self._worker.facts)
         if self.session.volume.window is None:
             self.status.emit("reading the image")
             self._worker.run(self.session.volume.with_window, self._windowed)
@@ -246,12 +247,19 @@ class Predictions:
         """Another model may predict what the last one could not."""
         self._given_up.clear()
         self._ready_said = False
+        self._note_model(facts)
         self.look(self._view)
+
+    def _note_model(self, facts: dict[str, Any]) -> None:
+        """Keep with the session what predicts its masks; the number of a process says nothing later."""
+        facts = {name: fact for name, fact in facts.items() if name != "process"}
+        if facts and facts != self.session.model:
+            self.session.model = facts
 
     def _predicted(self, request: Request, prediction: SoftMask, final: bool, seconds: float) -> None:
         if request not in self._sent:
             return  # another session's
-        whole = self._sent[request]
+        whole, tile = self._sent[request], None
         if whole is not None:
             request, tile = whole
             sides = self.session.volume.sides(request.plane)
@@ -261,7 +269,7 @@ class Predictions:
         if self._preview is not None and request is self._preview[0]:
             mask = postprocess_patch(prediction, self.session.finish, request.prompts)
             self.previewed.emit(self._preview[1], request.plane, mask)
-        elif self.session.apply(request, prediction):
+        elif self.session.apply(request, prediction, tile):
             self.status.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
             if final:

@@ -96,6 +96,22 @@ class StackState:
 
 
 @dataclass(frozen=True)
+class FilesState:
+    """The files of a session.
+
+    Attributes
+    ----------
+    offer
+        What an earlier session of the image holds that one may go on with; empty without one.
+    autosave
+        Where the labels are saved, and when they were.
+    """
+
+    offer: str = ""
+    autosave: str = ""
+
+
+@dataclass(frozen=True)
 class ViewState:
     """All that the widget shows of one image.
 
@@ -109,6 +125,8 @@ class ViewState:
         The Labels layer that objects are written to; None before the first object of a new one.
     prompts
         The Points and the Shapes layer that prompts are read from.
+    files
+        See `FilesState`.
     """
 
     settings: Settings = Settings()
@@ -117,3 +135,4 @@ class ViewState:
     can_redo: bool = False
     labels: Any = None
     prompts: tuple[Any, Any] = (None, None)
+    files: FilesState = FilesState()

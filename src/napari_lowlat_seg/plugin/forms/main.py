@@ -22,6 +22,7 @@ from napari_lowlat_seg.plugin.forms.controls import (
 )
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
+from napari_lowlat_seg.plugin.forms.session import OfferRow, SessionForm
 from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS
 from napari_lowlat_seg.plugin.forms.volume import VolumeForm
 from napari_lowlat_seg.plugin.keys import ACTION
@@ -55,6 +56,8 @@ class MainForm(QWidget):
         self.model = ModelForm(wanted)
         self.labels = Chooser("Labels", "Where accepted objects are written: a new layer, or one of yours.")
         self.state = StateLine()
+        self.offer = OfferRow()
+        self.session = SessionForm()
         self.polarity = Choice(
             "Polarity", "The sign of the next prompt", [("+ object", True), ("− background", False)]
         )
@@ -89,8 +92,10 @@ class MainForm(QWidget):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(form)
         column.addWidget(self.state)
+        column.addWidget(self.offer)
         column.addLayout(grid)
-        for part in (self.polarity, self.tool, self.volume, self.fold, self.shortcuts, self.cancel):
+        parts = (self.polarity, self.tool, self.volume, self.fold, self.session, self.shortcuts, self.cancel)
+        for part in parts:
             column.addWidget(part)
         column.addStretch()
         outer = QVBoxLayout(self)
@@ -103,11 +108,13 @@ class MainForm(QWidget):
         What is shown next is shown whole.
         """
         self.image.offer(images, current)
-        of_image = (self.polarity, self.tool, self.labels.native, self.volume, *self.details.of_image)
+        of_image = (self.polarity, self.tool, self.labels.native, self.volume, self.session)
+        of_image = (*of_image, *self.details.of_image)
         for control in (*self.buttons.values(), *of_image):
             control.setEnabled(current is not None)
         if current is None:
             self.labels.offer([("new", None)], None)
+            self.offer.show_offer("")
         self._shown = None
 
     def show_layers(
@@ -126,6 +133,9 @@ class MainForm(QWidget):
         self.buttons["redo"].setEnabled(state.can_redo)
         if before is None or before.settings != state.settings:
             self._show_settings(state.settings)
+        if before is None or before.files != state.files:
+            self.offer.show_offer(state.files.offer)
+            self.session.show_status(state.files)
         if before is None or before.stack != state.stack:
             self.volume.show_stack(state.stack)
 

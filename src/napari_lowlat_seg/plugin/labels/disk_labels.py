@@ -7,6 +7,7 @@ levels at once. Why, and from which size on: docs/decisions/labels-on-disk.md.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.labels import LabelEdit
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 from napari_lowlat_seg.io.placed import usual_geometry
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyramid
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
-from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer
+from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer, in_new_layer
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly
 from napari_lowlat_seg.plugin.saving import layer_geometry
@@ -59,6 +61,7 @@ class DiskLabels:
             raise ValueError(unfit)
         self.layer = getattr(layer, "__wrapped__", layer)
         self._pyramid = pyramid.keyed(laid_out.key)
+        self.about = about_disk(layer.name, pyramid, layer.source.path)
         if not all(isinstance(level, LazyArray) for level in self.layer.data):
             self._show()
 
@@ -89,6 +92,8 @@ class DiskLabels:
         """The highest label; see `LabelPyramid.highest` for how long it may take."""
         return self._pyramid.highest()
 
+    look_through = highest
+
 
 def store_of(layer: Any, grid: Grid) -> LabelLayer | DiskLabels:
     """What writes to a Labels layer; raises ValueError, in one sentence, where it does not fit the grid."""
@@ -105,7 +110,8 @@ def opening(grid: Grid, path: Path) -> Callable[[], LabelPyramid]:
 
     def work() -> LabelPyramid:
         pyramid = LabelPyramid.at(path, like)
-        pyramid.highest()
+        claim(path)
+        pyramid.place, pyramid.empty = str(path), pyramid.highest() == 0
         return pyramid
 
     return work
@@ -124,7 +130,56 @@ def shown(viewer: Any, grid: Grid, pyramid: LabelPyramid) -> DiskLabels | LabelL
     if more:
         return DiskLabels(layer, grid, pyramid)
     pyramid.uncounted()
-    return LabelLayer(layer, grid)
+    store = LabelLayer(layer, grid)
+    store.about = about_disk(layer.name, pyramid)
+    return store
+
+
+def about_disk(name: str, pyramid: LabelPyramid, place: Any = None) -> AboutLabels:
+    """What a session keeps of labels on disk; their content is known if there was none."""
+    place = str(pyramid.place or place or "a pyramid that was opened elsewhere")
+    dtype = np.dtype(pyramid.levels[0].dtype)
+    return AboutLabels(dtype, name, place, b"" if pyramid.empty else None)
+
+
+def restored(viewer: Any, grid: Grid, labels: LabelStore, about: AboutLabels) -> DiskLabels | LabelLayer:
+    """Labels of a session that was restored in a new layer: those on disk, or an array of its own."""
+    if isinstance(labels, LabelPyramid):
+        return shown(viewer, grid, labels)
+    data: np.ndarray = labels.data  # type: ignore[attr-defined]
+    return in_new_layer(viewer, grid, data, about)
+
+
+_claims: dict[Path, int] = {}
+
+
+def claim(path: Path) -> None:
+    """Keep other processes from writing to labels on disk, until this one ends.
+
+    Raises
+    ------
+    ValueError
+        If another one does. Where the system has no such locks, nothing is done.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    path = path.resolve()
+    if path in _claims:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"{path} is written by another window; close it there, or choose other labels"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return
+    _claims[path] = handle
 
 
 def fit_memory(shape: Sequence[int]) -> bool:

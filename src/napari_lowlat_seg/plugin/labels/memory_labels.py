@@ -11,12 +11,13 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from napari.layers import Labels
 
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels, packed_content
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane
@@ -121,6 +122,7 @@ class LabelLayer:
         self._undone: deque[_Written] = deque(maxlen=HISTORY)
         self._on_stroke: OnStroke | None = None
         self._writing = False
+        self.about = AboutLabels(np.dtype(layer.dtype), layer.name, "labels that were not looked through")
 
     def attach(self, on_stroke: OnStroke) -> None:
         """Call with the edits of each stroke that the user has painted, erased or filled."""
@@ -158,6 +160,23 @@ class LabelLayer:
     def highest(self) -> int:
         """The highest label, 0 where there is none. Reads everything, so it may take a moment."""
         return highest_label(self.layer.data)
+
+    def look_through(self) -> int:
+        """The highest label; what the layer holds is kept for a session that is restored.
+
+        Reads everything, so it may take a moment.
+        """
+        data, place = self.layer.data, self.layer.source.path
+        highest = self.highest()
+        content = None
+        if isinstance(data, np.ndarray):
+            place, content = None, packed_content(_in_order(self.grid, self)) if highest else b""
+        elif not highest:
+            content = b""
+        if not isinstance(data, np.ndarray):
+            place = str(place or getattr(data, "store_path", "a lazy array"))
+        self.about = AboutLabels(np.dtype(data.dtype), self.layer.name, place, content)
+        return highest
 
     def _key(self, plane: Plane, box: BoundingBox) -> tuple[slice, ...]:
         return self._laid_out.key(plane, box)
@@ -282,6 +301,22 @@ def make_labels(viewer: Any, grid: Grid) -> LabelLayer:
 
     16 bits hold 65535 objects at half of the memory of napari's own default.
     """
-    layer = Labels(np.zeros(grid.shape, np.uint16), name=f"{grid.layer.name} [lowlat] objects", **grid.place)
+    labels = np.zeros(grid.shape, np.uint16)
+    return in_new_layer(viewer, grid, labels, AboutLabels(labels.dtype, content=b""))
+
+
+def in_new_layer(viewer: Any, grid: Grid, labels: np.ndarray, about: AboutLabels) -> LabelLayer:
+    """Labels of the image's shape in a new layer, right above it; what was selected stays selected."""
+    layer = Labels(labels, name=about.name or f"{grid.layer.name} [lowlat] objects", **grid.place)
     add_quietly(viewer, layer, above=grid.layer)
-    return LabelLayer(layer, grid)
+    store = LabelLayer(layer, grid)
+    store.about = replace(about, name=layer.name)
+    return store
+
+
+def _in_order(grid: Grid, store: LabelLayer) -> np.ndarray:
+    """All labels of a layer in the order of the volume's axes."""
+    labels = np.empty(grid.shape, store.layer.dtype)
+    for plane in grid.volume.planes():
+        labels[plane.key()] = store.read(plane, BoundingBox(0, 0, *grid.volume.sides(plane)))
+    return labels

@@ -5,19 +5,22 @@ New labels that do not fit into memory are made on disk, beside the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from psygnal import Signal
 
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.labels import LabelStore
 from napari_lowlat_seg.plugin.keys import KeyTable
 from napari_lowlat_seg.plugin.labels.disk_labels import (
     DiskLabels,
     beside,
     fit_memory,
     opening,
+    restored,
     shown,
     store_of,
 )
@@ -66,12 +69,18 @@ class ChosenLabels:
         self._fit = fit
         self._store: LabelLayer | DiskLabels | None = None
         self._opening: object = None
+        self._painted_over = False  # while the layer was looked through
         self._attached = False
 
     @property
     def layer(self) -> Any | None:
         """The layer; None before the first object of a new one."""
         return None if self._store is None else self._store.layer
+
+    @property
+    def store(self) -> LabelLayer | DiskLabels | None:
+        """What writes to the layer."""
+        return self._store
 
     @property
     def reading(self) -> bool:
@@ -105,8 +114,20 @@ class ChosenLabels:
         self._exchange(store)
         self._session.use_labels(None)
         if store is not None:
-            self._worker.run(store.highest, lambda highest: self._read(store, highest))
+            self._look_through(store)
         self.changed.emit()
+
+    def show_restored(
+        self, stores: Mapping[LabelStore, AboutLabels], current: LabelStore | None
+    ) -> dict[LabelStore, LabelLayer | DiskLabels]:
+        """Show labels of an earlier session in layers, by what writes to them; `current` ones are chosen.
+
+        The session is not told: it is restored together with them.
+        """
+        shown = {one: restored(self._viewer, self._grid, one, about) for one, about in stores.items()}
+        self._opening = None
+        self._exchange(None if current is None else shown[current])
+        return shown
 
     def keep_at(self, path: Path) -> None:
         """Write to the OME-Zarr at a path from now on; it is made, or gone on with, in the background."""
@@ -157,12 +178,23 @@ class ChosenLabels:
         if attached:
             self.attach()
 
+    def _look_through(self, store: LabelLayer | DiskLabels) -> None:
+        self._painted_over = False
+        self._worker.run(store.look_through, lambda highest: self._read(store, highest))
+
     def _read(self, store: LabelLayer | DiskLabels, highest: int) -> None:
-        if store is self._store:
-            self._session.use_labels(store, highest)
-            self.changed.emit()
+        if store is not self._store:
+            return
+        if self._painted_over:  # what was found may be old
+            self._look_through(store)
+            return
+        self._session.use_labels(store, highest)
+        self.changed.emit()
 
     def _painted(self, edits: Any) -> None:
+        if self.reading:  # the session does not write there yet; napari's own undo has the stroke
+            self._painted_over = True
+            return
         self._session.record_stroke(edits)
         self.changed.emit()
 

@@ -7,29 +7,25 @@ restored, the same events are played again as they were written, and the mirror 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step, Transaction, UndoStack
-from napari_lowlat_seg.annotation.journal_format import (
-    Decoder,
-    Encoder,
-    JournalError,
-    as_int,
-    as_list,
-    decoded_settings,
-    encoded_settings,
-)
+from napari_lowlat_seg.annotation.journal.actions import Action, add_actions
+from napari_lowlat_seg.annotation.journal.decoding import Decoder, decoded_settings
+from napari_lowlat_seg.annotation.journal.encoding import Encoder, encoded_settings
+from napari_lowlat_seg.annotation.journal.frames import JournalError, as_int, as_list
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import SETTINGS, Session
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
-from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.core.volume import Plane
 
-Written = dict[int, list[LabelEdit]]
-"""By number of the labels, the edits that make them what the session left, from what they were at first."""
+Written = dict[LabelStore, list[LabelEdit]]
+"""The edits that make labels what the session left, from what they were at first."""
 
 
 @dataclass
@@ -41,9 +37,11 @@ class Mirror:
     shape
         Of the volume.
     stores
-        The labels that were used, in order of their first use.
+        The labels that were used, in order of their first use, and what is kept of them.
     store
-        The number of those in use; None without any.
+        Those in use; None without any.
+    actions
+        What was done from the beginning; None if the mirror has not seen the beginning.
     written
         See `Written`.
     in_flight
@@ -57,17 +55,19 @@ class Mirror:
     current: int = 1
     highest: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    stores: list[LabelStore] = field(default_factory=list)
-    store: int | None = None
+    stores: dict[LabelStore, AboutLabels] = field(default_factory=dict)
+    store: LabelStore | None = None
+    actions: list[Action] | None = None
     written: Written = field(default_factory=dict)
     transaction: Transaction | None = None
     in_flight: tuple[LabelStore, tuple[LabelEdit, ...]] | None = None
 
     @classmethod
-    def of(cls, session: Session, written: Written | None = None) -> Mirror:
+    def of(cls, session: Session, before: Mirror | None = None) -> Mirror:
         """The mirror of a session in which no transaction is open.
 
-        `written` are the edits of its labels before; those of its undo stack are used if it is not given.
+        `before` is the mirror that the session was restored from. Without one, edits of labels are those of
+        the undo stack, and actions are known if nothing was done in the session yet.
         """
         session.close_transaction()
         stack = UndoStack(session.undo_stack.limit)
@@ -76,22 +76,43 @@ class Mirror:
         mirror.records = session.all_records()
         mirror.states = session.all_states()
         mirror.settings = {name: getattr(session, name) for name in SETTINGS}
+        mirror.settings["preprocessing"] = session.preprocessing
+        mirror.store = session.labels
         if session.labels is not None:
-            mirror.store = mirror.store_number(session.labels)
-        if written is None:
+            mirror.meet(session.labels)
+        if before is None:
             for step in stack.done:
                 mirror._keep(step.store, step.edits)
+            mirror.actions = mirror._first_actions()
         else:
-            mirror.written = {number: list(edits) for number, edits in written.items()}
+            mirror.stores |= before.stores
+            mirror.written = {store: list(edits) for store, edits in before.written.items()}
+            if before.actions is not None:
+                mirror.actions = [*before.actions, Action("resume")]
         return mirror
 
-    def store_number(self, store: LabelStore) -> int:
-        """The number of labels, a new one for new labels."""
-        for number, known in enumerate(self.stores):
-            if known is store:
-                return number
-        self.stores.append(store)
-        return len(self.stores) - 1
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was done yet that would be worth a file."""
+        return not (self.undo_stack.done or self.undo_stack.undone or self.states or len(self.records) > 1)
+
+    def _first_actions(self) -> list[Action] | None:
+        if not self.untouched or self.records[1].label != (1 if self.store is None else self.highest + 1):
+            return None
+        return [
+            Action("labels", store=self.store, label=self.highest),
+            Action("settings", settings=dict(self.settings)),
+        ]
+
+    def meet(self, store: LabelStore) -> None:
+        """Take note of labels; those in memory are read whole, now, unless they are known."""
+        if store not in self.stores:
+            self.stores[store] = AboutLabels.of(store)
+
+    def about(self, store: LabelStore) -> AboutLabels:
+        """What is kept of labels."""
+        self.meet(store)
+        return self.stores[store]
 
     # Events
 
@@ -99,11 +120,13 @@ class Mirror:
         """Follow one event of the session."""
         if event.kind == "writing":
             assert event.store is not None
-            self.store_number(event.store)
+            self.meet(event.store)
             self.in_flight = (event.store, event.edits)
             return  # what is not done counts for nothing
         self.highest = event.highest
         self.in_flight = None
+        if self.actions is not None:
+            add_actions(self.actions, event)
         getattr(self, f"_{event.kind}")(event)
 
     def _settings(self, event: Event) -> None:
@@ -111,7 +134,9 @@ class Mirror:
 
     def _labels(self, event: Event) -> None:
         assert event.record is not None
-        self.store = None if event.store is None else self.store_number(event.store)
+        self.store = event.store
+        if event.store is not None:
+            self.meet(event.store)
         self.records[self.current] = event.record
 
     def _step(self, event: Event) -> None:
@@ -172,7 +197,8 @@ class Mirror:
     def _keep(self, store: LabelStore | None, edits: Iterable[LabelEdit]) -> None:
         edits = list(edits)
         if edits and store is not None:
-            self.written.setdefault(self.store_number(store), []).extend(edits)
+            self.meet(store)
+            self.written.setdefault(store, []).extend(edits)
 
     # As JSON
 
@@ -182,47 +208,50 @@ class Mirror:
         if self.transaction is not None:
             done.append(self.transaction.so_far())
         states = [(n, plane, state) for n, planes in self.states.items() for plane, state in planes.items()]
-        self.written = {number: merged(edits, self.shape) for number, edits in self.written.items()}
-        written = [(number, list(edits)) for number, edits in self.written.items()]
+        self.written = {store: merged(edits, self.shape) for store, edits in self.written.items()}
+        written = [(store, list(edits)) for store, edits in self.written.items()]
         records, undone = list(self.records.items()), list(self.undo_stack.undone)
+        stores, store, actions = list(self.stores), self.store, self.actions and list(self.actions)
         message = {
             "kind": "snapshot",
             "limit": self.undo_stack.limit,
             "current": self.current,
             "highest": self.highest,
             "settings": encoded_settings(self.settings),
-            "store": self.store,
-            "stores": len(self.stores),
         }
         # From here on the session may go on: the encoder may let events be played between two values.
         return message | {
+            "labels": [encoder.store(one) for one in stores],
+            "store": encoder.store(store),
             "records": [[n, encoder.record(record)] for n, record in records],
             "states": [[n, plane.index, encoder.state(state)] for n, plane, state in states],
             "done": [encoder.step(step) for step in done],
             "undone": [encoder.step(step) for step in undone],
-            "written": [[number, [encoder.edit(edit) for edit in edits]] for number, edits in written],
+            "written": [[encoder.store(one), [encoder.edit(e) for e in edits]] for one, edits in written],
+            "actions": None if actions is None else [encoder.action(action) for action in actions],
         }
 
     @classmethod
-    def decoded(
-        cls, message: dict[str, Any], decoder: Decoder, shape: tuple[int, ...], stores: list[LabelStore]
-    ) -> Mirror:
+    def decoded(cls, message: dict[str, Any], decoder: Decoder, shape: tuple[int, ...]) -> Mirror:
         """The mirror of a snapshot; raises ValueError, KeyError or TypeError for a wrong one."""
         stack = UndoStack(as_int(message["limit"], 0))
         stack.load(
             [decoder.step(step) for step in as_list(message["done"])],
             [decoder.step(step) for step in as_list(message["undone"])],
         )
-        mirror = cls(shape, stack, stores=stores, settings=decoded_settings(message["settings"]))
+        settings = decoded_settings(message["settings"])
+        mirror = cls(shape, stack, stores=decoder.stores, settings=settings)
         mirror.highest = as_int(message["highest"])
-        mirror.store = None if message["store"] is None else as_int(message["store"], 0, len(stores) - 1)
+        mirror.store = decoder.store(message["store"])
         for number, record in as_list(message["records"]):
             mirror.records[as_int(number, 1)] = decoder.real_record(record)
         for number, index, state in as_list(message["states"]):
             at = decoder.key(number, index)
             mirror.states.setdefault(at[0], {})[at[1]] = decoder.state(state, at[1])
         for number, edits in as_list(message["written"]):
-            mirror.written[as_int(number, 0, len(stores) - 1)] = list(decoder.edits(edits))
+            mirror.written[decoder.real_store(number)] = list(decoder.edits(edits))
+        if message["actions"] is not None:
+            mirror.actions = [decoder.action(action) for action in as_list(message["actions"])]
         mirror.current = as_int(message["current"], 1)
         return mirror
 
@@ -235,32 +264,65 @@ class Mirror:
             raise ValueError(f"there is no object {min(missing)}")
         if any(step.edits and step.store is None for step in self.undo_stack.done):
             raise ValueError("a step changes labels that are not there")
-        for number, edits in self.written.items():
-            for edit in edits:
-                found = self.stores[number].read(edit.plane, edit.box)
+        for number, (store, about) in enumerate(self.stores.items(), 1):
+            for edit in self.written.get(store, []):
+                found = store.read(edit.plane, edit.box)
                 if found.dtype != edit.dtype or found.shape != edit.box.shape:
                     raise JournalError(
-                        f"its labels number {number + 1} are of type {edit.dtype} and shape {self.shape}, "
+                        f"its labels number {number} are of type {about.dtype} and shape {self.shape}, "
                         f"not of type {found.dtype}; give those it was made with"
                     )
 
-    def session(self, volume: Volume) -> Session:
-        """A session that goes on where this one is; writes the labels.
+    def write_labels(self) -> None:
+        """Make the labels what the session left.
 
         What was being written when the session ended, and may be half there, is taken back.
         """
         self.close_transaction()
-        for number, edits in self.written.items():
-            self.stores[number].write(edits)
+        for store, edits in self.written.items():
+            store.write(edits)
         if self.in_flight is not None:
             store, edits_under_way = self.in_flight
             store.write([edit.reversed() for edit in reversed(edits_under_way)])
-        session = Session(volume, limit=self.undo_stack.limit)
-        session.labels = None if self.store is None else self.stores[self.store]
-        for name, value in self.settings.items():
-            setattr(session, name, value)
-        session.restore(self.states, self.records, self.current, self.highest, self.undo_stack)
-        return session
+            self.in_flight = None
+
+    def exchange(self, stores: Mapping[LabelStore, LabelStore]) -> None:
+        """Put other labels, with the same content, in the place of those here."""
+
+        def other(store: LabelStore | None) -> LabelStore | None:
+            return None if store is None else stores.get(store, store)
+
+        known: dict[ObjectRecord, ObjectRecord] = {}
+
+        def record(value: Any) -> Any:
+            if value is not None and value not in known:
+                known[value] = replace(value, store=other(value.store))
+            return value and known[value]
+
+        def step(value: Step) -> Step:
+            records = tuple((n, record(before), record(after)) for n, before, after in value.records)
+            return replace(value, records=records, store=other(value.store))
+
+        self.records = {number: record(value) for number, value in self.records.items()}
+        stack = self.undo_stack
+        stack.load([step(one) for one in stack.done], [step(one) for one in stack.undone])
+        self.stores = {stores.get(store, store): about for store, about in self.stores.items()}
+        self.store = other(self.store)
+        self.written = {stores.get(store, store): edits for store, edits in self.written.items()}
+        if self.actions is not None:
+            self.actions = [replace(action, store=other(action.store)) for action in self.actions]
+
+    def put_into(self, session: Session) -> None:
+        """Let a session go on where this one is; its labels must be written."""
+        self.close_transaction()
+        session.close_transaction()
+        session.labels = self.store
+        for name in SETTINGS:
+            if name in self.settings:
+                setattr(session, name, self.settings[name])
+        stack = UndoStack(self.undo_stack.limit)
+        stack.load(self.undo_stack.done, self.undo_stack.undone)
+        session.restore(self.states, self.records, self.current, self.highest, stack)
 
 
 def merged(edits: Sequence[LabelEdit], shape: tuple[int, ...]) -> list[LabelEdit]:
@@ -320,44 +382,3 @@ def _parts(edit: LabelEdit, shape: tuple[int, ...]) -> list[LabelEdit]:
         plane = Plane((*(int(place[group[0]]) for place in places[:-2]), None, None))
         parts.append(_edit(plane, box, where, after))
     return parts
-
-
-def encoded_event(event: Event, encoder: Encoder) -> dict[str, Any]:
-    """An event as JSON."""
-    message: dict[str, Any] = {"kind": event.kind, "highest": int(event.highest)}
-    if event.step is not None:
-        message["step"] = encoder.step(event.step)
-    if event.prediction is not None:
-        (number, plane), old, new = event.prediction
-        message["prediction"] = [number, plane.index, encoder.state(old), encoder.state(new)]
-    if event.kind == "labels":
-        message |= {"store": encoder.store(event.store), "record": encoder.record(event.record)}
-    if event.kind == "writing":
-        edits = [encoder.edit(edit) for edit in event.edits]
-        message |= {"store": encoder.store(event.store), "edits": edits}
-    if event.settings:
-        message["settings"] = encoded_settings(event.settings)
-    return message
-
-
-def decoded_event(message: Mapping[str, Any], decoder: Decoder) -> Event:
-    """An event of JSON; raises ValueError, KeyError or TypeError for a wrong one."""
-    kind, highest = message["kind"], as_int(message["highest"])
-    if kind in ("step", "progress", "closed"):
-        return Event(kind, highest, decoder.step(message["step"]))
-    if kind in ("undo", "redo"):
-        return Event(kind, highest)
-    if kind == "settings":
-        return Event(kind, highest, settings=decoded_settings(message["settings"]))
-    if kind == "prediction":
-        number, index, old, new = as_list(message["prediction"])
-        key = decoder.key(number, index)
-        states = decoder.state(old, key[1]), decoder.state(new, key[1])
-        return Event(kind, highest, prediction=(key, *states))
-    if kind == "labels":
-        record = decoder.real_record(message["record"])
-        return Event(kind, highest, store=decoder.store(message["store"]), record=record)
-    if kind == "writing":
-        store = decoder.store(as_int(message["store"]))
-        return Event(kind, highest, store=store, edits=decoder.edits(message["edits"]))
-    raise ValueError(f"expected the kind of an event, got {kind!r:.60}")

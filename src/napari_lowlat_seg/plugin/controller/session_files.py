@@ -1,0 +1,270 @@
+"""The files of one image's session: its journal, the offer to go on with an earlier one, saving and opening.
+
+All that takes time, reading, writing, comparing pixels, is done on threads of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.utils.notifications import show_warning
+from psygnal import Signal
+
+from napari_lowlat_seg.annotation.history import Event
+from napari_lowlat_seg.annotation.journal import (
+    FoundSession,
+    Journal,
+    JournalInfo,
+    journal_folder,
+    list_journals,
+    prune_journals,
+    read_session,
+)
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels
+from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelStore
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.plugin.controller.autosave import Autosave
+from napari_lowlat_seg.plugin.controller.view_state import FilesState
+from napari_lowlat_seg.plugin.labels.disk_labels import beside, opening
+from napari_lowlat_seg.plugin.labels.target import ChosenLabels
+from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.worker import Worker, sentence
+
+SUFFIX = ".lowlat"
+
+_own: set[Path] = set()  # journals that this process writes
+
+
+class SessionFiles:
+    """Keeps a journal of a session, offers to go on with an earlier one of the same pixels, saves and opens.
+
+    Parameters
+    ----------
+    grid, session, labels, worker
+        Those of the controller.
+    """
+
+    changed = Signal()
+    """`state` is another one."""
+
+    status = Signal(str)
+    """What is going on, in a few words."""
+
+    restored = Signal()
+    """The session is another one: all of it is to be shown anew."""
+
+    def __init__(self, grid: Grid, session: Session, labels: ChosenLabels, worker: Worker) -> None:
+        self._grid, self._session, self._labels, self._worker = grid, session, labels, worker
+        self._volume = session.volume  # its identity is computed once
+        self._journal: Journal | None = None
+        self._offer: JournalInfo | None = None
+        self._text = ""
+        self.autosave = Autosave(grid, labels, worker)
+        self.autosave.changed.connect(self._emit_changed)
+
+    def begin(self) -> None:
+        """Begin a journal, and look for earlier sessions of these pixels; once."""
+        if self._journal is None:
+            self._keep()
+            self._worker.run(lambda: _search(self._volume), self._searched)
+
+    def close(self) -> None:
+        """End the journal and the autosave; a thread of its own waits until all is safe on disk."""
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            self._leave(journal)
+        self.autosave.to(None)
+
+    @property
+    def state(self) -> FilesState:
+        """What the widget shows of files."""
+        return FilesState(self._text if self._offer is not None else "", self.autosave.status)
+
+    # What the user does
+
+    def go_on(self) -> None:
+        """Go on with the session that is offered, in place of what was done since."""
+        if self._offer is not None:
+            path, self._offer = self._offer.path, None
+            self.status.emit("opening the earlier session")
+            self.changed.emit()
+            self._read(path, trusted=True)
+
+    def start_anew(self) -> None:
+        """Take the offer away; the earlier session stays in the list of `lowlat-seg sessions list`."""
+        self._offer = None
+        self.status.emit("a new session; the earlier one is kept")
+        self.changed.emit()
+
+    def save(self, path: Path) -> None:
+        """Save the session as one file, with all that is needed to go on."""
+        journal = self._journal
+        if journal is None:
+            return
+        path = path if path.suffix else path.with_suffix(SUFFIX)
+        self.status.emit(f"saving the session as {path.name}")
+
+        def saved(failed: Exception | None) -> None:
+            self._say(f"session saved as {path.name}" if failed is None else sentence(failed), failed)
+
+        self._worker.run(lambda: _failure(lambda: journal.save(path)), saved)
+
+    def open(self, path: Path) -> None:
+        """Go on with a session that was saved, or with a journal, in place of this one."""
+        self.status.emit(f"opening {path.name}")
+        self._read(path, trusted=False)
+
+    # The journal
+
+    def _keep(self, before: Any = None) -> None:
+        journal = Journal(
+            self._session,
+            journal_folder(),
+            report=lambda words: self._worker.call(self._say, words, True),
+            before=before,
+            image=self._grid.layer.source.path,
+        )
+        _own.add(journal.path)
+        self._journal = journal
+
+        def observe(event: Event) -> None:
+            journal(event)
+            self.autosave.note(event)
+
+        self._session.observer = observe
+
+    def _leave(self, journal: Journal) -> None:
+        journal.leave()
+        self._session.observer = None
+        # No daemon: when napari ends, Python waits for it.
+        threading.Thread(target=journal.close, name="journal's end").start()
+
+    def _searched(self, found: tuple[list[JournalInfo], str]) -> None:
+        journals, text = found
+        others = [info for info in journals if info.path not in _own]
+        if any(info.in_use for info in others):
+            self._say("another window annotates this image; what is done here is a session of its own", True)
+        free = [info for info in others if not info.in_use]
+        if free:
+            self._offer, self._text = free[0], text
+            self.changed.emit()
+
+    # Another session in place of this one
+
+    def _read(self, path: Path, *, trusted: bool) -> None:
+        """Read a session on a thread. A file of a stranger may name no place that labels are written to."""
+        lost: dict[LabelStore, str] = {}
+
+        def work() -> FoundSession:
+            found = read_session(path, self._volume, lambda about: self._find(about, trusted, lost))
+            stores = found.mirror.stores
+            for store in lost:
+                stores[store] = replace(stores[store], place=None, content=b"")
+            found.mirror.write_labels()
+            return found
+
+        self._worker.run(lambda: _tried(work), lambda found: self._restore(found, list(lost.values())))
+
+    def _find(self, about: AboutLabels, trusted: bool, lost: dict[LabelStore, str]) -> LabelStore | None:
+        """Labels on disk, where they were or beside the image; None for new ones in memory."""
+        if about.place is None:
+            return None
+        near = beside(self._grid.layer)
+        places = [Path(about.place)] if trusted else []
+        places += [near] if near is not None and near.name == Path(about.place).name else []
+        for place in places:
+            if place.is_dir():
+                return opening(self._grid, place)()
+        if about.content is None:
+            store = ArrayLabels(np.zeros(self._grid.shape, about.dtype))
+            lost[store] = f"{about.place} was not found: only what this session drew is in the new labels"
+            return store
+        return None
+
+    def _restore(self, found: FoundSession | Exception, lost: list[str]) -> None:
+        if isinstance(found, Exception):
+            self._say(sentence(found), True)
+            return
+        mirror, before = found.mirror, self._journal
+        mirror.exchange(self._labels.show_restored(mirror.stores, mirror.store))
+        if before is not None:
+            self._leave(before)
+        mirror.put_into(self._session)
+        self._offer = None
+        self._keep(mirror)
+        journal = self._journal
+        assert journal is not None
+
+        def replaced() -> None:
+            if journal.flush():
+                found.replaced()
+
+        self._worker.run(replaced, lambda _: None)
+        self.restored.emit()
+        self.changed.emit()
+        warnings = [one for one in (found.warning, *lost) if one]
+        self._say("; ".join(warnings) or f"going on: {_contents(found)}", bool(warnings))
+
+    def _say(self, words: str, warn: object = False) -> None:
+        if warn:
+            show_warning(words)
+        self.status.emit(words)
+
+    def _emit_changed(self) -> None:
+        self.changed.emit()
+
+
+def _search(volume: Volume) -> tuple[list[JournalInfo], str]:
+    """The journals of these pixels that can be opened, the newest first, and what is in the newest.
+
+    Those that are too old or too many are deleted first.
+    """
+    try:
+        folder = journal_folder()
+        prune_journals(folder)
+        journals = list_journals(folder, volume)
+    except (OSError, ValueError):  # pixels that cannot be read are said where they are shown
+        return [], ""
+    good, text = [], ""
+    for info in journals:
+        if not (info.in_use or text):
+            found = _tried(partial(read_session, info.path, volume, _stand_in(volume)))
+            if isinstance(found, Exception):
+                continue  # it stays in the list of `lowlat-seg sessions list`
+            day = time.strftime("%d %b %H:%M", time.localtime(info.changed))
+            text = f"An earlier session of this image, of {day}: {_contents(found)}."
+        good.append(info)
+    return good, text
+
+
+def _stand_in(volume: Volume) -> Callable[[AboutLabels], LabelStore]:
+    """Labels that nothing is written to, for a look at what is in a session."""
+    return lambda about: ArrayLabels(np.broadcast_to(np.zeros((), about.dtype), volume.shape))
+
+
+def _contents(found: FoundSession) -> str:
+    mirror = found.mirror
+    objects = sum(bool(record.written) for record in mirror.records.values())
+    steps = len(mirror.undo_stack.done)
+    return f"{objects} object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    """What `work` gives, or the error that it raised."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def _failure(work: Callable[[], object]) -> Exception | None:
+    failed = _tried(work)
+    return failed if isinstance(failed, Exception) else None

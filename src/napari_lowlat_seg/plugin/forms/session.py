@@ -1,0 +1,124 @@
+"""The row that offers to go on with an earlier session, and the buttons that save and open sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QWidget
+
+from napari_lowlat_seg.plugin.controller.view_state import FilesState
+from napari_lowlat_seg.plugin.forms.controls import action_button, described
+
+SESSIONS = "Sessions (*.lowlat);;All files (*)"
+LABELS = "Labels (*.tif *.nii.gz *.nrrd *.mha *.mrc *.npy);;All files (*)"
+
+
+class OfferRow(QFrame):
+    """Offers to go on with an earlier session; not there otherwise. It waits and is in nobody's way.
+
+    Attributes
+    ----------
+    go_on, start_anew
+        Its buttons.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFrameShape(QFrame.Shape.StyledPanel)
+        self._text = QLabel()
+        self._text.setWordWrap(True)
+        self._text.setTextFormat(Qt.TextFormat.PlainText)
+        self.go_on = described(
+            action_button("Go on"), "Go on", "Restore prompts, masks, labels and undo steps of that session."
+        )
+        self.start_anew = described(
+            action_button("Start anew"), "Start anew", "Leave that session as it is; it is kept."
+        )
+        grid = QGridLayout(self)
+        grid.addWidget(self._text, 0, 0, 1, 2)
+        grid.addWidget(self.go_on, 1, 0)
+        grid.addWidget(self.start_anew, 1, 1)
+        self.hide()
+
+    def show_offer(self, text: str) -> None:
+        """Show what is offered; nothing hides the row."""
+        self._text.setText(text)
+        described(self, f"Offer: {text}" if text else "Offer", text)
+        self.setVisible(bool(text))
+
+
+class SessionForm(QWidget):
+    """Buttons for the files of a session; each opens a dialog for a file."""
+
+    saved = Signal(Path)
+    """Save the session as this file."""
+
+    opened = Signal(Path)
+    """Go on with the session in this file."""
+
+    autosaved = Signal(object)
+    """Save the labels to this file after each change; None: no longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save = described(
+            action_button("Save session…", self._ask_save),
+            "Save session",
+            "One file with prompts, masks, labels and undo steps.",
+        )
+        self.open = described(
+            action_button("Open session…", self._ask_open),
+            "Open session",
+            "Go on with a session that was saved, on the same image under any name.",
+        )
+        self.autosave = described(
+            action_button("Autosave labels…", self._ask_autosave),
+            "Autosave labels",
+            "Write the labels to a file of yours after each accepted object; press again to end it.",
+        )
+        self._status = described(QLabel(), "Autosave", "Where the labels are saved, and when they were.")
+        self._status.setWordWrap(True)
+        self._saving = False
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(self.save, 0, 0)
+        grid.addWidget(self.open, 0, 1)
+        grid.addWidget(self.autosave, 1, 0, 1, 2)
+        grid.addWidget(self._status, 2, 0, 1, 2)
+        self._status.hide()
+
+    def show_status(self, state: FilesState) -> None:
+        """Show the state of the autosave."""
+        self._saving = bool(state.autosave)
+        self.autosave.setText("End autosave" if self._saving else "Autosave labels…")
+        self._status.setText(state.autosave)
+        self._status.setVisible(self._saving)
+
+    def _ask_save(self) -> None:
+        _ask(self, "Save session", SESSIONS, self.saved.emit, "session.lowlat")
+
+    def _ask_open(self) -> None:
+        _ask(self, "Open session", SESSIONS, self.opened.emit)
+
+    def _ask_autosave(self) -> None:
+        if self._saving:
+            self.autosaved.emit(None)
+        else:
+            _ask(self, "Autosave labels to", LABELS, self.autosaved.emit, "labels.tif")
+
+
+def _ask(
+    parent: QWidget, title: str, kinds: str, chosen: Callable[[Path], object], name: str = ""
+) -> QFileDialog:
+    """Open a dialog for one file, a new one if a name is proposed, and call `chosen` with it."""
+    dialog = QFileDialog(parent, title, str(Path.home()), kinds)
+    if name:
+        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
+        dialog.selectFile(name)
+    else:
+        dialog.setFileMode(QFileDialog.FileMode.ExistingFile)
+    dialog.fileSelected.connect(lambda path: path and chosen(Path(path)))
+    dialog.open()
+    return dialog

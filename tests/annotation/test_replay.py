@@ -1,0 +1,299 @@
+"""Sessions done again, by the replay and by the exported script: the same labels and the same undo stack."""
+
+import runpy
+import subprocess
+import sys
+from hashlib import blake2b
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import napari_lowlat_seg
+from benchmarks.kill_journal import (
+    KINDS,
+    PIXELS,
+    PLANES,
+    everything_of,
+    fresh_labels,
+    play,
+    predicted,
+    script,
+    volume,
+)
+from napari_lowlat_seg import ArrayLabels, Box, Click, PropagationRun, Scribble, Session, Volume, sample_path
+from napari_lowlat_seg.annotation.journal import Journal, JournalError, journal_info, read_session, resume
+from napari_lowlat_seg.annotation.journal.actions import plane_ranges
+from napari_lowlat_seg.annotation.journal.replay import image_of, replay
+from napari_lowlat_seg.annotation.journal.script import exported_script
+from napari_lowlat_seg.annotation.propagation_run import stack_of
+from napari_lowlat_seg.cli.app import main
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
+
+FACTS = {"model": "fake", "device": "cpu", "weights": "1" * 32}
+FIRST = PLANES[0]
+RUN = ("propagate", "interpolate", "seeds", "masks")
+
+
+class FakeService:
+    """Masks that follow from the request and from nothing else."""
+
+    def predict(self, request, source, cancelled=None):
+        shape = np.asarray(source.read()).shape[:2]
+        for turn in range(3):
+            yield predicted(_random(shape, request.prompts, request.previous, turn, source.window)), turn == 2
+
+    def propagate(self, request, sources, cancelled=None):
+        for number in request.seeds or request.anchors:
+            for source in sources:
+                shape = np.asarray(source.read()).shape[:2]
+                mask = predicted(_random(shape, request.seeds.get(number), None, source.plane, None))
+                yield number, PropagatedMask(source.plane, mask, 0.5)
+
+    def close(self):
+        """It keeps nothing."""
+
+
+def _random(shape, *given):
+    """A mask that depends on what is given."""
+    texts = [getattr(one, "packed", None) or repr(one) for one in given]
+    digest = blake2b(repr(texts).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).random(shape) > 0.5
+
+
+def act(session, labels, service, action, plane, seed):
+    """As `play`, with the masks of a service."""
+    rng = np.random.default_rng(seed)
+    if action == "apply":
+        for waiting in session.pending:
+            request = session.request(waiting)
+            masks = service.predict(request, session.source(waiting))
+            for _ in range(rng.integers(1, 4)):
+                session.apply(request, next(masks)[0])
+    elif action in ("propagate", "seeds"):
+        planes = stack_of(session.volume, plane)[: int(rng.integers(1, 6))]
+        try:
+            if action == "seeds":
+                run = PropagationRun.seeds(session, planes, [(planes[0], Click((2, 2)))])
+            else:
+                run = PropagationRun.propagation(session, planes)
+        except ValueError:
+            return
+        sources = [session.source(plane) for plane in run.request.planes]
+        stop = int(rng.integers(4))
+        for count, (number, found) in enumerate(service.propagate(run.request, sources)):
+            if count == stop:
+                run.stop()
+                return
+            run.apply(number, found)
+        run.finish()
+    else:
+        play(session, labels, action, plane, seed)
+
+
+def new_session():
+    """A session and its journal, from the beginning."""
+    labels = fresh_labels()
+    return Session(volume(), ArrayLabels(labels)), labels
+
+
+def saved(session, folder, actions, labels):
+    """The session after these actions, in a file."""
+    journal = Journal(session, folder, image=folder / "image.npy")
+    session.model = FACTS
+    session.volume = session.volume.with_window()
+    for action in actions:
+        act(session, labels, FakeService(), *action)
+    session.close_transaction()
+    journal.save(folder / "session.lowlat")
+    journal.close(discard=True)
+    np.save(folder / "image.npy", PIXELS)
+    return folder / "session.lowlat"
+
+
+actions = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.sampled_from(PLANES), st.integers(0, 2**32 - 1)), max_size=30
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(actions)
+def test_a_replay_makes_the_session_again(tmp_path_factory, actions):
+    """Labels, objects, masks, both halves of the undo stack."""
+    session, labels = new_session()
+    path = saved(session, tmp_path_factory.mktemp("replay"), actions, labels)
+    before = everything_of(session, labels)
+    done = replay(read_session(path, volume()), volume(), lambda facts: FakeService())
+    assert done.differing == 0
+    assert done.voxels == labels.size
+    assert everything_of(done.session, done.labels) == before
+
+
+@settings(max_examples=15, deadline=None)
+@given(actions)
+def test_the_exported_script_makes_the_labels_again(tmp_path_factory, actions):
+    """Run as it is written, with the service of the test."""
+    session, labels = new_session()
+    folder = tmp_path_factory.mktemp("script")
+    path = saved(session, folder, actions, labels)
+    code = folder / "again.py"
+    found = read_session(path, volume())
+    kinds = [action.kind for action in found.mirror.actions]
+    assert all(before in RUN for before, kind in pairwise(kinds) if kind in ("masks", "finish"))
+    code.write_text(exported_script(found))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(napari_lowlat_seg, "load_predictor", lambda *args, **options: None, raising=False)
+        patch.setattr(napari_lowlat_seg, "PredictionService", lambda predictor: FakeService(), raising=False)
+        patch.setattr(sys, "argv", ["again.py", str(folder / "image.npy"), str(folder / "again.npy")])
+        runpy.run_path(str(code))
+    assert np.array_equal(np.load(folder / "again.npy"), labels)
+
+
+def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):
+    """Its caches were other ones after that, and the service is told."""
+    session, labels = new_session()
+    path = saved(session, tmp_path, script(0, 20), labels)
+    session, journal = resume(path, volume(), folder=tmp_path / "journals")
+    for action in script(1, 20):
+        act(session, session.labels.data, FakeService(), *action)
+    session.close_transaction()
+    journal.close()
+    closed = []
+
+    class Noting(FakeService):
+        def close(self):
+            closed.append(True)
+
+    done = replay(read_session(journal.path, volume()), volume(), lambda facts: Noting())
+    assert done.differing == 0
+    assert closed == [True]
+
+
+def test_a_part_of_a_huge_plane_is_predicted_as_that_part(tmp_path):
+    """The tile is in the session's file."""
+    session, _ = new_session()
+    journal = Journal(session, tmp_path)
+    session.model = FACTS
+    tile = BoundingBox(2, 1, 8, 7)
+    session.add(FIRST, Click((4, 4)))
+    request = session.request(FIRST)
+    part = session.volume.cropped(tile, FIRST)
+    source = Session(part).source(FIRST)
+    mask, _ = next(FakeService().predict(request.cropped(tile), source))
+    session.apply(request, mask.on((12, 10), tile.corner).laid_over(None, tile), tile)
+    session.accept()
+    journal.close()
+    found = read_session(journal.path, volume())
+    done = replay(found, volume(), lambda facts: FakeService())
+    assert done.differing == 0
+    assert done.labels.any()
+    with pytest.raises(JournalError, match="parts of huge planes; replay it instead"):
+        exported_script(found)
+
+
+def test_what_cannot_be_replayed_is_said(tmp_path):
+    """A session that is older than its journal; a service that gives no mask; no model."""
+    session, labels = new_session()
+    session.add(FIRST, Click((1, 1)))
+    journal = Journal(session, tmp_path)
+    session.add(FIRST, Click((2, 1)))
+    journal.close()
+    found = read_session(journal.path, volume())
+    for work in (
+        lambda: replay(found, volume(), lambda facts: FakeService()),
+        lambda: exported_script(found),
+    ):
+        with pytest.raises(JournalError, match="does not hold the session from its beginning"):
+            work()
+    session, labels = new_session()
+    path = saved(session, tmp_path, [("add", FIRST, 1), ("apply", FIRST, 1)], labels)
+    empty = FakeService()
+    empty.predict = lambda request, source: iter(())
+    with pytest.raises(JournalError, match="predict, cannot be repeated: the network gave no mask"):
+        replay(read_session(path, volume()), volume(), lambda facts: empty)
+
+
+def test_other_masks_are_counted(tmp_path):
+    """Voxel by voxel."""
+    session, labels = new_session()
+    path = saved(session, tmp_path, [("add", FIRST, 1), ("apply", FIRST, 1), ("accept", FIRST, 1)], labels)
+    other = FakeService()
+    other.predict = lambda request, source: iter([(predicted(np.zeros((12, 10), bool)), True)] * 3)
+    done = replay(read_session(path, volume()), volume(), lambda facts: other)
+    assert done.differing == np.count_nonzero(done.labels != labels) > 0
+
+
+def test_the_image_is_found_beside_the_session_and_known_by_its_pixels(tmp_path):
+    """On another machine the old path says nothing but the name."""
+    session, labels = new_session()
+    path = saved(session, tmp_path, [("add", FIRST, 1)], labels)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = path.rename(elsewhere / "mine.lowlat")
+    (tmp_path / "image.npy").rename(elsewhere / "image.npy")
+    info = journal_info(moved)
+    assert image_of(info).identity == volume().identity
+    (elsewhere / "image.npy").rename(elsewhere / "renamed.npy")
+    assert image_of(info, elsewhere / "renamed.npy").identity == volume().identity
+    with pytest.raises(FileNotFoundError):
+        image_of(info)
+    np.save(elsewhere / "other.npy", PIXELS[::-1])
+    with pytest.raises(JournalError, match=r"has other pixels, of shape \(4, 12, 10\)"):
+        image_of(info, elsewhere / "other.npy")
+    journal = Journal(Session(volume()), tmp_path)
+    journal.flush()
+    journal.close()
+    with pytest.raises(JournalError, match="does not say where its image lies; give the image"):
+        image_of(journal_info(journal.path))
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_planes_are_written_as_ranges(axis):
+    """A range of 5,000 planes is one entry."""
+    planes = Volume(np.zeros((6, 7, 8))).planes(axis)
+    assert plane_ranges(planes) == [(planes[0], len(planes))]
+    assert plane_ranges([planes[0], planes[2], planes[3]]) == [(planes[0], 1), (planes[2], 2)]
+    assert plane_ranges([Plane()]) == [(Plane(), 1)]
+
+
+# The shipped session
+
+
+@pytest.mark.slow
+def test_the_tutorial_is_replayed_without_a_voxel_that_differs(capsys):
+    """With the shipped model, in a process of its own, as in napari."""
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", str(sample_path("tutorial.lowlat")), "--json"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert '"differing": 0, "voxels": 3000000, "predictions": 15, "objects": 3' in printed
+
+
+@pytest.mark.slow
+def test_the_script_of_the_tutorial_makes_its_labels(tmp_path):
+    """Through the public API, in a Python of its own."""
+    with pytest.raises(SystemExit) as ended:
+        main(["export-script", str(sample_path("tutorial.lowlat")), "-o", str(tmp_path / "again.py")])
+    assert ended.value.code == 0
+    image, labels = sample_path("em_fly_medulla.tif"), tmp_path / "again.npy"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "again.py", image, labels], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "7654 voxels in 3 objects"
+    volume = image_of(journal_info(sample_path("tutorial.lowlat")))
+    found = read_session(sample_path("tutorial.lowlat"), volume)
+    found.mirror.write_labels()
+    assert np.array_equal(np.load(labels), found.mirror.store.data)
+
+
+def test_prompts_of_the_tutorial_are_those_that_the_guide_names():
+    """Clicks, a box, a scribble, on two axes."""
+    volume = image_of(journal_info(sample_path("tutorial.lowlat")))
+    found = read_session(sample_path("tutorial.lowlat"), volume)
+    prompts = {type(p) for action in found.mirror.actions for p in action.prompts}
+    assert prompts == {Click, Box, Scribble}
+    assert sample_path("tutorial.lowlat").stat().st_size < 150_000
