@@ -144,8 +144,13 @@ class SessionFiles:
     def _leave(self, journal: Journal) -> None:
         journal.leave()
         self._session.observer = None
+
+        def close() -> None:
+            journal.close()
+            _own.discard(journal.path)  # from now on it may be offered
+
         # No daemon: when napari ends, Python waits for it.
-        threading.Thread(target=journal.close, name="journal's end").start()
+        threading.Thread(target=close, name="journal's end").start()
 
     def _searched(self, found: tuple[list[JournalInfo], str]) -> None:
         journals, text = found
