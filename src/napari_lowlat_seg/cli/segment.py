@@ -216,10 +216,10 @@ def read_objects(request: SegmentRequest, volume: Volume) -> list[SegmentedObjec
         As `read_prompts`, `load_prompts` and `propagated_planes`; for prompts of both kinds, and for a label
         of several objects.
     """
+    usual = default_axis(volume) if request.axis is None else request.axis
     if request.prompts is None:
-        axis = default_axis(volume) if request.axis is None else request.axis
-        prompts = {plane: tuple(items) for plane, items in read_prompts(request, volume, axis).items()}
-        return [SegmentedObject(request.label, prompts, _reached(request, volume, prompts, axis))]
+        prompts = {plane: tuple(items) for plane, items in read_prompts(request, volume, usual).items()}
+        return [SegmentedObject(request.label, prompts, _reached(request, volume, prompts, usual))]
     if request.clicks or request.boxes or request.scribbles or request.polygons or request.masks:
         raise ValueError("--prompts takes the place of --click, --box, --scribble, --polygon and --mask")
     loaded = [one for one in load_prompts(request.prompts, volume) if one.prompts]
@@ -227,19 +227,20 @@ def read_objects(request: SegmentRequest, volume: Volume) -> list[SegmentedObjec
         raise ValueError(f"nothing to segment: {request.prompts} holds no prompt")
     if request.label is not None and len(loaded) > 1:
         raise ValueError(f"--label is for one object; {request.prompts} has {len(loaded)}")
-    found = []
-    for one in loaded:
-        if len({plane.axes for plane in one.prompts}) > 1:
-            raise ValueError(
-                f"object {one.label} of {request.prompts} has prompts on planes of several directions; "
-                "segment takes those of one"
-            )
-        axis = default_axis(volume) if request.axis is None else request.axis
-        if request.axis is None and volume.ndim == 3:
-            axis = next(i for i, at in enumerate(next(iter(one.prompts)).index) if at is not None)
-        reached = _reached(request, volume, one.prompts, axis)
-        found.append(SegmentedObject(request.label or one.label, one.prompts, reached, one.name))
-    return found
+    return [_from_file(one, request, volume, usual) for one in loaded]
+
+
+def _from_file(one: ObjectPrompts, request: SegmentRequest, volume: Volume, axis: int) -> SegmentedObject:
+    """One object of a file of prompts; in 3-D its prompts say along which axis it is propagated."""
+    if len({plane.axes for plane in one.prompts}) > 1:
+        raise ValueError(
+            f"object {one.label} of {request.prompts} has prompts on planes of several directions; "
+            "segment takes those of one"
+        )
+    if request.axis is None and volume.ndim == 3:
+        axis = next(i for i, at in enumerate(next(iter(one.prompts)).index) if at is not None)
+    reached = _reached(request, volume, one.prompts, axis)
+    return SegmentedObject(request.label or one.label, one.prompts, reached, one.name)
 
 
 def _reached(

@@ -154,39 +154,49 @@ def check_archive(path: Path, expected: str = NOT_A_MODEL) -> None:
 def _members(path: Path, archive: zipfile.ZipFile, expected: str) -> zipfile.ZipInfo:
     """The member that is the pickle, when all members are as they should be."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-    names = {member.filename for member in members}
     folder = members[0].filename.partition("/")[0] if members else ""
-    problem = ""
-    if len(members) > MAX_MEMBERS:
-        problem = f"it has {len(members)} members; {MAX_MEMBERS} at most"
-    elif len(names) < len(members):
-        problem = "two members have one name"
-    elif any(member.compress_type or member.flag_bits & 1 for member in members):
-        problem = "a member is compressed or encrypted"
-    elif any(member.file_size != member.compress_size for member in members):
-        problem = "a member's two sizes differ"
-    elif any(member.filename.partition("/")[0] != folder or ".." in member.filename for member in members):
-        problem = "its members are not in one folder"
-    elif f"{folder}/data.pkl" not in names:
-        problem = "there is no data.pkl"
-    elif not _ends_with_directory(path):
-        problem = "something follows its directory"
-    elif archive.comment or any(member.is_dir() for member in members):
-        problem = "it holds folders or a comment"
-    elif _overlap(path, members, archive.start_dir):
-        problem = "its members overlap, or it does not begin with one"
-    else:
-        pickled = archive.getinfo(f"{folder}/data.pkl")
-        if pickled.file_size > MAX_PICKLE:
-            problem = f"its pickle has {pickled.file_size} bytes; {MAX_PICKLE} at most"
-        else:
-            broken = archive.testzip()
-            problem = f"{broken[:60]} does not match its checksum" if broken else ""
+    pickled = f"{folder}/data.pkl"
+    problem = _problem_of_names(members, folder, pickled) or _problem_of_bytes(
+        path, archive, members, pickled
+    )
     if problem:
         raise ValueError(
             f"{path.name} is damaged or not as torch writes it: {problem}; download it again: {expected}"
         )
-    return pickled
+    return archive.getinfo(pickled)
+
+
+def _problem_of_names(members: list[zipfile.ZipInfo], folder: str, pickled: str) -> str:
+    """What is wrong with the list of members; empty if nothing is."""
+    names = {member.filename for member in members}
+    if len(members) > MAX_MEMBERS:
+        return f"it has {len(members)} members; {MAX_MEMBERS} at most"
+    if len(names) < len(members):
+        return "two members have one name"
+    if any(member.compress_type or member.flag_bits & 1 for member in members):
+        return "a member is compressed or encrypted"
+    if any(member.file_size != member.compress_size for member in members):
+        return "a member's two sizes differ"
+    if any(name.partition("/")[0] != folder or ".." in name for name in names):
+        return "its members are not in one folder"
+    return "" if pickled in names else "there is no data.pkl"
+
+
+def _problem_of_bytes(
+    path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], pickled: str
+) -> str:
+    """What is wrong with how members lie in the file, and with what they hold; empty if nothing is."""
+    if not _ends_with_directory(path):
+        return "something follows its directory"
+    if archive.comment or any(member.is_dir() for member in members):
+        return "it holds folders or a comment"
+    if _overlap(path, members, archive.start_dir):
+        return "its members overlap, or it does not begin with one"
+    size = archive.getinfo(pickled).file_size
+    if size > MAX_PICKLE:
+        return f"its pickle has {size} bytes; {MAX_PICKLE} at most"
+    broken = archive.testzip()
+    return f"{broken[:60]} does not match its checksum" if broken else ""
 
 
 def _ends_with_directory(path: Path) -> bool:
