@@ -17,6 +17,7 @@ from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
 from napari_lowlat_seg.plugin.controller.propagation import PropagationController
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
@@ -112,6 +113,7 @@ class AnnotationController:
             self.grid, self.session, self.current_plane, self.predictions, self.labels, worker
         )
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
+        self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._bound: list[Any] = []
@@ -124,7 +126,13 @@ class AnnotationController:
             signal.connect(self._emit_changed)
         self.files.changed.connect(self._emit_changed)
         self.files.restored.connect(self._restored)
-        for signal in (self.predictions.status, self.propagation.status, self.files.status):
+        self.objects.given.connect(self._given)
+        for signal in (
+            self.predictions.status,
+            self.propagation.status,
+            self.files.status,
+            self.objects.status,
+        ):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
         self.current_plane.moved.connect(self._moved)
@@ -266,6 +274,8 @@ class AnnotationController:
         elif written:
             self.status.emit(f"object {label} accepted")
         self._refresh()
+        if written:
+            self.objects.go_on()
 
     def new_object(self) -> None:
         """Accept the object if there is one and begin another."""
@@ -302,6 +312,7 @@ class AnnotationController:
     def cancel(self) -> None:
         """Stop what is running; prompts stay."""
         self._accepting = False
+        self.objects.drop()
         self.propagation.stop()
         self.live_preview.drop()
         self.predictions.cancel()
@@ -332,6 +343,12 @@ class AnnotationController:
             self.labels.use(None)
         elif event.value is self.layer:
             self.detach()
+
+    def _given(self, plane: Plane) -> None:
+        """The current object has got prompts from a file: it is shown, predicted and accepted."""
+        self.current_plane.look_at(plane)
+        self._refresh()
+        self.accept()
 
     def _restored(self) -> None:
         """Another session is in place of this one: show what was done last."""

@@ -125,9 +125,7 @@ class ModelForm(QWidget):
         self.models.offer([(_described(name), name) for name in names], self.value.name)
         devices = dict.fromkeys(["auto", *DEVICES, self.value.device])
         shown = {"auto": "automatic", ANOTHER: "another machine…"}
-        self.device.offer(
-            [(shown.get(name, name), name) for name in [*devices, ANOTHER]], self.value.device
-        )
+        self.device.offer([(shown.get(name, name), name) for name in [*devices, ANOTHER]], self.value.device)
         show(self.closer_look, self.value.closer_look)
         self._bar.setRange(0, 0)
         self._bar.setVisible(self.loading)

@@ -12,6 +12,8 @@ from napari_lowlat_seg.plugin.controller.view_state import FilesState
 from napari_lowlat_seg.plugin.forms.controls import action_button, described
 
 SESSIONS = "Sessions (*.lowlat);;All files (*)"
+PROMPTS = "Prompts (*.json);;All files (*)"
+TABLES = "Tables (*.csv)"
 LABELS = "Labels (*.tif *.nii.gz *.nrrd *.mha *.mrc *.npy);;All files (*)"
 
 
@@ -58,6 +60,15 @@ class SessionForm(QWidget):
     opened = Signal(Path)
     """Go on with the session in this file."""
 
+    prompts_saved = Signal(Path)
+    """Save the prompts of all objects as this file."""
+
+    prompts_opened = Signal(Path)
+    """Give the prompts of this file again."""
+
+    measured = Signal(Path)
+    """Measure all objects into this table."""
+
     autosaved = Signal(object)
     """Save the labels to this file after each change; None: no longer."""
 
@@ -78,6 +89,21 @@ class SessionForm(QWidget):
             "Autosave labels",
             "Write the labels to a file of yours after each accepted object; press again to end it.",
         )
+        self.save_prompts = described(
+            action_button("Save prompts…", self._ask_save_prompts),
+            "Save prompts",
+            "A file of all prompts, for `lowlat-seg segment --prompts` and for other programs.",
+        )
+        self.open_prompts = described(
+            action_button("Open prompts…", self._ask_open_prompts),
+            "Open prompts",
+            "Each object of the file is predicted again and accepted.",
+        )
+        self.measure = described(
+            action_button("Measure…", self._ask_measure),
+            "Measure",
+            "A table of all objects: volume, surface, place, intensity.",
+        )
         self._status = described(QLabel(), "Autosave", "Where the labels are saved, and when they were.")
         self._status.setWordWrap(True)
         self._saving = False
@@ -85,8 +111,11 @@ class SessionForm(QWidget):
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addWidget(self.save, 0, 0)
         grid.addWidget(self.open, 0, 1)
-        grid.addWidget(self.autosave, 1, 0, 1, 2)
-        grid.addWidget(self._status, 2, 0, 1, 2)
+        grid.addWidget(self.save_prompts, 1, 0)
+        grid.addWidget(self.open_prompts, 1, 1)
+        grid.addWidget(self.autosave, 2, 0)
+        grid.addWidget(self.measure, 2, 1)
+        grid.addWidget(self._status, 3, 0, 1, 2)
         self._status.hide()
 
     def show_status(self, state: FilesState) -> None:
@@ -101,6 +130,15 @@ class SessionForm(QWidget):
 
     def _ask_open(self) -> None:
         _ask(self, "Open session", SESSIONS, self.opened.emit)
+
+    def _ask_save_prompts(self) -> None:
+        _ask(self, "Save prompts", PROMPTS, self.prompts_saved.emit, "prompts.json")
+
+    def _ask_open_prompts(self) -> None:
+        _ask(self, "Open prompts", PROMPTS, self.prompts_opened.emit)
+
+    def _ask_measure(self) -> None:
+        _ask(self, "Measure all objects", TABLES, self.measured.emit, "objects.csv")
 
     def _ask_autosave(self) -> None:
         if self._saving:
