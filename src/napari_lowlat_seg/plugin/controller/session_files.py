@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,19 @@ from napari_lowlat_seg.plugin.worker import Worker, sentence
 SUFFIX = ".lowlat"
 
 _own: set[Path] = set()  # journals that this process writes
+
+
+@dataclass
+class _Read:
+    """A session that was read, and what was not found.
+
+    `labels` are those to go on with where the session had none at last, `highest` is the highest in them.
+    """
+
+    found: FoundSession
+    lost: list[str]
+    labels: LabelStore | None = None
+    highest: int = 0
 
 
 class SessionFiles:
@@ -168,15 +181,19 @@ class SessionFiles:
         """Read a session on a thread. A file of a stranger may name no place that labels are written to."""
         lost: dict[LabelStore, str] = {}
 
-        def work() -> FoundSession:
+        def work() -> _Read:
             found = read_session(path, self._volume, lambda about: self._find(about, trusted, lost))
             stores = found.mirror.stores
             for store in lost:
                 stores[store] = replace(stores[store], place=None, content=b"")
             found.mirror.write_labels()
-            return found
+            read = _Read(found, list(lost.values()))
+            if found.mirror.store is None and stores:  # their layer was closed, often with the image
+                read.labels = next(reversed(stores))
+                read.highest = read.labels.highest()
+            return read
 
-        self._worker.run(lambda: _tried(work), lambda found: self._restore(found, list(lost.values())))
+        self._worker.run(lambda: _tried(work), self._restore)
 
     def _find(self, about: AboutLabels, trusted: bool, lost: dict[LabelStore, str]) -> LabelStore | None:
         """Labels on disk, where they were or beside the image; None for new ones in memory."""
@@ -194,17 +211,21 @@ class SessionFiles:
             return store
         return None
 
-    def _restore(self, found: FoundSession | Exception, lost: list[str]) -> None:
-        if isinstance(found, Exception):
-            self._say(sentence(found), True)
+    def _restore(self, read: _Read | Exception) -> None:
+        if isinstance(read, Exception):
+            self._say(sentence(read), True)
             return
-        mirror, before = found.mirror, self._journal
-        mirror.exchange(self._labels.show_restored(mirror.stores, mirror.store))
+        found, before = read.found, self._journal
+        mirror = found.mirror
+        shown = self._labels.show_restored(mirror.stores, mirror.store or read.labels)
+        mirror.exchange(shown)
         if before is not None:
             self._leave(before)
         mirror.put_into(self._session)
         self._offer = None
         self._keep(mirror)
+        if read.labels is not None:
+            self._session.use_labels(shown[read.labels], read.highest)
         journal = self._journal
         assert journal is not None
 
@@ -215,7 +236,7 @@ class SessionFiles:
         self._worker.run(replaced, lambda _: None)
         self.restored.emit()
         self.changed.emit()
-        warnings = [one for one in (found.warning, *lost) if one]
+        warnings = [one for one in (found.warning, *read.lost) if one]
         self._say("; ".join(warnings) or f"going on: {_contents(found)}", bool(warnings))
 
     def _say(self, words: str, warn: object = False) -> None:
