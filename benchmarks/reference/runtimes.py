@@ -142,9 +142,7 @@ def _inputs(steps: TorchBackend, part: str) -> Iterator[tuple[np.ndarray, ...]]:
         yield (maps.numpy(), *(feature.numpy() for feature in features))
 
 
-def _recorded(
-    steps: TorchBackend, plane: np.ndarray, frame: Frame, seen: list[Tensor]
-) -> tuple[Tensor, ...]:
+def _recorded(steps: TorchBackend, plane: np.ndarray, frame: Frame, seen: list[Tensor]) -> tuple[Tensor, ...]:
     """The features of a plane; what the encoder was given is put into `seen`."""
     encode = steps.network.encode
 

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,12 @@ from napari_lowlat_seg.core.labels import LabelStore
 
 QUEUE = 20_000
 """Events that may wait for the disk; beyond that the journal gives up."""
+
+POLL_SECONDS = 0.01
+"""The journal looks for events so often: being woken by each would make the click wait for that thread."""
+
+IDLE_POLL_SECONDS = 0.05
+"""So often when none came for a while."""
 
 SYNC_SECONDS = 0.5
 """What is written is made safe against a power cut about so often."""
@@ -90,7 +97,7 @@ class Journal:
         self._compact_bytes, self._sync_seconds = compact_bytes, sync_seconds
         self._retry_seconds = retry_seconds
         self._mirror = Mirror.of(session, before)
-        self._queue: queue.Queue[Event | _Task] = queue.Queue(QUEUE)
+        self._queue = _Inbox()
         self._postponed: list[_Task] = []
         self._file: IO[bytes] | None = None
         self._late: list[Event] | None = None  # those that came while the file is written anew
@@ -115,7 +122,7 @@ class Journal:
         if event.kind == "labels" and event.store is not None:
             self._mirror.meet(event.store)
         try:
-            self._queue.put_nowait(event)
+            self._queue.put(event)
         except queue.Full:
             self.leave()
             self._report(
@@ -126,7 +133,7 @@ class Journal:
         if event.kind == "writing" and event.store is not None and self._on_disk(event.store):
             noted = _Task(lambda: None, quick=True)
             with suppress(queue.Full):
-                self._queue.put_nowait(noted)
+                self._queue.put(noted, wake=True)
                 noted.done.wait(HANDOVER_SECONDS)
 
     def _on_disk(self, store: LabelStore) -> bool:
@@ -170,7 +177,7 @@ class Journal:
         if not self._thread.is_alive():
             raise RuntimeError("the journal is closed")
         task = _Task(do, last)
-        self._queue.put(task)
+        self._queue.put(task, wake=True)
         task.done.wait()
         if task.error is not None:
             raise task.error
@@ -183,9 +190,7 @@ class Journal:
             self._compact()
         while True:
             try:
-                item = (
-                    self._postponed.pop(0) if self._postponed else self._queue.get(timeout=self._patience())
-                )
+                item = self._postponed.pop(0) if self._postponed else self._queue.get(self._patience())
                 if self._take(item):
                     return
             except queue.Empty:
@@ -300,7 +305,7 @@ class Journal:
         """Write the events that come while a long file is written, so that a kill does not lose them."""
         while self._late is not None and not self._postponed:
             try:
-                item = self._queue.get_nowait()
+                item = self._queue.get(0)
             except queue.Empty:
                 return
             if isinstance(item, _Task) and not item.quick:
@@ -363,6 +368,38 @@ class Journal:
             "image": self._image,
             "started": self._started,
         }
+
+
+class _Inbox:
+    """A queue whose `put` wakes nobody: the reader looks for items by itself, or is told to at once."""
+
+    def __init__(self) -> None:
+        self._items: deque[Event | _Task] = deque()
+        self._wake = threading.Event()
+        self._busy_until = 0.0
+
+    def put(self, item: Event | _Task, *, wake: bool = False) -> None:
+        """Add an item; raises queue.Full beyond `QUEUE`."""
+        if len(self._items) >= QUEUE:
+            raise queue.Full
+        self._items.append(item)
+        if wake:
+            self._wake.set()
+
+    def get(self, patience: float | None) -> Event | _Task:
+        """The oldest item; raises queue.Empty if none comes in so many seconds, None for ever."""
+        end = None if patience is None else time.monotonic() + patience
+        while not self._items:
+            now = time.monotonic()
+            pause = POLL_SECONDS if now < self._busy_until else IDLE_POLL_SECONDS
+            if end is not None:
+                pause = min(pause, end - now)
+                if pause <= 0:
+                    raise queue.Empty
+            self._wake.wait(pause)
+            self._wake.clear()
+        self._busy_until = time.monotonic() + 2
+        return self._items.popleft()
 
 
 @dataclass(eq=False)
