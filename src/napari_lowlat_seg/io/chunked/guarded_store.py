@@ -16,17 +16,40 @@ OBJECTS = {
 """Codecs that make Python objects: an image needs none, and pickle runs code of the file's maker."""
 
 
+METADATA = (".json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+PADDING = 2**16
+"""Bytes that any chunk may take."""
+
+
 class GuardedStore(LocalStore):
-    """A local store that reads no pipes and devices, and follows no link that leads out of its folder."""
+    """A local store that reads no pipes and devices, and follows no link that leads out of its folder.
+
+    Attributes
+    ----------
+    chunks
+        By the path of an array, the bytes of a chunk: what takes far more in its file is not unpacked.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.chunks: dict[str, int] = {}
 
     def _check(self, key: str) -> None:
         place = Path(self.root) / key
+        self._check_chunk(key, place)
         if place.is_symlink() or place.exists():
             inside = place.resolve()
             if not inside.is_relative_to(Path(self.root).resolve()):
                 raise ValueError(f"{key} is a link that leads out of the folder")
             if not inside.is_dir():
                 check_regular(inside)
+
+    def _check_chunk(self, key: str, place: Path) -> None:
+        for path, size in self.chunks.items():
+            if key.startswith(path) and not key.endswith(METADATA) and place.is_file():
+                stored = place.stat().st_size
+                if stored > 2 * size + PADDING:
+                    raise ValueError(f"{key} takes {size_text(stored)}, a chunk has {size_text(size)}")
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """The bytes at a key; refuses links out of the store and everything that is no regular file."""
@@ -62,6 +85,9 @@ def checked(array: Any) -> Any:
     if size > IMPOSSIBLE:
         raise ValueError(f"its shape {tuple(array.shape)} declares {size_text(size)}, which cannot be")
     check_chunk(array.chunks, array.dtype)
+    if isinstance(array.store, GuardedStore):
+        stored = getattr(array, "shards", None) or array.chunks
+        array.store.chunks[f"{array.path}/" if array.path else ""] = nbytes_of(stored, array.dtype)
     return array
 
 

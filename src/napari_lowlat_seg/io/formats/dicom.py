@@ -6,6 +6,8 @@ missing slices, several images at one place) is refused. Pixels are read when a 
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.geometry import Geometry
-from napari_lowlat_seg.io.bounds import check_memory, nbytes_of
+from napari_lowlat_seg.io.bounds import PIECE, check_memory, nbytes_of
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
 from napari_lowlat_seg.io.placed import Loaded, SliceStack, Unreadable
+
+DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
+MOST_DEFLATED = 2**28
+"""Bytes that a deflated file may unpack to, however small it is."""
 
 EVEN = 0.02
 """Slices are even if no distance differs by more than this part from the median."""
@@ -74,10 +80,10 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
 
     series: dict[str, list[Any]] = {}
     folder = path if path.is_dir() else path.parent
-    wanted = None if path.is_dir() else str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
+    wanted = None if path.is_dir() else str(_header(path).SeriesInstanceUID)
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = _header(file)
         except pydicom.errors.InvalidDicomError:
             continue
         # A DICOMDIR and reports have no rows.
@@ -91,6 +97,39 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     frames = [frame for file, one in files for frame in _frames(file, one)]
     colours = int(dataset.get("SamplesPerPixel", 1)) > 1
     return _stack(frames, 3 if colours else None)
+
+
+def _header(path: Path) -> Any:
+    """The data set of a file without its pixels; refuses one that unpacks to far more than it is.
+
+    Raises
+    ------
+    pydicom.errors.InvalidDicomError
+        If it is no DICOM file.
+    """
+    import pydicom
+
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, force=False)
+        try:
+            syntax = str(pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", ""))
+        except Exception:  # dcmread says below what is wrong
+            syntax = ""
+        if syntax == DEFLATED_SYNTAX:
+            (length,) = struct.unpack("<I", file.read(12)[8:])  # of the rest of the meta information
+            file.seek(length, 1)
+            _check_deflated(file.read(), path.stat().st_size)
+    return pydicom.dcmread(path, stop_before_pixels=True)
+
+
+def _check_deflated(packed: bytes, stored: int) -> None:
+    """pydicom unpacks such a file as a whole, also for its header."""
+    unpacker, size, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, max(MOST_DEFLATED, 100 * stored)
+    while packed and not unpacker.eof:
+        size += len(unpacker.decompress(packed, PIECE))
+        packed = unpacker.unconsumed_tail
+        if size > limit:
+            raise ValueError(f"it has {stored} bytes and unpacks to more than {limit}")
 
 
 def _series_text(files: list[Any]) -> str:
