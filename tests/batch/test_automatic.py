@@ -14,7 +14,7 @@ import torch
 from fakes import FakePredictor
 from napari_lowlat_seg.batch import automatic, jobs
 from napari_lowlat_seg.batch.automatic import run_automatic
-from napari_lowlat_seg.batch.jobs import BatchSettings
+from napari_lowlat_seg.batch.jobs import BatchSettings, check_new
 from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.io.files import read_volume
@@ -184,3 +184,29 @@ def test_more_than_three_axes_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"needs a 2-D or 3-D image; .* has shape \(2, 3, 20, 20\)"):
         run_automatic(tmp_path / "a.tif", tmp_path / "l.tif")
+
+
+def test_a_second_run_into_the_same_labels_is_refused(
+    rods: Path, bright: FakePredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless they are to be replaced; an OME-Zarr is the user's to remove. Files of others stay."""
+    output, folder = tmp_path / "l.tif", tmp_path / ".l.tif.planes"
+    folder.mkdir()
+    (folder / "mine.npz").write_bytes(b"mine")
+    run_automatic(rods, output)
+    assert [path.name for path in folder.iterdir()] == ["mine.npz"]
+    (folder / "mine.npz").rename(tmp_path / "mine.npz")
+    folder.rmdir()
+    whole = output.read_bytes()
+    output.write_bytes(whole + b"edited since")
+    with pytest.raises(ValueError, match=r"l\.tif exists; give another name, or --replace to write it anew"):
+        run_automatic(rods, output)
+    assert output.read_bytes() == whole + b"edited since"
+    with pytest.raises(SystemExit) as left:
+        app.main(["everything", str(rods), "-o", str(output), "--replace"])
+    assert left.value.code == 0
+    assert output.read_bytes() == whole
+    (tmp_path / "l.zarr").mkdir()
+    (tmp_path / "l.zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"l\.zarr holds labels already; remove the folder, or give another"):
+        check_new(tmp_path / "l.zarr", replace=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from napari_lowlat_seg.core.atomic_file import ABANDONED, PREFIX
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Embedding
+from napari_lowlat_seg.serving import embedding_files
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey, content_digest
 from napari_lowlat_seg.serving.embedding_files import SUFFIX
 
@@ -433,3 +436,39 @@ def _script(code: str, folder: Path, *more: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def sealed(tensors: dict[str, torch.Tensor]) -> bytes:
+    """A file with a right digest, whatever is in it."""
+    body = safetensors.torch.save(tensors)
+    return body + hashlib.blake2b(body, digest_size=embedding_files.CHECKSUM).digest()
+
+
+MALFORMED = {
+    "no key": lambda good: {name: t for name, t in good.items() if name != "key"},
+    "no image": lambda good: {name: t for name, t in good.items() if name != "image"},
+    "no features": lambda good: {name: good[name] for name in ("key", "image")},
+    "a feature without a number": lambda good: good | {"x float32": torch.zeros(1)},
+    "a feature without a layout": lambda good: good | {"1": torch.zeros(1)},
+    "a feature of an unknown type": lambda good: good | {"1 nonsense": torch.zeros(1)},
+    "a feature of a name in torch": lambda good: good | {"1 load": torch.zeros(1)},
+    "a layout of another number of axes": lambda good: good | {"1 float32 last": torch.zeros(1)},
+    "whole numbers": lambda good: good | {"1 float32": torch.zeros(1, dtype=torch.int64)},
+    "a gap": lambda good: good | {"7 float32": torch.zeros(1)},
+    "an image of floats": lambda good: good | {"image": torch.zeros(4, 4)},
+    "an image of one axis": lambda good: good | {"image": torch.zeros(4, dtype=torch.uint8)},
+    "an empty image": lambda good: good | {"image": torch.zeros(0, 4, dtype=torch.uint8)},
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_sealed_but_malformed_file_is_a_miss(name: str, tmp_path: Path) -> None:
+    """It is removed and made again, rather than an error at every click."""
+    EmbeddingCache(0, 0, tmp_path).ensure(_key(0), lambda: _made(1))
+    [path] = tmp_path.glob("*.embedding")
+    good = safetensors.torch.load(path.read_bytes()[: -embedding_files.CHECKSUM])
+    path.write_bytes(sealed(MALFORMED[name](good)))
+    assert EmbeddingCache(0, 0, tmp_path).get(_key(0)) is None
+    assert not path.exists()
+    path.write_bytes(sealed(good))
+    assert EmbeddingCache(0, 0, tmp_path).get(_key(0)) is not None

@@ -380,3 +380,19 @@ def test_weights_of_another_width_are_refused(tiny: TrainConfig, tmp_path: Path)
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match=r"the weights of the config's model, got .* \['norm.weight'\]"):
         Run(replace(tiny, start=str(tmp_path / "part.safetensors")), "cpu")
+
+
+def test_another_run_is_not_written_over(tiny: TrainConfig) -> None:
+    """Unless it is resumed or the caller insists."""
+    out = Path(tiny.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoint.pt").write_bytes(b"hours of work")
+    with pytest.raises(
+        ValueError, match=r"holds checkpoint\.pt of another run; continue it with --resume, .*--force"
+    ):
+        train(tiny)
+    assert (out / "checkpoint.pt").read_bytes() == b"hours of work"
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or not a torch file"):
+        train(tiny, resume=True)
+    train(replace(tiny, steps=1), force=True)
+    assert checkpoint(tiny)["step"] == 1

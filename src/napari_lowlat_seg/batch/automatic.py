@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
+from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, check_new, run_jobs
 from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, label_plane
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.labels import ArrayLabels
@@ -109,6 +109,8 @@ def run_automatic(
     volume = volume.with_window()
     planes = volume.planes(default_axis(volume) if settings.axis is None else settings.axis)
     folder = output.resolve().with_name(f".{output.name}.planes")
+    if not folder.exists():  # else an earlier run is resumed
+        check_new(output, settings.replace)
     job = AutomaticJob(
         image=image.resolve(),
         settings=settings,
@@ -118,14 +120,14 @@ def run_automatic(
         masks=masks,
     )
     files: dict[Plane, Path] = {}
+    folder.mkdir(exist_ok=True)
     with label_output(output, volume) as labels:
-        folder.mkdir(exist_ok=True)
         jobs = job.split(BATCH if settings.on_cluster else 1)
         run_jobs(run_automatic_job, jobs, lambda done: files.update(done), settings, unit="plane")
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
-    for path in folder.glob("*.npz"):
+    for path in files.values():
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: files of others are left alone
+    with suppress(OSError):  # not empty: files of others, and of other settings, are left alone
         folder.rmdir()
     return {"objects": objects, "planes": len(planes), "seconds": round(time.perf_counter() - started, 3)}
 

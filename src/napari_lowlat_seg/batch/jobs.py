@@ -49,6 +49,8 @@ class BatchSettings:
         Address of a running Dask scheduler, "tls://host:8786"; `workers` does not count then.
     insecure_scheduler
         Allow one without TLS, to which anybody who reaches it can send code.
+    replace
+        Write labels anew that are there already.
     """
 
     model: str = "default"
@@ -58,6 +60,7 @@ class BatchSettings:
     workers: int = 0
     scheduler: str | None = None
     insecure_scheduler: bool = False
+    replace: bool = False
 
     @property
     def on_cluster(self) -> bool:
@@ -125,6 +128,20 @@ def _stamp(path: Path) -> Stamp:
     except OSError:
         return None
     return about.st_mtime_ns, about.st_size
+
+
+def check_new(output: Path, replace: bool) -> None:
+    """Refuse labels that are there already: whether another run adds to them or not must not be a guess.
+
+    Raises
+    ------
+    ValueError
+        For a file unless it is to be replaced, and for a folder that is not empty.
+    """
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} holds labels already; remove the folder, or give another name")
+    if output.is_file() and not replace:
+        raise ValueError(f"{output} exists; give another name, or --replace to write it anew")
 
 
 def run_jobs(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
+from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, check_new, run_jobs
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
 from napari_lowlat_seg.core.prompts import Click
@@ -139,6 +139,7 @@ def run_seeds(
         raise ValueError(f"{points} is where the disputes are written; give the points another name")
     if volume.ndim != 3:
         raise ValueError(f"seeds are propagated through a 3-D image; {image} has shape {volume.shape}")
+    check_new(output, settings.replace)
     volume = volume.with_window()
     axis = default_axis(volume) if settings.axis is None else settings.axis
     volume.planes(axis)  # refuses an axis that is not there

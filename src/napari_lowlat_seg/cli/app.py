@@ -72,6 +72,13 @@ def main(arguments: list[str] | None = None) -> None:
         _exit(_sentence(error), 2)
     except ValueError as error:
         _exit(str(error) or type(error).__name__, 2)
+    except RuntimeError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        if "WorkerProcessEnded" in kinds:
+            _exit(str(error), 2)
+        if "OutOfMemoryError" in kinds or "can't allocate memory" in str(error):  # torch's, by device
+            _exit("not enough memory on the device; close other programs, or choose --device cpu", 2)
+        raise
     except MemoryError as error:
         more = f" ({error})" if str(error) else ""
         _exit(f"not enough memory{more}; give a smaller part, or convert the image to OME-Zarr", 2)
@@ -303,10 +310,11 @@ for _command, _examples in (*batch.COMMANDS, *results.COMMANDS, *sessions.COMMAN
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training configuration, as TOML.")],
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over another run in its folder.")] = False,
 ) -> None:
     """Train a model; several GPUs: torchrun -m napari_lowlat_seg train CONFIG."""
     if not config.is_file():
         raise FileNotFoundError(f"no configuration file at {config}; check the path")
     from napari_lowlat_seg.training.train import train_from_config
 
-    print(train_from_config(config, resume=resume))
+    print(train_from_config(config, resume=resume, force=force))

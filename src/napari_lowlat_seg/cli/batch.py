@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from napari_lowlat_seg.cli.options import (
     with_options,
 )
 
+Replace = Annotated[bool, typer.Option("--replace", help="Write LABELS anew where it exists.")]
 Labels = Annotated[Path, typer.Option("-o", "--output", metavar="LABELS", help="TIFF, OME-Zarr, NIfTI, ...")]
 
 
@@ -88,6 +90,7 @@ def seeds(
             help="Propagate along all three axes; a table beside LABELS lists where they disagree.",
         ),
     ] = False,
+    replace: Replace = False,
     unit: Annotated[
         str | None, typer.Option(help="Of x, y, z in a skeleton: voxel, nm, µm, mm. A .swc needs it.")
     ] = None,
@@ -100,8 +103,13 @@ def seeds(
     from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
     from napari_lowlat_seg.io.files import is_ome_zarr
 
-    kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
+    kept = (
+        "what is in LABELS so far is kept; remove it to begin again"
+        if is_ome_zarr(output)
+        else "nothing was written"
+    )
     with on_interrupt(kept):
+        settings = dataclasses.replace(settings, replace=replace)
         done = run_seeds(image, points, output, settings, agreed=consensus, unit=unit)
     print(
         f"{plural(done['objects'], 'object')}, {plural(done['voxels'], 'voxel')} in {done['seconds']:.1f} s: "
@@ -121,6 +129,7 @@ def everything(
         float, typer.Option(min=0, max=1, help="Higher values give fewer, more certain objects.")
     ] = 0.2,
     min_area: Annotated[int, typer.Option(min=1, help="Least pixels of an object on a plane.")] = 50,
+    replace: Replace = False,
 ) -> None:
     """Label every object in VOLUME without prompts: a grid of clicks on each plane, linked plane to plane."""
     from napari_lowlat_seg.batch.automatic import run_automatic
@@ -128,6 +137,7 @@ def everything(
 
     masks = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area)
     with on_interrupt("the planes segmented so far are kept: the same command resumes"):
+        settings = dataclasses.replace(settings, replace=replace)
         done = run_automatic(image, output, settings, masks)
     print(
         f"{plural(done['objects'], 'object')} on {plural(done['planes'], 'plane')} in "

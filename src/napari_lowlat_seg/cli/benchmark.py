@@ -68,6 +68,13 @@ def _settings(
     return EvaluationSettings(tuple(model), dataset, root, limit, options, device, closer_look, workers)
 
 
+def _check_outputs(root: Path, *outputs: Path | None) -> None:
+    """Refuse to write over a file of the data set, or among its files."""
+    for path in outputs:
+        if path is not None and path.exists() and path.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{path} is a file of the data set; give the output another name")
+
+
 @app.command(
     no_args_is_help=True,
     epilog=examples(
@@ -93,6 +100,7 @@ def quality(
     """NoC, NoF and k-mIoU of a simulated annotator, and how accurate the predicted IoU is."""
     from napari_lowlat_seg.evaluation.quality import run_quality
 
+    _check_outputs(settings.root, json, plot)
     run_quality(
         settings, max_clicks=max_clicks, first=first, json=json, plot=plot, gallery=gallery, worst=worst
     )
@@ -116,6 +124,7 @@ def robustness(settings: Any, json: Json = None) -> None:
     """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
 
+    _check_outputs(settings.root, json)
     run_robustness(settings, json=json)
 
 
@@ -184,7 +193,11 @@ def volume(
     json: Json = None,
 ) -> None:
     """3-D Dice and actions of a simulated annotator: propagation beside copying and interpolation."""
+    from napari_lowlat_seg.core.atomic_file import check_not_input
     from napari_lowlat_seg.evaluation.volume import run_volume
+
+    if json is not None:
+        check_not_input(json, [("image", image), ("file of labels", labels)])
 
     run_volume(
         model,
@@ -216,10 +229,13 @@ def labels(
     import numpy as np
     from skimage.measure import label
 
+    from napari_lowlat_seg.core.atomic_file import check_not_input
     from napari_lowlat_seg.evaluation.metrics import label_scores
     from napari_lowlat_seg.evaluation.report import save_json
     from napari_lowlat_seg.io.files import read_volume
 
+    if json is not None:
+        check_not_input(json, [("file of labels", found), ("reference", reference)])
     ours, truth = (np.asarray(read_volume(path).data).astype(np.int64) for path in (found, reference))
     if parts:
         truth = label(truth, connectivity=1, background=0)

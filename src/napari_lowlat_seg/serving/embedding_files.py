@@ -17,6 +17,7 @@ from threading import Lock
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from napari_lowlat_seg.core.atomic_file import PREFIX, atomic_file, remove_leftovers
@@ -187,14 +188,33 @@ def _encoded(identity: str, packed: PackedEmbedding) -> bytes:
 
 
 def _decoded(identity: str, blob: bytes) -> PackedEmbedding | None:
-    """The embedding in the bytes of a file; None if they are cut short, damaged, or of another key."""
+    """The embedding in the bytes of a file; None if they are cut short, damaged, or of another key.
+
+    A digest says that a file is as it was written, not by whom: what is in it may be anything.
+    """
     body, checksum = blob[:-CHECKSUM], blob[-CHECKSUM:]
     if hashlib.blake2b(body, digest_size=CHECKSUM).digest() != checksum:
         return None
-    tensors = safetensors.torch.load(body)
-    if bytes(tensors.pop("key").numpy()) != identity.encode():
+    try:
+        tensors = safetensors.torch.load(body)
+        if bytes(tensors.pop("key").numpy()) != identity.encode():
+            return None
+        image = tensors.pop("image").numpy()
+        named = sorted((int(name.split()[0]), name) for name in tensors)
+    except (SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
-    image = tensors.pop("image").numpy()
-    named = sorted((int(name.split()[0]), name) for name in tensors)
     layouts = tuple(name.partition(" ")[2] for _, name in named)
-    return PackedEmbedding(tuple(tensors[name] for _, name in named), layouts, image)
+    features = tuple(tensors[name] for _, name in named)
+    numbered = [number for number, _ in named] == list(range(len(named)))
+    fits = image.dtype == np.uint8 and image.ndim in (2, 3) and image.size > 0
+    if not fits or not features or not numbered or not all(map(_is_feature, features, layouts)):
+        return None
+    return PackedEmbedding(features, layouts, image)
+
+
+def _is_feature(feature: Tensor, layout: str) -> bool:
+    """Whether a tensor can be restored to a layout."""
+    name, _, last = layout.partition(" ")
+    known = name in ("float16", "bfloat16", "float32", "float64") and last in ("", "last")
+    laid = last == "" or feature.ndim == 4
+    return known and laid and feature.is_floating_point()

@@ -256,7 +256,8 @@ def _check_soft_mask(mask: SoftMask) -> None:
         raise ValueError(f"a soft mask with the box {tuple(box)} on {mask.shape}")
     unpacking = zlib.decompressobj()
     steps = unpacking.decompress(mask.packed, area + 1)
-    if len(steps) != area or not unpacking.eof or max(steps, default=0) > LEVELS:
+    highest = np.frombuffer(steps, np.uint8).max(initial=0)
+    if len(steps) != area or not unpacking.eof or highest > LEVELS:
         raise ValueError("a soft mask that does not unpack to its box")
 
 

@@ -13,7 +13,7 @@ import os
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,8 @@ def read_config(path: Path) -> TrainConfig:
         If the file is not TOML, names an unknown setting, or corrects the predicted IoU before it is trained.
     """
     try:
-        given = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as wrong:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as wrong:
         raise ValueError(
             f"expected a TOML file of training settings, got {path}: {wrong}; see docs/training.md"
         ) from None
@@ -177,12 +177,17 @@ def read_config(path: Path) -> TrainConfig:
         (LossMix, given.get("loss", {})),
     )
     for kind, table in tables:
+        if not isinstance(table, dict):
+            raise ValueError(f"expected a table of settings, got {table!r:.40} in {path}")
         known = {setting.name for setting in fields(kind)}
         unknown = sorted(set(table) - known)
         if unknown:
             raise ValueError(
                 f"expected settings out of {sorted(known)}, got {unknown} in {path}; remove or rename them"
             )
+        for setting in fields(kind):
+            if setting.name in table:
+                _check_setting(setting, table[setting.name], path)
     early = sorted(set(given.get("model", {})) & {"quality_slope", "quality_shift"})
     if early:
         raise ValueError(
@@ -192,6 +197,29 @@ def read_config(path: Path) -> TrainConfig:
     if "rounds" in given:
         given["rounds"] = tuple(given["rounds"])
     return TrainConfig(**given)
+
+
+def _check_setting(setting: Field[Any], value: Any, path: Path) -> None:
+    """Raise ValueError for a value of another type than the setting's, and for infinite numbers."""
+    default = setting.default
+    if default is None:  # a number of pictures
+        fits = type(value) is int
+    elif default is MISSING:
+        free = setting.name == "model"  # its own table is checked as such
+        fits = isinstance(value, dict) and (free or all(_is_number(one) for one in value.values()))
+    elif isinstance(default, tuple):
+        fits = isinstance(value, list) and all(type(one) is type(default[0]) for one in value)
+    elif isinstance(default, float):
+        fits = _is_number(value)
+    else:
+        fits = type(value) is type(default)
+    if not fits:
+        like = "a table of numbers" if default is MISSING else f"a value like {default!r}"
+        raise ValueError(f"expected {like} for {setting.name}, got {value!r:.60} in {path}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -396,7 +424,7 @@ class Log:
             raise ValueError(f"expected a finite loss, got {loss} at step {step}; lower `rate` and resume")
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Path:
     """Train, and return the path of the averaged weights, `OUT/average.safetensors`.
 
     A model with candidates gets their head only: see `train_candidates`.
@@ -408,21 +436,30 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     resume
         Continue from `OUT/checkpoint.pt` where there is one. Weights, optimiser, average and step are
         those of the checkpoint; views and prompts are new ones, seeded by the step.
+    force
+        Write over another run in `OUT`.
 
     Raises
     ------
     ValueError
-        If the data does not fit the config (see `read_sets`), or the loss is no longer finite.
+        If the data does not fit the config (see `read_sets`), the loss is no longer finite, another run is in
+        `OUT`, or its checkpoint is of another network.
     """
+    out = Path(config.out)
+    checkpoint, average = out / "checkpoint.pt", out / "average.safetensors"
+    there = [path.name for path in (checkpoint, average) if path.exists()]
+    if there and not (resume or force):
+        raise ValueError(
+            f"{out} holds {' and '.join(there)} of another run; continue it with --resume, write over it "
+            "with --force, or set another `out`"
+        )
     worker = Worker.start(config.device)
     if config.model.get("candidates"):
         from napari_lowlat_seg.training.candidates import train_candidates  # imports this module
 
         return train_candidates(config, worker.device)
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(config, worker.device)
-    checkpoint, average = out / "checkpoint.pt", out / "average.safetensors"
     if resume and checkpoint.exists():
         run.load(checkpoint, worker.device)
     seed = config.seed + 1_000_000 * worker.rank + run.step  # no two processes see the same views
@@ -466,6 +503,6 @@ def _halves(network: Compact, compiled: bool) -> tuple[Callable[..., Any], Calla
     return torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
 
 
-def train_from_config(path: Path, resume: bool = False) -> Path:
+def train_from_config(path: Path, resume: bool = False, force: bool = False) -> Path:
     """Train as a TOML file says, and return the path of the weights; see `TrainConfig` and `train`."""
-    return train(read_config(path), resume)
+    return train(read_config(path), resume, force)

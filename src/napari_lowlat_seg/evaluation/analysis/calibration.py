@@ -288,8 +288,7 @@ def calibrate_model(
             f"{report} is not about {model}: {name} has sha256 {content['sha256'].get(name)} there, and this "
             f"file has {digest}; run benchmark quality with this model"
         )
-    curves = [Curve(**curve) for curve in content["curves"] if curve["model"] == name]
-    ious = PredictedIous.of(curves, content["dataset"])
+    ious = PredictedIous.of(_curves_of(content, report, name), content["dataset"])
     if len(ious) < MIN_PREDICTIONS:
         raise ValueError(
             f"a correction is fitted to at least {MIN_PREDICTIONS} predicted IoUs, and {report} has "
@@ -312,12 +311,31 @@ def _read_report(path: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(path.read_text())
         if report["kind"] == "quality" and {"sha256", "calibration"} <= report.keys():
-            return report
-    except (ValueError, KeyError, TypeError):
+            dict.items(report["sha256"])
+            str.lower(report["dataset"])
+            if all(isinstance(curve["model"], str) for curve in list[Any](report["curves"])):
+                return report
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         pass
     raise ValueError(
         f"expected the JSON of `benchmark quality` with the predicted IoUs in it, got {path}; "
         "run it again with --json"
+    )
+
+
+def _curves_of(report: dict[str, Any], path: Path, name: str) -> list[Curve]:
+    """The curves of a model, each value of the type that `run_quality` writes."""
+    try:
+        curves = [Curve(**curve) for curve in report["curves"] if curve["model"] == name]
+        texts = [text for curve in curves for text in (curve.form, curve.group, curve.object)]
+        numbers = [float(one) for curve in curves for one in curve.ious]
+        numbers += [float(one) for curve in curves for one in curve.predicted if one is not None]
+        if all(isinstance(text, str) for text in texts) and all(0 <= one <= 1 for one in numbers):
+            return curves
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"the curves of {name} in {path} are not as `benchmark quality` writes them; run that again"
     )
 
 
