@@ -14,6 +14,7 @@ from napari_lowlat_seg.annotation.propagation_run import (
     marks,
     most_uncertain_plane,
     next_anchor,
+    next_click,
     stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
@@ -260,11 +261,27 @@ def test_a_label_that_the_labels_cannot_hold_is_refused() -> None:
     assert not labels.any()
 
 
+def test_a_run_keeps_notes_and_a_note_is_no_mask() -> None:
+    """Why the object ended, for the window and for scripts."""
+    session = _session()
+    _click(session, 6, _ball()[6])
+    run = PropagationRun.propagation(session, PLANES)
+    mask = SoftMask.of(_ball()[5].astype(np.float32))
+    assert run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5))
+    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, "ends here: too dark"))
+    assert run.notes == ("plane 5: ends here: too dark",)
+    assert run.reached == {_plane(5)}
+    run.finish()
+    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, "late"))
+    assert len(run.notes) == 1
+
+
 def test_the_most_uncertain_plane_and_the_next_anchor() -> None:
     """Uncertainty counts pixels; after the last anchor comes the first."""
     session = _session()
     assert most_uncertain_plane(session, PLANES) is None
     assert next_anchor(session, PLANES, _plane(3)) is None
+    assert next_click(session, PLANES) is None
     for position in (4, 8):
         _click(session, position, _ball()[position])
     run = PropagationRun.propagation(session, PLANES)
@@ -274,6 +291,11 @@ def test_the_most_uncertain_plane_and_the_next_anchor() -> None:
         )
         assert run.apply(session.current, found)
     assert most_uncertain_plane(session, PLANES) == _plane(6)
+    assert next_click(session, PLANES) == (_plane(6), (0, 0))  # no pixel of it is in doubt: all are as sure
+    soft = _ball()[5].astype(np.float32)
+    soft[2:7, 3:8] = 0.6
+    assert run.apply(session.current, PropagatedMask(_plane(5), SoftMask.of(soft), 0.1))
+    assert next_click(session, PLANES) == (_plane(5), (4, 5))
     assert next_anchor(session, PLANES, _plane(3)) == _plane(4)
     assert next_anchor(session, PLANES, _plane(4)) == _plane(8)
     assert next_anchor(session, PLANES, _plane(8)) == _plane(4)

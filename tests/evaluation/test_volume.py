@@ -41,11 +41,11 @@ def as_bright(embedding: Embedding, prompts: Sequence[Prompt], previous: Predict
 
 @pytest.fixture
 def case() -> Case:
-    """A rod of 22 planes in 26, as wide on all of them, but not where it is brighter than it should be."""
+    """A rod of 22 planes in 26, as wide on all of them, but on one of them it is much darker."""
     data = np.zeros((26, 20, 20), np.uint8)
     data[2:24, 5:12, 5:12] = 100
     truth = data == 100
-    data[8, 5:12, 5:12] = 90
+    data[8, 5:12, 5:12] = 40
     volume = Volume(data, window=(0.0, 255.0))
     by_plane = {plane: truth[plane.key()] for plane in volume.planes()}
     return Case(FakePredictor(as_bright, see=embedded), volume, by_plane, EmbeddingCache())  # type: ignore[arg-type]

@@ -38,7 +38,9 @@ def test_an_object_is_propagated_to_both_ends_of_the_range(propagation):
 def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
     propagation.memory.left = 3
     steps = list(propagation.propagate(anchor(propagation, 0), propagation.volume.planes(0)))
-    assert [step.plane.position for step in steps] == [1, 2, 3]
+    assert [step.plane.position for step in steps] == [1, 2, 3, 3]
+    assert steps[-1].note == "ends here: plane 4 does not show it; plane 5 does not show it"
+    assert not steps[-1].final
 
 
 @pytest.mark.slow
@@ -57,7 +59,9 @@ def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
     data[3] = np.nan
     propagation.volume = Volume(data).with_window()
     steps = list(propagation.propagate(anchor(propagation, 1), propagation.volume.planes(0)))
-    assert sorted(step.plane.position for step in steps) == [0, 2, 4, 5, 6, 7, 8]
+    assert sorted(step.plane.position for step in steps if step.note is None) == [0, 2, 4, 5, 6, 7, 8]
+    ((place, note),) = [(step.plane.position, step.note) for step in steps if step.note is not None]
+    assert (place, note) == (2, "stepped over: plane 3 has no finite pixel")
 
 
 def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagation):

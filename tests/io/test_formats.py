@@ -336,9 +336,7 @@ def test_arrays_of_numpy_are_images(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.stack([NOISE, NOISE + 1]).astype(np.uint16))
     assert read_volume(tmp_path / "d.npy", channel=1).shape == SHAPE
     np.savez(tmp_path / "b.npz", raw=NOISE, mask=NOISE > 99)
-    with pytest.raises(
-        ValueError, match=r"there are 2 arrays in it; choose one with series: raw, mask"
-    ):
+    with pytest.raises(ValueError, match=r"there are 2 arrays in it; choose one with series: raw, mask"):
         read_volume(tmp_path / "b.npz")
     np.testing.assert_array_equal(read_volume(tmp_path / "b.npz" / "raw").data, NOISE)
     np.save(tmp_path / "e.npy", np.array([{}, {}]), allow_pickle=True)

@@ -358,9 +358,7 @@ def test_what_bioformats2raw_writes_is_opened(tmp_path: Path) -> None:
     for path in ("a.ome.zarr", "a.ome.zarr/0"):
         assert read_volume(tmp_path / path).spacing == (4, 2, 2)
     write_zarr(tmp_path / "a.ome.zarr" / "1", marked()[None, None], "tczyx", about)
-    with pytest.raises(
-        ValueError, match=r"there are 2 images in it; choose one with series: 0, 1"
-    ):
+    with pytest.raises(ValueError, match=r"there are 2 images in it; choose one with series: 0, 1"):
         read_volume(tmp_path / "a.ome.zarr")
     assert read_volume(tmp_path / "a.ome.zarr" / "1").shape == SHAPE
 

@@ -98,6 +98,7 @@ def test_where_one_sweep_ends_the_other_one_counts_alone() -> None:
 
     # On plane 2, when it comes from plane 1.
     found = list(propagate(blind_at(2), volume, _anchors(volume, 0, 5), planes))
+    assert _notes(found) == []  # nothing is amiss
     assert [(step.plane.position, step.final) for step in found] == [
         (1, False), (4, True), (3, True), (2, True), (1, True),
     ]  # fmt: skip
@@ -105,7 +106,14 @@ def test_where_one_sweep_ends_the_other_one_counts_alone() -> None:
 
     # And when it comes from plane 5.
     found = list(propagate(blind_at(2, 3), volume, _anchors(volume, 0, 5), planes))
-    assert [(step.plane.position, step.final) for step in found] == [(1, False), (1, True)]
+    assert _notes(found) == [
+        (1, "ends here: plane 2 shows nothing like it"),
+        (5, "ends here: plane 4 shows nothing like it"),
+    ]
+    assert [(step.plane.position, step.final) for step in found if step.note is None] == [
+        (1, False),
+        (1, True),
+    ]
     np.testing.assert_allclose(found[1].prediction.probability, found[0].prediction.probability, atol=1e-3)
 
 
@@ -207,7 +215,11 @@ def _final(found: Iterator[PropagatedMask[FakePrediction]]) -> dict[Plane, tuple
 
 
 def _places(found: Iterable[PropagatedMask[FakePrediction]]) -> list[int]:
-    return [step.plane.position for step in found]
+    return [step.plane.position for step in found if step.note is None]
+
+
+def _notes(found: Iterable[PropagatedMask[FakePrediction]]) -> list[tuple[int, str]]:
+    return [(step.plane.position, step.note) for step in found if step.note is not None]
 
 
 def test_a_cancelled_propagation_ends_at_once(ball: np.ndarray) -> None:
@@ -231,30 +243,73 @@ def test_a_leak_into_the_background_stops_propagation() -> None:
     """When the mask is suddenly the whole plane, it is no longer the object."""
     data = np.zeros((4, 20, 20), np.uint8)
     data[:, 5:12, 5:12] = 100
-    data[2] = 100
+    data[2:] = 100
     volume = Volume(data)
-    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [1]
+    found = list(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes()))
+    assert _places(found) == [1]
+    assert _notes(found) == [(1, "ends here: its overlap with plane 2 would be 12%, less than 30%")]
 
 
-def test_an_object_of_another_brightness_is_another_object() -> None:
-    """Where the object fades out, a mask without an edge to hold it would creep on."""
-    data = np.zeros((6, 20, 20), np.uint8)
-    for plane, brightness in enumerate((100, 102, 104, 106, 108, 110)):
+@pytest.mark.parametrize(("background", "reached"), [(90, [1, 2]), (70, [1, 2, 3, 4, 5])])
+def test_an_object_of_another_brightness_is_another_object(background: int, reached: list[int]) -> None:
+    """Where the object fades out, a mask without an edge would creep on; contrast is such an edge."""
+    data = np.full((7, 20, 20), background, np.uint8)
+    for plane, brightness in enumerate((100, 102, 104, 107, 110, 113, 116)):
         data[plane, 5:12, 5:12] = brightness
     volume = Volume(data)
-    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [
-        1,
-        2,
-    ]
+    anchor = {volume.planes()[0]: _prediction(data[0] == 100)}
+    found = list(propagate(FakePredictor(), volume, anchor, volume.planes()))
+    assert _places(found) == reached
+    ((place, note),) = _notes(found)
+    assert place == reached[-1]
+    assert f"on plane {place + 1} it would be" in note
+    assert "brighter than where it was prompted" in note
 
 
-def test_a_plane_of_nan_stops_propagation() -> None:
-    """There is nothing to see on it; what was found before is kept."""
-    data = np.zeros((4, 20, 20), np.float32)
-    data[:, 5:12, 5:12] = 100
-    data[2] = np.nan
+DAMAGE = {
+    "no finite pixel": lambda plane: np.full_like(plane, np.nan),
+    "is blank": np.zeros_like,
+    "shifted or damaged": lambda plane: np.roll(plane, 14, axis=1),
+}
+"""What can happen to a plane, by a part of the note about it."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("no finite pixel", 1), ("no finite pixel", 3), ("is blank", 3), ("shifted or damaged", 1)],
+)
+def test_damaged_planes_are_stepped_over_and_named(kind: str, count: int) -> None:
+    """The object goes on behind them; of shifted planes only one in a row can be told."""
+    data = np.random.default_rng(1).integers(1, 9, (9, 40, 40)).astype(np.float32)
+    data[:, 5:14, 5:14] = 100
+    for plane in range(3, 3 + count):
+        data[plane] = DAMAGE[kind](data[plane])
     volume = Volume(data, window=(0.0, 100.0))
-    assert _places(propagate(FakePredictor(), volume, _anchors(volume, 0), volume.planes())) == [1]
+    anchor = {volume.planes()[0]: _prediction(data[0] == 100)}
+    found = list(propagate(FakePredictor(), volume, anchor, volume.planes()))
+    assert _places(found) == [place for place in range(1, 9) if not 3 <= place < 3 + count]
+    ((place, note),) = _notes(found)
+    assert place == 2
+    assert note.startswith("stepped over: plane 3 ")
+    assert kind in note
+    assert note.count("plane ") >= count
+
+
+def test_a_run_ends_at_many_damaged_planes_and_names_them() -> None:
+    """Nobody knows what lies behind them; the anchor itself says so if they begin beside it."""
+    data = np.random.default_rng(1).integers(1, 9, (9, 40, 40)).astype(np.float32)
+    data[:, 5:14, 5:14] = 100
+    data[1:5] = np.nan
+    volume = Volume(data, window=(0.0, 100.0))
+    anchor = {volume.planes()[0]: _prediction(data[0] == 100)}
+    found = list(propagate(FakePredictor(), volume, anchor, volume.planes()))
+    assert _places(found) == []
+    ((place, note),) = _notes(found)
+    assert place == 0
+    assert note.count("has no finite pixel") == 4
+    assert not found[0].final
+    found = list(propagate(FakePredictor(), volume, anchor, volume.planes()[:3]))  # the range ends there
+    assert _notes(found) == [(0, "ends here: plane 1 has no finite pixel; plane 2 has no finite pixel")]
 
 
 def test_each_plane_gets_a_click_and_the_mask_of_the_plane_before(ball: np.ndarray) -> None:

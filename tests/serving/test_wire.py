@@ -75,11 +75,11 @@ def same(one: Any, other: Any) -> bool:
         SoftMask.from_mask(np.zeros((3, 4), bool)),
         Request(3, 1, PLANE, PROMPTS, SOFT),
         Request(0, 1, Plane(), (), None),
-        PlaneSource(5, wire.unreadable, (0.0, 9.5), (1.0, 2.0), "z 3", PLANE, (Path("/e"),)),
+        PlaneSource(5, wire.unreadable, (0.0, 9.5), (1.0, 2.0), "z 3", PLANE, (Path("/e"),), 2.5),
         PropagationRequest(
             (PLANE, PLANE.moved(1)), {2: {PLANE: SOFT}}, {4: (PLANE, PROMPTS[0])}, (PLANE,), True
         ),
-        PropagatedMask(PLANE, SOFT, 0.5, False),
+        PropagatedMask(PLANE, SOFT, 0.5, False, "ends here: plane 3 is blank"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, overload
 
+import numpy as np
+
 from napari_lowlat_seg.annotation.history import Key, Propagated, Transaction
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
@@ -23,7 +25,7 @@ from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import uncertainty
+from napari_lowlat_seg.propagation.propagate import doubtful_point, uncertainty
 from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
 
 
@@ -54,6 +56,7 @@ class PropagationRun:
         self.request = request
         self._session, self._step, self._writes = session, step, writes
         self._reached: set[Plane] = set()
+        self._notes: list[str] = []
         step.begin(request)
 
     @classmethod
@@ -134,14 +137,25 @@ class PropagationRun:
         """The planes that have got a mask so far, of all objects."""
         return frozenset(self._reached)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why one object was not followed further, and which damaged planes were stepped over, in words."""
+        return tuple(self._notes)
+
     def apply(self, number: int, found: PropagatedMask[SoftMask]) -> bool:
         """Apply a mask; False if the run has ended, or if the plane has prompts or a drawn mask.
+
+        What has a note is kept in `notes` and changes nothing, so it is False as well.
 
         Raises ValueError if the labels' type cannot hold the object's label.
         """
         key, plane = (number, found.plane), found.plane
         seed = self.request.seeds.get(number)
         if not self._step.open:
+            return False
+        if found.note is not None:
+            if not self._writes:  # of many objects nobody would read them
+                self._notes.append(f"plane {plane.position}: {found.note}")
             return False
         if number == self._session.current:
             state = self._session.state(plane)
@@ -248,6 +262,24 @@ def most_uncertain_plane(session: Session, planes: Iterable[Plane]) -> Plane | N
         if confidence is not None
     }
     return max(uncertainties, key=lambda plane: uncertainties[plane], default=None)
+
+
+def next_click(session: Session, planes: Iterable[Plane]) -> tuple[Plane, tuple[int, int]] | None:
+    """Where a click is likely to help most: `most_uncertain_plane`, and (row, col) of its mask in doubt.
+
+    Whether the click should be positive is for a person to say. On a plane without a pixel in doubt it is the
+    least certain pixel. None if nothing has been propagated.
+    """
+    plane = most_uncertain_plane(session, planes)
+    soft_mask = None if plane is None else session.states()[plane].soft_mask
+    if plane is None or soft_mask is None:
+        return None
+    probability = soft_mask.probability
+    point = doubtful_point(probability)
+    if point is None:
+        row, col = np.unravel_index(int(np.argmin(abs(probability - 0.5))), probability.shape)
+        point = int(row), int(col)
+    return plane, point
 
 
 def next_anchor(session: Session, planes: Sequence[Plane], here: Plane) -> Plane | None:

@@ -194,6 +194,7 @@ class Session:
             volume.plane_spacing(plane),
             f"plane {plane.position}",
             plane,
+            thickness=volume.thickness(plane),
         )
 
     @property

@@ -271,7 +271,7 @@ def segment(
         print(json.dumps(done))
     else:
         found = f"{plural(done['voxels'], 'voxel')} on {plural(done['planes'], 'plane')}"
-        print(f"{found} in {done['seconds']:.1f} s: {output}")
+        print("\n".join([f"{found} in {done['seconds']:.1f} s: {output}", *done["notes"]]))
 
 
 @app.command(epilog=examples("lowlat-seg info", "lowlat-seg info --device ssh://gpu1"))

@@ -254,7 +254,7 @@ def _segment(
     reached = f"{len(result.prompts)} prompts, IoU {result.iou:.2f}"
     report(f"{title}: {reached}; propagating through at most {len(planes)} planes")
     steps = propagate(predictor, volume, {start: predictions[-1]}, planes, embed=embed)
-    for step in _reported(steps, title, report):
+    for step in _reported((step for step in steps if step.note is None), title, report):
         result.masks[step.plane] = step.prediction.mask
     result.propagation_seconds = time.perf_counter() - started
     return result

@@ -104,7 +104,8 @@ def run_segment(
     -------
     dict
         What was done, as JSON values: "input", "output", "model", "device", "label" (of the first object),
-        "objects", "prompts", "planes", "voxels" and "seconds".
+        "objects", "prompts", "planes", "voxels", "notes" (where and why a propagation ended, and damaged
+        planes stepped over) and "seconds".
 
     Raises
     ------
@@ -132,6 +133,7 @@ def run_segment(
     saved = _saved(request, volume, objects)
 
     filled = voxels = 0
+    notes: list[str] = []
     with (
         _predictor(model, device, request.closer_look) as (predictor, used),
         label_output(output, volume) as labels,
@@ -142,7 +144,7 @@ def run_segment(
             label = one.label or labels.highest() + 1
             objects[number] = replace(one, label=label)
             for plane, mask, corner in segment_object(
-                predictor, volume, one.prompts, one.planes, request.finish
+                predictor, volume, one.prompts, one.planes, request.finish, notes
             ):
                 old = labels.read(plane, BoundingBox.at(corner, mask.shape))
                 mask = mask & ((old == 0) | (old == label))
@@ -162,6 +164,7 @@ def run_segment(
         "prompts": sum(len(items) for one in objects for items in one.prompts.values()),
         "planes": filled,
         "voxels": voxels,
+        "notes": notes,
         "seconds": round(time.perf_counter() - started, 3),
     }
 
@@ -307,6 +310,7 @@ def segment_object(
     prompts: Mapping[Plane, Sequence[Prompt]],
     planes: Sequence[Plane],
     finish: PostProcessing,
+    notes: list[str],
 ) -> Iterator[tuple[Plane, np.ndarray, tuple[int, int]]]:
     """(plane, mask, corner of the mask on the plane) of an object, each plane once.
 
@@ -319,6 +323,8 @@ def segment_object(
         Those to propagate to, with the ones that have prompts; none for the latter only.
     finish
         Applied to each mask; what is propagated is the probability before it.
+    notes
+        Gets why the propagation ended where it did, and which damaged planes it stepped over.
     """
     first = next(iter(prompts))
     if not any(prompt.positive for items in prompts.values() for prompt in items):
@@ -335,7 +341,9 @@ def segment_object(
         return
     with progress(len(planes) - len(predictions), "plane") as bar:
         for step in propagate(predictor, part, predictions, planes):
-            if step.final:
+            if step.note is not None:
+                notes.append(f"plane {step.plane.position}: {step.note}")
+            elif step.final:
                 bar.update()
                 yield step.plane, masked(step.prediction.probability, finish), tile.corner
 

@@ -43,6 +43,8 @@ class PlaneSource:
         Its place in its volume.
     folders
         Folders in which `lowlat-seg embed` may have saved the plane's embedding; only read.
+    thickness
+        Distance to the next plane, in the unit of `spacing`.
     """
 
     key: Hashable
@@ -52,6 +54,7 @@ class PlaneSource:
     name: str = "the plane"
     plane: Plane = IMAGE_PLANE
     folders: tuple[Path, ...] = ()
+    thickness: float = 1.0
 
     @property
     def identity(self) -> Hashable:

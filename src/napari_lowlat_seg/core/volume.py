@@ -251,6 +251,8 @@ class PlaneReader(Protocol):
 
     def plane_spacing(self, plane: Plane) -> tuple[float, float]: ...
 
+    def thickness(self, plane: Plane) -> float: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -403,6 +405,11 @@ class Volume:
         """World units per (row, column) of a plane; (1, 1) when the spacing is unknown."""
         row, col = plane.axes
         return (1.0, 1.0) if self.spacing is None else (self.spacing[row], self.spacing[col])
+
+    def thickness(self, plane: Plane) -> float:
+        """World units to the next plane of its stack; 1 when the spacing is unknown, and for a 2-D image."""
+        fixed = [axis for axis, position in enumerate(plane.index) if position is not None]
+        return self.spacing[fixed[-1]] if self.spacing is not None and fixed else 1.0
 
     def cropped(self, box: BoundingBox, plane: Plane) -> Volume:
         """The volume that shows only a box of each plane parallel to `plane`; nothing is read yet."""

@@ -2,7 +2,7 @@
 
     python -m napari_lowlat_seg.evaluation.memory OBJECTS MEMORY OUT --device cuda --processes 6
 
-Experimental: no weights of a memory ship with the package; MEMORY is a file that `training.memory` has left.
+MEMORY is a file that `training.memory` has left; "" takes no memory at all.
 OBJECTS is a folder of .npz files: image, labels, spacing, axis, planes (first, last), and `objects`, texts as
 `benchmark volume` takes them; `roles` says what each may be used for: report, new or develop.
 """
@@ -23,14 +23,14 @@ import numpy as np
 
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.volume import Case, Masks, Method, Propagation, measure
-from napari_lowlat_seg.inference.memory_propagation import MAX_ABSENT, MIN_PRESENCE, MemoryPropagation
+from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import PlaneMemory
 from napari_lowlat_seg.propagation.propagate import most_uncertain
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
+from napari_lowlat_seg.propagation.sweep import MIN_OVERLAP, PropagatedMask, affected
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 from napari_lowlat_seg.training.volumes import smooth_noise
 
@@ -44,19 +44,12 @@ class MemoryMethod(Method):
         On the predictor's device.
     flagged
         Whether it names its least certain plane.
-    min_presence, max_absent
-        As for `MemoryPropagation`.
+    **settings
+        Of `MemoryPropagation`.
     """
 
-    def __init__(
-        self,
-        memory: PlaneMemory,
-        flagged: bool = False,
-        min_presence: float = MIN_PRESENCE,
-        max_absent: int = MAX_ABSENT,
-    ) -> None:
-        self._memory, self._flagged = memory, flagged
-        self._min_presence, self._max_absent = min_presence, max_absent
+    def __init__(self, memory: PlaneMemory, flagged: bool = False, **settings: Any) -> None:
+        self._memory, self._flagged, self._settings = memory, flagged, settings
         self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
 
     def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
@@ -64,9 +57,7 @@ class MemoryMethod(Method):
         outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
         for plane in outdated:
             self._propagated.pop(plane, None)
-        propagation = MemoryPropagation(
-            case.predictor, self._memory, case.volume, self._min_presence, self._max_absent
-        )
+        propagation = MemoryPropagation(case.predictor, self._memory, case.volume, **self._settings)
         steps = propagation.propagate(anchors, case.planes, changed=new)
         self._propagated.update((step.plane, step) for step in steps if step.final)
         masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
@@ -200,14 +191,23 @@ def measure_job(job: Job, predictor: Predictor, memory: PlaneMemory | None) -> l
     return rows
 
 
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "present": ("min_presence", float),
+    "between": ("min_presence_between", float),
+    "share": ("network_share", float),
+    "absent": ("max_absent", int),
+}
+"""Words for the settings of `MemoryPropagation` in the name of a method."""
+
+
 def method_of(name: str, memory: PlaneMemory | None) -> Method:
-    """Return the method of a name: "propagate" or "memory", and "flagged", "present=P", "absent=N" after it.
+    """Return the method of a name: "propagate" or "memory", and "flagged" or a memory's settings after it.
 
     Parameters
     ----------
     name
-        With "flagged" the method names the plane to correct. Of a memory P is the least probability of
-        presence, N the number of planes without the object that are looked past.
+        With "flagged" the method names the plane to correct. Settings are written as `SETTINGS` has them,
+        for example "memory present=0.7 share=0".
     memory
         None if only "propagate" is asked for.
 
@@ -222,16 +222,14 @@ def method_of(name: str, memory: PlaneMemory | None) -> Method:
         key, _, value = word.partition("=")
         if word == "flagged":
             given["flagged"] = True
-        elif key == "present" and kind == "memory":
-            given["min_presence"] = float(value)
-        elif key == "absent" and kind == "memory":
-            given["max_absent"] = int(value)
+        elif key in SETTINGS and kind == "memory":
+            given[SETTINGS[key][0]] = SETTINGS[key][1](value)
         else:
             raise ValueError(
-                f"after {kind!r} may come 'flagged', for a memory present=P or absent=N; got {name!r}"
+                f"after {kind!r} may come 'flagged', for a memory {'=, '.join(SETTINGS)}=; got {name!r}"
             )
     if kind == "propagate":
-        return Propagation(**given)
+        return Propagation(**given, min_overlap=MIN_OVERLAP)  # without the memory that ships
     if kind != "memory" or memory is None:
         raise ValueError(f"a method is 'propagate', or 'memory' where a file of one is given; got {name!r}")
     return MemoryMethod(memory, **given)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
+from napari_lowlat_seg.propagation.propagate import PropagationOptions, most_uncertain, propagate
 from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected, embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
@@ -109,10 +109,12 @@ class Propagation(Method):
     ----------
     flagged
         Whether it names its least certain plane.
+    **options
+        Of `propagate`.
     """
 
-    def __init__(self, flagged: bool = False) -> None:
-        self._flagged = flagged
+    def __init__(self, flagged: bool = False, **options: Unpack[PropagationOptions]) -> None:
+        self._flagged, self._options = flagged, options
         self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
 
     def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
@@ -120,7 +122,8 @@ class Propagation(Method):
         outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
         for plane in outdated:
             self._propagated.pop(plane, None)
-        steps = propagate(case.predictor, case.volume, anchors, case.planes, changed=new, embed=case.embed)
+        options: PropagationOptions = {"changed": new, "embed": case.embed, **self._options}
+        steps = propagate(case.predictor, case.volume, anchors, case.planes, **options)
         self._propagated.update((step.plane, step) for step in steps if step.final)
         masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
         return masks | {plane: anchor.mask for plane, anchor in anchors.items()}

@@ -1,11 +1,9 @@
 """One object propagated through a volume by a trained memory of other planes.
 
-Experimental: no weights of a memory ship with the package, and only its benchmark (`evaluation.memory`) uses
-this.
-
 Each plane is predicted from what is known of the anchor, of the anchor at the other end of the gap, and of
 the two planes before it in the sweep. All of them are seen through one frame around the object, so that a
-plane costs one embedding. The memory itself says whether the object is there: docs/decisions/memory.md.
+plane costs one embedding. The memory itself says whether the object is there; the mask is the mean of its own
+and of what the network predicts from a click and the mask before: docs/decisions/memory.md.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,14 +21,28 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import never
-from napari_lowlat_seg.core.volume import Plane, Volume, any_finite, to_uint8
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray, to_uint8
 from napari_lowlat_seg.inference.closer_look import MAX_SHARE, MIN_PIXELS, MIN_SHARE, has_room, object_box
 from napari_lowlat_seg.inference.prediction import Prediction
-from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
+from napari_lowlat_seg.models.checkpoints import load_model
+from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, anchor_gaps, iou
+from napari_lowlat_seg.propagation.sweep import (
+    MAX_SKIPPED,
+    Gap,
+    ProbabilityMask,
+    PropagatedMask,
+    anchor_gaps,
+    click_position,
+    damage_of,
+    iou,
+)
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.inference.predictor import Predictor
 
 MARGIN = 0.6
 """Context on each side of the object in the frame of a sweep, as a share of its longer side: more than a
@@ -37,8 +51,14 @@ closer look has, because the object moves."""
 MIN_EXTENT = 0.16
 """A frame in which the object's longer side is below this share is given up for a closer one."""
 
-MIN_PRESENCE = 0.5
-"""The object is on a plane when the memory's probability of that is above this."""
+MIN_PRESENCE = 0.7
+"""Beyond an anchor the object is on a plane when the memory's probability of that is above this."""
+
+MIN_PRESENCE_BETWEEN = 0.3
+"""The same between two anchors that both show the object."""
+
+NETWORK_SHARE = 0.5
+"""Share of the network's own prediction, from a click and the mask before, in the probability of a plane."""
 
 MAX_ABSENT = 1
 """Planes in a row without the object that a sweep looks past before it ends there."""
@@ -58,15 +78,17 @@ class MemoryPropagation:
     memory
         On the predictor's device.
     volume
-        With a window, or each plane is stretched by itself.
-    min_presence, max_absent
-        See `MIN_PRESENCE` and `MAX_ABSENT`.
+        Planes with a window, or each is stretched by itself.
+    min_presence, min_presence_between, network_share, max_absent
+        See `MIN_PRESENCE`, `MIN_PRESENCE_BETWEEN`, `NETWORK_SHARE` and `MAX_ABSENT`.
     """
 
     predictor: Predictor
     memory: PlaneMemory
-    volume: Volume
+    volume: PlaneReader
     min_presence: float = MIN_PRESENCE
+    min_presence_between: float = MIN_PRESENCE_BETWEEN
+    network_share: float = NETWORK_SHARE
     max_absent: int = MAX_ABSENT
     _embeddings: OrderedDict[tuple[Plane, tuple[int, int, int, int]], tuple[Tensor, ...]] = field(
         default_factory=OrderedDict
@@ -74,13 +96,13 @@ class MemoryPropagation:
 
     def propagate(
         self,
-        anchors: Mapping[Plane, Prediction],
+        anchors: Mapping[Plane, ProbabilityMask],
         planes: Sequence[Plane],
         *,
         changed: Iterable[Plane] | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[PropagatedMask[Prediction]]:
-        """Yield each plane that the object was propagated to; the anchors are not repeated.
+        """Yield each plane that the object was propagated to; anchors are repeated for a note only.
 
         Parameters and order are those of `propagation.propagate`. A plane between two anchors is predicted
         from both sides: first with `final` False, then for good.
@@ -88,14 +110,23 @@ class MemoryPropagation:
         Raises
         ------
         ValueError
-            If there is no anchor or one is not among the planes.
+            When called, if there is no anchor or one is not among the planes.
         """
-        for lo, hi in anchor_gaps(anchors, planes, changed):
+        return self._across_all(anchors, planes, anchor_gaps(anchors, planes, changed), cancelled)
+
+    def _across_all(
+        self,
+        anchors: Mapping[Plane, ProbabilityMask],
+        planes: Sequence[Plane],
+        gaps: Sequence[Gap],
+        cancelled: Callable[[], bool],
+    ) -> Iterator[PropagatedMask[Prediction]]:
+        for lo, hi in gaps:
             yield from self._across(anchors, planes, lo, hi, cancelled)
 
     def _across(
         self,
-        anchors: Mapping[Plane, Prediction],
+        anchors: Mapping[Plane, ProbabilityMask],
         planes: Sequence[Plane],
         lo: int | None,
         hi: int | None,
@@ -109,11 +140,21 @@ class MemoryPropagation:
                 yield from self._along(anchors, planes, lo, None, range(lo + 1, len(planes)), cancelled)
             return
         first: dict[Plane, PropagatedMask[Prediction]] = {}
+        notes: list[PropagatedMask[Prediction]] = []
+        places = {planes[place]: place for place in range(lo, hi + 1)}
+        missing = set(range(lo + 1, hi))
         for step in self._along(anchors, planes, lo, hi, range(lo + 1, hi), cancelled):
+            if step.note is not None:
+                notes.append(step)
+                continue
             first[step.plane] = step
+            missing.discard(places[step.plane])
             yield replace(step, final=False)
-        places = {planes[place]: place for place in range(lo + 1, hi)}
         for step in self._along(anchors, planes, hi, lo, range(hi - 1, lo, -1), cancelled):
+            if step.note is not None:
+                notes.append(step)
+                continue
+            missing.discard(places[step.plane])
             other = first.pop(step.plane, None)
             if other is None:
                 yield step
@@ -121,10 +162,13 @@ class MemoryPropagation:
                 near = (places[step.plane] - lo) / (hi - lo)
                 yield _averaged(other, (1 - near) ** 2, step, near**2)
         yield from first.values()
+        for step in notes:  # where one sweep ended and the other did not, nothing is amiss
+            if missing & {places[step.plane] - 1, places[step.plane] + 1}:
+                yield step
 
     def _along(
         self,
-        anchors: Mapping[Plane, Prediction],
+        anchors: Mapping[Plane, ProbabilityMask],
         planes: Sequence[Plane],
         start: int,
         other: int | None,
@@ -132,23 +176,32 @@ class MemoryPropagation:
         cancelled: Callable[[], bool],
     ) -> Iterator[PropagatedMask[Prediction]]:
         """The sweep from one anchor towards another, or to the end of the range."""
-        known: dict[int, np.ndarray | Tensor] = {start: anchors[planes[start]].soft}
+        known = {start: anchors[planes[start]].probability}
         mask = anchors[planes[start]].mask
         if not mask.any():
             return
+        least, beside = self.min_presence, np.zeros_like(mask)
         if other is not None:
-            known[other] = anchors[planes[other]].soft
+            known[other] = anchors[planes[other]].probability
+            beside = anchors[planes[other]].mask  # in view too, or the memory would learn that it is absent
+            least = self.min_presence_between if beside.any() else least
         frame: Frame | None = None
         entries: dict[int, MemoryEntry] = {}
         before = earlier = start
+        last = _beginning(planes[start], known[start], mask)
+        passed: list[str] = []
         absent = 0
+        gray = to_gray(self.volume.plane(planes[start]), self.volume.window)
         for place in route:
             plane = planes[place]
             if cancelled():
                 return
-            if not any_finite(self.volume.plane(plane)):  # nothing to see is no reason to stop
+            if damage := damage_of(self.volume.plane(plane), gray, mask):
+                passed.append(f"plane {plane.position} {damage}")
+                if len(passed) > MAX_SKIPPED:
+                    break
                 continue
-            needed = self._frame(plane, mask, frame)
+            needed = self._frame(plane, mask | beside, frame)
             if needed != frame:
                 frame, entries = needed, {}
             slots = (start, start if other is None else other, before, earlier)
@@ -156,24 +209,37 @@ class MemoryPropagation:
                 if slot not in entries:
                     entries[slot] = self._entry(planes[slot], known[slot], frame)
             described = self._slot_features(place, slots, start, other, plane, frame)
-            step = self._step(plane, frame, [entries[slot] for slot in slots], described)
+            step = self._step(plane, frame, [entries[slot] for slot in slots], described, least)
+            if step is not None and self.network_share:
+                step = self._mixed(step, frame, (gray, mask, known[before]))
             if step is None:  # a plane or two may be damaged
+                passed.append(f"plane {plane.position} does not show it")
                 absent += 1
                 if absent > self.max_absent:
-                    return
+                    break
                 continue
-            absent = 0
+            if passed:
+                yield replace(last, final=False, note=f"stepped over: {'; '.join(passed)}")
+            passed, absent, last = [], 0, step
             yield step
-            mask, known[place] = step.prediction.mask, step.prediction.soft
+            mask, known[place] = step.prediction.mask, step.prediction.probability
+            gray = to_gray(self.volume.plane(plane), self.volume.window)
             earlier, before = before, place
             for old in set(known) - {start, other, before, earlier}:
                 known.pop(old)
                 entries.pop(old, None)
+        if passed:
+            yield replace(last, final=False, note=f"ends here: {'; '.join(passed)}")
 
     def _step(
-        self, plane: Plane, frame: Frame, entries: Sequence[MemoryEntry], described: Tensor
+        self,
+        plane: Plane,
+        frame: Frame,
+        entries: Sequence[MemoryEntry],
+        described: Tensor,
+        least: float,
     ) -> PropagatedMask[Prediction] | None:
-        """The object on a plane; None if it is not there."""
+        """The object on a plane; None if its presence is not above `least`."""
         features = self._embed(plane, frame)
         with self._inference():
             output = self.memory(features, entries, described)
@@ -181,17 +247,39 @@ class MemoryPropagation:
             inside = (soft > THRESHOLD).cpu().numpy()
             estimates = torch.stack([output.presence.sigmoid()[0], output.quality[0]])
         presence, quality = (float(value) for value in estimates.cpu())
-        if presence <= self.min_presence or not inside.any():
+        if presence <= least or not inside.any():
             return None
         certainty = float(soft.cpu().numpy()[inside].mean())
         prediction = _on_plane(soft, inside, frame, quality)
         return PropagatedMask(plane, prediction, float(quality * presence * certainty))
 
+    def _mixed(
+        self,
+        step: PropagatedMask[Prediction],
+        frame: Frame,
+        before: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> PropagatedMask[Prediction]:
+        """A step with the network's own share: from one click, and what the plane before shows.
+
+        `before` holds that plane's gray levels, its mask, and its probability.
+        """
+        plane, features = step.plane, self._embed(step.plane, frame)
+        gray, mask, soft = before
+        here = to_gray(self.volume.plane(plane), self.volume.window)
+        click = Click(click_position(mask, gray, here, self.volume.plane_spacing(plane)))
+        [alone] = self.predictor.backend.predict(features, frame, [([click], soft)])
+        own = frame.place(alone.probability, np.zeros(frame.shape, np.float32))
+        probability = step.prediction.probability
+        mixed = probability + np.float32(self.network_share) * (own - probability)
+        if not (mixed > THRESHOLD).any():
+            return step
+        return replace(step, prediction=step.prediction.with_probability(mixed))
+
     def _frame(self, plane: Plane, mask: np.ndarray, frame: Frame | None) -> Frame:
         """The frame of a plane where the object is near this mask; the present frame, if it serves."""
         box = object_box([], mask)
         whole = Frame.whole(
-            self.volume.sides(plane),
+            (int(mask.shape[0]), int(mask.shape[1])),
             self.predictor.size,
             self.predictor.network.fit,
             self.volume.plane_spacing(plane),
@@ -221,11 +309,10 @@ class MemoryPropagation:
         self._embeddings.move_to_end(key)
         return self._embeddings[key]
 
-    def _entry(self, plane: Plane, soft: np.ndarray | Tensor, frame: Frame) -> MemoryEntry:
+    def _entry(self, plane: Plane, soft: np.ndarray, frame: Frame) -> MemoryEntry:
         """What the memory keeps of a plane with this probability (H, W), seen through a frame."""
         features = self._embed(plane, frame)
-        seen = frame.cut(soft)
-        mask = torch.as_tensor(np.ascontiguousarray(seen) if isinstance(seen, np.ndarray) else seen)
+        mask = torch.from_numpy(np.ascontiguousarray(frame.cut(soft)))
         mask = mask.to(features[0].device, torch.float32)[None, None]
         with self._inference():
             return self.memory.remember(features, on_square(mask, frame, mask.new_zeros(1)))
@@ -244,16 +331,10 @@ class MemoryPropagation:
         steps = torch.tensor([[float((place - slot) * way) for slot in slots]])
         anchor = torch.tensor([[slot in (start, other) for slot in slots]])
         spare = torch.tensor([[False, other is None, slots[2] == start, slots[3] == slots[2]]])
-        depth = steps * self._thickness(plane) * frame.scale[0]
+        rows = self.volume.thickness(plane) / self.volume.plane_spacing(plane)[0]
+        depth = steps * rows * frame.scale[0]
         features = slot_features(steps, depth, anchor, spare)
         return features.to(next(self.memory.parameters()).device)
-
-    def _thickness(self, plane: Plane) -> float:
-        """Distance of neighbouring planes in rows of a plane."""
-        fixed = [axis for axis, at in enumerate(plane.index) if at is not None]
-        if self.volume.spacing is None or not fixed:
-            return 1.0
-        return self.volume.spacing[fixed[-1]] / self.volume.plane_spacing(plane)[0]
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -261,6 +342,25 @@ class MemoryPropagation:
         device = next(self.memory.parameters()).device.type
         with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=device == "cuda"):
             yield
+
+
+def load_memory(predictor: Predictor) -> PlaneMemory:
+    """The memory of the default model, on the predictor's device, with a network of its own in float32.
+
+    The predictor's network may be in half precision, or with OpenVINO.
+    """
+    network = load_model("default")
+    assert isinstance(network, Compact)
+    with as_file(files("napari_lowlat_seg.models") / "weights" / "memory.safetensors") as path:
+        memory = PlaneMemory.load(path, network)
+    network.to(predictor.runtime.device)
+    return memory.to(predictor.runtime.device)
+
+
+def _beginning(plane: Plane, probability: np.ndarray, mask: np.ndarray) -> PropagatedMask[Prediction]:
+    """An anchor as a step, in case that a note is all there is to say."""
+    sides = (int(mask.shape[0]), int(mask.shape[1]))
+    return PropagatedMask(plane, Prediction(probability, None, Frame.whole(sides, 1), None, mask), 1.0)
 
 
 def _extent(frame: Frame) -> float:

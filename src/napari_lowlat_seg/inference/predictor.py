@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt, Region
-from napari_lowlat_seg.core.volume import to_uint8
+from napari_lowlat_seg.core.requests import never
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_uint8
 from napari_lowlat_seg.inference.closer_look import (
     WHOLE_PLANE_SHARE,
     closer_frame,
@@ -46,6 +47,10 @@ from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
 
+if TYPE_CHECKING:
+    from napari_lowlat_seg.models.plane_memory import PlaneMemory
+    from napari_lowlat_seg.propagation.sweep import ProbabilityMask, PropagatedMask
+
 CloserLook = Literal["auto", "off"]
 
 SAME = 0.95
@@ -65,6 +70,8 @@ class Predictor:
         "auto" lets the predictor embed a magnified crop where the object is small, "off" never does.
     name
         What tables and messages call it; its fingerprint if empty.
+    memory
+        Loads the network's memory of other planes when an object is first propagated; None without one.
 
     Raises
     ------
@@ -73,7 +80,13 @@ class Predictor:
     """
 
     def __init__(
-        self, network: Network, runtime: Runtime, closer_look: CloserLook = "auto", *, name: str = ""
+        self,
+        network: Network,
+        runtime: Runtime,
+        closer_look: CloserLook = "auto",
+        *,
+        name: str = "",
+        memory: Callable[[Predictor], PlaneMemory] | None = None,
     ) -> None:
         if closer_look not in get_args(CloserLook):
             raise ValueError(f"closer_look is 'auto' or 'off'; got {closer_look!r}")
@@ -81,6 +94,8 @@ class Predictor:
         self.backend = TorchBackend(network, runtime)
         self.closer_look = closer_look
         self.name = name or self.model
+        self._load_memory = memory
+        self._memory: PlaneMemory | None = None
 
     @property
     def network(self) -> Network:
@@ -320,6 +335,27 @@ class Predictor:
         ]
         return self._run(embedding, objects)
 
+    def with_memory(
+        self,
+        volume: PlaneReader,
+        anchors: Mapping[Plane, ProbabilityMask],
+        planes: Sequence[Plane],
+        changed: Iterable[Plane] | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Iterator[PropagatedMask[Prediction]] | None:
+        """One object propagated by the network's memory of other planes; None without such a memory.
+
+        `propagation.propagate` calls this and explains the parameters.
+        """
+        if self._load_memory is None:
+            return None
+        from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+
+        if self._memory is None:
+            self._memory = self._load_memory(self)
+        propagation = MemoryPropagation(self, self._memory, volume)
+        return propagation.propagate(anchors, planes, changed=changed, cancelled=cancelled)
+
     def _usable_look(
         self, embedding: Embedding, prompts: Sequence[Prompt], previous: Prediction | None
     ) -> Embedding | None:
@@ -408,10 +444,17 @@ def load_predictor(
     """
     runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
     network = load_model(model)
-    predictor = Predictor(network, suited(runtime, network), closer_look, name=str(model))
+    memory = _load_memory if str(model) == "default" and closer_look == "auto" else None
+    predictor = Predictor(network, suited(runtime, network), closer_look, name=str(model), memory=memory)
     if runtime.on_cuda:
         predictor.warm_up()
     return predictor
+
+
+def _load_memory(predictor: Predictor) -> PlaneMemory:
+    from napari_lowlat_seg.inference.memory_propagation import load_memory
+
+    return load_memory(predictor)
 
 
 def suited(runtime: Runtime, network: Network) -> Runtime:

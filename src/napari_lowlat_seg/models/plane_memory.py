@@ -1,8 +1,5 @@
 """A memory of other planes for the compact network: how the object looked there says where it is here.
 
-Experimental: no weights ship with the package, and only its training (`training.memory`) and its benchmark
-(`evaluation.memory`) use it.
-
 The network's encoder is frozen and shared, so predictions on single planes stay what they are. The memory
 reads the embeddings of a few planes whose mask is known, and has low-rank changes of the fusion blocks and a
 decoder of its own. All planes are seen through one `Frame`, so their tokens lie on the same grid. Names of

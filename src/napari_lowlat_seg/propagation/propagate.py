@@ -11,14 +11,18 @@ from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypedDict, Unpack
 
+import edt
 import numpy as np
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
-from napari_lowlat_seg.core.requests import PropagationRequest
+from napari_lowlat_seg.core.requests import PropagationRequest, never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader
 from napari_lowlat_seg.propagation.interpolate import interpolate
 from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, PropagatedMask, Sweep, embed_plane, iou
+
+DOUBT = 0.2
+"""A pixel is in doubt when its probability is farther than this from both 0 and 1."""
 
 
 class PropagationOptions(TypedDict, total=False):
@@ -32,7 +36,8 @@ class PropagationOptions(TypedDict, total=False):
     embed
         Gives the embedding of a plane, for callers that keep embeddings; `embed_plane` by default.
     min_overlap
-        IoU of the masks on neighbouring planes, 0 to 1, below which the object has ended; 0.3 by default.
+        IoU of the masks on neighbouring planes, 0 to 1, below which the object has ended; 0.3 by default. If
+        it is given, no memory of other planes is used, which knows by itself where an object ends.
     cancelled
         Called before and after each embedding; when it returns True, nothing more is yielded.
     """
@@ -50,12 +55,17 @@ def propagate(
     planes: Sequence[Plane],
     **options: Unpack[PropagationOptions],
 ) -> Iterator[PropagatedMask[M]]:
-    """Yield the object on each plane that it reaches; the anchors are not repeated. Does not mutate.
+    """Yield the object on each plane that it reaches; anchors are repeated for a note only. Does not mutate.
 
-    From the outermost anchors the object is followed to the ends of `planes`. Between two anchors it is
-    followed from both sides, and each plane comes twice: first as predicted from the earlier anchor (`final`
-    is False), then for good. The object ends where its mask overlaps too little with the one on the plane
-    before, is empty, or is no longer as bright as on the anchor, and before a plane without a finite pixel.
+    The default model has a memory of other planes, which recognises the object; with other models each
+    plane is predicted from the plane before alone. From the outermost anchors the object is followed to the
+    ends of `planes`. Between two anchors it is followed from both sides, and each plane comes twice: first
+    as predicted from the earlier anchor (`final` is False), then for good. The object ends where the memory
+    does not find it on two planes in a row; without a memory where its mask overlaps too little with the
+    one on the plane before, is empty, or is no longer as bright as on the anchor. Up to three damaged
+    planes in a row (no finite pixel, blank, or one that is shifted) are stepped over. The last plane comes
+    once more with a `note` that says why the object ends there, `final` False; so does the plane before
+    those stepped over.
 
     The work for a plane is done when the plane is asked for, in the caller's thread; the generator may be
     closed after any plane.
@@ -98,11 +108,22 @@ def propagate_many(
     planes: Sequence[Plane],
     **options: Unpack[PropagationOptions],
 ) -> Iterator[tuple[int, PropagatedMask[M]]]:
-    """Yield (object, mask) for each object and plane, as `propagate` would give each object alone.
+    """Yield (object, mask) for each object and plane; what `propagate` gives for one object.
+
+    One object is propagated by a memory of other planes if the predictor has one, which sees every plane
+    through a crop around that object. Several objects share the embeddings of whole planes instead.
 
     `objects` maps the number of an object to its anchors, all of which lie in `planes`. Other parameters and
     errors are those of `propagate`.
     """
+    with_memory = getattr(predictor, "with_memory", None)
+    if len(objects) == 1 and with_memory is not None and "min_overlap" not in options:
+        ((number, anchors),) = objects.items()
+        steps = with_memory(
+            volume, dict(anchors), planes, options.get("changed"), options.get("cancelled", never)
+        )
+        if steps is not None:
+            return ((number, step) for step in steps)
     embed = options.get("embed") or partial(embed_plane, predictor, volume)
     options["embed"] = lru_cache(maxsize=1)(embed)
     steps = {
@@ -216,3 +237,21 @@ def most_uncertain(propagated: Iterable[PropagatedMask[Any]]) -> Plane | None:
 def uncertainty(confidence: float, pixels: int) -> float:
     """Expected number of wrong pixels of a mask with this confidence, 0 to 1; an empty mask counts as 1."""
     return (1 - confidence) * max(1, pixels)
+
+
+def doubtful_point(probability: np.ndarray) -> tuple[int, int] | None:
+    """(row, col) deepest inside the part of a mask, (H, W) in [0, 1], that is neither sure nor ruled out.
+
+    None if no pixel has a probability between `DOUBT` and 1 - `DOUBT`.
+
+    >>> soft = np.zeros((9, 9), np.float32)
+    >>> soft[1:8, 1:8] = 0.5
+    >>> doubtful_point(soft)
+    (4, 4)
+    """
+    doubtful = (probability > DOUBT) & (probability < 1 - DOUBT)
+    if not doubtful.any():
+        return None
+    depth = edt.edt(np.ascontiguousarray(doubtful), black_border=True, parallel=1)
+    row, col = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    return int(row), int(col)

@@ -1,8 +1,9 @@
 """One object propagated from the planes where it is known to their neighbours, plane by plane.
 
 Each plane is predicted from two hints of the plane before it: the mask found there, and a click deep inside
-that mask where both images look alike. A sweep ends where the object does. A plane between two anchors is
-reached from both, and the two predictions are averaged. Why so: docs/decisions/propagation.md.
+that mask where both images look alike. A sweep ends where the object does, and says why; damaged planes are
+stepped over. A plane between two anchors is reached from both, and the two predictions are averaged. Why so:
+docs/decisions/propagation.md.
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ anchor's standard deviations plus `TOLERANCE`: a mask that finds no edge any mor
 
 TOLERANCE = 4.0
 """Gray levels of 255 that the mean brightness may always change."""
+
+CONTRAST = 0.5
+"""It may always change by this share of the contrast between the object and its surroundings on the anchor,
+too: the tip of a bright ball is blurred, and less bright than its middle."""
+
+MAX_SKIPPED = 3
+"""Damaged planes in a row that a sweep steps over."""
+
+DAMAGED = 0.2
+"""A plane is taken for damaged or shifted when its neighbours are that much more alike, as a correlation
+around the object, than the plane and the one before it."""
 
 FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its prediction from the other side."""
@@ -74,6 +86,8 @@ class MaskPredictor(Protocol[M]):
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: M | None) -> M:
         """As `Predictor.predict`."""
 
+    # It may have `with_memory`, too, as `Predictor.with_memory`.
+
 
 @dataclass(frozen=True, eq=False)
 class PropagatedMask(Generic[M]):
@@ -91,12 +105,17 @@ class PropagatedMask(Generic[M]):
         neighbouring planes since the anchor, or between two anchors the IoU of the two predictions.
     final
         False while the sweep from the second anchor is still to come: the plane will be predicted again.
+    note
+        Why the object was not followed beyond this plane, or which planes behind it were stepped over. It
+        comes with a repetition of the plane that is not final; an anchor is repeated, too, if the object ends
+        beside it. None for all others, and where the range ends.
     """
 
     plane: Plane
     prediction: M
     confidence: float
     final: bool = True
+    note: str | None = None
 
 
 class Cancelled(Exception):
@@ -211,25 +230,35 @@ class Sweep(Generic[M]):
 
     def _from_one(self, start: int, route: range) -> Iterator[Plane | PropagatedMask[M]]:
         for visit in self._along(start, route):
-            yield visit if isinstance(visit, Plane) else self._found(visit)
+            yield visit if isinstance(visit, Plane) else self._found(visit, final=visit.note is None)
 
     def _found(self, visit: _Visit, *, final: bool = True) -> PropagatedMask[M]:
         confidence = _confidence(visit.prediction, visit.prediction.quality, visit.agreement)
-        return PropagatedMask(self.planes[visit.place], visit.prediction, confidence, final)
+        return PropagatedMask(self.planes[visit.place], visit.prediction, confidence, final, visit.note)
 
     def _from_both(self, lo: int, hi: int) -> Iterator[Plane | PropagatedMask[M]]:
         """Forwards, then backwards with both predictions averaged."""
         first: dict[int, _Compressed] = {}
+        notes: list[_Visit] = []
+        missing = set(range(lo + 1, hi))
         for visit in self._along(lo, range(lo + 1, hi)):
             if isinstance(visit, Plane):
                 yield visit
+            elif visit.note is not None:
+                notes.append(visit)
             else:
                 first[visit.place] = _Compressed.of(visit)
+                missing.discard(visit.place)
                 yield self._found(visit, final=False)
         for visit in self._along(hi, range(hi - 1, lo, -1)):
             if isinstance(visit, Plane):
                 yield visit
-            elif visit.place not in first:
+                continue
+            if visit.note is not None:
+                notes.append(visit)
+                continue
+            missing.discard(visit.place)
+            if visit.place not in first:
                 yield self._found(visit)
             else:
                 # Weights fall with the square of the distance from the anchor.
@@ -238,6 +267,9 @@ class Sweep(Generic[M]):
                 yield self._averaged(other, visit, other_weight / (weight + other_weight))
         for compressed in first.values():
             yield self._found(compressed.restored())
+        for visit in notes:  # where one sweep ended and the other did not, nothing is amiss
+            if missing & {visit.place - 1, visit.place + 1}:
+                yield self._found(visit, final=False)
 
     def _averaged(self, first: _Visit, second: _Visit, share: float) -> PropagatedMask[M]:
         """Both predictions of a plane, the first with the weight `share`, the second with the rest."""
@@ -250,33 +282,88 @@ class Sweep(Generic[M]):
         return PropagatedMask(self.planes[second.place], prediction, confidence)
 
     def _along(self, start: int, route: range) -> Iterator[Plane | _Visit]:
-        """Each plane before it is predicted, and then its prediction, until the object ends."""
-        prediction, agreement = self._anchor(start), 1.0
-        if not prediction.mask.any():
+        """Each plane before it is predicted, and then its prediction, until the object ends.
+
+        A visit with a note repeats the last one.
+        """
+        last = _Visit(start, self._anchor(start), 1.0)
+        if not last.prediction.mask.any():
             return
-        before = to_gray(self.volume.plane(self.planes[start]), self.volume.window)
-        inside = before[prediction.mask]
-        usual, change = float(inside.mean()), MAX_DEVIATIONS * float(inside.std()) + TOLERANCE
+        before = self._gray(start)
+        brightness = _Brightness.of(before, last.prediction.mask)
+        skipped: list[str] = []
         for place in route:
-            plane = self.planes[place]
-            yield plane
-            pixels = self.volume.plane(plane)
-            if not any_finite(pixels):  # registered stacks have such planes
+            yield self.planes[place]
+            damage, problem = (
+                damage_of(self.volume.plane(self.planes[place]), before, last.prediction.mask),
+                "",
+            )
+            if not damage:
+                here = self._gray(place)
+                following = self._predicted(place, last.prediction, before, here)
+                kept = iou(last.prediction.mask, following.mask)
+                problem = self._problem(place, following.mask, kept, here, brightness)
+                beyond = place + route.step
+                if problem and beyond in route and self._stands_out(before, here, beyond, last.prediction):
+                    damage = "is shifted or damaged: the planes on both sides of it are more alike"
+            if damage:
+                skipped.append(f"plane {self.planes[place].position} {damage}")
+                problem = "; ".join(skipped) if len(skipped) > MAX_SKIPPED else ""
+            if problem:
+                yield replace(last, note=f"ends here: {problem}")
                 return
-            here = to_gray(pixels, self.volume.window)
-            click = Click(click_position(prediction.mask, before, here, self.volume.plane_spacing(plane)))
-            self._check()
-            embedding = self.embed(plane)
-            self._check()
-            following = _hint(self.predictor.predict(embedding, [click], _hint(prediction)))
-            kept = iou(prediction.mask, following.mask)
-            if not following.mask.any() or kept < self.min_overlap:
-                return
-            if abs(float(here[following.mask].mean()) - usual) > change:
-                return
-            agreement *= kept
-            yield _Visit(place, following, agreement)
-            prediction, before = following, here
+            if damage:
+                continue
+            if skipped:
+                yield replace(last, note=f"stepped over: {'; '.join(skipped)}")
+                skipped = []
+            last, before = _Visit(place, following, last.agreement * kept), here
+            yield last
+        if skipped:
+            yield replace(last, note=f"ends here: {'; '.join(skipped)}")
+
+    def _gray(self, place: int) -> np.ndarray:
+        return to_gray(self.volume.plane(self.planes[place]), self.volume.window)
+
+    def _predicted(self, place: int, known: M, before: np.ndarray, here: np.ndarray) -> M:
+        """The prediction of a plane from that of the plane before."""
+        plane = self.planes[place]
+        click = Click(click_position(known.mask, before, here, self.volume.plane_spacing(plane)))
+        self._check()
+        embedding = self.embed(plane)
+        self._check()
+        found: M = _hint(self.predictor.predict(embedding, [click], _hint(known)))
+        return found
+
+    def _problem(
+        self, place: int, mask: np.ndarray, kept: float, here: np.ndarray, brightness: _Brightness
+    ) -> str:
+        """Why a mask is not the object any more; empty if it is."""
+        where = f"plane {self.planes[place].position}"
+        if not mask.any():
+            return f"{where} shows nothing like it"
+        if kept < self.min_overlap:
+            return f"its overlap with {where} would be {kept:.0%}, less than {self.min_overlap:.0%}"
+        change = float(here[mask].mean()) - brightness.usual
+        if abs(change) <= brightness.change:
+            return ""
+        how = "brighter" if change > 0 else "darker"
+        return (
+            f"on {where} it would be {abs(change):.0f} gray levels {how} than where it was prompted, "
+            f"{brightness.change:.0f} are allowed"
+        )
+
+    def _stands_out(self, before: np.ndarray, here: np.ndarray, beyond: int, known: M) -> bool:
+        """Whether the planes on both sides of one are clearly more alike than it is to the one before."""
+        pixels = self.volume.plane(self.planes[beyond])
+        if damage_of(pixels, before, known.mask):
+            return False
+        box = BoundingBox.of(known.mask)
+        around = box.grown(round(max(*box.shape, 16) / 2)).clipped(here.shape).slices
+        first, middle, third = (
+            gaussian_filter(plane[around], BLUR).ravel() for plane in (before, here, self._gray(beyond))
+        )
+        return _alike(first, third) > _alike(first, middle) + DAMAGED
 
     def _check(self) -> None:
         if self.cancelled():
@@ -285,11 +372,30 @@ class Sweep(Generic[M]):
 
 @dataclass(frozen=True, eq=False)
 class _Visit:
-    """A plane of a sweep: its place, its prediction, and the product of the overlaps since the anchor."""
+    """A plane of a sweep: its place, its prediction, the product of overlaps since the anchor, and a note."""
 
     place: int
     prediction: Any
     agreement: float
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Brightness:
+    """The object's mean brightness on its anchor, and by how much it may change."""
+
+    usual: float
+    change: float
+
+    @classmethod
+    def of(cls, plane: np.ndarray, mask: np.ndarray) -> _Brightness:
+        inside = plane[mask]
+        usual = float(inside.mean())
+        change = MAX_DEVIATIONS * float(inside.std()) + TOLERANCE
+        around = _surroundings(mask)
+        if around.any():
+            change = max(change, CONTRAST * abs(usual - float(plane[around].mean())))
+        return cls(usual, change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +443,36 @@ def click_position(
     # Where nothing looks alike the score may underflow; depth alone decides then.
     row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
     return int(row), int(col)
+
+
+def _surroundings(mask: np.ndarray) -> np.ndarray:
+    """What lies 2 to about r pixels outside a mask, r the radius of a disk of its area, at least 4."""
+    radius = max(4.0, (np.count_nonzero(mask) / np.pi) ** 0.5)
+    box = BoundingBox.of(mask).grown(round(radius) + 1).clipped(mask.shape)
+    distance = edt.edt(np.ascontiguousarray(~mask[box.slices]), black_border=False, parallel=1)
+    around = np.zeros_like(mask)
+    around[box.slices] = (distance >= 2) & (distance <= radius)
+    return around
+
+
+def damage_of(pixels: np.ndarray, before: np.ndarray, mask: np.ndarray) -> str:
+    """What is wrong with the pixels of a plane; empty if nothing is.
+
+    A plane of one intensity is blank, unless the plane before was so, too, beside the object.
+    """
+    if not any_finite(pixels):
+        return "has no finite pixel"
+    outside = before[~mask]
+    if pixels.min() == pixels.max() and outside.size and outside.min() != outside.max():
+        return "is blank"
+    return ""
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> float:
+    """The correlation of two flat images; 0 where one of them is constant."""
+    if one.std() == 0 or other.std() == 0:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _confidence(prediction: ProbabilityMask, quality: float | None, agreement: float) -> float:

@@ -357,11 +357,14 @@ class _CachedPlanes:
 
     def __init__(self, sources: dict[Plane, PlaneSource]) -> None:
         self._sources = sources
-        self.plane = lru_cache(maxsize=2)(lambda plane: sources[plane].read())
+        self.plane = lru_cache(maxsize=4)(lambda plane: sources[plane].read())
         self.window = next(iter(sources.values())).window
 
     def plane_spacing(self, plane: Plane) -> tuple[float, float]:
         return self._sources[plane].spacing
+
+    def thickness(self, plane: Plane) -> float:
+        return self._sources[plane].thickness
 
     def source(self, plane: Plane) -> PlaneSource:
         """The source of a plane, which reads the plane's pixels from this cache."""
@@ -379,3 +382,12 @@ class _SoftMaskPredictor:
 
     def predict(self, embedding: Any, prompts: Sequence[Prompt], previous: SoftMask | None) -> SoftMask:
         return self.predictor.predict(embedding, prompts, previous).soft_mask
+
+    def with_memory(self, *arguments: Any) -> Iterator[PropagatedMask[SoftMask]] | None:
+        steps = self.predictor.with_memory(*arguments)
+        if steps is None:
+            return None
+        return (
+            PropagatedMask(one.plane, one.prediction.soft_mask, one.confidence, one.final, one.note)
+            for one in steps
+        )

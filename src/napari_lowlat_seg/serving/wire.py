@@ -64,6 +64,7 @@ _FIELDS: dict[type[Any], dict[str, Any]] = {
         "name": str,
         "plane": Plane,
         "folders": tuple,
+        "thickness": _NUMBER,
     },
     Request: {
         "ticket": int,
@@ -79,7 +80,13 @@ _FIELDS: dict[type[Any], dict[str, Any]] = {
         "changed": (tuple, type(None)),
         "shapes": bool,
     },
-    PropagatedMask: {"plane": Plane, "prediction": SoftMask, "confidence": _NUMBER, "final": bool},
+    PropagatedMask: {
+        "plane": Plane,
+        "prediction": SoftMask,
+        "confidence": _NUMBER,
+        "final": bool,
+        "note": (str, type(None)),
+    },
 }
 """What travels, by type: its fields and what each may be. Their order is part of the protocol."""
 

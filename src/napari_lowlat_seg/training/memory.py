@@ -2,7 +2,7 @@
 
     python -m napari_lowlat_seg.training.memory DATA OUT --minutes 17 --device cuda
 
-Experimental: no weights of a memory ship with the package. The encoder is frozen. A sequence begins at an
+The encoder is frozen. A sequence begins at an
 anchor whose mask is given with small errors; every further plane is predicted from the planes before it. The
 clock, not a number of steps, ends the run, and a run that was interrupted goes on from its last checkpoint.
 See docs/decisions/memory.md.
@@ -59,7 +59,14 @@ from napari_lowlat_seg.training.volumes import (
     read_labelled_volume,
 )
 
-SHARES = {"synthetic": 0.3, "deformed": 0.18, "medulla": 0.2, "mito": 0.1, "hippocampus": 0.1, "other": 0.12}
+SHARES = {
+    "synthetic": 0.3,
+    "deformed": 0.27,
+    "medulla": 0.17,
+    "mito": 0.08,
+    "hippocampus": 0.08,
+    "other": 0.1,
+}
 """Share of the sequences per group; the name of a volume's file begins with its group's."""
 
 FROM_NETWORK = ("maps4", "maps8", "maps16", "norm", "up8", "refine8", "up4", "refine4", "draw")

@@ -28,6 +28,12 @@ PLANES = 2 + STEPS
 GIVEN = 2
 """Planes whose mask is given with errors, where a sequence begins far from its anchor."""
 
+GAPS = 0.35
+"""Share of the sequences between two anchors that both show the object."""
+
+MAX_GAP = 20
+"""Planes between these anchors, at most."""
+
 MIN_PIXELS = 60
 """Pixels of the 512 x 512 square below which it does not count whether an object is there."""
 
@@ -173,6 +179,9 @@ class SequenceSampler:
         near = plan.planes[[2, 0]]  # where the sequence begins, else the anchor
         start = next(int(p) for p in (near[0], near[1]) if pixels[p])
         box = boxes[start].astype(float)
+        if plan.other and pixels[plan.planes[1]] and rng.random() < 0.7:  # as in use, both anchors are seen
+            second = boxes[int(plan.planes[1])]
+            box = np.concatenate([np.minimum(box[:2], second[:2]), np.maximum(box[2:], second[2:])])
         spacing = (volume.spacing[row], volume.spacing[col])
         shape = tuple(int(volume.image.shape[a]) for a in (row, col))
         corner, side = self._choose_crop(box, shape, spacing)
@@ -367,8 +376,9 @@ class SequenceSampler:
 def plan_sequence(rng: np.random.Generator, areas: np.ndarray, stride: int) -> _SequencePlan | None:
     """Return the planes of a random sequence along an object; None if the draw found none.
 
-    Half of the sequences begin beside the anchor, the others far from it with the masks of two planes given.
-    About half of them reach an end of the object if it has one inside the volume.
+    `GAPS` of the sequences run between two anchors that both show the object. Half of the others begin beside
+    the anchor, half far from it with the masks of two planes given, and about half reach an end of the object
+    if it has one inside the volume.
 
     Parameters
     ----------
@@ -382,6 +392,8 @@ def plan_sequence(rng: np.random.Generator, areas: np.ndarray, stride: int) -> _
         return None
     good = np.flatnonzero(areas >= (0.15 if rng.random() < 0.8 else 0.03) * areas.max())
     step = stride * (1 if rng.random() < 0.5 else -1)
+    if rng.random() < GAPS:
+        return _plan_gap(rng, areas, good, step)
     given = bool(rng.random() < 0.5)
     end = shown[-1] if step > 0 else shown[0]
     if rng.random() < 0.45:  # begin so that the sequence passes the end
@@ -401,6 +413,30 @@ def plan_sequence(rng: np.random.Generator, areas: np.ndarray, stride: int) -> _
     steps = np.array([(place - begin) / step for place in places])
     exists = np.array([0 <= place < len(areas) for place in places])
     return _SequencePlan(np.clip(places, 0, len(areas) - 1), steps, exists, other, given)
+
+
+def _plan_gap(
+    rng: np.random.Generator, areas: np.ndarray, good: np.ndarray, step: int
+) -> _SequencePlan | None:
+    """A sequence between two anchors 2 to `MAX_GAP` planes apart, from its beginning or from inside it.
+
+    None if the object is not on both anchors, or not on the planes given. What would lie at or behind the
+    second anchor does not exist for the sequence.
+    """
+    anchor, apart = int(rng.choice(good)), int(rng.integers(2, MAX_GAP + 1))
+    second = anchor + apart * step
+    if not _shows(areas, second):
+        return None
+    given = apart > 2 + GIVEN and bool(rng.random() < 0.4)
+    ahead = int(rng.integers(2, apart - GIVEN)) if given else 1
+    begin = anchor + ahead * step
+    if given and not (_shows(areas, begin) and _shows(areas, begin + step)):
+        return None
+    places = [anchor, second, *(begin + k * step for k in range(STEPS))]
+    steps = np.array([(place - begin) / step for place in places])
+    exists = np.array([0 <= place < len(areas) for place in places])
+    exists[2:] &= steps[2:] < steps[1]
+    return _SequencePlan(np.clip(places, 0, len(areas) - 1), steps, exists, True, given)
 
 
 def _shows(areas: np.ndarray, place: int) -> bool:

@@ -126,7 +126,7 @@ def test_one_key_propagates_the_object_and_one_undo_takes_it_back(window):
     clicked(window)
     propagated(window)
     assert np.array_equal(masks(window), window.objects[0])
-    assert window.widget.sentence == "propagated to 8 planes (planes 2-10)"
+    assert window.widget.sentence.startswith("propagated to 8 planes (planes 2-10); plane 2: ends here: ")
     shown = np.asarray(window.controller.preview.layer.data).reshape(SHAPE[1:]) == 1
     assert np.array_equal(shown, window.objects[0][6])
     window.hand.key("Ctrl+Z")

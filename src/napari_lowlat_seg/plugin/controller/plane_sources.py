@@ -67,6 +67,7 @@ class PlaneSources:
             name,
             plane,
             self.folders if tile is None else (),
+            volume.thickness(plane),
         )
 
     def in_view(self, plane: Plane) -> PlaneSource | None:

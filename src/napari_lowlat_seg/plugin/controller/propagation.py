@@ -304,10 +304,12 @@ def _axis(stack: Sequence[Plane]) -> int:
 
 
 def _reached(run: PropagationRun) -> str:
-    """What a complete run tells: "propagated to 25 planes (planes 48-72)"."""
+    """What a complete run tells: "propagated to 25 planes (planes 48-72)", and why it ended there."""
     positions = sorted(plane.position for plane in run.reached)
     if not positions:
-        return "the object ends here"
-    if len(positions) == 1:
-        return f"propagated to 1 plane (plane {positions[0]})"
-    return f"propagated to {len(positions)} planes (planes {positions[0]}-{positions[-1]})"
+        said = "the object ends here"
+    elif len(positions) == 1:
+        said = f"propagated to 1 plane (plane {positions[0]})"
+    else:
+        said = f"propagated to {len(positions)} planes (planes {positions[0]}-{positions[-1]})"
+    return "; ".join([said, *run.notes])
