@@ -386,7 +386,7 @@ def test_a_missing_model_is_downloaded_with_progress(monkeypatch, tmp_path) -> N
     """Whatever the progress raises cancels it."""
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
 
-    def fetch(url: str, path: Any, sha256: Any, progress: Any, *_: Any) -> None:
+    def fetch(url: str, path: Any, sha256: Any, progress: Any, *_: Any, **__: Any) -> None:
         progress(1, 2)
 
     monkeypatch.setattr(checkpoints, "fetch", fetch)
