@@ -306,12 +306,6 @@ def expected_digests(seed: int, count: int, *, on_disk: bool, dtype: Any = np.ui
     return digests
 
 
-def kill_once(folder: Path, seed: int, *, on_disk: bool, **options: Any) -> int:
-    """Kill one child at a random instant; how many events of finished actions were lost."""
-    (lost,) = kills(folder, seed, on_disk=on_disk, **options)
-    return lost
-
-
 def kills(
     folder: Path,
     seed: int,

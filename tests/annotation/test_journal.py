@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import zlib
@@ -20,7 +21,7 @@ from benchmarks.kill_journal import (
     SHAPE,
     everything_of,
     fresh_labels,
-    kill_once,
+    kills,
     new_session,
     play,
     predicted,
@@ -254,13 +255,11 @@ def test_every_whole_part_of_a_journal_restores_the_session_after_that_event(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30))
-def test_after_a_kill_the_last_finished_action_is_restored(tmp_path, seed):
-    """At a random instant, labels in memory and on disk by turns; ten milliseconds lie between two actions.
-
-    On a busy machine the journal's thread may not have run since the last action.
-    """
-    assert kill_once(tmp_path, 1000 + seed, on_disk=bool(seed % 2)) <= 2
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="stops a process and looks at its threads")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_after_a_kill_a_state_after_an_event_is_restored(tmp_path, on_disk):
+    """At random instants, labels in memory and on disk; how many events are lost depends on the machine."""
+    assert len(kills(tmp_path, 1000 + on_disk, on_disk=on_disk, instants=6)) == 6
 
 
 def test_a_file_cut_at_any_byte_of_its_last_action_gives_the_action_before(tmp_path, session, labels):

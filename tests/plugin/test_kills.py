@@ -1,0 +1,15 @@
+"""Kills of a window that annotates, at random instants; 300 of them: `python -m benchmarks.kill_journal`."""
+
+import sys
+
+import pytest
+
+from benchmarks.kill_journal import kills
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="stops a process and looks at its threads")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_killed_window_is_restored_as_it_was_after_an_event(tmp_path, on_disk):
+    """Labels in memory, and on disk with all levels of their pyramid and the highest label that is noted."""
+    assert len(kills(tmp_path, 3000 + on_disk, on_disk=on_disk, window=True, instants=3)) == 3
