@@ -292,7 +292,7 @@ def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, set
     viewer.layers.remove("cells")
     settle()
     assert (on_image.controller, on_image.sentence) == (None, NO_IMAGE)
-    assert controller.called == ["attach", "detach"]
+    assert controller.called == ["attach", "detach", "close"]
     assert not on_image.button("accept").isEnabled()
     viewer.add_image(np.zeros((4, 5)), name="cells")
     settle()
@@ -870,7 +870,7 @@ def test_closing_the_dock_gives_everything_back(viewer, on_image, settle, qtbot)
     """No listener and no thread stays behind."""
     controller, worker = on_image.controller, on_image.worker
     viewer.window.remove_dock_widget(on_image.widget)
-    assert controller.called == ["attach", "detach"]
+    assert controller.called == ["attach", "detach", "close"]
     assert worker.closed == 1
     viewer.add_image(np.zeros((4, 5)))
     settle()
