@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_lowlat_seg.models.network import Fit
+from napari_lowlat_seg.models.segnext import Attention, Block
 from napari_lowlat_seg.models.tinyvit import UPSTREAM_WINDOWS, ChannelNorm, TinyViT
-from napari_lowlat_seg.models.vit import Attention, Block
 
 WIDTH = 256
 HEADS = 8

@@ -27,8 +27,7 @@ from napari_lowlat_seg.evaluation.inputs.segmenters import Ours
 from napari_lowlat_seg.inference.predictor import Predictor, suited
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import MEAN, STD
-from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
-from napari_lowlat_seg.models.vit import Attention, Block
+from napari_lowlat_seg.models.segnext import Attention, Block, SegNext, SegNextConfig
 
 FAR = 1e6  # squared distance of a slot without a click
 

@@ -17,8 +17,7 @@ from napari_lowlat_seg.inference.predictor import Prediction, Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.checkpoints import load_file as load_network
 from napari_lowlat_seg.models.compact import distance_maps
-from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
-from napari_lowlat_seg.models.vit import NOMINAL_WINDOW, PlainViT
+from napari_lowlat_seg.models.segnext import NOMINAL_WINDOW, PlainViT, SegNext, SegNextConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4

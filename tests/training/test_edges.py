@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lowlat_seg.training.edges import (
+from napari_lowlat_seg.training.pictures import Crop, Picture, PictureSet, PictureStore, part_geometry
+from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix, stamp
+from napari_lowlat_seg.training.views import (
     SIDES,
     EdgeCrops,
+    Views,
     choose_crops,
     continue_from_parents,
     crop_masks,
 )
-from napari_lowlat_seg.training.pictures import Crop, Picture, PictureSet, PictureStore, part_geometry
-from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix, stamp
-from napari_lowlat_seg.training.views import Views
 
 
 def disk(size: int, row: float, col: float, radius: float) -> torch.Tensor:

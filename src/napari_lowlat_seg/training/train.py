@@ -27,11 +27,10 @@ from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
-from napari_lowlat_seg.training.edges import continue_from_parents
 from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.pictures import read_sets
 from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
-from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views
+from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views, continue_from_parents
 
 
 def starting_network(config: CompactConfig, start: str, seed: int) -> Compact:
@@ -120,7 +119,7 @@ class TrainConfig:
         Share of the views per domain, and factors on single sets; see `read_sets`.
     edges, synthetic
         Shares of the views, in [0, 1], that are crops along outlines and synthetic anatomies; see
-        `training.edges` and `training.synthetic`.
+        `training.views` and `training.synthetic`.
     model, prompts, looks, loss
         Fields of `CompactConfig`, `PromptMix`, `ColourAugmentation` and `LossMix`.
     """
