@@ -86,6 +86,7 @@ def restored_from(path, fresh=None):
     return everything_of(open_session(path, volume(), [ArrayLabels(again)]), again)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(actions)
 def test_a_session_restored_from_its_journal_equals_the_session(tmp_path_factory, actions):
@@ -262,6 +263,7 @@ def test_after_a_kill_a_state_after_an_event_is_restored(tmp_path, on_disk):
     assert len(kills(tmp_path, 1000 + on_disk, on_disk=on_disk, instants=6)) == 6
 
 
+@pytest.mark.slow
 def test_a_file_cut_at_any_byte_of_its_last_action_gives_the_action_before(tmp_path, session, labels):
     """A torn tail is left out, never guessed at."""
     journal = Journal(session, tmp_path)

@@ -168,6 +168,7 @@ def test_a_run_reports_calibration(root: Path, specs: list[str], tmp_path: Path)
     assert report["sha256"] == dict.fromkeys(specs)
 
 
+@pytest.mark.slow
 def test_without_predicted_iou_there_is_no_calibration(root: Path, tiny: Path, tmp_path: Path) -> None:
     """No second table and no second plot; a model of ours is identified by its file."""
     shown: list[str] = []
