@@ -36,6 +36,7 @@ PUBLIC = [
     "Frame",
     "Mask",
     "Measurement",
+    "ObjectPrompts",
     "Plane",
     "Polygon",
     "Prediction",
@@ -49,9 +50,12 @@ PUBLIC = [
     "Volume",
     "__version__",
     "load_predictor",
+    "load_prompts",
     "measure",
     "propagate",
     "sample_path",
+    "save_prompts",
+    "write_export",
 ]
 
 # A finder that is asked first and refuses: the same as not installed. (None in sys.modules is not: array

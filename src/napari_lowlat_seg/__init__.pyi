@@ -19,6 +19,10 @@ from .inference.prediction import Embedding as Embedding
 from .inference.prediction import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
 from .inference.predictor import load_predictor as load_predictor
+from .io.exports.export import write_export as write_export
+from .io.prompt_files import ObjectPrompts as ObjectPrompts
+from .io.prompt_files import load_prompts as load_prompts
+from .io.prompt_files import save_prompts as save_prompts
 from .io.samples import sample_path as sample_path
 from .propagation.propagate import propagate as propagate
 from .serving.service import PredictionService as PredictionService

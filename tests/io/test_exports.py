@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,24 @@ def test_a_dicom_segmentation_lies_on_its_series(tmp_path: Path) -> None:
         assert image.geometry is not None
         ours = image.geometry.to_world(np.argwhere(data == label))[:, ::-1] * (-1, -1, 1)  # to LPS+
         assert {tuple(np.round(p, 3)) for p in theirs} == {tuple(np.round(p, 3)) for p in ours}
+
+
+def test_a_full_disk_leaves_no_half_segmentation(tmp_path: Path) -> None:
+    """What was there is untouched, and nothing is beside it."""
+    write_series(tmp_path / "ct")
+    image = read_volume(tmp_path / "ct")
+    write_labels(tmp_path / "l.nrrd", np.ones(image.shape, np.uint8), image)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "seg.dcm").write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match=r"seg\.dcm"):
+            run_export(tmp_path / "l.nrrd", tmp_path / "out" / "seg.dcm", image=tmp_path / "ct")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["seg.dcm"]
+    assert (tmp_path / "out" / "seg.dcm").read_bytes() == b"before"
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".seg.nrrd", ".ome.tif", ".nii.gz", ".ome.zarr", ".tif"])
