@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
@@ -110,6 +114,41 @@ def test_points_of_fiji_are_objects(tmp_path: Path) -> None:
     box.tofile(tmp_path / "c.roi")
     with pytest.raises(ValueError, match="is no selection of points but"):
         read_seeds(tmp_path / "c.roi", PLAIN)
+
+
+@given(
+    rng=st.integers(0, 2**32 - 1).map(np.random.default_rng),
+    kind=st.sampled_from(["roi", "zip", "nml", "swc"]),
+)
+def test_damaged_bytes_are_read_or_refused(
+    rng: np.random.Generator, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By ValueError, never by an error of a parser."""
+    roifile = pytest.importorskip("roifile")
+    path = tmp_path_factory.mktemp("s") / f"a.{kind}"
+    roi = roifile.ImagejRoi.frompoints([[3.5, 4.5], [10.25, 7.5]])
+    roi.roitype, roi.z_position = roifile.ROI_TYPE.POINT, 2
+    if kind == "zip":
+        roifile.roiwrite(path, [roi], mode="w")
+    elif kind == "roi":
+        roi.tofile(path)
+    else:
+        path.write_text(NML if kind == "nml" else SWC)
+    data = bytearray(path.read_bytes())
+    for _ in range(int(rng.integers(1, 6))):
+        data[int(rng.integers(len(data)))] = int(rng.integers(256))
+    path.write_bytes(bytes(data[: int(rng.integers(len(data)))] if rng.random() < 0.2 else data))
+    with contextlib.suppress(ValueError):
+        read_seeds(path, EM, unit="nm" if kind == "swc" else None)
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    """Before it is unpacked."""
+    pytest.importorskip("roifile")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.roi", bytes(2**28 + 1))
+    with pytest.raises(ValueError, match="it unpacks to more than 256 MiB"):
+        read_seeds(tmp_path / "a.zip", EM)
 
 
 @pytest.mark.parametrize(

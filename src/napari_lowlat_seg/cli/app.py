@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     # These libraries log what they then raise: it would be shown twice.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
+    logging.getLogger("roifile").setLevel(logging.CRITICAL)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     atexit.register(gc.freeze)  # else Python's last collections walk through all of torch, 0.4 s for nothing
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +21,9 @@ from napari_lowlat_seg.io.placed import geometry_of
 
 Tree = list[tuple[float, float, float]]
 """The (x, y, z) of nodes."""
+
+LARGEST = 2**28
+"""Bytes that an archive of selections may unpack to."""
 
 VOXEL = "voxel"
 """The unit of coordinates that count voxels."""
@@ -54,7 +58,11 @@ def read_trees(path: Path, volume: Volume, unit: str | None = None) -> list[list
     read = _READERS[path.suffix.lower()]
     try:
         trees, own = read(path)
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, ElementTree.ParseError) as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the system's own
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise ValueError(
             f"{path} cannot be read as points: it is damaged or of another kind ({reason})"
@@ -161,6 +169,10 @@ def _fiji(path: Path) -> tuple[list[Tree], str | None]:
         raise ImportError(
             "selections of Fiji need roifile, which is not installed; pip install napari-lowlat-seg[roi]"
         ) from error
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST >> 20} MiB")
     found = roifile.roiread(path)
     trees: list[Tree] = []
     for roi in found if isinstance(found, list) else [found]:
