@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,88 @@ def dicom(folder: Path) -> Path:
     return folder / "series"
 
 
+def n5(folder: Path) -> Path:
+    """As COSEM writes it: scale, translation and units of each axis."""
+    import tensorstore
+
+    place = {"scale": [40, 4, 4], "translate": [80, 0, 8], "units": ["nm"] * 3, "axes": ["z", "y", "x"]}
+    about = {"dataType": "uint16", "dimensions": list(SHAPE[::-1]), "blockSize": [4, 4, 4],
+             "compression": {"type": "gzip"}, "transform": place}  # fmt: skip
+    where = {"driver": "file", "path": str(folder / "a.n5" / "raw")}
+    store = tensorstore.open({"driver": "n5", "kvstore": where, "metadata": about, "create": True}).result()
+    store.write(pixels().T).result()
+    return folder / "a.n5"
+
+
+def precomputed(folder: Path) -> Path:
+    """A volume of Neuroglancer at an offset."""
+    import tensorstore
+
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": str(folder / "em")},
+        "multiscale_metadata": {"data_type": "uint16", "num_channels": 1, "type": "image"},
+        "scale_metadata": {"size": list(SHAPE[::-1]), "resolution": [4, 4, 40], "voxel_offset": [2, 0, 2],
+                           "chunk_size": [4, 4, 4], "encoding": "raw"},
+        "create": True,
+    }  # fmt: skip
+    tensorstore.open(spec).result().write(pixels().T[..., None]).result()
+    return folder / "em"
+
+
+def plate(folder: Path) -> Path:
+    """A field of a plate."""
+    import zarr
+
+    field = ome_zarr(folder)
+    zarr.open_group(folder / "p.ome.zarr", mode="w", zarr_format=2).attrs["plate"] = {
+        "wells": [{"path": "A/1"}]
+    }
+    well = zarr.open_group(folder / "p.ome.zarr" / "A" / "1", mode="w", zarr_format=2)
+    well.attrs["well"] = {"images": [{"path": "0"}]}
+    shutil.move(field, folder / "p.ome.zarr" / "A" / "1" / "0")
+    return folder / "p.ome.zarr"
+
+
+def slide(folder: Path) -> Path:
+    """Two levels of a slide as Aperio writes them, in gray."""
+    import tifffile
+
+    words = "Aperio Image Library v11\n7x8 |AppMag = 20|MPP = 0.4990"
+    about: dict[str, Any] = {"tile": (16, 16), "metadata": None, "compression": "zlib", "description": words}
+    with tifffile.TiffWriter(folder / "a.svs") as file:
+        file.write(pixels()[0], **about)
+        file.write(pixels()[0, ::4, ::4], metadata=None)
+        file.write(pixels()[0, ::2, ::2], **about)
+    return folder / "a.svs"
+
+
+def raw_nrrd(folder: Path) -> Path:
+    """A header with its pixels in a file beside it."""
+    import nrrd
+
+    header = {"encoding": "raw", "space": "left-posterior-superior", "space units": ["mm"] * 3,
+              "space directions": np.diag([0.5, 0.6, 2.0]), "space origin": [1.0, 2, 3]}  # fmt: skip
+    nrrd.write(str(folder / "a.nhdr"), pixels(), header, index_order="C", detached_header=True)
+    return folder / "a.nhdr"
+
+
+def raw_mhd(folder: Path) -> Path:
+    """The same of MetaImage."""
+    import SimpleITK
+
+    image: Any = SimpleITK.GetImageFromArray(pixels())
+    image.SetSpacing([0.5, 0.6, 2.0])
+    SimpleITK.WriteImage(image, str(folder / "a.mhd"))
+    return folder / "a.mhd"
+
+
+def npz(folder: Path) -> Path:
+    """One array, packed."""
+    np.savez_compressed(folder / "a.npz", raw=pixels())
+    return folder / "a.npz"
+
+
 INPUTS: dict[str, Callable[[Path], Path]] = {
     "NIfTI": nifti(STRAIGHT),
     "NIfTI, left to right": nifti(FLIPPED),
@@ -218,6 +301,13 @@ INPUTS: dict[str, Callable[[Path], Path]] = {
     "npy": npy,
     "folder of pages": pages,
     "PNG": picture,
+    "N5 of COSEM": n5,
+    "precomputed, offset": precomputed,
+    "field of a plate": plate,
+    "slide": slide,
+    "NRRD, detached": raw_nrrd,
+    "MHD, detached": raw_mhd,
+    "npz": npz,
 }
 
 

@@ -88,3 +88,40 @@ def test_too_little_memory_is_one_sentence(call: Call, movie: Path, monkeypatch:
     done = call("segment", movie)
     assert (done.status, done.err.count("\n")) == (2, 1)
     assert "not enough memory (Unable to allocate 8.00 EiB); give a smaller part" in done.err
+
+
+def test_a_label_that_is_taken_in_an_ome_zarr_is_refused(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Two objects under one number would be one."""
+    pytest.importorskip("ome_zarr")
+    data = np.random.default_rng(0).integers(0, 255, (3, 40, 50)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack", metadata={"axes": "ZYX"})
+    command = ("segment", tmp_path / "a.tif", "-o", tmp_path / "l.ome.zarr", "--model", tiny, "--label", 3)
+    assert call(*command, "--click", "1,20,25").status == 0
+    before = np.asarray(read_volume(tmp_path / "l.ome.zarr").data)
+    done = call(*command, "--click", "2,5,5")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "label 3 is in" in done.err
+    assert "leave out --label for the next free one" in done.err
+    np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.ome.zarr").data), before)
+
+
+def test_an_object_is_added_to_labels_of_another_orientation(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Labels of a mirrored, transposed NIfTI keep their places; the file has the image's orientation then."""
+    nibabel = pytest.importorskip("nibabel")
+    data = np.random.default_rng(0).integers(0, 255, (50, 40, 3)).astype(np.uint8)
+    affine = np.diag([0.5, 0.6, 2.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "a.nii.gz")
+    labels = np.zeros(data.shape, np.uint8)
+    labels[45, 3, 2] = 7
+    turned = labels[::-1].transpose(1, 0, 2)
+    flip = np.array([[0, -1, 0, 49], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float)
+    nibabel.save(nibabel.Nifti1Image(turned, affine @ flip), tmp_path / "l.nii.gz")
+    done = call(
+        "segment", tmp_path / "a.nii.gz", "-o", tmp_path / "l.nii.gz", "--model", tiny, "--click", "1,20,15"
+    )
+    assert (done.status, done.err) == (0, "")
+    found = nibabel.load(tmp_path / "l.nii.gz")
+    np.testing.assert_allclose(found.affine, affine)
+    pixels = np.asarray(found.dataobj)
+    assert np.argwhere(pixels == 7).tolist() == [[45, 3, 2]]
+    assert (pixels[..., 1] == 8).any()

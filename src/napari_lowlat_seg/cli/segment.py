@@ -280,7 +280,10 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
     ValueError
         If something else is in the file, and if the label is taken there.
     """
-    if is_ome_zarr(output) or not output.exists():
+    if not output.exists():
+        return None
+    if is_ome_zarr(output):
+        _refuse_taken(output, volume, [label for label in new if label is not None])
         return None
     found = read_volume(output)
     alike = sorted(found.shape) == sorted(volume.shape)
@@ -302,6 +305,18 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
                 "--replace"
             )
     return labels
+
+
+def _refuse_taken(output: Path, volume: Volume, new: Sequence[int]) -> None:
+    """Refuse labels that an OME-Zarr has already: two objects would become one."""
+    if not new:
+        return
+    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid, holds_label
+
+    levels = LabelPyramid.at(output, volume).levels
+    for label in new:
+        if holds_label(levels[0], label):
+            raise ValueError(f"label {label} is in {output} already; leave out --label for the next free one")
 
 
 def segment_object(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,21 @@ class LabelPyramid(ArrayLabels):
 
 def highest_label(array: Any) -> int:
     """The highest label of an array, 0 without any, read part by part: of zarr the chunks there are."""
-    parts: Iterator[Any]
+    return max(0, max((int(np.max(part)) for part in _parts(array)), default=0))
+
+
+def holds_label(array: Any, label: int) -> bool:
+    """Whether a label is anywhere in an array, read part by part until it is found."""
+    return any(bool((part == label).any()) for part in _parts(array))
+
+
+def _parts(array: Any) -> Iterator[np.ndarray]:
+    """An array in parts: of zarr the chunks that exist."""
+    array = array.array if isinstance(array, TurnedArray) else array
     if isinstance(array, np.ndarray):
-        parts = iter((array,))
-    elif hasattr(array, "store_path"):
-        parts = (array[key] for key in _stored(array))
-    else:
-        parts = (array[i] for i in range(array.shape[0]))
-    return max(0, max((int(np.max(np.asarray(part))) for part in parts), default=0))
+        return iter((array,))
+    keys: Iterable[Any] = _stored(array) if hasattr(array, "store_path") else range(array.shape[0])
+    return (np.asarray(array[key]) for key in keys)
 
 
 def _step(fine: int, coarse: int) -> int:
