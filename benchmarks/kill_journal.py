@@ -82,7 +82,7 @@ def mask_of(soft_mask: SoftMask | None) -> object:
 def state_of(state: PlaneState) -> object:
     """A plane's state as plain values."""
     masks = (state.soft_mask, state.previous, state.drawn, state.brushed)
-    facts = (state.prompts, state.prompts_before_drawn, state.pending, state.confidence)
+    facts = (state.prompts, state.prompts_before_drawn, state.pending, state.confidence, state.refined)
     return tuple(mask_of(mask) for mask in masks), facts
 
 
@@ -176,11 +176,9 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     if action == "add":
         session.add(plane, random_prompt(rng, rows, cols))
     elif action == "apply":
-        for waiting in session.pending:
-            mask = rng.random(session.volume.sides(waiting)) > 0.5
-            request = session.request(waiting)
-            assert request is not None
-            session.apply(request, predicted(mask))
+        for request in session.requests():
+            mask = rng.random(session.volume.sides(request.plane)) > 0.5
+            session.apply(request, predicted(mask), final=bool(rng.integers(2)))
     elif action == "remove":
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
@@ -190,7 +188,8 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "clear":
         session.clear()
     elif action == "edit":
-        session.edit_object(plane, at)
+        if session.answered:
+            session.edit_object(plane, at)
     elif action == "brush":
         session.close_transaction()
         before = labels[plane.key()].copy()

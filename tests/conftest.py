@@ -21,7 +21,7 @@ from terminal import Call, call_with
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-PATIENCE = 300.0
+PATIENCE = float(os.environ.get("TEST_PATIENCE", 300))
 """Seconds until a test stops waiting for something that never comes.
 
 No bar for speed: far above what a busy machine needs, and below the time limit in pyproject.toml, so that the

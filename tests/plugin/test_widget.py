@@ -12,7 +12,7 @@ import pytest
 from napari.layers import Labels, Points, Shapes
 from npe2 import PluginManifest
 from psygnal import Signal as PySignal
-from qtpy.QtCore import QObject, QPointF, QSignalBlocker, Qt, Signal
+from qtpy.QtCore import QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeySequence, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -34,11 +34,12 @@ from qtpy.QtWidgets import (
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
+from napari_lowlat_seg.plugin.controller.situation import CHOOSE, NO_IMAGE, ImageSituation
 from napari_lowlat_seg.plugin.controller.view_state import Settings, StackState, View, ViewState
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
-from napari_lowlat_seg.plugin.widget import CHOOSE, NO_IMAGE, LowlatWidget
+from napari_lowlat_seg.plugin.widget import LowlatWidget
 from widget_page import WidgetPage
 
 FACTS = {"device": "cuda:0", "precision": "bfloat16", "licence": "Apache-2.0"}
@@ -86,6 +87,8 @@ class FakeController:
         self.labels = FakeLabels(self)
         self.predictions = SimpleNamespace(sources=SimpleNamespace(folders=()))
         self.propagation = FakePropagation(self.called)
+
+    situation = ImageSituation()
 
     @property
     def state(self):
@@ -144,11 +147,13 @@ class Worker(QObject):
     progressed = Signal(object, object)
     loaded = Signal(object)
     failed = Signal(str)
+    refused = Signal(object, str)
     idle = Signal()
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
+    has_model = True
 
     def __init__(self):
         super().__init__()
@@ -328,6 +333,7 @@ def test_the_state_is_one_big_line(on_image):
     """What the controller and the worker say; markup in it stays text."""
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
+    on_image.worker.idle.emit()
     on_image.controller.status.emit("a < b")
     assert "a &lt; b" in on_image.part("State: a < b").text()
 
@@ -434,7 +440,7 @@ def test_without_an_image_only_the_details_that_need_none_can_be_set(widget):
 
 
 def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, settle):
-    """Finish, policy, semantic mode, tool, hover and postponing are remembered."""
+    """What changes results is kept for this session, tool and hover for the next one as well."""
     on_image.check("Fill holes")
     on_image.check("Same label for every object")
     on_image.check("Preview under the cursor")
@@ -456,7 +462,52 @@ def test_what_is_set_is_there_for_the_next_image_and_session(viewer, on_image, s
         controller.settings.postpone,
         controller.settings.tool,
     ) == (True, True, True, "box")
-    assert settings().finish.fill_holes
+    assert settings().prompts.tool == "box"
+    assert not settings().finish.fill_holes
+
+
+def test_settings_that_change_results_are_shown_and_reset_by_one_click(on_image):
+    """Also while the details are folded; the place of the button is kept."""
+    form = on_image.widget.form
+    assert form.reset.isHidden()
+    threshold = form.details.controls["threshold"]
+    threshold.value = 0.05
+    on_image.choose("Existing labels", "overwrite them")
+    assert form.reset.isVisible()
+    assert form.reset.text() == "↺ threshold 0.05, overwrite labels"
+    form.reset.click()
+    assert form.reset.isHidden()
+    kept = on_image.controller.settings
+    assert (kept.finish, kept.policy) == (PostProcessing(), Policy())
+    assert threshold.value == 0.49
+
+
+def test_the_panel_fits_300_pixels_and_nothing_jumps(on_image, settle):
+    """Whatever is said, and whether a model is being loaded or not."""
+    form = on_image.widget.form
+    on_image.show_details()
+    settle()
+    assert form.minimumSizeHint().width() <= 300
+    button, corner = form.buttons["accept"], QPoint(0, 0)
+    places = set()
+    for news in ("", "ready", "a very long sentence " * 6):
+        form.state.say(news)
+        for loading in (True, False):
+            form.model.loading = loading
+            form.model._show()
+            for changed in ((), ("threshold 0.05",)):
+                form.reset.show_changed(changed)
+                settle()
+                at = button.mapTo(form, corner)
+                places.add((at.x(), at.y()))
+    assert len(places) == 1
+
+
+def test_there_is_one_cancel(on_image):
+    """For the model, a prediction and a run."""
+    on_image.widget.form.model.want(name="default")
+    buttons = on_image.widget.findChildren(QAbstractButton)
+    assert [one.text() for one in buttons if "cancel" in one.accessibleName().lower()] == ["Cancel"]
 
 
 def test_planes_ahead_are_set_at_once_and_for_the_next_image(viewer, on_image, settle):
@@ -692,7 +743,7 @@ def test_a_model_that_does_not_come_gives_way_to_the_last_one(widget, end):
         widget.worker.failed.emit("segnext-sax1 was answered with 404; it may have moved")
         assert widget.sentence.startswith("segnext-sax1 was answered with 404")
     else:
-        widget.part("Cancel loading").click()
+        widget.part("Cancel", QAbstractButton).click()
         assert widget.worker.cancels == 1
         widget.worker.idle.emit()
     assert widget.worker.loads[-1] == ("default", "auto", "auto")

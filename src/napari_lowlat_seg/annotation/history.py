@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
-from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 
@@ -68,7 +68,24 @@ class ObjectRecord:
     propagated: Propagated | None = None
 
 
-StepKind = Literal["prompts", "paint", "clear", "accept", "label", "edit", "stroke", "run"]
+StepKind = Literal["prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "run"]
+
+
+@dataclass(frozen=True)
+class PendingAccept:
+    """An object that was accepted before all its predictions had come; it is written when they are there.
+
+    Attributes
+    ----------
+    number
+        Of the object.
+    policy, finish
+        The settings of the session when it was accepted.
+    """
+
+    number: int
+    policy: Policy
+    finish: PostProcessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +109,14 @@ class Step:
     store
         The labels that were changed.
     kind
-        What was done: `Session.set_prompts`, `paint`, `clear`, `accept`, `choose_label`, `edit_object`,
-        `record_stroke`, or a propagation run.
+        What was done: `Session.set_prompts`, `paint`, `clear`, `accept`, `leave_object`, `choose_label`,
+        `edit_object`, `record_stroke`, or a propagation run.
     at
         Of "edit": the pixel of the plane under which the object was found.
     request
         Of "run": what was asked for; None in all parts but the first.
+    accept
+        Of an accept that waits for predictions: what is still to be written; None for any other step.
     tickets
         Those of all its states.
     """
@@ -112,6 +131,7 @@ class Step:
     kind: StepKind = "run"
     at: tuple[int, int] | None = None
     request: PropagationRequest | None = None
+    accept: PendingAccept | None = None
     tickets: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,7 +150,17 @@ class Step:
 
 
 EventKind = Literal[
-    "step", "undo", "redo", "prediction", "progress", "closed", "labels", "settings", "writing"
+    "step",
+    "undo",
+    "redo",
+    "prediction",
+    "progress",
+    "closed",
+    "labels",
+    "settings",
+    "writing",
+    "amended",
+    "refused",
 ]
 
 
@@ -143,7 +173,9 @@ class Event:
     kind
         "step", "undo" and "redo" of the undo stack; "prediction": applied; "progress": what a transaction has
         changed since the last event, and "closed" at its end; "labels": others are in use; "settings":
-        an attribute of `SETTINGS` has changed; "writing": said before labels are written.
+        an attribute of `SETTINGS` has changed; "writing": said before labels are written; "amended": an
+        accept that waited has been written, and `steps` replace the newest steps of the undo stack;
+        "refused": a request of `key` cannot be answered.
     highest
         The highest label that the session knows of.
     step
@@ -158,6 +190,12 @@ class Event:
         Values by the name of the session's attribute.
     tile
         Of "prediction": the part of the plane that was predicted; None for all of it.
+    steps
+        Of "amended": from the accept on, oldest first; see `UndoStack.amend`.
+    key
+        Of "refused": the object and the plane.
+    final
+        Of "prediction": whether it is the last one for its request.
     """
 
     kind: EventKind
@@ -169,6 +207,9 @@ class Event:
     record: ObjectRecord | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     tile: BoundingBox | None = None
+    steps: tuple[Step, ...] = ()
+    key: Key | None = None
+    final: bool = True
 
 
 class Transaction:
@@ -334,6 +375,17 @@ class UndoStack:
         self._done.append(self._undone.pop())
         return self._done[-1]
 
+    def amend(self, steps: Sequence[Step]) -> None:
+        """Replace the newest steps by as many others.
+
+        Steps that were undone are dropped if they change labels: what they hold of the labels before is not
+        true any more.
+        """
+        self._done[len(self._done) - len(steps) :] = steps
+        if any(step.edits for step in self._undone):
+            self._undone.clear()
+        self._drop_oldest()
+
     def replace(self, old: PlaneState, new: PlaneState) -> None:
         """Put a state with its prediction in the place of the one that waited for it, in all steps."""
 
@@ -352,5 +404,5 @@ class UndoStack:
 
     def _drop_oldest(self) -> None:
         over = self.nbytes - self.limit
-        while over > 0 and len(self._done) > 1:
+        while over > 0 and len(self._done) > 1 and self._done[0].accept is None:
             over -= self._done.pop(0).nbytes

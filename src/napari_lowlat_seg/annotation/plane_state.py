@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
-from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess, postprocess_patch
 from napari_lowlat_seg.core.prompts import Click, Mask, Polygon, Prompt, Scribble
 
 
@@ -41,6 +41,8 @@ class PlaneState:
         or drew.
     brushed
         The pixels that a brush has changed in the mask that was shown; None without a stroke.
+    refined
+        How many of the prompts are older than `previous`, which they have made.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -52,6 +54,7 @@ class PlaneState:
     ticket: int = 0
     confidence: float | None = None
     brushed: SoftMask | None = None
+    refined: int = 0
 
     @property
     def anchor(self) -> bool:
@@ -80,9 +83,10 @@ class PlaneState:
             kept += 1
         changed = replace(self, prompts=prompts, confidence=None)
         if kept == len(self.prompts):
-            return replace(changed, previous=self.base, pending=True)
+            refined = self.refined if self.pending else kept
+            return replace(changed, previous=self.base, pending=True, refined=refined)
         older = min(self.prompts_before_drawn, kept)
-        changed = replace(changed, previous=self.drawn, prompts_before_drawn=older)
+        changed = replace(changed, previous=self.drawn, prompts_before_drawn=older, refined=older)
         if len(prompts) > older:
             return replace(changed, pending=True)
         return replace(changed, soft_mask=self.drawn, pending=False)  # no prompt is left beside the drawing
@@ -102,13 +106,20 @@ class PlaneState:
             previous=drawn,
             drawn=drawn,
             prompts_before_drawn=len(self.prompts),
+            refined=len(self.prompts),
             brushed=SoftMask.from_mask(changed).on(drawn.shape, box.corner) if changed.any() else None,
             pending=False,
             confidence=None,
         )
 
     def with_prediction(self, soft_mask: SoftMask) -> PlaneState:
-        """This state with a new prediction. Pixels the user changed by brush stay as they were drawn."""
+        """This state with a new prediction. Pixels the user changed by brush stay as they were drawn.
+
+        After nothing but negative prompts no probability is higher than before them.
+        """
+        newest = self.prompts[self.refined :]
+        if self.previous is not None and newest and not any(prompt.positive for prompt in newest):
+            soft_mask = soft_mask.at_most(self.previous)
         if self.brushed is not None and self.drawn is not None:
             box = self.brushed.box
             predicted, drawn = soft_mask.cropped(box), self.drawn.cropped(box)
@@ -158,6 +169,60 @@ def _pixels(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[A
     first, last = np.rint(np.reshape(prompt.bounds(), (2, 2))).astype(int) - corner
     (top, left), (bottom, right) = first.clip(0), (last + 1).clip(0)
     return slice(top, bottom), slice(left, right)
+
+
+SPECK = 0.05
+"""Of the area of the largest part of a mask that is kept; a larger part is no speck."""
+
+
+def finished_mask(state: PlaneState, finish: PostProcessing) -> Patch | None:
+    """The bool mask of a state after post-processing, cut to where it is; None without a mask.
+
+    Specks far from every positive prompt are dropped, unless a person drew the mask; see `without_specks`.
+    """
+    if state.soft_mask is None:
+        return None
+    patch = postprocess_patch(state.soft_mask, finish, state.effective_prompts)
+    return patch if state.soft_mask.drawn else without_specks(patch, state.prompts, state.soft_mask.shape)
+
+
+def without_specks(patch: Patch, prompts: Sequence[Prompt], shape: tuple[int, int]) -> Patch:
+    """A mask without parts that are small and far from what is meant.
+
+    What is meant are the parts with a positive prompt, or the largest part where there is none, as on a plane
+    that was propagated to. Any other part is dropped if it has less than `SPECK` of the area of the largest
+    one meant and is farther from all of them than a disk of that area is wide.
+
+    Parameters
+    ----------
+    patch
+        The mask.
+    prompts
+        Of the object on the plane.
+    shape
+        (rows, cols) of the plane.
+    """
+    from scipy import ndimage  # takes 0.25 s, which would delay the window
+
+    parts, count = ndimage.label(patch.pixels, np.ones((3, 3)))
+    if count < 2:
+        return patch
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    areas[0] = 0
+    touched = [np.zeros(0, parts.dtype)]
+    touched += [parts[_pixels(one, shape, patch.box)].ravel() for one in prompts if one.positive]
+    meant = np.setdiff1d(np.concatenate(touched), 0)
+    if not meant.size:
+        meant = np.array([int(np.argmax(areas))])
+    largest = int(areas[meant].max())
+    small = np.setdiff1d(np.flatnonzero((areas > 0) & (areas < SPECK * largest)), meant)
+    if not small.size:
+        return patch
+    reach = 2 * np.sqrt(largest / np.pi)
+    far = ndimage.distance_transform_edt(~np.isin(parts, meant)) > reach
+    nearest = ndimage.minimum(far, parts, small)  # False where any pixel of a part is near
+    specks = small[np.asarray(nearest, bool)]
+    return replace(patch, pixels=patch.pixels & ~np.isin(parts, specks)) if specks.size else patch
 
 
 def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:

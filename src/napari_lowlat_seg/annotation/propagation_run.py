@@ -5,8 +5,9 @@
         run.apply(number, found)               # False once the user has done something else
     run.finish()                               # all of it is one undo step
 
-A plane with prompts or a drawn mask is never changed. A second run propagates only between the anchors around
-a change, see `sweep.affected`.
+A plane with prompts or a drawn mask is never changed. Masks of an earlier run stay until new ones come, so
+that a run that is stopped leaves no holes; those that a complete run no longer reaches are removed. A second
+run propagates only between the anchors around a change, see `sweep.affected`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import NamedTuple, Protocol, overload
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import Key, Propagated, Transaction
-from napari_lowlat_seg.annotation.plane_state import PlaneState
+from napari_lowlat_seg.annotation.plane_state import PlaneState, finished_mask
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import EMPTY_PATCH
 from napari_lowlat_seg.core.labels import object_edits
-from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -48,14 +50,24 @@ class PropagationRun:
     ----------
     request
         What `PredictionService.propagate` takes.
+    count
+        How many masks may come.
     """
 
     def __init__(
-        self, session: Session, step: Transaction, request: PropagationRequest, *, writes: bool = False
+        self,
+        session: Session,
+        step: Transaction,
+        request: PropagationRequest,
+        *,
+        count: int,
+        old: Iterable[Plane] = (),
+        writes: bool = False,
     ) -> None:
-        self.request = request
+        self.request, self.count = request, count
         self._session, self._step, self._writes = session, step, writes
-        self._reached: set[Plane] = set()
+        self._reached: set[tuple[int, Plane]] = set()
+        self._old = set(old)
         self._notes: list[str] = []
         step.begin(request)
 
@@ -80,10 +92,10 @@ class PropagationRun:
                 "the range"
             )
         step = session.open_transaction("propagate", next(iter(anchors)))
-        old = [p for p in affected(anchors, planes, changed) if session.state(p).confidence is not None]
-        step.change({(session.current, plane): PlaneState() for plane in old})
+        open_planes = affected(anchors, planes, changed)
+        old = [plane for plane in open_planes if session.state(plane).confidence is not None]
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
-        return cls(session, step, request)
+        return cls(session, step, request, count=len(open_planes), old=old)
 
     @classmethod
     def interpolation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
@@ -103,7 +115,8 @@ class PropagationRun:
             )
         step = session.open_transaction("interpolate", next(iter(masks)))
         step.change(records={session.current: replace(session.record(session.current), propagated=None)})
-        return cls(session, step, PropagationRequest(tuple(planes), {session.current: masks}, shapes=True))
+        request = PropagationRequest(tuple(planes), {session.current: masks}, shapes=True)
+        return cls(session, step, request, count=len(planes) - len(masks))
 
     @classmethod
     def seeds(
@@ -123,9 +136,8 @@ class PropagationRun:
         if session.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
         step, numbers = session.open_objects(len(seeds))
-        return cls(
-            session, step, PropagationRequest(tuple(planes), seeds=dict(zip(numbers, seeds))), writes=True
-        )
+        request = PropagationRequest(tuple(planes), seeds=dict(zip(numbers, seeds)))
+        return cls(session, step, request, count=len(planes) * len(seeds), writes=True)
 
     @property
     def active(self) -> bool:
@@ -135,7 +147,17 @@ class PropagationRun:
     @property
     def reached(self) -> frozenset[Plane]:
         """The planes that have got a mask so far, of all objects."""
-        return frozenset(self._reached)
+        return frozenset(plane for _, plane in self._reached)
+
+    @property
+    def done(self) -> int:
+        """How many masks have come."""
+        return len(self._reached)
+
+    @property
+    def old(self) -> frozenset[Plane]:
+        """The planes whose mask of an earlier run has not been replaced so far."""
+        return frozenset(self._old)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -165,10 +187,11 @@ class PropagationRun:
         if seed is not None and seed[0] == plane:
             state = PlaneState((seed[1],), found.prediction)
         if self._writes:
-            self._write(key, state, found.prediction)
+            self._write(key, state)
         else:
             self._step.change({key: state})
-        self._reached.add(plane)
+        self._reached.add(key)
+        self._old.discard(plane)
         return True
 
     def finish(self) -> None:
@@ -177,6 +200,8 @@ class PropagationRun:
             return
         if not self.request.shapes and not self._writes:
             ((number, anchors),) = self.request.anchors.items()
+            # The object no longer reaches the others.
+            self._step.change({(number, plane): PlaneState() for plane in self._old})
             record = self._session.record(number)
             planes = self.request.planes
             reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
@@ -185,7 +210,7 @@ class PropagationRun:
         self._session.close_transaction()
 
     def stop(self) -> None:
-        """End the run early: masks that have come stay, as one undo step; the next run brings the others."""
+        """End the run early: new masks stay, as one undo step, and old ones where no new one has come."""
         if self._step.open:
             self._session.close_transaction()
 
@@ -205,11 +230,11 @@ class PropagationRun:
         self.finish()
         return len(self.reached)
 
-    def _write(self, key: Key, state: PlaneState, soft_mask: SoftMask) -> None:
+    def _write(self, key: Key, state: PlaneState) -> None:
         (number, plane), session = key, self._session
         record = session.record(number)
         assert session.labels is not None
-        mask = postprocess_patch(soft_mask, session.finish)
+        mask = finished_mask(state, session.finish) or EMPTY_PATCH
         edit, whole = object_edits(
             session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
         )

@@ -13,7 +13,7 @@ The session calls no network and knows no window. All values that it returns are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -25,27 +25,52 @@ from napari_lowlat_seg.annotation.history import (
     Event,
     Key,
     ObjectRecord,
+    PendingAccept,
     Step,
     StepKind,
     Transaction,
     UndoStack,
 )
-from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title
+from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
 from napari_lowlat_seg.core.labels import (
     LabelEdit,
     LabelStore,
     Policy,
     around,
+    check_label,
     found_object,
     volume_edits,
 )
-from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess_patch
+from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
 _EMPTY = PlaneState()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of an object that was accepted, as `Session.on_accepted` hears of it.
+
+    Attributes
+    ----------
+    label
+        Of the object.
+    planes
+        Where it was written.
+    unanswered
+        By plane, why its newest prompts could not be predicted there; the mask shown before was written.
+    error
+        Why it could not be written; it stays accepted and is tried again with the next accept. "" if it was.
+    """
+
+    label: int
+    planes: tuple[Plane, ...] = ()
+    unanswered: Mapping[Plane, str] = field(default_factory=dict)
+    error: str = ""
+
 
 SETTINGS = ("policy", "finish", "semantic", "model")
 """The attributes of a session that are settings."""
@@ -82,6 +107,8 @@ class Session:
         `PredictionService.describe` of what predicts its masks, if you say so; kept with the session.
     observer
         Called with an `Event` after every change, such as a `Journal`; it must return at once and not raise.
+    on_accepted
+        Called with an `Accepted` when an accepted object has been written, at once or later.
 
     Examples
     --------
@@ -97,6 +124,7 @@ class Session:
     """
 
     observer: Callable[[Event], object] | None = None
+    on_accepted: Callable[[Accepted], object] | None = None
 
     def __init__(self, volume: Volume, labels: LabelStore | None = None, *, limit: int = LIMIT_BYTES) -> None:
         self.volume = volume
@@ -113,6 +141,8 @@ class Session:
         self._current = 1
         self._highest = 0
         self._open: Transaction | None = None
+        self._refining: set[int] = set()  # tickets with a first mask whose last one is still to come
+        self._refused: dict[int, str] = {}  # tickets that cannot be answered, and why
         self._name = uuid4().hex  # in the keys of its planes' embeddings
         if labels is not None:
             self.use_labels(labels, labels.highest())
@@ -151,12 +181,16 @@ class Session:
         """The states of the current object on all planes that have or had one."""
         return dict(self._states.get(self._current, {}))
 
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes where the current object has prompts or a mask, or is in the labels."""
+        states = self.states().items()
+        given = [plane for plane, state in states if state.prompts or state.soft_mask is not None]
+        return tuple(dict.fromkeys((*given, *self._written(self._current))))
+
     def patch(self, plane: Plane) -> Patch | None:
         """The bool mask of the current object after post-processing, cut to where it is; None without one."""
-        state = self.state(plane)
-        if state.soft_mask is None:
-            return None
-        return postprocess_patch(state.soft_mask, self.finish, state.effective_prompts)
+        return finished_mask(self.state(plane), self.finish)
 
     def mask(self, plane: Plane) -> np.ndarray | None:
         """The same as a (rows, cols) bool array of the whole plane."""
@@ -206,6 +240,22 @@ class Session:
     def pending(self) -> tuple[Plane, ...]:
         """The planes where the current object waits for a prediction."""
         return tuple(plane for plane, state in self.states().items() if state.pending)
+
+    @property
+    def accepting(self) -> tuple[int, ...]:
+        """The labels of the objects that were accepted and are written when their predictions have come."""
+        waiting = (step.accept for step in self.undo_stack.done)
+        return tuple(self._records[accept.number].label for accept in waiting if accept is not None)
+
+    @property
+    def answered(self) -> bool:
+        """Whether no prediction is still to come that changes the current object or one being accepted."""
+        return not self.accepting and not self._waits(self._current)
+
+    @property
+    def unanswered(self) -> dict[Plane, str]:
+        """Where the current object's newest prompts cannot be predicted, and why; see `refuse`."""
+        return self._unanswered(self._current)
 
     @property
     def can_undo(self) -> bool:
@@ -266,8 +316,11 @@ class Session:
         return True
 
     def accept(self) -> bool:
-        """Write the current object into the labels and begin the next one; False if nothing can be written.
+        """Accept the current object and begin the next one; False if there is nothing to accept.
 
+        The object is written into the labels at once if all its predictions are there and no object accepted
+        earlier waits; else when they have come, in the order in which objects were accepted. Undo takes back
+        either. An object without a voxel is accepted as well: the next prompt belongs to a new object.
         Where an object that was accepted before no longer is, the labels beneath it are restored.
 
         Raises
@@ -275,31 +328,64 @@ class Session:
         ValueError
             Without labels, or if their type cannot hold the object's label. Nothing has changed then.
         """
-        record = self._records[self._current]
-        before = self._written(self._current)
-        known = [plane for plane, state in self.states().items() if state.soft_mask is not None]
-        masks = {plane: self.patch(plane) or EMPTY_PATCH for plane in dict.fromkeys((*known, *before))}
-        if not masks:
+        number, record, planes = self._current, self._records[self._current], self.planes
+        if not planes:
             return False
         if self.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
-        found, written = volume_edits(self.labels, masks, record.label, self.policy, before)
-        edits = tuple(found)
-        if not edits and not before:
-            return False
-        # New tickets: a late prediction must not change the mask of an object that has been written.
-        states = tuple(self._changed(plane, state) for plane, state in self.states().items())
-        self._highest = max(self._highest, record.label)
-        number = next(self._numbers)
-        records = (
-            (self._current, record, replace(record, store=self.labels, written=written)),
-            (number, None, ObjectRecord(self._next_label())),
-        )
-        plane, change = next(iter(masks)), (self._current, number)
-        title = f"accepted object {record.label}"
-        step = Step(title, plane, change, states, records, edits, self.labels, "accept")
+        check_label(self.labels, planes[0], record.label)
         self.close_transaction()  # its end comes before the accept, also for the observer
-        self._write(self.labels, edits)
+        following = next(self._numbers)
+        label = record.label if self.semantic else max(self._highest, record.label) + 1
+        step = Step(
+            f"accepted object {record.label}",
+            planes[0],
+            (number, following),
+            records=((following, None, ObjectRecord(label)),),
+            store=self.labels,
+            kind="accept",
+            accept=PendingAccept(number, self.policy, self.finish),
+        )
+        if self.accepting or self._waits(number):
+            self._highest = max(self._highest, record.label)
+            self._do(step)
+            self._settle()
+            return True
+        written = self._completed(step)
+        self._highest = max(self._highest, record.label)
+        self._write(written.store, written.edits)
+        self._do(written)
+        self._report(number, written)
+        return True
+
+    def leave_object(self) -> bool:
+        """Leave the object that is being edited as it was before, and begin a new one; can be undone.
+
+        False if the current object was not opened for editing.
+        """
+        number, done = self._current, self.undo_stack.done
+        opened = [i for i, step in enumerate(done) if step.current[1] == number != step.current[0]]
+        if not self.accepted_before or not opened:
+            return False
+        self.close_transaction()
+        states: dict[Plane, PlaneState] = {}
+        records: dict[int, ObjectRecord] = {}
+        for step in self.undo_stack.done[opened[-1] + 1 :]:
+            for (_, plane), before, _ in step.states:
+                states.setdefault(plane, before)
+            for _, record, _ in step.records:
+                records.setdefault(number, record or self._records[number])
+        following, now = next(self._numbers), self._records[number]
+        record = records.get(number, now)
+        new = ObjectRecord(record.label if self.semantic else self._highest + 1)
+        step = Step(
+            f"left object {record.label} as it was",
+            next(iter(states), None),
+            (number, following),
+            tuple(self._changed(plane, state) for plane, state in states.items()),
+            ((number, now, record), (following, None, new)),
+            kind="leave",
+        )
         self._do(step)
         return True
 
@@ -328,23 +414,36 @@ class Session:
         Raises
         ------
         ValueError
-            As `accept` does, and for a pixel outside the plane.
+            As `accept` does, for a pixel outside the plane or with a negative label, and while predictions
+            are still to come: the labels do not show yet what was accepted.
         """
         if self.labels is None:
             return False
+        self._check_answered()
         rows, cols = self.volume.sides(plane)
         row, col = (int(np.floor(x + 0.5)) for x in at)
         if not (0 <= row < rows and 0 <= col < cols):
             raise ValueError(f"pixel ({row}, {col}) is outside the plane of {rows} x {cols} pixels")
         pixel = BoundingBox.at((row, col), (1, 1))
-        if not self.labels.read(plane, pixel).any():
-            return False
-        self.accept()
-        label = int(self.labels.read(plane, pixel)[0, 0])
+        label = self._label_at(plane, pixel)
+        if label != 0:
+            self.accept()
+            label = self._label_at(plane, pixel)
         if label == 0:
             return False
         self._do(self._edit_step(plane, (row, col), label))
         return True
+
+    def _label_at(self, plane: Plane, pixel: BoundingBox) -> int:
+        """The label of a pixel; raises ValueError for a negative one, which no object can have."""
+        assert self.labels is not None
+        label = int(self.labels.read(plane, pixel)[0, 0])
+        if label < 0:
+            raise ValueError(
+                f"label {label} here is negative, and an object's label must be 1 or more; give it a "
+                "positive label first, with napari's fill tool for one"
+            )
+        return label
 
     def open_transaction(self, title: str, plane: Plane | None) -> Transaction:
         """Begin a step that lasts until `close_transaction`, or until anything else is done or undone."""
@@ -356,8 +455,9 @@ class Session:
         """Begin `count` objects with the next free labels: a transaction and the numbers of the objects.
 
         The current object is accepted first, and the next one is current afterwards. Raises ValueError as
-        `accept` does.
+        `edit_object` does.
         """
+        self._check_answered()
         self.accept()
         self.close_transaction()
         numbers = [next(self._numbers) for _ in range(count)]
@@ -432,6 +532,7 @@ class Session:
             self._write(step.store, step.edits)
             self._apply(step)
             self._tell(Event("redo", self._highest))
+            self._settle()
         return step
 
     def restore(
@@ -459,6 +560,8 @@ class Session:
         self._states = {number: dict(planes) for number, planes in states.items()}
         self._records = dict(records)
         self._current, self._highest, self.undo_stack = current, highest, undo_stack
+        self._refining.clear()
+        self._refused.clear()
         self._numbers = count(max(records) + 1)
         steps = (*undo_stack.done, *undo_stack.undone)
         used = [state.ticket for planes in states.values() for state in planes.values()]
@@ -478,20 +581,37 @@ class Session:
         """
         number = self._current if number is None else number
         state = self._states.get(number, {}).get(plane, _EMPTY)
-        if not state.pending:
-            return None
-        return Request(state.ticket, number, plane, state.effective_prompts, state.previous)
+        unfinished = state.pending or state.ticket in self._refining
+        return self._request(number, plane) if unfinished else None
+
+    def requests(self) -> list[Request]:
+        """All that is to be predicted: for the current object, then for those that are being accepted.
+
+        Requests that were refused are left out. One whose first mask has come is returned until its last
+        mask has.
+        """
+        numbers = [self._current]
+        numbers += [step.accept.number for step in self.undo_stack.done if step.accept is not None]
+        return [
+            self._request(number, plane)
+            for number in numbers
+            for plane, state in self._states.get(number, {}).items()
+            if self._awaited(state)
+        ]
 
     def preview_request(self, plane: Plane, prompts: Sequence[Prompt]) -> Request:
         """A request with `prompts` on top of those given, while a stroke is drawn or the mouse hovers."""
         state = self.state(plane)
         return Request(0, self._current, plane, (*state.effective_prompts, *prompts), state.base)
 
-    def apply(self, request: Request, soft_mask: SoftMask, tile: BoundingBox | None = None) -> bool:
+    def apply(
+        self, request: Request, soft_mask: SoftMask, tile: BoundingBox | None = None, *, final: bool = True
+    ) -> bool:
         """Apply a prediction; False, without a change, if it is stale or belongs to a preview request.
 
         It replaces the mask and makes no undo step: undo and redo exchange prompts together with the newest
-        prediction for them. It may be applied after the user has gone to another plane.
+        prediction for them. It may be applied after the user has gone to another plane, or has accepted the
+        object, which is then written.
 
         Parameters
         ----------
@@ -501,6 +621,8 @@ class Session:
             Of the shape of the request's plane.
         tile
             The part of the plane that was predicted, for the record; None for all of it.
+        final
+            Whether it is the last mask for this request; an object is not written before that has come.
         """
         old = self._states.get(request.object, {}).get(request.plane, _EMPTY)
         if request.ticket == 0 or old.ticket != request.ticket:
@@ -508,9 +630,125 @@ class Session:
         new = old.with_prediction(soft_mask)
         self._put([((request.object, request.plane), new)])
         self.undo_stack.replace(old, new)
+        self._refused.pop(request.ticket, None)
+        (self._refining.discard if final else self._refining.add)(request.ticket)
         key = (request.object, request.plane)
-        self._tell(Event("prediction", self._highest, prediction=(key, old, new), tile=tile))
+        self._tell(Event("prediction", self._highest, prediction=(key, old, new), tile=tile, final=final))
+        self._settle()
         return True
+
+    def refuse(self, request: Request, why: str) -> None:
+        """Note that a request cannot be answered, and why; an accepted object is written without it."""
+        if request.ticket:
+            self._refining.discard(request.ticket)
+            self._refused[request.ticket] = why
+            self._tell(Event("refused", self._highest, key=(request.object, request.plane)))
+            self._settle()
+
+    def ask_again(self) -> None:
+        """Forget what was refused: another model may answer it."""
+        self._refused.clear()
+
+    # Objects accepted before their predictions came
+
+    def _request(self, number: int, plane: Plane) -> Request:
+        state = self._states[number][plane]
+        return Request(state.ticket, number, plane, state.effective_prompts, state.previous)
+
+    def _awaited(self, state: PlaneState) -> bool:
+        return (state.pending or state.ticket in self._refining) and state.ticket not in self._refused
+
+    def _waits(self, number: int) -> bool:
+        return any(self._awaited(state) for state in self._states.get(number, {}).values())
+
+    def _unanswered(self, number: int) -> dict[Plane, str]:
+        states, refused = self._states.get(number, {}), self._refused
+        return {plane: refused[s.ticket] for plane, s in states.items() if s.pending and s.ticket in refused}
+
+    def _check_answered(self) -> None:
+        if not self.answered:
+            raise ValueError("predictions are still to come; apply those of `requests()` first")
+
+    def _settle(self) -> None:
+        """Write the accepted objects whose predictions are there, until one has to wait."""
+        while True:
+            done = self.undo_stack.done
+            first = next((i for i, step in enumerate(done) if step.accept is not None), None)
+            if first is None:
+                return
+            accept = done[first].accept
+            assert accept is not None
+            if self._waits(accept.number) or not self._amend(accept.number, done[first], done[first + 1 :]):
+                return
+
+    def _amend(self, number: int, accept: Step, later: Sequence[Step]) -> bool:
+        """Write an accepted object beneath the strokes that were drawn since; False if it cannot be written.
+
+        The labels and the undo stack are then as if its predictions had been there when it was accepted.
+        """
+        for step in reversed(later):
+            self._write(step.store, [edit.reversed() for edit in reversed(step.edits)])
+        error = ""
+        try:
+            written = self._completed(accept)
+            self._write(written.store, written.edits)
+        except (ValueError, OSError) as cannot:
+            written, error = accept, str(cannot)
+        steps = (written, *(self._rewritten(step) for step in later))
+        self._put((key, after) for key, _, after in written.states)
+        self._records.update({n: record for n, _, record in written.records if n == number})
+        if not error:
+            self.undo_stack.amend(steps)
+            self._tell(Event("amended", self._highest, steps=steps))
+        self._report(number, written, error)
+        return not error
+
+    def _completed(self, step: Step) -> Step:
+        """A step that accepts an object, with what it writes; nothing is written here."""
+        accept, store = step.accept, step.store
+        assert accept is not None
+        assert store is not None
+        record, states = self._records[accept.number], self._states.get(accept.number, {})
+        before = record.written if record.store is store else {}
+        known = [plane for plane, state in states.items() if state.soft_mask is not None]
+        masks = {
+            plane: finished_mask(states.get(plane, _EMPTY), accept.finish) or EMPTY_PATCH
+            for plane in dict.fromkeys((*known, *before))
+        }
+        edits, written = volume_edits(store, masks, record.label, accept.policy, before)
+        return replace(
+            step,
+            # New tickets: a late prediction must not change the mask of an object that has been written.
+            states=tuple(
+                ((accept.number, plane), state, replace(state, ticket=next(self._tickets)))
+                for plane, state in states.items()
+            ),
+            records=((accept.number, record, replace(record, store=store, written=written)), *step.records),
+            edits=tuple(edits),
+            accept=None,
+        )
+
+    def _rewritten(self, step: Step) -> Step:
+        """A step whose edits were taken back, written again over what the labels are now."""
+        edits: list[LabelEdit] = []
+        for edit in step.edits:
+            assert step.store is not None
+            now = step.store.read(edit.plane, edit.box)
+            after = now.copy()
+            edit.apply(after)
+            again = LabelEdit.between(edit.plane, edit.box, now, after)
+            if again is not None:
+                self._write(step.store, [again])
+                edits.append(again)
+        return replace(step, edits=tuple(edits)) if step.edits else step
+
+    def _report(self, number: int, step: Step, error: str = "") -> None:
+        if self.on_accepted is not None:
+            record, missing = self._records[number], {}
+            for key, before, _ in step.states:
+                if before.pending and before.ticket in self._refused:
+                    missing[key[1]] = self._refused[before.ticket]
+            self.on_accepted(Accepted(record.label, tuple(record.written), missing, error))
 
     # Steps
 

@@ -310,6 +310,20 @@ class ArrayLabels:
         return max(int(np.max(self.data[i])) for i in range(self.data.shape[0]))
 
 
+def check_label(labels: LabelStore, plane: Plane, label: int) -> None:
+    """Raise ValueError if labels cannot hold a label; reads one pixel of a plane."""
+    _check_holds(labels.read(plane, BoundingBox.at((0, 0), (1, 1))).dtype, label)
+
+
+def _check_holds(dtype: np.dtype[Any], label: int) -> None:
+    most = int(np.iinfo(dtype).max)
+    if not 1 <= label <= most:
+        raise ValueError(
+            f"an object's label must be from 1 to {most} in labels of type {dtype}, got {label}; "
+            "choose a free one or convert the labels to a larger type"
+        )
+
+
 def object_edits(
     labels: LabelStore,
     plane: Plane,
@@ -353,12 +367,7 @@ def object_edits(
     if box.is_empty:
         return None, None
     now = labels.read(plane, box)
-    most = int(np.iinfo(now.dtype).max)
-    if not 1 <= label <= most:
-        raise ValueError(
-            f"an object's label must be from 1 to {most} in labels of type {now.dtype}, got {label}; "
-            "choose a free one or convert the labels to a larger type"
-        )
+    _check_holds(now.dtype, label)
     beneath = now.copy()
     if written is not None:
         old = beneath[written.box.shifted(-box.top, -box.left).slices]

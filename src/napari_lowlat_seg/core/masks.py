@@ -125,6 +125,15 @@ class SoftMask:
         part = self._packed(steps, self.quality, self.drawn)
         return replace(part, shape=self.shape, box=part.box.shifted(*whole.corner))
 
+    def at_most(self, other: SoftMask) -> SoftMask:
+        """The lower of the two probabilities at every pixel, with the quality of this one."""
+        box = self.box.intersection(other.box)
+        if box.is_empty:
+            return replace(self, box=EMPTY_BOX, packed=zlib.compress(b"", 1))
+        mine, theirs = (Patch(one.box.corner, one._steps).shown_in(box) for one in (self, other))
+        part = self._packed(np.minimum(mine, theirs), self.quality, self.drawn)
+        return replace(part, shape=self.shape, box=part.box.shifted(*box.corner))
+
     def above(self, threshold: float) -> np.ndarray:
         """Where the probability inside `box` is above `threshold`: bool, of the shape of the box."""
         above: np.ndarray = self._steps > LEVELS * threshold + 0.5

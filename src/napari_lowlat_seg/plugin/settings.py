@@ -8,7 +8,7 @@ widgets do not disturb each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,9 @@ def remember(group: str, **values: object) -> None:
             setattr(kept, name, value)
 
 
+PER_SESSION = ("finish", "policy", "semantic", "postpone")
+"""Fields of `view_state.Settings` that change results: kept for the next image, not for the next session."""
+
 OF_IMAGE = {name: name for name in ("tool", "hover", "postpone", "semantic")} | {"planes_ahead": "ahead"}
 """The fields of `view_state.Settings` that are kept as they are, and the names that they are kept under."""
 
@@ -167,15 +170,8 @@ def stored_settings() -> dict[str, Any]:
 
 
 def remember_setting(name: str, value: Any) -> None:
-    """Save a field of `view_state.Settings`, if it is one that is kept.
-
-    A policy that names one label is not: that label means something in one volume only.
-    """
-    if name == "finish":
-        remember("finish", **asdict(value))
-    elif name == "policy" and value.kind != "within":
-        remember("labels", policy=value.kind)
-    elif name in OF_IMAGE:
+    """Save a field of `view_state.Settings`, if it is one that is kept; see `PER_SESSION`."""
+    if name in OF_IMAGE and name not in PER_SESSION:
         row = SETTING[OF_IMAGE[name]]
         remember(row.group, **{row.name: value})
 

@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
+    QComboBox,
+    QLineEdit,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
@@ -41,9 +49,6 @@ from napari_lowlat_seg.serving.process import open_prediction_service
 
 if TYPE_CHECKING:
     import napari
-
-NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentation"
-CHOOSE = "Choose an image"
 
 REDRAW_MS = 40
 """Between two refreshes while planes are scrolled or propagated: faster than that nobody can see."""
@@ -88,8 +93,10 @@ class LowlatWidget(QWidget):
         self._redraw = qthrottled(self._show, REDRAW_MS, leading=False, parent=self)
         # The first model is loaded when the widget is on the screen, not while it is being made.
         self._load_first = qdebounced(self.form.model.want, 0, parent=self)
-        self.models = ModelLoader(self.worker, self.form, lambda: self.controller is not None)
+        self.models = ModelLoader(self.worker, self.form)
         self._connect()
+        for control in self.form.findChildren(QWidget):
+            control.installEventFilter(self)
         self.form.show_keys(self.keys.keys)
         self._follow()
         self._load_first()
@@ -115,7 +122,6 @@ class LowlatWidget(QWidget):
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
             (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
             (details.view, lambda view: self.turn_to(self.controller.layer, view)),
-            (form.model.cancelled, self._cancel),
             (self.keys.changed, lambda: form.show_keys(self.keys.keys)),
             (self.keys.changed, lambda: remember_keys(self.keys.keys)),
             (self.controllers.swapped, self._swapped),
@@ -152,7 +158,7 @@ class LowlatWidget(QWidget):
         for controller, verb in ((before, "disconnect"), (after, "connect")):
             if controller is not None:
                 getattr(controller.changed, verb)(self._show)
-                getattr(controller.status, verb)(self.form.state.say)
+                getattr(controller.status, verb)(self._say)
                 getattr(controller.propagation.progressed, verb)(self._redraw_soon)
         self._show_all()
 
@@ -167,10 +173,18 @@ class LowlatWidget(QWidget):
         if controller is not None:
             self.form.details.show_view(layer, self.controllers.view)
             self._show()
-        elif self.sentence in ("", CHOOSE, NO_IMAGE):
-            self.form.state.say(CHOOSE if images else NO_IMAGE)
+        self._show_situation()
+
+    def _show_situation(self) -> None:
+        image = None if self.controller is None else self.controller.situation
+        self.form.state.update_situation(image=image, images=len(self.controllers.images))
+
+    def _say(self, news: str) -> None:
+        """What the controller tells, which may have changed the situation as well."""
+        self.form.state.update_situation(image=self.controller.situation, news=news)
 
     def _show(self) -> None:
+        self._show_situation()
         if self.controller is not None:
             state, before = self.controller.state, self._layers_of
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
@@ -199,7 +213,7 @@ class LowlatWidget(QWidget):
 
     def _set(self, name: str, value: Any) -> None:
         if self.controller is not None:
-            self._try(lambda: self.controller.set(name, value))
+            self._try(lambda: self.controllers.set(name, value))
         remember_setting(name, value)
 
     def _choose_labels(self, chosen: Any) -> None:
@@ -226,6 +240,37 @@ class LowlatWidget(QWidget):
         except (ValueError, OSError) as error:
             self.models.fail(str(error))
         self._show_all()
+
+    # The keyboard: what a control with the focus leaves over goes on to the canvas
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Keep Enter, which presses a button that has the focus and accepts no object; undo and redo do."""
+        focus = self.focusWidget()
+        if self._undoes(event):
+            return
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            if isinstance(focus, QAbstractButton):
+                focus.click()
+            event.accept()
+        elif isinstance(focus, QAbstractSpinBox | QLineEdit | QComboBox) and event.text().isprintable():
+            event.accept()  # a letter that a number does not take is no shortcut
+        else:
+            super().keyPressEvent(event)
+
+    def eventFilter(self, control: Any, event: Any) -> bool:
+        """Undo and redo in numbers and lists, which would take them, are those of the session."""
+        return event.type() == QEvent.Type.KeyPress and self._undoes(event)
+
+    def _undoes(self, event: Any) -> bool:
+        for action, keys in (
+            ("undo", QKeySequence.StandardKey.Undo),
+            ("redo", QKeySequence.StandardKey.Redo),
+        ):
+            if event.matches(keys):
+                self._do(action)
+                event.accept()
+                return True
+        return False
 
     # Leaving
 
@@ -263,17 +308,17 @@ class ModelLoader:
         Loads models.
     form
         Has the list of models and the state line.
-    annotating
-        Whether there is an image; else the state line goes on saying how to begin.
     """
 
-    def __init__(self, worker: Any, form: MainForm, annotating: Callable[[], bool]) -> None:
-        self._worker, self._form, self._annotating = worker, form, annotating
+    def __init__(self, worker: Any, form: MainForm) -> None:
+        self._worker, self._form = worker, form
         form.model.wanted.connect(self._load)
         form.model.file_chosen.connect(self.import_file)
         form.details.room.connect(self._set_room)
         worker.progressed.connect(form.model.show_progress)
+        worker.progressed.connect(lambda *bytes_: form.state.update_situation(download=bytes_))
         worker.loaded.connect(form.model.show_loaded)
+        worker.loaded.connect(self._loaded)
         worker.started.connect(self._started)
         worker.failed.connect(self.fail)
         worker.idle.connect(self._idle)
@@ -285,8 +330,9 @@ class ModelLoader:
 
     def fail(self, sentence: str) -> None:
         """Show an error in the state line and as a notification of napari."""
+        ended = not self._form.model.loading and not self._worker.has_model
+        self._form.state.update_situation(news=sentence, working="", ended=ended)
         self._form.model.show_failed()
-        self._form.state.say(sentence)
         show_error(sentence)
 
     def _load(self, wanted: Wanted) -> None:
@@ -300,10 +346,11 @@ class ModelLoader:
         self._form.model.want()
 
     def _started(self, what: str) -> None:
-        if self._annotating():
-            self._form.state.say_working(what)
+        self._form.state.update_situation(working=what, download=None)
+
+    def _loaded(self, facts: Any) -> None:
+        self._form.state.update_situation(download=None, ended=False)
 
     def _idle(self) -> None:
         self._form.model.show_failed()
-        if self._annotating():
-            self._form.state.say_idle()
+        self._form.state.update_situation(working="", download=None, ended=False)

@@ -158,6 +158,8 @@ class Worker(QObject):
         (request, whether it is complete): no more masks will come.
     failed
         str: one sentence.
+    refused
+        (request, sentence): after `failed`, which request for a mask it was that failed.
     idle
         Nothing is left to do but to embed ahead.
     """
@@ -170,6 +172,7 @@ class Worker(QObject):
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
     failed = Signal(str)
+    refused = Signal(object, str)
     idle = Signal()
     _posted = Signal(object)  # from any thread: (epoch or None, function, arguments)
 
@@ -292,6 +295,13 @@ class Worker(QObject):
             return any(
                 job.kind != "embed_ahead" for job in (self._busy, *self._waiting.values()) if job is not None
             )
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model is loaded and not being loaded anew, as it is after its process has ended."""
+        with self._wake:
+            loading = "load" in self._waiting or (self._busy is not None and self._busy.kind == "load")
+            return self._service is not None and not loading
 
     def _end_propagation(self, request: PropagationRequest | None, complete: bool) -> None:
         if request is not None and request is self._propagation:
@@ -463,6 +473,8 @@ class Worker(QObject):
             elif isinstance(error, WorkerProcessEnded):
                 self._waiting.setdefault("load", Job("load", self._epoch))
         self._post(job.epoch, self.failed.emit, sentence(error))
+        if job.kind == "predict":
+            self._post(job.epoch, self.refused.emit, job.request, sentence(error))
 
     # Between the threads
 

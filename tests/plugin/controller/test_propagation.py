@@ -13,6 +13,7 @@ from hand import Hand
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.controller.situation import NO_PLANE
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.propagate import run_propagation
@@ -333,9 +334,9 @@ def test_a_picture_and_a_3d_view_have_no_planes_to_go_through(window):
     """The form is off, and the keys say why; with a picture there is no form."""
     window.viewer.dims.ndisplay = 3
     window.propagation.propagate()
-    assert window.widget.sentence.startswith("there is one plane only")
+    assert window.widget.sentence == NO_PLANE
     window.propagation.next_anchor()
-    assert window.widget.sentence.startswith("there is one plane only")
+    assert window.widget.sentence == NO_PLANE
     window.viewer.dims.ndisplay = 2
     window.qtbot.waitUntil(lambda: window.widget.form.volume.isEnabled())
     window.widget.turn_to(window.viewer.add_image(np.zeros((8, 9)), name="picture"))

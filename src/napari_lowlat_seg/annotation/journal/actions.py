@@ -20,8 +20,10 @@ from napari_lowlat_seg.core.volume import Plane
 
 RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
-    Literal["prompts", "paint", "clear", "accept", "label", "edit", "stroke", "undo", "redo", "settings"]
-    | Literal["labels", "predict", "masks", "finish", "stop", "resume"]
+    Literal[
+        "prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "undo", "redo", "settings"
+    ]
+    | Literal["labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
     | RunKind
 )
 KINDS: tuple[str, ...] = tuple(kind for part in get_args(ActionKind) for kind in get_args(part))
@@ -34,8 +36,9 @@ class Action:
     Attributes
     ----------
     kind
-        "prompts", "paint", "clear", "accept", "label", "edit", "stroke", "undo" and "redo": the methods of
-        `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a mask was applied.
+        "prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "undo" and "redo": the
+        methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a mask was
+        applied. "refuse": a request could not be answered.
         "propagate", "interpolate" and "seeds" begin a run, "masks" were applied in it, "finish" and "stop"
         end it. "resume": the session was restored, in another process with other caches.
     number, plane
@@ -60,6 +63,8 @@ class Action:
         Of a run: its range, and what it begins with.
     tile
         Of "predict": the part of the plane that was predicted; None for all of it.
+    final
+        Of "predict": whether it was the last mask for its request.
     """
 
     kind: ActionKind
@@ -76,6 +81,7 @@ class Action:
     planes: tuple[Plane, ...] = ()
     seeds: tuple[tuple[Plane, Prompt], ...] = ()
     tile: BoundingBox | None = None
+    final: bool = True
 
 
 def add_actions(actions: list[Action], event: Event) -> None:
@@ -96,7 +102,9 @@ def _actions(event: Event) -> Iterator[Action]:
         yield Action("labels", store=event.store, label=event.highest)
     elif event.prediction is not None:
         (number, plane), _, _ = event.prediction
-        yield Action("predict", number, plane, tile=event.tile)
+        yield Action("predict", number, plane, tile=event.tile, final=event.final)
+    elif event.key is not None:
+        yield Action("refuse", *event.key)
     elif event.kind == "step" and event.step is not None:
         yield _of_step(event.step)
     elif event.step is not None:

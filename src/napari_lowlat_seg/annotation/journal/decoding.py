@@ -7,7 +7,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import Event, Key, ObjectRecord, Propagated, Step, StepKind
+from napari_lowlat_seg.annotation.history import (
+    Event,
+    Key,
+    ObjectRecord,
+    PendingAccept,
+    Propagated,
+    Step,
+    StepKind,
+)
 from napari_lowlat_seg.annotation.journal.actions import KINDS, Action
 from napari_lowlat_seg.annotation.journal.frames import (
     JournalError,
@@ -158,6 +166,7 @@ class Decoder:
             as_int(entry["ticket"]),
             self._optional_number(entry["confidence"]),
             self._optional_mask(entry["brushed"]),
+            as_int(entry["refined"], 0, len(prompts)),
         )
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
@@ -271,6 +280,7 @@ class Decoder:
             kind,  # type: ignore[arg-type]
             self._pixel(entry["at"]),
             None if entry["run"] is None else self._run(as_dict(entry["run"])),
+            None if entry["accept"] is None else decoded_accept(as_dict(entry["accept"])),
         )
 
     def _optional_plane(self, value: Any) -> Plane | None:
@@ -327,6 +337,7 @@ class Decoder:
             self._planes(entry.get("planes", [])),
             tuple(seeds),
             None if tile is None or plane is None else self._tile(tile, plane),
+            not as_bool(entry.get("first", False)),
         )
 
     def event(self, message: Mapping[str, Any]) -> Event:
@@ -343,7 +354,12 @@ class Decoder:
             key = self.key(number, index)
             states = self.state(old, key[1]), self.state(new, key[1])
             tile = self._tile(message["tile"], key[1])
-            return Event(kind, highest, prediction=(key, *states), tile=tile)
+            final = as_bool(message["final"])
+            return Event(kind, highest, prediction=(key, *states), tile=tile, final=final)
+        if kind == "refused":
+            return Event(kind, highest, key=self.key(*as_list(message["key"])))
+        if kind == "amended":
+            return Event(kind, highest, steps=tuple(map(self.step, as_list(message["steps"]))))
         if kind == "labels":
             record = self.real_record(message["record"])
             return Event(kind, highest, store=self.store(message["store"]), record=record)
@@ -351,6 +367,12 @@ class Decoder:
             edits = self.edits(message["edits"])
             return Event(kind, highest, store=self.real_store(message["store"]), edits=edits)
         raise ValueError(f"expected the kind of an event, got {kind!r:.60}")
+
+
+def decoded_accept(entry: dict[str, Any]) -> PendingAccept:
+    """An accept that waits for predictions."""
+    settings = decoded_settings({name: entry[name] for name in ("policy", "finish")})
+    return PendingAccept(as_int(entry["number"], 1), settings["policy"], settings["finish"])
 
 
 def decoded_settings(value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step
+from napari_lowlat_seg.annotation.history import Event, ObjectRecord, PendingAccept, Step
 from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
 from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.annotation.plane_state import PlaneState
@@ -94,6 +94,7 @@ class Encoder:
                 "pending": value.pending,
                 "ticket": value.ticket,
                 "confidence": _number(value.confidence),
+                "refined": value.refined,
             }, ()
 
         return self._number(value, described)
@@ -156,6 +157,7 @@ class Encoder:
             "edits": [self.edit(edit) for edit in value.edits],
             "store": self.store(value.store),
             "run": None if value.request is None else self._run(value.request),
+            "accept": None if value.accept is None else encoded_accept(value.accept),
         }
 
     def _run(self, request: PropagationRequest) -> dict[str, Any]:
@@ -178,6 +180,7 @@ class Encoder:
             "planes": _ranges(value.planes),
             "seeds": [[plane.index, self.prompt(prompt)] for plane, prompt in value.seeds],
             "tile": value.tile and _ints(value.tile),
+            "first": not value.final,
         }
         # Number 0 of a mask or of labels is a value.
         filled = {name: part for name, part in entry.items() if part or name in ("drawn", "store")}
@@ -191,7 +194,11 @@ class Encoder:
         if event.prediction is not None:
             (number, plane), old, new = event.prediction
             message["prediction"] = [number, plane.index, self.state(old), self.state(new)]
-            message["tile"] = event.tile and _ints(event.tile)
+            message |= {"tile": event.tile and _ints(event.tile), "final": event.final}
+        if event.steps:
+            message["steps"] = [self.step(step) for step in event.steps]
+        if event.key is not None:
+            message["key"] = [event.key[0], event.key[1].index]
         if event.kind == "labels":
             message |= {"store": self.store(event.store), "record": self.record(event.record)}
         if event.kind == "writing":
@@ -200,6 +207,12 @@ class Encoder:
         if event.settings:
             message["settings"] = encoded_settings(event.settings)
         return message
+
+
+def encoded_accept(accept: PendingAccept) -> dict[str, Any]:
+    """An accept that waits for predictions, as JSON has it."""
+    settings = encoded_settings({"policy": accept.policy, "finish": accept.finish})
+    return {"number": accept.number, **settings}
 
 
 def encoded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

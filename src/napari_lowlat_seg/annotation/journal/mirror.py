@@ -45,7 +45,7 @@ class Mirror:
     written
         See `Written`.
     in_flight
-        Labels and edits that were announced and not followed by their event: perhaps half written.
+        Labels and edits that were announced and not followed by their event, in order: perhaps half written.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Mirror:
     actions: list[Action] | None = None
     written: Written = field(default_factory=dict)
     transaction: Transaction | None = None
-    in_flight: tuple[LabelStore, tuple[LabelEdit, ...]] | None = None
+    in_flight: list[tuple[LabelStore, LabelEdit]] = field(default_factory=list)
 
     @classmethod
     def of(cls, session: Session, before: Mirror | None = None) -> Mirror:
@@ -121,10 +121,10 @@ class Mirror:
         if event.kind == "writing":
             assert event.store is not None
             self.meet(event.store)
-            self.in_flight = (event.store, event.edits)
+            self.in_flight += [(event.store, edit) for edit in event.edits]
             return  # what is not done counts for nothing
         self.highest = event.highest
-        self.in_flight = None
+        self.in_flight = []
         if self.actions is not None:
             add_actions(self.actions, event)
         getattr(self, f"_{event.kind}")(event)
@@ -159,6 +159,23 @@ class Mirror:
         if step is None:
             raise ValueError("there is no step to redo")
         self._apply(step)
+
+    def _amended(self, event: Event) -> None:
+        before = self.undo_stack.done[-len(event.steps) :] if event.steps else ()
+        if len(before) < len(event.steps) or not before or before[0].accept is None:
+            raise ValueError("no accept waits there")
+        for step in reversed(before):
+            self._keep(step.store, [edit.reversed() for edit in reversed(step.edits)])
+        for step in event.steps:
+            self._keep(step.store, step.edits)
+        written, number = event.steps[0], before[0].accept.number
+        for (_, plane), _, state in written.states:
+            self.states.setdefault(number, {})[plane] = state
+        self.records.update({n: record for n, _, record in written.records if n == number})
+        self.undo_stack.amend(event.steps)
+
+    def _refused(self, event: Event) -> None:
+        """Only a session that goes on knows what cannot be answered; another one asks again."""
 
     def _prediction(self, event: Event) -> None:
         assert event.prediction is not None
@@ -281,10 +298,9 @@ class Mirror:
         self.close_transaction()
         for store, edits in self.written.items():
             store.write(edits)
-        if self.in_flight is not None:
-            store, edits_under_way = self.in_flight
-            store.write([edit.reversed() for edit in reversed(edits_under_way)])
-            self.in_flight = None
+        for store, edit in reversed(self.in_flight):
+            store.write([edit.reversed()])
+        self.in_flight = []
 
     def exchange(self, stores: Mapping[LabelStore, LabelStore]) -> None:
         """Put other labels, with the same content, in the place of those here."""

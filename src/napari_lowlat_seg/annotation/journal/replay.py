@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,22 +197,30 @@ class _Again:
     def _predict(self, action: Action) -> None:
         """Apply the next mask of a request; several come for one, each better than the last."""
         plane, session = _plane(action), self.session
-        request = session.request(plane, action.number)
-        if request is not None:
+        request, key = session.request(plane, action.number), (action.number, plane)
+        if request is not None and (key not in self._asked or self._asked[key][0].ticket != request.ticket):
             tile, source, asked = action.tile, session.source(plane), request
             if tile is not None:
                 part = session.volume.cropped(tile, plane)
                 source = replace(source, key=(*source.key, tile), read=lambda: part.plane(plane))  # type: ignore[misc]
                 asked = request.cropped(tile)
-            self._asked[action.number, plane] = request, iter(self._loaded().predict(asked, source))
-        request, masks = self._asked[action.number, plane]
-        mask, _ = next(masks)
+            self._asked[key] = request, repeated(partial(self._loaded().predict, asked, source))
+        request, masks = self._asked[key]
+        mask = next(mask for mask, final in masks if final == action.final)
         if action.tile is not None:
             mask = mask.on(session.volume.sides(plane), action.tile.corner)
             mask = mask.laid_over(request.previous, action.tile)
-        if not session.apply(request, mask, action.tile):
+        if not session.apply(request, mask, action.tile, final=action.final):
             raise ValueError("its prompts are others")
         self.predictions += 1
+
+    def _refuse(self, action: Action) -> None:
+        request = self.session.request(_plane(action), action.number)
+        if request is not None:
+            self.session.refuse(request, "it could not be answered")
+
+    def _leave(self, action: Action) -> None:
+        self.session.leave_object()
 
     def _propagate(self, action: Action) -> None:
         self._begin(PropagationRun.propagation(self.session, action.planes))
@@ -250,6 +259,12 @@ class _Again:
                 raise ValueError("there is no model")
             self._service = self._make_service(self.session.model)
         return self._service
+
+
+def repeated(predict: Callable[[], Iterator[tuple[SoftMask, bool]]]) -> Iterator[tuple[SoftMask, bool]]:
+    """The masks for a request, from the beginning twice: one that was interrupted was asked again."""
+    for _ in range(2):
+        yield from predict()
 
 
 def _plane(action: Action) -> Plane:

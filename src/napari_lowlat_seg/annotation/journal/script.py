@@ -73,8 +73,8 @@ def planes(*ranges):
 def predict(plane, number, count):
     """Apply the first `count` masks for an object on a plane; each one is better than the one before."""
     request = session.request(plane, number)
-    for mask, _ in islice(service.predict(request, session.source(plane)), count):
-        session.apply(request, mask)
+    for mask, final in islice(service.predict(request, session.source(plane)), count):
+        session.apply(request, mask, final=final)
 
 
 def run_masks(run, count=None):
@@ -193,6 +193,13 @@ class _Lines:
 
     def _accept(self, action: Action) -> Iterator[str]:
         yield "session.accept()"
+
+    def _leave(self, action: Action) -> Iterator[str]:
+        yield "session.leave_object()"
+
+    def _refuse(self, action: Action) -> Iterator[str]:
+        request = f"session.request({_plane(action.plane)}, {action.number})"
+        yield f'session.refuse({request}, "it could not be answered")'
 
     def _undo(self, action: Action) -> Iterator[str]:
         yield "session.undo()"

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from napari.utils.notifications import show_warning
 from psygnal import Signal
+from superqt.utils import qdebounced
 
+from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.history import Step
-from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.annotation.session import Accepted, Session
 from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
@@ -21,6 +23,7 @@ from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
 from napari_lowlat_seg.plugin.controller.propagation import PropagationController
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
+from napari_lowlat_seg.plugin.controller.situation import ImageSituation
 from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
 from napari_lowlat_seg.plugin.keys import KeyTable
 from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
@@ -31,7 +34,8 @@ from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
 
-NO_PLANE = "Prompts need a 2-D view: press the 2D/3D button."
+SETTLED_MS = 200
+"""After a change of contrast or pixels, until it is taken in."""
 
 PARTS = {
     "positive": "prompts",
@@ -100,6 +104,8 @@ class AnnotationController:
         window = tuple(layer.contrast_limits) if intensities == "displayed" and not layer.rgb else None
         self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
         self.session = Session(self.grid.volume)
+        self.session.on_accepted = self._accepted
+        self.actions = ActionQueue()
         self.current_plane = CurrentPlane(viewer, self.grid)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
         self.preview = Preview(viewer, self.grid, tiling, self.current_plane.field)
@@ -110,14 +116,26 @@ class AnnotationController:
         )
         self.labels = ChosenLabels(viewer, self.grid, self.session, worker, keys, self, fit)
         self.propagation = PropagationController(
-            self.grid, self.session, self.current_plane, self.predictions, self.labels, worker
+            self.grid,
+            self.session,
+            self.current_plane,
+            self.predictions,
+            self.labels,
+            worker,
+            self.actions,
         )
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
+        self._displayed = intensities == "displayed"
+        # Not with every step of a slider, and not while planes are scrolled.
+        self._see_contrast = qdebounced(
+            lambda: self.predictions.see(window=tuple(layer.contrast_limits)), SETTLED_MS
+        )
+        self._look_at_pixels = qdebounced(self._check_pixels, SETTLED_MS)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
+        self._drawn: Mapping[Plane, tuple[Prompt, ...]] = {}  # the prompts that the layers show
         self._bound: list[Any] = []
-        self._accepting = False  # as soon as mask and labels are there
         self._connect()
 
     def _connect(self) -> None:
@@ -135,11 +153,13 @@ class AnnotationController:
         ):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
+        self.predictions.refused.connect(self._go_on)
         self.current_plane.moved.connect(self._moved)
         self.current_plane.panned.connect(self.predictions.panned)
         self.labels.changed.connect(self._labels_changed)
         self.labels.failed.connect(self._labels_failed)
         self.propagation.changed.connect(self._refresh)  # a run clears the planes that it predicts anew
+        self.propagation.changed.connect(self._go_on)  # what waited for the end of a run
         self.propagation.landed.connect(self._propagated)
 
     # In and out of the viewer
@@ -156,8 +176,8 @@ class AnnotationController:
         self.prompts.replaced.connect(self._bind_keys)
         self.current_plane.attach()
         self.viewer.layers.events.removed.connect(self._removed)
-        for event in self.grid.place_events:
-            event.connect(self.prompts.follow)
+        for event, slot in self._layer_events():
+            event.connect(slot)
         self.labels.attach()
         self.predictions.attach()
         self.propagation.attach()
@@ -169,11 +189,14 @@ class AnnotationController:
         if not self.attached:
             return
         self.attached = False
+        self.actions.clear()
+        for later in (self._see_contrast, self._look_at_pixels):
+            later.cancel()
         self.propagation.detach()
         self.predictions.detach()
         self.labels.detach()
-        for event in self.grid.place_events:
-            event.disconnect(self.prompts.follow)
+        for event, slot in self._layer_events():
+            event.disconnect(slot)
         self.current_plane.detach()
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.prompts.replaced.disconnect(self._bind_keys)
@@ -185,6 +208,15 @@ class AnnotationController:
     def close(self) -> None:
         """End what keeps the session: its image is gone, or the widget is."""
         self.files.close()
+
+    def _layer_events(self) -> list[tuple[Any, Callable[..., object]]]:
+        """What the image layer emits, and who hears it."""
+        events = self.layer.events
+        return [
+            *((event, self._placed) for event in self.grid.place_events),
+            (events.contrast_limits, self._contrast_changed),
+            (events.set_data, self._pixels_shown),
+        ]
 
     # State
 
@@ -198,6 +230,24 @@ class AnnotationController:
         """What the user has set."""
         values = {name: getattr(getattr(self, part), name) for name, part in PARTS.items()}
         return Settings(label=self.session.label, **values)
+
+    @property
+    def situation(self) -> ImageSituation:
+        """What is going on; the state line says it."""
+        session = self.session
+        reading = "reading the image" if session.volume.window is None else ""
+        return ImageSituation(
+            flat=self.viewer.dims.ndisplay == 2,
+            outside=self.plane is None,
+            reading=reading or ("opening the labels" if self.labels.reading else ""),
+            postponed=self.predictions.postpone,
+            awaited=bool(session.pending),
+            accepting=session.accepting,
+            waiting=len(self.actions),
+            run=self.propagation.progress,
+            unanswered=tuple((plane.position, why) for plane, why in session.unanswered.items()),
+            editing=session.label if session.accepted_before else None,
+        )
 
     @property
     def state(self) -> ViewState:
@@ -236,10 +286,25 @@ class AnnotationController:
 
     def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
         """Take in all prompts of the current object, as the layers have them now."""
+        before, self._drawn = self._drawn, read
+        if not len(self.actions):
+            self._take(read)
+            return
+        # Which object it belongs to is known only when what waits has been done.
+        added = {plane: prompts[len(before.get(plane, ())) :] for plane, prompts in read.items()}
+        self.actions.do(lambda: self._take(self._with(added)))
+        self.changed.emit()
+
+    def _with(self, added: Mapping[Plane, tuple[Prompt, ...]]) -> Mapping[Plane, tuple[Prompt, ...]]:
+        """The prompts of the current object with these behind them."""
+        prompts = self.session.prompted()
+        return prompts | {plane: (*prompts.get(plane, ()), *more) for plane, more in added.items()}
+
+    def _take(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
         planes = {*self.session.prompted(), *read}
         edited = [plane for plane in planes if self.session.set_prompts(plane, read.get(plane, ()))]
         if edited:
-            self._accepting = False
+            self.status.emit("")
             self.live_preview.drop()
             self._show_mask()
             self.predictions.ask()
@@ -253,70 +318,115 @@ class AnnotationController:
     # What the user does
 
     def accept(self) -> None:
-        """Write the object into the labels, once all its prompts are answered, and begin the next one."""
-        if self.session.pending or self.labels.reading:
-            self._accepting = True
-            self.status.emit("Accepting when the mask arrives…")
-            self.predictions.ask()
+        """Accept the object and begin the next one; it is written when all its prompts are answered.
+
+        While it is being propagated, and while labels are opened, this and what follows waits.
+        """
+        self.actions.do(self._accept, self._can_accept)
+        self.changed.emit()
+
+    def _can_accept(self) -> bool:
+        return not self.labels.reading and not self.propagation.running
+
+    def _accept(self) -> None:
+        if not self.session.planes:
+            self.status.emit("Nothing to accept: click on an object first.")
             return
-        self._accepting = False  # `ensure` emits `changed`, which must not accept once more
         ready = self._try(self.labels.ensure)
-        self._accepting = ready is False
         if not ready:
-            self.status.emit("opening the labels" if self._accepting else "not accepted: there are no labels")
+            if ready is None:
+                self.status.emit("not accepted: there are no labels")
+            else:
+                self.actions.do_first(self._accept, self._can_accept)
             return
         label = self.session.label
-        written = self._try(self.session.accept)
-        if written is False:
-            self.status.emit(
-                "Nothing to accept: the object is empty, or other labels cover it (Existing labels: keep)."
-            )
-        elif written:
-            self.status.emit(f"object {label} accepted")
+        accepted = self._try(self.session.accept)
+        if accepted and label in self.session.accepting:
+            self.status.emit("")
         self._refresh()
-        if written:
+        self.predictions.ask(again=True)
+        if accepted:
             self.objects.go_on()
+
+    def _accepted(self, accepted: Accepted) -> None:
+        """Say what became of an object that was accepted, at once or later."""
+        name = f"object {accepted.label}"
+        missing = "; ".join(f"plane {plane.position}: {why}" for plane, why in accepted.unanswered.items())
+        if accepted.error:
+            sentence = f"{name} could not be written, the next accept tries again: {accepted.error}"
+        elif missing:
+            sentence = f"{name} accepted, but its newest prompts could not be answered on {missing}"
+        elif not accepted.planes:
+            sentence = (
+                f"{name} is empty, or other labels cover it (Existing labels: keep): nothing was written, "
+                "Ctrl+Z brings it back"
+            )
+        else:
+            sentence = f"{name} accepted"
+        if accepted.error or missing:
+            show_warning(sentence)
+        self.status.emit(sentence)
+        self.changed.emit()
 
     def new_object(self) -> None:
         """Accept the object if there is one and begin another."""
-        if self.session.prompted() or self.session.accepted_before:
+        if self.session.planes or len(self.actions):
             self.accept()
 
     def undo(self) -> None:
         """Undo the newest step, on whatever plane it was, and show that plane."""
-        self._show_step(self.session.undo(), "Undo", "nothing to undo")
+        self.actions.do(lambda: self._show_step(self.session.undo(), "Undo", "nothing to undo"))
 
     def redo(self) -> None:
         """Redo the step that was undone last, and show its plane."""
-        self._show_step(self.session.redo(), "Redo", "nothing to redo")
+        self.actions.do(lambda: self._show_step(self.session.redo(), "Redo", "nothing to redo"))
 
     def clear(self) -> None:
         """Remove the prompts and masks of the current object from all planes; can be undone."""
-        self._accepting = False
+        self.actions.do(self._clear)
+
+    def _clear(self) -> None:
         self.session.clear()
         self._refresh()
 
     def edit_object(self) -> None:
         """Make the object under the cursor the current one again, with its prompts."""
         under_cursor = self.current_plane.under_cursor
-        if under_cursor is None or self.session.labels is None:
+        if under_cursor is None:
             self.status.emit("there is no object to edit here")
-            return
-        found = self._try(lambda: self.session.edit_object(*under_cursor))
+        elif not self.actions.do(lambda: self._edit_object(*under_cursor), self._can_edit):
+            self.predictions.ask(again=True)
+            self.changed.emit()
+
+    def _can_edit(self) -> bool:
+        return self._can_accept() and self.session.answered
+
+    def _edit_object(self, plane: Plane, at: tuple[float, float]) -> None:
+        found = self._try(lambda: self.session.edit_object(plane, at))
         if found is False:
             self.status.emit("no object under the cursor")
         elif found:
-            self.status.emit(f"Editing object {self.session.label}: correct it, then accept.")
+            self.status.emit(
+                f"Editing object {self.session.label}. Enter accepts, Escape keeps it as it was."
+            )
         self._refresh()
 
     def cancel(self) -> None:
-        """Stop what is running; prompts stay."""
-        self._accepting = False
+        """Stop what is running; prompts stay. An object that is being edited is left as it was."""
         self.objects.drop()
-        self.propagation.stop()
         self.live_preview.drop()
+        if self.propagation.running:
+            self.predictions.cancel()
+            self.propagation.stop()
+            return
+        self.actions.clear()
         self.predictions.cancel()
-        self.status.emit("cancelled")
+        label = self.session.label
+        if self.session.leave_object():
+            self._refresh()
+            self.status.emit(f"object {label} is as it was")
+        else:
+            self.status.emit("cancelled")
 
     # What the layers and the parts report
 
@@ -329,19 +439,21 @@ class AnnotationController:
         before, self._plane = self._plane, self.plane
         if self._plane is None:
             self.predictions.look(None)
-            self.status.emit(NO_PLANE)
+            self.changed.emit()
             return
+        if before is None:
+            self.changed.emit()
         if before is None or before.axes != self._plane.axes:
-            self.prompts.show(self.session.prompted(), self._plane.axes)
+            self._show_prompts(self._plane)
         if before != self._plane:
             self.live_preview.drop()
             self._show_mask()
             self.predictions.look(self._plane)
 
     def _removed(self, event: Any) -> None:
-        if event.value is self.labels.layer:
+        if event.value == self.labels.layer:  # one of two may be a proxy of napari's
             self.labels.use(None)
-        elif event.value is self.layer:
+        elif event.value == self.layer:
             self.detach()
 
     def _given(self, plane: Plane) -> None:
@@ -352,15 +464,30 @@ class AnnotationController:
 
     def _restored(self) -> None:
         """Another session is in place of this one: show what was done last."""
-        self._accepting = False
         done = self.session.undo_stack.done
         if done and done[-1].plane is not None:
             self.current_plane.look_at(done[-1].plane)
         self._refresh()
 
+    def _placed(self, event: Any = None) -> None:
+        """The image was moved, turned or scaled, or has other units."""
+        self.prompts.follow()
+        self.predictions.see(spacing=self.grid.spacing)
+
+    def _contrast_changed(self, event: Any = None) -> None:
+        if self._displayed and not self.layer.rgb:
+            self._see_contrast()
+
+    def _pixels_shown(self, event: Any = None) -> None:
+        self._look_at_pixels()
+
     def _propagated(self, plane: Plane) -> None:
         if plane == self._plane:
             self._show_mask()
+
+    def _check_pixels(self) -> None:
+        if self.predictions.check_pixels():
+            self.status.emit("The image has changed: its planes are embedded again, your prompts are kept.")
 
     def _labels_changed(self) -> None:
         self.changed.emit()
@@ -368,16 +495,14 @@ class AnnotationController:
             self._go_on()
 
     def _labels_failed(self, sentence: str) -> None:
-        self._accepting = False
+        self.actions.clear()
         self.propagation.stop()
         show_warning(sentence)
         self.status.emit(sentence)
 
     def _go_on(self) -> None:
-        """Do what waited for a mask or for the labels, one of which has come."""
-        if self._accepting and not self.labels.reading:
-            self.accept()
-        self.propagation.resume()
+        """Do what waited for a mask, for the labels or for the end of a run."""
+        self.actions.go_on()
 
     # Showing
 
@@ -387,6 +512,10 @@ class AnnotationController:
     def _emit_changed(self) -> None:
         self.changed.emit()
 
+    def _show_prompts(self, plane: Plane) -> None:
+        self._drawn = self.session.prompted()
+        self.prompts.show(self._drawn, plane.axes)
+
     def _show_mask(self) -> None:
         if self._plane is not None:
             self.preview.show(self._plane, self.session.patch(self._plane))
@@ -395,16 +524,13 @@ class AnnotationController:
         """Show the session as it is."""
         self._plane = self.plane
         self.live_preview.drop()
-        if self._plane is None:
-            self.status.emit(NO_PLANE)
-        else:
-            self.prompts.show(self.session.prompted(), self._plane.axes)
+        if self._plane is not None:
+            self._show_prompts(self._plane)
             self._show_mask()
         self.predictions.look(self._plane)
         self.changed.emit()
 
     def _show_step(self, step: Step | None, verb: str, nothing: str) -> None:
-        self._accepting = False
         if step is None:
             self.status.emit(nothing)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,12 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_lowlat_seg.plugin.controller.view_state import View
-from napari_lowlat_seg.plugin.settings import embedding_folders, settings, stored_settings
+from napari_lowlat_seg.plugin.settings import (
+    PER_SESSION,
+    embedding_folders,
+    settings,
+    stored_settings,
+)
 
 
 class ImageControllers:
@@ -37,6 +43,7 @@ class ImageControllers:
         self._known: dict[tuple[Any, View], Any] = {}
         self._views: dict[Any, View] = {}
         self._adopted: dict[Any, tuple[Any, Any]] = {}
+        self._chosen: dict[str, Any] = {}  # in this session; see `PER_SESSION`
         self._images: list[Any] = []
         self.current: Any = None
 
@@ -85,6 +92,9 @@ class ImageControllers:
         """Forget images that are gone; begin with the first one that comes."""
         images, before = self.images, self._images
         self._images = images
+        for image in images:
+            if image not in before:
+                image.events.data.connect(self._data_replaced)
         gone = self.current is not None and self.current.layer not in images
         if gone:
             self.turn_to(None)
@@ -93,9 +103,10 @@ class ImageControllers:
             controller.close()
             self._adopted.pop(controller, None)
             self._views.pop(layer, None)
-        if not gone and self.current is None and len(images) > len(before):
+        new = [image for image in images if image not in before]
+        if self.current is None and new:
             active = self._viewer.layers.selection.active
-            self.turn_to(active if active in images else images[-1])
+            self.turn_to(active if active in new else new[-1])
         elif self.current is not None:
             self.current.prompts.ensure()  # ours may have been deleted
 
@@ -104,6 +115,39 @@ class ImageControllers:
         self.turn_to(None)
         for controller in self._known.values():
             controller.close()
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a field of the current controller's `Settings`, and of images that are begun with later.
+
+        A policy that names one label is not taken over: that label means something in one volume only.
+        """
+        self.current.set(name, value)
+        if name in PER_SESSION and not (name == "policy" and value.kind == "within"):
+            self._chosen[name] = value
+
+    def begin_anew(self, layer: Any) -> None:
+        """Begin again with an image that has other data: what was annotated in the old data is dropped.
+
+        Its labels layer goes on being used if it fits.
+        """
+        current = self.current is not None and self.current.layer == layer  # one may be a proxy of napari's
+        labels, view = (self.current.labels.layer, self.view) if current else (None, None)
+        if current:
+            self.turn_to(None)
+        for key in [key for key in self._known if key[0] == layer]:
+            controller = self._known.pop(key)
+            controller.close()
+            self._adopted.pop(controller, None)
+        self._views.pop(layer, None)
+        if not current:
+            return
+        try:
+            self.turn_to(layer, view)
+        except ValueError:  # no such level or channel any more
+            self.turn_to(layer)
+        if labels is not None and labels in self._viewer.layers:
+            with suppress(ValueError):  # of another shape
+                self.current.labels.use(labels)
 
     def adopt(self, points: Any, shapes: Any) -> None:
         """Read prompts from these layers of the user's; None for our own.
@@ -115,6 +159,12 @@ class ImageControllers:
         """
         self.current.prompts.adopt(points, shapes)
         self._adopted[self.current] = (points, shapes)
+
+    def _data_replaced(self, event: Any) -> None:
+        self.begin_anew(event.source)
+        if self.current is not None and self.current.layer == event.source:
+            name = event.source.name
+            self.current.status.emit(f"{name} has new data: prompts and masks of the old data are gone")
 
     def previews(self) -> list[Any]:
         """The preview layers of all controllers, which are no labels of the user's."""
@@ -132,6 +182,6 @@ class ImageControllers:
 
     def _begin(self, layer: Any, view: View) -> Any:
         controller = self._make_controller(layer, **asdict(view))
-        for name, value in stored_settings().items():
+        for name, value in (stored_settings() | self._chosen).items():
             controller.set(name, value)
         return controller

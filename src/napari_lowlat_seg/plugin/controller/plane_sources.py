@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
+
+import numpy as np
 
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import TILING, BoundingBox, Tiling, tile_of
@@ -48,6 +51,7 @@ class PlaneSources:
         self._session, self._name, self._tiling, self._field = session, name, tiling, field
         self._tiles: dict[Plane, BoundingBox] = {}  # the newest one of each plane
         self._image = uuid4().hex  # in the keys of its embeddings
+        self._read: dict[Plane, int] = {}  # checksums of the planes that were read
 
     def is_tiled(self, plane: Plane) -> bool:
         """Whether a plane is worked on by tiles."""
@@ -59,9 +63,17 @@ class PlaneSources:
         name = self._name if len(plane.index) == 2 else f"plane {plane.position}"
         key = (self._image, plane.index) if tile is None else (self._image, plane.index, tile)
         part = volume if tile is None else volume.cropped(tile, plane)
+        image = self._image
+
+        def read() -> np.ndarray:
+            pixels = part.plane(plane)
+            if tile is None and image == self._image and self._can_change(plane):
+                self._read[plane] = checksum(pixels)
+            return pixels
+
         return PlaneSource(
             key,
-            lambda: part.plane(plane),
+            read,
             volume.window,
             volume.plane_spacing(plane),
             name,
@@ -69,6 +81,22 @@ class PlaneSources:
             self.folders if tile is None else (),
             volume.thickness(plane),
         )
+
+    def has_changed(self, plane: Plane) -> bool:
+        """Whether the pixels of a plane are others than those that were read; then all planes are read anew.
+
+        Found for images in memory, whose arrays can be changed in place.
+        """
+        before = self._read.get(plane)
+        if before is None or not self._can_change(plane):
+            return False
+        changed = checksum(self._session.volume.plane(plane)) != before
+        if changed:
+            self._image, self._read = uuid4().hex, {}
+        return changed
+
+    def _can_change(self, plane: Plane) -> bool:
+        return isinstance(self._session.volume.data, np.ndarray) and not self.is_tiled(plane)
 
     def in_view(self, plane: Plane) -> PlaneSource | None:
         """What to embed before the first click: of a huge plane the tile in the middle of the field of view.
@@ -127,6 +155,11 @@ class PlaneSources:
             for number, masks in request.anchors.items()
         }
         return replace(request, anchors=anchors), [self.source(plane, tile) for plane in request.planes], tile
+
+
+def checksum(pixels: np.ndarray) -> int:
+    """A number that is another one when the pixels are others; a millisecond a megabyte at most."""
+    return zlib.adler32(np.ascontiguousarray(pixels).view(np.uint8).data)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ drawn and a resting mouse request previews, which are shown and not kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -54,6 +55,9 @@ class Predictions:
     status = Signal(str)
     """What is going on, in a few words."""
 
+    refused = Signal()
+    """A request cannot be answered; the session knows why."""
+
     postponed = Signal()
     """`postpone` is another one."""
 
@@ -77,25 +81,22 @@ class Predictions:
         self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox] | None] = WeakKeyDictionary()
         self._preview: tuple[Request, Reason] | None = None
         self._requested: Request | None = None
-        self._ready_said = False
         self._timed, self._first = 0, 0.0  # ticket of the last prediction, seconds to its first mask
-        # Tickets that failed or were cancelled: scrolling does not request them again.
-        self._given_up: set[int] = set()
+        self._given_up: set[int] = set()  # cancelled tickets: scrolling does not request them again
+        self._ended: set[int] = set()  # tickets during which the model's process has ended
 
     def attach(self) -> None:
         """Listen, and choose the intensity window of the volume if it has none."""
-        self._ready_said = False
         for signal, slot in self._slots():
             signal.connect(slot)
         self._note_model(self._worker.facts)
         if self.session.volume.window is None:
-            self.status.emit("reading the image")
             self._worker.run(self.session.volume.with_window, self._windowed)
 
     def detach(self) -> None:
         """Stop listening; what is on its way is dropped."""
         self.forget_preview()
-        self._view = None
+        self._view = self._requested = None
         self._embed_ahead()
         for signal, slot in self._slots():
             signal.disconnect(slot)
@@ -109,6 +110,21 @@ class Predictions:
             self._embed(self.sources.in_view(plane))
             self.ask()
         self._embed_ahead()
+
+    def check_pixels(self) -> bool:
+        """Whether the pixels in view have changed in place; then they are embedded anew."""
+        if self._view is None or not self._ready or not self.sources.has_changed(self._view):
+            return False
+        self.look(self._view)
+        return True
+
+    def see(self, *, window: tuple[float, float] | None = None, spacing: tuple[float, ...] = ()) -> None:
+        """Predict through another intensity window, or with another size of a voxel, from now on."""
+        volume = self.session.volume
+        changed = replace(volume, window=window or volume.window, spacing=spacing or volume.spacing)
+        if (changed.window, changed.spacing) != (volume.window, volume.spacing):
+            self.session.volume = changed
+            self.look(self._view)
 
     def panned(self) -> None:
         """Another part of the plane is in view: on a huge plane, another tile may be."""
@@ -148,7 +164,6 @@ class Predictions:
     @postpone.setter
     def postpone(self, postpone: bool) -> None:
         self._postpone = postpone
-        self.status.emit("predictions are postponed" if postpone else "ready")
         if not postpone:
             self.ask()
         self.postponed.emit()
@@ -162,15 +177,24 @@ class Predictions:
         """Whether a request is under way whose last mask has not come yet."""
         return self._requested is not None and self._worker.busy
 
-    def ask(self) -> None:
-        """Request the masks that the session waits for, unless they are postponed."""
+    def ask(self, *, again: bool = False) -> None:
+        """Request the masks that the session waits for, unless they are postponed.
+
+        First the one in view, then those of the current object, then those of objects being accepted.
+        With `again` also those that were cancelled.
+        """
+        if again:
+            self._given_up.clear()
         if not self._ready or self._postpone:
             return
-        requests = [self.session.request(plane) for plane in self.session.pending]
-        waiting = [one for one in requests if one is not None and one.ticket not in self._given_up]
+        waiting = [one for one in self.session.requests() if one.ticket not in self._given_up]
         if waiting:
-            self._requested = next((one for one in waiting if one.plane == self._view), waiting[0])
-            self._send(self._requested)
+            now = self.session.current
+            in_view = (one for one in waiting if one.plane == self._view and one.object == now)
+            request = next(in_view, waiting[0])
+            if not (self.pending and self._requested and self._requested.ticket == request.ticket):
+                self._requested = request
+                self._send(request)
 
     def ask_preview(self, plane: Plane, prompts: Sequence[Prompt], reason: Reason) -> None:
         """Request what `prompts` would give on top of those given; a newer request replaces this one."""
@@ -187,7 +211,7 @@ class Predictions:
         """Stop what is running. Prompts stay, and the next one requests a mask for all of them."""
         self.forget_preview()
         self._requested = None
-        self._given_up |= {self.session.state(plane).ticket for plane in self.session.pending}
+        self._given_up |= {request.ticket for request in self.session.requests()}
         self._worker.cancel()
 
     @property
@@ -196,9 +220,7 @@ class Predictions:
 
     def _embed(self, source: PlaneSource | None) -> None:
         self._embedding = None if source is None else source.key
-        if source is None:
-            self.status.emit("ready")
-        else:
+        if source is not None:
             self._worker.embed(source)
 
     def _embed_ahead(self) -> None:
@@ -221,32 +243,39 @@ class Predictions:
         worker = self._worker
         return (
             (worker.predicted, self._predicted),
-            (worker.embedded, self._embedded),
             (worker.failed, self._failed),
+            (worker.refused, self._refuse),
             (worker.loaded, self._loaded),
         )
 
     def _windowed(self, volume: Volume) -> None:
         self.session.volume = volume
         self.look(self._view)
-
-    def _embedded(self, key: Any, seconds: float) -> None:
-        """Say "ready"; of a plane that was embedded already only the first time."""
-        seen = self._view is not None and key == self._embedding
-        if seen and not self.session.pending and (seconds or not self._ready_said):
-            self._ready_said = True
-            self.status.emit("ready")
+        self.postponed.emit()
 
     def _failed(self, sentence: str) -> None:
-        if self._requested is not None:
-            self._given_up.add(self._requested.ticket)
-            self._requested = None
         self.status.emit(sentence)
+
+    def _refuse(self, sent: Request, sentence: str) -> None:
+        """Note that a request cannot be answered; once more if the model's process has ended over it."""
+        if sent not in self._sent:
+            return  # another session's
+        whole = self._sent[sent]
+        request = sent if whole is None else whole[0]
+        if self._requested is request:
+            self._requested = None
+        if self._worker.has_model or request.ticket in self._ended:
+            self.session.refuse(request, sentence)
+            self.refused.emit()
+            self.ask()
+        else:
+            self._ended.add(request.ticket)  # it is requested once more when the model is loaded anew
 
     def _loaded(self, facts: dict[str, Any]) -> None:
         """Another model may predict what the last one could not."""
         self._given_up.clear()
-        self._ready_said = False
+        self._requested = None
+        self.session.ask_again()
         self._note_model(facts)
         self.look(self._view)
 
@@ -269,11 +298,12 @@ class Predictions:
         if self._preview is not None and request is self._preview[0]:
             mask = postprocess_patch(prediction, self.session.finish, request.prompts)
             self.previewed.emit(self._preview[1], request.plane, mask)
-        elif self.session.apply(request, prediction, tile):
+            return
+        if self.session.apply(request, prediction, tile, final=final):
             self.status.emit(self._times(request.ticket, seconds, final))
             self.landed.emit(request.plane, final)
-            if final:
-                self.ask()
+        if final:
+            self.ask()
 
     def _times(self, ticket: int, seconds: float, final: bool) -> str:
         """How long the first mask took, and the refined one where there is one."""

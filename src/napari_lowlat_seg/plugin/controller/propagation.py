@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from napari.utils.notifications import show_warning
 from psygnal import Signal
 
+from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.propagation_run import (
     PropagationRun,
     marks,
@@ -24,6 +26,7 @@ from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.predictions import Predictions
+from napari_lowlat_seg.plugin.controller.situation import Progress
 from napari_lowlat_seg.plugin.controller.view_state import StackState
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
@@ -38,7 +41,7 @@ class PropagationController:
 
     Parameters
     ----------
-    grid, session, current_plane, predictions, labels, worker
+    grid, session, current_plane, predictions, labels, worker, actions
         Those of the controller.
 
     Attributes
@@ -69,16 +72,18 @@ class PropagationController:
         predictions: Predictions,
         labels: ChosenLabels,
         worker: Worker,
+        actions: ActionQueue,
     ) -> None:
         self.direction = "both"
         self.points: Any | None = None
         self._grid, self._session, self._current_plane = grid, session, current_plane
         self._predictions, self._labels, self._worker = predictions, labels, worker
+        self._actions = actions
         self._ranges: dict[int, tuple[int, int]] = {}
         self._run: PropagationRun | None = None
+        self._what, self._begun = "", 0.0
         self._sent: PropagationRequest | None = None  # in pixels of the tile if planes are huge
         self._tile: BoundingBox | None = None
-        self._pending: Callable[[], None] | None = None
 
     def attach(self) -> None:
         """Listen to the worker."""
@@ -128,6 +133,16 @@ class PropagationController:
             self.changed.emit()
 
     @property
+    def progress(self) -> Progress | None:
+        """How far the run under way is; None without one."""
+        run = self._run
+        if run is None:
+            return None
+        spent = time.monotonic() - self._begun
+        left = spent / run.done * (run.count - run.done) if run.done and spent > 2 else None
+        return Progress(self._what, run.done, run.count, left)
+
+    @property
     def running(self) -> bool:
         """Whether objects are being propagated."""
         return self._run is not None
@@ -136,11 +151,17 @@ class PropagationController:
 
     def propagate(self) -> None:
         """Propagate the current object from the planes with prompts through the others."""
-        self._begin(lambda: PropagationRun.propagation(self._session, self._planes()), "propagating")
+        stack = self.stack
+        self._begin(
+            lambda: PropagationRun.propagation(self._session, self._planes(stack)), "propagating", stack
+        )
 
     def interpolate(self) -> None:
         """Interpolate the object's shape between the planes with prompts, without the model."""
-        self._begin(lambda: PropagationRun.interpolation(self._session, self._planes()), "interpolating")
+        stack = self.stack
+        self._begin(
+            lambda: PropagationRun.interpolation(self._session, self._planes(stack)), "interpolating", stack
+        )
 
     def all_seeds(self) -> None:
         """Make every point of the Points layer an object of its own, propagated through the range."""
@@ -153,7 +174,8 @@ class PropagationController:
         except ValueError as error:
             show_warning(str(error))
             return
-        self._begin(lambda: self._seed_run(points), "propagating the seeds")
+        stack = self.stack
+        self._begin(lambda: self._seed_run(points, stack), "propagating the seeds", stack)
 
     def next_anchor(self) -> None:
         """Show the next plane with prompts."""
@@ -174,28 +196,23 @@ class PropagationController:
             self._current_plane.look_at(stack[position])
 
     def stop(self) -> None:
-        """End a run; the masks that have come stay, as one step of undo."""
-        self._pending = None
+        """End a run; new masks stay, as one step of undo, and old ones where no new one has come."""
         run, self._run = self._run, None
         if run is not None:
             self._worker.stop_propagation()
             run.stop()
+            kept = ", the others keep their masks of before" if run.old else ""
+            self.status.emit(f"stopped after {run.done} of {run.count} planes{kept}")
             self.changed.emit()
-
-    def resume(self) -> None:
-        """Begin what waited for a mask or for labels, if they are there now."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending()
 
     # Steps
 
     def _range_of(self, stack: Sequence[Plane]) -> tuple[int, int]:
         return self._ranges.get(_axis(stack), (0, len(stack) - 1)) if stack else (0, 0)
 
-    def _planes(self) -> Sequence[Plane]:
+    def _planes(self, stack: Sequence[Plane]) -> Sequence[Plane]:
         """The planes of the range, on the side of the anchors where the direction leads."""
-        stack, (low, high) = self.stack, self.range
+        low, high = self._range_of(stack)
         planes = stack[low : high + 1]
         anchors = [mark.plane.position for mark in marks(self._session, planes) if mark.anchor]
         if anchors and self.direction == "forward":
@@ -204,17 +221,21 @@ class PropagationController:
             planes = stack[low : max(anchors) + 1]
         return planes
 
-    def _begin(self, make: Callable[[], PropagationRun], what: str) -> None:
+    def _begin(self, make: Callable[[], PropagationRun], what: str, stack: Sequence[Plane]) -> None:
         """Start a run, once all prompts have their last mask and the labels are known."""
-        if not self.stack:
+        if not stack:
             self.status.emit(ONE_PLANE)
             return
         self.stop()
-        if self._session.pending or self._predictions.pending or self._labels.reading:
-            self._pending = lambda: self._begin(make, what)
-            self.status.emit(f"{what} begins when the mask arrives")
-            self._predictions.ask()
-            return
+        if not self._actions.do(lambda: self._start(make, what), self._can_start):
+            self._predictions.ask(again=True)
+            self.changed.emit()
+
+    def _can_start(self) -> bool:
+        return self._session.answered and not self._labels.reading
+
+    def _start(self, make: Callable[[], PropagationRun], what: str) -> None:
+        self.stop()
         try:
             self._run = make()
             self._sent, sources, self._tile = self._predictions.sources.of_propagation(self._run.request)
@@ -222,15 +243,16 @@ class PropagationController:
             show_warning(str(error))
             self.stop()
             return
+        self._what, self._begun = what, time.monotonic()
         self._worker.propagate(self._sent, sources, what)
         self.changed.emit()
 
-    def _seed_run(self, points: Any) -> PropagationRun:
-        planes, seeds = self._planes(), self._seeds(points)
+    def _seed_run(self, points: Any, stack: Sequence[Plane]) -> PropagationRun:
+        planes, seeds = self._planes(stack), self._seeds(points, stack)
         inside = [(plane, prompt) for plane, prompt in seeds if plane in set(planes)]
         return PropagationRun.seeds(self._session, planes, inside or seeds)
 
-    def _seeds(self, points: Any) -> list[tuple[Plane, Prompt]]:
+    def _seeds(self, points: Any, stack: Sequence[Plane]) -> list[tuple[Plane, Prompt]]:
         """A click for every point of a layer that lies on the image.
 
         Raises ValueError for a layer with another number of axes.
@@ -246,7 +268,7 @@ class PropagationController:
             world = np.asarray(points.data_to_world(point), dtype=np.float64)
             at = inverse[:-1, :-1] @ world + inverse[:-1, -1]
             try:
-                plane, where = self._grid.from_layer(at[None], self.stack[0].axes)
+                plane, where = self._grid.from_layer(at[None], stack[0].axes)
             except ValueError:
                 continue  # beside the image
             if self._grid.inside(plane, where)[0]:

@@ -66,6 +66,31 @@ class Settings:
     planes_ahead: int = 0
 
 
+def not_default(settings: Settings) -> dict[str, str]:
+    """The settings that change results and are not as delivered: by field, in a few words.
+
+    >>> not_default(Settings(finish=PostProcessing(threshold=0.05)))
+    {'finish': 'threshold 0.05'}
+    """
+    finish, plain = settings.finish, PostProcessing()
+    words = [
+        f"threshold {finish.threshold:.2f}" if finish.threshold != plain.threshold else "",
+        f"smooth {finish.smooth:g} px" if finish.smooth != plain.smooth else "",
+        "fill holes" if finish.fill_holes else "",
+        "largest part only" if finish.largest else "",
+        "parts with a prompt only" if finish.prompted else "",
+    ]
+    within = f"only within label {settings.policy.within}"
+    policy = {"keep": "", "overwrite": "overwrite labels", "within": within}[settings.policy.kind]
+    said = {
+        "finish": ", ".join(word for word in words if word),
+        "policy": policy,
+        "semantic": "same label for every object" if settings.semantic else "",
+        "postpone": "predictions postponed" if settings.postpone else "",
+    }
+    return {name: text for name, text in said.items() if text}
+
+
 @dataclass(frozen=True)
 class StackState:
     """The current object along the planes that the viewer scrolls through.

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QPushButton,
     QScrollArea,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -57,6 +58,8 @@ def control(setting: Setting, **options: Any) -> Any:
     for part in (made.native, *made.native.findChildren(QWidget)):
         described(part, setting.label, setting.explanation)
         let_wheel_scroll(part)
+    if isinstance(made.native, QComboBox):
+        narrow(made.native)
     for number in (made.native, *made.native.findChildren(QDoubleSpinBox)):
         if isinstance(number, QDoubleSpinBox):
             number.setDecimals(0 if kind is int else 1 if setting.step > 0.1 else 2)
@@ -68,6 +71,12 @@ def control(setting: Setting, **options: Any) -> Any:
             number.setAlignment(Qt.AlignmentFlag.AlignLeft)
             made.native.layout().setContentsMargins(0, 0, 0, 0)
     return made
+
+
+def narrow(box: QComboBox, letters: int = 8) -> None:
+    """Let a list be as narrow as so many letters, however long its entries are."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(letters)
 
 
 def show(control: Any, value: Any) -> None:
@@ -93,13 +102,12 @@ class Chooser(ComboBox):
     null_value: Any = object()
     """What magicgui does not emit; its own is None, which is a thing to choose here."""
 
-    def __init__(self, name: str, tip: str, letters: int = 10) -> None:
+    def __init__(self, name: str, tip: str, letters: int = 8) -> None:
         self._things: list[tuple[str, Any]] = []
         super().__init__(choices=lambda _chooser: self._things)
         box: QComboBox = described(self.native, name, tip)
         let_wheel_scroll(box)
-        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        box.setMinimumContentsLength(letters)
+        narrow(box, letters)
 
     def offer(self, things: Iterable[tuple[str, Any]], chosen: Any) -> None:
         """Show these (name, thing) with `chosen` in front, silently; nothing if it is not among them."""
@@ -225,6 +233,45 @@ def action_button(text: str, clicked: Callable[[], object] | None = None) -> QPu
     if clicked is not None:
         button.clicked.connect(lambda _checked: clicked())
     return button
+
+
+class KeyButton(QPushButton):
+    """A button that leaves the keyboard to the canvas, and shows its key where there is room for it."""
+
+    def __init__(self, words: str, clicked: Callable[[], object]) -> None:
+        super().__init__(words)
+        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+        self.clicked.connect(lambda _checked: clicked())
+        self._words = self._with_key = words
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)  # may be narrower
+
+    def show_key(self, key: str) -> None:
+        """Show another key; "" for none."""
+        self._with_key = f"{self._words}  [{key}]" if key else self._words
+        self._fit()
+
+    def sizeHint(self) -> QSize:
+        """As wide as words and key."""
+        return self._hint(self._with_key, super().sizeHint())
+
+    def minimumSizeHint(self) -> QSize:
+        """As wide as the words alone."""
+        return self._hint(self._words, super().minimumSizeHint())
+
+    def resizeEvent(self, event: Any) -> None:
+        """Show the key, or leave it to the tooltip."""
+        super().resizeEvent(event)
+        self._fit()
+
+    def _hint(self, text: str, hint: QSize) -> QSize:
+        metrics = self.fontMetrics()
+        wider = metrics.horizontalAdvance(text) - metrics.horizontalAdvance(self.text())
+        return QSize(hint.width() + wider, hint.height())
+
+    def _fit(self) -> None:
+        text = self._with_key if self.width() >= self.sizeHint().width() else self._words
+        if text != self.text():
+            self.setText(text)
 
 
 NEW, OPEN = "new on disk", "from disk"

@@ -26,8 +26,8 @@ OF_VIEW = ("level", "channel_axis", "channel", "intensities")
 OF_EMBEDDINGS = ("ahead", "memory", "disk")
 
 CHOOSERS: dict[str, tuple[Any, ...]] = {
-    "points": ("Clicks layer", "A Points layer of your own whose points are read as clicks.", 14),
-    "shapes": ("Shapes layer", "A Shapes layer of your own whose shapes are read as prompts.", 14),
+    "points": ("Clicks layer", "A Points layer of your own whose points are read as clicks."),
+    "shapes": ("Shapes layer", "A Shapes layer of your own whose shapes are read as prompts."),
     "level": ("Level", "The level of a multiscale image that is segmented."),
     "channel_axis": ("Channel axis", "The axis along which there are channels, not planes."),
 }
@@ -146,7 +146,7 @@ class DetailsForm(QWidget):
             if name in SETTING and isinstance(SETTING[name].default, bool):
                 form.addRow(native)  # the words are the check box's own
             else:
-                form.addRow(fill(native.accessibleName(), 16), native)
+                form.addRow(fill(native.accessibleName(), 14), native)
 
     def _connect(self) -> None:
         controls, emit = self.controls, self.setting.emit

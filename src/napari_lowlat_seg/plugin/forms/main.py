@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from html import escape
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, Qt, Signal
+from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
+from napari_lowlat_seg.plugin.controller.situation import Situation, sentence_of
+from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState, not_default
 from napari_lowlat_seg.plugin.forms.controls import (
     ON_DISK,
     Choice,
     Chooser,
     Fold,
+    KeyButton,
     Scrolled,
     action_button,
     described,
@@ -23,7 +26,6 @@ from napari_lowlat_seg.plugin.forms.controls import (
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
 from napari_lowlat_seg.plugin.forms.session import OfferRow, SessionForm
-from napari_lowlat_seg.plugin.forms.volume import BUTTONS as VOLUME_BUTTONS
 from napari_lowlat_seg.plugin.forms.volume import VolumeForm
 from napari_lowlat_seg.plugin.keys import ACTION
 
@@ -65,7 +67,7 @@ class MainForm(QWidget):
             "Tool", "What dragging draws", [("Scribble", "scribble"), ("Box", "box"), ("Lasso", "lasso")]
         )
         self.buttons = {
-            name: action_button(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
+            name: KeyButton(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
         }
         self.volume = VolumeForm()
         self.details = DetailsForm(self.model)
@@ -74,6 +76,8 @@ class MainForm(QWidget):
         self.shortcuts = described(
             action_button("Shortcuts…"), "Shortcuts", "All keys; they can be changed there."
         )
+        self.reset = ResetButton()
+        self.reset.clicked.connect(self._reset)
         self.cancel = described(action_button("Cancel"), "Cancel", "Stop what is running; prompts stay.")
         self.polarity.changed.connect(partial(self.setting.emit, "positive"))
         self.tool.changed.connect(partial(self.setting.emit, "tool"))
@@ -92,6 +96,7 @@ class MainForm(QWidget):
             grid.addWidget(button, index // 2, index % 2)
         column.addLayout(form)
         column.addWidget(self.state)
+        column.addWidget(self.reset)
         column.addWidget(self.offer)
         column.addLayout(grid)
         parts = (self.polarity, self.tool, self.volume, self.fold, self.session, self.shortcuts, self.cancel)
@@ -139,28 +144,63 @@ class MainForm(QWidget):
         if before is None or before.stack != state.stack:
             self.volume.show_stack(state.stack)
 
+    def _reset(self) -> None:
+        """Set everything that changes results as it was delivered."""
+        if self._shown is not None:
+            for name in not_default(self._shown.settings):
+                self.setting.emit(name, getattr(Settings(), name))
+
     def _show_settings(self, settings: Settings) -> None:
+        self.reset.show_changed(not_default(settings).values())
         self.polarity.show_value(settings.positive)
         self.tool.show_value(settings.tool)
         self.details.show_settings(settings)
 
     def show_keys(self, keys: Mapping[str, str]) -> None:
         """Write the keys of all actions onto the buttons and into the tooltips."""
-        texts = BUTTONS | VOLUME_BUTTONS
         for name, button in (self.buttons | self.volume.buttons).items():
-            button.setText(f"{texts[name]}  [{keys[name]}]" if keys[name] else texts[name])
+            button.show_key(keys[name])
             described(button, ACTION[name].title, f"Key: {keys[name] or 'none'}")
         self.polarity.explain(f"The sign of the next click or stroke. Key: {keys['toggle_polarity']}")
         self.tool.explain(f"What dragging the mouse draws. Key: {keys['next_tool']}")
 
 
+class ResetButton(QPushButton):
+    """Tells which settings that change results are not as delivered; one click sets them back.
+
+    Its place is kept while there are none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        policy = self.sizePolicy()
+        policy.setRetainSizeWhenHidden(True)
+        policy.setHorizontalPolicy(policy.Policy.Ignored)  # a long list does not make the panel wider
+        self.setSizePolicy(policy)
+        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+        self.show_changed(())
+
+    def show_changed(self, changed: Iterable[str]) -> None:
+        """Name these settings; the button is hidden where there are none."""
+        words = ", ".join(changed)
+        described(
+            self,
+            f"Reset {words}" if words else "Reset",
+            f"Not as delivered: {words}. Click to set it back." if words else "All as delivered.",
+        )
+        self.setText(f"↺ {words}")
+        self.setVisible(bool(words))
+
+
 class StateLine(QLabel):
-    """What is going on, in one line of large text.
+    """What is going on, in one sentence of large text.
 
     Attributes
     ----------
     sentence
-        What it says, without markup.
+        What it says, without markup; a function of `situation`.
+    situation
+        See `Situation`; changed by `update_situation` only.
     """
 
     def __init__(self) -> None:
@@ -168,20 +208,30 @@ class StateLine(QLabel):
         described(self, "State", "What is going on, or how long the last prediction took.")
         self.setWordWrap(True)
         self.setTextFormat(Qt.TextFormat.RichText)
-        self.sentence = self._working = ""
+        self.sentence = ""
+        self.situation = Situation()
+        self.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self._keep_room()
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence; markup in it stays text."""
-        self.sentence = sentence
-        self.setText(f"<big><b>{escape(sentence)}</b></big>")
-        self.setAccessibleName(f"State: {sentence}")
+    def changeEvent(self, event: QEvent) -> None:
+        """Keep room for three lines of another font."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+            self._keep_room()
 
-    def say_working(self, what: str) -> None:
-        """Show what takes time now."""
-        self.say(what)
-        self._working = what
+    def _keep_room(self) -> None:
+        """Three lines, so that the buttons below stay where they are whatever is said."""
+        self.setFixedHeight(round(3 * 1.25 * self.fontMetrics().lineSpacing()))
 
-    def say_idle(self) -> None:
-        """Show "ready" where nothing was said since the last `say_working`."""
-        if self.sentence == self._working:
-            self.say("ready")
+    def update_situation(self, **changes: Any) -> None:
+        """Change fields of the situation and say what it is now; markup in it stays text."""
+        self.situation = replace(self.situation, **changes)
+        sentence = sentence_of(self.situation)
+        if sentence != self.sentence:
+            self.sentence = sentence
+            self.setText(f"<big><b>{escape(sentence)}</b></big>")
+            self.setAccessibleName(f"State: {sentence}")
+
+    def say(self, news: str) -> None:
+        """Tell what the last action has done, or why it could not be."""
+        self.update_situation(news=news)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QInputDialog, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
 from napari_lowlat_seg.plugin.forms.controls import Chooser, action_button, control, described, show
@@ -45,9 +45,6 @@ class ModelForm(QWidget):
     wanted = Signal(object)
     """A `Wanted` to load; it is downloaded first where it is not on this machine."""
 
-    cancelled = Signal()
-    """The user stops the loading."""
-
     file_chosen = Signal(Path)
     """A model file to import."""
 
@@ -67,11 +64,6 @@ class ModelForm(QWidget):
             "Add a model from a file: an official .pth, or a .safetensors that this program wrote.",
         )
         self._bar = described(QProgressBar(), "Model progress", "How much of the model is downloaded.")
-        self._stop = described(
-            action_button("Cancel", self.cancelled.emit),
-            "Cancel loading",
-            "Stop loading and go back to the last model.",
-        )
         self._lay_out()
         self.models.changed.connect(lambda name: self.want(name=name))
         self.device.changed.connect(self._choose_device)
@@ -111,14 +103,13 @@ class ModelForm(QWidget):
         self._show()
 
     def _lay_out(self) -> None:
-        below = QHBoxLayout()
-        below.setContentsMargins(0, 0, 0, 0)
-        below.addWidget(self._bar)
-        below.addWidget(self._stop)
+        kept = self._bar.sizePolicy()
+        kept.setRetainSizeWhenHidden(True)  # what lies below must not move under the mouse
+        self._bar.setSizePolicy(kept)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.models.native)
-        column.addLayout(below)
+        column.addWidget(self._bar)
 
     def _show(self) -> None:
         names = dict.fromkeys([*known_names(), self.value.name])
@@ -129,7 +120,6 @@ class ModelForm(QWidget):
         show(self.closer_look, self.value.closer_look)
         self._bar.setRange(0, 0)
         self._bar.setVisible(self.loading)
-        self._stop.setVisible(self.loading)
 
     def _choose_device(self, device: str) -> None:
         """Load the model on a device; on another machine if the user names one."""

@@ -15,7 +15,7 @@ from napari_lowlat_seg.plugin.forms.confidence_strip import Strip
 from napari_lowlat_seg.plugin.forms.controls import (
     Choice,
     Chooser,
-    action_button,
+    KeyButton,
     described,
     let_wheel_scroll,
 )
@@ -58,7 +58,7 @@ class VolumeForm(QWidget):
         form.addRow(self.direction)
         column.addLayout(form)
         self.buttons = {
-            name: action_button(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
+            name: KeyButton(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
         }
         first, second, *others, all_seeds = self.buttons.values()
         row = QHBoxLayout()

@@ -169,6 +169,11 @@ class Grid:
         return self.volume.sides(plane)
 
     @property
+    def spacing(self) -> tuple[float, ...]:
+        """How long a voxel is along each axis of the volume, where the layer lies now."""
+        return tuple(_lengths(self)[list(self.axes)].tolist())
+
+    @property
     def place_events(self) -> list[Any]:
         """The events that napari emits when the image's place changes, and `place` with it."""
         names = ("scale", "translate", "rotate", "shear", "affine", "units")
@@ -291,8 +296,7 @@ def grid_of(
     finest = levels[0].shape[: layer.ndim]
     shape = tuple(1 if axis == slab else int(n) for axis, n in enumerate(levels[level].shape[: layer.ndim]))
     grid = Grid(layer, volume, shape, tuple(a / b for a, b in zip(finest, shape, strict=True)), slab)
-    spacing = tuple(_lengths(grid)[list(grid.axes)].tolist())
-    return replace(grid, volume=replace(volume, spacing=spacing))
+    return replace(grid, volume=replace(volume, spacing=grid.spacing))
 
 
 def _place(layer: Any, factors: np.ndarray) -> Place:

@@ -144,6 +144,8 @@ class PromptLayers:
             self._table.keep(kind)
             self._write(joined(before, new), self.axes)
         self.ensure()
+        if points is not None:
+            self.activate()  # ready to click at once
         self._report(before)
 
     @property

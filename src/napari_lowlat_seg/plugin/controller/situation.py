@@ -1,0 +1,181 @@
+"""What is going on, as frozen values, and the one sentence that says it: a function of nothing else.
+
+Nothing writes the state line but `sentence_of`, so it cannot say what is no longer so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentation"
+CHOOSE = "Choose an image"
+NO_PLANE = "Prompts need a 2-D view: press the 2D/3D button."
+OUTSIDE = "The sliders are beside the image: move them back onto it."
+RESTARTING = "The model's process has ended and is started again; your prompts are kept."
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a propagation is.
+
+    Attributes
+    ----------
+    what
+        "propagating", "interpolating".
+    done, total
+        Planes with a new mask, and how many may get one.
+    seconds
+        Estimated time left; None while that is not known.
+    """
+
+    what: str
+    done: int
+    total: int
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        left = "" if self.seconds is None else f", {_time(self.seconds)} left"
+        return f"{self.what}: {self.done} of {self.total} planes{left}"
+
+
+@dataclass(frozen=True)
+class ImageSituation:
+    """What is going on with the image that is annotated.
+
+    Attributes
+    ----------
+    flat
+        Whether the view is 2-D.
+    outside
+        Whether the view is 2-D and shows no plane of the image.
+    reading
+        What is read before anything can be predicted or written: "reading the image"; "" for nothing.
+    postponed
+        Whether predictions wait for a key or a check box.
+    awaited
+        Whether prompts of the current object wait for a mask.
+    accepting
+        Labels of objects that are written when their masks are there.
+    waiting
+        How many actions of the user wait for masks.
+    run
+        The propagation under way.
+    unanswered
+        Positions of planes whose prompts could not be answered, and why.
+    editing
+        The label of the object that was accepted before and is edited; None for a new object.
+    """
+
+    flat: bool = True
+    outside: bool = False
+    reading: str = ""
+    postponed: bool = False
+    awaited: bool = False
+    accepting: tuple[int, ...] = ()
+    waiting: int = 0
+    run: Progress | None = None
+    unanswered: tuple[tuple[int, str], ...] = ()
+    editing: int | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is going on in the window.
+
+    Attributes
+    ----------
+    image
+        That of the image in front; None without one.
+    images
+        How many images there are.
+    working
+        What the model's process does now: "loading the model", "embedding plane 3"; "" for nothing.
+    download
+        Bytes of the model that have come, and how many there are or None; None when none is downloaded.
+    ended
+        Whether the model's process has ended by itself and is being started again.
+    news
+        What the last action has done, or why it could not be; "" for nothing to tell.
+    """
+
+    image: ImageSituation | None = None
+    images: int = 0
+    working: str = ""
+    download: tuple[int, int | None] | None = None
+    ended: bool = False
+    news: str = ""
+
+
+def sentence_of(now: Situation) -> str:
+    """What the state line says: first what takes time, then what needs the user, then what was done."""
+    image = now.image
+    if image is None:
+        return now.news or _download(now) or (CHOOSE if now.images else NO_IMAGE)
+    if not image.flat:
+        return NO_PLANE
+    if image.outside:
+        return OUTSIDE
+    return _under_way(now, image) or _needs_user(image, now.news) or now.news or _standing(image)
+
+
+def _under_way(now: Situation, image: ImageSituation) -> str:
+    if image.run is not None:
+        then = "; Enter was pressed: accepted at the end, Escape stops here" if image.waiting else ""
+        return f"{image.run}{then}"
+    if image.postponed and image.awaited:
+        return "Predictions are postponed; your prompts are kept."
+    if now.ended:
+        return RESTARTING
+    what = _download(now) or image.reading or now.working
+    if not what and image.awaited and not image.unanswered:
+        what = now.news if now.news.endswith("…") else "predicting…"
+    if not what:
+        return ""
+    return what + _then(image)
+
+
+def _then(image: ImageSituation) -> str:
+    """What comes when that is done."""
+    if image.waiting:
+        return "; what you did since follows"
+    if image.accepting:
+        return f"; {_objects(image.accepting)} accepted when the mask is there"
+    return ""
+
+
+def _needs_user(image: ImageSituation, news: str) -> str:
+    if image.unanswered:
+        places = ", ".join(str(position) for position, _ in image.unanswered)
+        planes = "Plane" if len(image.unanswered) == 1 else "Planes"
+        way_out = "Enter accepts without it, Ctrl+Z takes the prompt back."
+        return f"{planes} {places} could not be answered: {image.unanswered[-1][1]}. {way_out}"
+    if image.waiting:
+        return "What you did waits for a mask: Escape drops it."
+    if image.accepting and not news:
+        return f"{_objects(image.accepting)} not written yet: Enter asks for the mask, Ctrl+Z takes it back."
+    return ""
+
+
+def _standing(image: ImageSituation) -> str:
+    if image.postponed:
+        return "predictions are postponed"
+    if image.editing is not None:
+        return f"Editing object {image.editing}. Enter accepts, Escape keeps it as it was."
+    return "ready"
+
+
+def _objects(labels: tuple[int, ...]) -> str:
+    names = ", ".join(map(str, labels))
+    return f"object {names} is" if len(labels) == 1 else f"objects {names} are"
+
+
+def _download(now: Situation) -> str:
+    if now.download is None:
+        return ""
+    done, total = now.download
+    of = "" if total is None else f" of {total / 1e6:.0f}"
+    return f"downloading the model, {done / 1e6:.0f}{of} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,55 @@
+"""A real window whose model finds what is bright, and waits when it is told to."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bright_service import BrightService
+from hand import Hand
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.widget import LowlatWidget
+from napari_lowlat_seg.plugin.worker import Worker
+
+
+@pytest.fixture
+def bright_window(make_napari_viewer_proxy, qtbot):
+    """A viewer and the widget beside it: `bright_window(lambda viewer: viewer.add_image(...))`."""
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.window.resize(1200, 850)
+
+    def open_window(prepare):
+        prepare(viewer)
+        service, worker = BrightService(), Worker()
+        worker.load(lambda: service)
+        widget = LowlatWidget(viewer, worker)
+        widget.form.model.wanted.disconnect()  # the service is loaded already
+        viewer.window.add_dock_widget(widget, name="Segment")
+        it = SimpleNamespace(viewer=viewer, widget=widget, worker=worker, service=service, qtbot=qtbot)
+        it.controller = lambda: widget.controller
+        it.hand = lambda: Hand(viewer, widget.controller.grid)
+        qtbot.waitUntil(lambda: widget.controller is not None)
+        it.settle = lambda: settle(it)
+        it.look = lambda index: look(it, index)
+        settle(it)
+        return it
+
+    return open_window
+
+
+def settle(it):
+    """Wait until nothing is to come."""
+    it.qtbot.waitUntil(
+        lambda: (
+            it.controller().session.volume.window is not None
+            and not it.worker.busy
+            and not it.controller().session.requests()
+            and not it.controller().labels.reading
+        )
+    )
+    it.qtbot.wait(20)
+
+
+def look(it, index):
+    """Show a plane."""
+    it.controller().grid.look_at(it.viewer.dims, Plane(index))
+    it.qtbot.wait(20)

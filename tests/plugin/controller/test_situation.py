@@ -1,0 +1,123 @@
+"""The sentence of every situation: all combinations of what can be going on."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from napari_lowlat_seg.plugin.controller.situation import (
+    CHOOSE,
+    NO_IMAGE,
+    NO_PLANE,
+    OUTSIDE,
+    RESTARTING,
+    ImageSituation,
+    Progress,
+    Situation,
+    sentence_of,
+)
+
+RUN = Progress("propagating", 12, 40, 75.0)
+IMAGES = [
+    ImageSituation(*values)
+    for values in product(
+        (True, False),
+        (False, True),
+        ("", "reading the image"),
+        (False, True),
+        (False, True),
+        ((), (3,), (3, 4)),
+        (0, 2),
+        (None, RUN),
+        ((), ((7, "the plane has no finite pixel"),)),
+        (None, 5),
+    )
+]
+SITUATIONS = [
+    Situation(*values)
+    for values in product(
+        (None, *IMAGES),
+        (2,),
+        ("", "embedding plane 12"),
+        (None, (12_000_000, 87_000_000)),
+        (False, True),
+        ("", "object 2 accepted", "201 ms, refining…"),
+    )
+]
+
+
+def test_every_situation_has_one_sentence_and_nothing_is_hidden():
+    """What takes time, and what the user must know, is said whatever was done last."""
+    assert len(SITUATIONS) > 18_000
+    for now in SITUATIONS:
+        said, image = sentence_of(now), now.image
+        assert said
+        assert "\n" not in said
+        if image is None:
+            continue
+        if not image.flat:
+            assert said == NO_PLANE
+        elif image.outside:
+            assert said == OUTSIDE
+        elif image.run is not None:
+            assert said.startswith("propagating: 12 of 40 planes, 75 s left")
+            assert ("Escape stops here" in said) == bool(image.waiting)
+        elif image.postponed and image.awaited:
+            assert said == "Predictions are postponed; your prompts are kept."
+        elif now.ended:
+            assert said == RESTARTING
+        elif now.download or image.reading or now.working:
+            assert said.startswith(("downloading the model, 12 of 87 MB", "reading the image", "embedding"))
+        elif image.unanswered:
+            assert said.startswith("Plane 7 could not be answered: the plane has no finite pixel.")
+            assert "Ctrl+Z" in said
+
+
+def test_ready_is_said_only_when_nothing_is_to_come():
+    """No image that is read, no mask that is awaited, no object that is not written."""
+    for now in SITUATIONS:
+        if sentence_of(now) == "ready":
+            assert now == replace(
+                now, image=ImageSituation(), working="", download=None, ended=False, news=""
+            )
+
+
+def test_what_was_done_last_is_told_when_nothing_is_under_way():
+    """And no longer than that."""
+    for image in (ImageSituation(), ImageSituation(editing=5), ImageSituation(accepting=(3,))):
+        assert sentence_of(Situation(image, news="Undo: click")) == "Undo: click"
+    working = Situation(ImageSituation(), working="embedding plane 3", news="Undo: click")
+    assert sentence_of(working) == "embedding plane 3"
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (Situation(), NO_IMAGE),
+        (Situation(images=1), CHOOSE),
+        (Situation(news="cells.tif cannot be read"), "cells.tif cannot be read"),
+        (Situation(download=(3_000_000, None)), "downloading the model, 3 MB"),
+        (Situation(ImageSituation()), "ready"),
+        (Situation(ImageSituation(editing=2)), "Editing object 2. Enter accepts, Escape keeps it as it was."),
+        (Situation(ImageSituation(postponed=True)), "predictions are postponed"),
+        (Situation(ImageSituation(awaited=True)), "predicting…"),
+        (Situation(ImageSituation(awaited=True), news="90 ms, refining…"), "90 ms, refining…"),
+        (
+            Situation(ImageSituation(accepting=(3,)), working="embedding plane 4"),
+            "embedding plane 4; object 3 is accepted when the mask is there",
+        ),
+        (
+            Situation(ImageSituation(accepting=(3, 4))),
+            "objects 3, 4 are not written yet: Enter asks for the mask, Ctrl+Z takes it back.",
+        ),
+        (Situation(ImageSituation(waiting=1)), "What you did waits for a mask: Escape drops it."),
+        (
+            Situation(ImageSituation(run=Progress("propagating", 1, 300, 600))),
+            "propagating: 1 of 300 planes, 10 min left",
+        ),
+        (Situation(ImageSituation(run=Progress("interpolating", 0, 9))), "interpolating: 0 of 9 planes"),
+    ],
+)
+def test_sentences(now, expected):
+    """Word by word."""
+    assert sentence_of(now) == expected

@@ -1,0 +1,86 @@
+"""Keys belong to what has the focus: the canvas, a number, a button."""
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QAbstractButton, QApplication, QComboBox, QLineEdit, QWidget
+
+from bright_service import balls
+
+IMAGE, TRUTH = balls()
+FIRST, SECOND = (20, 25), (9, 9)
+
+
+@pytest.fixture
+def it(bright_window):
+    """The two balls, one of them clicked, and the folded part open."""
+    it = bright_window(lambda viewer: viewer.add_image(IMAGE, name="balls"))
+    it.look((6, None, None))
+    it.widget.form.fold.expand(True)
+    it.hand().click(FIRST)
+    it.settle()
+    return it
+
+
+def focusable(it):
+    """All controls of the widget that the Tab key reaches."""
+    controls = [one for one in it.widget.findChildren(QWidget) if one.isVisible() and one.isEnabled()]
+    return [
+        one for one in controls if one.focusPolicy() & Qt.FocusPolicy.TabFocus and one.focusProxy() is None
+    ]
+
+
+def press(control, key, modifier=Qt.KeyboardModifier.NoModifier):
+    """The key with the focus on the control."""
+    control.window().activateWindow()
+    control.setFocus()
+    QTest.keyClick(QApplication.focusWidget() or control, key, modifier)
+
+
+def test_enter_accepts_only_on_the_canvas(it):
+    """Whatever control of the panel has the focus; a button is pressed instead."""
+    session, tried = it.controller().session, 0
+    accepted = []
+    session.on_accepted = accepted.append
+    for control in focusable(it):
+        if isinstance(control, QAbstractButton | QComboBox):
+            continue
+        tried += 1
+        press(control, Qt.Key.Key_Return)
+        assert not accepted, control.accessibleName()
+    assert tried > 8
+    it.hand().key("Enter")
+    assert len(accepted) == 1
+
+
+def test_enter_presses_the_button_that_has_the_focus(it):
+    """Undo is undone, and nothing is accepted."""
+    press(it.widget.form.buttons["undo"], Qt.Key.Key_Return)
+    assert it.controller().session.prompted() == {}
+    assert it.controller().labels.layer is None
+
+
+def test_undo_reaches_the_session_wherever_the_focus_is(it):
+    """In numbers and lists too, which have an undo of their own."""
+    tried = 0
+    for control in focusable(it):
+        if control.isVisible() and control.isEnabled():
+            assert it.controller().session.prompted(), control.accessibleName()
+            press(control, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+            assert not it.controller().session.prompted(), (type(control), control.accessibleName())
+            it.controller().redo()
+            tried += 1
+    assert tried > 20
+
+
+def test_letters_in_a_number_are_no_shortcuts(it):
+    """U would clear the object, N begin another."""
+    for control in focusable(it):
+        if isinstance(control, QLineEdit) or "Spin" in type(control).__name__:
+            for key in (Qt.Key.Key_U, Qt.Key.Key_N, Qt.Key.Key_W):
+                press(control, key)
+    session = it.controller().session
+    assert len(session.prompted()) == 1
+    assert session.label == 1
+    assert np.array_equal(session.mask(it.controller().plane), TRUTH[6] == 1)
