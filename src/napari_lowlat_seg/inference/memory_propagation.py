@@ -26,6 +26,7 @@ from napari_lowlat_seg.core.requests import never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray, to_uint8
 from napari_lowlat_seg.inference.closer_look import MAX_SHARE, MIN_PIXELS, MIN_SHARE, has_room, object_box
 from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.runtime import DTYPES
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
@@ -338,9 +339,11 @@ class MemoryPropagation:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Inside: no gradients, and half precision on a GPU."""
-        device = next(self.memory.parameters()).device.type
-        with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=device == "cuda"):
+        """Inside: no gradients, and the predictor's half precision, if it has one."""
+        runtime = self.predictor.runtime
+        device, half = torch.device(runtime.device).type, DTYPES[runtime.precision]
+        halved = half != torch.float32 and device in ("cuda", "cpu")
+        with torch.inference_mode(), torch.autocast(device, half if halved else None, enabled=halved):
             yield
 
 
