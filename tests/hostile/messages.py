@@ -118,7 +118,9 @@ FRAMES = {
     "a click of a text": row(message(ext(CODE["Click"], [["a", "b"], True]))),
     "a scribble of nothing": row(message(ext(CODE["Scribble"], [[], True]))),
     "a mask that is no array": row(message(ext(CODE["Mask"], [b"x", True]))),
-    "a source with a text as key": row(message(ext(CODE["PlaneSource"], ["k", None, [1, 1], "n", None, [], 1.0]))),
+    "a source with a text as key": row(
+        message(ext(CODE["PlaneSource"], ["k", None, [1, 1], "n", None, [], 1.0]))
+    ),
     "a request without a plane": row(message(ext(CODE["Request"], [1, 1, None, [], None]))),
     "a request of texts": row(
         message(ext(CODE["Request"], [1, 1, ext(CODE["Plane"], [[None, None]]), ["x"], None])),
