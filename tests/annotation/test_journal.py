@@ -39,6 +39,7 @@ from napari_lowlat_seg.annotation.journal import (
 )
 from napari_lowlat_seg.annotation.journal import writer as journal_module
 from napari_lowlat_seg.annotation.journal.frames import MAGIC, FrameReader, FrameWriter
+from napari_lowlat_seg.annotation.journal.labels import AboutLabels, packed_content
 from napari_lowlat_seg.annotation.journal.mirror import merged
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit
@@ -819,3 +820,25 @@ def test_merged_edits_of_four_axes(tmp_path):
     again = np.zeros_like(labels)
     ArrayLabels(again).write(merged(edits, labels.shape))
     assert np.array_equal(again, labels)
+
+
+def test_labels_that_have_no_room_in_memory_are_refused(monkeypatch):
+    """One sentence instead of a MemoryError."""
+
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "zeros", full)
+    about = AboutLabels(np.dtype(np.uint16), content=b"")
+    with pytest.raises(ValueError, match="do not fit into memory; give those on disk"):
+        about.in_memory((2, 2, 2))
+
+
+def test_content_of_another_size_is_refused(labels):
+    """Of labels in memory that a file holds."""
+    about = AboutLabels(labels.dtype, content=packed_content(labels))
+    assert np.array_equal(about.in_memory(SHAPE).data, labels)
+    for shape in ((4, 12, 9), (4, 12, 11)):
+        with pytest.raises(ValueError, match="packed bytes"):
+            about.in_memory(shape)
+    assert packed_content(np.zeros(SHAPE, np.uint8)) == b""

@@ -9,8 +9,10 @@ import pytest
 from qtpy.QtWidgets import QApplication
 
 from hand import NONE, Hand
+from napari_lowlat_seg.annotation.journal import read_session
+from napari_lowlat_seg.annotation.journal.replay import replay
 from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Scribble
-from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.serving.process import PredictionProcess
@@ -481,6 +483,42 @@ def test_a_neuron_is_propagated_through_its_neighbours(window, neurons):
     it.hand.key("Ctrl+Z")
     it.hand.key("Ctrl+Z")
     assert [z for z, _ in it.controller().propagation.state.marks] == [2]
+
+
+def test_what_was_done_in_the_window_is_replayed_to_the_voxel(window, neurons, process, tmp_path):
+    """Clicks, a correction, a run through planes, accepts, undo: every mask comes out again."""
+    it = window(neurons[0][21:26], plane=Plane((2, None, None)))
+    it.hand.click((228, 95))
+    mask_of(it)
+    it.hand.click((180, 60), "Shift")
+    mask_of(it)
+    it.hand.key("Shift+J")
+    it.until(lambda: not it.controller().propagation.running and not it.worker.busy)
+    it.hand.key("Enter")
+    it.hand.click((120, 88))
+    mask_of(it)
+    it.hand.key("Enter")
+    it.hand.key("Ctrl+Z")
+    it.hand.key("Enter")
+    labels = np.array(it.controller().labels.layer.data)
+    assert set(np.unique(labels)) == {0, 1, 2}
+    it.controller().files.save(tmp_path / "mine.lowlat")
+    it.until(lambda: "session saved" in it.widget.sentence)
+    volume = Volume(neurons[0][21:26])
+    found = read_session(tmp_path / "mine.lowlat", volume)
+    assert found.mirror.settings["model"]["weights"] == process.describe()["weights"]
+
+    class Again:
+        """The process of all tests, which the replay may not end."""
+
+        predict, propagate = process.predict, process.propagate
+
+        def close(self):
+            pass
+
+    done = replay(found, volume, lambda facts: Again())
+    assert (done.differing, done.voxels) == (0, labels.size)
+    assert np.array_equal(done.labels, labels)
 
 
 def test_holding_postpones_and_cancel_drops(window, neurons):

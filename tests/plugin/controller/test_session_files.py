@@ -1,5 +1,6 @@
 """Sessions that go on in another window: journals, offers, saved files, autosaved labels, a full disk."""
 
+import os
 import shutil
 import threading
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import blobs
 from napari_lowlat_seg.plugin.controller.session_files import SUFFIX
+from napari_lowlat_seg.plugin.labels.disk_labels import claim
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 
@@ -287,6 +289,57 @@ def test_labels_on_disk_are_found_again(open_window, tmp_path, moved):
     again = np.asarray(data[0] if second.controller.labels.layer.multiscale else data)
     assert np.array_equal(again, before)
     assert (type(data) is np.ndarray) == moved
+
+
+def test_labels_on_disk_that_another_window_writes_are_refused(open_window, run_python, tmp_path):
+    """A lock of the system on their folder, until that window ends."""
+    pytest.importorskip("fcntl")
+    place = tmp_path / "labels.ome.zarr"
+    place.mkdir()
+    code = f"""
+from pathlib import Path
+from napari_lowlat_seg.plugin.labels.disk_labels import claim
+claim(Path({str(place)!r}))
+claim(Path({str(place)!r}))  # one's own again
+print("held")
+import time
+while not Path({str(tmp_path / "end")!r}).exists():
+    time.sleep(.02)
+"""
+    other = threading.Thread(target=run_python, args=(code,))
+    other.start()
+
+    def held():
+        import fcntl
+
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    while not held():
+        QApplication.processEvents()
+    try:
+        with pytest.raises(ValueError, match="is written by another window; close it there"):
+            claim(place)
+    finally:
+        (tmp_path / "end").touch()
+        other.join()
+    claim(place)
+
+
+def test_labels_on_disk_need_no_autosave(open_window, tmp_path):
+    """They are saved as they are written."""
+    pytest.importorskip("ome_zarr")
+    it = open_window(np.zeros((2, 600, 600), np.uint8))
+    it.controller.labels.keep_at(tmp_path / "labels.ome.zarr")
+    it.until(lambda: not it.controller.labels.reading)
+    with pytest.raises(ValueError, match="lie on disk and are saved as they are written"):
+        it.files.autosave.to(tmp_path / "labels.tif")
 
 
 def test_another_window_on_the_image_is_said(open_window, run_python, journals, tmp_path):
