@@ -842,3 +842,17 @@ def test_content_of_another_size_is_refused(labels):
         with pytest.raises(ValueError, match="packed bytes"):
             about.in_memory(shape)
     assert packed_content(np.zeros(SHAPE, np.uint8)) == b""
+
+
+def test_numbers_of_numpy_are_numbers_in_the_file(tmp_path, session, labels):
+    """A window from contrast limits, facts of a model: nothing of them may end the journal."""
+    said = []
+    journal = Journal(session, tmp_path, report=said.append)
+    session.volume = replace(session.volume, window=(np.float32(3), np.float64(200)))
+    session.model = {"model": "default", "size": np.int64(512), "where": tmp_path}
+    click(session)
+    journal.close()
+    assert said == []
+    mirror = read_session(journal.path, volume()).mirror
+    assert mirror.settings["preprocessing"]["window"] == (3.0, 200.0)
+    assert mirror.settings["model"] == {"model": "default", "size": 512, "where": str(tmp_path)}

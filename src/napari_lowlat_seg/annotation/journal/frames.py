@@ -40,7 +40,8 @@ class FrameWriter:
     def frame(self, message: Mapping[str, Any], blobs: Iterable[bytes] = ()) -> bytes:
         """The bytes of a frame."""
         parts = list(blobs)
-        text = json.dumps({**message, "sizes": [len(part) for part in parts]}, separators=(",", ":")).encode()
+        sizes = [len(part) for part in parts]
+        text = json.dumps({**message, "sizes": sizes}, separators=(",", ":"), default=_plain).encode()
         body = b"".join(parts)
         self._digest = _digest(self._digest, text, body)
         return _HEAD.pack(len(text), len(body), self._digest) + text + body
@@ -102,6 +103,11 @@ def _digest(before: bytes, text: bytes, body: bytes) -> bytes:
     digest.update(text)
     digest.update(body)
     return digest.digest()
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, such as a contrast limit of a layer; a text for anything else."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _no_constant(text: str) -> float:
