@@ -723,6 +723,21 @@ def _chunk_bomb(image: Path) -> None:
     (image / "0" / "0.0.0").write_bytes(packed)
 
 
+for blosc_name, blosc_change in (
+    ("cut", lambda content: content[:-20]),
+    ("that declares more than it has", lambda content: content[:12] + b"\xff\xff\xff\x7f" + content[16:]),
+    ("that unpacks to gigabytes", lambda content: content[:4] + b"\xff\xff\xff\x7f" + content[8:]),
+    ("shorter than its header", lambda content: content[:9]),
+):
+
+    @zarr(f"a chunk of Blosc {blosc_name}", "is damaged: it declares")
+    def _blosc(image: Path, change: Callable[[bytes], bytes] = blosc_change) -> None:
+        from numcodecs import Blosc
+
+        array(compressor=Blosc().get_config())(image)
+        (image / "0" / "0.0.0").write_bytes(change(Blosc().encode(NOISE[0].tobytes())))
+
+
 @zarr("a plate of nothing", "found none")
 def _plate(image: Path) -> None:
     write(image / ".zattrs", {"plate": {"wells": []}})

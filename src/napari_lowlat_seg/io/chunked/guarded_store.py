@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ OBJECTS = {
 
 
 METADATA = (".json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+BLOSC_HEADER = 16
 PADDING = 2**16
 """Bytes that any chunk may take."""
 
@@ -28,11 +30,14 @@ class GuardedStore(LocalStore):
     ----------
     chunks
         By the path of an array, the bytes of a chunk: what takes far more in its file is not unpacked.
+    blosc
+        Paths of those arrays whose chunks are packed by Blosc, which believes their headers.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self.chunks: dict[str, int] = {}
+        self.blosc: set[str] = set()
 
     def _check(self, key: str) -> None:
         place = Path(self.root) / key
@@ -54,7 +59,20 @@ class GuardedStore(LocalStore):
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """The bytes at a key; refuses links out of the store and everything that is no regular file."""
         self._check(key)
-        return await super().get(key, prototype, byte_range)
+        found = await super().get(key, prototype, byte_range)
+        if found is not None and byte_range is None:
+            for path in self.blosc:
+                if key.startswith(path) and not key.endswith(METADATA):
+                    _check_blosc(key, found, self.chunks[path])
+        return found
+
+
+def _check_blosc(key: str, chunk: Any, size: int) -> None:
+    """Refuse a chunk whose header declares other lengths than it has: Blosc would read beyond it."""
+    head = bytes(chunk.as_numpy_array()[:BLOSC_HEADER].tobytes())
+    unpacked, _, stored = struct.unpack("<3I", head[4:]) if len(head) == BLOSC_HEADER else (0, 0, -1)
+    if stored != len(chunk) or unpacked > 8 * size + PADDING:
+        raise ValueError(f"chunk {key} is damaged: it declares {stored} bytes and has {len(chunk)}")
 
 
 def opened(zarr: Any, path: Path, *, write: bool = False) -> Any:
@@ -87,7 +105,10 @@ def checked(array: Any) -> Any:
     check_chunk(array.chunks, array.dtype)
     if isinstance(array.store, GuardedStore):
         stored = getattr(array, "shards", None) or array.chunks
-        array.store.chunks[f"{array.path}/" if array.path else ""] = nbytes_of(stored, array.dtype)
+        path = f"{array.path}/" if array.path else ""
+        array.store.chunks[path] = nbytes_of(stored, array.dtype)
+        if "blosc" in _codecs(array.metadata.to_dict()) and getattr(array, "shards", None) is None:
+            array.store.blosc.add(path)
     return array
 
 
