@@ -9,9 +9,12 @@ predicts for the same prompts in a process of its own, written object after obje
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,8 +179,10 @@ def run(objects: int, seed: int) -> int:
     """Annotate, compare, print; the number of differences."""
     import napari
 
-    from hand import Hand  # type: ignore[import-untyped]
     from napari_lowlat_seg.plugin.widget import LowlatWidget
+
+    sys.path.append(str(Path(__file__).parents[2] / "tests"))
+    make_hand = importlib.import_module("hand").Hand  # mouse and keys on the real canvas, as in the tests
 
     viewer = napari.Viewer()
     viewer.window.resize(1300, 900)
@@ -187,7 +192,7 @@ def run(objects: int, seed: int) -> int:
     wait_until(lambda: widget.controller is not None and widget.sentence == "ready")
     controller = widget.controller
     truth = np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
-    person = Person(viewer, controller, Hand(viewer, controller.grid), truth, seed)
+    person = Person(viewer, controller, make_hand(viewer, controller.grid), truth, seed)
     begun = time.perf_counter()
     for _ in range(objects):
         person.annotate()
