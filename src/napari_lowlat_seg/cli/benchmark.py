@@ -108,7 +108,7 @@ def quality(
 
 @app.command(
     no_args_is_help=True,
-    epilog=examples("lowlat-seg benchmark robustness --dataset folder --root pictures --json out.json"),
+    epilog=examples("lowlat-seg benchmark candidates --dataset folder --root pictures --json out.json"),
 )
 @with_options(_settings)
 def candidates(settings: Any, json: Json = None) -> None:
@@ -118,7 +118,10 @@ def candidates(settings: Any, json: Json = None) -> None:
     run_candidates(settings, json=json)
 
 
-@app.command()
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("lowlat-seg benchmark robustness --dataset folder --root pictures --json out.json"),
+)
 @with_options(_settings)
 def robustness(settings: Any, json: Json = None) -> None:
     """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""

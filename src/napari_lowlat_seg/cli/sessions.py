@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_lowlat_seg.cli.options import extras, plural
+from napari_lowlat_seg.cli.options import examples, extras, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ Image = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", epilog=examples("lowlat-seg sessions list", "lowlat-seg sessions list --json"))
 def list_sessions(
     folder: Folder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -52,7 +52,7 @@ def list_sessions(
     print(f"{plural(len(found), 'journal')}, {_megabytes(sum(info.nbytes for info in found))}")
 
 
-@app.command()
+@app.command(epilog=examples("lowlat-seg sessions prune", "lowlat-seg sessions prune --keep-days 30"))
 def prune(
     folder: Folder = None,
     keep_mb: Annotated[
