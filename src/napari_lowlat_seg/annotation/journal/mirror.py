@@ -275,7 +275,8 @@ class Mirror:
     def check(self) -> None:
         """Raise ValueError unless a session can go on from here and the labels can be written."""
         numbers = {self.current, *self.states}
-        for step in (*self.undo_stack.done, *self.undo_stack.undone):
+        running = [] if self.transaction is None else [self.transaction.so_far()]
+        for step in (*self.undo_stack.done, *self.undo_stack.undone, *running):
             numbers |= {*step.current, *(key[0] for key, _, _ in step.states)}
         if missing := numbers - self.records.keys():
             raise ValueError(f"there is no object {min(missing)}")

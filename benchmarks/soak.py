@@ -1,0 +1,228 @@
+"""A long day in a window, in minutes: mixed actions with faults; memory, threads, layers and files stay flat.
+
+    xvfb-run python -m benchmarks.soak --minutes 5
+
+The model errs, is out of memory, dies or is slow, the journal's disk is full for a while, layers are removed.
+After each settling the mask on the screen must be the session's, and at the end the journal must give back
+the session with its labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.kill_journal import everything_of, predicted
+from napari_lowlat_seg import ArrayLabels, Box, Click, Scribble, Volume
+from napari_lowlat_seg.core.requests import PlaneSource, Request
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.serving.worker_process import WorkerProcessEnded
+
+SHAPE = (8, 192, 256)
+FAULTS: list[Callable[[], Exception]] = [
+    lambda: ValueError("the model erred"),
+    lambda: MemoryError(),
+    lambda: OSError(errno.EIO, "the image cannot be read"),
+    lambda: WorkerProcessEnded("the model's process has ended"),
+]
+
+
+class FaultyService:
+    """Masks around the prompts; every tenth request fails, every twentieth is slow."""
+
+    def __init__(self, rng: np.random.Generator, faults: Counter[str]) -> None:
+        self._rng, self._faults = rng, faults
+
+    def describe(self, progress: Any = None) -> dict[str, Any]:
+        """Facts as `PredictionService.describe` has them."""
+        return {"device": "cpu", "precision": "float32", "licence": "none", "model": "faulty"}
+
+    def embed(self, source: PlaneSource, cancelled: Any = None) -> float:
+        """Nothing to do."""
+        return 0.0
+
+    def predict(self, request: Request, source: PlaneSource, cancelled: Any = None) -> Iterator[Any]:
+        """A disk around the last point, or a fault."""
+        self._fail_at_times()
+        shape = np.asarray(source.read()).shape
+        if not request.prompts:
+            return
+        at: Any = np.reshape(getattr(request.prompts[-1], "points", [(9, 9)]), (-1, 2))[-1]
+        rows, cols = np.ogrid[: shape[0], : shape[1]]
+        mask = np.hypot(rows - at[0], cols - at[1]) < 4 + 8 * self._rng.random()
+        yield predicted(mask), not request.ticket
+        if request.ticket:
+            yield predicted(mask), True
+
+    def propagate(self, request: Any, sources: Any, cancelled: Any = None) -> Iterator[Any]:
+        """The first anchor on all planes, or a fault on the way."""
+        for number, anchors in request.anchors.items():
+            anchor = next(iter(anchors.values()))
+            for plane in request.planes:
+                self._fail_at_times(0.02)
+                yield number, PropagatedMask(plane, anchor, 0.7)
+
+    def restart(self) -> None:
+        """Nothing to do."""
+
+    close = restart
+
+    def _fail_at_times(self, chance: float = 0.1) -> None:
+        if self._rng.random() < chance / 2:
+            self._faults["slow"] += 1
+            time.sleep(0.2)
+        if self._rng.random() < chance:
+            error = FAULTS[self._rng.integers(len(FAULTS))]()
+            self._faults[type(error).__name__] += 1
+            raise error
+
+
+def facts(viewer: Any) -> dict[str, int]:
+    """What must not grow."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "rss_mb": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "threads": threading.active_count(),
+        "layers": len(viewer.layers),
+        "files": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def soak(minutes: float, seed: int) -> dict[str, Any]:
+    """Act until the time is over; raises AssertionError for a stale mask or a lost edit."""
+    import napari
+    from qtpy.QtWidgets import QApplication
+
+    from napari_lowlat_seg.annotation.journal import open_session, writer
+    from napari_lowlat_seg.plugin.widget import LowlatWidget
+    from napari_lowlat_seg.plugin.worker import Worker
+
+    rng = np.random.default_rng(seed)
+    done: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+
+    class FaultyWorker(Worker):
+        def load(self, make_service: Any) -> None:
+            super().load(lambda: FaultyService(rng, faults))
+
+    image = rng.integers(0, 255, SHAPE, dtype=np.uint8)
+    viewer = napari.Viewer()
+    viewer.add_image(image, name="image")
+    widget = LowlatWidget(viewer, FaultyWorker())
+    viewer.window.add_dock_widget(widget)
+
+    def until(true: Callable[[], object], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "the window did not settle"
+            QApplication.processEvents()
+            time.sleep(0.001)
+
+    until(lambda: widget.controller is not None)
+    controller = widget.controller
+    session = controller.session
+    until(lambda: session.volume.window is not None and session.model)
+    write, full_until = writer._write, [0.0]
+
+    def full(file: Any, content: bytes) -> None:
+        if time.monotonic() < full_until[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, content)
+
+    writer._write = full
+    controller.files._journal._retry_seconds = 1.0
+
+    def click() -> None:
+        at = (float(rng.integers(SHAPE[1])), float(rng.integers(SHAPE[2])))
+        other = (float(rng.integers(SHAPE[1])), float(rng.integers(SHAPE[2])))
+        kinds = (Click(at), Click(at, positive=False), Scribble((at, other)), Box(at, other))
+        session.add(controller.plane, kinds[rng.integers(len(kinds))])
+        controller.predictions.ask()
+
+    def labels_removed() -> None:
+        if controller.labels.layer is not None:
+            faults["labels removed"] += 1
+            viewer.layers.remove(controller.labels.layer)
+
+    def disk_full() -> None:
+        faults["disk full"] += 1
+        full_until[0] = time.monotonic() + 0.5
+
+    actions: list[tuple[str, float, Callable[[], object]]] = [
+        ("click", 40, click),
+        ("accept", 12, controller.accept),
+        ("undo", 8, controller.undo),
+        ("redo", 4, controller.redo),
+        ("clear", 3, controller.clear),
+        ("plane", 12, lambda: viewer.dims.set_current_step(0, int(rng.integers(SHAPE[0])))),
+        ("propagate", 3, controller.propagation.propagate),
+        ("interpolate", 2, controller.propagation.interpolate),
+        ("cancel", 2, controller.cancel),
+        ("setting", 2, lambda: controller.set("semantic", not session.semantic)),
+        ("labels removed", 0.3, labels_removed),
+        ("disk full", 0.3, disk_full),
+    ]
+    weights = np.array([weight for _, weight, _ in actions])
+    weights /= weights.sum()
+    start, gaps = facts(viewer), []
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        name, _, act = actions[rng.choice(len(actions), p=weights)]
+        began = time.monotonic()
+        act()
+        QApplication.processEvents()
+        gaps.append(time.monotonic() - began)
+        done[name] += 1
+        if sum(done.values()) % 25 == 0:
+            until(lambda: not controller.propagation.running and not widget.worker.busy)
+            QApplication.processEvents()
+            shown = np.asarray(controller.preview.layer.data).reshape(SHAPE[1:]) == 1
+            mask = session.mask(controller.plane)
+            assert np.array_equal(shown, np.zeros_like(shown) if mask is None else mask), "a stale mask"
+        if sum(done.values()) == 200:
+            start = facts(viewer)  # what is loaded once is there now
+    full_until[0] = 0.0
+    session.close_transaction()
+    journal = controller.files._journal
+    until(journal.flush)
+    labels = session.labels.layer.data if session.labels is not None else np.zeros(SHAPE, np.uint16)
+    before = everything_of(session, np.asarray(labels))
+    again = open_session(journal.path, Volume(image))
+    found = again.labels.data if isinstance(again.labels, ArrayLabels) else np.zeros(SHAPE, np.uint16)
+    lost = [name for name, part in everything_of(again, found).items() if part != before[name]]
+    assert not lost, f"the journal has other {', '.join(lost)}"
+    return {
+        "actions": sum(done.values()),
+        "by kind": dict(done),
+        "faults": dict(faults),
+        "start": start,
+        "end": facts(viewer),
+        "gap_p99_ms": round(1000 * float(np.percentile(gaps, 99)), 1),
+    }
+
+
+def main() -> None:
+    """Soak, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_STATE_HOME"] = folder
+        print(json.dumps(soak(options.minutes, options.seed)), flush=True)
+        os._exit(0)  # napari need not be taken down
+
+
+if __name__ == "__main__":
+    main()
