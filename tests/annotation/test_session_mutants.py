@@ -180,12 +180,6 @@ def test_a_hundred_mutants(tmp_path, originals):
     assert peak < PEAK
 
 
-def test_a_run_whose_object_is_nowhere_is_refused(tmp_path, originals):
-    """Also where the run is the last thing in the file, which a thousand mutants found."""
-    refused, _ = try_mutants(originals, tmp_path, [752])
-    assert refused == 1
-
-
 @pytest.mark.slow
 def test_a_thousand_mutants(tmp_path, originals):
     """The same, further on."""
