@@ -59,6 +59,12 @@ def pipe(name: str) -> None:
     case(f"pipe: {name}", "no regular file|no image file")(make)
 
 
+def bomb(size: int) -> bytes:
+    """Deflated zeros, so many MiB of them: one piece that ends at a byte, over and over."""
+    packer = zlib.compressobj(9, wbits=-15)
+    return (packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)) * size + b"\x03\0"
+
+
 # Any format: empty, text, and pipes ----------------------------------------------------------------------
 
 SUFFIXES = ("nii", "nii.gz", "tif", "ome.tif", "svs", "png", "jpg", "gif", "bmp", "webp", "jp2", "nrrd",
@@ -718,8 +724,7 @@ def _no_zlib(image: Path) -> None:
 @zarr("a chunk that unpacks to a gigabyte")
 def _chunk_bomb(image: Path) -> None:
     array(compressor={"id": "zlib", "level": 1})(image)
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(1024)) + packer.flush()
+    packed = b"\x78\xda" + bomb(1024)
     (image / "0" / "0.0.0").write_bytes(packed)
 
 
@@ -828,9 +833,7 @@ def _deflated(folder: Path) -> Path:
     one.save_as(folder / "a.dcm", enforce_file_format=True)
     content = (folder / "a.dcm").read_bytes()
     length = struct.unpack_from("<I", content, 140)[0]
-    packer = zlib.compressobj(9, wbits=-15)
-    bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(4096)) + packer.flush()
-    (folder / "a.dcm").write_bytes(content[: 144 + length] + bomb)
+    (folder / "a.dcm").write_bytes(content[: 144 + length] + bomb(4096))
     return folder / "a.dcm"
 
 

@@ -20,15 +20,19 @@ MEMORY = 5 * 2**29
 """Bytes of address space beyond what the libraries take."""
 
 
+PATIENCE = 120
+"""Seconds after which a file counts as one that hangs, also on a busy machine."""
+
+
 def stop(*_: Any) -> None:
     """A hang is an answer of its own."""
-    raise TimeoutError("20 s")
+    raise TimeoutError(f"{PATIENCE} s")
 
 
 def outcome(path: Path) -> dict[str, Any]:
     """What reading and looking at an image gives: the class of the error, its text and the seconds."""
     started = time.perf_counter()
-    signal.alarm(20)
+    signal.alarm(PATIENCE)
     try:
         volume = as_shown(read_volume(path)).with_window()
         for place in {0, volume.shape[0] - 1}:

@@ -72,7 +72,10 @@ def _check_blosc(key: str, chunk: Any, size: int) -> None:
     head = bytes(chunk.as_numpy_array()[:BLOSC_HEADER].tobytes())
     unpacked, _, stored = struct.unpack("<3I", head[4:]) if len(head) == BLOSC_HEADER else (0, 0, -1)
     if stored != len(chunk) or unpacked > 8 * size + PADDING:
-        raise ValueError(f"chunk {key} is damaged: it declares {stored} bytes and has {len(chunk)}")
+        raise ValueError(
+            f"chunk {key} is damaged: it declares {stored} bytes that unpack to {unpacked}, and has "
+            f"{len(chunk)} that should unpack to {size}"
+        )
 
 
 def opened(zarr: Any, path: Path, *, write: bool = False) -> Any:
