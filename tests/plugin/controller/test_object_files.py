@@ -97,7 +97,7 @@ def test_a_file_of_prompts_makes_its_objects_again(window, tmp_path):
     ]
     save_prompts(tmp_path / "p.json", SCAN, objects)
     window.form.prompts_opened.emit(tmp_path / "p.json")
-    window.until(lambda: window.session.highest == 9 and not window.session.prompted())
+    window.until(lambda: window.session.highest == 9 and not window.session.accepting)
     layer = window.controller.labels.layer
     labels = np.asarray(layer.data)
     assert np.unique(labels).tolist() == [0, 4, 9]

@@ -166,7 +166,7 @@ class Decoder:
             as_int(entry["ticket"]),
             self._optional_number(entry["confidence"]),
             self._optional_mask(entry["brushed"]),
-            as_int(entry["refined"], 0, len(prompts)),
+            as_int(entry.get("refined", len(prompts)), 0, len(prompts)),
         )
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
@@ -280,7 +280,7 @@ class Decoder:
             kind,  # type: ignore[arg-type]
             self._pixel(entry["at"]),
             None if entry["run"] is None else self._run(as_dict(entry["run"])),
-            None if entry["accept"] is None else decoded_accept(as_dict(entry["accept"])),
+            None if entry.get("accept") is None else decoded_accept(as_dict(entry["accept"])),
         )
 
     def _optional_plane(self, value: Any) -> Plane | None:
@@ -354,7 +354,7 @@ class Decoder:
             key = self.key(number, index)
             states = self.state(old, key[1]), self.state(new, key[1])
             tile = self._tile(message["tile"], key[1])
-            final = as_bool(message["final"])
+            final = as_bool(message.get("final", True))
             return Event(kind, highest, prediction=(key, *states), tile=tile, final=final)
         if kind == "refused":
             return Event(kind, highest, key=self.key(*as_list(message["key"])))

@@ -206,7 +206,9 @@ class _Again:
                 asked = request.cropped(tile)
             self._asked[key] = request, repeated(partial(self._loaded().predict, asked, source))
         request, masks = self._asked[key]
-        mask = next(mask for mask, final in masks if final == action.final)
+        mask, last = next(masks)
+        if last and not action.final:  # it was interrupted, and asked again
+            mask, _ = next(masks)
         if action.tile is not None:
             mask = mask.on(session.volume.sides(plane), action.tile.corner)
             mask = mask.laid_over(request.previous, action.tile)
@@ -261,9 +263,13 @@ class _Again:
         return self._service
 
 
+REPEATED = 1000
+"""How often a request may have been interrupted."""
+
+
 def repeated(predict: Callable[[], Iterator[tuple[SoftMask, bool]]]) -> Iterator[tuple[SoftMask, bool]]:
-    """The masks for a request, from the beginning twice: one that was interrupted was asked again."""
-    for _ in range(2):
+    """The masks for a request, over and over: one that was interrupted was asked again."""
+    for _ in range(REPEATED):
         yield from predict()
 
 

@@ -70,11 +70,11 @@ def planes(*ranges):
     return [first.moved(step) if step else first for first, count in ranges for step in range(count)]
 
 
-def predict(plane, number, count):
+def predict(plane, number, count, final=True):
     """Apply the first `count` masks for an object on a plane; each one is better than the one before."""
     request = session.request(plane, number)
-    for mask, final in islice(service.predict(request, session.source(plane)), count):
-        session.apply(request, mask, final=final)
+    for place, (mask, _) in enumerate(islice(service.predict(request, session.source(plane)), count), 1):
+        session.apply(request, mask, final=final and place == count)
 
 
 def run_masks(run, count=None):
@@ -144,10 +144,12 @@ class _Lines:
             action = actions.pop(0)
             count = 1
             if action.kind == "predict":
+                last = action
                 while actions and _same(actions[0], action):
-                    actions.pop(0)
+                    last = actions.pop(0)
                     count += 1
-                yield f"predict({_plane(action.plane)}, {action.number}, {count})"
+                more = "" if last.final else ", final=False"
+                yield f"predict({_plane(action.plane)}, {action.number}, {count}{more})"
             elif action.kind in ("propagate", "interpolate", "seeds"):
                 yield from self._run(action, actions)
             else:

@@ -241,7 +241,7 @@ class AnnotationController:
             outside=self.plane is None,
             reading=reading or ("opening the labels" if self.labels.reading else ""),
             postponed=self.predictions.postpone,
-            awaited=bool(session.pending),
+            awaited=self.predictions.pending or (self.predictions.postpone and bool(session.pending)),
             accepting=session.accepting,
             waiting=len(self.actions),
             run=self.propagation.progress,

@@ -53,7 +53,7 @@ class ImageSituation:
     postponed
         Whether predictions wait for a key or a check box.
     awaited
-        Whether prompts of the current object wait for a mask.
+        Whether a mask is being predicted, or would be if predictions were not postponed.
     accepting
         Labels of objects that are written when their masks are there.
     waiting
