@@ -19,11 +19,12 @@ class Sender:
     predicted = Signal(object, object, bool, float)
     embedded = Signal(object, float)
     failed = Signal(str)
+    refused = Signal(object, str)
     loaded = Signal(object)
-    busy = False
+    busy, has_model = False, True
 
     def __init__(self):
-        self.requests = []
+        self.requests, self.facts = [], {}
 
     def predict(self, request, source):
         self.requests.append(request)
