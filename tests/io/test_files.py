@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -429,3 +430,13 @@ def test_other_images_are_shown_as_they_are() -> None:
 def test_embeddings_lie_beside_their_image() -> None:
     """Under the whole name, so that a.tif and a.nii do not share a folder."""
     assert embeddings_folder("data/a.ome.tif") == Path("data/a.ome.tif.embeddings")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_packed_nifti_with_extensions_is_read(kind: Any, tmp_path: Path) -> None:
+    """Scanners' converters write kilobytes of them between header and pixels."""
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image = kind(voxels, np.eye(4))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"words " * 900))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "a.nii.gz").data), voxels)

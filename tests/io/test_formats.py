@@ -489,6 +489,13 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
         read_volume(tmp_path)
     assert read_volume(tmp_path / "scout.dcm").shape == (4, 5)
     assert read_volume(tmp_path / "7.dcm").shape == SHAPE
+    write_slice(tmp_path / "anonymous.dcm", NOISE[0])
+    nameless = pydicom.dcmread(tmp_path / "anonymous.dcm")
+    del nameless.SeriesInstanceUID
+    nameless.save_as(tmp_path / "anonymous.dcm")
+    assert read_volume(tmp_path / "7.dcm").shape == SHAPE
+    assert read_volume(tmp_path / "anonymous.dcm").shape == (4, 5)
+    (tmp_path / "anonymous.dcm").unlink()
     write_slice(tmp_path / "turned.dcm", NOISE[0], ImagePositionPatient=[0, 0, 8], PixelSpacing=[1, 1],
                 ImageOrientationPatient=[1, 0, 0, 0, 1, 0])  # fmt: skip
     with pytest.raises(ValueError, match=r"its slices have several directions or sizes of pixels"):

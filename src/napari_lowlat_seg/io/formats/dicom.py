@@ -80,15 +80,15 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
 
     series: dict[str, list[Any]] = {}
     folder = path if path.is_dir() else path.parent
-    wanted = None if path.is_dir() else str(_header(path).SeriesInstanceUID)
+    wanted = None if path.is_dir() else _series_of(_header(path))
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
             dataset = _header(file)
         except pydicom.errors.InvalidDicomError:
             continue
         # A DICOMDIR and reports have no rows.
-        if "Rows" in dataset and wanted in (None, str(dataset.SeriesInstanceUID)):
-            series.setdefault(str(dataset.SeriesInstanceUID), []).append((file, dataset))
+        if "Rows" in dataset and wanted in (None, _series_of(dataset)):
+            series.setdefault(_series_of(dataset), []).append((file, dataset))
     if not series:
         raise Unreadable("there are no DICOM images in this folder")
     about = [_series_text(files) for files in series.values()]
@@ -120,6 +120,11 @@ def _header(path: Path) -> Any:
             file.seek(length, 1)
             _check_deflated(file.read(), path.stat().st_size)
     return pydicom.dcmread(path, stop_before_pixels=True)
+
+
+def _series_of(dataset: Any) -> str:
+    """The number of the series; "" where a file does not say it, as anonymizers leave it out."""
+    return str(dataset.get("SeriesInstanceUID", ""))
 
 
 def _check_deflated(packed: bytes, stored: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ UNIT_NAMES = {"µm": "micron", "mm": "mm", "m": "meter"}
 TIME_NAMES = {"s": "sec", "ms": "msec", "µs": "usec"}
 
 
-HEADER = 544
-"""Bytes of the longer of the two headers, with the four that say whether extensions follow."""
+HEADER = 540
+"""Bytes of the longer of the two headers."""
 
 
 class ScaledArray:
@@ -87,7 +86,7 @@ def _unpacked(path: Path) -> Any:
         head = file.read(HEADER)
         second = 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
         kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-        header = kind.header_class.from_fileobj(BytesIO(head))
+        header = kind.header_class(head[: 540 if second else 348])  # extensions lie behind it
         size = header.get_data_offset() + nbytes_of(header.get_data_shape(), header.get_data_dtype())
         file.seek(0)
         return kind.from_bytes(unpacked(file, size, path.stat().st_size))
