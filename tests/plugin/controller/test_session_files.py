@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from napari.layers import Image
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
@@ -421,12 +422,12 @@ def test_a_file_that_labels_cannot_be_saved_to_is_refused(open_window, tmp_path,
     assert it.files.state.autosave == ""
 
 
-def test_the_image_itself_is_no_place_for_labels(open_window, tmp_path):
+def test_the_image_itself_is_no_place_for_labels(open_window, tmp_path, monkeypatch):
     """Pixels are never written over."""
     it = open_window()
     path = tmp_path / "image.tif"
     path.write_bytes(b"pixels")
-    it.controller.grid.layer._source = SimpleNamespace(path=str(path))
+    monkeypatch.setattr(Image, "source", SimpleNamespace(path=str(path)))
     with pytest.raises(ValueError, match="is the image itself"):
         it.files.autosave.to(path)
 
