@@ -39,8 +39,9 @@ POLL_SECONDS = 0.005
 QUIET_SECONDS = 20.0
 """Seconds without a word after which a child is asked whether it is there."""
 
-HUNG_SECONDS = 120.0
-"""Seconds without an answer to that after which it is ended. Its listener answers whatever it works on."""
+HUNG_SECONDS = 600.0
+"""Seconds without an answer to that after which it is ended. Its listener answers whatever it works on, but
+beside 20 busy programs on two processors it was silent for more than two minutes."""
 
 ENDING_SECONDS = 3.0
 """Seconds from the end of a child's output until it is ended, if it does not do so itself."""
@@ -125,6 +126,7 @@ class WorkerProcess:
         self._replies = _Mailbox()
         self._sending = threading.Lock()
         self._killed = self._misbehaved = False
+        self._greeted = False
         self._why = ""
         self._said: deque[str] = deque(maxlen=5)
         self._listeners = [threading.Thread(target=self._listen, name=f"replies of {name}", daemon=True)]
@@ -249,6 +251,8 @@ class WorkerProcess:
                 heard, asked = time.monotonic(), False
             elif self._replies.closed:
                 raise self._dead()
+            elif not self._greeted:  # it is still starting, however long that takes
+                heard = time.monotonic()
             elif not asked and time.monotonic() > heard + QUIET_SECONDS:
                 asked = True
                 self._send(Message(0, "ping"))
@@ -282,6 +286,7 @@ class WorkerProcess:
         try:
             with self._process.stdout as stream:
                 if find_hello(stream):
+                    self._greeted = True
                     while (message := read(stream, MOST_REPLY)) is not None:
                         self._replies.put(message)
         except ProtocolError as error:

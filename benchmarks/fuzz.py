@@ -1,0 +1,333 @@
+"""Random checkpoints, training files, messages and command lines: one sentence each, or they are taken.
+
+Model files and messages are mutated as `mutated_files` does it; training files are settings with values of
+any kind; command lines are good ones with words exchanged, left out and added. Tries run in processes of
+fifty, each of them with a limit on time and memory. Anything but done and one sentence is a fault.
+
+Run: python -m benchmarks.fuzz [--count 1000] [--seed 0] [pth safetensors toml messages arguments]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.mutated_files import mutate
+
+TESTS = Path(__file__).parents[1] / "tests"
+MEMORY = 2**31
+"""Bytes beyond what the process has at its start."""
+
+SECONDS = 60
+BATCH = 50
+
+Try = Callable[[np.random.Generator, Path], object]
+
+
+def pth(rng: np.random.Generator, folder: Path) -> object:
+    """Load a mutated checkpoint of the original's kind."""
+    from hostile.checkpoints import content, saved
+    from napari_lowlat_seg.models.checkpoints import load_file
+
+    (folder / "a.pth").write_bytes(mutate(saved(content()), rng))
+    return load_file(folder / "a.pth")
+
+
+def safetensors(rng: np.random.Generator, folder: Path) -> object:
+    """Load a mutated checkpoint of ours; half of them without the digest that finds most changes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from hostile.checkpoints import COMPACT
+    from napari_lowlat_seg.models.checkpoints import load_file, save_model
+    from napari_lowlat_seg.models.compact import Compact
+
+    path, plain = folder / "good.safetensors", folder / "plain.safetensors"
+    if not path.exists():
+        import json
+        from dataclasses import asdict
+
+        network = Compact(COMPACT).eval()
+        save_model(network, path)
+        state = {name: value.clone() for name, value in network.state_dict().items()}
+        save_file(state, plain, {"family": "compact", "config": json.dumps(asdict(COMPACT))})
+        torch.set_num_threads(1)
+    good = path if rng.random() < 0.5 else plain
+    raw = good.read_bytes()
+    kept = 8 + int.from_bytes(raw[:8], "little") if rng.random() < 0.5 else 0  # the header, or nothing
+    (folder / "a.safetensors").write_bytes(raw[:kept] + mutate(raw[kept:], rng))
+    return load_file(folder / "a.safetensors")
+
+
+VALUES = ("5", "-1", "0", "1e400", "nan", "-inf", "true", "''", "'a'", "[]", "[1, 2]", "['a']", "[[1]]", "{}")
+VALUES += (
+    "{a = 1}",
+    "2026-01-01",
+    "0x10",
+    "1_000",
+    "9" * 30,
+    '"\\u0000"',
+    "{em = 0.5}",
+    "'/etc/passwd'",
+    "!",
+)
+
+
+def toml(rng: np.random.Generator, folder: Path) -> object:
+    """Read a training file of random settings with random values, some in tables."""
+    from dataclasses import fields
+
+    from napari_lowlat_seg.models.compact import CompactConfig
+    from napari_lowlat_seg.training.train import TrainConfig, read_config
+
+    names = [field.name for field in fields(TrainConfig)]
+    inner = [field.name for field in fields(CompactConfig)]
+    lines = [f"{rng.choice(names)} = {rng.choice(VALUES)}" for _ in range(rng.integers(0, 4))]
+    for table in rng.choice(names, rng.integers(0, 3)):
+        lines += [f"[{table}]", f"{rng.choice([*inner, 'em', 'x'])} = {rng.choice(VALUES)}"]
+    raw = "\n".join(lines).encode()
+    (folder / "a.toml").write_bytes(mutate(raw, rng) if rng.random() < 0.3 and raw else raw)
+    return read_config(folder / "a.toml")
+
+
+def messages(rng: np.random.Generator, folder: Path) -> object:
+    """Read a mutated message of the model's process."""
+    from hostile.messages import soft_mask
+    from napari_lowlat_seg.serving.wire import MOST_REPLY, read
+
+    return read(io.BytesIO(mutate(soft_mask(), rng)), MOST_REPLY)
+
+
+WORDS = (
+    "",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "1e9",
+    "nan",
+    "a.tif",
+    "b.tif",
+    "no.tif",
+    "..",
+    "/",
+    "/dev/null",
+    "1,2,3",
+    "1,2",
+)
+WORDS += (
+    ":",
+    "3:1",
+    "0:",
+    "-o",
+    "-o",
+    "--click",
+    "--label",
+    "-m",
+    "-d",
+    "cpu",
+    "cuda:9",
+    "ssh://",
+    "\u00fc\u20ac",
+)
+WORDS += (
+    "--axis",
+    "--channel",
+    "--propagate",
+    "--workers",
+    "-5",
+    "99999999999999999999",
+    "a" * 5000,
+    "p.csv",
+)
+WORDS += (
+    "--replace",
+    "--json",
+    "--grid",
+    "--stability",
+    "--scheduler",
+    "tcp://a:1",
+    "'; touch owned",
+    "a\nb",
+)
+
+LINES = (
+    "segment a.tif -o out.tif --click 1,5,5 -m tiny.safetensors -d cpu",
+    "segment a.tif -o out.tif --box 1,2,2,9,9 --propagate : -m tiny.safetensors -d cpu",
+    "seeds a.tif p.csv -o out.tif -m tiny.safetensors -d cpu",
+    "everything a.tif -o out.tif --grid 2 -m tiny.safetensors -d cpu",
+    "embed a.tif -o cache -m tiny.safetensors -d cpu",
+    "models info tiny.safetensors",
+    "models import tiny.safetensors -o models",
+    "models calibrate tiny.safetensors --from r.json -o c.safetensors",
+    "benchmark labels b.tif b.tif --json scores.json",
+    "benchmark quality --dataset folder --root . -m tiny.safetensors",
+    "measure b.tif --image a.tif -o table.csv",
+    "train c.toml",
+    "info -m nonsense",
+    "serve",
+)
+
+
+def arguments(rng: np.random.Generator, folder: Path) -> object:
+    """Run a command line with up to three words exchanged, left out or added."""
+    import tifffile
+
+    from napari_lowlat_seg.cli.app import main
+
+    if not (folder / "tiny.safetensors").exists():
+        from hostile.checkpoints import TINY
+        from napari_lowlat_seg.models.checkpoints import save_model
+        from napari_lowlat_seg.models.segnext import SegNext
+
+        save_model(SegNext(TINY).eval(), folder / "tiny.safetensors")
+        for name, dtype in (("a.tif", np.uint8), ("b.tif", np.uint16)):
+            data = rng.integers(0, 9, (3, 12, 14)).astype(dtype)
+            tifffile.imwrite(folder / name, data, imagej=True, metadata={"axes": "ZYX"})
+        (folder / "p.csv").write_text("1,5,5\n")
+        (folder / "c.toml").write_text("steps = 'x'\n")
+        (folder / "r.json").write_text("{}")
+    given = str(rng.choice(LINES)).split()
+    for _ in range(rng.integers(0, 4)):
+        at, kind = int(rng.integers(1, len(given) + 1)), rng.integers(0, 3)
+        if kind == 0:
+            given.insert(at, str(rng.choice(WORDS)))
+        elif kind == 1:
+            given[at:] = [str(rng.choice(WORDS)), *given[at + 1 :]]
+        else:
+            del given[at : at + 1]
+    if {"--workers", "download", "demo", "latency"} & set(given):
+        given = [word for word in given if word != "--workers"]  # thousands of processes are no fuzz
+    os.chdir(folder)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(given)
+        except SystemExit as left:
+            lines = [line for line in said.getvalue().splitlines() if not line.startswith("warning: ")]
+            if left.code == 2 and len(lines) >= 1 and "Usage" not in said.getvalue() and len(lines) > 1:
+                raise AssertionError(f"{len(lines)} lines for {given}: {lines}") from None
+            if left.code == 2:
+                raise ValueError(lines[-1] if lines else "help") from None
+            if left.code != 0:
+                raise AssertionError(f"exit status {left.code} for {given}") from None
+    return None
+
+
+TRIES: dict[str, Try] = {
+    "pth": pth,
+    "safetensors": safetensors,
+    "toml": toml,
+    "messages": messages,
+    "arguments": arguments,
+}
+
+
+def batch(name: str, seed: int, first: int, results: Any) -> None:
+    """Fifty tries in this process; each outcome goes into the queue at once."""
+    warnings.simplefilter("ignore")
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, resource.RLIM_INFINITY))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LOWLAT_SEG_CACHE"] = f"{folder}/models"
+        for number in range(first, first + BATCH):
+            signal.alarm(SECONDS)
+            results.put((number, outcome(TRIES[name], np.random.default_rng([seed, number]), Path(folder))))
+            signal.alarm(0)
+        os.chdir("/")
+    results.put((-1, ""))
+
+
+def outcome(attempt: Try, rng: np.random.Generator, folder: Path) -> str:
+    """ "taken", "refused", or what went wrong."""
+    from napari_lowlat_seg.serving.wire import ProtocolError
+
+    try:
+        attempt(rng, folder)
+    except (ValueError, OSError, ImportError, ProtocolError) as error:
+        said = str(error)
+        return "refused" if 0 < len(said) < 8000 else f"a sentence of {len(said)} characters"
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error!s:.300} at {Path(last.filename).name}:{last.lineno}"
+    return "taken"
+
+
+def _imported(name: str) -> None:
+    """Import here what each batch would import again."""
+    import tifffile
+
+    import hostile.checkpoints
+    import hostile.messages
+    import napari_lowlat_seg.cli.app
+    import napari_lowlat_seg.training.train
+
+    assert name in TRIES, (hostile, tifffile, napari_lowlat_seg)
+
+
+def fuzz(name: str, count: int, seed: int = 0) -> Counter[str]:
+    """How often each outcome came in so many tries."""
+    _imported(name)
+    fork = multiprocessing.get_context("fork")
+    found: Counter[str] = Counter()
+    for first in range(0, count, BATCH):
+        results: Any = fork.SimpleQueue()
+        process = fork.Process(target=batch, args=(name, seed, first, results))
+        process.start()
+        number = first - 1
+        while True:
+            while results.empty() and process.is_alive():
+                time.sleep(0.001)
+            if results.empty() and not process.is_alive():
+                found[f"the process ended or hung after try {number}"] += 1
+                break
+            number, said = results.get()
+            if number == -1:
+                break
+            found[said] += 1
+        process.join()
+    return found
+
+
+def main() -> int:
+    """Fuzz and report; 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(TRIES))
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
+    wrong = 0
+    for name in given.names:
+        began = time.perf_counter()
+        found = fuzz(name, given.count, given.seed)
+        faults = {said: times for said, times in found.items() if said not in ("taken", "refused")}
+        wrong += sum(faults.values())
+        print(
+            f"{name}: {found['taken']} taken, {found['refused']} refused, {sum(faults.values())} faults "
+            f"in {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        for said, times in faults.items():
+            print(f"  {times} x {said}", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
