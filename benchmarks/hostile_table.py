@@ -35,8 +35,7 @@ def resident(kind: str) -> float:
 
 def tried(table: str, name: str, results: Any) -> None:
     """Prepare a row and attempt it; what happened goes into the queue."""
-    from hostile.case import sentence
-
+    sentence = import_module("hostile.case").sentence
     case = import_module(f"hostile.{table}").CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         attempt = case.prepare(Path(folder))
