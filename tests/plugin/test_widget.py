@@ -153,7 +153,7 @@ class Worker(QObject):
     predicted = Signal(object, object, bool, float)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
-    has_model = True
+    has_model, facts = True, FACTS
 
     def __init__(self):
         super().__init__()

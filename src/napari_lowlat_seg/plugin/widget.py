@@ -126,6 +126,7 @@ class LowlatWidget(QWidget):
             (self.keys.changed, lambda: remember_keys(self.keys.keys)),
             (self.controllers.swapped, self._swapped),
             *((event, self._on_layers) for event in self._layer_events()),
+            (self.worker.idle, self._show_situation),
             (self.destroyed, self.worker.close),
         ):
             signal.connect(slot)
@@ -320,7 +321,7 @@ class ModelLoader:
         worker.loaded.connect(form.model.show_loaded)
         worker.loaded.connect(self._loaded)
         worker.started.connect(self._started)
-        worker.failed.connect(self.fail)
+        worker.failed.connect(self._failed)
         worker.idle.connect(self._idle)
 
     def import_file(self, file: Path) -> None:
@@ -330,10 +331,17 @@ class ModelLoader:
 
     def fail(self, sentence: str) -> None:
         """Show an error in the state line and as a notification of napari."""
-        ended = not self._form.model.loading and not self._worker.has_model
-        self._form.state.update_situation(news=sentence, working="", ended=ended)
+        self._form.state.update_situation(news=sentence, working="")
         self._form.model.show_failed()
         show_error(sentence)
+
+    def _failed(self, sentence: str) -> None:
+        """The worker has failed: where it had a model and has none, its process is started again."""
+        worker = self._worker
+        self._form.state.update_situation(
+            ended=bool(worker.facts) and not self._form.model.loading and not worker.has_model
+        )
+        self.fail(sentence)
 
     def _load(self, wanted: Wanted) -> None:
         model = (wanted.name, wanted.device, wanted.closer_look)

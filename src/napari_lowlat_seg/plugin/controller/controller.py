@@ -153,7 +153,7 @@ class AnnotationController:
         ):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
-        self.predictions.refused.connect(self._go_on)
+        self.predictions.refused.connect(self._refused)
         self.current_plane.moved.connect(self._moved)
         self.current_plane.panned.connect(self.predictions.panned)
         self.labels.changed.connect(self._labels_changed)
@@ -499,6 +499,10 @@ class AnnotationController:
         self.propagation.stop()
         show_warning(sentence)
         self.status.emit(sentence)
+
+    def _refused(self) -> None:
+        self._go_on()
+        self.changed.emit()
 
     def _go_on(self) -> None:
         """Do what waited for a mask, for the labels or for the end of a run."""
