@@ -756,7 +756,7 @@ def test_a_first_model_that_does_not_load_is_not_tried_for_ever(widget):
     """There is nothing to go back to."""
     widget.worker.failed.emit("device 'cuda' is not available")
     assert len(widget.worker.loads) == 1
-    assert (widget.part("Runs on").text(), widget.part("Cancel loading").isVisible()) == ("not loaded", False)
+    assert (widget.part("Runs on").text(), widget.part("Model progress").isVisible()) == ("not loaded", False)
 
 
 def test_device_and_closer_look_load_the_model_anew(widget):
