@@ -59,17 +59,26 @@ class Format:
         ImportError
             If the package that it needs is not installed, with what to install.
         """
-        try:
-            if self.needs:
-                importlib.import_module(self.needs)
-        except ImportError as error:
-            raise ImportError(
-                f"{self.name} needs {self.needs}, which is not installed; "
-                f"pip install napari-lowlat-seg[{self.extra}]"
-            ) from error
-        module = importlib.import_module(f"napari_lowlat_seg.io.{self.module}")
-        function: Callable[..., Any] = getattr(module, name)
-        return function
+        return function_of(self.module, name, self.name, self.needs, self.extra)
+
+
+def function_of(module: str, name: str, what: str, needs: str, extra: str) -> Callable[..., Any]:
+    """A function of a module of `io`, which is imported for it.
+
+    Raises
+    ------
+    ImportError
+        If the package that `what` needs is not installed, with the extra to install.
+    """
+    try:
+        if needs:
+            importlib.import_module(needs)
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs {needs}, which is not installed; pip install napari-lowlat-seg[{extra}]"
+        ) from error
+    function: Callable[..., Any] = getattr(importlib.import_module(f"napari_lowlat_seg.io.{module}"), name)
+    return function
 
 
 MRC_SUFFIXES = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from napari_lowlat_seg.io.files import (
     read_volume,
     write_labels,
 )
-from napari_lowlat_seg.io.format_table import suffixes
+from napari_lowlat_seg.io.format_table import function_of, suffixes
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,7 @@ class Export:
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function of the module; raises ImportError with what to install."""
-        try:
-            if self.needs:
-                importlib.import_module(self.needs)
-        except ImportError as error:
-            raise ImportError(
-                f"{self.suffix} needs {self.needs}, which is not installed; "
-                f"pip install napari-lowlat-seg[{self.extra}]"
-            ) from error
-        module = importlib.import_module(f"napari_lowlat_seg.io.exports.{self.module}")
-        function: Callable[..., Any] = getattr(module, name)
-        return function
+        return function_of(f"exports.{self.module}", name, self.suffix, self.needs, self.extra)
 
 
 EXPORTS = (
