@@ -115,7 +115,7 @@ def step_of(step: Step, session: Session) -> object:
 
 def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
     """All that a session holds, as plain values that can be compared; an open transaction is a step."""
-    objects = session.all_states().items()
+    objects = session.contents.states.items()
     states = {(n, plane): state_of(state) for n, planes in objects for plane, state in planes.items()}
     done = list(session.undo_stack.done)
     if session.open_step is not None:
@@ -124,7 +124,7 @@ def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
     return {
         "labels": labels.tobytes(),
         "states": states,
-        "records": {n: record_of(record, session) for n, record in session.all_records().items()},
+        "records": {n: record_of(record, session) for n, record in session.contents.records.items()},
         "current": (session.current, session.label, session.highest),
         "settings": (session.policy, session.finish, session.semantic),
         "done": [step_of(step, session) for step in done],

@@ -142,12 +142,12 @@ def replayed(session: Session, shape: tuple[int, ...]) -> np.ndarray:
     store = ArrayLabels(labels)
     for step in accepted(session):
         number, masks = step.current[0], {}
-        for plane, state in session.all_states()[number].items():
+        for plane, state in session.contents.states[number].items():
             if state.prompts:
                 request = Request(1, number, plane, state.effective_prompts, state.previous)
                 *_, (mask, _) = service.predict(request, session.source(plane))
                 masks[plane] = finished_mask(state.with_prediction(mask), session.finish) or EMPTY_PATCH
-        edits, _ = volume_edits(store, masks, session.record(number).label, session.policy, {})
+        edits, _ = volume_edits(store, masks, session.contents.records[number].label, session.policy, {})
         store.write(edits)
     return labels
 
@@ -158,7 +158,7 @@ def compare(person: Person, session: Session) -> list[str]:
     if len(steps) != len(person.meant):
         wrong.append(f"{len(person.meant)} objects were meant, {len(steps)} accepted")
     for number, (one, step) in enumerate(zip(person.meant, steps, strict=False), 1):
-        states = session.all_states()[step.current[0]].items()
+        states = session.contents.states[step.current[0]].items()
         kept = [
             (plane.position, *prompt.at, prompt.positive)
             for plane, state in states

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_lowlat_seg.annotation.accepting import Accepted
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.history import Step
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
-from napari_lowlat_seg.annotation.session import Accepted, Session
+from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, Policy
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click

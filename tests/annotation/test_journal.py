@@ -38,8 +38,8 @@ from napari_lowlat_seg.annotation.journal import (
     resume,
 )
 from napari_lowlat_seg.annotation.journal import writer as journal_module
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels, packed_content
 from napari_lowlat_seg.annotation.journal.frames import MAGIC, FrameReader, FrameWriter
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels, packed_content
 from napari_lowlat_seg.annotation.journal.mirror import merged
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit

@@ -1,4 +1,4 @@
-"""Objects of a session propagated through planes: the request, its masks, and which planes to check.
+"""Contents of a session propagated through planes: the request, its masks, and which planes to check.
 
     run = PropagationRun.propagation(session, planes)
     for number, found in service.propagate(run.request, sources):
@@ -84,7 +84,7 @@ class PropagationRun:
                 f"propagation needs the object on at least one of the {len(planes)} planes of its range; "
                 "click on it there first"
             )
-        last = session.record(session.current).propagated
+        last = session.contents.records[session.current].propagated
         changed = tuple(planes) if last is None else _changed(session, last, anchors, planes)
         if not changed:
             raise ValueError(
@@ -114,7 +114,9 @@ class PropagationRun:
                 "it on another plane as well"
             )
         step = session.open_transaction("interpolate", next(iter(masks)))
-        step.change(records={session.current: replace(session.record(session.current), propagated=None)})
+        step.change(
+            records={session.current: replace(session.contents.records[session.current], propagated=None)}
+        )
         request = PropagationRequest(tuple(planes), {session.current: masks}, shapes=True)
         return cls(session, step, request, count=len(planes) - len(masks))
 
@@ -202,7 +204,7 @@ class PropagationRun:
             ((number, anchors),) = self.request.anchors.items()
             # The object no longer reaches the others.
             self._step.change({(number, plane): PlaneState() for plane in self._old})
-            record = self._session.record(number)
+            record = self._session.contents.records[number]
             planes = self.request.planes
             reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
             propagated = Propagated(anchors, planes, reached)
@@ -232,7 +234,7 @@ class PropagationRun:
 
     def _write(self, key: Key, state: PlaneState) -> None:
         (number, plane), session = key, self._session
-        record = session.record(number)
+        record = session.contents.records[number]
         assert session.labels is not None
         mask = finished_mask(state, session.finish) or EMPTY_PATCH
         edit, whole = object_edits(

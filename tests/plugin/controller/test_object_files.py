@@ -136,7 +136,7 @@ def test_what_cannot_be_done_is_said_in_the_state_line(window, tmp_path):
     window.session.add(FIRST, Click((10, 20)))
     window.form.prompts_opened.emit(tmp_path / "none.json")
     assert "accept or clear the current object first" in window.widget.sentence
-    assert not window.session.all_records()[1].written
+    assert not window.session.contents.records[1].written
     assert not (tmp_path / "t.csv").exists()
 
 

@@ -17,6 +17,7 @@ from napari_lowlat_seg.annotation.history import (
     StepKind,
 )
 from napari_lowlat_seg.annotation.journal.actions import KINDS, Action
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.frames import (
     JournalError,
     as_bool,
@@ -27,7 +28,6 @@ from napari_lowlat_seg.annotation.journal.frames import (
     as_text,
     checked,
 )
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, inflated

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step, Transaction, UndoStack
 from napari_lowlat_seg.annotation.journal.actions import Action, add_actions
 from napari_lowlat_seg.annotation.journal.decoding import Decoder, decoded_settings
-from napari_lowlat_seg.annotation.journal.encoding import Encoder, encoded_settings
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels, Encoder, encoded_settings
 from napari_lowlat_seg.annotation.journal.frames import JournalError, as_int, as_list
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
-from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import SETTINGS, Session
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
@@ -36,6 +35,8 @@ class Mirror:
     ----------
     shape
         Of the volume.
+    contents
+        All objects and the undo stack.
     stores
         The labels that were used, in order of their first use, and what is kept of them.
     store
@@ -49,11 +50,7 @@ class Mirror:
     """
 
     shape: tuple[int, ...]
-    undo_stack: UndoStack
-    states: dict[int, dict[Plane, PlaneState]] = field(default_factory=dict)
-    records: dict[int, ObjectRecord] = field(default_factory=dict)
-    current: int = 1
-    highest: int = 0
+    contents: Contents
     settings: dict[str, Any] = field(default_factory=dict)
     stores: dict[LabelStore, AboutLabels] = field(default_factory=dict)
     store: LabelStore | None = None
@@ -70,18 +67,14 @@ class Mirror:
         the undo stack, and actions are known if nothing was done in the session yet.
         """
         session.close_transaction()
-        stack = UndoStack(session.undo_stack.limit)
-        stack.load(session.undo_stack.done, session.undo_stack.undone)
-        mirror = cls(session.volume.shape, stack, current=session.current, highest=session.highest)
-        mirror.records = session.all_records()
-        mirror.states = session.all_states()
+        mirror = cls(session.volume.shape, session.contents.copy())
         mirror.settings = {name: getattr(session, name) for name in SETTINGS}
         mirror.settings["preprocessing"] = session.preprocessing
         mirror.store = session.labels
         if session.labels is not None:
             mirror.meet(session.labels)
         if before is None:
-            for step in stack.done:
+            for step in mirror.undo_stack.done:
                 mirror._keep(step.store, step.edits)
             mirror.actions = mirror._first_actions()
         else:
@@ -92,15 +85,23 @@ class Mirror:
         return mirror
 
     @property
+    def undo_stack(self) -> UndoStack:
+        """What could be undone and redone."""
+        return self.contents.undo_stack
+
+    @property
     def untouched(self) -> bool:
         """Whether nothing was done yet that would be worth a file."""
-        return not (self.undo_stack.done or self.undo_stack.undone or self.states or len(self.records) > 1)
+        stack, contents = self.undo_stack, self.contents
+        return not (stack.done or stack.undone or contents.states or len(contents.records) > 1)
 
     def _first_actions(self) -> list[Action] | None:
-        if not self.untouched or self.records[1].label != (1 if self.store is None else self.highest + 1):
+        if not self.untouched or self.contents.records[1].label != (
+            1 if self.store is None else self.contents.highest + 1
+        ):
             return None
         return [
-            Action("labels", store=self.store, label=self.highest),
+            Action("labels", store=self.store, label=self.contents.highest),
             Action("settings", settings=dict(self.settings)),
         ]
 
@@ -123,7 +124,7 @@ class Mirror:
             self.meet(event.store)
             self.in_flight += [(event.store, edit) for edit in event.edits]
             return  # what is not done counts for nothing
-        self.highest = event.highest
+        self.contents.highest = event.highest
         self.in_flight = []
         if self.actions is not None:
             add_actions(self.actions, event)
@@ -137,11 +138,11 @@ class Mirror:
         self.store = event.store
         if event.store is not None:
             self.meet(event.store)
-        self.records[self.current] = event.record
+        self.contents.records[self.contents.current] = event.record
 
     def _step(self, event: Event) -> None:
         assert event.step is not None
-        self._apply(event.step)
+        self._do(event.step)
         self.undo_stack.push(event.step)
 
     def _undo(self, event: Event) -> None:
@@ -149,16 +150,13 @@ class Mirror:
         if step is None:
             raise ValueError("there is no step to undo")
         self._keep(step.store, [edit.reversed() for edit in reversed(step.edits)])
-        for (number, plane), before, _ in step.states:
-            self.states.setdefault(number, {})[plane] = before
-        self.records.update({n: before for n, before, _ in step.records if before is not None})
-        self.current = step.current[0]
+        self.contents.revert(step)
 
     def _redo(self, event: Event) -> None:
         step = self.undo_stack.redo()
         if step is None:
             raise ValueError("there is no step to redo")
-        self._apply(step)
+        self._do(step)
 
     def _amended(self, event: Event) -> None:
         before = self.undo_stack.done[-len(event.steps) :] if event.steps else ()
@@ -168,31 +166,29 @@ class Mirror:
             self._keep(step.store, [edit.reversed() for edit in reversed(step.edits)])
         for step in event.steps:
             self._keep(step.store, step.edits)
-        written, number = event.steps[0], before[0].accept.number
-        for (_, plane), _, state in written.states:
-            self.states.setdefault(number, {})[plane] = state
-        self.records.update({n: record for n, _, record in written.records if n == number})
-        self.undo_stack.amend(event.steps)
+        self.contents.amend(before[0].accept.number, event.steps)
 
     def _refused(self, event: Event) -> None:
         """Only a session that goes on knows what cannot be answered; another one asks again."""
 
     def _prediction(self, event: Event) -> None:
         assert event.prediction is not None
-        (number, plane), old, new = event.prediction
-        self.states.setdefault(number, {})[plane] = new
-        self.undo_stack.replace(old, new)
+        self.contents.predicted(*event.prediction)
 
     def _progress(self, event: Event) -> None:
         news = event.step
         assert news is not None
         if self.transaction is None:
-            self.transaction = Transaction(news.title, news.plane, news.current, self.states, self.records)
-        states = {key: after for key, _, after in news.states}
-        records = {number: after for number, _, after in news.records}
-        self.transaction.change(states, records, news.store, news.edits)
+            states, records = self.contents.states, self.contents.records
+            self.transaction = Transaction(news.title, news.plane, news.current, states, records)
+        self.transaction.change(
+            {key: after for key, _, after in news.states},
+            {number: after for number, _, after in news.records},
+            news.store,
+            news.edits,
+        )
         self._keep(news.store, news.edits)
-        self.current = news.current[1]
+        self.contents.current = news.current[1]
 
     def _closed(self, event: Event) -> None:
         self._progress(event)
@@ -204,12 +200,9 @@ class Mirror:
         if transaction is not None and not transaction.is_empty:
             self.undo_stack.push(transaction.close())
 
-    def _apply(self, step: Step) -> None:
-        for (number, plane), _, after in step.states:
-            self.states.setdefault(number, {})[plane] = after
-        self.records.update({number: after for number, _, after in step.records})
+    def _do(self, step: Step) -> None:
+        self.contents.apply(step)
         self._keep(step.store, step.edits)
-        self.current = step.current[1]
 
     def _keep(self, store: LabelStore | None, edits: Iterable[LabelEdit]) -> None:
         edits = list(edits)
@@ -224,16 +217,18 @@ class Mirror:
         done = list(self.undo_stack.done)
         if self.transaction is not None:
             done.append(self.transaction.so_far())
-        states = [(n, plane, state) for n, planes in self.states.items() for plane, state in planes.items()]
+        states = [
+            (n, plane, state) for n, planes in self.contents.states.items() for plane, state in planes.items()
+        ]
         self.written = {store: merged(edits, self.shape) for store, edits in self.written.items()}
         written = [(store, list(edits)) for store, edits in self.written.items()]
-        records, undone = list(self.records.items()), list(self.undo_stack.undone)
+        records, undone = list(self.contents.records.items()), list(self.undo_stack.undone)
         stores, store, actions = list(self.stores), self.store, self.actions and list(self.actions)
         message = {
             "kind": "snapshot",
             "limit": self.undo_stack.limit,
-            "current": self.current,
-            "highest": self.highest,
+            "current": self.contents.current,
+            "highest": self.contents.highest,
             "settings": encoded_settings(self.settings),
         }
         # From here on the session may go on: the encoder may let events be played between two values.
@@ -257,28 +252,27 @@ class Mirror:
             [decoder.step(step) for step in as_list(message["undone"])],
         )
         settings = decoded_settings(message["settings"])
-        mirror = cls(shape, stack, stores=decoder.stores, settings=settings)
-        mirror.highest = as_int(message["highest"])
+        contents = Contents(stack, current=as_int(message["current"], 1), highest=as_int(message["highest"]))
+        mirror = cls(shape, contents, stores=decoder.stores, settings=settings)
         mirror.store = decoder.store(message["store"])
         for number, record in as_list(message["records"]):
-            mirror.records[as_int(number, 1)] = decoder.real_record(record)
+            contents.records[as_int(number, 1)] = decoder.real_record(record)
         for number, index, state in as_list(message["states"]):
-            at = decoder.key(number, index)
-            mirror.states.setdefault(at[0], {})[at[1]] = decoder.state(state, at[1])
+            key = decoder.key(number, index)
+            contents.put([(key, decoder.state(state, key[1]))])
         for number, edits in as_list(message["written"]):
             mirror.written[decoder.real_store(number)] = list(decoder.edits(edits))
         if message["actions"] is not None:
             mirror.actions = [decoder.action(action) for action in as_list(message["actions"])]
-        mirror.current = as_int(message["current"], 1)
         return mirror
 
     def check(self) -> None:
         """Raise ValueError unless a session can go on from here and the labels can be written."""
-        numbers = {self.current, *self.states}
+        numbers = {self.contents.current, *self.contents.states}
         running = [] if self.transaction is None else [self.transaction.so_far()]
         for step in (*self.undo_stack.done, *self.undo_stack.undone, *running):
             numbers |= {*step.current, *(key[0] for key, _, _ in step.states)}
-        if missing := numbers - self.records.keys():
+        if missing := numbers - self.contents.records.keys():
             raise ValueError(f"there is no object {min(missing)}")
         if any(step.edits and step.store is None for step in self.undo_stack.done):
             raise ValueError("a step changes labels that are not there")
@@ -320,8 +314,8 @@ class Mirror:
             records = tuple((n, record(before), record(after)) for n, before, after in value.records)
             return replace(value, records=records, store=other(value.store))
 
-        self.records = {number: record(value) for number, value in self.records.items()}
-        stack = self.undo_stack
+        records, stack = self.contents.records, self.undo_stack
+        records.update({number: record(value) for number, value in records.items()})
         stack.load([step(one) for one in stack.done], [step(one) for one in stack.undone])
         self.stores = {stores.get(store, store): about for store, about in self.stores.items()}
         self.store = other(self.store)
@@ -337,9 +331,7 @@ class Mirror:
         for name in SETTINGS:
             if name in self.settings:
                 setattr(session, name, self.settings[name])
-        stack = UndoStack(self.undo_stack.limit)
-        stack.load(self.undo_stack.done, self.undo_stack.undone)
-        session.restore(self.states, self.records, self.current, self.highest, stack)
+        session.restore(self.contents.copy())
 
 
 def merged(edits: Sequence[LabelEdit], shape: tuple[int, ...]) -> list[LabelEdit]:

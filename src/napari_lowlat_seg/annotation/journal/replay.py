@@ -16,9 +16,9 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import LIMIT_BYTES
 from napari_lowlat_seg.annotation.journal.actions import Action
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
 from napari_lowlat_seg.annotation.journal.frames import JournalError
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelStore

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession
 from napari_lowlat_seg.annotation.journal.frames import JournalError
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.prompts import Mask, Prompt
 from napari_lowlat_seg.core.volume import Plane

@@ -12,9 +12,10 @@ from napari.utils.notifications import show_warning
 from psygnal import Signal
 from superqt.utils import qdebounced
 
+from napari_lowlat_seg.annotation.accepting import Accepted
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.history import Step
-from napari_lowlat_seg.annotation.session import Accepted, Session
+from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane

@@ -139,8 +139,8 @@ class ObjectFiles:
 def session_prompts(session: Session) -> list[ObjectPrompts]:
     """The prompts of all objects of a session by label; objects of one label become one."""
     found: dict[int, dict[Plane, tuple[Prompt, ...]]] = {}
-    records = session.all_records()
-    for number, states in session.all_states().items():
+    records = session.contents.records
+    for number, states in session.contents.states.items():
         for plane, state in states.items():
             if state.prompts and number in records:
                 of_label = found.setdefault(records[number].label, {})

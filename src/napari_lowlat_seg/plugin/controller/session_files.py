@@ -27,7 +27,7 @@ from napari_lowlat_seg.annotation.journal import (
     prune_journals,
     read_session,
 )
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelStore
 from napari_lowlat_seg.core.volume import Volume
@@ -278,7 +278,7 @@ def _stand_in(volume: Volume) -> Callable[[AboutLabels], LabelStore]:
 
 def _contents(found: FoundSession) -> str:
     mirror = found.mirror
-    objects = sum(bool(record.written) for record in mirror.records.values())
+    objects = sum(bool(record.written) for record in mirror.contents.records.values())
     steps = len(mirror.undo_stack.done)
     return f"{objects} object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"
 

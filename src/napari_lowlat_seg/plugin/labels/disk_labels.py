@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane, Volume

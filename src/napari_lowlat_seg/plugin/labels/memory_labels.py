@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from napari.layers import Labels
 
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels, packed_content
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels, packed_content
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane

@@ -11,7 +11,7 @@ from typing import Any
 
 from psygnal import Signal
 
-from napari_lowlat_seg.annotation.journal.labels import AboutLabels
+from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import LabelStore
 from napari_lowlat_seg.plugin.keys import KeyTable

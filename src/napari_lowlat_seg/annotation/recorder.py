@@ -1,0 +1,122 @@
+"""Steps of a session done, undone and redone: labels and objects change, and the observer hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from napari_lowlat_seg.annotation.contents import Contents
+from napari_lowlat_seg.annotation.history import Event, EventKind, ObjectRecord, Step, Transaction
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
+from napari_lowlat_seg.core.volume import Plane
+
+
+class Recorder:
+    """Makes every change of a session, in this order: labels, objects, undo stack, observer.
+
+    Parameters
+    ----------
+    contents
+        What steps change; may be replaced while no transaction is open.
+
+    Attributes
+    ----------
+    observer
+        Called with an `Event` after every change.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        self.observer: Callable[[Event], object] | None = None
+        self._open: Transaction | None = None
+
+    def tell(self, kind: EventKind, **facts: Any) -> None:
+        """Tell the observer what has changed: the fields of an `Event`."""
+        if self.observer is not None:
+            self.observer(Event(kind, self.contents.highest, **facts))
+
+    def write(self, store: LabelStore | None, edits: Sequence[LabelEdit]) -> None:
+        """Write edits into labels; the observer hears of it before."""
+        if edits and store is not None:
+            self.tell("writing", store=store, edits=tuple(edits))
+            store.write(edits)
+
+    def do(self, step: Step) -> None:
+        """Do a step whose edits are in the labels already; it can be undone."""
+        self.close()
+        self.contents.apply(step)
+        self.contents.undo_stack.push(step)
+        self.tell("step", step=step)
+
+    def undo(self) -> Step | None:
+        """Undo the newest step and return it; None if there is none."""
+        self.close()
+        step = self.contents.undo_stack.undo()
+        if step is not None:
+            self.write(step.store, [edit.reversed() for edit in reversed(step.edits)])
+            self.contents.revert(step)
+            self.tell("undo")
+        return step
+
+    def redo(self) -> Step | None:
+        """Redo the step that was undone last and return it; None if there is none."""
+        self.close()
+        step = self.contents.undo_stack.redo()
+        if step is not None:
+            self.write(step.store, step.edits)
+            self.contents.apply(step)
+            self.tell("redo")
+        return step
+
+    # Transactions
+
+    @property
+    def changing(self) -> bool:
+        """Whether a transaction is open and has changed something."""
+        return self._open is not None and not self._open.is_empty
+
+    @property
+    def open_step(self) -> Step | None:
+        """What the open transaction has changed so far; None if that is nothing, or none is open."""
+        return self._open.so_far() if self._open is not None and self.changing else None
+
+    def open(self, title: str, plane: Plane | None, current: tuple[int, int]) -> Transaction:
+        """Begin a step that lasts until `close`; the arguments are those of `Step`."""
+        self.close()
+        states, records = self.contents.states, self.contents.records
+        self._open = Transaction(title, plane, current, states, records, self.write, self.report_progress)
+        return self._open
+
+    def open_objects(
+        self, count: int, labels: LabelStore | None, *, semantic: bool
+    ) -> tuple[Transaction, list[int]]:
+        """Begin `count` objects with the next free labels: a transaction and the numbers of the objects.
+
+        With `semantic` all get the label of the current object. A new object is current afterwards.
+        """
+        self.close()
+        contents = self.contents
+        label = contents.records[contents.current].label
+        numbers = [contents.new_number() for _ in range(count)]
+        before, contents.current = contents.current, contents.new_number()
+        values = [label if semantic else label + place for place in range(count)]
+        records = {number: ObjectRecord(value, labels) for number, value in zip(numbers, values)}
+        contents.highest = max([contents.highest, *values])
+        records[contents.current] = ObjectRecord(label if semantic else contents.highest + 1)
+        step = self.open(f"{count} objects", None, (before, contents.current))
+        step.change(records=records)
+        return step, numbers
+
+    def report_progress(self) -> None:
+        """Tell the observer what the open transaction has changed since the last time."""
+        if self._open is not None and self.changing and self.observer is not None:
+            self.tell("progress", step=self._open.news())
+
+    def close(self) -> None:
+        """Complete the open transaction, if there is one, as one undo step."""
+        transaction, self._open = self._open, None
+        if transaction is not None:
+            news, step = transaction.news(), transaction.close()
+            if not transaction.is_empty:
+                self.contents.undo_stack.push(step)
+                self.tell("closed", step=news)
