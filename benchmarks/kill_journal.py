@@ -81,8 +81,9 @@ def mask_of(soft_mask: SoftMask | None) -> object:
 
 def state_of(state: PlaneState) -> object:
     """A plane's state as plain values."""
-    masks = (state.soft_mask, state.previous, state.drawn, state.brushed)
-    facts = (state.prompts, state.prompts_before_drawn, state.pending, state.confidence, state.refined)
+    masks = (state.soft_mask, state.previous, state.drawn, state.brushed, state.first)
+    numbers = (state.prompts_before_drawn, state.refined, state.candidate)
+    facts = (state.prompts, state.pending, state.confidence, numbers)
     return tuple(mask_of(mask) for mask in masks), facts
 
 
@@ -183,6 +184,9 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
         session.paint(plane, drawn)
+    elif action == "choose":
+        if session.candidates_request(plane) is not None:
+            session.choose_candidate(plane, int(rng.integers(3)), predicted(drawn))
     elif action == "accept":
         session.accept()
     elif action == "clear":
@@ -214,7 +218,7 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
 
 KINDS = (
     *("add", "add", "apply", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo", "redo"),
-    *("label", "semantic", "policy", "finish", "propagate", "seeds"),
+    *("label", "semantic", "policy", "finish", "propagate", "seeds", "choose"),
 )
 """The actions of `play`."""
 

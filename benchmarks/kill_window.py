@@ -27,7 +27,7 @@ class NoModel:
         """No mask."""
         return iter(())
 
-    propagate = predict
+    propagate = candidates = predict
 
     def restart(self) -> None:
         """Nothing to do."""

@@ -32,8 +32,9 @@ class BrightService:
         self.gate.set()
         self.calls: list[tuple[Plane, Sequence[Prompt]]] = []
 
-    def describe(self, progress: object = None) -> dict[str, str]:
-        return {"model": "bright", "device": "cpu", "precision": "float32", "licence": "none"}
+    def describe(self, progress: object = None) -> dict[str, object]:
+        facts = {"model": "bright", "device": "cpu", "precision": "float32", "licence": "none"}
+        return {**facts, "candidates": 2}
 
     def embed(self, source: PlaneSource, cancelled: object = None) -> float:
         return 0.0
@@ -47,6 +48,18 @@ class BrightService:
             if cancelled():
                 raise Interrupted
         yield bright_mask(pixels, request.prompts), True
+
+    def candidates(
+        self, request: Request, source: PlaneSource, cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[int, SoftMask]]:
+        """A part of what was found, and more than it."""
+        assert request.previous is not None
+        while not self.gate.wait(0.01):
+            if cancelled():
+                raise Interrupted
+        found = request.previous.mask
+        for number, mask in enumerate((ndimage.binary_erosion(found), ndimage.binary_dilation(found)), 1):
+            yield number, SoftMask.of(np.where(mask, np.float32(0.9), np.float32(0)))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Callable[[], bool]

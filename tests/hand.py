@@ -4,8 +4,8 @@ from itertools import pairwise
 from time import sleep
 
 import numpy as np
-from qtpy.QtCore import QEvent, QPointF, Qt
-from qtpy.QtGui import QKeyEvent, QMouseEvent
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QKeyEvent, QMouseEvent, QWheelEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
 LEFT, NONE = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
@@ -14,7 +14,7 @@ HELD = {
     "Shift": Qt.KeyboardModifier.ShiftModifier,
     "Ctrl": Qt.KeyboardModifier.ControlModifier,
 }
-NAMED = {"Enter": Qt.Key.Key_Return, "Escape": Qt.Key.Key_Escape}
+NAMED = {"Enter": Qt.Key.Key_Return, "Escape": Qt.Key.Key_Escape, "Tab": Qt.Key.Key_Tab}
 
 
 class Hand:
@@ -50,6 +50,13 @@ class Hand:
                 sleep(0.011)
                 self._mouse(QEvent.Type.MouseMove, tuple(start + part * (end - start)), NONE, down, key)
                 QApplication.processEvents()
+
+    def wheel(self, point, notches, key=""):
+        where = self.where(point)
+        glob = QPointF(self.canvas.mapToGlobal(where))
+        turned = QPoint(0, 120 * notches)
+        event = QWheelEvent(where, glob, turned, turned, NONE, HELD[key], Qt.ScrollPhase.NoScrollPhase, False)
+        QApplication.sendEvent(self.canvas, event)
 
     def release(self, point, key=""):
         self._mouse(QEvent.Type.MouseButtonRelease, point, LEFT, NONE, key)

@@ -44,6 +44,8 @@ class FakeService:
     def propagate(self, request: Any, sources: Any, cancelled: Any = None) -> Any:
         yield from ()
 
+    candidates = propagate
+
     def restart(self) -> None:
         pass
 

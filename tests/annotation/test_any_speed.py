@@ -49,7 +49,11 @@ class User:
 
     def act(self, kind, plane, at, positive):
         session = self.session
-        ready = {"edit": lambda: session.answered, "propagate": lambda: session.answered}.get(kind)
+        ready = {
+            "edit": lambda: session.answered,
+            "propagate": lambda: session.answered,
+            "tab": lambda: session.request(plane) is None or plane in session.unanswered,
+        }.get(kind)
         action = getattr(self, kind)
         # Whatever follows a run would end it, so it waits for the last mask, as this user does.
         self.queue.do(
@@ -59,6 +63,14 @@ class User:
     def click(self, plane, at, positive):
         rows, cols = (SHAPE[axis] for axis in plane.axes)
         self.session.add(plane, Click((at[0] % rows, at[1] % cols), positive))
+
+    def tab(self, plane, *_):
+        request = self.session.candidates_request(plane)
+        if request is not None:
+            number = (self.session.state(plane).candidate + 1) % 3
+            shifted = [Click((click.at[0] + number, click.at[1])) for click in request.prompts]
+            mask = predicted(plane, shifted) if number else request.previous
+            self.session.choose_candidate(plane, number, mask)
 
     def undo(self, *_):
         self.session.undo()
@@ -141,6 +153,7 @@ actions = st.lists(
                 "click",
                 "enter",
                 "enter",
+                "tab",
                 "undo",
                 "redo",
                 "escape",

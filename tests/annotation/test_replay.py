@@ -47,6 +47,12 @@ class FakeService:
         for turn in range(3):
             yield predicted(_random(shape, request.prompts, request.previous, turn, source.window)), turn == 2
 
+    def candidates(self, request, source, cancelled=None):
+        shape = np.asarray(source.read()).shape[:2]
+        for number in (1, 2):
+            mask = _random(shape, request.prompts, request.previous, number, source.window)
+            yield number, predicted(mask)
+
     def propagate(self, request, sources, cancelled=None):
         for number in request.seeds or request.anchors:
             for source in sources:
@@ -74,6 +80,11 @@ def act(session, labels, service, action, plane, seed):
             masks = service.predict(request, session.source(waiting))
             for _ in range(rng.integers(1, 4)):
                 session.apply(request, next(masks)[0])
+    elif action == "choose":
+        request, number = session.candidates_request(plane), int(rng.integers(3))
+        if request is not None:
+            masks = dict(service.candidates(request, session.source(plane)))
+            session.choose_candidate(plane, number, masks.get(number, request.previous))
     elif action in ("propagate", "seeds"):
         planes = stack_of(session.volume, plane)[: int(rng.integers(1, 6))]
         try:
@@ -158,6 +169,7 @@ def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):
     session, labels = new_session()
     path = saved(session, tmp_path, script(0, 20), labels)
     session, journal = resume(path, volume(), folder=tmp_path / "journals")
+    session.volume = session.volume.with_window()  # as a window does when it has read the image
     for action in script(1, 20):
         act(session, session.labels.data, FakeService(), *action)
     session.close_transaction()
@@ -171,6 +183,23 @@ def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):
     done = replay(read_session(journal.path, volume()), volume(), lambda facts: Noting())
     assert done.differing == 0
     assert closed == [True]
+
+
+def test_a_chosen_candidate_is_chosen_again(tmp_path):
+    """By its number, of masks that the network makes anew; later prompts refine it."""
+    session, labels = new_session()
+    chosen = [("add", FIRST, 8), ("apply", FIRST, 2), ("choose", FIRST, 1), ("choose", FIRST, 4)]
+    actions = [*chosen, ("undo", FIRST, 0), ("add", FIRST, 2), ("apply", FIRST, 2), ("accept", FIRST, 0)]
+    path = saved(session, tmp_path, actions, labels)
+    kinds = [action.kind for action in read_session(path, volume()).mirror.actions]
+    assert kinds.count("choose") == 2
+    done = replay(read_session(path, volume()), volume(), lambda facts: FakeService())
+    assert (done.differing, labels.any()) == (0, True)
+    assert "choose(Plane((1, None, None)), " in exported_script(read_session(path, volume()))
+    alone = FakeService()
+    alone.candidates = lambda request, source: iter(())
+    with pytest.raises(JournalError, match="the network gave 1 masks, and number"):
+        replay(read_session(path, volume()), volume(), lambda facts: alone)
 
 
 def test_a_part_of_a_huge_plane_is_predicted_as_that_part(tmp_path):

@@ -296,6 +296,17 @@ def test_the_first_candidate_is_the_prediction(choosing) -> None:
         assert choosing.predict(embedding, [*prompts, correction], chosen).mask.shape == (150, 200)
 
 
+def test_candidates_do_not_depend_on_what_is_kept(choosing) -> None:
+    """With the first mask given, the others are the same whether its closer look is still there or not."""
+    embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))
+    prompts = [Click((70, 90))]
+    first, *others = choosing.candidates(embedding, prompts)
+    for given in (first, Prediction.of(first.soft_mask, embedding.frame)):
+        again, *found = choosing.candidates(embedding, prompts, given)
+        assert again is given
+        assert [one.soft_mask.packed for one in found] == [one.soft_mask.packed for one in others]
+
+
 def test_without_candidates_the_prediction_comes_alone(images) -> None:
     """So a caller need not ask which model it has."""
     plain = echo()

@@ -68,7 +68,7 @@ class ObjectRecord:
     propagated: Propagated | None = None
 
 
-StepKind = Literal["prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "run"]
+StepKind = Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "run"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Step:
     store
         The labels that were changed.
     kind
-        What was done: `Session.set_prompts`, `paint`, `clear`, `accept`, `leave_object`, `choose_label`,
-        `edit_object`, `record_stroke`, or a propagation run.
+        What was done: `Session.set_prompts`, `paint`, `choose_candidate`, `clear`, `accept`,
+        `leave_object`, `choose_label`, `edit_object`, `record_stroke`, or a propagation run.
     at
         Of "edit": the pixel of the plane under which the object was found.
     request

@@ -43,6 +43,10 @@ class PlaneState:
         The pixels that a brush has changed in the mask that was shown; None without a stroke.
     refined
         How many of the prompts are older than `previous`, which they have made.
+    first
+        The mask that was predicted first, where the user has chosen among the candidates; None else.
+    candidate
+        The number of the candidate that is `soft_mask`; 0 for the one that was predicted first.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -55,6 +59,8 @@ class PlaneState:
     confidence: float | None = None
     brushed: SoftMask | None = None
     refined: int = 0
+    first: SoftMask | None = None
+    candidate: int = 0
 
     @property
     def anchor(self) -> bool:
@@ -66,6 +72,13 @@ class PlaneState:
         """The prompts for the network: of those older than the drawing, only what agrees with it."""
         older = self.prompts[: self.prompts_before_drawn]
         return (*_agreeing(older, self.drawn), *self.prompts[self.prompts_before_drawn :])
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the mask is what the first prompts have given, which may mean something else as well."""
+        chosen = self.first is not None or self.previous is None
+        predicted = self.anchor and self.drawn is None and chosen
+        return predicted and any(prompt.positive for prompt in self.prompts)
 
     @property
     def base(self) -> SoftMask | None:
@@ -81,7 +94,7 @@ class PlaneState:
         kept = 0
         while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
             kept += 1
-        changed = replace(self, prompts=prompts, confidence=None)
+        changed = replace(self, prompts=prompts, confidence=None, first=None, candidate=0)
         if kept == len(self.prompts):
             refined = self.refined if self.pending else kept
             return replace(changed, previous=self.base, pending=True, refined=refined)
@@ -110,7 +123,20 @@ class PlaneState:
             brushed=SoftMask.from_mask(changed).on(drawn.shape, box.corner) if changed.any() else None,
             pending=False,
             confidence=None,
+            first=None,
+            candidate=0,
         )
+
+    def with_candidate(self, number: int, soft_mask: SoftMask) -> PlaneState:
+        """This state with another mask that its prompts can mean; number 0 is the one predicted first.
+
+        The mask is that of the number; later prompts refine it. Raises ValueError if the state is not
+        `ambiguous`.
+        """
+        if not self.ambiguous:
+            raise ValueError("only the first prompts of an object have candidates; undo the later ones")
+        first = self.soft_mask if self.first is None else self.first
+        return replace(self, soft_mask=soft_mask if number else first, first=first, candidate=number)
 
     def with_prediction(self, soft_mask: SoftMask) -> PlaneState:
         """This state with a new prediction. Pixels the user changed by brush stay as they were drawn.

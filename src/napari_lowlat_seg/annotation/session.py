@@ -270,6 +270,38 @@ class Session:
         drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
         self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)), "paint")
 
+    def candidates_request(self, plane: Plane) -> Request | None:
+        """What to ask a service's `candidates` for on a plane; None unless the first prompts are answered."""
+        state = self.state(plane)
+        if not state.ambiguous or self.request(plane) is not None:
+            return None
+        first = state.soft_mask if state.first is None else state.first
+        return Request(state.ticket, self.current, plane, state.effective_prompts, first)
+
+    def choose_candidate(self, plane: Plane, number: int, soft_mask: SoftMask) -> bool:
+        """Let the first prompts on a plane mean another of their candidates; False if it is chosen already.
+
+        Parameters
+        ----------
+        number
+            As `PredictionService.candidates` counts; 0 is the mask that was predicted first.
+        soft_mask
+            Of that number; later prompts refine it.
+
+        Raises
+        ------
+        ValueError
+            If there are prompts beside the first ones, or their prediction is still to come.
+        """
+        state = self.state(plane)
+        if self.request(plane) is not None:
+            raise ValueError("the first prediction is still to come; apply it, then choose")
+        if number == state.candidate:
+            return False
+        changed = state.with_candidate(number, soft_mask)
+        self._change(f"candidate {number + 1}", plane, changed, "choose")
+        return True
+
     def clear(self) -> bool:
         """Remove all prompts and masks of the current object, on all planes; False if there are none.
 

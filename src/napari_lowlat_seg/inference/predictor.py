@@ -223,7 +223,9 @@ class Predictor:
         elif closer is None and box is not None and worthwhile(first, prompts):
             yield from self._along_outline(embedding, prompts, first, previous, idle)
 
-    def candidates(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+    def candidates(
+        self, embedding: Embedding, prompts: Sequence[Prompt], first: Prediction | None = None
+    ) -> list[Prediction]:
         """Masks that the first prompts of an object can mean, the one that `predict` returns first.
 
         A click can mean a part, the object or all that it belongs to. The others follow in order of their
@@ -234,6 +236,8 @@ class Predictor:
         ----------
         embedding, prompts
             As for `predict`, of an object that has no prediction yet.
+        first
+            What `predict` has returned already, to spare predicting it; its closer look, if it has one, too.
 
         Raises
         ------
@@ -244,10 +248,14 @@ class Predictor:
         --------
         >>> first, *others = predictor.candidates(embedding, [Click((120, 88))])  # doctest: +SKIP
         """
-        found = [self.predict(embedding, prompts)]
+        self._check(embedding, prompts, first)
         if not self.network.candidates:
-            return found
-        look = found[0].look
+            return [self.predict(embedding, prompts) if first is None else first]
+        if first is None:
+            first = self.predict(embedding, prompts)
+            look = first.look
+        else:
+            look = self._first_look(embedding, prompts, first.look)
         others = self.backend.candidates(embedding.features, embedding.frame, prompts)
         if look is not None:  # through the closer look of the first, where an object lies within it
             closer = self.backend.candidates(look.features, look.frame, prompts)
@@ -257,10 +265,24 @@ class Predictor:
                 else wide
                 for wide, near in zip(others, closer, strict=True)
             ]
+        found = [first]
         for other in sorted(others, key=lambda one: -(one.quality or 0.0)):
             if other.mask.any() and all(_overlap(other.mask, one.mask) < SAME for one in found):
                 found.append(other)
         return found
+
+    def _first_look(
+        self, embedding: Embedding, prompts: Sequence[Prompt], known: Embedding | None
+    ) -> Embedding | None:
+        """The closer look that a new object gets, so that nothing depends on which one happens to be kept."""
+        off = self.closer_look == "off" or self.network.fit != "letterbox"
+        if off or not any(prompt.positive for prompt in prompts):
+            return None
+        wide = self._predict(embedding, prompts, None, None)
+        closer = closer_frame(embedding.frame, object_box(prompts, wide.mask))
+        if known is not None and known.frame == closer and self._of_image(known, embedding):
+            return known
+        return None if closer is None else self._embed_frame(embedding.image, closer)
 
     def _along_outline(
         self,

@@ -61,6 +61,8 @@ ACTIONS = (
     Action("brush", "Paint on the mask", "G", method="preview.brush"),
     Action("eraser", "Erase from the mask", "Shift+G", method="preview.eraser"),
     Action("prompt_tool", "Back to clicking", "Shift+Q", method="prompts.activate"),
+    Action("next_candidate", "Next meaning of the click", "Tab", method="candidates.next"),
+    Action("previous_candidate", "Previous meaning of the click", "Shift+Tab", method="candidates.previous"),
     Action("hold", "Postpone predictions while pressed", "H", held=True, method="predictions.hold"),
     Action("toggle_hover", "Preview under the cursor", "Shift+H", method="gestures.toggle_hover"),
     Action("carry", "Propagate through the planes", "Shift+J", method="propagation.propagate"),

@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import qdebounced, qthrottled
 
+from napari_lowlat_seg.plugin.canvas.events import CanvasEvents, canvas_beside
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
@@ -86,6 +87,7 @@ class LowlatWidget(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)
+        self.canvas_events = CanvasEvents(napari_viewer, lambda: self.controller)
         self._open = True
         self._layers_of: ViewState | None = None  # the state whose layers are offered
         # napari is not done with a new layer when it emits `inserted`.
@@ -273,7 +275,13 @@ class LowlatWidget(QWidget):
                 return True
         return False
 
-    # Leaving
+    # Coming and leaving
+
+    def showEvent(self, event: Any) -> None:
+        """Find the canvas, which is there when the widget has been docked beside it."""
+        super().showEvent(event)
+        if self._open:
+            self.canvas_events.watch(canvas_beside(self))
 
     def event(self, event: Any) -> bool:
         """napari takes a widget out of its closed dock without closing it."""
@@ -291,6 +299,7 @@ class LowlatWidget(QWidget):
         if not self._open:
             return
         self._open = False
+        self.canvas_events.watch(None)
         for later in (self._follow, self._redraw, self._load_first):
             later.cancel()
         for event in self._layer_events():

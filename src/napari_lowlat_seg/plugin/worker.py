@@ -9,99 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Progress, PropagationRequest
+from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, should_yield
 from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
-
-URGENCY = ("load", "predict", "preview", "embed", "propagate", "embed_ahead")
-"""Kinds of jobs, the most urgent first. The last one is speculative: no signal `started` or `idle` for it."""
-
-
-@dataclass(eq=False)
-class Job:
-    """Something for the thread to do.
-
-    Attributes
-    ----------
-    kind
-        One of `URGENCY`.
-    epoch
-        How often everything had been cancelled before.
-    source, sources
-        The plane of the job; those of a propagation.
-    request
-        What is to be predicted or propagated.
-    shown
-        Whether its first mask is on the screen.
-    what
-        What to say while it is done.
-    after
-        Planes to embed ahead once this one is.
-    dropped
-        Not wanted any more.
-    viewed
-        The plane came into view while it was embedded ahead.
-    begun, requested
-        `time.perf_counter` when the embedding began, and when the job was requested.
-    """
-
-    kind: str
-    epoch: int
-    source: PlaneSource | None = None
-    request: Any = None
-    shown: bool = False
-    sources: Sequence[PlaneSource] = ()
-    what: str = ""
-    after: tuple[PlaneSource, ...] = ()
-    dropped: bool = False
-    viewed: bool = False
-    begun: float = 0.0
-    requested: float = field(default_factory=time.perf_counter)
-
-    @property
-    def identity(self) -> Any:
-        """Identity of its plane's source; None for a job without one."""
-        return None if self.source is None else self.source.identity
-
-
-def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typical: float) -> bool:
-    """Whether an embedding under way is abandoned for the jobs that wait.
-
-    A plane with a request is abandoned only for another one with a request. A plane in view is finished once
-    a quarter is done, or a user who scrolls faster than the network would find nothing embedded at all. A
-    plane ahead is finished when the plane that comes into view is embedded already.
-
-    Parameters
-    ----------
-    job
-        The embedding under way.
-    waiting
-        Jobs that wait, by kind.
-    ready
-        Identities of the planes that are embedded.
-    typical
-        Seconds that an embedding takes; 0 if that is not known yet.
-    """
-    preempting = ("predict",) if job.kind == "predict" else ("predict", "preview", "embed", "embed_ahead")
-    newest = next((waiting[kind] for kind in preempting if kind in waiting), None)
-    if newest is None or newest.identity == job.identity:
-        return False
-    if newest.kind == "embed_ahead":
-        return job.kind == "embed_ahead" and job.identity not in {source.identity for source in newest.after}
-    if newest.kind == "embed" and job.kind == "embed_ahead" and newest.identity in ready:
-        return False
-    if newest.kind == "embed" and (job.kind == "embed" or job.viewed):
-        return time.perf_counter() - job.begun < typical / 4 or not typical
-    return True
-
 
 LOG = logging.getLogger(__name__)
 
@@ -120,6 +39,10 @@ class Service(Protocol):
     def predict(
         self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
     ) -> Iterator[tuple[SoftMask, bool]]: ...
+
+    def candidates(
+        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
+    ) -> Iterator[tuple[int, SoftMask]]: ...
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
@@ -152,6 +75,8 @@ class Worker(QObject):
         (key of the source, seconds; 0.0 if it was embedded already).
     predicted
         (request, mask, whether it is the last one, seconds since the request).
+    candidates_found
+        (request, tuple of masks): what else its prompts can mean; empty where that could not be found.
     propagated
         (request, number of the object, `PropagatedMask`).
     propagation_ended
@@ -161,7 +86,7 @@ class Worker(QObject):
     refused
         (request, sentence): after `failed`, which request for a mask it was that failed.
     idle
-        Nothing is left to do but to embed ahead.
+        Nothing is left to do but what is `QUIET`.
     """
 
     started = Signal(str)
@@ -169,6 +94,7 @@ class Worker(QObject):
     loaded = Signal(object)
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
+    candidates_found = Signal(object, object)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
     failed = Signal(str)
@@ -221,6 +147,11 @@ class Worker(QObject):
             if self._busy is not None and self._busy.identity == source.identity:
                 self._busy.viewed = True
             self._want(Job("embed", self._epoch, source))
+
+    def candidates(self, request: Any, source: PlaneSource) -> None:
+        """Find what else the prompts of a new object can mean, behind all that is more urgent."""
+        with self._wake:
+            self._want(Job("candidates", self._epoch, source, request))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], what: str = "propagating"
@@ -290,10 +221,10 @@ class Worker(QObject):
 
     @property
     def busy(self) -> bool:
-        """Whether something was requested and is not done; embedding ahead does not count."""
+        """Whether something was requested and is not done; what is `QUIET` does not count."""
         with self._wake:
             return any(
-                job.kind != "embed_ahead" for job in (self._busy, *self._waiting.values()) if job is not None
+                job.kind not in QUIET for job in (self._busy, *self._waiting.values()) if job is not None
             )
 
     @property
@@ -330,6 +261,7 @@ class Worker(QObject):
             "predict": self._predict,
             "preview": self._predict,
             "embed": self._embed,
+            "candidates": self._candidates,
             "propagate": self._propagate,
             "embed_ahead": self._embed_one_ahead,
         }
@@ -344,7 +276,7 @@ class Worker(QObject):
     def _next(self) -> Job | None:
         """The most urgent job; waits for one. None when closed."""
         with self._wake:
-            if self._busy is not None and not self._waiting.keys() - {"embed_ahead"}:
+            if self._busy is not None and not self._waiting.keys() - QUIET:
                 self._post(None, self.idle.emit)
             self._busy = None
             while not self._waiting and not self._closed:
@@ -426,6 +358,27 @@ class Worker(QObject):
             self._post(job.epoch, self.predicted.emit, job.request, mask, final, seconds)
             job.shown = True
 
+    def _candidates(self, job: Job) -> None:
+        """Find candidates; interrupted by what is more urgent, they are found after it."""
+        found: tuple[SoftMask, ...] = ()
+
+        def interrupted() -> bool:
+            return job.epoch != self._epoch or bool(self._waiting.keys() & {"predict", "preview", "embed"})
+
+        assert job.source is not None
+        try:
+            found = tuple(mask for _, mask in self._loaded().candidates(job.request, job.source, interrupted))
+        except Interrupted:
+            with self._wake:
+                if job.epoch == self._epoch and "candidates" not in self._waiting:
+                    self._want(job)
+            return
+        except WorkerProcessEnded:
+            raise
+        except Exception as error:  # nobody has asked for them yet: the first mask is there
+            LOG.warning("no candidates: %s", sentence(error))
+        self._post(job.epoch, self.candidates_found.emit, job.request, found)
+
     def _propagate(self, job: Job) -> None:
         request = job.request
 
@@ -475,6 +428,8 @@ class Worker(QObject):
         self._post(job.epoch, self.failed.emit, sentence(error))
         if job.kind == "predict":
             self._post(job.epoch, self.refused.emit, job.request, sentence(error))
+        elif job.kind == "candidates":
+            self._post(job.epoch, self.candidates_found.emit, job.request, ())
 
     # Between the threads
 

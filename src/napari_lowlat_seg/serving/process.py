@@ -53,7 +53,7 @@ class PredictionProcess:
 
     The child starts with the first call. When it ends in a call, another is started, once, and the call goes
     on where it was; when it has ended otherwise, the next call starts another. A new child computes its
-    embeddings again. Call `embed`, `predict`, `propagate` and `describe` from one
+    embeddings again. Call `embed`, `predict`, `candidates`, `propagate` and `describe` from one
     thread, one at a time; `restart` and `close` from any thread.
 
     Parameters
@@ -105,6 +105,12 @@ class PredictionProcess:
         """As `PredictionService.predict`."""
         with suppress(Interrupted):
             yield from self._request("predict", request, [source], cancelled, (SoftMask, bool))
+
+    def candidates(
+        self, request: Request, source: PlaneSource, cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, SoftMask]]:
+        """As `PredictionService.candidates`."""
+        yield from self._request("candidates", request, [source], cancelled, (int, SoftMask))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
@@ -258,7 +264,7 @@ def serve(functions: bool = True) -> None:
     connection = Connection()
     server = _Server(connection, functions)
     requests: dict[str, Any] = {
-        kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate")
+        kind: partial(server.request, kind) for kind in ("embed", "predict", "candidates", "propagate")
     }
     if functions:
         requests["call"] = server.call
@@ -290,6 +296,8 @@ class _Server:
             yield service.embed(readable[0], cancelled)
         elif kind == "predict":
             yield from service.predict(message, readable[0], cancelled)
+        elif kind == "candidates":
+            yield from service.candidates(message, readable[0], cancelled)
         else:
             yield from service.propagate(message, readable, cancelled)
 

@@ -25,7 +25,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 MAGIC = b"LSEG"
-HELLO = b"\0lowlat-seg protocol 1\n"
+HELLO = b"\0lowlat-seg protocol 2\n"
 """What a child says first; whatever a login script has printed before it is skipped."""
 
 MOST_NOISE = 1 << 16

@@ -98,6 +98,8 @@ def test_what_was_done_last_is_told_when_nothing_is_under_way():
         (Situation(news="cells.tif cannot be read"), "cells.tif cannot be read"),
         (Situation(download=(3_000_000, None)), "downloading the model, 3 MB"),
         (Situation(ImageSituation()), "ready"),
+        (Situation(ImageSituation(candidate=(2, 3))), "candidate 2 of 3"),
+        (Situation(ImageSituation(candidate=(1, 3)), news="90 ms"), "90 ms; candidate 1 of 3"),
         (Situation(ImageSituation(editing=2)), "Editing object 2. Enter accepts, Escape keeps it as it was."),
         (Situation(ImageSituation(postponed=True)), "predictions are postponed"),
         (Situation(ImageSituation(awaited=True)), "predicting…"),

@@ -20,10 +20,8 @@ from napari_lowlat_seg.core.volume import Plane
 
 RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
-    Literal[
-        "prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "undo", "redo", "settings"
-    ]
-    | Literal["labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
+    Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke"]
+    | Literal["undo", "redo", "settings", "labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
     | RunKind
 )
 KINDS: tuple[str, ...] = tuple(kind for part in get_args(ActionKind) for kind in get_args(part))
@@ -36,9 +34,9 @@ class Action:
     Attributes
     ----------
     kind
-        "prompts", "paint", "clear", "accept", "leave", "label", "edit", "stroke", "undo" and "redo": the
-        methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a mask was
-        applied. "refuse": a request could not be answered.
+        "prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "undo" and
+        "redo": the methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a
+        mask was applied. "refuse": a request could not be answered.
         "propagate", "interpolate" and "seeds" begin a run, "masks" were applied in it, "finish" and "stop"
         end it. "resume": the session was restored, in another process with other caches.
     number, plane
@@ -52,7 +50,7 @@ class Action:
     label
         Of "label"; of "labels" the highest in them.
     count
-        Of "masks": how many.
+        Of "masks": how many. Of "choose": the number of the candidate.
     edits
         Of "stroke".
     settings
@@ -119,6 +117,8 @@ def _of_step(step: Step) -> Action:
         return Action("prompts", plane=step.plane, prompts=new.prompts)
     if step.kind == "paint" and new is not None:
         return Action("paint", plane=step.plane, drawn=new.drawn)
+    if step.kind == "choose" and new is not None:
+        return Action("choose", plane=step.plane, count=new.candidate)
     if step.kind == "label":
         return Action("label", label=step.records[0][2].label)
     if step.kind == "stroke":

@@ -167,12 +167,14 @@ class Decoder:
             self._optional_number(entry["confidence"]),
             self._optional_mask(entry["brushed"]),
             as_int(entry.get("refined", len(prompts)), 0, len(prompts)),
+            self._optional_mask(entry.get("first")),
+            as_int(entry.get("candidate", 0)),
         )
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
         """The state with a number, whose masks lie on this plane."""
         state: PlaneState = self._get(number, PlaneState)
-        for mask in (state.soft_mask, state.previous, state.drawn, state.brushed):
+        for mask in (state.soft_mask, state.previous, state.drawn, state.brushed, state.first):
             if mask is not None and mask.shape != self._sides(plane):
                 raise ValueError(f"a mask of {mask.shape} does not fit a plane of {self._sides(plane)}")
         for prompt in state.prompts:
@@ -317,7 +319,7 @@ class Decoder:
         kind, plane = as_text(entry["kind"]), self._optional_plane(entry.get("plane"))
         if kind not in KINDS:
             raise ValueError(f"expected the kind of an action, got {kind!r:.60}")
-        if plane is None and kind in ("prompts", "paint", "edit", "predict"):
+        if plane is None and kind in ("prompts", "paint", "choose", "edit", "predict"):
             raise ValueError(f"an action of kind {kind} needs a plane")
         prompts = tuple(self._prompt(prompt) for prompt in as_list(entry.get("prompts", [])))
         seeds = [(self.plane(i), self._prompt(p)) for i, p in as_list(entry.get("seeds", []))]

@@ -163,7 +163,7 @@ class Encoder:
 
     def state(self, value: PlaneState) -> int:
         def described() -> tuple[dict[str, Any], tuple[bytes, ...]]:
-            masks = ("soft_mask", "previous", "drawn", "brushed")
+            masks = ("soft_mask", "previous", "drawn", "brushed", "first")
             return {
                 "is": "state",
                 "prompts": [self.prompt(prompt) for prompt in value.prompts],
@@ -173,6 +173,7 @@ class Encoder:
                 "ticket": value.ticket,
                 "confidence": _number(value.confidence),
                 "refined": value.refined,
+                "candidate": value.candidate,
             }, ()
 
         return self._number(value, described)

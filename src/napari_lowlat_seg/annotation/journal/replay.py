@@ -35,6 +35,9 @@ class ReplayService(Protocol):
     def predict(self, request: Request, source: PlaneSource) -> Iterator[tuple[SoftMask, bool]]:
         """As `PredictionService.predict`."""
 
+    def candidates(self, request: Request, source: PlaneSource) -> Iterator[tuple[int, SoftMask]]:
+        """As `PredictionService.candidates`."""
+
     def propagate(
         self, request: PropagationRequest, sources: list[PlaneSource]
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
@@ -152,6 +155,18 @@ class _Again:
         if drawn is None:
             raise ValueError("nothing is drawn")
         self.session.paint(_plane(action), drawn.mask)
+
+    def _choose(self, action: Action) -> None:
+        plane, session = _plane(action), self.session
+        request = session.candidates_request(plane)
+        if request is None or request.previous is None:
+            raise ValueError("nothing is to be chosen")
+        masks = {0: request.previous}
+        if action.count:
+            masks |= dict(self._loaded().candidates(request, session.source(plane)))
+        if action.count not in masks:
+            raise ValueError(f"the network gave {len(masks)} masks, and number {action.count} was chosen")
+        session.choose_candidate(plane, action.count, masks[action.count])
 
     def _clear(self, action: Action) -> None:
         self.session.clear()

@@ -77,6 +77,13 @@ def predict(plane, number, count, final=True):
         session.apply(request, mask, final=final and place == count)
 
 
+def choose(plane, number):
+    """Let the first prompts on a plane mean another of their candidates."""
+    request = session.candidates_request(plane)
+    masks = {{0: request.previous, **dict(service.candidates(request, session.source(plane)))}}
+    session.choose_candidate(plane, number, masks[number])
+
+
 def run_masks(run, count=None):
     """Apply `count` masks of a propagation run, or all, and end it."""
     sources = [session.source(plane) for plane in run.request.planes]
@@ -189,6 +196,9 @@ class _Lines:
     def _paint(self, action: Action) -> Iterator[str]:
         assert action.drawn is not None
         yield f"session.paint(\n    {_plane(action.plane)},\n    {_array(action.drawn.mask)},\n)"
+
+    def _choose(self, action: Action) -> Iterator[str]:
+        yield f"choose({_plane(action.plane)}, {action.count})"
 
     def _clear(self, action: Action) -> Iterator[str]:
         yield "session.clear()"

@@ -19,6 +19,7 @@ from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.canvas.candidates import Candidates
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
@@ -125,6 +126,7 @@ class AnnotationController:
             worker,
             self.actions,
         )
+        self.candidates = Candidates(self.session, self.predictions, worker, self.current_plane, self.actions)
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
         self._displayed = intensities == "displayed"
@@ -151,10 +153,13 @@ class AnnotationController:
             self.propagation.status,
             self.files.status,
             self.objects.status,
+            self.candidates.status,
         ):
             signal.connect(self._say)
         self.predictions.landed.connect(self._predicted)
         self.predictions.refused.connect(self._refused)
+        self.candidates.chosen.connect(self._refresh_mask)
+        self.candidates.known.connect(self._candidates_known)
         self.current_plane.moved.connect(self._moved)
         self.current_plane.panned.connect(self.predictions.panned)
         self.labels.changed.connect(self._labels_changed)
@@ -181,6 +186,7 @@ class AnnotationController:
             event.connect(slot)
         self.labels.attach()
         self.predictions.attach()
+        self.candidates.attach()
         self.propagation.attach()
         self.files.begin()
         self._refresh()
@@ -194,6 +200,7 @@ class AnnotationController:
         for later in (self._see_contrast, self._look_at_pixels):
             later.cancel()
         self.propagation.detach()
+        self.candidates.detach()
         self.predictions.detach()
         self.labels.detach()
         for event, slot in self._layer_events():
@@ -248,6 +255,7 @@ class AnnotationController:
             run=self.propagation.progress,
             unanswered=tuple((plane.position, why) for plane, why in session.unanswered.items()),
             editing=session.label if session.accepted_before else None,
+            candidate=self.candidates.place(self.plane),
         )
 
     @property
@@ -314,6 +322,8 @@ class AnnotationController:
     def _predicted(self, plane: Plane, final: bool) -> None:
         if plane == self._plane and not self.live_preview.stroking:
             self._show_mask()
+        if final and plane == self._plane:
+            self.candidates.ask(plane)
         self._go_on()
 
     # What the user does
@@ -422,6 +432,7 @@ class AnnotationController:
             return
         self.actions.clear()
         self.predictions.cancel()
+        self.candidates.forget()
         label = self.session.label
         if self.session.leave_object():
             self._refresh()
@@ -505,6 +516,16 @@ class AnnotationController:
         self._go_on()
         self.changed.emit()
 
+    def _refresh_mask(self, plane: Plane) -> None:
+        if plane == self._plane:
+            self.live_preview.drop()
+            self._show_mask()
+        self.changed.emit()
+
+    def _candidates_known(self) -> None:
+        self._go_on()
+        self.changed.emit()
+
     def _go_on(self) -> None:
         """Do what waited for a mask, for the labels or for the end of a run."""
         self.actions.go_on()
@@ -523,7 +544,8 @@ class AnnotationController:
 
     def _show_mask(self) -> None:
         if self._plane is not None:
-            self.preview.show(self._plane, self.session.patch(self._plane))
+            others = self.candidates.others(self._plane)
+            self.preview.show(self._plane, self.session.patch(self._plane), others)
 
     def _refresh(self) -> None:
         """Show the session as it is."""

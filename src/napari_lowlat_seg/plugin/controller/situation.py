@@ -64,6 +64,9 @@ class ImageSituation:
         Positions of planes whose prompts could not be answered, and why.
     editing
         The label of the object that was accepted before and is edited; None for a new object.
+    candidate
+        Which of the masks that the first click can mean is shown, from 1 on, and how many there are; None
+        where there is nothing to choose.
     """
 
     flat: bool = True
@@ -76,6 +79,7 @@ class ImageSituation:
     run: Progress | None = None
     unanswered: tuple[tuple[int, str], ...] = ()
     editing: int | None = None
+    candidate: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def sentence_of(now: Situation) -> str:
         return NO_PLANE
     if image.outside:
         return OUTSIDE
-    return _under_way(now, image) or _needs_user(image, now.news) or now.news or _standing(image)
+    return _under_way(now, image) or _needs_user(image, now.news) or _done(now.news, image)
 
 
 def _under_way(now: Situation, image: ImageSituation) -> str:
@@ -154,6 +158,15 @@ def _needs_user(image: ImageSituation, news: str) -> str:
     if image.accepting and not news:
         return f"{_objects(image.accepting)} not written yet: Enter asks for the mask, Ctrl+Z takes it back."
     return ""
+
+
+def _done(news: str, image: ImageSituation) -> str:
+    """What was done last, or what one can do, and which candidate is shown."""
+    if image.candidate is None:
+        return news or _standing(image)
+    shown = "candidate {} of {}".format(*image.candidate)
+    said = news or _standing(image)
+    return shown if said == "ready" else f"{said.removesuffix('.')}; {shown}"
 
 
 def _standing(image: ImageSituation) -> str:

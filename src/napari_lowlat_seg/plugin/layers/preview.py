@@ -8,7 +8,7 @@ the plane changes. Of a huge plane it covers a box only, as large as a tile or a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class Preview:
         self._at = self._plane  # what the layer was laid out for: it stays behind while nothing is to be seen
         self._box = self._least(self._plane)  # of the plane, which the layer covers
         self._mask: Patch | None = None
+        self._others: list[Patch] = []
         self._outline: Patch | None = None
         self._stroke: Patch | None = None
         self._on_paint: OnPaint | None = None
@@ -110,15 +111,22 @@ class Preview:
         """The plane shown last."""
         return self._plane
 
-    def show(self, plane: Plane, mask: Patch | np.ndarray | None) -> None:
+    def show(self, plane: Plane, mask: Patch | np.ndarray | None, others: Sequence[Patch] = ()) -> None:
         """Show this bool mask, of the plane or a part of it, or that it has none.
 
         On another plane than before, a stroke under way and a contour are gone.
+
+        Parameters
+        ----------
+        others
+            Masks of which a thin contour is shown: what else could be meant.
         """
         if plane != self._plane:
             self._outline = self._stroke = None
         self._plane = plane
         self._mask = None if mask is None else _patch(mask)
+        thin = max(1, self._width // 2)
+        self._others = [Patch(one.corner, _edge(one.pixels, thin)) for one in others]
         self._draw()
 
     def stroke(self, points: Points | None, positive: bool = True, kind: str = "scribble") -> None:
@@ -161,6 +169,7 @@ class Preview:
     def clear(self) -> None:
         """Show nothing."""
         self._mask = self._outline = self._stroke = None
+        self._others = []
         self._draw()
 
     def brush(self) -> None:
@@ -209,7 +218,8 @@ class Preview:
     @property
     def _parts(self) -> list[Patch]:
         """All that is to be seen."""
-        return [part for part in (self._mask, self._outline, self._stroke) if part is not None]
+        parts = (self._mask, *self._others, self._outline, self._stroke)
+        return [part for part in parts if part is not None]
 
     def _draw(self) -> None:
         """Bring the layer to what is to be seen; where that is nothing, it need not move."""
@@ -240,6 +250,8 @@ class Preview:
         pixels = np.zeros(self._box.shape, np.uint8)
         if self._mask is not None:
             pixels = self._mask.shown_in(self._box).view(np.uint8)
+        for other in self._others:
+            pixels[other.shown_in(self._box)] = CONTOUR
         if self._outline is not None:
             pixels[self._outline.shown_in(self._box)] = CONTOUR
         if self._stroke is not None:

@@ -1,0 +1,1 @@
+"""What the user does on the canvas beside drawing prompts: candidates, the keyboard's cursor, hints."""

@@ -1,0 +1,91 @@
+"""Keys and the wheel on napari's canvas that Qt or napari would use otherwise.
+
+Qt takes Tab to move the focus before a widget sees it, and napari zooms with the wheel whatever key is held.
+Only events of the canvas itself are looked at: everywhere else Tab moves the focus as it always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from napari.utils.key_bindings import coerce_keybinding
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtGui import QKeyEvent
+from qtpy.QtWidgets import QWidget
+
+
+def canvas_beside(widget: QWidget) -> QWidget | None:
+    """The widget that napari draws on in the window of a dock widget; None before it is docked."""
+    top = widget
+    while top.parentWidget() is not None:
+        top = top.parentWidget()
+    found = (one for one in top.findChildren(QWidget) if "Canvas" in type(one).__name__)
+    return next(found, None)
+
+
+class CanvasEvents(QObject):
+    """Gives Tab to the layer's keys and Shift+wheel to the candidates, where there is something to choose.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    controller
+        Returns that of the image in front; None without an image.
+    """
+
+    def __init__(self, viewer: Any, controller: Callable[[], Any]) -> None:
+        super().__init__()
+        self._viewer, self._controller = viewer, controller
+        self._canvas: QWidget | None = None
+
+    def watch(self, canvas: QWidget | None) -> None:
+        """Look at the events of this canvas from now on; None looks at none."""
+        if canvas is self._canvas:
+            return
+        if self._canvas is not None:
+            self._canvas.removeEventFilter(self)
+        self._canvas = canvas
+        if canvas is not None:
+            canvas.installEventFilter(self)
+            canvas.destroyed.connect(self._gone)
+
+    def eventFilter(self, canvas: QObject, event: QEvent) -> bool:
+        """Whether the event was used here."""
+        kind = event.type()
+        if kind == QEvent.Type.KeyPress:
+            return event.key() in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab) and self._tab(canvas, event)
+        return kind == QEvent.Type.Wheel and self._wheel(event)
+
+    def _gone(self) -> None:
+        self._canvas = None
+
+    @property
+    def _candidates(self) -> Any:
+        """Those of the image in front, if there is something to choose."""
+        controller = self._controller()
+        candidates = None if controller is None else controller.candidates
+        return candidates if candidates is not None and candidates.at_hand else None
+
+    def _tab(self, canvas: Any, event: Any) -> bool:
+        """Hand the key to napari, which calls what the active layer has for it; else Qt moves the focus."""
+        held = event.modifiers()
+        back = event.key() == Qt.Key.Key_Backtab or bool(held & Qt.KeyboardModifier.ShiftModifier)
+        active = self._viewer.layers.selection.active
+        bound = coerce_keybinding("Shift+Tab" if back else "Tab") in getattr(active, "keymap", ())
+        if not bound or self._candidates is None:
+            return False
+        if back:
+            held |= Qt.KeyboardModifier.ShiftModifier
+        canvas.keyPressEvent(QKeyEvent(QEvent.Type.KeyPress, Qt.Key.Key_Tab, held))
+        return True
+
+    def _wheel(self, event: Any) -> bool:
+        """Shift+wheel: the next larger or smaller candidate, one for each notch."""
+        turned = event.angleDelta()
+        steps = turned.y() or turned.x()  # some systems turn a wheel with Shift sideways
+        if event.modifiers() != Qt.KeyboardModifier.ShiftModifier or not steps or self._candidates is None:
+            return False
+        (self._candidates.larger if steps > 0 else self._candidates.smaller)()
+        return True

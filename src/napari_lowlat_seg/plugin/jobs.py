@@ -1,0 +1,98 @@
+"""What the worker's thread does, and what it leaves for something more urgent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from napari_lowlat_seg.core.requests import PlaneSource
+
+URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "embed_ahead")
+"""Kinds of jobs, the most urgent first."""
+
+QUIET = frozenset({"candidates", "embed_ahead"})
+"""Kinds that nobody has asked for yet: no signal `started` or `idle` for them."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Something for the thread to do.
+
+    Attributes
+    ----------
+    kind
+        One of `URGENCY`.
+    epoch
+        How often everything had been cancelled before.
+    source, sources
+        The plane of the job; those of a propagation.
+    request
+        What is to be predicted or propagated.
+    shown
+        Whether its first mask is on the screen.
+    what
+        What to say while it is done.
+    after
+        Planes to embed ahead once this one is.
+    dropped
+        Not wanted any more.
+    viewed
+        The plane came into view while it was embedded ahead.
+    begun, requested
+        `time.perf_counter` when the embedding began, and when the job was requested.
+    """
+
+    kind: str
+    epoch: int
+    source: PlaneSource | None = None
+    request: Any = None
+    shown: bool = False
+    sources: Sequence[PlaneSource] = ()
+    what: str = ""
+    after: tuple[PlaneSource, ...] = ()
+    dropped: bool = False
+    viewed: bool = False
+    begun: float = 0.0
+    requested: float = field(default_factory=time.perf_counter)
+
+    @property
+    def identity(self) -> Any:
+        """Identity of its plane's source; None for a job without one."""
+        return None if self.source is None else self.source.identity
+
+
+def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typical: float) -> bool:
+    """Whether an embedding under way is abandoned for the jobs that wait.
+
+    A plane with a request is abandoned only for another one with a request. A plane in view is finished once
+    a quarter is done, or a user who scrolls faster than the network would find nothing embedded at all. A
+    plane ahead is finished when the plane that comes into view is embedded already.
+
+    Parameters
+    ----------
+    job
+        The embedding under way.
+    waiting
+        Jobs that wait, by kind.
+    ready
+        Identities of the planes that are embedded.
+    typical
+        Seconds that an embedding takes; 0 if that is not known yet.
+    """
+    preempting: tuple[str, ...] = ("predict", "preview", "embed", "embed_ahead")
+    if job.kind == "predict":
+        preempting = ("predict",)
+    elif job.kind == "embed_ahead":
+        preempting = (*preempting[:3], "candidates", "embed_ahead")
+    newest = next((waiting[kind] for kind in preempting if kind in waiting), None)
+    if newest is None or newest.identity == job.identity:
+        return False
+    if newest.kind == "embed_ahead":
+        return job.kind == "embed_ahead" and job.identity not in {source.identity for source in newest.after}
+    if newest.kind == "embed" and job.kind == "embed_ahead" and newest.identity in ready:
+        return False
+    if newest.kind == "embed" and (job.kind == "embed" or job.viewed):
+        return time.perf_counter() - job.begun < typical / 4 or not typical
+    return True

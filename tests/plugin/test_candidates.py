@@ -1,0 +1,92 @@
+"""One click, several meanings, in a real window: Tab and Shift+wheel choose among them."""
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from scipy import ndimage
+
+from bright_service import balls
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.layers.preview import CONTOUR
+
+IMAGE, TRUTH = balls()
+PLANE = Plane((6, None, None))
+BALL = TRUTH[6] == 1
+PART, MORE = ndimage.binary_erosion(BALL), ndimage.binary_dilation(BALL)
+
+
+@pytest.fixture
+def it(bright_window):
+    """The ball in the middle was clicked."""
+    it = bright_window(lambda viewer: viewer.add_image(IMAGE, name="balls"))
+    it.look(PLANE.index)
+    it.settle()
+    it.hand().click((20, 25))
+    it.settle()
+    it.qtbot.waitUntil(lambda: it.controller().candidates.place(PLANE) is not None)
+    return it
+
+
+def shown(it):
+    """The mask of the current object."""
+    return it.controller().session.mask(PLANE)
+
+
+def test_tab_and_shift_wheel_go_through_the_meanings(it):
+    """Forward and back, by size, each one a step of undo; others are outlined, the line says which."""
+    hand, session = it.hand(), it.controller().session
+    assert it.widget.sentence.endswith("; candidate 1 of 3")
+    pixels = np.asarray(it.controller().preview.layer.data)
+    assert not (pixels == CONTOUR).any()
+    hand.key("Tab")
+    assert np.array_equal(shown(it), PART)
+    assert it.widget.sentence == "candidate 2 of 3"
+    assert (np.asarray(it.controller().preview.layer.data) == CONTOUR).any()
+    hand.key("Tab")
+    assert np.array_equal(shown(it), MORE)
+    hand.key("Tab")
+    assert np.array_equal(shown(it), BALL)
+    hand.key("Shift+Tab")
+    assert np.array_equal(shown(it), MORE)
+    zoom = it.viewer.scene.camera.zoom
+    for mask in (BALL, PART, PART):
+        hand.wheel((20, 25), -1, "Shift")
+        assert np.array_equal(shown(it), mask)
+    hand.wheel((20, 25), 1, "Shift")
+    assert np.array_equal(shown(it), BALL)
+    assert it.viewer.scene.camera.zoom == zoom
+    hand.key("Ctrl+Z")
+    assert np.array_equal(shown(it), PART)
+    assert it.widget.sentence == "Undo: candidate 1; candidate 2 of 3"
+    hand.click((12, 12), "Ctrl")
+    request = session.request(PLANE)
+    assert request is None or np.array_equal(request.previous.mask, PART)
+    it.settle()
+    assert session.candidates_request(PLANE) is None
+    assert not it.controller().candidates.at_hand
+
+
+def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
+    """Click, Tab, Enter before the answer writes the second meaning; without an object Tab is Qt's."""
+    hand, label = it.hand(), it.controller().session.label
+    hand.key("Enter")
+    it.settle()
+    assert not it.controller().candidates.at_hand
+    it.viewer.window.activate()
+    hand.canvas.setFocus()
+    hand.key("Tab")
+    assert not hand.canvas.hasFocus()
+    it.service.gate.clear()
+    hand.click((9, 9))
+    hand.key("Tab")
+    hand.key("Enter")
+    it.qtbot.wait(50)
+    assert it.controller().session.label == label + 1
+    it.service.gate.set()
+    it.qtbot.waitUntil(lambda: it.controller().session.label == label + 2)
+    written = np.asarray(it.controller().labels.layer.data)[6] == label + 1
+    assert np.array_equal(written, ndimage.binary_erosion(TRUTH[6] == 2))
+    box = it.widget.form.image.native
+    box.setFocus()
+    it.qtbot.keyClick(box, Qt.Key.Key_Tab)
+    assert not box.hasFocus()
