@@ -186,9 +186,8 @@ def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     scratch = f"[build]\nbuild_base={out / 'build'}\n[egg_info]\negg_base={out}\n"
     (out / "setup.cfg").write_text(scratch)
-    build = "from setuptools import setup; setup()"
     done = subprocess.run(
-        [sys.executable, "-c", build, "bdist_wheel", "--dist-dir", str(out)],
+        [sys.executable, "setup.py", "bdist_wheel", "--dist-dir", str(out)],
         cwd=ROOT,
         env={**os.environ, "DIST_EXTRA_CONFIG": str(out / "setup.cfg")},
         capture_output=True,
@@ -210,6 +209,11 @@ def test_the_wheel_carries_samples_manifest_weights_and_licences(wheel):
     assert expected - names == set()
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert wheel.stat().st_size < WHEEL_LIMIT
+    (described,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    metadata = zipfile.ZipFile(wheel).read(described).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert re.search(r"^Project-URL: User Support, https://", metadata, re.MULTILINE)
+    assert "](docs/" not in metadata
 
 
 def test_the_default_weights_are_shipped_with_a_model_card():

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -513,6 +514,27 @@ def test_models_are_listed_described_and_imported(
     assert (unknown.status, unknown.err.count("\n")) == (2, 1)
     assert call("models", "download", "no-such").status == 2
     assert call("models", "import", tmp_path / "no.pth").status == 2
+
+
+def test_info_has_what_an_error_report_needs(
+    run_python: Callable[[str], str], tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions, threads, devices, models; also where napari and Qt are not there, or no model loads."""
+    code = (
+        "import sys; sys.modules.update(napari=None, qtpy=None, PySide6=None, PyQt6=None)\n"
+        "from napari_lowlat_seg.cli.app import main\n"
+        f"main(['info', '--json', '-m', {str(tiny)!r}, '-d', 'cpu'])"
+    )
+    facts = json.loads(run_python(code))
+    assert facts["napari-lowlat-seg"] == __version__
+    assert {"Python", "platform", "processor", "torch", "GPU", "libraries", "device"} <= set(facts)
+    assert "threads" in facts["processor"]
+    assert "default" in facts["models here"]
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(Path.home() / "models-of-mine"))
+    failed = call("info", "-m", "no-such")
+    assert failed.status == 2
+    assert f"napari-lowlat-seg: {__version__}\n" in failed.out
+    assert "folder ~/models-of-mine\n" in failed.out
 
 
 @pytest.mark.slow

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from napari_lowlat_seg.batch.measure import measure
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.evaluation.candidates import Choice
+from napari_lowlat_seg.evaluation.html_report import measurements_page, write_html
 from napari_lowlat_seg.evaluation.report import (
     Curve,
     domain_of,
@@ -125,3 +130,70 @@ def test_without_matplotlib_a_plot_says_how_to_get_it(
 def test_the_machine_is_described() -> None:
     """Enough to tell two runs apart."""
     assert {"platform", "processor", "cores", "torch", "command"} <= machine().keys()
+
+
+def whole(report: dict[str, Any]) -> dict[str, Any]:
+    """A quality report as `run_quality` returns it, with a worst object whose name is hostile."""
+    one = {"set": "em", "name": "<script>", "object": 3, "area": 0.1, "score": 0.4, "ious": {1: 0.2, 3: 0.6}}
+    worst = [{"model": "ours", "domain": "em", "objects": [one]}]
+    return {**report, "kind": "quality", "calibration": [], "worst": worst, "machine": machine()}
+
+
+def test_a_page_has_tables_plots_and_worst_objects_and_nothing_from_elsewhere(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also the pictures of a gallery; names from files cannot become markup."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "ours-em.png").write_bytes(b"picture")
+    page = write_html(whole(report), tmp_path / "r.html", gallery=tmp_path / "gallery").read_text()
+    assert page.count("<table>") == 3
+    assert page.count("data:image/svg+xml;base64,") == 1
+    assert page.count("data:image/png;base64,") == 1
+    assert "&lt;script&gt;" in page
+    assert "20 after 1, 60 after 3" in page
+    for outside in ("http", "<script", 'src="/', "@import"):
+        assert outside not in page.replace("http://www.w3.org", "")
+
+
+def test_without_matplotlib_a_page_has_tables_only(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says why."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = write_html(whole(report), tmp_path / "r.html").read_text()
+    assert "Without plots: a plot needs matplotlib" in page
+    assert page.count("<table>") == 3
+
+
+def test_each_kind_of_report_becomes_a_page(tmp_path: Path) -> None:
+    """Candidates, latency and volumes; another kind is refused."""
+    choice = Choice("ours", "em", "1", (0.4, 0.8), (0.5, 0.6))
+    row = {"group": "em", "objects": 1, "model": "ours", "first": 0.4, "best": 0.8, "masks": 2, "tabs": 1}
+    rows = [{**row, "better": 1.0}]
+    base = {"dataset": "folder", "complete": True, "machine": {"command": "x", "cores": 2}}
+    page = write_html({**base, "kind": "candidates", "rows": rows, "choices": [choice]}, tmp_path / "a.html")
+    assert "no candidate fits" in page.read_text()
+    method = {"object": "1", "iou_one": 0.5, "iou_ten": 0.6, "actions_ten": 4, "actions_90": None}
+    dices = {"dice_one": 0.5, "dice_ten": 0.6, "dice_c1": 0.7, "dice_c3": 0.8, "dice_c5": 0.9}
+    rows = [{**method, **dices, "actions_95": None, "method": name} for name in ("propagate", "copy")]
+    page = write_html({**base, "image": "i.tif", "model": "m", "rows": rows}, tmp_path / "b.html")
+    assert "propagate: the worst after 3 corrections" in page.read_text()
+    with pytest.raises(
+        ValueError, match=r"a page is made of a report of kind quality, candidates, .*; got 'x'"
+    ):
+        write_html({"kind": "x"}, tmp_path / "c.html")
+
+
+def test_objects_have_a_summary_page(tmp_path: Path) -> None:
+    """Sizes, the largest and the smallest; also of nothing."""
+    labels = np.zeros((4, 40, 40), np.uint8)
+    for number in range(1, 25):
+        labels[1, number, : number + 1] = number
+    found = measure(Volume(labels, spacing=(2.0, 1.0, 1.0)))
+    page = measurements_page(tmp_path / "s.html", found, "µm", "labels.tif").read_text()
+    assert "24 objects" in page
+    assert "the 20 largest" in page
+    assert "the 20 smallest, perhaps specks" in page
+    assert "size, µm³" in page
+    assert "0 objects" in measurements_page(tmp_path / "n.html", [], "", "labels.tif").read_text()

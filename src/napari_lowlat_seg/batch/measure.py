@@ -141,7 +141,7 @@ def run_measure(
     Returns
     -------
     dict
-        "objects", "unit" (of space, "" for voxels) and "seconds".
+        "objects" (their number), "unit" (of space, "" for voxels), "seconds" and "measurements".
 
     Raises
     ------
@@ -163,7 +163,8 @@ def run_measure(
     found = measure(volume, pixels, names={one.label: one.name for one in segments})
     write_measurements(output, found, geometry_of(volume))
     seconds = round(time.perf_counter() - started, 3)
-    return {"objects": len(found), "unit": geometry_of(volume).unit or "", "seconds": seconds}
+    unit = geometry_of(volume).unit or ""
+    return {"objects": len(found), "unit": unit, "seconds": seconds, "measurements": found}
 
 
 def write_measurements(path: Path | None, found: Sequence[Measurement], geometry: Geometry) -> None:

@@ -276,16 +276,36 @@ def segment(
 
 
 @app.command(epilog=examples("lowlat-seg info", "lowlat-seg info --device ssh://gpu1"))
-def info(model: Model = MODEL, device: Device = DEVICE) -> None:
-    """Load a model and say what runs it: device, precision, size; on another machine also how far it is."""
+def info(
+    model: Model = MODEL,
+    device: Device = DEVICE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions, processor, devices and models here, then load a model and show what runs it.
+
+    An error report needs this text. On another machine (ssh://HOST) it also says how far away that is.
+    """
+    from napari_lowlat_seg.evaluation.report import installation
     from napari_lowlat_seg.serving.process import open_prediction_service
 
+    facts: dict[str, Any] = installation()
+    if not as_json:
+        _print_facts(facts)  # before the model is loaded: they are needed most when that fails
     service = open_prediction_service(model, device)
     try:
-        for name, value in service.describe().items():
-            print(f"{name}: {value}")
+        described = service.describe()
     finally:
         service.close()
+    if as_json:
+        print(json.dumps({**facts, **described}, default=str))
+    else:
+        _print_facts(described)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if value != "":
+            print(f"{name}: {value}")
 
 
 @app.command(hidden=True)

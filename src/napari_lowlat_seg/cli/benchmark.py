@@ -22,6 +22,10 @@ Models = Annotated[
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results here.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with tables, plots and worst objects here."),
+]
 CloserLook = Annotated[str, typer.Option(help="auto or off.")]
 Dataset = Annotated[
     str,
@@ -68,8 +72,23 @@ def _settings(
     return EvaluationSettings(tuple(model), dataset, root, limit, options, device, closer_look, workers)
 
 
+def _write_page(report: Any, html: Path | None, gallery: Path | None = None) -> None:
+    """Write the report as a page, if one is asked for."""
+    if html is not None:
+        from napari_lowlat_seg.evaluation.html_report import write_html
+
+        write_html(report, html, gallery=gallery)
+
+
+def _check_page(html: Path | None) -> None:
+    from napari_lowlat_seg.evaluation.report import check_folders
+
+    check_folders(html)
+
+
 def _check_outputs(root: Path, *outputs: Path | None) -> None:
-    """Refuse to write over a file of the data set, or among its files."""
+    """Refuse to write over a file of the data set, or into a folder that is not there."""
+    _check_page(outputs[-1])
     for path in outputs:
         if path is not None and path.exists() and path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{path} is a file of the data set; give the output another name")
@@ -78,7 +97,7 @@ def _check_outputs(root: Path, *outputs: Path | None) -> None:
 @app.command(
     no_args_is_help=True,
     epilog=examples(
-        "lowlat-seg benchmark quality --dataset davis --root DAVIS --json quality.json",
+        "lowlat-seg benchmark quality --dataset davis --root DAVIS --json quality.json --html quality.html",
         "lowlat-seg benchmark quality --dataset folder --root pictures -m default -m base --limit 50",
     ),
 )
@@ -96,14 +115,16 @@ def quality(
         Path | None, typer.Option(metavar="FOLDER", help="Draw the worst objects of each domain here.")
     ] = None,
     worst: Annotated[int, typer.Option(help="How many of each model and domain.")] = 24,
+    html: Html = None,
 ) -> None:
     """NoC, NoF and k-mIoU of a simulated annotator, and how accurate the predicted IoU is."""
     from napari_lowlat_seg.evaluation.quality import run_quality
 
-    _check_outputs(settings.root, json, plot)
-    run_quality(
+    _check_outputs(settings.root, json, plot, html)
+    report = run_quality(
         settings, max_clicks=max_clicks, first=first, json=json, plot=plot, gallery=gallery, worst=worst
     )
+    _write_page(report, html, gallery)
 
 
 @app.command(
@@ -111,11 +132,12 @@ def quality(
     epilog=examples("lowlat-seg benchmark candidates --dataset folder --root pictures --json out.json"),
 )
 @with_options(_settings)
-def candidates(settings: Any, json: Json = None) -> None:
+def candidates(settings: Any, json: Json = None, html: Html = None) -> None:
     """IoU after one click: of the first mask, of the best candidate, and how far away that is."""
     from napari_lowlat_seg.evaluation.candidates import run_candidates
 
-    run_candidates(settings, json=json)
+    _check_outputs(settings.root, json, html)
+    _write_page(run_candidates(settings, json=json), html)
 
 
 @app.command(
@@ -123,12 +145,12 @@ def candidates(settings: Any, json: Json = None) -> None:
     epilog=examples("lowlat-seg benchmark robustness --dataset folder --root pictures --json out.json"),
 )
 @with_options(_settings)
-def robustness(settings: Any, json: Json = None) -> None:
+def robustness(settings: Any, json: Json = None, html: Html = None) -> None:
     """Quality lost by degraded images and imprecise clicks, and what corrections change elsewhere."""
     from napari_lowlat_seg.evaluation.analysis.robustness import run_robustness
 
-    _check_outputs(settings.root, json)
-    run_robustness(settings, json=json)
+    _check_outputs(settings.root, json, html)
+    _write_page(run_robustness(settings, json=json), html)
 
 
 @app.command(
@@ -151,6 +173,7 @@ def latency(
     ] = 0,
     json: Json = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
+    html: Html = None,
 ) -> None:
     """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
     found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
@@ -158,8 +181,9 @@ def latency(
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")
     from napari_lowlat_seg.evaluation.latency import run_latency
 
+    _check_page(html)
     with extras():
-        run_latency(
+        report = run_latency(
             model,
             (int(found[1]), int(found[2])),
             device=device,
@@ -172,6 +196,7 @@ def latency(
             json=json,
             plot=plot,
         )
+    _write_page(report, html)
 
 
 @app.command(
@@ -194,15 +219,17 @@ def volume(
     model: Annotated[str, typer.Option("--model", "-m", help="A name or file.")] = MODEL,
     device: Device = DEVICE,
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """3-D Dice and actions of a simulated annotator: propagation beside copying and interpolation."""
     from napari_lowlat_seg.core.atomic_file import check_not_input
     from napari_lowlat_seg.evaluation.volume import run_volume
 
-    if json is not None:
-        check_not_input(json, [("image", image), ("file of labels", labels)])
-
-    run_volume(
+    for output in (json, html):
+        if output is not None:
+            check_not_input(output, [("image", image), ("file of labels", labels)])
+    _check_page(html)
+    report = run_volume(
         model,
         image,
         labels,
@@ -213,6 +240,7 @@ def volume(
         device=device,
         json=json,
     )
+    _write_page(report, html)
 
 
 @app.command(

@@ -22,6 +22,10 @@ def measure(
         Path | None,
         typer.Option("-o", "--output", metavar="TABLE", help="A .csv file. Default: to the terminal."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="PAGE", help="Write a summary here: sizes, largest and smallest."),
+    ] = None,
     channel: Channel = None,
 ) -> None:
     """Measure every object in LABELS: size and surface in world units, place, and intensity in IMAGE.
@@ -32,8 +36,18 @@ def measure(
     """
     from napari_lowlat_seg.batch.measure import run_measure
 
+    if html is not None:
+        from napari_lowlat_seg.core.atomic_file import check_not_input, check_writable
+
+        inputs = [("file of labels", labels), *([("image", image)] if image is not None else [])]
+        check_not_input(html, inputs)
+        check_writable(html)
     with extras(), on_interrupt("nothing was written"):
         done = run_measure(labels, image, output, channel=channel)
+    if html is not None:
+        from napari_lowlat_seg.evaluation.html_report import measurements_page
+
+        measurements_page(html, done["measurements"], done["unit"], labels.name)
     unit = f", in {done['unit']}" if done["unit"] else ""
     line = f"{plural(done['objects'], 'object')} measured{unit} in {done['seconds']:.1f} s"
     print(line if output is None else f"{line}: {output}", file=sys.stderr if output is None else None)
@@ -74,7 +88,7 @@ COMMANDS = (
     (
         measure,
         (
-            "lowlat-seg measure labels.tif -o table.csv",
+            "lowlat-seg measure labels.tif -o table.csv --html summary.html",
             "lowlat-seg measure labels.seg.nrrd --image scan.nii.gz -o table.csv",
         ),
     ),

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.evaluation.metrics import miou_at_k, noc, nof
 from napari_lowlat_seg.inference.processors import usable
+from napari_lowlat_seg.models.registry import cache_dir, known_names, known_path
 
 ALL = "all objects"
 OPENMP = ("OMP_", "GOMP_", "KMP_")  # how the names of its environment variables begin
@@ -204,6 +205,22 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+class Table(str):
+    """A plain-text table, as the terminal shows it, that remembers its cells for other forms.
+
+    Attributes
+    ----------
+    caption, columns, rows, text, merged
+        As `table` takes them (`caption` is its title); cells are text.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: frozenset[str]
+    merged: int
+
+
 def table(
     title: str,
     columns: Sequence[str],
@@ -211,7 +228,7 @@ def table(
     *,
     text: Collection[str] = (),
     merged: int = 0,
-) -> str:
+) -> Table:
     """Return a plain-text table under its title.
 
     Parameters
@@ -226,12 +243,12 @@ def table(
         Number of leading columns whose cells stay empty while they repeat the row above; a line is drawn
         where they change.
     """
-    made = Table(title=title, title_justify="left")
+    made = RichTable(title=title, title_justify="left")
     for column in columns:
         made.add_column(column, justify="left" if column in text else "right")
-    above: list[str] | None = None
-    for row in rows:
-        cells = [str(cell) for cell in row]
+    above: tuple[str, ...] | None = None
+    shown = tuple(tuple(str(cell) for cell in row) for row in rows)
+    for cells in shown:
         lead = cells[:merged]
         if merged and above is not None and lead != above:
             made.add_section()
@@ -240,7 +257,10 @@ def table(
     console = Console(width=240, no_color=True, file=StringIO())
     with console.capture() as capture:
         console.print(made)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    done = Table("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    done.caption, done.columns, done.rows = title, tuple(columns), shown
+    done.text, done.merged = frozenset(text), merged
+    return done
 
 
 def machine() -> dict[str, Any]:
@@ -253,6 +273,40 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("napari-lowlat-seg", "torch", "onnxruntime", "numpy")},
         "command": " ".join(sys.argv),
+    }
+
+
+OPTIONAL = (
+    "napari", "npe2", "PySide6", "PySide6_Essentials", "PyQt6", "openvino", "zarr", "ome-zarr", "numcodecs",
+    "imagecodecs", "dask", "pydicom", "highdicom", "h5py", "SimpleITK", "tensorstore", "roifile",
+    "matplotlib", "onnxruntime",
+)  # fmt: skip
+"""Packages that are named in `installation` if they are there."""
+
+
+def installation() -> dict[str, str]:
+    """Return what an error report needs, by name: versions, processor, threads, devices, models, variables.
+
+    Neither napari nor Qt is imported; the user's home folder is written as ~.
+    """
+    import torch
+
+    here = [name for name in known_names() if known_path(name).is_file()]
+    folder = str(cache_dir()).replace(str(Path.home()), "~", 1)
+    cuda = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    names = ("numpy", "scipy", "scikit-image", "tifffile", "nibabel", "typer", *OPTIONAL)
+    found = {name: _version(name) for name in names}
+    shown = [name for name in sorted(os.environ) if name.startswith((*OPENMP, "QT_API", "CUDA_VISIBLE"))]
+    return {
+        "napari-lowlat-seg": str(_version("napari-lowlat-seg")),
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "processor": f"{_processor()}, {usable()} cores, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}",
+        "GPU": ", ".join(cuda) or ("mps" if torch.backends.mps.is_available() else "none"),
+        "libraries": ", ".join(f"{name} {number}" for name, number in found.items() if number),
+        "models here": f"{', '.join(here)}; folder {folder}",
+        "variables": ", ".join(f"{name}={os.environ[name]}" for name in shown),
     }
 
 
