@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step
 from napari_lowlat_seg.annotation.journal import Journal, list_journals, open_session
+from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
+from napari_lowlat_seg.annotation.objects.counts import count_labels
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
 from napari_lowlat_seg.annotation.session import Session
@@ -102,7 +105,7 @@ def record_of(record: ObjectRecord | None, session: Session) -> object:
         last.planes,
         sorted(plane.position for plane in last.reached),
     )
-    return record.label, record.store is session.labels, by_plane(record.written), propagated
+    return record.label, record.store is session.labels, by_plane(record.written), propagated, record.score
 
 
 def step_of(step: Step, session: Session) -> object:
@@ -111,7 +114,7 @@ def step_of(step: Step, session: Session) -> object:
     records = [
         (n, record_of(before, session), record_of(after, session)) for n, before, after in step.records
     ]
-    return step.title, step.plane, step.current, states, records, step.edits
+    return step.title, step.plane, step.current, states, records, step.edits, step.facts
 
 
 def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
         "records": {n: record_of(record, session) for n, record in session.contents.records.items()},
         "current": (session.current, session.label, session.highest),
         "settings": (session.policy, session.finish, session.semantic),
+        "facts": sorted(session.facts.items()),
         "done": [step_of(step, session) for step in done],
         "undone": [step_of(step, session) for step in undone],
     }
@@ -166,6 +170,25 @@ def random_prompt(rng: np.random.Generator, rows: int, cols: int) -> Prompt:
         Polygon(tuple(at), positive),
         Mask(pixels if rng.integers(2) else pixels.astype(np.float32) / 3, positive),
     )[rng.integers(5)]
+
+
+def play_objects(session: Session, rng: np.random.Generator) -> None:
+    """Something that the table of objects can do."""
+    assert session.labels is not None
+    counts = count_labels(session.labels, session.volume.shape)
+    present = sorted(counts.labels)
+    chosen = [present[i] for i in rng.permutation(len(present))[: rng.integers(1, 4)]]
+    kind, on = rng.integers(6) if chosen else 1, bool(rng.integers(2))
+    if kind == 0:
+        delete(session, counts, chosen)
+    elif kind == 1:
+        merge(session, counts, chosen)
+    elif kind == 2:
+        split(session, counts, chosen[0])
+    elif kind == 3:
+        describe(session, chosen, locked=on, review=not on)
+    else:
+        describe(session, chosen, name="one" if on else "", category="cell", hidden=on)
 
 
 def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: int) -> None:
@@ -212,13 +235,16 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
         session.semantic = not session.semantic
     elif action == "policy":
         session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
+    elif action == "objects":
+        with suppress(ValueError):  # locked, in progress, in one piece, or waiting for predictions
+            play_objects(session, rng)
     elif action == "finish":
         session.finish = PostProcessing(float(rng.random() * 0.8 + 0.1), 0.0, bool(rng.integers(2)))
 
 
 KINDS = (
     *("add", "add", "apply", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo", "redo"),
-    *("label", "semantic", "policy", "finish", "propagate", "seeds", "choose"),
+    *("label", "semantic", "policy", "finish", "propagate", "seeds", "choose", "objects", "objects"),
 )
 """The actions of `play`."""
 

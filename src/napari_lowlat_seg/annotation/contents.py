@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from napari_lowlat_seg.annotation.history import Key, ObjectRecord, Step, UndoStack
+from napari_lowlat_seg.annotation.history import FactsOf, Key, ObjectRecord, Step, UndoStack
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.requests import Request
@@ -35,6 +35,8 @@ class Contents:
         The number of the object that prompts go to; not its label.
     highest
         The highest label that is known to be in use.
+    facts_of
+        By labels and their values, what was said of objects; of most nothing.
     """
 
     undo_stack: UndoStack
@@ -42,6 +44,7 @@ class Contents:
     records: dict[int, ObjectRecord] = field(default_factory=dict)
     current: int = 1
     highest: int = 0
+    facts_of: FactsOf = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = (*self.undo_stack.done, *self.undo_stack.undone)
@@ -54,7 +57,9 @@ class Contents:
         stack = UndoStack(self.undo_stack.limit)
         stack.load(self.undo_stack.done, self.undo_stack.undone)
         states = {number: dict(planes) for number, planes in self.states.items()}
-        return replace(self, undo_stack=stack, states=states, records=dict(self.records))
+        return replace(
+            self, undo_stack=stack, states=states, records=dict(self.records), facts_of=dict(self.facts_of)
+        )
 
     # Reading
 
@@ -100,12 +105,14 @@ class Contents:
         self.put((key, after) for key, _, after in step.states)
         self.records.update({number: after for number, _, after in step.records})
         self.current = step.current[1]
+        step.note_facts(self.facts_of)
 
     def revert(self, step: Step) -> None:
         """Undo a step; an object that it made keeps its number."""
         self.put((key, before) for key, before, _ in step.states)
         self.records.update({n: before for n, before, _ in step.records if before is not None})
         self.current = step.current[0]
+        step.note_facts(self.facts_of, back=True)
 
     def amend(self, number: int, steps: Sequence[Step]) -> None:
         """Replace the newest steps by others, the first of which has written an object that was accepted."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
+from napari_lowlat_seg.annotation.objects.facts import FactChange, ObjectFacts, changed_facts
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy
@@ -25,6 +26,10 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 Key = tuple[int, Plane]
 """The number of an object, and a plane on which it has a state."""
+
+
+FactsOf = dict[LabelStore, Mapping[int, ObjectFacts]]
+"""By labels and their values, what was said of objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +65,20 @@ class ObjectRecord:
         By plane, the edit that wrote it there over what was beneath.
     propagated
         Its last propagation; None if there was none.
+    score
+        Of an object that was proposed by *Find all*: how good it seems, 0 to 1. None for any other.
     """
 
     label: int
     store: LabelStore | None = None
     written: Mapping[Plane, LabelEdit] = field(default_factory=dict)
     propagated: Propagated | None = None
+    score: float | None = None
 
 
-StepKind = Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "run"]
+StepKind = Literal[
+    "prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "objects", "run"
+]
 
 
 @dataclass(frozen=True)
@@ -110,13 +120,15 @@ class Step:
         The labels that were changed.
     kind
         What was done: `Session.set_prompts`, `paint`, `choose_candidate`, `clear`, `accept`,
-        `leave_object`, `choose_label`, `edit_object`, `record_stroke`, or a propagation run.
+        `leave_object`, `choose_label`, `edit_object`, `record_stroke`, `do_step`, or a propagation run.
     at
         Of "edit": the pixel of the plane under which the object was found.
     request
         Of "run": what was asked for; None in all parts but the first.
     accept
         Of an accept that waits for predictions: what is still to be written; None for any other step.
+    facts
+        What is said of objects in `store`, before and after.
     tickets
         Those of all its states.
     """
@@ -132,16 +144,23 @@ class Step:
     at: tuple[int, int] | None = None
     request: PropagationRequest | None = None
     accept: PendingAccept | None = None
+    facts: tuple[FactChange, ...] = ()
     tickets: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         tickets = frozenset(state.ticket for _, *both in self.states for state in both)
         object.__setattr__(self, "tickets", tickets)
 
+    def note_facts(self, facts_of: FactsOf, *, back: bool = False) -> None:
+        """Change, in place, what is said of the objects in this step's labels; `back` to undo it."""
+        if self.facts and self.store is not None:
+            changes = [(n, after, before) for n, before, after in self.facts] if back else self.facts
+            facts_of[self.store] = changed_facts(facts_of.get(self.store, {}), changes)
+
     @cached_property
     def nbytes(self) -> int:
         """Memory that this step takes, about, in bytes; values shared with other steps do not count."""
-        size = 600 + sum(edit.nbytes for edit in self.edits)
+        size = 600 + sum(edit.nbytes for edit in self.edits) + 200 * len(self.facts)
         for _, before, after in self.states:
             size += nbytes_of(after.prompts) - min(nbytes_of(before.prompts), nbytes_of(after.prompts))
             if after.soft_mask is not None and after.soft_mask is not before.soft_mask:

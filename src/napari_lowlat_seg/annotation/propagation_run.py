@@ -238,7 +238,7 @@ class PropagationRun:
         assert session.labels is not None
         mask = finished_mask(state, session.finish) or EMPTY_PATCH
         edit, whole = object_edits(
-            session.labels, plane, mask.pixels, record.label, session.policy, corner=mask.corner
+            session.labels, plane, mask.pixels, record.label, session.policy_in_force, corner=mask.corner
         )
         records = {}
         if whole is not None:

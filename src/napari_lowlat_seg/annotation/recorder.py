@@ -23,17 +23,21 @@ class Recorder:
     ----------
     observer
         Called with an `Event` after every change.
+    listeners
+        Called with the same, before the observer.
     """
 
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
         self.observer: Callable[[Event], object] | None = None
+        self.listeners: list[Callable[[Event], object]] = []
         self._open: Transaction | None = None
 
     def tell(self, kind: EventKind, **facts: Any) -> None:
         """Tell the observer what has changed: the fields of an `Event`."""
-        if self.observer is not None:
-            self.observer(Event(kind, self.contents.highest, **facts))
+        event = Event(kind, self.contents.highest, **facts)
+        for hear in (*self.listeners, *([self.observer] if self.observer is not None else [])):
+            hear(event)
 
     def write(self, store: LabelStore | None, edits: Sequence[LabelEdit]) -> None:
         """Write edits into labels; the observer hears of it before."""

@@ -38,16 +38,17 @@ from napari_lowlat_seg.annotation.history import (
     Transaction,
     UndoStack,
 )
+from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, check_label
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, check_label, kept_apart
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
-SETTINGS = ("policy", "finish", "semantic", "model")
+SETTINGS = ("policy", "finish", "semantic", "model", "classes")
 """The attributes of a session that are settings."""
 
 
@@ -78,6 +79,8 @@ class Session:
         Whether the next object gets the same label as this one instead of the next free one.
     model
         `PredictionService.describe` of what predicts its masks, if you say so; kept with the session.
+    classes
+        The classes that objects may have; empty for any.
     on_accepted
         Called with an `Accepted` when an accepted object has been written, at once or later.
 
@@ -105,6 +108,7 @@ class Session:
         self.finish = PostProcessing()
         self.semantic = False
         self.model: Mapping[str, Any] = {}
+        self.classes: Classes = ()
         self._name = uuid4().hex  # in the keys of its planes' embeddings
         if labels is not None:
             self.use_labels(labels, labels.highest())
@@ -130,6 +134,11 @@ class Session:
         self._recorder.observer = observer
 
     @property
+    def listeners(self) -> list[Callable[[Event], object]]:
+        """Called with every `Event`, before the observer."""
+        return self._recorder.listeners
+
+    @property
     def contents(self) -> Contents:
         """All objects and the undo stack, to read; others after `restore`."""
         return self._recorder.contents
@@ -148,6 +157,22 @@ class Session:
     def label(self) -> int:
         """The label that the current object has or will get."""
         return self.contents.records[self.current].label
+
+    @property
+    def facts(self) -> Mapping[int, ObjectFacts]:
+        """What was said of the objects in the labels in use, by label; nothing of most."""
+        return {} if self.labels is None else self.contents.facts_of.get(self.labels, {})
+
+    @property
+    def policy_in_force(self) -> Policy:
+        """The policy, under which locked labels keep their voxels."""
+        return replace(self.policy, locked=locked_labels(self.facts))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the current object has prompts or a mask, or is in the labels."""
+        states = self.contents.of(self.current).values()
+        return any(one.prompts or one.soft_mask is not None for one in states) or self.accepted_before
 
     @property
     def accepted_before(self) -> bool:
@@ -333,8 +358,9 @@ class Session:
         if self.labels is None:
             raise ValueError("there are no labels to write to; choose or make a labels layer first")
         check_label(self.labels, planes[0], self.label)
+        check_unlocked(self.facts, self.label)
         self.close_transaction()  # its end comes before the accept, also for the observer
-        settings = PendingAccept(self.current, self.policy, self.finish)
+        settings = PendingAccept(self.current, self.policy_in_force, self.finish)
         step = accept_step(self.contents, self.labels, planes[0], settings, semantic=self.semantic)
         self._accepting.accept(step)
         return True
@@ -380,12 +406,13 @@ class Session:
         """
         if self.labels is None:
             return False
-        self._check_answered()
+        self.check_answered()
         rows, cols = self.volume.sides(plane)
         row, col = (int(np.floor(x + 0.5)) for x in at)
         if not (0 <= row < rows and 0 <= col < cols):
             raise ValueError(f"pixel ({row}, {col}) is outside the plane of {rows} x {cols} pixels")
         label = label_at(self.labels, plane, (row, col))
+        check_unlocked(self.facts, label)
         if label != 0:
             self.accept()
             label = label_at(self.labels, plane, (row, col))
@@ -404,22 +431,41 @@ class Session:
         The current object is accepted first, and the next one is current afterwards. Raises ValueError as
         `edit_object` does.
         """
-        self._check_answered()
+        self.check_answered()
         self.accept()
+        check_unlocked(self.facts, self.label)
         return self._recorder.open_objects(count, self.labels, semantic=self.semantic)
 
     def close_transaction(self) -> None:
         """Complete the open transaction, if there is one, as one undo step."""
         self._recorder.close()
 
-    def record_stroke(self, edits: Iterable[LabelEdit]) -> None:
-        """Add a brush stroke that has changed the labels already to the undo stack."""
-        edits = tuple(edits)
+    def do_step(self, step: Step) -> None:
+        """Do a step that was made elsewhere, as in `annotation.objects`; its labels are written here."""
+        self.close_transaction()
+        self._recorder.write(step.store, step.edits)
+        self.contents.highest = max([self.highest, *(edit.highest for edit in step.edits)])
+        self._recorder.do(step)
+
+    def record_stroke(self, edits: Iterable[LabelEdit]) -> bool:
+        """Add a brush stroke that has changed the labels already to the undo stack.
+
+        False if it has touched locked labels, which get back what it took from them, and lose what it gave.
+        """
+        edits, locked = tuple(edits), locked_labels(self.facts)
+        untouched = True
+        if locked:
+            parts = [kept_apart(edit, locked) for edit in edits]
+            back = [one for _, one in parts if one is not None]
+            untouched, edits = not back, tuple(one for one, _ in parts if one is not None)
+            if back and self.labels is not None:
+                self.labels.write(back)
         if edits:
             self.contents.highest = max(self.highest, *(edit.highest for edit in edits))
             here = (self.current, self.current)
             title, plane = "brush on the labels", edits[0].plane
             self._recorder.do(Step(title, plane, here, edits=edits, store=self.labels, kind="stroke"))
+        return untouched
 
     def use_labels(self, labels: LabelStore | None, highest: int = 0) -> None:
         """Write to other labels from now on, whose highest value is `highest`.
@@ -523,7 +569,8 @@ class Session:
         """Forget what was refused: another model may answer it."""
         self._accepting.ask_again()
 
-    def _check_answered(self) -> None:
+    def check_answered(self) -> None:
+        """Raise ValueError while predictions are still to come."""
         if not self.answered:
             raise ValueError("predictions are still to come; apply those of `requests()` first")
 

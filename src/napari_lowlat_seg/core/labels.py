@@ -32,6 +32,8 @@ class Policy:
         "keep": from the background only. "overwrite": from every label. "within": from one label only.
     within
         That one label, 0 or more.
+    locked
+        Labels that keep their voxels in any case.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class Policy:
 
     kind: Kind = "keep"
     within: int = 0
+    locked: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -50,10 +53,10 @@ class Policy:
 
     def allows(self, labels: np.ndarray) -> np.ndarray:
         """Where these labels may be replaced: bool, of the same shape."""
-        if self.kind == "overwrite":
-            return np.ones(labels.shape, np.bool_)
         free: np.ndarray = labels == (self.within if self.kind == "within" else 0)
-        return free
+        if self.kind == "overwrite":
+            free = np.ones(labels.shape, np.bool_)
+        return free & ~np.isin(labels, list(self.locked)) if self.locked and self.kind != "keep" else free
 
 
 def inflated(packed: bytes, size: int) -> Iterator[bytes]:
@@ -203,6 +206,26 @@ class LabelEdit:
     def nbytes(self) -> int:
         """Approximate size in memory."""
         return len(self._changed) + len(self._before.packed) + len(self._after.packed) + 400
+
+
+def kept_apart(edit: LabelEdit, locked: frozenset[int]) -> tuple[LabelEdit | None, LabelEdit | None]:
+    """Of an edit that has been made: what is left of it, and what gives locked labels back their voxels.
+
+    Neither takes a voxel from a locked label or gives it one. Does not mutate.
+    """
+    before = np.zeros(edit.box.shape, edit.dtype)
+    after = before.copy()
+    edit.reversed().apply(before)
+    edit.apply(after)
+    wrong = edit.changed & (np.isin(before, list(locked)) | np.isin(after, list(locked)))
+    if not wrong.any():
+        return edit, None
+    rest, back = np.where(wrong, before, after), np.where(wrong, before, after)
+    # Voxels outside of the edit are 0 in both arrays, which is no change.
+    return (
+        LabelEdit.between(edit.plane, edit.box, before, rest),
+        LabelEdit.between(edit.plane, edit.box, after, back),
+    )
 
 
 class LabelStore(Protocol):

@@ -20,7 +20,7 @@ from napari_lowlat_seg.core.volume import Plane
 
 RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
-    Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke"]
+    Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "objects"]
     | Literal["undo", "redo", "settings", "labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
     | RunKind
 )
@@ -38,7 +38,8 @@ class Action:
         "redo": the methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a
         mask was applied. "refuse": a request could not be answered.
         "propagate", "interpolate" and "seeds" begin a run, "masks" were applied in it, "finish" and "stop"
-        end it. "resume": the session was restored, in another process with other caches.
+        end it. "resume": the session was restored, in another process with other caches. "objects": a step
+        of `annotation.objects`, which is repeated as it was.
     number, plane
         An object and a plane.
     prompts
@@ -63,6 +64,8 @@ class Action:
         Of "predict": the part of the plane that was predicted; None for all of it.
     final
         Of "predict": whether it was the last mask for its request.
+    step
+        Of "objects".
     """
 
     kind: ActionKind
@@ -80,6 +83,7 @@ class Action:
     seeds: tuple[tuple[Plane, Prompt], ...] = ()
     tile: BoundingBox | None = None
     final: bool = True
+    step: Step | None = None
 
 
 def add_actions(actions: list[Action], event: Event) -> None:
@@ -123,6 +127,8 @@ def _of_step(step: Step) -> Action:
         return Action("label", label=step.records[0][2].label)
     if step.kind == "stroke":
         return Action("stroke", edits=step.edits)
+    if step.kind == "objects":
+        return Action("objects", step=step)
     return Action(step.kind, plane=step.plane, at=step.at)
 
 

@@ -28,6 +28,7 @@ from napari_lowlat_seg.annotation.journal.frames import (
     as_text,
     checked,
 )
+from napari_lowlat_seg.annotation.objects.facts import ObjectClass, ObjectFacts
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, inflated
@@ -198,6 +199,7 @@ class Decoder:
             self.store(entry["store"]),
             written,
             None if last is None else self._propagated(as_dict(last)),
+            self._optional_number(entry.get("score")),
         )
 
     def _propagated(self, entry: dict[str, Any]) -> Propagated:
@@ -283,6 +285,10 @@ class Decoder:
             self._pixel(entry["at"]),
             None if entry["run"] is None else self._run(as_dict(entry["run"])),
             None if entry.get("accept") is None else decoded_accept(as_dict(entry["accept"])),
+            tuple(
+                (as_int(label, 1), _facts(before), _facts(after))
+                for label, before, after in as_list(entry.get("facts", []))
+            ),
         )
 
     def _optional_plane(self, value: Any) -> Plane | None:
@@ -340,6 +346,7 @@ class Decoder:
             tuple(seeds),
             None if tile is None or plane is None else self._tile(tile, plane),
             not as_bool(entry.get("first", False)),
+            self.step(entry["step"]) if kind == "objects" else None,
         )
 
     def event(self, message: Mapping[str, Any]) -> Event:
@@ -386,7 +393,14 @@ def decoded_settings(value: Any) -> dict[str, Any]:
         elif name in ("model", "preprocessing"):
             settings[name] = {as_text(key): _plain(part) for key, part in as_dict(content).items()}
         elif name == "policy":
-            settings[name] = Policy(as_text(content["kind"]), as_int(content["within"]))  # type: ignore[arg-type]
+            locked = frozenset(as_int(label, 1) for label in as_list(content.get("locked", [])))
+            kind, within = as_text(content["kind"]), as_int(content["within"])
+            settings[name] = Policy(kind, within, locked)  # type: ignore[arg-type]
+        elif name == "classes":
+            listed = [as_dict(one) for one in as_list(content)]
+            settings[name] = tuple(
+                ObjectClass(as_text(one["name"]), as_text(one["colour"])) for one in listed
+            )
         elif name == "finish":
             settings[name] = PostProcessing(
                 as_number(content["threshold"]),
@@ -398,6 +412,25 @@ def decoded_settings(value: Any) -> dict[str, Any]:
         else:
             raise ValueError(f"a session has no setting {name!r:.60}")
     return settings
+
+
+def decoded_facts(value: Any) -> dict[int, ObjectFacts]:
+    """What was said of objects, by label."""
+    facts = {as_int(label, 1): _facts(one) for label, one in as_list(value)}
+    return {label: one for label, one in facts.items() if one is not None}
+
+
+def _facts(value: Any) -> ObjectFacts | None:
+    if value is None:
+        return None
+    entry = as_dict(value)
+    return ObjectFacts(
+        as_text(entry.get("name", "")),
+        as_text(entry.get("category", "")),
+        as_bool(entry.get("review", False)),
+        as_bool(entry.get("locked", False)),
+        as_bool(entry.get("hidden", False)),
+    )
 
 
 def _plain(value: Any, depth: int = 3) -> Any:

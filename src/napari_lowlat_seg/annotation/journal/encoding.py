@@ -17,8 +17,9 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, PendingAccept, Step
 from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
+from napari_lowlat_seg.annotation.objects.facts import ObjectFacts
 from napari_lowlat_seg.annotation.plane_state import PlaneState
-from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, LabelStore, inflated
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, LabelStore, Policy, inflated
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Mask, Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest
@@ -192,6 +193,7 @@ class Encoder:
             return {
                 "is": "record",
                 "label": value.label,
+                "score": value.score,
                 "store": self.store(value.store),
                 "base": base,
                 "written": [[plane.index, self.edit(edit)] for plane, edit in written.items()],
@@ -237,6 +239,7 @@ class Encoder:
             "store": self.store(value.store),
             "run": None if value.request is None else self._run(value.request),
             "accept": None if value.accept is None else encoded_accept(value.accept),
+            "facts": [[label, _facts(before), _facts(after)] for label, before, after in value.facts],
         }
 
     def _run(self, request: PropagationRequest) -> dict[str, Any]:
@@ -245,7 +248,7 @@ class Encoder:
 
     def action(self, value: Action) -> dict[str, Any]:
         """What differs from an empty action."""
-        entry = {
+        entry: dict[str, Any] = {
             "number": value.number,
             "plane": _index(value.plane),
             "prompts": [self.prompt(prompt) for prompt in value.prompts],
@@ -260,6 +263,7 @@ class Encoder:
             "seeds": [[plane.index, self.prompt(prompt)] for plane, prompt in value.seeds],
             "tile": value.tile and _ints(value.tile),
             "first": not value.final,
+            "step": value.step and self.step(value.step),
         }
         # Number 0 of a mask or of labels is a value.
         filled = {name: part for name, part in entry.items() if part or name in ("drawn", "store")}
@@ -296,10 +300,24 @@ def encoded_accept(accept: PendingAccept) -> dict[str, Any]:
 
 def encoded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a session by name, as JSON has them."""
-    plain = (bool, Mapping)
-    return {
-        name: value if isinstance(value, plain) else dict(vars(value)) for name, value in settings.items()
-    }
+    return {name: _setting(value) for name, value in settings.items()}
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [dict(vars(one)) for one in value]
+    if isinstance(value, Policy):
+        return {"kind": value.kind, "within": value.within, "locked": sorted(value.locked)}
+    return value if isinstance(value, bool | Mapping) else dict(vars(value))
+
+
+def encoded_facts(facts: Mapping[int, ObjectFacts]) -> list[list[Any]]:
+    """What was said of objects, as JSON has it."""
+    return [[int(label), _facts(one)] for label, one in facts.items()]
+
+
+def _facts(facts: ObjectFacts | None) -> dict[str, Any] | None:
+    return None if facts is None else {name: value for name, value in vars(facts).items() if value}
 
 
 def _index(plane: Plane | None) -> tuple[int | None, ...] | None:

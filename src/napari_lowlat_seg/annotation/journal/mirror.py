@@ -15,8 +15,13 @@ import numpy as np
 from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step, Transaction, UndoStack
 from napari_lowlat_seg.annotation.journal.actions import Action, add_actions
-from napari_lowlat_seg.annotation.journal.decoding import Decoder, decoded_settings
-from napari_lowlat_seg.annotation.journal.encoding import AboutLabels, Encoder, encoded_settings
+from napari_lowlat_seg.annotation.journal.decoding import Decoder, decoded_facts, decoded_settings
+from napari_lowlat_seg.annotation.journal.encoding import (
+    AboutLabels,
+    Encoder,
+    encoded_facts,
+    encoded_settings,
+)
 from napari_lowlat_seg.annotation.journal.frames import JournalError, as_int, as_list
 from napari_lowlat_seg.annotation.session import SETTINGS, Session
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
@@ -231,6 +236,7 @@ class Mirror:
             "highest": self.contents.highest,
             "settings": encoded_settings(self.settings),
         }
+        facts_of = list(self.contents.facts_of.items())
         # From here on the session may go on: the encoder may let events be played between two values.
         return message | {
             "labels": [encoder.store(one) for one in stores],
@@ -239,6 +245,7 @@ class Mirror:
             "states": [[n, plane.index, encoder.state(state)] for n, plane, state in states],
             "done": [encoder.step(step) for step in done],
             "undone": [encoder.step(step) for step in undone],
+            "facts": [[encoder.store(one), encoded_facts(facts)] for one, facts in facts_of],
             "written": [[encoder.store(one), [encoder.edit(e) for e in edits]] for one, edits in written],
             "actions": None if actions is None else [encoder.action(action) for action in actions],
         }
@@ -262,6 +269,8 @@ class Mirror:
             contents.put([(key, decoder.state(state, key[1]))])
         for number, edits in as_list(message["written"]):
             mirror.written[decoder.real_store(number)] = list(decoder.edits(edits))
+        for number, facts in as_list(message.get("facts", [])):
+            contents.facts_of[decoder.real_store(number)] = decoded_facts(facts)
         if message["actions"] is not None:
             mirror.actions = [decoder.action(action) for action in as_list(message["actions"])]
         return mirror
@@ -321,7 +330,12 @@ class Mirror:
         self.store = other(self.store)
         self.written = {stores.get(store, store): edits for store, edits in self.written.items()}
         if self.actions is not None:
-            self.actions = [replace(action, store=other(action.store)) for action in self.actions]
+            self.actions = [
+                replace(action, store=other(action.store), step=action.step and step(action.step))
+                for action in self.actions
+            ]
+        facts_of = self.contents.facts_of
+        self.contents.facts_of = {stores.get(store, store): facts for store, facts in facts_of.items()}
 
     def put_into(self, session: Session) -> None:
         """Let a session go on where this one is; its labels must be written."""

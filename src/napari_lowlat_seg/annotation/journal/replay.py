@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import LIMIT_BYTES
+from napari_lowlat_seg.annotation.history import LIMIT_BYTES, ObjectRecord
 from napari_lowlat_seg.annotation.journal.actions import Action
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
@@ -185,6 +185,23 @@ class _Again:
         if self.session.labels is not None:
             self.session.labels.write(action.edits)
         self.session.record_stroke(action.edits)
+
+    def _objects(self, action: Action) -> None:
+        """Repeat a step with the same voxels; its states get tickets that no other state here has."""
+        step, session = action.step, self.session
+        if step is None:
+            raise ValueError("it has no step")
+        store = None if step.store is None else self._store(step.store)
+        contents = session.contents
+        for _, before, _ in step.records:
+            if before is None:
+                contents.new_number()  # numbers are drawn as they were
+        records = [(n, contents.records.get(n), self._moved(after)) for n, _, after in step.records]
+        states = [contents.change(number, plane, after) for (number, plane), _, after in step.states]
+        session.do_step(replace(step, store=store, records=tuple(records), states=tuple(states)))
+
+    def _moved(self, record: ObjectRecord) -> ObjectRecord:
+        return replace(record, store=None if record.store is None else self._store(record.store))
 
     def _undo(self, action: Action) -> None:
         self.session.undo()

@@ -13,6 +13,7 @@ from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession
 from napari_lowlat_seg.annotation.journal.frames import JournalError
+from napari_lowlat_seg.annotation.objects.facts import PLAIN
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.prompts import Mask, Prompt
 from napari_lowlat_seg.core.volume import Plane
@@ -229,12 +230,23 @@ class _Lines:
         strokes = "".join(f"\n        stroke({_edit(edit)})," for edit in action.edits)
         yield f"session.close_transaction()\nsession.record_stroke(\n    [{strokes}\n    ]\n)"
 
+    def _objects(self, action: Action) -> Iterator[str]:
+        step = action.step
+        if step is None or step.edits or step.states or step.records:
+            raise JournalError(
+                "objects were merged, split, deleted or proposed in their table; replay the session instead"
+            )
+        locks = [(before or PLAIN).locked != (after or PLAIN).locked for _, before, after in step.facts]
+        if any(locks):
+            raise JournalError("objects were locked; replay the session instead")
+        return iter(())  # names and classes change no voxel
+
     def _settings(self, action: Action) -> Iterator[str]:
         for name, value in action.settings.items():
             if name == "preprocessing":
                 given = ", ".join(f"{key}={part!r}" for key, part in value.items())
                 yield f"session.volume = replace(session.volume, {given})"
-            elif name != "model":
+            elif name != "model" and name != "classes":
                 yield f"session.{name} = {value!r}"
             elif value:
                 look = f", closer_look={value['closer_look']!r}" if "closer_look" in value else ""
