@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import ObjectRecord, PendingAccept, Step
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.plane_state import PlaneState, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
-from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox
+from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, around, found_object, volume_edits
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Request
@@ -51,10 +52,18 @@ class Accepting:
         Of the session: its undo stack holds the accepts that wait, and it writes.
     report
         Called with what became of an object that was accepted.
+    within
+        Cuts a mask on a plane to what limits allow.
     """
 
-    def __init__(self, recorder: Recorder, report: Callable[[Accepted], object]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        report: Callable[[Accepted], object],
+        within: Callable[[Limits, Patch, Plane], Patch],
+    ) -> None:
         self._recorder, self._contents, self._report = recorder, recorder.contents, report
+        self._within = within
         self._refining: set[int] = set()  # tickets with a first mask whose last one is still to come
         self._refused: dict[int, str] = {}  # tickets that cannot be answered, and why
 
@@ -157,7 +166,7 @@ class Accepting:
         )
         known = [plane for plane, state in states.items() if state.soft_mask is not None]
         masks = {
-            plane: finished_mask(contents.state(number, plane), accept.finish) or EMPTY_PATCH
+            plane: self._finished(contents.state(number, plane), plane, accept)
             for plane in dict.fromkeys((*known, *before))
         }
         edits, written = volume_edits(store, masks, record.label, accept.policy, before)
@@ -169,6 +178,11 @@ class Accepting:
             edits=tuple(edits),
             accept=None,
         )
+
+    def _finished(self, state: PlaneState, plane: Plane, accept: PendingAccept) -> Patch:
+        """What is written on a plane. Other objects keep their pixels by the policy, in `volume_edits`."""
+        patch = finished_mask(state, accept.finish) or EMPTY_PATCH
+        return self._within(replace(accept.limits, neighbours=False), patch, plane)
 
     def _rewritten(self, step: Step) -> Step:
         """A step whose edits were taken back, written again over what the labels are now."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.objects.facts import FactChange, ObjectFacts, changed_facts
 from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
 from napari_lowlat_seg.core.boxes import BoundingBox
@@ -89,13 +90,14 @@ class PendingAccept:
     ----------
     number
         Of the object.
-    policy, finish
+    policy, finish, limits
         The settings of the session when it was accepted.
     """
 
     number: int
     policy: Policy
     finish: PostProcessing
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, eq=False)

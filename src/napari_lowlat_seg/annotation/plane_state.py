@@ -164,7 +164,7 @@ class PlaneState:
         parts, _ = label(brushed, np.ones((3, 3)))
         contradicted = [np.zeros(0, parts.dtype)]
         for prompt in self.prompts[self.prompts_before_drawn :]:
-            at = _pixels(prompt, self.drawn.shape, box)
+            at = pixels_of(prompt, self.drawn.shape, box)
             contradicted.append(parts[at][drawn[at] != prompt.positive])
         protected: np.ndarray = brushed & ~np.isin(parts, np.unique(np.concatenate(contradicted)))
         return protected
@@ -180,12 +180,12 @@ def _agreeing(prompts: Sequence[Prompt], drawn: SoftMask | None) -> tuple[Prompt
     def agrees(prompt: Prompt) -> bool:
         if not isinstance(prompt, Click | Scribble):
             return False
-        return bool((mask[_pixels(prompt, drawn.shape, whole)] == prompt.positive).mean() > 0.5)
+        return bool((mask[pixels_of(prompt, drawn.shape, whole)] == prompt.positive).mean() > 0.5)
 
     return tuple(prompt for prompt in prompts if agrees(prompt))
 
 
-def _pixels(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[Any, Any]:
+def pixels_of(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple[Any, Any]:
     """The numpy key of a prompt in a box of a plane: its points, or the rectangle around a region."""
     limits, corner, size = np.array(shape) - 1, np.array(box.corner), np.array(box.shape)
     if isinstance(prompt, Click | Scribble):
@@ -236,7 +236,7 @@ def without_specks(patch: Patch, prompts: Sequence[Prompt], shape: tuple[int, in
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
     touched = [np.zeros(0, parts.dtype)]
-    touched += [parts[_pixels(one, shape, patch.box)].ravel() for one in prompts if one.positive]
+    touched += [parts[pixels_of(one, shape, patch.box)].ravel() for one in prompts if one.positive]
     meant = np.setdiff1d(np.concatenate(touched), 0)
     if not meant.size:
         meant = np.array([int(np.argmax(areas))])

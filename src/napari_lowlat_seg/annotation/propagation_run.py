@@ -236,7 +236,8 @@ class PropagationRun:
         (number, plane), session = key, self._session
         record = session.contents.records[number]
         assert session.labels is not None
-        mask = finished_mask(state, session.finish) or EMPTY_PATCH
+        limits = replace(session.limits, neighbours=False)  # by the policy, in `object_edits`
+        mask = session.within(limits, finished_mask(state, session.finish) or EMPTY_PATCH, plane)
         edit, whole = object_edits(
             session.labels, plane, mask.pixels, record.label, session.policy_in_force, corner=mask.corner
         )

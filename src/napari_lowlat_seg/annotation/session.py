@@ -38,6 +38,7 @@ from napari_lowlat_seg.annotation.history import (
     Transaction,
     UndoStack,
 )
+from napari_lowlat_seg.annotation.limits import Limits, Surroundings, limited
 from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
@@ -48,7 +49,7 @@ from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 
-SETTINGS = ("policy", "finish", "semantic", "model", "classes")
+SETTINGS = ("policy", "finish", "limits", "semantic", "model", "classes")
 """The attributes of a session that are settings."""
 
 
@@ -75,6 +76,8 @@ class Session:
         Which labels an accepted object may replace.
     finish
         How probabilities become masks, for what is shown and for what is written.
+    limits
+        Where an object may be: beside finished objects, in a range of intensities, in a drawn area.
     semantic
         Whether the next object gets the same label as this one instead of the next free one.
     model
@@ -106,6 +109,7 @@ class Session:
         self.labels: LabelStore | None = None
         self.policy = Policy()
         self.finish = PostProcessing()
+        self.limits = Limits()
         self.semantic = False
         self.model: Mapping[str, Any] = {}
         self.classes: Classes = ()
@@ -196,7 +200,17 @@ class Session:
 
     def patch(self, plane: Plane) -> Patch | None:
         """The bool mask of the current object after post-processing, cut to where it is; None without one."""
-        return finished_mask(self.state(plane), self.finish)
+        return self.finished(plane, self.state(plane))
+
+    def finished(self, plane: Plane, state: PlaneState) -> Patch | None:
+        """The same of any state that the current object may have on a plane."""
+        patch = finished_mask(state, self.finish)
+        return None if patch is None else self.within(self.limits, patch, plane, state.prompts)
+
+    def within(self, limits: Limits, patch: Patch, plane: Plane, prompts: Sequence[Prompt] = ()) -> Patch:
+        """A mask cut to what limits allow in this image and beside these labels; see `limited`."""
+        around = Surroundings(self.volume, self.labels, self.policy_in_force, self.label)
+        return limited(patch, plane, limits, around, prompts)
 
     def mask(self, plane: Plane) -> np.ndarray | None:
         """The same as a (rows, cols) bool array of the whole plane."""
@@ -360,7 +374,7 @@ class Session:
         check_label(self.labels, planes[0], self.label)
         check_unlocked(self.facts, self.label)
         self.close_transaction()  # its end comes before the accept, also for the observer
-        settings = PendingAccept(self.current, self.policy_in_force, self.finish)
+        settings = PendingAccept(self.current, self.policy_in_force, self.finish, self.limits)
         step = accept_step(self.contents, self.labels, planes[0], settings, semantic=self.semantic)
         self._accepting.accept(step)
         return True
@@ -497,7 +511,9 @@ class Session:
         """
         self.close_transaction()
         self._recorder.contents = contents
-        self._accepting = Accepting(self._recorder, lambda one: self.on_accepted and self.on_accepted(one))
+        self._accepting = Accepting(
+            self._recorder, lambda one: self.on_accepted and self.on_accepted(one), self.within
+        )
 
     # Predictions
 

@@ -214,6 +214,12 @@ def segment(
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Background that the object encloses belongs to it.")
     ] = False,
+    grow: Annotated[
+        float, typer.Option(metavar="PX", help="Moves outlines outwards; below 0 inwards.")
+    ] = 0.0,
+    drop_small: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Drops parts of fewer pixels, on each plane.")
+    ] = 0,
     largest: Annotated[
         bool, typer.Option("--largest", help="Keep only the largest part, on each plane.")
     ] = False,
@@ -260,7 +266,15 @@ def segment(
         choice=Choice(channel, series or "", time, level),
         label=label,
         replace=replace,
-        finish=finish_of(threshold, smooth, fill_holes=fill_holes, largest=largest, prompted=prompted),
+        finish=finish_of(
+            threshold,
+            smooth,
+            fill_holes=fill_holes,
+            largest=largest,
+            prompted=prompted,
+            grow=grow,
+            smallest=drop_small,
+        ),
         closer_look=closer_look,
         prompts=prompts,
         save_prompts=save_prompts,

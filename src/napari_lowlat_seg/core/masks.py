@@ -8,9 +8,10 @@ and redo are exact. Why there are two forms of a soft mask: docs/decisions/soft-
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -165,11 +166,15 @@ class PostProcessing:
         plane without such a part all stay: an object that was propagated there has no prompt.
     largest
         Whether only the largest connected part stays, of those with a prompt.
+    grow
+        By how many pixels the outline moves outwards, or inwards below 0.
+    smallest
+        Parts of fewer pixels are dropped.
 
     Raises
     ------
     ValueError
-        For a threshold or smoothing out of range.
+        For a threshold, smoothing, growing or size out of range.
     """
 
     threshold: float = THRESHOLD
@@ -177,12 +182,18 @@ class PostProcessing:
     fill_holes: bool = False
     largest: bool = False
     prompted: bool = False
+    grow: float = 0.0
+    smallest: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise ValueError(f"the threshold must lie between 0 and 1, got {self.threshold}")
         if not 0 <= self.smooth <= 50:
             raise ValueError(f"smoothing must be from 0 to 50 pixels, got {self.smooth}")
+        if not -50 <= self.grow <= 50:
+            raise ValueError(f"growing must be from -50 to 50 pixels, got {self.grow}")
+        if self.smallest < 0:
+            raise ValueError(f"the smallest part must have 0 pixels or more, got {self.smallest}")
 
 
 def postprocess(soft_mask: SoftMask, settings: PostProcessing, prompts: Iterable[Prompt] = ()) -> np.ndarray:
@@ -201,27 +212,29 @@ def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing, prompts: It
     plain = soft_mask.above(THRESHOLD if soft_mask.drawn else settings.threshold)
     if not plain.any():
         return EMPTY_PATCH
-    # Smoothing and filling change pixels up to `reach` around the box.
-    reach = 1 if soft_mask.drawn else int(np.ceil(4 * settings.smooth)) + 1
+    # Smoothing, filling and growing change pixels up to `reach` around the box.
+    reach = 1 if soft_mask.drawn else int(np.ceil(4 * settings.smooth + max(0.0, settings.grow))) + 1
     box = soft_mask.box.grown(reach).clipped(soft_mask.shape)
     part = Patch(soft_mask.box.corner, plain).shown_in(box)
     if soft_mask.drawn:
         return Patch(box.corner, part)
-    from scipy import ndimage  # takes 0.25 s, which would delay the window
-
     if settings.smooth:
-        part[:] = ndimage.gaussian_filter(part.astype(np.float32), settings.smooth, mode="nearest") > 0.5
+        part = edited(part, "smooth", settings.smooth)
     if settings.fill_holes:
-        part[:] = ndimage.binary_fill_holes(part)
+        part = edited(part, "fill_holes")
+    if settings.grow:
+        part = edited(part, "grow" if settings.grow > 0 else "shrink", abs(settings.grow))
     if settings.prompted:
+        from scipy import ndimage
+
         labels, _ = ndimage.label(part)
         kept = _touched(labels, box, soft_mask.shape, prompts)
         if kept.size:
-            part[:] = np.isin(labels, kept)
+            part = np.isin(labels, kept)
+    if settings.smallest:
+        part = edited(part, "drop_small", settings.smallest)
     if settings.largest:
-        labels, count = ndimage.label(part)
-        if count > 1:
-            part[:] = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+        part = edited(part, "largest")
     return Patch(box.corner, part)
 
 
@@ -236,3 +249,68 @@ def _touched(
             inside = prompt.footprint(frame, 0).shown_in(box)
             found.append(np.unique(labels[inside & (labels > 0)]))
     return np.unique(np.concatenate(found))
+
+
+# Edits of masks: the same for post-processing, for the window's tools and for the command line
+
+
+Edit = Literal["fill_holes", "largest", "drop_small", "smooth", "grow", "shrink"]
+"""What can be done to a mask; see `edited`."""
+
+
+def edited(
+    mask: np.ndarray, edit: Edit, amount: float = 0.0, spacing: Sequence[float] | None = None
+) -> np.ndarray:
+    """A mask with its holes filled, its islands dropped, smoothed, grown or shrunk. Does not mutate.
+
+    Parameters
+    ----------
+    mask
+        bool, of two or three axes, with background around the object as far as it can grow.
+    edit
+        "fill_holes": background that the object encloses. "largest": only the largest part is kept.
+        "drop_small": parts of fewer than `amount` pixels are dropped. "smooth": the outline, by a standard
+        deviation of `amount`. "grow" and "shrink": the outline moves by `amount`.
+    amount
+        Of a length: in pixels of the last axis.
+    spacing
+        World units per pixel along each axis; None for the same along all.
+
+    Raises
+    ------
+    ValueError
+        For another edit, or a negative amount.
+
+    Examples
+    --------
+    >>> ring = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 0, 0]], bool)
+    >>> int(edited(ring, "fill_holes").sum()), int(edited(ring, "largest").sum())
+    (10, 8)
+    >>> int(edited(ring, "grow", 1).sum())
+    14
+    """
+    from scipy import ndimage  # takes 0.25 s, which would delay the window
+
+    if edit not in get_args(Edit):
+        raise ValueError(f"expected one of {', '.join(get_args(Edit))}, got {edit!r}")
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"expected how far, or of how many pixels, as 0 or more, got {amount}")
+    sampling = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, np.float64) / spacing[-1]
+    made: np.ndarray
+    if edit == "fill_holes":
+        made = ndimage.binary_fill_holes(mask)
+    elif edit in ("largest", "drop_small"):
+        parts, count = ndimage.label(mask)
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        kept = sizes >= amount if edit == "drop_small" else np.arange(count + 1) == int(np.argmax(sizes))
+        made = mask & kept[parts]
+    elif edit == "smooth":
+        made = ndimage.gaussian_filter(mask.astype(np.float32), amount / sampling, mode="nearest") > 0.5
+    elif not mask.any() or not amount:
+        made = mask.copy()
+    elif edit == "grow":
+        made = ndimage.distance_transform_edt(~mask, sampling) <= amount
+    else:
+        made = mask if mask.all() else ndimage.distance_transform_edt(mask, sampling) > amount
+    return made

@@ -103,6 +103,15 @@ SETTINGS = (
             "What happens where the object lies on existing labels.",
             choices={"keep": "keep them", "overwrite": "overwrite them"}),
     Setting("", "within", Policy.within, "Within label", "The only label replaced.", low=0, high=2**31 - 1),
+    Setting("", "neighbours", True, "Finished objects are background",
+            "Masks leave out the pixels of other objects in the labels, as far as these are kept; a click on "
+            "such an object takes it out of that."),
+    Setting("", "limited", False, "Only these intensities",
+            "Masks keep only pixels whose intensity lies in this range."),
+    Setting("", "lowest", 0.0, "Lowest", "The lowest intensity of a pixel of the object.",
+            low=-1e9, high=1e9, step=1.0),
+    Setting("", "highest", 0.0, "Highest", "The highest intensity of a pixel of the object.",
+            low=-1e9, high=1e9, step=1.0),
     Setting("labels", "semantic", False, "Same label for every object",
             "Semantic segmentation: a new object keeps the label."),
     Setting("", "channel", 0, "Channel", "The channel that the model sees.", low=0, high=0),
@@ -155,7 +164,7 @@ def remember(group: str, **values: object) -> None:
             setattr(kept, name, value)
 
 
-PER_SESSION = ("finish", "policy", "semantic", "postpone")
+PER_SESSION = ("finish", "policy", "limits", "semantic", "postpone")
 """Fields of `view_state.Settings` that change results: kept for the next image, not for the next session."""
 
 OF_IMAGE = {name: name for name in ("tool", "hover", "postpone", "semantic")} | {"planes_ahead": "ahead"}

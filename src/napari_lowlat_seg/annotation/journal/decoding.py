@@ -28,6 +28,7 @@ from napari_lowlat_seg.annotation.journal.frames import (
     as_text,
     checked,
 )
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.objects.facts import ObjectClass, ObjectFacts
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
@@ -380,8 +381,10 @@ class Decoder:
 
 def decoded_accept(entry: dict[str, Any]) -> PendingAccept:
     """An accept that waits for predictions."""
-    settings = decoded_settings({name: entry[name] for name in ("policy", "finish")})
-    return PendingAccept(as_int(entry["number"], 1), settings["policy"], settings["finish"])
+    names = ("policy", "finish", "limits")
+    settings = decoded_settings({name: entry[name] for name in names if name in entry})
+    limits = settings.get("limits", Limits())
+    return PendingAccept(as_int(entry["number"], 1), settings["policy"], settings["finish"], limits)
 
 
 def decoded_settings(value: Any) -> dict[str, Any]:
@@ -401,6 +404,8 @@ def decoded_settings(value: Any) -> dict[str, Any]:
             settings[name] = tuple(
                 ObjectClass(as_text(one["name"]), as_text(one["colour"])) for one in listed
             )
+        elif name == "limits":
+            settings[name] = _limits(as_dict(content))
         elif name == "finish":
             settings[name] = PostProcessing(
                 as_number(content["threshold"]),
@@ -408,6 +413,8 @@ def decoded_settings(value: Any) -> dict[str, Any]:
                 as_bool(content["fill_holes"]),
                 as_bool(content["largest"]),
                 as_bool(content["prompted"]),
+                as_number(content.get("grow", 0.0)),
+                as_int(content.get("smallest", 0)),
             )
         else:
             raise ValueError(f"a session has no setting {name!r:.60}")
@@ -430,6 +437,17 @@ def _facts(value: Any) -> ObjectFacts | None:
         as_bool(entry.get("review", False)),
         as_bool(entry.get("locked", False)),
         as_bool(entry.get("hidden", False)),
+    )
+
+
+def _limits(entry: dict[str, Any]) -> Limits:
+    span, axes = entry["intensities"], tuple(as_int(axis) for axis in as_list(entry["axes"]))
+    rings = [as_list(ring) for ring in as_list(entry["area"])]
+    return Limits(
+        as_bool(entry["neighbours"]),
+        None if span is None else (as_number(span[0]), as_number(span[1])),
+        tuple(tuple((as_number(row), as_number(col)) for row, col in ring) for ring in rings),
+        (axes[0], axes[1]),
     )
 
 

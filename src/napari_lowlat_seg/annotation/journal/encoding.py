@@ -294,7 +294,7 @@ class Encoder:
 
 def encoded_accept(accept: PendingAccept) -> dict[str, Any]:
     """An accept that waits for predictions, as JSON has it."""
-    settings = encoded_settings({"policy": accept.policy, "finish": accept.finish})
+    settings = encoded_settings({name: getattr(accept, name) for name in ("policy", "finish", "limits")})
     return {"number": accept.number, **settings}
 
 

@@ -47,6 +47,7 @@ from napari_lowlat_seg import (
     Session,
     load_predictor,
 )
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
-from napari_lowlat_seg.annotation.plane_state import finished_mask
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import Patch
 from napari_lowlat_seg.core.masks import SoftMask
@@ -86,14 +85,14 @@ class Candidates:
 
     def others(self, plane: Plane) -> list[Patch]:
         """The masks of those that are not shown, once the user has begun to choose."""
-        state, finish = self._session.state(plane), self._session.finish
+        state, session = self._session.state(plane), self._session
         if state.first is None:
             return []
         return [
             patch
             for number, mask in enumerate(self._masks(plane))
             if number != state.candidate
-            and (patch := finished_mask(state.with_candidate(number, mask), finish)) is not None
+            and (patch := session.finished(plane, state.with_candidate(number, mask))) is not None
         ]
 
     @property

@@ -47,6 +47,7 @@ PARTS = {
     "semantic": "session",
     "policy": "session",
     "finish": "session",
+    "limits": "session",
     "planes_ahead": "predictions",
 }
 """The part of a controller that each field of `Settings` is an attribute of; `label` is a step of undo."""
@@ -278,7 +279,7 @@ class AnnotationController:
             self._try(lambda: self.session.choose_label(value))
         else:
             setattr(getattr(self, PARTS[name]), name, value)
-        if name == "finish":
+        if name in ("finish", "limits", "policy"):
             self._show_mask()
         self.changed.emit()
 
@@ -376,6 +377,7 @@ class AnnotationController:
             sentence = f"{name} accepted"
         if accepted.error or missing:
             show_warning(sentence)
+        self._show_mask()  # beside what has been written, if that was later
         self.status.emit(sentence)
         self.changed.emit()
 

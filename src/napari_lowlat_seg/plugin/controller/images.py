@@ -10,6 +10,7 @@ from typing import Any
 from napari.layers import Image
 from psygnal import Signal
 
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.plugin.controller.view_state import View
 from napari_lowlat_seg.plugin.settings import (
     PER_SESSION,
@@ -119,11 +120,12 @@ class ImageControllers:
     def set(self, name: str, value: Any) -> None:
         """Change a field of the current controller's `Settings`, and of images that are begun with later.
 
-        A policy that names one label is not taken over: that label means something in one volume only.
+        What means something in one volume only is not taken over: the one label that a policy names, a
+        range of intensities, an area.
         """
         self.current.set(name, value)
         if name in PER_SESSION and not (name == "policy" and value.kind == "within"):
-            self._chosen[name] = value
+            self._chosen[name] = Limits(value.neighbours) if name == "limits" else value
 
     def begin_anew(self, layer: Any) -> None:
         """Begin again with an image that has other data: what was annotated in the old data is dropped.

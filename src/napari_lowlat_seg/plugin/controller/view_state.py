@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 
@@ -51,6 +52,8 @@ class Settings:
         What an accepted object does with existing labels.
     finish
         How probabilities become masks.
+    limits
+        Where an object may be.
     planes_ahead
         How many planes are embedded ahead of the one in view, and then behind it.
     """
@@ -63,6 +66,7 @@ class Settings:
     semantic: bool = False
     policy: Policy = field(default_factory=Policy)
     finish: PostProcessing = field(default_factory=PostProcessing)
+    limits: Limits = field(default_factory=Limits)
     planes_ahead: int = 0
 
 
@@ -85,10 +89,22 @@ def not_default(settings: Settings) -> dict[str, str]:
     said = {
         "finish": ", ".join(word for word in words if word),
         "policy": policy,
+        "limits": _said(settings.limits),
         "semantic": "same label for every object" if settings.semantic else "",
         "postpone": "predictions postponed" if settings.postpone else "",
     }
     return {name: text for name, text in said.items() if text}
+
+
+def _said(limits: Limits) -> str:
+    """What of the limits is not as delivered."""
+    span = limits.intensities
+    words = [
+        "" if limits.neighbours else "finished objects ignored",
+        "" if span is None else f"only intensities {span[0]:g} to {span[1]:g}",
+        "only inside the drawn area" if limits.area else "",
+    ]
+    return ", ".join(word for word in words if word)
 
 
 @dataclass(frozen=True)

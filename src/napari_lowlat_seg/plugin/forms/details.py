@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from textwrap import fill
 from typing import Any
 
@@ -89,7 +89,11 @@ class DetailsForm(QWidget):
     def show_settings(self, settings: Settings) -> None:
         """Show these, without emitting anything."""
         policy = settings.policy
-        values = {"label": settings.label, "semantic": settings.semantic, **asdict(settings.finish)}
+        values = {
+            "label": settings.label,
+            "semantic": settings.semantic,
+            **{name: getattr(settings.finish, name) for name in OF_FINISH},
+        }
         values |= {"policy": policy.kind, "within": policy.within}
         values |= {"hover": settings.hover, "postpone": settings.postpone}
         for name, value in values.items():
