@@ -291,7 +291,7 @@ def error_picture(folder: Path) -> None:
 def stages(folder: Path) -> None:
     """What happens to a click: from the plane to the mask, without a window."""
     from napari_lowlat_seg import Click, load_predictor
-    from napari_lowlat_seg.core.prompts import Scribble
+    from napari_lowlat_seg.core.prompts import Prompt, Scribble
     from napari_lowlat_seg.io.files import read_volume
     from napari_lowlat_seg.io.samples import sample_path
 
@@ -300,7 +300,7 @@ def stages(folder: Path) -> None:
     gray = np.asarray(plane if plane.ndim == 2 else plane[..., 0], float)
     gray = 255 * (gray - gray.min()) / (np.ptp(gray) or 1)
     image = np.repeat(gray[..., None], 3, axis=2)
-    prompts = [Click((207, 71)), Scribble([(222, 52), (238, 52)], positive=False)]
+    prompts: list[Prompt] = [Click((207, 71)), Scribble(((222, 52), (238, 52)), positive=False)]
     whole = load_predictor("default", device="cpu", closer_look="off")
     both = load_predictor("default", device="cpu")
     rows, cols = gray.shape

@@ -162,3 +162,15 @@ def test_values_out_of_range_are_refused():
     """By napari, from the ranges in the manifest."""
     with pytest.raises(ValueError, match=r"less than or equal to 0\.99"):
         remember("finish", threshold=2.0)
+
+
+def test_settings_that_an_earlier_version_saved_are_kept(tmp_path):
+    """Its file is read; what it did not know is as delivered."""
+    old = {"model": {"device": "cpu", "closer_look": "off"}, "embeddings": {"ahead": 3, "memory": 256}}
+    old |= {"keys": {"accept": "Shift+Y"}, "finish": {"threshold": 0.6}, "labels": {"policy": "overwrite"}}
+    (tmp_path / f"{PLUGIN}.yaml").write_text(yaml.safe_dump({"schema_version": "0.1.0", **old}))
+    assert stored("model") == {"name": "default", "device": "cpu", "closer_look": "off"}
+    assert stored_room() == {"cache_bytes": 256 * 2**20, "disk_bytes": 0}
+    assert stored("embeddings")["ahead"] == 3
+    assert stored_keys().keys == {**DEFAULTS, "accept": "Shift+Y"}
+    assert stored_settings()["policy"] == Policy("overwrite")
