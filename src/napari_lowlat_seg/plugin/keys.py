@@ -7,7 +7,7 @@ layers of a controller and nowhere else: they work while one of these layers is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -186,6 +186,35 @@ class KeyTable:
         key = self._keys[action.name]
         same = [one for one in ACTIONS if key and one is not action and self._keys[one.name] == key]
         return [f"same key as “{one.title}”: only the one higher up works" for one in same]
+
+
+class LayerKeys:
+    """The keys of one controller, on whatever layers it has now.
+
+    Parameters
+    ----------
+    keys
+        Those of all controllers.
+    controller
+        Its methods and those of its parts are called.
+    """
+
+    def __init__(self, keys: KeyTable, controller: Any) -> None:
+        self._keys, self._controller = keys, controller
+        self._layers: list[Any] = []
+
+    def bind(self, layers: Sequence[Any]) -> None:
+        """Bind the keys to these layers, of which any may be None, and to no others."""
+        self.unbind()
+        self._layers = [layer for layer in layers if layer is not None]
+        for layer in self._layers:
+            self._keys.bind(layer, self._controller)
+
+    def unbind(self) -> None:
+        """Restore what the keys of the layers did before."""
+        for layer in self._layers:
+            self._keys.unbind(layer)
+        self._layers = []
 
 
 class _Bound:

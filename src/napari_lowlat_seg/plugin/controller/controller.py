@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from napari.utils.notifications import show_warning
 from psygnal import Signal
-from superqt.utils import qdebounced
 
 from napari_lowlat_seg.annotation.accepting import Accepted
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
@@ -20,14 +19,14 @@ from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.canvas.candidates import Candidates
-from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane, ImageChanges
 from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
 from napari_lowlat_seg.plugin.controller.propagation import PropagationController
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
-from napari_lowlat_seg.plugin.controller.situation import ImageSituation
-from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState
-from napari_lowlat_seg.plugin.keys import KeyTable
+from napari_lowlat_seg.plugin.controller.situation import ImageSituation, accepted_sentence
+from napari_lowlat_seg.plugin.controller.view_state import PARTS, Settings, ViewState
+from napari_lowlat_seg.plugin.keys import KeyTable, LayerKeys
 from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.gestures import Gestures
@@ -35,22 +34,6 @@ from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
-
-SETTLED_MS = 200
-"""After a change of contrast or pixels, until it is taken in."""
-
-PARTS = {
-    "positive": "prompts",
-    "tool": "gestures",
-    "hover": "gestures",
-    "postpone": "predictions",
-    "semantic": "session",
-    "policy": "session",
-    "finish": "session",
-    "limits": "session",
-    "planes_ahead": "predictions",
-}
-"""The part of a controller that each field of `Settings` is an attribute of; `label` is a step of undo."""
 
 
 class AnnotationController:
@@ -103,13 +86,14 @@ class AnnotationController:
         tiling: Tiling = TILING,
     ) -> None:
         self.viewer, self.layer = viewer, layer
-        self._keys = keys
+        self._keys = LayerKeys(keys, self)
         window = tuple(layer.contrast_limits) if intensities == "displayed" and not layer.rgb else None
         self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
         self.session = Session(self.grid.volume)
         self.session.on_accepted = self._accepted
         self.actions = ActionQueue()
         self.current_plane = CurrentPlane(viewer, self.grid)
+        self.image_changes = ImageChanges(self.grid)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
         self.preview = Preview(viewer, self.grid, tiling, self.current_plane.field)
         self.predictions = Predictions(self.session, worker, layer.name, tiling, self.current_plane.field)
@@ -131,43 +115,42 @@ class AnnotationController:
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
         self._displayed = intensities == "displayed"
-        # Not with every step of a slider, and not while planes are scrolled.
-        self._see_contrast = qdebounced(
-            lambda: self.predictions.see(window=tuple(layer.contrast_limits)), SETTLED_MS
-        )
-        self._look_at_pixels = qdebounced(self._check_pixels, SETTLED_MS)
+        seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
+        self._parts = (*seen, self.labels, self.predictions, self.candidates, self.propagation)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._drawn: Mapping[Plane, tuple[Prompt, ...]] = {}  # the prompts that the layers show
-        self._bound: list[Any] = []
         self._connect()
 
     def _connect(self) -> None:
         """Connect the parts; psygnal connects signals to methods only, so some methods just emit."""
-        for signal in (self.prompts.sign_changed, self.gestures.changed, self.predictions.postponed):
-            signal.connect(self._emit_changed)
-        self.files.changed.connect(self._emit_changed)
-        self.files.restored.connect(self._restored)
-        self.objects.given.connect(self._given)
-        for signal in (
-            self.predictions.status,
-            self.propagation.status,
-            self.files.status,
-            self.objects.status,
-            self.candidates.status,
+        for signal, slot in (
+            (self.prompts.sign_changed, self._emit_changed),
+            (self.gestures.changed, self._emit_changed),
+            (self.predictions.postponed, self._emit_changed),
+            (self.files.changed, self._emit_changed),
+            (self.files.restored, self._restored),
+            (self.objects.given, self._given),
+            *((part.status, self._say) for part in (self.predictions, self.propagation)),
+            *((part.status, self._say) for part in (self.files, self.objects, self.candidates)),
+            (self.candidates.chosen, self._refresh_mask),
+            (self.candidates.known, self._go_on),
+            (self.candidates.known, self._emit_changed),
+            (self.predictions.landed, self._predicted),
+            (self.predictions.refused, self._go_on),
+            (self.predictions.refused, self._emit_changed),
+            (self.current_plane.moved, self._moved),
+            (self.current_plane.panned, self.predictions.panned),
+            (self.image_changes.placed, self._placed),
+            (self.image_changes.contrast, self._contrast_changed),
+            (self.image_changes.pixels, self._check_pixels),
+            (self.labels.changed, self._labels_changed),
+            (self.labels.failed, self._labels_failed),
+            (self.propagation.changed, self._refresh),  # a run clears the planes that it predicts anew
+            (self.propagation.changed, self._go_on),  # what waited for the end of a run
+            (self.propagation.landed, self._propagated),
         ):
-            signal.connect(self._say)
-        self.predictions.landed.connect(self._predicted)
-        self.predictions.refused.connect(self._refused)
-        self.candidates.chosen.connect(self._refresh_mask)
-        self.candidates.known.connect(self._candidates_known)
-        self.current_plane.moved.connect(self._moved)
-        self.current_plane.panned.connect(self.predictions.panned)
-        self.labels.changed.connect(self._labels_changed)
-        self.labels.failed.connect(self._labels_failed)
-        self.propagation.changed.connect(self._refresh)  # a run clears the planes that it predicts anew
-        self.propagation.changed.connect(self._go_on)  # what waited for the end of a run
-        self.propagation.landed.connect(self._propagated)
+            signal.connect(slot)
 
     # In and out of the viewer
 
@@ -177,18 +160,11 @@ class AnnotationController:
             return
         self.attached = True
         self.preview.attach(self._painted)
-        self.prompts.attach()
-        self.gestures.attach()
+        self.viewer.layers.events.removed.connect(self._removed)
+        for part in self._parts:
+            part.attach()
         self._bind_keys()
         self.prompts.replaced.connect(self._bind_keys)
-        self.current_plane.attach()
-        self.viewer.layers.events.removed.connect(self._removed)
-        for event, slot in self._layer_events():
-            event.connect(slot)
-        self.labels.attach()
-        self.predictions.attach()
-        self.candidates.attach()
-        self.propagation.attach()
         self.files.begin()
         self._refresh()
 
@@ -198,34 +174,16 @@ class AnnotationController:
             return
         self.attached = False
         self.actions.clear()
-        for later in (self._see_contrast, self._look_at_pixels):
-            later.cancel()
-        self.propagation.detach()
-        self.candidates.detach()
-        self.predictions.detach()
-        self.labels.detach()
-        for event, slot in self._layer_events():
-            event.disconnect(slot)
-        self.current_plane.detach()
-        self.viewer.layers.events.removed.disconnect(self._removed)
         self.prompts.replaced.disconnect(self._bind_keys)
-        self._unbind_keys()
-        self.gestures.detach()
-        self.prompts.detach()
+        self._keys.unbind()
+        self.viewer.layers.events.removed.disconnect(self._removed)
+        for part in reversed(self._parts):
+            part.detach()
         self.preview.detach()
 
     def close(self) -> None:
         """End what keeps the session: its image is gone, or the widget is."""
         self.files.close()
-
-    def _layer_events(self) -> list[tuple[Any, Callable[..., object]]]:
-        """What the image layer emits, and who hears it."""
-        events = self.layer.events
-        return [
-            *((event, self._placed) for event in self.grid.place_events),
-            (events.contrast_limits, self._contrast_changed),
-            (events.set_data, self._pixels_shown),
-        ]
 
     # State
 
@@ -362,20 +320,8 @@ class AnnotationController:
 
     def _accepted(self, accepted: Accepted) -> None:
         """Say what became of an object that was accepted, at once or later."""
-        name = f"object {accepted.label}"
-        missing = "; ".join(f"plane {plane.position}: {why}" for plane, why in accepted.unanswered.items())
-        if accepted.error:
-            sentence = f"{name} could not be written, the next accept tries again: {accepted.error}"
-        elif missing:
-            sentence = f"{name} accepted, but its newest prompts could not be answered on {missing}"
-        elif not accepted.planes:
-            sentence = (
-                f"{name} is empty, or other labels cover it (Existing labels: keep): nothing was written, "
-                "Ctrl+Z brings it back"
-            )
-        else:
-            sentence = f"{name} accepted"
-        if accepted.error or missing:
+        sentence = accepted_sentence(accepted)
+        if accepted.error or accepted.unanswered:
             show_warning(sentence)
         self._show_mask()  # beside what has been written, if that was later
         self.status.emit(sentence)
@@ -483,17 +429,14 @@ class AnnotationController:
             self.current_plane.look_at(done[-1].plane)
         self._refresh()
 
-    def _placed(self, event: Any = None) -> None:
+    def _placed(self) -> None:
         """The image was moved, turned or scaled, or has other units."""
         self.prompts.follow()
         self.predictions.see(spacing=self.grid.spacing)
 
-    def _contrast_changed(self, event: Any = None) -> None:
+    def _contrast_changed(self) -> None:
         if self._displayed and not self.layer.rgb:
-            self._see_contrast()
-
-    def _pixels_shown(self, event: Any = None) -> None:
-        self._look_at_pixels()
+            self.predictions.see(window=tuple(self.layer.contrast_limits))
 
     def _propagated(self, plane: Plane) -> None:
         if plane == self._plane:
@@ -514,18 +457,10 @@ class AnnotationController:
         show_warning(sentence)
         self.status.emit(sentence)
 
-    def _refused(self) -> None:
-        self._go_on()
-        self.changed.emit()
-
     def _refresh_mask(self, plane: Plane) -> None:
         if plane == self._plane:
             self.live_preview.drop()
             self._show_mask()
-        self.changed.emit()
-
-    def _candidates_known(self) -> None:
-        self._go_on()
         self.changed.emit()
 
     def _go_on(self) -> None:
@@ -570,15 +505,7 @@ class AnnotationController:
 
     def _bind_keys(self) -> None:
         """Bind our keys to the layers that there are now."""
-        self._unbind_keys()
-        self._bound = [one for one in (*self.prompts.present, self.preview.layer) if one is not None]
-        for layer in self._bound:
-            self._keys.bind(layer, self)
-
-    def _unbind_keys(self) -> None:
-        for layer in self._bound:
-            self._keys.unbind(layer)
-        self._bound = []
+        self._keys.bind([*self.prompts.present, self.preview.layer])
 
     @staticmethod
     def _try(work: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The plane of an image that the viewer shows: signals when it changes, and changes it."""
+"""What the viewer shows of an image: its plane, which can be changed, and changes of the layer itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 from psygnal import Signal
+from superqt.utils import qdebounced
 
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.grid import Grid
+
+SETTLED_MS = 200
+"""After a change of contrast or pixels, until it is taken in."""
 
 
 class CurrentPlane:
@@ -100,3 +104,56 @@ class CurrentPlane:
 
     def _on_camera(self) -> None:
         self.panned.emit()
+
+
+class ImageChanges:
+    """Signals when an image layer is changed under a session that goes on.
+
+    Parameters
+    ----------
+    grid
+        Where the image lies.
+    """
+
+    placed = Signal()
+    """It was moved, turned or scaled, or has other units."""
+
+    contrast = Signal()
+    """Its contrast limits are others, and have been for a while: not with every step of a slider."""
+
+    pixels = Signal()
+    """Its data are shown anew, and perhaps others; not while planes are scrolled."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._emit_contrast = qdebounced(lambda: self.contrast.emit(), SETTLED_MS)
+        self._emit_pixels = qdebounced(lambda: self.pixels.emit(), SETTLED_MS)
+
+    def attach(self) -> None:
+        """Listen to the layer."""
+        for event, slot in self._slots():
+            event.connect(slot)
+
+    def detach(self) -> None:
+        """Stop listening; what has not settled is dropped."""
+        for event, slot in self._slots():
+            event.disconnect(slot)
+        for later in (self._emit_contrast, self._emit_pixels):
+            later.cancel()
+
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        events = self._grid.layer.events
+        return (
+            *((event, self._on_place) for event in self._grid.place_events),
+            (events.contrast_limits, self._on_contrast),
+            (events.set_data, self._on_data),
+        )
+
+    def _on_place(self, event: Any = None) -> None:
+        self.placed.emit()
+
+    def _on_contrast(self, event: Any = None) -> None:
+        self._emit_contrast()
+
+    def _on_data(self, event: Any = None) -> None:
+        self._emit_pixels()

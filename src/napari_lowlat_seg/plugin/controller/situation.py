@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from napari_lowlat_seg.annotation.accepting import Accepted
+
 NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentation"
 CHOOSE = "Choose an image"
 NO_PLANE = "Prompts need a 2-D view: press the 2D/3D button."
@@ -120,6 +122,22 @@ def sentence_of(now: Situation) -> str:
     if image.outside:
         return OUTSIDE
     return _under_way(now, image) or _needs_user(image, now.news) or _done(now.news, image)
+
+
+def accepted_sentence(accepted: Accepted) -> str:
+    """What became of an object that was accepted, at once or later."""
+    name = f"object {accepted.label}"
+    if accepted.error:
+        return f"{name} could not be written, the next accept tries again: {accepted.error}"
+    if accepted.unanswered:
+        missing = "; ".join(f"plane {plane.position}: {why}" for plane, why in accepted.unanswered.items())
+        return f"{name} accepted, but its newest prompts could not be answered on {missing}"
+    if not accepted.planes:
+        return (
+            f"{name} is empty, or other labels cover it (Existing labels: keep): nothing was written, "
+            "Ctrl+Z brings it back"
+        )
+    return f"{name} accepted"
 
 
 def _under_way(now: Situation, image: ImageSituation) -> str:

@@ -70,6 +70,19 @@ class Settings:
     planes_ahead: int = 0
 
 
+PARTS = {
+    "positive": "prompts",
+    "tool": "gestures",
+    "hover": "gestures",
+    "postpone": "predictions",
+    "semantic": "session",
+    "policy": "session",
+    "finish": "session",
+    "planes_ahead": "predictions",
+}
+"""The part of a controller that each field of `Settings` is an attribute of; `label` is a step of undo."""
+
+
 def not_default(settings: Settings) -> dict[str, str]:
     """The settings that change results and are not as delivered: by field, in a few words.
 
