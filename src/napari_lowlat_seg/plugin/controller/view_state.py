@@ -78,6 +78,7 @@ PARTS = {
     "semantic": "session",
     "policy": "session",
     "finish": "session",
+    "limits": "session",
     "planes_ahead": "predictions",
 }
 """The part of a controller that each field of `Settings` is an attribute of; `label` is a step of undo."""
