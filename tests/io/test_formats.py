@@ -26,7 +26,7 @@ from napari_lowlat_seg.io.files import (
 )
 from napari_lowlat_seg.io.format_table import FORMATS, Format, find_format, locate
 from napari_lowlat_seg.io.formats.nrrd import NrrdHeader, Segment
-from napari_lowlat_seg.io.formats.page_folder import natural_key
+from napari_lowlat_seg.io.formats.pictures import natural_key
 
 mrcfile = pytest.importorskip("mrcfile")
 nrrd = pytest.importorskip("nrrd")

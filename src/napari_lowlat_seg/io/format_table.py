@@ -158,7 +158,7 @@ FORMATS = (
     ),
 )
 
-PAGES = Format("folder of pages", (), "formats.page_folder", folder=True)
+PAGES = Format("folder of pages", (), "formats.pictures", read="read_folder", folder=True)
 DICOM_FOLDER = Format(
     "DICOM", (), "formats.dicom", needs="pydicom", extra="dicom", folder=True, choices=SERIES
 )

@@ -175,6 +175,63 @@ class Held:
         return np.asarray(self[...], dtype)
 
 
+@dataclass(frozen=True)
+class StoredAxis:
+    """An axis of an array as its file describes it.
+
+    Attributes
+    ----------
+    name, kind, unit
+        As `Axis` has them; "channel" is a kind as well.
+    step, start
+        Distance of neighbours, and place of the first voxel.
+    """
+
+    name: str
+    kind: str | None = None
+    unit: str | None = None
+    step: float = 1.0
+    start: float = 0.0
+
+
+def placed(
+    data: Any,
+    axes: Sequence[StoredAxis],
+    dropped: Sequence[str] = ("channel",),
+    header: Any = None,
+    window: tuple[float, float] | None = None,
+) -> Loaded:
+    """An array whose axes are the world's, with its channel axis apart.
+
+    Parameters
+    ----------
+    data
+        The array.
+    axes
+        Its axes, in their order.
+    dropped
+        Kinds of axes that are cut away where they have length 1.
+    header, window
+        As `Loaded` has them.
+    """
+    single = [i for i, axis in enumerate(axes) if axis.kind in dropped and data.shape[i] == 1]
+    if isinstance(data, np.ndarray):
+        data = np.squeeze(data, tuple(single))
+    elif single:
+        data = Held(data, dict.fromkeys(single, 0))
+    left = [axis for i, axis in enumerate(axes) if i not in single]
+    channel_axis = next((i for i, axis in enumerate(left) if axis.kind == "channel"), None)
+    kept = [axis for i, axis in enumerate(left) if i != channel_axis]
+    geometry = Geometry.from_scale(
+        [axis.name for axis in kept],
+        [axis.step for axis in kept],
+        [axis.start for axis in kept],
+        [axis.unit for axis in kept],
+        [axis.kind for axis in kept],
+    )
+    return Loaded(data, geometry, channel_axis, header, window=window)
+
+
 class SliceStack(ABC):
     """Slices along the first axis as one array; only those that are looked at are read.
 

@@ -219,43 +219,54 @@ def _object(content: Mapping[str, Any], shape: tuple[int, ...], turn: Turn, volu
 
 
 def _prompt(content: Mapping[str, Any], shape: tuple[int, ...], turn: Turn) -> tuple[Plane, Prompt]:
+    """A prompt and its plane, both turned as the volume lies."""
     index = [None if at is None else _whole(at) for at in _sequence(content["plane"])]
     plane = Plane(tuple(index))
     if len(index) != len(shape) or any(at is not None and at >= n for at, n in zip(index, shape)):
         raise ValueError(f"plane {index} of an image of shape {shape}")
     turned = Plane(tuple(_turned([-1 if at is None else at for at in index], shape, turn, keep=-1)))
-    positive = content["positive"]
+    kind, positive = content["kind"], content["positive"]
     if not isinstance(positive, bool):
         raise ValueError(f"positive is true or false, not {positive!r:.40}")
-    kind = content["kind"]
     if kind == "mask":
-        sides = tuple(_whole(n) for n in _sequence(content["size"]))
-        if sides != tuple(shape[axis] for axis in plane.axes):
-            raise ValueError(f"a mask of {sides} pixels on a plane of an image of shape {shape}")
-        runs = [_whole(count) for count in _sequence(content["counts"])]
-        pixels = from_run_lengths(runs, (sides[0], sides[1]))
-        return turned, Mask(_turned_mask(pixels, plane, turn), positive)
+        return turned, Mask(_mask(content, plane, shape, turn), positive)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"a prompt is {', '.join(_KINDS)} or mask, not {kind!r:.40}")
     row, col = turned.axes
-    points = []
-    for point in _sequence(content["points"]):
-        numbers = [_number(value) for value in _sequence(point)]
-        if len(numbers) != len(shape) or any(
-            at is not None and at != number for at, number in zip(index, numbers)
-        ):
-            raise ValueError(f"point {numbers} on plane {index}")
-        there = _turned(numbers, shape, turn)
-        points.append((there[row], there[col]))
-    if kind == "click" and len(points) != 1:
-        raise ValueError(f"a click has one point, not {len(points)}")
-    if kind == "box" and len(points) != 2:
-        raise ValueError(f"a box has two corners, not {len(points)}")
+    there = [_point(point, plane, shape, turn) for point in _sequence(content["points"])]
+    return turned, _drawn(kind, [(point[row], point[col]) for point in there], positive)
+
+
+def _mask(content: Mapping[str, Any], plane: Plane, shape: tuple[int, ...], turn: Turn) -> np.ndarray:
+    """(rows, cols) bool of the turned plane, from run lengths of the plane in the file."""
+    sides = tuple(_whole(n) for n in _sequence(content["size"]))
+    if sides != tuple(shape[axis] for axis in plane.axes):
+        raise ValueError(f"a mask of {sides} pixels on a plane of an image of shape {shape}")
+    runs = [_whole(count) for count in _sequence(content["counts"])]
+    return _turned_mask(from_run_lengths(runs, (sides[0], sides[1])), plane, turn)
+
+
+def _point(content: Any, plane: Plane, shape: tuple[int, ...], turn: Turn) -> list[float]:
+    """A point of a plane, in the turned array."""
+    numbers = [_number(value) for value in _sequence(content)]
+    if len(numbers) != len(shape) or any(
+        at is not None and at != number for at, number in zip(plane.index, numbers)
+    ):
+        raise ValueError(f"point {numbers} on plane {list(plane.index)}")
+    return _turned(numbers, shape, turn)
+
+
+def _drawn(kind: str, points: list[tuple[float, float]], positive: bool) -> Prompt:
+    """A click, scribble, box or lasso."""
     if kind == "click":
-        return turned, Click(points[0], positive)
+        if len(points) != 1:
+            raise ValueError(f"a click has one point, not {len(points)}")
+        return Click(points[0], positive)
     if kind == "box":
-        return turned, Box(points[0], points[1], positive)
-    return turned, (Scribble if kind == "scribble" else Polygon)(tuple(points), positive)
+        if len(points) != 2:
+            raise ValueError(f"a box has two corners, not {len(points)}")
+        return Box(points[0], points[1], positive)
+    return (Scribble if kind == "scribble" else Polygon)(tuple(points), positive)
 
 
 def _turned(numbers: Sequence[Any], shape: Sequence[int], turn: Turn, keep: float | None = None) -> list[Any]:

@@ -19,11 +19,12 @@ from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
 from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
 from napari_lowlat_seg.io.placed import (
-    Held,
     Loaded,
+    StoredAxis,
     Turn,
     Unreadable,
     geometry_of,
+    placed,
     upright,
     usual_geometry,
 )
@@ -167,21 +168,11 @@ def _multiscale(group: Any, image: dict[str, Any], number: int | None, chosen: i
         raise Unreadable(f"its path leads to level {number}; leave out level {chosen}")
     level = levels[number]
     axes, scale, translation = _placed_axes(image, level.ndim, number, levels[0].shape, level.shape)
-    channels = [i for i, axis in enumerate(axes) if axis.get("type") == "channel" or axis["name"] == "c"]
-    droppable = [i for i, axis in enumerate(axes) if i in channels or axis.get("type") == "time"]
-    single = [i for i in droppable if level.shape[i] == 1]
-    axes_kept = [i for i in range(level.ndim) if i not in single]
-    channel_axis = next((at for at, i in enumerate(axes_kept) if i in channels), None)
-    kept = [i for at, i in enumerate(axes_kept) if at != channel_axis]
-    geometry = Geometry.from_scale(
-        [axes[i]["name"] for i in kept],
-        [scale[i] for i in kept],
-        [translation[i] for i in kept],
-        [axes[i].get("unit") for i in kept],
-        [axes[i].get("type") for i in kept],
-    )
-    data = Held(level, dict.fromkeys(single, 0)) if single else level
-    return Loaded(data, geometry, channel_axis, window=_window(levels[-1]))
+    stored = [
+        StoredAxis(axis["name"], "channel" if axis["name"] == "c" else axis["type"], axis.get("unit"), *place)
+        for axis, *place in zip(axes, scale, translation, strict=True)
+    ]
+    return placed(level, stored, ("channel", "time"), window=_window(levels[-1]))
 
 
 def _plain(array: Any, level: int | None) -> Loaded:

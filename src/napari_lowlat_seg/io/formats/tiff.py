@@ -22,7 +22,15 @@ from napari_lowlat_seg.io.formats.tiff_metadata import (
     ome_scale,
     tag_scale,
 )
-from napari_lowlat_seg.io.placed import Held, Loaded, Turn, Unreadable, geometry_of, upright
+from napari_lowlat_seg.io.placed import (
+    Loaded,
+    StoredAxis,
+    Turn,
+    Unreadable,
+    geometry_of,
+    placed,
+    upright,
+)
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
 TIFF_SUFFIXES = (*OME_SUFFIXES, ".tif", ".tiff")
@@ -32,6 +40,10 @@ SLIDES = ("svs", "scn", "bif", "ndpi", "philips", "avs", "qpi", "lsm")
 
 _IMAGEJ_UNITS = {"µm": "um", "Å": "angstrom", "in": "inch"}
 """What ImageJ calls units, where it is not our symbol: its text is ASCII."""
+
+
+_KINDS = dict.fromkeys("XYZIQ", "space") | {"T": "time"} | dict.fromkeys("CS", "channel")
+"""What an axis is, by its letter; all others are "other"."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +79,27 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         scale = ome_scale(file.ome_metadata, index, series) if file.is_ome else tag_scale(file, index, series)
         scale = scale.coarser({a: n / m for a, n, m in zip(axes, series.shape, level.shape, strict=True)})
         data: Any = _large(path, index, number, level) if level.nbytes > LARGE else _pixels(level)
-    # Single channels and samples are no axis of their own.
-    dropped = [i for i, letter in enumerate(axes) if letter in "CS" and data.shape[i] == 1]
-    if isinstance(data, np.ndarray):
-        data = np.squeeze(data, tuple(dropped))
-    elif dropped:
-        data = Held(data, dict.fromkeys(dropped, 0))
-    axes = "".join(letter for i, letter in enumerate(axes) if i not in dropped)
-    if "C" in axes and "S" in axes:
+    about = [
+        StoredAxis(
+            name,
+            _KINDS.get(letter, "other"),
+            scale.units.get(letter),
+            scale.steps.get(letter, 1.0),
+            scale.start.get(letter, 0.0),
+        )
+        for letter, name in zip(axes, _names(axes), strict=True)
+    ]
+    long = [letter for i, letter in enumerate(axes) if letter in "CS" and data.shape[i] > 1]
+    if len(long) > 1:
         raise ValueError(f"axes {axes} mix channels and colours; save one channel")
-    channel_axis = next((i for i, letter in enumerate(axes) if letter in "CS"), None)
     spatial = "".join(letter for letter in axes if letter not in "CS")
-    geometry = Geometry.from_scale(
-        axis_names(spatial),
-        [scale.steps.get(letter, 1.0) for letter in spatial],
-        [scale.start.get(letter, 0.0) for letter in spatial],
-        [scale.units.get(letter) for letter in spatial],
-        ["time" if letter == "T" else "space" if letter in "XYZIQ" else "other" for letter in spatial],
-    )
-    return Loaded(data, geometry, channel_axis, TiffHeader(spatial, scale.text))
+    return placed(data, about, header=TiffHeader(spatial, scale.text))
+
+
+def _names(letters: str) -> list[str]:
+    """Names of all axes: those of channels and colours are not used."""
+    spatial = iter(axis_names("".join(letter for letter in letters if letter not in "CS")))
+    return ["channel" if letter in "CS" else next(spatial) for letter in letters]
 
 
 def _pick(file: Any, chosen: str) -> int:
