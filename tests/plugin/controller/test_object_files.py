@@ -81,6 +81,8 @@ def test_prompts_of_all_objects_are_saved_for_other_programs(window, tmp_path):
     window.controller.accept()
     window.until(lambda: window.session.current > 1)
     window.session.add(SECOND, Scribble(((5, 6), (7, 9.5)), positive=False))
+    window.controller._refresh()  # its prediction has a sentence too, which is not to come after the other
+    window.until(lambda: not window.session.requests() and not window.widget.worker.busy)
     window.form.prompts_saved.emit(tmp_path / "p")
     window.until(lambda: "prompts saved as p.json" in window.widget.sentence)
     one, two = load_prompts(tmp_path / "p.json", SCAN)
