@@ -51,20 +51,19 @@ def commands() -> str:
     from napari_lowlat_seg.cli.app import app
 
     sections = []
-    for names, command in _commands(("lowlat-seg",), typer.main.get_command(app)):
-        context: Any = None
-        for name in names:
-            context = type(command).context_class(command, info_name=name, parent=context, terminal_width=100)
+    for name, context in _commands("lowlat-seg", typer.main.get_command(app), None):
         context.max_content_width = 100
-        sections.append(f"## {' '.join(names)}\n\n```text\n{command.get_help(context).strip()}\n```\n")
+        sections.append(f"## {name}\n\n```text\n{context.command.get_help(context).strip()}\n```\n")
     return "\n".join(sections)
 
 
-def _commands(names: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    yield names, command
-    for name, inner in getattr(command, "commands", {}).items():
+def _commands(name: str, command: Any, parent: Any) -> Iterator[tuple[str, Any]]:
+    last = name.rpartition(" ")[2]
+    context = type(command).context_class(command, info_name=last, parent=parent, terminal_width=100)
+    yield name, context
+    for inner_name, inner in getattr(command, "commands", {}).items():
         if not inner.hidden:
-            yield from _commands((*names, name), inner)
+            yield from _commands(f"{name} {inner_name}", inner, context)
 
 
 def keys() -> str:

@@ -99,6 +99,7 @@ def test_generated_tables_hold_what_the_code_says() -> None:
     help_of_commands, keys, settings = (CONF["GENERATED"][name]() for name in names)
     assert "## lowlat-seg models calibrate" in help_of_commands
     assert "--max-clicks" in help_of_commands
+    assert "Usage: lowlat-seg models info [OPTIONS] {MODEL}" in help_of_commands
     assert "serve" not in re.findall("^## lowlat-seg (.*)", help_of_commands, re.MULTILINE)
     assert "| Ctrl+Z | Undo |" in keys
     assert "| Threshold | `finish.threshold` | `0.49` | 0.01 to 0.99 |" in settings

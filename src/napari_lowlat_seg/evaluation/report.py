@@ -369,6 +369,8 @@ def save_plot(report: Mapping[str, Any], path: str | Path) -> None:
 def save_figure(figure: Any, path: str | Path, title: str = "") -> None:
     """Write a figure, under a title with the first panel's legend below if one is given."""
     if title:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(max(width, 0.085 * len(title)), height)  # else a long title is cut
         figure.suptitle(title, fontsize=10)
         for axes in figure.axes[:1]:
             lines = axes.get_legend_handles_labels()
