@@ -36,6 +36,7 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step
 from napari_lowlat_seg.annotation.journal import Journal, list_journals, open_session
+from napari_lowlat_seg.annotation.mask_edits import MaskEdit, edited_masks, masks_along
 from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
 from napari_lowlat_seg.annotation.objects.counts import count_labels
 from napari_lowlat_seg.annotation.plane_state import PlaneState
@@ -210,6 +211,8 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
     elif action == "choose":
         if session.candidates_request(plane) is not None:
             session.choose_candidate(plane, int(rng.integers(3)), predicted(drawn))
+    elif action == "reshape":
+        session.reshape(edited_masks(masks_along(session, plane, whole=True), MaskEdit("grow", 1.0, True)))
     elif action == "accept":
         session.accept()
     elif action == "clear":
@@ -244,7 +247,18 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
 
 KINDS = (
     *("add", "add", "apply", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo", "redo"),
-    *("label", "semantic", "policy", "finish", "propagate", "seeds", "choose", "objects", "objects"),
+    *(
+        "label",
+        "semantic",
+        "policy",
+        "finish",
+        "propagate",
+        "seeds",
+        "choose",
+        "reshape",
+        "objects",
+        "objects",
+    ),
 )
 """The actions of `play`."""
 

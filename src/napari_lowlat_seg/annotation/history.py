@@ -78,7 +78,18 @@ class ObjectRecord:
 
 
 StepKind = Literal[
-    "prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "objects", "run"
+    "prompts",
+    "paint",
+    "reshape",
+    "choose",
+    "clear",
+    "accept",
+    "leave",
+    "label",
+    "edit",
+    "stroke",
+    "objects",
+    "run",
 ]
 
 
@@ -121,7 +132,7 @@ class Step:
     store
         The labels that were changed.
     kind
-        What was done: `Session.set_prompts`, `paint`, `choose_candidate`, `clear`, `accept`,
+        What was done: `Session.set_prompts`, `paint`, `reshape`, `choose_candidate`, `clear`, `accept`,
         `leave_object`, `choose_label`, `edit_object`, `record_stroke`, `do_step`, or a propagation run.
     at
         Of "edit": the pixel of the plane under which the object was found.

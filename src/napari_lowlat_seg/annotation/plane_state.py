@@ -75,10 +75,14 @@ class PlaneState:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the mask is what the first prompts have given, which may mean something else as well."""
-        chosen = self.first is not None or self.previous is None
-        predicted = self.anchor and self.drawn is None and chosen
-        return predicted and any(prompt.positive for prompt in self.prompts)
+        """Whether the mask is what the first prompt has given, which may mean something else as well."""
+        return self.anchor and self.begun
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is one prompt, a positive one, and no mask that it refines."""
+        alone = len(self.prompts) == 1 and self.prompts[0].positive
+        return alone and self.drawn is None and self.previous is None
 
     @property
     def base(self) -> SoftMask | None:
@@ -134,7 +138,7 @@ class PlaneState:
         `ambiguous`.
         """
         if not self.ambiguous:
-            raise ValueError("only the first prompts of an object have candidates; undo the later ones")
+            raise ValueError("only the first prompt of an object has candidates; undo the later ones")
         first = self.soft_mask if self.first is None else self.first
         return replace(self, soft_mask=soft_mask if number else first, first=first, candidate=number)
 

@@ -309,8 +309,24 @@ class Session:
         drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
         self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)), "paint")
 
+    def reshape(self, masks: Mapping[Plane, Patch]) -> bool:
+        """Replace the masks of the current object on some planes, in one undo step; False for none.
+
+        They count as drawn by a person: see `paint`.
+        """
+        if not masks:
+            return False
+        states = []
+        for plane, patch in masks.items():
+            drawn = SoftMask.from_mask(patch.pixels).on(self.volume.sides(plane), patch.corner)
+            state = self.state(plane).with_drawn_mask(drawn, self.patch(plane))
+            states.append(self.contents.change(self.current, plane, state))
+        plane, here = states[0][0][1], (self.current, self.current)
+        self._recorder.do(Step("edit of the mask", plane, here, tuple(states), kind="reshape"))
+        return True
+
     def candidates_request(self, plane: Plane) -> Request | None:
-        """What to ask a service's `candidates` for on a plane; None unless the first prompts are answered."""
+        """What to ask a service's `candidates` for on a plane; None unless its first prompt is answered."""
         state = self.state(plane)
         if not state.ambiguous or self.request(plane) is not None:
             return None
@@ -318,7 +334,7 @@ class Session:
         return Request(state.ticket, self.current, plane, state.effective_prompts, first)
 
     def choose_candidate(self, plane: Plane, number: int, soft_mask: SoftMask) -> bool:
-        """Let the first prompts on a plane mean another of their candidates; False if it is chosen already.
+        """Let the first prompt on a plane mean another of its candidates; False if it is chosen already.
 
         Parameters
         ----------
@@ -330,7 +346,7 @@ class Session:
         Raises
         ------
         ValueError
-            If there are prompts beside the first ones, or their prediction is still to come.
+            If there are prompts beside the first one, or its prediction is still to come.
         """
         state = self.state(plane)
         if self.request(plane) is not None:

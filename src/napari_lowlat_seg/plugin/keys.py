@@ -63,6 +63,7 @@ ACTIONS = (
     Action("prompt_tool", "Back to clicking", "Shift+Q", method="prompts.activate"),
     Action("next_candidate", "Next meaning of the click", "Tab", method="candidates.next"),
     Action("previous_candidate", "Previous meaning of the click", "Shift+Tab", method="candidates.previous"),
+    Action("limit_area", "Keep objects to the area drawn last", "Shift+A", method="mask_tools.limit_area"),
     Action("hold", "Postpone predictions while pressed", "H", held=True, method="predictions.hold"),
     Action("toggle_hover", "Preview under the cursor", "Shift+H", method="gestures.toggle_hover"),
     Action("carry", "Propagate through the planes", "Shift+J", method="propagation.propagate"),

@@ -106,6 +106,12 @@ SETTINGS = (
     Setting("", "neighbours", True, "Finished objects are background",
             "Masks leave out the pixels of other objects in the labels, as far as these are kept; a click on "
             "such an object takes it out of that."),
+    Setting("", "edit", "fill_holes", "Edit", "What is to be done to the mask of the object.",
+            choices={"fill_holes": "Fill holes", "largest": "Keep the largest part",
+                     "drop_small": "Drop parts smaller than", "smooth": "Smooth", "grow": "Grow",
+                     "shrink": "Shrink", "between": "Fill between planes"}),
+    Setting("", "amount", 2.0, "By", "How far the outline moves or is smoothed, or the pixels of a part.",
+            low=0.0, high=1e6, step=0.5, unit="px"),
     Setting("", "limited", False, "Only these intensities",
             "Masks keep only pixels whose intensity lies in this range."),
     Setting("", "lowest", 0.0, "Lowest", "The lowest intensity of a pixel of the object.",

@@ -121,6 +121,8 @@ class LowlatWidget(QWidget):
             (form.session.measured, lambda path: self._try(lambda: self.controller.objects.measure(path))),
             (form.session.autosaved, lambda path: self._try(lambda: self.controller.files.autosave.to(path))),
             (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
+            (form.mask_tools.previewed, self._preview_edit),
+            (form.mask_tools.applied, lambda edit: self.controller.mask_tools.apply(edit)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
             (details.adopt, lambda *layers: self._try(lambda: self.controllers.adopt(*layers))),
             (details.view, lambda view: self.turn_to(self.controller.layer, view)),
@@ -218,6 +220,10 @@ class LowlatWidget(QWidget):
         if self.controller is not None:
             self._try(lambda: self.controllers.set(name, value))
         remember_setting(name, value)
+
+    def _preview_edit(self, edit: Any) -> None:
+        if self.controller is not None:
+            self.controller.mask_tools.show(edit)
 
     def _choose_labels(self, chosen: Any) -> None:
         """Take a layer, None for a new one, or a way to find a folder."""

@@ -20,7 +20,19 @@ from napari_lowlat_seg.core.volume import Plane
 
 RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
-    Literal["prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "objects"]
+    Literal[
+        "prompts",
+        "paint",
+        "reshape",
+        "choose",
+        "clear",
+        "accept",
+        "leave",
+        "label",
+        "edit",
+        "stroke",
+        "objects",
+    ]
     | Literal["undo", "redo", "settings", "labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
     | RunKind
 )
@@ -34,8 +46,8 @@ class Action:
     Attributes
     ----------
     kind
-        "prompts", "paint", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "undo" and
-        "redo": the methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a
+        "prompts", "paint", "reshape", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "undo"
+        and "redo": the methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a
         mask was applied. "refuse": a request could not be answered.
         "propagate", "interpolate" and "seeds" begin a run, "masks" were applied in it, "finish" and "stop"
         end it. "resume": the session was restored, in another process with other caches. "objects": a step
@@ -46,6 +58,8 @@ class Action:
         All prompts on the plane.
     drawn
         Of "paint": the mask.
+    drawings
+        Of "reshape": the masks, by plane.
     at
         Of "edit": the pixel.
     label
@@ -84,6 +98,7 @@ class Action:
     tile: BoundingBox | None = None
     final: bool = True
     step: Step | None = None
+    drawings: tuple[tuple[Plane, SoftMask], ...] = ()
 
 
 def add_actions(actions: list[Action], event: Event) -> None:
@@ -121,6 +136,9 @@ def _of_step(step: Step) -> Action:
         return Action("prompts", plane=step.plane, prompts=new.prompts)
     if step.kind == "paint" and new is not None:
         return Action("paint", plane=step.plane, drawn=new.drawn)
+    if step.kind == "reshape":
+        drawn = ((key[1], after.drawn) for key, _, after in step.states)
+        return Action("reshape", drawings=tuple((plane, mask) for plane, mask in drawn if mask is not None))
     if step.kind == "choose" and new is not None:
         return Action("choose", plane=step.plane, count=new.candidate)
     if step.kind == "label":

@@ -317,6 +317,12 @@ class Decoder:
             seeds[as_int(number, 1)] = (self.plane(index), self._prompt(prompt))
         return PropagationRequest(self._planes(entry["planes"]), seeds=seeds, shapes=as_bool(entry["shapes"]))
 
+    def _drawing(self, index: Any, number: Any) -> tuple[Plane, SoftMask]:
+        plane, mask = self.plane(index), self._get(number, SoftMask)
+        if mask.shape != self._sides(plane):
+            raise ValueError(f"a mask of {mask.shape} does not fit a plane of {self._sides(plane)}")
+        return plane, mask
+
     def _tile(self, value: Any, plane: Plane) -> BoundingBox | None:
         return None if value is None else self._box(value, self._sides(plane))
 
@@ -348,6 +354,7 @@ class Decoder:
             None if tile is None or plane is None else self._tile(tile, plane),
             not as_bool(entry.get("first", False)),
             self.step(entry["step"]) if kind == "objects" else None,
+            tuple(self._drawing(*as_list(one)) for one in as_list(entry.get("drawings", []))),
         )
 
     def event(self, message: Mapping[str, Any]) -> Event:

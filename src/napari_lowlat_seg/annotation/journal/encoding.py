@@ -253,6 +253,7 @@ class Encoder:
             "plane": _index(value.plane),
             "prompts": [self.prompt(prompt) for prompt in value.prompts],
             "drawn": self.mask(value.drawn),
+            "drawings": [[plane.index, self.mask(mask)] for plane, mask in value.drawings],
             "at": value.at and _ints(value.at),
             "label": int(value.label),
             "count": value.count,

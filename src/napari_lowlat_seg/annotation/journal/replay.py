@@ -21,6 +21,7 @@ from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
 from napari_lowlat_seg.annotation.journal.frames import JournalError
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.boxes import Patch
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
@@ -155,6 +156,9 @@ class _Again:
         if drawn is None:
             raise ValueError("nothing is drawn")
         self.session.paint(_plane(action), drawn.mask)
+
+    def _reshape(self, action: Action) -> None:
+        self.session.reshape({plane: Patch((0, 0), drawn.mask) for plane, drawn in action.drawings})
 
     def _choose(self, action: Action) -> None:
         plane, session = _plane(action), self.session

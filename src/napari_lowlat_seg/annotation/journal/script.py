@@ -48,7 +48,7 @@ from napari_lowlat_seg import (
     load_predictor,
 )
 from napari_lowlat_seg.annotation.limits import Limits
-from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.labels import LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import as_shown, read_volume
@@ -80,7 +80,7 @@ def predict(plane, number, count, final=True):
 
 
 def choose(plane, number):
-    """Let the first prompts on a plane mean another of their candidates."""
+    """Let the first prompt on a plane mean another of its candidates."""
     request = session.candidates_request(plane)
     masks = {{0: request.previous, **dict(service.candidates(request, session.source(plane)))}}
     session.choose_candidate(plane, number, masks[number])
@@ -198,6 +198,12 @@ class _Lines:
     def _paint(self, action: Action) -> Iterator[str]:
         assert action.drawn is not None
         yield f"session.paint(\n    {_plane(action.plane)},\n    {_array(action.drawn.mask)},\n)"
+
+    def _reshape(self, action: Action) -> Iterator[str]:
+        masks = "".join(
+            f"\n        {_plane(p)}: Patch((0, 0), {_array(m.mask)})," for p, m in action.drawings
+        )
+        yield f"session.reshape(\n    {{{masks}\n    }}\n)"
 
     def _choose(self, action: Action) -> Iterator[str]:
         yield f"choose({_plane(action.plane)}, {action.count})"

@@ -25,7 +25,7 @@ Way = Literal["next", "previous", "larger", "smaller"]
 
 
 class Candidates:
-    """The masks that the first prompts on a plane can mean, and which one the user has chosen.
+    """The masks that the first prompt on a plane can mean, and which one the user has chosen.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Candidates:
         self._worker.loaded.disconnect(self._loaded)
 
     def ask(self, plane: Plane) -> None:
-        """Have the candidates found on a plane whose first prompts are answered, unless they are known."""
+        """Have the candidates found on a plane whose first prompt is answered, unless they are known."""
         request = self._request(plane)
         if request is None or request.previous in self._others:
             return
@@ -102,7 +102,7 @@ class Candidates:
         if plane is None:
             return False
         state = self._session.state(plane)
-        first = state.pending and state.previous is None
+        first = state.pending and state.begun
         masks = self._masks(plane)
         return bool(self._actions) or first or len(masks) > 1 or (state.ambiguous and not masks)
 

@@ -19,6 +19,7 @@ from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.canvas.candidates import Candidates
+from napari_lowlat_seg.plugin.canvas.mask_tools import MaskTools, MouseMode
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane, ImageChanges
 from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
@@ -112,11 +113,16 @@ class AnnotationController:
             self.actions,
         )
         self.candidates = Candidates(self.session, self.predictions, worker, self.current_plane, self.actions)
+        self.mask_tools = MaskTools(
+            self.session, worker, self.current_plane, self.actions, self.propagation.interpolate
+        )
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
         self._displayed = intensities == "displayed"
         seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
-        self._parts = (*seen, self.labels, self.predictions, self.candidates, self.propagation)
+        self.mouse = MouseMode(viewer, self.prompts, self.preview)
+        asking = (self.predictions, self.candidates, self.propagation)
+        self._parts = (*seen, self.mouse, self.labels, *asking)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._drawn: Mapping[Plane, tuple[Prompt, ...]] = {}  # the prompts that the layers show
@@ -132,10 +138,14 @@ class AnnotationController:
             (self.files.restored, self._restored),
             (self.objects.given, self._given),
             *((part.status, self._say) for part in (self.predictions, self.propagation)),
-            *((part.status, self._say) for part in (self.files, self.objects, self.candidates)),
+            *((part.status, self._say) for part in (self.files, self.objects)),
+            *((part.status, self._say) for part in (self.candidates, self.mask_tools)),
             (self.candidates.chosen, self._refresh_mask),
             (self.candidates.known, self._go_on),
             (self.candidates.known, self._emit_changed),
+            (self.mask_tools.changed, self._show_mask),
+            (self.mask_tools.edited, self._mask_edited),
+            (self.mouse.changed, self._emit_changed),
             (self.predictions.landed, self._predicted),
             (self.predictions.refused, self._go_on),
             (self.predictions.refused, self._emit_changed),
@@ -229,6 +239,8 @@ class AnnotationController:
             self.labels.layer,
             self.prompts.present,
             self.files.state,
+            self.mouse.mode,
+            session.volume.window,
         )
 
     def set(self, name: str, value: Any) -> None:
@@ -463,6 +475,14 @@ class AnnotationController:
             self._show_mask()
         self.changed.emit()
 
+    def _mask_edited(self, prompts: bool) -> None:
+        if prompts:
+            self._refresh()
+            self.predictions.ask()
+        else:
+            self._show_mask()
+            self.changed.emit()
+
     def _go_on(self) -> None:
         """Do what waited for a mask, for the labels or for the end of a run."""
         self.actions.go_on()
@@ -481,8 +501,9 @@ class AnnotationController:
 
     def _show_mask(self) -> None:
         if self._plane is not None:
-            others = self.candidates.others(self._plane)
+            others = self.candidates.others(self._plane) + self.mask_tools.preview(self._plane)
             self.preview.show(self._plane, self.session.patch(self._plane), others)
+            self.mask_tools.follow()
 
     def _refresh(self) -> None:
         """Show the session as it is."""

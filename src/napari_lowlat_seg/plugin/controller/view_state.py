@@ -182,6 +182,10 @@ class ViewState:
         The Points and the Shapes layer that prompts are read from.
     files
         See `FilesState`.
+    mode
+        What the mouse does: "click", "brush", "eraser"; "" while another layer has it.
+    window
+        The intensities that the model sees as black and white; None while the image is read.
     """
 
     settings: Settings = Settings()
@@ -191,3 +195,5 @@ class ViewState:
     labels: Any = None
     prompts: tuple[Any, Any] = (None, None)
     files: FilesState = FilesState()
+    mode: str = ""
+    window: tuple[float, float] | None = None

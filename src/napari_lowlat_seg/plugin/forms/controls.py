@@ -164,8 +164,11 @@ class Choice(QWidget):
         self._group.idClicked.connect(lambda index: self.changed.emit(self._things[index]))
 
     def show_value(self, thing: Any) -> None:
-        """Press the button of this thing, silently."""
-        self._group.button(self._things.index(thing)).setChecked(True)
+        """Press the button of this thing, silently; none for a thing that has no button."""
+        self._group.setExclusive(thing in self._things)
+        for button, own in zip(self._group.buttons(), self._things, strict=True):
+            button.setChecked(own == thing)
+        self._group.setExclusive(True)
 
     def explain(self, tip: str) -> None:
         """Give the row and its buttons another tooltip."""

@@ -24,6 +24,7 @@ from napari_lowlat_seg.plugin.forms.controls import (
     described,
 )
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
+from napari_lowlat_seg.plugin.forms.mask_tools import MODES, MaskToolsForm, ModeRow
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
 from napari_lowlat_seg.plugin.forms.session import OfferRow, SessionForm
 from napari_lowlat_seg.plugin.forms.volume import VolumeForm
@@ -69,6 +70,12 @@ class MainForm(QWidget):
         self.buttons = {
             name: KeyButton(text, partial(self.pressed.emit, name)) for name, text in BUTTONS.items()
         }
+        self.mode = ModeRow()
+        self.mode.changed.connect(lambda mode: self.pressed.emit(MODES[mode]))
+        self.mask_tools = MaskToolsForm()
+        self.mask_fold = Fold(
+            "Edit the mask", "Edits of the mask, and what objects are kept to.", self.mask_tools
+        )
         self.volume = VolumeForm()
         self.details = DetailsForm(self.model)
         self.details.show_embeddings(*embeddings)
@@ -82,6 +89,8 @@ class MainForm(QWidget):
         self.polarity.changed.connect(partial(self.setting.emit, "positive"))
         self.tool.changed.connect(partial(self.setting.emit, "tool"))
         self.details.setting.connect(self.setting)
+        self.mask_tools.setting.connect(self.setting)
+        self.mask_tools.pressed.connect(self.pressed)
         self.volume.pressed.connect(self.pressed)
         self._lay_out()
 
@@ -99,8 +108,8 @@ class MainForm(QWidget):
         column.addWidget(self.reset)
         column.addWidget(self.offer)
         column.addLayout(grid)
-        parts = (self.polarity, self.tool, self.volume, self.fold, self.session, self.shortcuts, self.cancel)
-        for part in parts:
+        tools = (self.polarity, self.mode, self.tool, self.volume, self.mask_fold)
+        for part in (*tools, self.fold, self.session, self.shortcuts, self.cancel):
             column.addWidget(part)
         column.addStretch()
         outer = QVBoxLayout(self)
@@ -113,7 +122,15 @@ class MainForm(QWidget):
         What is shown next is shown whole.
         """
         self.image.offer(images, current)
-        of_image = (self.polarity, self.tool, self.labels.native, self.volume, self.session)
+        of_image = (
+            self.polarity,
+            self.mode,
+            self.tool,
+            self.mask_tools,
+            self.labels.native,
+            self.volume,
+            self.session,
+        )
         of_image = (*of_image, *self.details.of_image)
         for control in (*self.buttons.values(), *of_image):
             control.setEnabled(current is not None)
@@ -138,6 +155,10 @@ class MainForm(QWidget):
         self.buttons["redo"].setEnabled(state.can_redo)
         if before is None or before.settings != state.settings:
             self._show_settings(state.settings)
+        if before is None or before.mode != state.mode:
+            self.mode.show_value(state.mode)
+        if state.window is not None and (before is None or before.window != state.window):
+            self.mask_tools.offer_range(*state.window)
         if before is None or before.files != state.files:
             self.offer.show_offer(state.files.offer)
             self.session.show_status(state.files)
@@ -155,6 +176,7 @@ class MainForm(QWidget):
         self.polarity.show_value(settings.positive)
         self.tool.show_value(settings.tool)
         self.details.show_settings(settings)
+        self.mask_tools.show_settings(settings)
 
     def show_keys(self, keys: Mapping[str, str]) -> None:
         """Write the keys of all actions onto the buttons and into the tooltips."""
@@ -162,6 +184,8 @@ class MainForm(QWidget):
             button.show_key(keys[name])
             described(button, ACTION[name].title, f"Key: {keys[name] or 'none'}")
         self.polarity.explain(f"The sign of the next click or stroke. Key: {keys['toggle_polarity']}")
+        told = ", ".join(f"{ACTION[action].title.lower()} {keys[action]}" for action in MODES.values())
+        self.mode.explain(f"What the mouse does. Keys: {told}")
         self.tool.explain(f"What dragging the mouse draws. Key: {keys['next_tool']}")
 
 

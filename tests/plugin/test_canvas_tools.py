@@ -1,4 +1,4 @@
-"""One click, several meanings, in a real window: Tab and Shift+wheel choose among them."""
+"""The tools of the canvas in a real window: candidates, edits of the mask, limits."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ from qtpy.QtCore import Qt
 from scipy import ndimage
 
 from bright_service import balls
+from napari_lowlat_seg.core.masks import edited
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.preview import CONTOUR
+from widget_page import WidgetPage
 
 IMAGE, TRUTH = balls()
 PLANE = Plane((6, None, None))
@@ -90,3 +92,58 @@ def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
     box.setFocus()
     it.qtbot.keyClick(box, Qt.Key.Key_Tab)
     assert not box.hasFocus()
+
+
+def test_the_mask_is_edited_with_a_preview(it):
+    """Outlined first, then applied as one step; in 3-D on all planes; brush and eraser show which is on."""
+    page, session = WidgetPage(it.widget), it.controller().session
+    it.widget.form.mask_fold.expand(True)
+    page.choose("Edit", "Grow")
+    page.write("By", 2)
+    page.press("Preview")
+    it.qtbot.waitUntil(lambda: bool(it.controller().mask_tools.preview(PLANE)))
+    grown = it.controller().mask_tools.preview(PLANE)[0].on(BALL.shape)
+    assert np.array_equal(grown, edited(BALL, "grow", 2))
+    assert np.array_equal(shown(it), BALL)
+    page.press("Apply")
+    it.qtbot.waitUntil(lambda: np.array_equal(shown(it), grown))
+    assert page.sentence == "mask edited on 1 plane"
+    assert not it.controller().mask_tools.preview(PLANE)
+    assert "Preview" not in page.pressed()
+    page.press("3-D")
+    page.press("Apply")
+    it.qtbot.waitUntil(lambda: len(session.states()) > 1)
+    assert "planes" in page.sentence
+    for _ in range(2):
+        it.hand().key("Ctrl+Z")
+    assert np.array_equal(shown(it), BALL)
+    assert "Prompts" in page.pressed()
+    it.hand().key("G")
+    assert "Brush" in page.pressed()
+    page.press("Eraser")
+    assert str(it.controller().preview.layer.mode) == "erase"
+    it.viewer.layers.selection.active = it.controller().layer
+    assert not page.pressed() & {"Prompts", "Brush", "Eraser"}
+    page.press("Prompts")
+
+
+def test_objects_are_kept_to_a_range_and_to_an_area(it):
+    """Named among what is not as delivered, and lifted by one click; a lasso becomes the area."""
+    page, session = WidgetPage(it.widget), it.controller().session
+    page.check("Only these intensities")
+    assert session.limits.intensities == session.volume.window
+    page.write("Highest", 100)
+    assert not shown(it).any()
+    page.part("Reset only intensities 0 to 100").click()
+    assert np.array_equal(shown(it), BALL)
+    page.press("Box")
+    it.hand().drag((14, 18), (20, 32))
+    it.settle()
+    page.part("Area").click()
+    it.settle()
+    assert len(session.state(PLANE).prompts) == 1
+    rows = np.flatnonzero(shown(it).any(axis=1))
+    assert rows.max() in (19, 20)
+    assert np.array_equal(shown(it)[:19], BALL[:19])
+    page.part("Area").click()
+    assert np.array_equal(shown(it), BALL)
