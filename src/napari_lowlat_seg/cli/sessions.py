@@ -87,7 +87,7 @@ def replay(
     device: Annotated[str | None, typer.Option(help="Another device than that of the session.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
 ) -> None:
-    """Do an annotation again through the network and count the voxels whose label differs.
+    """Repeat a session with the model and count the voxels whose label differs.
 
     On the build and the device that the session was made with, none does.
     """
@@ -131,7 +131,7 @@ def export_script(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: standard output.")
     ] = None,
 ) -> None:
-    """Write the Python that does an annotation again through the public API."""
+    """Write a Python script that repeats a session through the public API."""
     from napari_lowlat_seg.annotation.journal.script import exported_script
     from napari_lowlat_seg.core.atomic_file import atomic_file
 

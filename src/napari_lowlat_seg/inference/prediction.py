@@ -41,7 +41,7 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The soft mask of an object, at full precision, and what it was seen through.
+    """The soft mask of an object at full precision, with the view of the image that it was predicted from.
 
     `SoftMask` is its rounded, compressed form, which is kept for undo and sent between processes; why there
     are two: docs/decisions/soft-mask.md.

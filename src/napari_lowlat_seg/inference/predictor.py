@@ -58,7 +58,7 @@ SAME = 0.95
 
 
 class Predictor:
-    """A network on a device.
+    """A network on a device, which embeds images and predicts masks from prompts.
 
     Parameters
     ----------
