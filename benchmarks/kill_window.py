@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.kill_journal import PIXELS, Counting, fresh_labels, play, script
+from benchmarks.window.common import open_window, wait, wait_until
 from napari_lowlat_seg.annotation.history import Event
 
 
@@ -47,30 +47,9 @@ class Settled(Counting):
 
 def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> None:
     """Annotate in a window, and note after each action how many events there were."""
-    import napari
-    from qtpy.QtWidgets import QApplication
-
-    from napari_lowlat_seg.plugin.widget import LowlatWidget
-    from napari_lowlat_seg.plugin.worker import Worker
-
-    class QuietWorker(Worker):
-        def load(self, make_service: Any) -> None:
-            super().load(NoModel)
-
-    viewer = napari.Viewer()
-    viewer.add_image(PIXELS.copy(), name="image")
-    widget = LowlatWidget(viewer, QuietWorker())
-    viewer.window.add_dock_widget(widget)
-
-    def until(true: Any) -> None:
-        while not true():
-            QApplication.processEvents()
-            time.sleep(0.001)
-
-    until(lambda: widget.controller is not None)
+    viewer, widget = open_window(PIXELS.copy(), NoModel)
     controller = widget.controller
     session = controller.session
-    until(lambda: session.volume.window is not None and session.model)
     if on_disk:
         from napari_lowlat_seg.core.volume import Volume
         from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
@@ -83,7 +62,7 @@ def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> N
     else:
         labels = fresh_labels()
         controller.labels.use(viewer.add_labels(labels, name="mine"))
-    until(lambda: not controller.labels.reading)
+    wait_until(lambda: not controller.labels.reading)
     assert session.highest == 3, session.highest
     journal = controller.files._journal
     journal._compact_bytes, journal._sync_seconds = 40_000, 0.02
@@ -94,13 +73,10 @@ def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> N
         play(session, labels, action, plane, action_seed)
         os.write(log, b"%d\n" % counting.events)
         controller._refresh()
-        end = time.monotonic() + pause
-        while time.monotonic() < end:
-            QApplication.processEvents()
+        wait(pause)
     os.write(log, b"end\n")
     while True:
-        QApplication.processEvents()
-        time.sleep(0.01)
+        wait(1)
 
 
 if __name__ == "__main__":

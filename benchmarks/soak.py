@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kill_journal import everything_of, predicted
+from benchmarks.window.common import open_window, wait_until
 from napari_lowlat_seg import ArrayLabels, Box, Click, Scribble, Volume
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
@@ -107,38 +108,18 @@ def facts(viewer: Any) -> dict[str, int]:
 
 def soak(minutes: float, seed: int) -> dict[str, Any]:
     """Act until the time is over; raises AssertionError for a stale mask or a lost edit."""
-    import napari
     from qtpy.QtWidgets import QApplication
 
     from napari_lowlat_seg.annotation.journal import open_session, writer
-    from napari_lowlat_seg.plugin.widget import LowlatWidget
-    from napari_lowlat_seg.plugin.worker import Worker
 
     rng = np.random.default_rng(seed)
     done: Counter[str] = Counter()
     faults: Counter[str] = Counter()
 
-    class FaultyWorker(Worker):
-        def load(self, make_service: Any) -> None:
-            super().load(lambda: FaultyService(rng, faults))
-
     image = rng.integers(0, 255, SHAPE, dtype=np.uint8)
-    viewer = napari.Viewer()
-    viewer.add_image(image, name="image")
-    widget = LowlatWidget(viewer, FaultyWorker())
-    viewer.window.add_dock_widget(widget)
-
-    def until(true: Callable[[], object], seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < end, "the window did not settle"
-            QApplication.processEvents()
-            time.sleep(0.001)
-
-    until(lambda: widget.controller is not None)
+    viewer, widget = open_window(image, lambda: FaultyService(rng, faults))
     controller = widget.controller
     session = controller.session
-    until(lambda: session.volume.window is not None and session.model)
     write, full_until = writer._write, [0.0]
 
     def full(file: Any, content: bytes) -> None:
@@ -191,7 +172,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         gaps.append(time.monotonic() - began)
         done[name] += 1
         if sum(done.values()) % 25 == 0:
-            until(lambda: not controller.propagation.running and not widget.worker.busy)
+            wait_until(lambda: not controller.propagation.running and not widget.worker.busy)
             QApplication.processEvents()
             shown = np.asarray(controller.preview.layer.data).reshape(SHAPE[1:]) == 1
             mask = session.mask(controller.plane)
@@ -201,7 +182,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     full_until[0] = 0.0
     session.close_transaction()
     journal = controller.files._journal
-    until(journal.flush)
+    wait_until(journal.flush)
     labels = session.labels.layer.data if session.labels is not None else np.zeros(SHAPE, np.uint16)
     before = everything_of(session, np.asarray(labels))
     again = open_session(journal.path, Volume(image))

@@ -84,6 +84,27 @@ def _run_events(over: Callable[[], bool]) -> None:
     loop.exec_()
 
 
+def open_window(image: np.ndarray, make_service: Callable[[], Any]) -> tuple[Any, Any]:
+    """A viewer with an image and our widget, whose model is `make_service()`; both are ready."""
+    import napari
+
+    from napari_lowlat_seg.plugin.widget import LowlatWidget
+    from napari_lowlat_seg.plugin.worker import Worker
+
+    class WorkerOfService(Worker):
+        def load(self, _: Any) -> None:
+            super().load(make_service)
+
+    viewer = napari.Viewer()
+    viewer.add_image(image, name="image")
+    widget = LowlatWidget(viewer, WorkerOfService())
+    viewer.window.add_dock_widget(widget)
+    wait_until(lambda: widget.controller is not None)
+    session = widget.controller.session
+    wait_until(lambda: session.volume.window is not None and bool(session.model))
+    return viewer, widget
+
+
 class GapTimer:
     """A timer on the window's thread that records how late its ticks are.
 

@@ -31,6 +31,10 @@ Image = Annotated[
 ]
 
 
+def _output(metavar: str, help: str) -> Any:
+    return typer.Option("-o", "--output", metavar=metavar, help=help)
+
+
 @app.command("list", epilog=examples("lowlat-seg sessions list", "lowlat-seg sessions list --json"))
 def list_sessions(
     folder: Folder = None,
@@ -80,9 +84,7 @@ def prune(
 def replay(
     session: SessionFile,
     image: Image = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="LABELS", help="Write the labels there.")
-    ] = None,
+    output: Annotated[Path | None, _output("LABELS", "Write the labels there.")] = None,
     model: Annotated[str | None, typer.Option(help="Another model than that of the session.")] = None,
     device: Annotated[str | None, typer.Option(help="Another device than that of the session.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Describe the result as JSON on stdout.")] = False,
@@ -127,9 +129,7 @@ def replay(
 def export_script(
     session: SessionFile,
     image: Image = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: standard output.")
-    ] = None,
+    output: Annotated[Path | None, _output("FILE", "Default: standard output.")] = None,
 ) -> None:
     """Write a Python script that repeats a session through the public API."""
     from napari_lowlat_seg.annotation.journal.script import exported_script

@@ -5,7 +5,7 @@ The click is the protocol's first one, in the middle of the object. Models witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from napari_lowlat_seg.evaluation.annotator import next_click
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
 from napari_lowlat_seg.evaluation.metrics import iou
-from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, save_json, table
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
+from napari_lowlat_seg.evaluation.report import domain_of, table
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, run_report
 
 WORTH_A_TAB = 0.02
 """Gain of IoU over the masks before from which somebody would go on to a later one."""
@@ -107,7 +107,7 @@ def summarise_candidates(choices: Sequence[Choice], dataset: str) -> list[dict[s
     return rows
 
 
-def candidates_table(report: dict[str, Any]) -> str:
+def candidates_table(report: Mapping[str, Any]) -> str:
     """Return the rows of a candidates report as a plain-text table."""
     cells = [
         (
@@ -131,42 +131,15 @@ def run_candidates(
     json: str | Path | None = None,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """Run the candidates benchmark; show a table, write JSON if asked to.
+    """Run the candidates benchmark, see `run_report`.
 
-    Ctrl-C ends it early: what is done is shown and written, with "complete" false.
-
-    Parameters
-    ----------
-    settings
-        Models and objects.
-    json
-        A file to write; its folder is checked before the work starts.
-    show
-        Called with the finished table as text; None for silence.
-
-    Returns
-    -------
-    dict
-        The content of the JSON file: "rows" (from `summarise_candidates`), "choices" (all of them),
-        "complete", the settings and the machine.
-
-    Raises
-    ------
-    ValueError
-        For any unusable argument, before the work starts.
+    The report has "rows" (from `summarise_candidates`) and "choices" (all of them).
     """
-    check_folders(json)
-    choices, complete = over_objects(candidates, settings, settings.targets(), settings.dataset)
-    report = {
-        "kind": "candidates",
-        **settings.described(),
-        "complete": complete,
-        "machine": machine(),
-        "rows": summarise_candidates(choices, settings.dataset),
-        "choices": choices,
-    }
-    if json is not None:
-        save_json(report, json)
-    if show is not None:
-        show(candidates_table(report))
-    return report
+
+    def summarised(choices: list[Choice]) -> dict[str, Any]:
+        return {"rows": summarise_candidates(choices, settings.dataset), "choices": choices}
+
+    def tables(report: Mapping[str, Any]) -> tuple[str]:
+        return (candidates_table(report),)
+
+    return run_report("candidates", settings, candidates, summarised, tables, json=json, show=show)

@@ -13,7 +13,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,13 +29,12 @@ from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import PlaneMemory
-from napari_lowlat_seg.propagation.propagate import most_uncertain
-from napari_lowlat_seg.propagation.sweep import MIN_OVERLAP, PropagatedMask, affected
+from napari_lowlat_seg.propagation.sweep import MIN_OVERLAP, PropagatedMask
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 from napari_lowlat_seg.training.volumes import smooth_noise
 
 
-class MemoryMethod(Method):
+class MemoryMethod(Propagation):
     """Propagation with a memory; a correction changes no plane beyond the neighbouring anchors.
 
     Parameters
@@ -49,22 +48,14 @@ class MemoryMethod(Method):
     """
 
     def __init__(self, memory: PlaneMemory, flagged: bool = False, **settings: Any) -> None:
-        self._memory, self._flagged, self._settings = memory, flagged, settings
-        self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
+        super().__init__(flagged)
+        self._memory, self._settings = memory, settings
 
-    def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
-        new = None if changed is None else [changed]
-        outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
-        for plane in outdated:
-            self._propagated.pop(plane, None)
+    def _steps(
+        self, case: Case, anchors: Mapping[Plane, Prediction], changed: list[Plane] | None
+    ) -> Iterable[PropagatedMask[Prediction]]:
         propagation = MemoryPropagation(case.predictor, self._memory, case.volume, **self._settings)
-        steps = propagation.propagate(anchors, case.planes, changed=new)
-        self._propagated.update((step.plane, step) for step in steps if step.final)
-        masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
-        return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
-
-    def least_certain(self) -> Plane | None:
-        return most_uncertain(self._propagated.values()) if self._flagged else None
+        return propagation.propagate(anchors, case.planes, changed=changed)
 
 
 @dataclass(frozen=True)

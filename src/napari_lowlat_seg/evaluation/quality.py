@@ -35,14 +35,12 @@ from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, model_sha2
 from napari_lowlat_seg.evaluation.report import (
     Curve,
     check_folders,
-    machine,
     plotting,
     quality_table,
-    save_json,
     save_plot,
     summarise,
 )
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects, run_report
 
 
 def quality(
@@ -122,67 +120,65 @@ def run_quality(
     worst: int = 24,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """Run the quality benchmark; show tables, and write JSON, plots and a gallery if asked to.
+    """Run the quality benchmark, see `run_report`; also draw plots and a gallery if asked to.
 
-    Ctrl-C ends it early: what is done is shown and written, with "complete" false and without a gallery.
-    While the gallery is drawn, Ctrl-C leaves it out; all the rest is already written.
+    Ended by Ctrl-C it has no gallery. While the gallery is drawn, Ctrl-C leaves it out; all the rest is
+    already written.
 
     Parameters
     ----------
-    settings
-        Models and objects.
     max_clicks, first
         As in `quality`.
-    json, plot
-        Files to write; checked before the work starts. Where a model predicts its IoU, a second plot is
-        written beside the first, named -calibration.
+    plot
+        A file to write. Where a model predicts its IoU, a second one is written beside it, named
+        -calibration.
     gallery
         Folder for a PNG of the worst objects of each model and domain, which are annotated again.
     worst
         Number of these objects.
-    show
-        Called with each finished table as text; None for silence.
 
     Returns
     -------
     dict
-        The content of the JSON file: "rows" (metrics by model and set or size), "calibration" (of the
-        predicted IoU, by model and domain), "worst" (objects by model and domain), "curves" (all of them),
-        "complete", "sha256" (of the files of our models), the settings and the machine.
-
-    Raises
-    ------
-    ValueError
-        For any unusable argument, before the work starts.
-    ImportError
-        If a plot or an ONNX model is asked for and its library is missing.
+        Beside what `run_report` says, "rows" (metrics by model and set or size), "calibration" (of the
+        predicted IoU, by model and domain), "worst" (objects by model and domain), "curves" (all of them)
+        and "sha256" (of the files of our models).
     """
     _check(max_clicks, worst, json, plot, gallery)
     targets = settings.targets()
-    measure = partial(quality, max_clicks=max_clicks, first=first)
-    curves, complete = over_objects(measure, settings, targets, settings.dataset)
-    found = find_worst(curves, settings.dataset, worst)
-    report = {
-        "kind": "quality",
-        **settings.described(),
-        "first": first,
-        "max_clicks": max_clicks,
-        "complete": complete,
-        "machine": machine(),
-        "sha256": {spec: model_sha256(spec) for spec in settings.models},
-        "rows": summarise(curves),
-        "calibration": calibrations(curves, settings.dataset),
-        "worst": worst_rows(found, {target.name: target.label for target in targets}),
-        "curves": curves,
-    }
-    _write(report, json, plot)
-    if show is not None:
-        show(quality_table(report))
-        if report["calibration"]:
-            show(calibration_table(report))
-    if gallery is not None and complete:
+
+    def summarised(curves: list[Curve]) -> dict[str, Any]:
+        found = find_worst(curves, settings.dataset, worst)
+        return {
+            "sha256": {spec: model_sha256(spec) for spec in settings.models},
+            "rows": summarise(curves),
+            "calibration": calibrations(curves, settings.dataset),
+            "worst": worst_rows(found, {target.name: target.label for target in targets}),
+            "curves": curves,
+        }
+
+    report = run_report(
+        "quality",
+        settings,
+        partial(quality, max_clicks=max_clicks, first=first),
+        summarised,
+        _tables,
+        facts={"first": first, "max_clicks": max_clicks},
+        json=json,
+        show=show,
+    )
+    if plot is not None:
+        _save_plots(report, Path(plot))
+    if gallery is not None and report["complete"]:
+        found = find_worst(report["curves"], settings.dataset, worst)
         _draw_gallery(found, settings, targets, first, Path(gallery))
     return report
+
+
+def _tables(report: Mapping[str, Any]) -> Iterator[str]:
+    yield quality_table(report)
+    if report["calibration"]:
+        yield calibration_table(report)
 
 
 def _check(
@@ -200,14 +196,10 @@ def _check(
         plotting()
 
 
-def _write(report: Mapping[str, Any], json: str | Path | None, plot: str | Path | None) -> None:
-    if json is not None:
-        save_json(report, json)
-    if plot is not None:
-        save_plot(report, plot)
-        if report["calibration"]:
-            path = Path(plot)
-            save_calibration_plot(report, path.with_stem(f"{path.stem}-calibration"))
+def _save_plots(report: Mapping[str, Any], path: Path) -> None:
+    save_plot(report, path)
+    if report["calibration"]:
+        save_calibration_plot(report, path.with_stem(f"{path.stem}-calibration"))
 
 
 def _draw_gallery(

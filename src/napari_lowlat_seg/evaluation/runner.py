@@ -7,13 +7,13 @@ to worker processes, so it is a function of a module, or a `functools.partial` o
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from napari_lowlat_seg.evaluation.inputs.datasets import (
     read_samples,
 )
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter, load_segmenter
+from napari_lowlat_seg.evaluation.report import check_folders, machine, save_json
 from napari_lowlat_seg.inference.processors import usable
 
 TASK_OBJECTS = 24
@@ -124,6 +125,70 @@ def over_objects(
         except KeyboardInterrupt:
             complete = False
     return [result for target in targets for result in done.get(target, ())], complete
+
+
+def run_report(
+    kind: str,
+    settings: EvaluationSettings,
+    measure: Measure[Result],
+    summarise: Callable[[list[Result]], Mapping[str, Any]],
+    tables: Callable[[Mapping[str, Any]], Iterable[str]],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    json: str | Path | None = None,
+    show: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """Run a benchmark over the objects of a data set: show its tables, write JSON if asked to.
+
+    Ctrl-C ends it early: what is done is shown and written, with "complete" false.
+
+    Parameters
+    ----------
+    kind
+        Of the report.
+    settings
+        Models and objects.
+    measure
+        See the top of this module.
+    summarise
+        Called with all results; returns what the report says of them.
+    tables
+        Called with the report; returns it as text.
+    facts
+        What else the report says of how it was made.
+    json
+        A file to write; its folder is checked before the work starts.
+    show
+        Called with each table; None for silence.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file.
+
+    Raises
+    ------
+    ValueError
+        For any unusable argument, before the work starts.
+    ImportError
+        If an ONNX model is asked for and its library is missing.
+    """
+    check_folders(json)
+    results, complete = over_objects(measure, settings, settings.targets(), settings.dataset)
+    report = {
+        "kind": kind,
+        **settings.described(),
+        **(facts or {}),
+        "complete": complete,
+        "machine": machine(),
+        **summarise(results),
+    }
+    if json is not None:
+        save_json(report, json)
+    if show is not None:
+        for text in tables(report):
+            show(text)
+    return report
 
 
 def check_names(models: Sequence[Segmenter]) -> None:

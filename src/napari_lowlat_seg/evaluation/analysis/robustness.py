@@ -33,8 +33,8 @@ from napari_lowlat_seg.evaluation.annotator import HasMask, annotate, deepest, s
 from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
 from napari_lowlat_seg.evaluation.metrics import iou
-from napari_lowlat_seg.evaluation.report import check_folders, domain_of, machine, number, save_json, table
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects
+from napari_lowlat_seg.evaluation.report import domain_of, number, table
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, run_report
 
 DROP = 0.05
 """A correction counts as a drop when the IoU falls by more than this."""
@@ -405,45 +405,15 @@ def run_robustness(
     json: str | Path | None = None,
     show: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
-    """Run the robustness benchmark; show a table a model, write JSON if asked to.
+    """Run the robustness benchmark, see `run_report`.
 
-    Ctrl-C ends it early: what is done is shown and written, with "complete" false.
-
-    Parameters
-    ----------
-    settings
-        Models and objects.
-    json
-        A file to write; its folder is checked before the work starts.
-    show
-        Called with the finished tables as text; None for silence.
-
-    Returns
-    -------
-    dict
-        The content of the JSON file: "rows" (from `summarise_robustness`), "objects" (all measurements),
-        "complete", the settings and the machine.
-
-    Raises
-    ------
-    ValueError
-        For any unusable argument, before the work starts.
-    ImportError
-        If an ONNX model is asked for and its library is missing.
+    The report has "rows" (from `summarise_robustness`) and "objects" (all measurements).
     """
-    check_folders(json)
-    targets = settings.targets()
-    measurements, complete = over_objects(robustness, settings, targets, settings.dataset)
-    report = {
-        "kind": "robustness",
-        **settings.described(),
-        "complete": complete,
-        "machine": machine(),
-        "rows": summarise_robustness(measurements, settings.dataset),
-        "objects": measurements,
-    }
-    if json is not None:
-        save_json(report, json)
-    if show is not None:
-        show(robustness_table(report))
-    return report
+
+    def summarised(found: list[Measurements]) -> dict[str, Any]:
+        return {"rows": summarise_robustness(found, settings.dataset), "objects": found}
+
+    def tables(report: Mapping[str, Any]) -> tuple[str]:
+        return (robustness_table(report),)
+
+    return run_report("robustness", settings, robustness, summarised, tables, json=json, show=show)
