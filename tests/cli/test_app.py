@@ -559,20 +559,24 @@ def test_quality_robustness_and_latency_are_measured(call: Call, tiny: Path, tmp
             "--device",
             "cpu",
         ),
-        *("--max-clicks", 2, "--json", "q.json"),
+        *("--max-clicks", 2, "--json", "q.json", "--html", "q.html"),
     )
     assert (done.status, json.loads((tmp_path / "q.json").read_text())["complete"]) == (0, True)
     done = call(
         *("benchmark", "robustness", "--model", tiny, "--dataset", "folder", "--root", "data"),
-        *("--device", "cpu", "--min-area", 9, "--json", "r.json"),
+        *("--device", "cpu", "--min-area", 9, "--json", "r.json", "--html", "r.html"),
     )
     assert (done.status, len(json.loads((tmp_path / "r.json").read_text())["objects"])) == (0, 1)
     assert "clean, IoU after 1 click" in done.out
     done = call(
         *("benchmark", "latency", "--model", tiny, "--size", "48x64", "--device", "cpu", "--clicks", 2),
-        *("--sat-seconds", 0.1, "--no-memory", "--json", "l.json"),
+        *("--sat-seconds", 0.1, "--no-memory", "--json", "l.json", "--html", "l.html"),
     )
     assert (done.status, json.loads((tmp_path / "l.json").read_text())["size"]) == (0, [48, 64])
+    titles = {name: (tmp_path / f"{name}.html").read_text().partition("<h1>")[2] for name in "qrl"}
+    assert titles["q"].startswith("Quality on folder")
+    assert titles["r"].startswith("Robustness on folder")
+    assert titles["l"].startswith("Latency for an image of 48 x 64")
 
 
 @pytest.mark.slow

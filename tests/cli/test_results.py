@@ -24,8 +24,9 @@ def labels(tmp_path: Path) -> Path:
 def test_objects_are_measured_into_a_table(call: Call, labels: Path, tmp_path: Path) -> None:
     """With intensities where there is an image; the last line says how many."""
     tifffile.imwrite(tmp_path / "image.tif", np.full((4, 6, 8), 7, np.uint8), photometric="minisblack")
-    done = call("measure", labels, "--image", "image.tif", "-o", "t.csv")
+    done = call("measure", labels, "--image", "image.tif", "-o", "t.csv", "--html", "s.html")
     assert (done.status, done.err) == (0, "")
+    assert "<h1>Objects in labels.tif</h1>" in (tmp_path / "s.html").read_text()
     assert done.out.startswith("2 objects measured in ")
     first, second, third = (tmp_path / "t.csv").read_text().splitlines()
     assert first.startswith("label,name,axis-0,axis-1,axis-2,centroid-z,centroid-y,centroid-x,unit,")
@@ -46,6 +47,8 @@ def test_without_a_file_the_table_is_on_stdout(call: Call, labels: Path) -> None
         (("gone.tif",), "no image file at gone.tif"),
         (("labels.tif", "--image", "gone.tif"), "no image file at gone.tif"),
         (("labels.tif", "-o", "no/t.csv"), "no folder at no; make it first"),
+        (("labels.tif", "--html", "no/t.html"), "no folder at no; make it first"),
+        (("labels.tif", "--html", "labels.tif"), "labels.tif"),
         (("labels.tif", "-o", "t.txt"), "the table of measurements is a .csv; got 't.txt'"),
         (("labels.tif", "--channel", 0), "a channel is one of the image; give --image"),
         (("labels.tif", "--image", "small.tif"), "must have the image's shape (4, 6, 8); got (3, 3, 3)"),
