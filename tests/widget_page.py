@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtWidgets import QAbstractButton, QAbstractSpinBox, QComboBox, QWidget
+from qtpy.QtCore import QItemSelectionModel
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractItemDelegate,
+    QAbstractSpinBox,
+    QComboBox,
+    QTableView,
+    QWidget,
+)
 
 from napari_lowlat_seg.plugin.forms.volume import BUTTONS
 from napari_lowlat_seg.plugin.keys import ACTION
@@ -90,10 +99,55 @@ class WidgetPage:
         return {one.text() for one in self.widget.findChildren(QAbstractButton) if one.isChecked()}
 
     def show_details(self) -> None:
+        self.show_fold("Details")
+
+    def show_fold(self, title: str) -> None:
+        """Unfold what has this title."""
         (fold,) = [
             one
             for one in self.widget.findChildren(QAbstractButton)
-            if one.accessibleName().startswith("Details, ")
+            if one.accessibleName().startswith(f"{title}, ")
         ]
         if fold.accessibleName().endswith("hidden"):
             fold.click()
+
+    # The table of objects
+
+    def objects(self) -> list[str]:
+        """The numbers of the rows, from top to bottom."""
+        model = self.part("Objects", QTableView).model()
+        return [model.index(row, 0).data() for row in range(model.rowCount())]
+
+    def object_row(self, label: int) -> list[str]:
+        """What the row of an object says."""
+        model = self.part("Objects", QTableView).model()
+        row = self.objects().index(str(label))
+        return [model.index(row, column).data() for column in range(model.columnCount())]
+
+    def choose_objects(self, *labels: int) -> None:
+        """Choose these rows, the first one last, as a person who holds Control."""
+        view = self.part("Objects", QTableView)
+        view.clearSelection()
+        flags = QItemSelectionModel.SelectionFlag
+        for label in reversed(labels):
+            index = view.model().index(self.objects().index(str(label)), 0)
+            view.selectionModel().setCurrentIndex(index, flags.Select | flags.Rows)
+
+    def chosen_objects(self) -> list[int]:
+        return self.part("Objects", QTableView).chosen()  # type: ignore[no-any-return]
+
+    def object_key(self, label: int | None, key: Any) -> None:
+        """Press a key in the table with the row of an object chosen, or with those that are."""
+        view = self.part("Objects", QTableView)
+        if label is not None:
+            self.choose_objects(label)
+        view.setFocus()
+        QTest.keyClick(view, key)
+
+    def type_into(self, kind: type, text: str) -> None:
+        """Write into the cell that is being edited, and press Enter."""
+        view = self.part("Objects", QTableView)
+        (editor,) = [one for one in view.viewport().findChildren(kind) if one.parent() == view.viewport()]
+        (editor.setCurrentText if isinstance(editor, QComboBox) else editor.setText)(text)
+        view.commitData(editor)
+        view.closeEditor(editor, QAbstractItemDelegate.EndEditHint.NoHint)

@@ -89,6 +89,7 @@ class FakeController:
         self.propagation = FakePropagation(self.called)
 
     situation = ImageSituation()
+    all_objects = None
 
     @property
     def state(self):

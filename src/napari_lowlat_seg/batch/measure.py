@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import numpy as np
@@ -167,12 +168,18 @@ def run_measure(
     return {"objects": len(found), "unit": unit, "seconds": seconds, "measurements": found}
 
 
-def write_measurements(path: Path | None, found: Sequence[Measurement], geometry: Geometry) -> None:
+def write_measurements(
+    path: Path | None,
+    found: Sequence[Measurement],
+    geometry: Geometry,
+    said: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
+) -> None:
     """Write a table that spreadsheets read, and napari as points at the centroids; None for stdout.
 
     Columns: label, name, axis-0, axis-1, ... (the centroid in voxels, as a viewer shows them), centroid-z,
     centroid-y, ... (in the world), unit, voxels, volume, surface (of a 2-D image area, perimeter), planes,
-    first-0, ..., last-0, ... (the bounding box in voxels), mean, std.
+    first-0, ..., last-0, ... (the bounding box in voxels), mean, std. Then columns of texts by label, if some
+    are `said`.
     """
     names = [axis.name for axis in geometry.world]
     flat = sum(axis.kind == "space" for axis in geometry.world) == 2
@@ -183,7 +190,7 @@ def write_measurements(path: Path | None, found: Sequence[Measurement], geometry
         *("unit", "voxels", *(("area", "perimeter") if flat else ("volume", "surface")), "planes"),
         *(f"first-{i}" for i in range(len(names))),
         *(f"last-{i}" for i in range(len(names))),
-        *("mean", "std"),
+        *("mean", "std", *said),
     ]
     unit = geometry.unit or ""
 
@@ -194,9 +201,9 @@ def write_measurements(path: Path | None, found: Sequence[Measurement], geometry
             numbers = (*one.index, *one.centre)
             sizes = (unit, one.voxels, _text(one.size), _text(one.surface), one.planes)
             intensities = ("" if value is None else _text(value) for value in (one.mean, one.std))
-            table.writerow(
-                (one.label, one.name, *map(_text, numbers), *sizes, *one.first, *one.last, *intensities)
-            )
+            texts = (by_label.get(one.label, "") for by_label in said.values())
+            row = (one.label, one.name, *map(_text, numbers), *sizes, *one.first, *one.last)
+            table.writerow((*row, *intensities, *texts))
 
     if path is None:
         write(sys.stdout)

@@ -74,6 +74,24 @@ ACTIONS = (
     Action("cancel", "Cancel what is running", "Escape"),
 )
 
+OBJECT_ACTIONS = (
+    Action("go_to", "Go there", "Enter"),
+    Action("edit_again", "Edit again with its prompts", "E"),
+    Action("rename", "Rename", "F2"),
+    Action("classify", "Give a class", "C"),
+    Action("merge", "Merge into the first chosen", "M"),
+    Action("split", "Split into islands", "S"),
+    Action("delete", "Delete", "Delete"),
+    Action("lock", "Lock or unlock", "L"),
+    Action("hide", "Hide or show", "H"),
+    Action("review", "To review, or done", "R"),
+    Action("next_of_state", "Next of the same state", "N"),
+    Action("find", "Filter", "/"),
+)
+"""What the keys of the table of objects do; they act only while the table has the focus, and are fixed."""
+
+OBJECT_ACTION = {action.name: action for action in OBJECT_ACTIONS}
+
 ACTION = {action.name: action for action in ACTIONS}
 DEFAULTS = {action.name: action.key for action in ACTIONS}
 

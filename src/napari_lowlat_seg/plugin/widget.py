@@ -36,6 +36,7 @@ from napari_lowlat_seg.plugin.forms.model import Wanted, importing
 from napari_lowlat_seg.plugin.forms.shortcuts import KeysDialog
 from napari_lowlat_seg.plugin.keys import ACTION
 from napari_lowlat_seg.plugin.labels.disk_labels import beside
+from napari_lowlat_seg.plugin.objects.binding import ObjectsInFront
 from napari_lowlat_seg.plugin.settings import (
     remember,
     remember_keys,
@@ -96,6 +97,9 @@ class LowlatWidget(QWidget):
         # The first model is loaded when the widget is on the screen, not while it is being made.
         self._load_first = qdebounced(self.form.model.want, 0, parent=self)
         self.models = ModelLoader(self.worker, self.form)
+        self.objects = ObjectsInFront(
+            self.form.objects, lambda path: self._try(lambda: self.controller.objects.measure(path))
+        )
         self._connect()
         for control in self.form.findChildren(QWidget):
             control.installEventFilter(self)
@@ -165,6 +169,7 @@ class LowlatWidget(QWidget):
                 getattr(controller.changed, verb)(self._show)
                 getattr(controller.status, verb)(self._say)
                 getattr(controller.propagation.progressed, verb)(self._redraw_soon)
+        self.objects.show(None if after is None else after.all_objects)
         self._show_all()
 
     # Showing
@@ -311,6 +316,7 @@ class LowlatWidget(QWidget):
         for event in self._layer_events():
             event.disconnect(self._on_layers)
         self.controllers.swapped.disconnect(self._swapped)
+        self.objects.close()
         self.controllers.close()
         self.worker.close()
 

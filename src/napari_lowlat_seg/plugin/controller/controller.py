@@ -34,6 +34,7 @@ from napari_lowlat_seg.plugin.layers.gestures import Gestures
 from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
+from napari_lowlat_seg.plugin.objects.controller import ObjectsController
 from napari_lowlat_seg.plugin.worker import Worker
 
 
@@ -118,6 +119,9 @@ class AnnotationController:
         )
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
+        self.all_objects = ObjectsController(
+            self.grid, self.session, self.labels, worker, self.current_plane, self.actions
+        )
         self._displayed = intensities == "displayed"
         seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
         self.mouse = MouseMode(viewer, self.prompts, self.preview)
@@ -140,6 +144,8 @@ class AnnotationController:
             *((part.status, self._say) for part in (self.predictions, self.propagation)),
             *((part.status, self._say) for part in (self.files, self.objects)),
             *((part.status, self._say) for part in (self.candidates, self.mask_tools)),
+            *((part.status, self._say) for part in (self.all_objects, self.labels)),
+            (self.all_objects.done, self._objects_changed),
             (self.candidates.chosen, self._refresh_mask),
             (self.candidates.known, self._go_on),
             (self.candidates.known, self._emit_changed),
@@ -189,6 +195,7 @@ class AnnotationController:
         self.viewer.layers.events.removed.disconnect(self._removed)
         for part in reversed(self._parts):
             part.detach()
+        self.all_objects.detach()
         self.preview.detach()
 
     def close(self) -> None:
@@ -434,11 +441,17 @@ class AnnotationController:
         self._refresh()
         self.accept()
 
+    def _objects_changed(self, sentence: str) -> None:
+        """The table of objects has changed labels, or has opened an object."""
+        self._refresh()
+        self.status.emit(sentence)
+
     def _restored(self) -> None:
         """Another session is in place of this one: show what was done last."""
         done = self.session.undo_stack.done
         if done and done[-1].plane is not None:
             self.current_plane.look_at(done[-1].plane)
+        self.all_objects.look_through(again=True)
         self._refresh()
 
     def _placed(self) -> None:
@@ -521,6 +534,7 @@ class AnnotationController:
             return
         if step.plane is not None:
             self.current_plane.look_at(step.plane)
+        self.all_objects.refresh_hidden()
         self._refresh()
         self.status.emit(f"{verb}: {step.title}")
 

@@ -76,6 +76,15 @@ class CurrentPlane:
         if self._viewer.dims.ndisplay == 2:
             self._grid.look_at(self._viewer.dims, plane)
 
+    def centre(self, plane: Plane, at: tuple[float, float]) -> None:
+        """Move the camera to (row, col) of the plane in view, at the same zoom; 3-D views stay."""
+        camera, dims, grid = self._viewer.scene.camera, self._viewer.dims, self._grid
+        if dims.ndisplay == 2 and self.plane == plane:
+            data = grid.to_layer(plane, np.array([at]))[0]
+            world = np.asarray(grid.layer.data_to_world(data * np.asarray(grid.factors)))
+            middle = world[[axis - dims.ndim for axis in dims.displayed]]
+            camera.center = (*camera.center[:-2], *(float(value) for value in middle))
+
     def next(self) -> None:
         """Show the following plane, if there is one."""
         self._step(1)

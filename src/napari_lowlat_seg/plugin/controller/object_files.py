@@ -104,8 +104,11 @@ class ObjectFiles:
             name=layer.name,
         )
 
+        names, said = session_facts(self._session)
+
         def work() -> None:
-            write_measurements(path, measure(labels, image), geometry_of(labels))
+            found = measure(labels, image, names=names)
+            write_measurements(path, found, geometry_of(labels), said)
 
         self.status.emit("measuring")
         self._run(work, f"measurements saved as {path.name}")
@@ -134,6 +137,14 @@ class ObjectFiles:
             self.status.emit(words)
 
         self._worker.run(tried, said)
+
+
+def session_facts(session: Session) -> tuple[dict[int, str], dict[str, dict[int, str]]]:
+    """The names of objects by label, and "class" and "state" of those that have one."""
+    facts = session.facts.items()
+    states = {n: "locked" if one.locked else "to review" if one.review else "done" for n, one in facts}
+    names = {label: one.name for label, one in facts}
+    return names, {"class": {label: one.category for label, one in facts}, "state": states}
 
 
 def session_prompts(session: Session) -> list[ObjectPrompts]:

@@ -29,6 +29,7 @@ from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
 from napari_lowlat_seg.plugin.forms.session import OfferRow, SessionForm
 from napari_lowlat_seg.plugin.forms.volume import VolumeForm
 from napari_lowlat_seg.plugin.keys import ACTION
+from napari_lowlat_seg.plugin.objects.panel import ObjectPanel
 
 BUTTONS = {"accept": "Accept", "new_object": "New object", "undo": "Undo", "redo": "Redo"}
 
@@ -80,6 +81,8 @@ class MainForm(QWidget):
         self.details = DetailsForm(self.model)
         self.details.show_embeddings(*embeddings)
         self.fold = Fold("Details", "Everything that is not needed for every object.", self.details)
+        self.objects = ObjectPanel()
+        self.objects_fold = Fold("Objects", "All objects in the labels, whoever made them.", self.objects)
         self.shortcuts = described(
             action_button("Shortcuts…"), "Shortcuts", "All keys; they can be changed there."
         )
@@ -108,7 +111,7 @@ class MainForm(QWidget):
         column.addWidget(self.reset)
         column.addWidget(self.offer)
         column.addLayout(grid)
-        tools = (self.polarity, self.mode, self.tool, self.volume, self.mask_fold)
+        tools = (self.polarity, self.mode, self.tool, self.volume, self.mask_fold, self.objects_fold)
         for part in (*tools, self.fold, self.session, self.shortcuts, self.cancel):
             column.addWidget(part)
         column.addStretch()

@@ -126,28 +126,28 @@ class SessionForm(QWidget):
         self._status.setVisible(self._saving)
 
     def _ask_save(self) -> None:
-        _ask(self, "Save session", SESSIONS, self.saved.emit, "session.lowlat")
+        ask_for_file(self, "Save session", SESSIONS, self.saved.emit, "session.lowlat")
 
     def _ask_open(self) -> None:
-        _ask(self, "Open session", SESSIONS, self.opened.emit)
+        ask_for_file(self, "Open session", SESSIONS, self.opened.emit)
 
     def _ask_save_prompts(self) -> None:
-        _ask(self, "Save prompts", PROMPTS, self.prompts_saved.emit, "prompts.json")
+        ask_for_file(self, "Save prompts", PROMPTS, self.prompts_saved.emit, "prompts.json")
 
     def _ask_open_prompts(self) -> None:
-        _ask(self, "Open prompts", PROMPTS, self.prompts_opened.emit)
+        ask_for_file(self, "Open prompts", PROMPTS, self.prompts_opened.emit)
 
     def _ask_measure(self) -> None:
-        _ask(self, "Measure all objects", TABLES, self.measured.emit, "objects.csv")
+        ask_for_file(self, "Measure all objects", TABLES, self.measured.emit, "objects.csv")
 
     def _ask_autosave(self) -> None:
         if self._saving:
             self.autosaved.emit(None)
         else:
-            _ask(self, "Autosave labels to", LABELS, self.autosaved.emit, "labels.tif")
+            ask_for_file(self, "Autosave labels to", LABELS, self.autosaved.emit, "labels.tif")
 
 
-def _ask(
+def ask_for_file(
     parent: QWidget, title: str, kinds: str, chosen: Callable[[Path], object], name: str = ""
 ) -> QFileDialog:
     """Open a dialog for one file, a new one if a name is proposed, and call `chosen` with it."""

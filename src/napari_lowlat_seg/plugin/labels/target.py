@@ -12,6 +12,7 @@ from typing import Any
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
+from napari_lowlat_seg.annotation.objects.facts import locked_labels
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import LabelStore
 from napari_lowlat_seg.plugin.keys import KeyTable
@@ -50,6 +51,9 @@ class ChosenLabels:
 
     changed = Signal()
     """Another layer, or what it holds is known now."""
+
+    status = Signal(str)
+    """What a stroke could not do, in one sentence."""
 
     failed = Signal(str)
     """Labels on disk could not be opened, in one sentence."""
@@ -195,7 +199,15 @@ class ChosenLabels:
         if self.reading:  # the session does not write there yet; napari's own undo has the stroke
             self._painted_over = True
             return
-        self._session.record_stroke(edits)
+        if locked_labels(self._session.facts):
+            # What locked objects lose is given back, once napari has written all of the stroke.
+            self._worker.call(self._record, edits)
+        else:
+            self._record(edits)
+
+    def _record(self, edits: Any) -> None:
+        if not self._session.record_stroke(edits):
+            self.status.emit("Locked objects keep their voxels: unlock them in the table of objects first.")
         self.changed.emit()
 
 
