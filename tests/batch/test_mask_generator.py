@@ -18,6 +18,7 @@ from napari_lowlat_seg.batch.mask_generator import (
     label_plane,
     nms,
 )
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.core.prompts import Click, Prompt
 
 
@@ -43,6 +44,22 @@ def test_each_certain_object_is_found_once(blocks: np.ndarray) -> None:
     expected = np.zeros_like(blocks, np.uint32)
     expected[5:25, 5:25], expected[30:55, 5:30] = 1, 2
     np.testing.assert_array_equal(labels, expected)
+
+
+def test_masks_are_finished_before_they_are_compared(blocks: np.ndarray) -> None:
+    """Blocks of 20 x 20 pixels, and of 25 x 25 shrink by two on each side; holes are filled."""
+    blocks[12:15, 12:15] = 0
+    finish = PostProcessing(fill_holes=True, grow=-2)
+    labels = label_plane(
+        FakePredictor(as_certain_as_bright), blocks, settings=MaskGeneratorSettings(finish=finish)
+    )
+    assert sorted(np.bincount(labels.ravel())[1:]) == [16 * 16, 21 * 21]
+
+
+def test_a_threshold_decides_what_is_an_object(blocks: np.ndarray) -> None:
+    """Nothing is more certain than .97."""
+    settings = MaskGeneratorSettings(finish=PostProcessing(threshold=0.97))
+    assert not label_plane(FakePredictor(as_certain_as_bright), blocks, settings=settings).any()
 
 
 def test_settings_let_more_in(blocks: np.ndarray) -> None:

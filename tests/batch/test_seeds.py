@@ -14,6 +14,7 @@ from fakes import FakePredictor
 from napari_lowlat_seg.batch import jobs, seeds
 from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds, write_disputes
 from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
@@ -39,6 +40,33 @@ def test_point_i_becomes_label_i(rods: Path, tmp_path: Path) -> None:
     expected = np.where(data == 100, 1, np.where(data == 200, 2, 0))
     np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "l.tif").data), expected)
     assert (done["objects"], done["voxels"]) == (2, 6 * (100 + 300))
+
+
+@pytest.mark.parametrize(
+    ("finish", "agreed", "sides"),
+    [
+        (PostProcessing(grow=1), False, (12, 12)),
+        (PostProcessing(grow=-2, largest=True, prompted=True), False, (6, 6)),
+        (PostProcessing(smallest=101), False, (0, 0)),
+        (PostProcessing(grow=-2), True, (6, 6)),
+    ],
+)
+def test_masks_are_finished_plane_by_plane(
+    rods: Path, tmp_path: Path, finish: PostProcessing, agreed: bool, sides: tuple[int, int]
+) -> None:
+    """The rod of 10 x 10 pixels grows, shrinks, or is dropped as too small on every plane."""
+    (tmp_path / "p.csv").write_text("2,10,10\n")
+    run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif", agreed=agreed, finish=finish)
+    found = np.asarray(read_volume(tmp_path / "l.tif").data)[3] == 1
+    assert (int(found.any(axis=1).sum()), int(found.any(axis=0).sum())) == sides
+
+
+def test_a_consensus_with_another_threshold_is_refused(rods: Path, tmp_path: Path) -> None:
+    """It is of masks, which have none any more."""
+    (tmp_path / "p.csv").write_text("2,10,10\n")
+    finish = PostProcessing(threshold=0.7)
+    with pytest.raises(ValueError, match=r"at the usual threshold of 0\.49, got 0\.7; leave out"):
+        run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif", agreed=True, finish=finish)
 
 
 @pytest.mark.parametrize("output", ["l.tif", "l.zarr"])

@@ -8,15 +8,15 @@ measurement: docs/decisions/automatic-segmentation.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.ndimage import label
 
-from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.masks import THRESHOLD
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
+from napari_lowlat_seg.core.masks import THRESHOLD, PostProcessing, postprocess_mask
 from napari_lowlat_seg.core.prompts import Click, Prompt
 
 CLICKS_AT_ONCE = 32
@@ -65,6 +65,8 @@ class MaskGeneratorSettings:
         times the network's own estimate of its IoU, or the mean probability inside the mask if it makes none.
     own
         Share of a mask that masks of higher score must leave to it, 0 to 1.
+    finish
+        How probabilities become masks. Of each mask only the part with its click is taken.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class MaskGeneratorSettings:
     most_area: float = 0.5
     same: float = 0.5
     own: float = 0.5
+    finish: PostProcessing = field(default_factory=PostProcessing)
 
     def __post_init__(self) -> None:
         if self.grid < 1:
@@ -236,11 +239,12 @@ def filter_masks(
     for click, prediction in zip(clicks, predictions, strict=True):
         probability, quality = prediction.probability, prediction.quality
         row, col = (round(x) for x in click.at)
-        mask = probability > THRESHOLD
+        mask = probability > settings.finish.threshold
         if not mask[row, col]:
             continue
         parts, _ = label(mask)
         part = parts == parts[row, col]
+        part = postprocess_mask(Patch.of(part), part.shape, settings.finish, [click]).on(part.shape)
         area = int(np.count_nonzero(part))
         if not settings.least_area <= area <= settings.most_area * part.size:
             continue

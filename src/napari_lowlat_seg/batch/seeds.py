@@ -19,19 +19,23 @@ import numpy as np
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, check_new, run_jobs
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox, Patch, tile_of
+from napari_lowlat_seg.core.masks import THRESHOLD, PostProcessing, postprocess_mask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_chosen, shown_axes
 from napari_lowlat_seg.io.points import read_seeds
 from napari_lowlat_seg.propagation.consensus import Disagreement, consensus
 from napari_lowlat_seg.propagation.propagate import propagate_many
-from napari_lowlat_seg.propagation.seeds import object_anchors
+from napari_lowlat_seg.propagation.seeds import object_anchors, object_clicks
 
 BATCH = 16
 """Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
 
 DISPUTES = ".disputes.csv"
 """What is added to the name of the labels for the table of places where the axes disagree."""
+
+PLAIN = PostProcessing()
 
 Seed = tuple[int, tuple[tuple[float, ...], ...]]
 """(number, points of the object): one coordinate per spatial axis, in the voxels of the whole volume."""
@@ -53,10 +57,13 @@ class SeedJob(BatchJob):
         The axis along which the objects are propagated.
     tile
         Of every plane.
+    finish
+        How probabilities become masks.
     """
 
     axis: int
     tile: BoundingBox
+    finish: PostProcessing = PLAIN
 
 
 def run_seed_job(job: SeedJob) -> SeedResult:
@@ -67,25 +74,44 @@ def run_seed_job(job: SeedJob) -> SeedResult:
     offset = np.zeros(volume.ndim)
     offset[list(planes[0].axes)] = job.tile.corner
     objects = {number: [tuple(np.subtract(at, offset)) for at in points] for number, points in job.items}
+    clicks = object_clicks(part, objects, job.axis)
     anchors = object_anchors(predictor, part, objects, job.axis)
-    masks = [(number, plane, a.mask) for number, one in anchors.items() for plane, a in one.items()]
+    masks: list[ObjectMask] = []
+
+    def keep(number: int, plane: Plane, prediction: Prediction) -> None:
+        usual = job.finish.threshold == THRESHOLD
+        mask = prediction.mask if usual else prediction.probability > job.finish.threshold
+        given = clicks.get(plane, {}).get(number, ())
+        patch = postprocess_mask(Patch.of(mask), mask.shape, job.finish, given)
+        tight = BoundingBox.of(patch.pixels)
+        if not tight.is_empty:  # copied, so that the whole tile can go
+            corner = tight.shifted(*patch.corner).shifted(*job.tile.corner).corner
+            masks.append((number, plane, Patch(corner, patch.pixels[tight.slices].copy())))
+
+    for number, one in anchors.items():
+        for plane, anchor in one.items():
+            keep(number, plane, anchor)
     for number, step in propagate_many(predictor, part, anchors, planes):
         if step.final:
-            masks.append((number, step.plane, step.prediction.mask))
-    return [_cut(number, plane, mask, job.tile) for number, plane, mask in masks if mask.any()], []
+            keep(number, step.plane, step.prediction)
+    return masks, []
 
 
 def run_consensus_job(job: SeedJob) -> SeedResult:
     """Propagate the seeds of a job along all three axes: what they agree on, and where they do not."""
     predictor, volume = job.predictor(), job.volume()
+    clicks = object_clicks(volume, dict(job.items), job.axis)
     masks: list[ObjectMask] = []
     spots: list[tuple[int, Disagreement]] = []
     for number, agreed in consensus(predictor, volume, dict(job.items)).items():
         spots += [(number, spot) for spot in agreed.disagreements(volume.spacing)]
         top, left = (low for axis, low in enumerate(agreed.corner) if axis != job.axis)
         for place, mask in enumerate(np.moveaxis(agreed.mask, job.axis, 0), start=agreed.corner[job.axis]):
-            if mask.any():
-                masks.append((number, volume.plane_at([place], job.axis), Patch((top, left), mask.copy())))
+            plane = volume.plane_at([place], job.axis)
+            given = clicks.get(plane, {}).get(number, ())
+            patch = postprocess_mask(Patch((top, left), mask), volume.sides(plane), job.finish, given)
+            if patch.pixels.any():
+                masks.append((number, plane, patch))
     return masks, spots
 
 
@@ -97,6 +123,7 @@ def run_seeds(
     *,
     agreed: bool = False,
     unit: str | None = None,
+    finish: PostProcessing = PLAIN,
 ) -> dict[str, Any]:
     """Propagate every object of a file through a 3-D image and write labels: object i gets label i, from 1.
 
@@ -115,6 +142,10 @@ def run_seeds(
     agreed
         Propagate along all three axes and keep what two agree on; where they disagree is written beside the
         labels (`write_disputes`).
+    unit
+        Of the coordinates in a skeleton, as `read_seeds` takes it.
+    finish
+        How probabilities become masks, plane by plane.
 
     Returns
     -------
@@ -125,7 +156,8 @@ def run_seeds(
     Raises
     ------
     ValueError
-        For unusable files, points outside the volume, and images that are not 3-D.
+        For unusable files, points outside the volume, images that are not 3-D, and a threshold of one's own
+        for a consensus, which is of masks.
     OSError
         If the labels cannot be written.
     ImportError
@@ -139,6 +171,11 @@ def run_seeds(
         raise ValueError(f"{points} is where the disputes are written; give the points another name")
     if volume.ndim != 3:
         raise ValueError(f"seeds are propagated through a 3-D image; {image} has shape {volume.shape}")
+    if agreed and finish.threshold != THRESHOLD:
+        raise ValueError(
+            f"a consensus is of masks at the usual threshold of {THRESHOLD}, got {finish.threshold}; "
+            "leave out the threshold or the consensus"
+        )
     check_new(output, settings.replace)
     volume = volume.with_window()
     axis = default_axis(volume) if settings.axis is None else settings.axis
@@ -146,7 +183,14 @@ def run_seeds(
     shown = shown_axes(volume, image)
     found = read_seeds(points, volume, axis, shown, unit)
     seeds: list[Seed] = [(number, tuple(one)) for number, one in enumerate(found, start=1)]
-    job = SeedJob(image=image.resolve(), settings=settings, window=volume.window, axis=axis, tile=EMPTY_BOX)
+    job = SeedJob(
+        image=image.resolve(),
+        settings=settings,
+        window=volume.window,
+        axis=axis,
+        tile=EMPTY_BOX,
+        finish=finish,
+    )
     jobs = [
         part
         for tile, some in _by_tile(seeds, volume, axis).items()
@@ -209,9 +253,3 @@ def _by_tile(seeds: Sequence[Seed], volume: Volume, axis: int) -> dict[BoundingB
         tile = tile_of(volume.sides(first), [Click((point[row], point[col])) for point in points])
         groups.setdefault(tile, []).append((number, points))
     return groups
-
-
-def _cut(number: int, plane: Plane, mask: np.ndarray, tile: BoundingBox) -> ObjectMask:
-    """The mask of a tile as a patch of the plane, copied so that the whole tile can go."""
-    box = BoundingBox.of(mask)
-    return number, plane, Patch(box.shifted(*tile.corner).corner, mask[box.slices].copy())

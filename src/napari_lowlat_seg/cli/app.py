@@ -30,8 +30,10 @@ from napari_lowlat_seg.cli.options import (
     Time,
     examples,
     extras,
+    finishing,
     on_interrupt,
     plural,
+    with_options,
 )
 
 app = typer.Typer(
@@ -148,7 +150,9 @@ def demo(
         "lowlat-seg segment cells.png -o cells-labels.png --click 80,120 --fill-holes --prompted",
     ),
 )
+@with_options(finishing)
 def segment(
+    finish: Any,
     image: Annotated[
         Path,
         typer.Argument(metavar="INPUT", help="An image file, or a folder of one."),
@@ -204,28 +208,6 @@ def segment(
     series: Series = None,
     time: Time = None,
     level: Level = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Pixels above this probability are the object. Default: 0.49.")
-    ] = None,
-    smooth: Annotated[
-        float | None,
-        typer.Option(metavar="PX", help="Standard deviation by which outlines are smoothed. Default: 0."),
-    ] = None,
-    fill_holes: Annotated[
-        bool, typer.Option("--fill-holes", help="Background that the object encloses belongs to it.")
-    ] = False,
-    grow: Annotated[
-        float, typer.Option(metavar="PX", help="Moves outlines outwards; below 0 inwards.")
-    ] = 0.0,
-    drop_small: Annotated[
-        int, typer.Option(metavar="PIXELS", help="Drops parts of fewer pixels, on each plane.")
-    ] = 0,
-    largest: Annotated[
-        bool, typer.Option("--largest", help="Keep only the largest part, on each plane.")
-    ] = False,
-    prompted: Annotated[
-        bool, typer.Option("--prompted", help="Keep only parts with a prompt, on planes that have one.")
-    ] = False,
     closer_look: Annotated[
         str, typer.Option(metavar="auto|off", help="Whether small objects are refined in a magnified crop.")
     ] = "auto",
@@ -251,7 +233,7 @@ def segment(
     point, a blank line between strokes, and an optional column of "+" or "-" (.csv), or a list of
     {"points": [[Z, R, C], ...], "positive": true} (.json).
     """
-    from napari_lowlat_seg.cli.segment import SegmentRequest, finish_of, run_segment
+    from napari_lowlat_seg.cli.segment import SegmentRequest, run_segment
     from napari_lowlat_seg.io.choice import Choice
     from napari_lowlat_seg.io.files import is_ome_zarr
 
@@ -266,15 +248,7 @@ def segment(
         choice=Choice(channel, series or "", time, level),
         label=label,
         replace=replace,
-        finish=finish_of(
-            threshold,
-            smooth,
-            fill_holes=fill_holes,
-            largest=largest,
-            prompted=prompted,
-            grow=grow,
-            smallest=drop_small,
-        ),
+        finish=finish,
         closer_look=closer_look,
         prompts=prompts,
         save_prompts=save_prompts,

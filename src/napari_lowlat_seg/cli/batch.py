@@ -21,6 +21,7 @@ from napari_lowlat_seg.cli.options import (
     Series,
     Time,
     Workers,
+    finishing,
     on_interrupt,
     plural,
     with_options,
@@ -77,9 +78,10 @@ def embed(
     print(f"{plural(done['planes'], 'plane')} embedded ({done['made']} new), {size}: {done['folder']}")
 
 
-@with_options(_options)
+@with_options(_options, finishing)
 def seeds(
     settings: Any,
+    finish: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 3-D image file or OME-Zarr.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help=".csv, .swc, .nml, .roi or .zip of Fiji.")],
     output: Labels,
@@ -110,7 +112,7 @@ def seeds(
     )
     with on_interrupt(kept):
         settings = dataclasses.replace(settings, replace=replace)
-        done = run_seeds(image, points, output, settings, agreed=consensus, unit=unit)
+        done = run_seeds(image, points, output, settings, agreed=consensus, unit=unit, finish=finish)
     print(
         f"{plural(done['objects'], 'object')}, {plural(done['voxels'], 'voxel')} in {done['seconds']:.1f} s: "
         f"{output}"
@@ -119,9 +121,10 @@ def seeds(
         print(f"{plural(done['disputes'], 'place')} where the axes disagree: {output}{DISPUTES}")
 
 
-@with_options(_options)
+@with_options(_options, finishing)
 def everything(
     settings: Any,
+    finish: Any,
     image: Annotated[Path, typer.Argument(metavar="VOLUME", help="A 2-D or 3-D image file or OME-Zarr.")],
     output: Labels,
     grid: Annotated[int, typer.Option(min=1, help="Clicks along the longer side of a plane or tile.")] = 16,
@@ -135,7 +138,7 @@ def everything(
     from napari_lowlat_seg.batch.automatic import run_automatic
     from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 
-    masks = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area)
+    masks = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area, finish=finish)
     with on_interrupt("the planes segmented so far are kept: the same command resumes"):
         settings = dataclasses.replace(settings, replace=replace)
         done = run_automatic(image, output, settings, masks)
@@ -159,7 +162,7 @@ COMMANDS = (
         everything,
         (
             "lowlat-seg everything stack.tif -o labels.tif",
-            "lowlat-seg everything stack.tif -o labels.tif --stability 0.5 --min-area 200",
+            "lowlat-seg everything stack.tif -o labels.tif --stability 0.5 --min-area 200 --fill-holes",
         ),
     ),
 )

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
@@ -50,25 +51,64 @@ def extras() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def with_options(shared: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a command the parameters of `shared` besides its own.
+def finishing(
+    threshold: Annotated[
+        float | None, typer.Option(help="Pixels above this probability are the object. Default: 0.49.")
+    ] = None,
+    smooth: Annotated[
+        float, typer.Option(metavar="PX", help="Standard deviation by which outlines are smoothed.")
+    ] = 0.0,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Background that the object encloses belongs to it.")
+    ] = False,
+    grow: Annotated[
+        float, typer.Option(metavar="PX", help="Moves outlines outwards; below 0 inwards.")
+    ] = 0.0,
+    drop_small: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Drops parts of fewer pixels, on each plane.")
+    ] = 0,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep only the largest part, on each plane.")
+    ] = False,
+    prompted: Annotated[
+        bool, typer.Option("--prompted", help="Keep only parts with a prompt, on planes that have one.")
+    ] = False,
+) -> Any:
+    """The options of how probabilities become masks, as `PostProcessing`."""
+    from napari_lowlat_seg.core.masks import THRESHOLD, PostProcessing
 
-    The command's first parameter is what `shared` returns for them.
+    return PostProcessing(
+        threshold=THRESHOLD if threshold is None else threshold,
+        smooth=smooth,
+        fill_holes=fill_holes,
+        largest=largest,
+        prompted=prompted,
+        grow=grow,
+        smallest=drop_small,
+    )
+
+
+def with_options(*shared: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command the parameters of each of `shared` besides its own.
+
+    The command's first parameters are what `shared` return for them, in order.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        of_shared, of_command = (
-            list(inspect.signature(one, eval_str=True).parameters.values()) for one in (shared, command)
-        )
+        of_shared = [list(inspect.signature(one, eval_str=True).parameters.values()) for one in shared]
+        of_command = list(inspect.signature(command, eval_str=True).parameters.values())[len(shared) :]
         parameters = [
-            one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*of_command[1:], *of_shared)
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*of_command, *chain(*of_shared))
         ]
 
         @functools.wraps(command)
         def combined(**given: Any) -> None:
             with extras():
-                first = shared(**{one.name: given.pop(one.name) for one in of_shared})
-                command(first, **given)
+                first = [
+                    one(**{parameter.name: given.pop(parameter.name) for parameter in of_one})
+                    for one, of_one in zip(shared, of_shared, strict=True)
+                ]
+                command(*first, **given)
 
         # Typer reads both.
         combined.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

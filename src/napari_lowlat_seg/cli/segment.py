@@ -85,13 +85,6 @@ class SegmentRequest:
     save_prompts: Path | None = None
 
 
-def finish_of(threshold: float | None, smooth: float | None, **more: Any) -> PostProcessing:
-    """The post-processing that options ask for; what is None has its default."""
-    numbers = {"threshold": threshold, "smooth": smooth}
-    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
-    return PostProcessing(**given, **more)
-
-
 def run_segment(
     image: Path, output: Path, request: SegmentRequest, *, model: str, device: str
 ) -> dict[str, Any]:

@@ -212,12 +212,31 @@ def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing, prompts: It
     plain = soft_mask.above(THRESHOLD if soft_mask.drawn else settings.threshold)
     if not plain.any():
         return EMPTY_PATCH
-    # Smoothing, filling and growing change pixels up to `reach` around the box.
-    reach = 1 if soft_mask.drawn else int(np.ceil(4 * settings.smooth + max(0.0, settings.grow))) + 1
-    box = soft_mask.box.grown(reach).clipped(soft_mask.shape)
-    part = Patch(soft_mask.box.corner, plain).shown_in(box)
+    patch = Patch(soft_mask.box.corner, plain)
     if soft_mask.drawn:
-        return Patch(box.corner, part)
+        box = soft_mask.box.grown(1).clipped(soft_mask.shape)
+        return Patch(box.corner, patch.shown_in(box))
+    return postprocess_mask(patch, soft_mask.shape, settings, prompts)
+
+
+def postprocess_mask(
+    patch: Patch, shape: tuple[int, int], settings: PostProcessing, prompts: Iterable[Prompt] = ()
+) -> Patch:
+    """A bool mask after all of the settings but the threshold, with a pixel of background around it.
+
+    Parameters
+    ----------
+    patch
+        The mask.
+    shape
+        (rows, cols) of its plane.
+    prompts
+        Those of the plane, for `settings.prompted`.
+    """
+    # Smoothing, filling and growing change pixels up to `reach` around the box.
+    reach = int(np.ceil(4 * settings.smooth + max(0.0, settings.grow))) + 1
+    box = patch.box.grown(reach).clipped(shape)
+    part = patch.shown_in(box)
     if settings.smooth:
         part = edited(part, "smooth", settings.smooth)
     if settings.fill_holes:
@@ -228,7 +247,7 @@ def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing, prompts: It
         from scipy import ndimage
 
         labels, _ = ndimage.label(part)
-        kept = _touched(labels, box, soft_mask.shape, prompts)
+        kept = _touched(labels, box, shape, prompts)
         if kept.size:
             part = np.isin(labels, kept)
     if settings.smallest:

@@ -48,17 +48,24 @@ def object_anchors(
     `objects` maps the number of an object to its points. Other parameters and errors are those of
     `seed_anchors`.
     """
+    anchors: dict[int, dict[Plane, M]] = {}
+    for plane, of_objects in object_clicks(volume, objects, axis).items():
+        embedding = embed_plane(predictor, volume, plane)
+        for number, of_object in of_objects.items():
+            anchors.setdefault(number, {})[plane] = predictor.predict(embedding, of_object, None)
+    return dict(sorted(anchors.items()))
+
+
+def object_clicks(
+    volume: Volume, objects: Mapping[int, Sequence[Sequence[float]]], axis: int = 0
+) -> dict[Plane, dict[int, list[Click]]]:
+    """The points of objects as clicks, by plane and number; as `object_anchors` takes and refuses them."""
     clicks: dict[Plane, dict[int, list[Click]]] = {}
     for number, points in objects.items():
         for point in points:
             plane, click = _placed(volume, point, axis)
             clicks.setdefault(plane, {}).setdefault(number, []).append(click)
-    anchors: dict[int, dict[Plane, M]] = {}
-    for plane, of_objects in clicks.items():
-        embedding = embed_plane(predictor, volume, plane)
-        for number, of_object in of_objects.items():
-            anchors.setdefault(number, {})[plane] = predictor.predict(embedding, of_object, None)
-    return dict(sorted(anchors.items()))
+    return clicks
 
 
 def _placed(volume: Volume, point: Sequence[float], axis: int) -> tuple[Plane, Click]:
