@@ -3,12 +3,21 @@
 from types import SimpleNamespace
 
 import pytest
+from npe2 import PluginManifest
 
 from bright_service import BrightService
 from hand import Hand
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.settings import PLUGIN
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
+
+
+@pytest.fixture
+def own_settings(plugin_settings, npe2pm, tmp_path, monkeypatch):
+    """Settings and models in a folder of the test's own."""
+    npe2pm.register(PluginManifest.from_distribution(PLUGIN))
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "models"))
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractButton, QAbstractScrollArea, QWidget
 from scipy import ndimage
 
 from bright_service import balls
 from napari_lowlat_seg.core.masks import edited
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.plugin.forms.controls import Fold
 from napari_lowlat_seg.plugin.layers.preview import CONTOUR
+from napari_lowlat_seg.plugin.settings import settings
 from widget_page import WidgetPage
 
 IMAGE, TRUTH = balls()
@@ -18,7 +21,7 @@ PART, MORE = ndimage.binary_erosion(BALL), ndimage.binary_dilation(BALL)
 
 
 @pytest.fixture
-def it(bright_window):
+def it(own_settings, bright_window):
     """The ball in the middle was clicked."""
     it = bright_window(lambda viewer: viewer.add_image(IMAGE, name="balls"))
     it.look(PLANE.index)
@@ -136,8 +139,7 @@ def test_objects_are_kept_to_a_range_and_to_an_area(it):
     assert not shown(it).any()
     page.part("Reset only intensities 0 to 100").click()
     assert np.array_equal(shown(it), BALL)
-    page.press("Box")
-    it.hand().drag((14, 18), (20, 32))
+    it.hand().drag((14, 18), (20, 32), key="Shift")
     it.settle()
     page.part("Area").click()
     it.settle()
@@ -147,3 +149,68 @@ def test_objects_are_kept_to_a_range_and_to_an_area(it):
     assert np.array_equal(shown(it)[:19], BALL[:19])
     page.part("Area").click()
     assert np.array_equal(shown(it), BALL)
+
+
+def test_the_keyboard_alone_places_clicks_and_hints_follow_the_keys(it):
+    """A cross moves by the arrow keys, faster with Shift; without it they are napari's."""
+    hand, controller = it.hand(), it.controller()
+    it.qtbot.waitUntil(lambda: it.viewer.help.startswith("click or scribble: + object; Control"))
+    hand.key_down("Control")
+    assert it.viewer.help == "click or scribble: − background"
+    hand.key_up("Control")
+    assert it.viewer.help.endswith("Tab: next meaning")
+    hand.key("Enter")
+    it.settle()
+    hand.key("Shift+C")
+    start = np.array(controller.cursor.at)
+    it.qtbot.waitUntil(lambda: it.viewer.help.startswith("arrow keys"))
+    assert (np.asarray(controller.preview.layer.data) == CONTOUR).any()
+    step = it.viewer.dims.current_step
+    hand.key("Right")
+    hand.key("Down")
+    one = np.array(controller.cursor.at) - start
+    assert one[0] == one[1] >= 1
+    hand.key("Shift+Left")
+    assert controller.cursor.at[1] == max(0, start[1] - 9 * one[1])
+    assert it.viewer.dims.current_step == step
+    while controller.cursor.at[0] > 9:
+        hand.key("Up")
+    while controller.cursor.at[1] > 9:
+        hand.key("Left")
+    hand.key("F")
+    it.settle()
+    (click,) = controller.session.state(PLANE).prompts
+    assert (click.at, click.positive) == (controller.cursor.at, True)
+    hand.key("Shift+F")
+    assert not controller.session.state(PLANE).prompts[-1].positive
+    hand.key("Shift+C")
+    assert controller.cursor.at is None
+    assert not (np.asarray(controller.preview.layer.data) == CONTOUR).any()
+
+
+def test_every_control_has_a_name_and_hints_can_be_dismissed(it):
+    """Whatever the keyboard reaches in the dock is named for a screen reader, and explained."""
+    for fold in it.widget.findChildren(Fold):
+        fold.expand(True)
+    reached = [one for one in it.widget.findChildren(QWidget) if one.focusPolicy() & Qt.FocusPolicy.TabFocus]
+    assert len(reached) > 50
+    unnamed = [
+        one
+        for one in reached
+        if not (one.accessibleName() or one.parent().accessibleName())
+        and not isinstance(one, QAbstractScrollArea)
+    ]
+    assert [(type(one).__name__, one.objectName(), type(one.parent()).__name__) for one in unnamed] == []
+    for button in it.widget.findChildren(QAbstractButton):
+        assert button.toolTip() or button.parent().toolTip() or not button.isVisible(), button.text()
+    page, row = WidgetPage(it.widget), it.widget.form.hint
+    row.show()
+    assert row.accessibleName().startswith("Hint: Click what is missing")
+    page.press("Got it")
+    assert not row.isVisible()
+    assert settings().prompts.hints is False
+    dialog = it.widget.show_shortcuts()
+    dialog.search.setText("eras")
+    shown_rows = [name for name, field in dialog.fields.items() if not field.isHidden()]
+    assert shown_rows == ["eraser"]
+    dialog.close()

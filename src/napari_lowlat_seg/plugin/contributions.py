@@ -85,10 +85,28 @@ def open_mri_sample() -> list[LayerData]:
     """The glioma FLAIR volume at 1 mm, and the outline that challenge algorithms, not experts, drew in it."""
     image, place = _scan(sample_path("mri_glioma_flair.nii.gz"))
     outline, _ = _scan(sample_path("mri_glioma_reference.nii.gz"))
+    _look_at("glioma FLAIR", int(np.argmax(np.count_nonzero(outline, axis=(1, 2)))))
     return [
         (image, {"name": "glioma FLAIR", "colormap": "gray", **place}, "image"),
         (outline, {"name": "glioma outline by algorithms", "visible": False, **place}, "labels"),
     ]
+
+
+def _look_at(name: str, plane: int) -> None:
+    """Show a plane of a layer as soon as it has been added: where there is something to see."""
+    import napari
+    from qtpy.QtCore import QTimer
+
+    viewer = napari.current_viewer()
+
+    def show() -> None:
+        if name in viewer.layers:
+            layer = viewer.layers[name]
+            middle = [plane, *(side // 2 for side in layer.data.shape[1:])]
+            viewer.dims.set_point(range(layer.ndim), layer.data_to_world(middle))
+
+    if viewer is not None:
+        QTimer.singleShot(0, show)
 
 
 def _listed(path: str | list[str]) -> list[str]:

@@ -84,6 +84,7 @@ SETTINGS = (
             "The model predicts only when this is switched off again."),
     Setting("prompts", "hover", False, "Preview under the cursor",
             "Shows the contour that a click would give where the mouse rests."),
+    Setting("prompts", "hints", True, "First-use hints", "A row in the panel says what to do next."),
     Setting("prompts", "intensities", "automatic", "Intensities",
             "What the model sees as black and white: found in the data, or the contrast limits of the layer.",
             choices={"automatic": "automatic", "displayed": "as displayed"}),

@@ -7,7 +7,7 @@ its own controller for as long as it is in the viewer, so that swapping images b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.canvas.events import CanvasEvents, canvas_beside
+from napari_lowlat_seg.plugin.canvas.hints import hint_of
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
@@ -84,7 +85,8 @@ class LowlatWidget(QWidget):
             lambda layer, **view: make_controller(napari_viewer, layer, self.worker, self.keys, **view),
         )
         room = settings().embeddings
-        self.form = MainForm(Wanted(**stored("model")), (room.ahead, room.memory, room.disk))
+        rooms = (room.ahead, room.memory, room.disk)
+        self.form = MainForm(Wanted(**stored("model")), rooms, hints=settings().prompts.hints)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)
@@ -94,6 +96,9 @@ class LowlatWidget(QWidget):
         # napari is not done with a new layer when it emits `inserted`.
         self._follow = qdebounced(lambda: self._try(self.controllers.follow_viewer), 0, parent=self)
         self._redraw = qthrottled(self._show, REDRAW_MS, leading=False, parent=self)
+        self._held = (False, False)  # Shift, Control
+        # napari writes its own help behind a change of layer or mode.
+        self._tell = qdebounced(self._show_hint, 0, parent=self)
         # The first model is loaded when the widget is on the screen, not while it is being made.
         self._load_first = qdebounced(self.form.model.want, 0, parent=self)
         self.models = ModelLoader(self.worker, self.form)
@@ -125,6 +130,8 @@ class LowlatWidget(QWidget):
             (form.session.measured, lambda path: self._try(lambda: self.controller.objects.measure(path))),
             (form.session.autosaved, lambda path: self._try(lambda: self.controller.files.autosave.to(path))),
             (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
+            (form.hint.dismissed.clicked, lambda _checked: remember("prompts", hints=False)),
+            (self.canvas_events.held, self._hold),
             (form.mask_tools.previewed, self._preview_edit),
             (form.mask_tools.applied, lambda edit: self.controller.mask_tools.apply(edit)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
@@ -200,6 +207,19 @@ class LowlatWidget(QWidget):
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
                 self._show_layers(state)
             self.form.show_state(state)
+            self._tell()
+
+    def _hold(self, shift: bool, control: bool) -> None:
+        self._held = (shift, control)
+        self._show_hint()
+
+    def _show_hint(self) -> None:
+        """Say in napari's status bar what mouse and keys would do now."""
+        if self.controller is not None and self._open:
+            shift, control = self._held
+            hint = hint_of(replace(self.controller.hand, shift=shift, control=control), self.keys.keys)
+            if hint and self.viewer.help != hint:
+                self.viewer.help = hint
 
     def _show_layers(self, state: ViewState) -> None:
         """Offer the user's layers, and not ours."""
@@ -311,7 +331,7 @@ class LowlatWidget(QWidget):
             return
         self._open = False
         self.canvas_events.watch(None)
-        for later in (self._follow, self._redraw, self._load_first):
+        for later in (self._follow, self._redraw, self._load_first, self._tell):
             later.cancel()
         for event in self._layer_events():
             event.disconnect(self._on_layers)

@@ -1,4 +1,4 @@
-"""Keys and the wheel on napari's canvas that Qt or napari would use otherwise.
+"""Keys and the wheel on napari's canvas that Qt or napari would use otherwise, and which keys are held.
 
 Qt takes Tab to move the focus before a widget sees it, and napari zooms with the wheel whatever key is held.
 Only events of the canvas itself are looked at: everywhere else Tab moves the focus as it always does.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from napari.utils.key_bindings import coerce_keybinding
-from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QWidget
 
@@ -24,8 +24,22 @@ def canvas_beside(widget: QWidget) -> QWidget | None:
     return next(found, None)
 
 
+ARROWS = {
+    Qt.Key.Key_Up: (-1, 0),
+    Qt.Key.Key_Down: (1, 0),
+    Qt.Key.Key_Left: (0, -1),
+    Qt.Key.Key_Right: (0, 1),
+}
+"""Steps down and to the right."""
+
+MODIFIERS = (Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.ControlModifier)
+HELD = {Qt.Key.Key_Shift: "shift", Qt.Key.Key_Control: "control"}
+
+
 class CanvasEvents(QObject):
     """Gives Tab to the layer's keys and Shift+wheel to the candidates, where there is something to choose.
+
+    While the keyboard's cursor is there, the arrow keys move it.
 
     Parameters
     ----------
@@ -34,6 +48,9 @@ class CanvasEvents(QObject):
     controller
         Returns that of the image in front; None without an image.
     """
+
+    held = Signal(bool, bool)
+    """Whether Shift and Control are down."""
 
     def __init__(self, viewer: Any, controller: Callable[[], Any]) -> None:
         super().__init__()
@@ -54,8 +71,14 @@ class CanvasEvents(QObject):
     def eventFilter(self, canvas: QObject, event: QEvent) -> bool:
         """Whether the event was used here."""
         kind = event.type()
-        if kind == QEvent.Type.KeyPress:
-            return event.key() in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab) and self._tab(canvas, event)
+        if kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease) and event.key() in HELD:
+            self._hold(event.key(), kind == QEvent.Type.KeyPress, event.modifiers())
+        elif kind == QEvent.Type.KeyPress:
+            if event.key() in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab):
+                return self._tab(canvas, event)
+            return event.key() in ARROWS and self._arrow(event)
+        elif kind == QEvent.Type.FocusOut:
+            self.held.emit(False, False)
         return kind == QEvent.Type.Wheel and self._wheel(event)
 
     def _gone(self) -> None:
@@ -67,6 +90,19 @@ class CanvasEvents(QObject):
         controller = self._controller()
         candidates = None if controller is None else controller.candidates
         return candidates if candidates is not None and candidates.at_hand else None
+
+    def _hold(self, key: Any, down: bool, others: Any) -> None:
+        shift, control = (bool(others & modifier) for modifier in MODIFIERS)
+        self.held.emit(*((down, control) if HELD[key] == "shift" else (shift, down)))
+
+    def _arrow(self, event: Any) -> bool:
+        """Move the cursor, if there is one and one of our layers has the keys."""
+        controller, held = self._controller(), event.modifiers() & ~Qt.KeyboardModifier.KeypadModifier
+        shift = Qt.KeyboardModifier.ShiftModifier
+        if controller is None or controller.cursor.at is None or not controller.mouse.mode or held & ~shift:
+            return False
+        controller.cursor.move(*ARROWS[event.key()], far=bool(held & shift))
+        return True
 
     def _tab(self, canvas: Any, event: Any) -> bool:
         """Hand the key to napari, which calls what the active layer has for it; else Qt moves the focus."""

@@ -19,6 +19,8 @@ from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.canvas.candidates import Candidates
+from napari_lowlat_seg.plugin.canvas.cursor import KeyboardCursor
+from napari_lowlat_seg.plugin.canvas.hints import Hand
 from napari_lowlat_seg.plugin.canvas.mask_tools import MaskTools, MouseMode
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane, ImageChanges
 from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
@@ -124,6 +126,9 @@ class AnnotationController:
         )
         self._displayed = intensities == "displayed"
         seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
+        self.cursor = KeyboardCursor(
+            viewer, self.grid, self.session, self.current_plane, self.prompts, self.preview
+        )
         self.mouse = MouseMode(viewer, self.prompts, self.preview)
         asking = (self.predictions, self.candidates, self.propagation)
         self._parts = (*seen, self.mouse, self.labels, *asking)
@@ -143,7 +148,7 @@ class AnnotationController:
             (self.objects.given, self._given),
             *((part.status, self._say) for part in (self.predictions, self.propagation)),
             *((part.status, self._say) for part in (self.files, self.objects)),
-            *((part.status, self._say) for part in (self.candidates, self.mask_tools)),
+            *((part.status, self._say) for part in (self.candidates, self.mask_tools, self.cursor)),
             *((part.status, self._say) for part in (self.all_objects, self.labels)),
             (self.all_objects.done, self._objects_changed),
             (self.candidates.chosen, self._refresh_mask),
@@ -152,6 +157,7 @@ class AnnotationController:
             (self.mask_tools.changed, self._show_mask),
             (self.mask_tools.edited, self._mask_edited),
             (self.mouse.changed, self._emit_changed),
+            (self.cursor.changed, self._emit_changed),
             (self.predictions.landed, self._predicted),
             (self.predictions.refused, self._go_on),
             (self.predictions.refused, self._emit_changed),
@@ -246,8 +252,21 @@ class AnnotationController:
             self.labels.layer,
             self.prompts.present,
             self.files.state,
-            self.mouse.mode,
+            self.hand,
+            session.begun,
+            session.label > 1,
             session.volume.window,
+        )
+
+    @property
+    def hand(self) -> Hand:
+        """What the mouse would do now, without the keys that are held."""
+        return Hand(
+            self.mouse.mode,
+            self.gestures.tool,
+            self.prompts.positive,
+            candidates=self.candidates.place(self.plane) is not None,
+            cursor=self.cursor.at is not None,
         )
 
     def set(self, name: str, value: Any) -> None:
@@ -517,6 +536,7 @@ class AnnotationController:
             others = self.candidates.others(self._plane) + self.mask_tools.preview(self._plane)
             self.preview.show(self._plane, self.session.patch(self._plane), others)
             self.mask_tools.follow()
+            self.cursor.follow()
 
     def _refresh(self) -> None:
         """Show the session as it is."""

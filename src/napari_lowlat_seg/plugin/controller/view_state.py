@@ -8,6 +8,7 @@ from typing import Any
 from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
+from napari_lowlat_seg.plugin.canvas.hints import Hand
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,10 @@ class ViewState:
         The Points and the Shapes layer that prompts are read from.
     files
         See `FilesState`.
-    mode
-        What the mouse does: "click", "brush", "eraser"; "" while another layer has it.
+    hand
+        What the mouse would do now.
+    begun, accepted
+        Whether the current object has a prompt, and whether an object was accepted.
     window
         The intensities that the model sees as black and white; None while the image is read.
     """
@@ -195,5 +198,7 @@ class ViewState:
     labels: Any = None
     prompts: tuple[Any, Any] = (None, None)
     files: FilesState = FilesState()
-    mode: str = ""
+    hand: Hand = field(default_factory=Hand)
+    begun: bool = False
+    accepted: bool = False
     window: tuple[float, float] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from napari_lowlat_seg.plugin.canvas.hints import first_hint
 from napari_lowlat_seg.plugin.controller.situation import Situation, sentence_of
 from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState, not_default
 from napari_lowlat_seg.plugin.forms.controls import (
@@ -26,7 +27,7 @@ from napari_lowlat_seg.plugin.forms.controls import (
 from napari_lowlat_seg.plugin.forms.details import DetailsForm
 from napari_lowlat_seg.plugin.forms.mask_tools import MODES, MaskToolsForm, ModeRow
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
-from napari_lowlat_seg.plugin.forms.session import OfferRow, SessionForm
+from napari_lowlat_seg.plugin.forms.session import HintRow, OfferRow, SessionForm
 from napari_lowlat_seg.plugin.forms.volume import VolumeForm
 from napari_lowlat_seg.plugin.keys import ACTION
 from napari_lowlat_seg.plugin.objects.panel import ObjectPanel
@@ -45,6 +46,8 @@ class MainForm(QWidget):
         The model that is in front at the start.
     embeddings
         Planes ahead, and MiB of memory and of disk for embeddings.
+    hints
+        Whether a row says what to do next.
     """
 
     pressed = Signal(str)
@@ -53,7 +56,7 @@ class MainForm(QWidget):
     setting = Signal(str, object)
     """A field of `Settings` and its new value."""
 
-    def __init__(self, wanted: Wanted, embeddings: tuple[int, int, int]) -> None:
+    def __init__(self, wanted: Wanted, embeddings: tuple[int, int, int], *, hints: bool = False) -> None:
         super().__init__()
         self._shown: ViewState | None = None
         self.image = Chooser("Image", "The image that is segmented.")
@@ -62,6 +65,7 @@ class MainForm(QWidget):
         self.state = StateLine()
         self.offer = OfferRow()
         self.session = SessionForm()
+        self.hint = HintRow(hints)
         self.polarity = Choice(
             "Polarity", "The sign of the next prompt", [("+ object", True), ("− background", False)]
         )
@@ -109,6 +113,7 @@ class MainForm(QWidget):
         column.addLayout(form)
         column.addWidget(self.state)
         column.addWidget(self.reset)
+        column.addWidget(self.hint)
         column.addWidget(self.offer)
         column.addLayout(grid)
         tools = (self.polarity, self.mode, self.tool, self.volume, self.mask_fold, self.objects_fold)
@@ -158,8 +163,10 @@ class MainForm(QWidget):
         self.buttons["redo"].setEnabled(state.can_redo)
         if before is None or before.settings != state.settings:
             self._show_settings(state.settings)
-        if before is None or before.mode != state.mode:
-            self.mode.show_value(state.mode)
+        told = first_hint(begun=state.begun, accepted=state.accepted, volume=state.stack.volume)
+        self.hint.show_hint(told)
+        if before is None or before.hand.mode != state.hand.mode:
+            self.mode.show_value(state.hand.mode)
         if state.window is not None and (before is None or before.window != state.window):
             self.mask_tools.offer_range(*state.window)
         if before is None or before.files != state.files:

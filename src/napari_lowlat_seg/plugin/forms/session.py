@@ -51,6 +51,37 @@ class OfferRow(QFrame):
         self.setVisible(bool(text))
 
 
+class HintRow(QFrame):
+    """What somebody who has never used the widget may do next; "Got it" takes it away for good.
+
+    Attributes
+    ----------
+    dismissed
+        Its button.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        super().__init__()
+        self.setFrameShape(QFrame.Shape.StyledPanel)
+        self._text = QLabel()
+        self._text.setWordWrap(True)
+        self.dismissed = described(
+            action_button("Got it", self.hide), "Got it", "No more hints; Preferences shows them again."
+        )
+        column = QGridLayout(self)
+        column.addWidget(self._text, 0, 0, 1, 2)
+        column.addWidget(self.dismissed, 1, 1)
+        # Three lines, so that the controls below stay where they are whatever it says.
+        self._text.setMinimumHeight(3 * self._text.fontMetrics().lineSpacing())
+        self._text.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.setVisible(shown)
+
+    def show_hint(self, text: str) -> None:
+        """Say this."""
+        self._text.setText(text)
+        described(self, f"Hint: {text}", text)
+
+
 class SessionForm(QWidget):
     """Buttons for the files of a session; each opens a dialog for a file."""
 

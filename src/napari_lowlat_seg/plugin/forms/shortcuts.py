@@ -42,6 +42,10 @@ class KeysDialog(QDialog):
         self.setWindowTitle("Shortcuts")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.table = table
+        self.search = described(QLineEdit(), "Search", "Shows the actions and keys with these letters.")
+        self.search.setPlaceholderText("search")
+        self.search.setClearButtonEnabled(True)
+        self.search.textChanged.connect(self._filter)
         self.fields = {action.name: self._field(action) for action in ACTIONS}
         self.notes = {action.name: self._note(action) for action in ACTIONS}
         self._lay_out()
@@ -63,12 +67,14 @@ class KeysDialog(QDialog):
 
     def _lay_out(self) -> None:
         rows = QWidget()
+        self.titles: dict[str, QLabel] = {}
         grid = QGridLayout(rows)
         grid.setColumnStretch(1, 2)
         grid.setColumnStretch(2, 3)
         for row, action in enumerate(ACTIONS):
             title = QLabel(action.title)
             title.setBuddy(self.fields[action.name])
+            self.titles[action.name] = title
             grid.addWidget(described(title, action.title, f"Default: {action.key}"), row, 0)
             grid.addWidget(self.fields[action.name], row, 1)
             grid.addWidget(self.notes[action.name], row, 2)
@@ -89,7 +95,7 @@ class KeysDialog(QDialog):
         self.reset.setAutoDefault(False)
         buttons.addButton(self.reset, QDialogButtonBox.ButtonRole.ResetRole)
         column = QVBoxLayout(self)
-        for part in (hint, area, buttons):
+        for part in (hint, self.search, area, buttons):
             column.addWidget(part)
 
     def _change(self, action: Action, sequence: QKeySequence) -> None:
@@ -100,6 +106,13 @@ class KeysDialog(QDialog):
             self.notes[action.name].setText(str(error))
         else:
             self._show()
+
+    def _filter(self, text: str) -> None:
+        """Show the rows whose words or key have this text."""
+        for action in ACTIONS:
+            words = f"{action.title} {self.table.keys[action.name]}".lower()
+            for part in (self.titles[action.name], self.fields[action.name], self.notes[action.name]):
+                part.setVisible(text.strip().lower() in words)
 
     def _reset(self) -> None:
         self.table.reset()

@@ -72,6 +72,7 @@ class Preview:
         self._others: list[Patch] = []
         self._outline: Patch | None = None
         self._stroke: Patch | None = None
+        self._cross: Patch | None = None
         self._on_paint: OnPaint | None = None
         shape, place = grid.slab(self._plane, box=self._box)
         colors = {None: "transparent", 0: "transparent", **COLORS}
@@ -166,9 +167,26 @@ class Preview:
             self._outline = Patch(part.corner, _edge(part.pixels, self._width))
         self._draw()
 
+    def cursor(self, at: tuple[float, float] | None) -> None:
+        """Show a cross around (row, col) of the plane shown last, which stays free; None takes it away."""
+        if at is None and self._cross is None:
+            return
+        self._cross = None
+        if at is not None:
+            row, col = (round(x) for x in at)
+            gap, arm = self._width + 1, 6 * self._width + 2
+            pixels = np.zeros((2 * arm + 1, 2 * arm + 1), np.bool_)
+            half = self._width // 2
+            pixels[arm - half : arm + half + 1] = pixels[:, arm - half : arm + half + 1] = True
+            pixels[arm - gap : arm + gap + 1, arm - gap : arm + gap + 1] = False
+            box = BoundingBox(row - arm, col - arm, row + arm + 1, col + arm + 1)
+            seen = box.clipped(self._grid.sides(self._plane))
+            self._cross = Patch(seen.corner, Patch(box.corner, pixels).shown_in(seen))
+        self._draw()
+
     def clear(self) -> None:
         """Show nothing."""
-        self._mask = self._outline = self._stroke = None
+        self._mask = self._outline = self._stroke = self._cross = None
         self._others = []
         self._draw()
 
@@ -218,7 +236,7 @@ class Preview:
     @property
     def _parts(self) -> list[Patch]:
         """All that is to be seen."""
-        parts = (self._mask, *self._others, self._outline, self._stroke)
+        parts = (self._mask, *self._others, self._outline, self._stroke, self._cross)
         return [part for part in parts if part is not None]
 
     def _draw(self) -> None:
@@ -257,6 +275,8 @@ class Preview:
         if self._stroke is not None:
             stroke = self._stroke.shown_in(self._box)
             np.copyto(pixels, stroke, where=stroke > 0)
+        if self._cross is not None:
+            pixels[self._cross.shown_in(self._box)] = CONTOUR
         return pixels
 
     def _shown(self) -> np.ndarray:

@@ -1,0 +1,96 @@
+"""What a click would do now (status bar) and what to do first (panel), as functions of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hand:
+    """What the user holds in the hand.
+
+    Attributes
+    ----------
+    mode
+        As `ViewState.mode`.
+    tool, positive
+        As in `Settings`.
+    shift, control
+        Whether these keys are down.
+    candidates
+        Whether the click can mean something else as well.
+    cursor
+        Whether the arrow keys move a cursor.
+    """
+
+    mode: str = ""
+    tool: str = "scribble"
+    positive: bool = True
+    shift: bool = False
+    control: bool = False
+    candidates: bool = False
+    cursor: bool = False
+
+
+def hint_of(hand: Hand, keys: Mapping[str, str]) -> str:
+    """What mouse and keys do now, in one line; "" while the mouse is another layer's.
+
+    Parameters
+    ----------
+    hand
+        Tool, sign and keys that are down.
+    keys
+        The key of each action.
+
+    >>> hint_of(Hand("click", control=True), {})
+    'click or scribble: − background'
+    """
+    if hand.mode in ("brush", "eraser"):
+        does = "paint on the mask" if hand.mode == "brush" else "erase from the mask"
+        return f"drag: {does}{_key(keys, 'prompt_tool', 'back to prompts')}"
+    if hand.mode != "click":
+        return ""
+    sign = "+ object" if hand.positive != hand.control else "− background"
+    if hand.cursor:
+        step = "arrow keys: move the cursor by ten" if hand.shift else "arrow keys: move the cursor"
+        placed = _key(keys, "place_positive", "+ object") + _key(keys, "place_negative", "− background")
+        return f"{step}{placed}{_key(keys, 'keyboard_cursor', 'end')}"
+    if hand.shift:
+        wheel = "; wheel: larger or smaller meaning" if hand.candidates else ""
+        return f"drag: box, {sign}{wheel}"
+    if hand.control:
+        return f"click or {hand.tool}: {sign}"
+    meaning = _key(keys, "next_candidate", "next meaning") if hand.candidates else ""
+    return (
+        f"click or {hand.tool}: {sign}; Control: the opposite; Shift-drag: box"
+        f"{_key(keys, 'accept', 'accept')}{meaning}"
+    )
+
+
+def _key(keys: Mapping[str, str], action: str, does: str) -> str:
+    key = keys.get(action, "")
+    return f"; {key}: {does}" if key else ""
+
+
+def first_hint(*, begun: bool, accepted: bool, volume: bool) -> str:
+    """What somebody who has never used the widget may do next.
+
+    Parameters
+    ----------
+    begun
+        Whether the current object has a prompt.
+    accepted
+        Whether an object was accepted.
+    volume
+        Whether the image has planes to propagate through.
+    """
+    if begun:
+        follow = " Shift+J follows the object through the planes." if volume else ""
+        return (
+            "Click what is missing, Control-click what is too much; Tab shows what else the click can mean. "
+            f"Enter accepts.{follow}"
+        )
+    if accepted:
+        return "The next click begins another object. W opens the object under the mouse again."
+    return "Click on an object in the image: amber is what the model takes for it. Drag to scribble."

@@ -1,0 +1,48 @@
+"""What is said of mouse and keys: functions of the state, without a window."""
+
+from itertools import product
+
+import pytest
+
+from napari_lowlat_seg.plugin.canvas.hints import Hand, first_hint, hint_of
+from napari_lowlat_seg.plugin.keys import DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("hand", "said"),
+    [
+        (
+            Hand("click"),
+            "click or scribble: + object; Control: the opposite; Shift-drag: box; Enter: accept",
+        ),
+        (Hand("click", "lasso", positive=False, control=True), "click or lasso: + object"),
+        (Hand("click", shift=True, candidates=True), "drag: box, + object; wheel: larger or smaller meaning"),
+        (Hand("brush"), "drag: paint on the mask; Shift+Q: back to prompts"),
+        (Hand("eraser"), "drag: erase from the mask; Shift+Q: back to prompts"),
+        (
+            Hand("click", cursor=True),
+            "arrow keys: move the cursor; F: + object; Shift+F: − background; Shift+C: end",
+        ),
+        (Hand(""), ""),
+    ],
+)
+def test_what_the_status_bar_says(hand, said):
+    """Word by word, with the keys as they are."""
+    assert hint_of(hand, DEFAULTS) == said
+
+
+def test_a_key_that_is_not_set_is_not_told():
+    """For every hand."""
+    for mode, shift, control, candidates, cursor in product(("click", "brush"), *[(False, True)] * 4):
+        said = hint_of(Hand(mode, "box", True, shift, control, candidates, cursor), {})
+        assert said
+        assert "  " not in said
+        assert ": ;" not in said
+
+
+def test_what_to_do_first():
+    """Click, correct and accept, go on."""
+    assert first_hint(begun=False, accepted=False, volume=True).startswith("Click on an object in the image")
+    assert "Enter accepts. Shift+J follows" in first_hint(begun=True, accepted=False, volume=True)
+    assert "Shift+J" not in first_hint(begun=True, accepted=True, volume=False)
+    assert first_hint(begun=False, accepted=True, volume=False).startswith("The next click begins another")
