@@ -67,13 +67,25 @@ def _commands(name: str, command: Any, parent: Any) -> Iterator[tuple[str, Any]]
 
 
 def keys() -> str:
-    """Return the table of `plugin/keys.py`, which is read and not imported: napari need not be installed."""
-    rows = []
-    for node in ast.walk(ast.parse((SOURCE / "plugin" / "keys.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Action":
-            _, title, key = (ast.literal_eval(one) for one in node.args[:3])
-            rows.append(f"| {key} | {title} |")
-    return "\n".join(["| key | what it does |", "|---|---|", *rows])
+    """Return the tables of `plugin/keys.py`, which is read and not imported: napari need not be installed."""
+    parts = []
+    for node in ast.parse((SOURCE / "plugin" / "keys.py").read_text(encoding="utf-8")).body:
+        name = getattr(node.targets[0], "id", "") if isinstance(node, ast.Assign) else ""
+        if name in KEYS and isinstance(node, ast.Assign):
+            rows = [
+                f"| {ast.literal_eval(one.args[2])} | {ast.literal_eval(one.args[1])} |"
+                for one in ast.walk(node.value)
+                if isinstance(one, ast.Call)
+            ]
+            parts += [KEYS[name], "", "| key | what it does |", "|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
+KEYS = {
+    "ACTIONS": "## On the canvas",
+    "OBJECT_ACTIONS": "## In the table of objects\n\nWhile the table has the focus; they cannot be changed.",
+}
+"""The heading of each table of keys."""
 
 
 def settings() -> str:

@@ -30,6 +30,9 @@ SIZE = (1350, 860)
 PLANE, NEURON = 20, (120.0, 88.0)
 """A plane of the EM sample, and a place in a neuron there."""
 
+NEURONS = (NEURON, (180.0, 84.0), (224.0, 92.0))
+"""Places in three neurons on this plane."""
+
 LARGEST = 2_000_000
 """Bytes of a recording."""
 
@@ -163,41 +166,46 @@ def em_pictures(folder: Path) -> None:
     with window("em") as scene:
         scene.go(PLANE)
         scene.click(NEURON)
-        scene.picture().save(folder / "guide-click.png")
+        _save(scene.picture(), folder / "guide-click.png")
         scene.key("U")
-        scene.drag((14.0, 14.0), (54.0, 64.0), key="Shift")
-        scene.picture().save(folder / "guide-box.png")
+        scene.drag((158.0, 62.0), (202.0, 106.0), key="Shift")
+        _save(scene.picture(), folder / "guide-box.png")
         scene.key("U")
         scene.key("Q")
         scene.key("Q")
         angles = np.linspace(0, 2 * np.pi, 13)
-        scene.drag(*((34 + 22 * np.sin(a), 39 + 26 * np.cos(a)) for a in angles))
-        scene.picture().save(folder / "guide-lasso.png")
+        scene.drag(*((180 + 21 * np.sin(a), 84 + 23 * np.cos(a)) for a in angles))
+        _save(scene.picture(), folder / "guide-lasso.png")
         scene.key("U")
         scene.key("Q")
         scene.click(NEURON)
         scene.key("Shift+J")
         wait_until(lambda: "propagat" not in scene.widget.sentence or "planes" in scene.widget.sentence, 600)
         scene.rest()
-        scene.picture().save(folder / "guide-volume.png")
+        _save(scene.picture(), folder / "guide-volume.png")
         scene.page.show_details()
         wait(0.5)
-        _panel(scene).save(folder / "plugin-dark.png")
+        _save(_panel(scene), folder / "plugin-dark.png")
         dialog = scene.widget.show_shortcuts()
         dialog.resize(780, 880)
         wait(0.5)
-        _grab(dialog).save(folder / "plugin-keys.png")
+        _save(_grab(dialog), folder / "plugin-keys.png")
         dialog.close()
         scene.viewer.theme = "light"
         wait(0.5)
-        _panel(scene).save(folder / "plugin-light.png")
+        _save(_panel(scene), folder / "plugin-light.png")
 
 
 def _panel(scene: Scene) -> Image.Image:
-    """The widget alone, as high as its contents."""
-    form = scene.widget.form
-    inner = form.widget() if hasattr(form, "widget") else form
-    return _grab(inner or form)
+    """The widget alone, as high as the screen allows."""
+    scene.viewer.window.resize(SIZE[0], 1190)
+    wait(0.5)
+    return _grab(scene.widget)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    """Write a PNG of 256 colours: gray images and flat controls need no more."""
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _grab(widget: Any) -> Image.Image:
@@ -232,7 +240,7 @@ def mri_pictures(folder: Path) -> None:
         scene.hand.release(points[-1])
         scene.rest()
         scene.record(2500, end)
-        scene.picture().save(folder / "guide-scribble.png")
+        _save(scene.picture(), folder / "guide-scribble.png")
         save_recording(scene.frames, folder / "recording-scribble.webp")
 
 
@@ -241,7 +249,7 @@ def recording_click(folder: Path) -> None:
     with window("em") as scene:
         scene.go(PLANE)
         scene.record(900, NEURON)
-        for point in (NEURON, (34.0, 39.0), (185.0, 86.0)):
+        for point in NEURONS:
             scene.record(300, point)
             scene.record(250, point, down=True)
             scene.click(point)
@@ -277,6 +285,33 @@ def recording_propagate(folder: Path) -> None:
         save_recording(scene.frames, folder / "recording-propagate.webp")
 
 
+def objects_picture(folder: Path) -> None:
+    """Three accepted objects in the table of objects."""
+    with window("em") as scene:
+        scene.go(PLANE)
+        for point in NEURONS:
+            scene.click(point)
+            scene.key("Enter")
+        scene.page.show_fold("Objects")
+        wait(1.0)
+        _save(scene.picture(), folder / "guide-objects.png")
+
+
+def recording_candidates(folder: Path) -> None:
+    """What else a click can mean, by Tab."""
+    point = (207.0, 71.0)
+    with window("em") as scene:
+        scene.go(PLANE)
+        scene.record(900, point)
+        scene.click(point)
+        wait(2.0)
+        scene.record(1500, point)
+        for _ in range(3):
+            scene.key("Tab")
+            scene.record(1500, point)
+        save_recording(scene.frames, folder / "recording-candidates.webp")
+
+
 def error_picture(folder: Path) -> None:
     """An error, as napari's notification and in the state line."""
     with window("em") as scene:
@@ -285,7 +320,7 @@ def error_picture(folder: Path) -> None:
             "the model must be a name of `lowlat-seg models list` or a file; got 'my-model'"
         )
         wait(1.5)
-        scene.picture().save(folder / "guide-error.png")
+        _save(scene.picture(), folder / "guide-error.png")
 
 
 def stages(folder: Path) -> None:
@@ -346,6 +381,8 @@ SCENES: dict[str, Callable[[Path], None]] = {
     "mri": mri_pictures,
     "click": recording_click,
     "propagate": recording_propagate,
+    "objects": objects_picture,
+    "candidates": recording_candidates,
     "error": error_picture,
     "stages": stages,
 }
