@@ -79,14 +79,14 @@ def test_a_view_has_the_clicked_part_the_object_and_the_whole(config) -> None:
     views = NestedViews(sets, config, network, "cpu")
     found = set()
     for _ in range(6):
-        image, truths, valid = views.nested()
+        image, targets, valid = views.nested()
         assert image.shape == (4, 3, 256, 256)
-        assert truths.shape == (4, 3, 128, 128)
+        assert targets.shape == (4, 3, 128, 128)
         assert valid.shape == (4, 1, 128, 128)
-        own, part, whole = (truths[:3].sum((2, 3))[:, k] for k in range(3))  # the fourth is synthetic
+        own, part, whole = (targets[:3].sum((2, 3))[:, k] for k in range(3))  # the fourth is synthetic
         assert (part <= own + 1).all()
         assert (own <= whole + part + 400).all()
-        for one in truths[:3]:
+        for one in targets[:3]:
             ratio = float(one[1].sum() / one[0].sum().clamp(min=1))
             found.add(round(ratio, 1))
     assert {0.8, 1.0} & found
@@ -94,51 +94,51 @@ def test_a_view_has_the_clicked_part_the_object_and_the_whole(config) -> None:
 
 def test_targets_count_where_they_are_clicked_and_differ() -> None:
     """A part that was not clicked, one like the object, and a whole that fills the view have no weight."""
-    truths = torch.zeros(1, 3, 32, 32)
-    truths[:, 0, 4:20, 4:20] = 1
-    truths[:, 1, 4:12, 4:20] = 1
-    truths[:, 2, 4:28, 4:20] = 1
+    targets = torch.zeros(1, 3, 32, 32)
+    targets[:, 0, 4:20, 4:20] = 1
+    targets[:, 1, 4:12, 4:20] = 1
+    targets[:, 2, 4:28, 4:20] = 1
     clicks = torch.zeros(1, 1, 32, 32)
     clicks[..., 6, 6] = 1
     valid, ious = torch.ones(1, 1, 32, 32), torch.tensor([[1.0, 0.5, 0.0]])
 
-    def weights(truths: torch.Tensor, clicks: torch.Tensor = clicks) -> list[float]:
-        return [round(value, 4) for value in target_weights(truths, valid, clicks, ious)[0].tolist()]
+    def weights(targets: torch.Tensor, clicks: torch.Tensor = clicks) -> list[float]:
+        return [round(value, 4) for value in target_weights(targets, valid, clicks, ious)[0].tolist()]
 
-    assert weights(truths) == [
+    assert weights(targets) == [
         pytest.approx(COVERED),
         pytest.approx(OTHERS * (COVERED + 0.5)),
         pytest.approx(OTHERS * (COVERED + 1)),
     ]
     moved = clicks.roll(10, 2)
-    assert weights(truths, moved)[1] == 0
-    alike = truths.clone()
+    assert weights(targets, moved)[1] == 0
+    alike = targets.clone()
     alike[:, 1] = alike[:, 0]
     alike[:, 2] = 1
     assert weights(alike)[1:] == [0, 0]
 
 
-def test_ious_of_masks_and_truths() -> None:
+def test_ious_of_masks_and_targets() -> None:
     """Every mask with every truth, as counted one by one."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(2, 3, 8, 8, generator=generator) > 0.5
-    truths = (torch.rand(2, 2, 8, 8, generator=generator) > 0.5).float()
-    found = mask_ious(masks, truths)
+    targets = (torch.rand(2, 2, 8, 8, generator=generator) > 0.5).float()
+    found = mask_ious(masks, targets)
     for b, k, t in np.ndindex(2, 3, 2):
-        truth = truths[b, t] > 0
+        truth = targets[b, t] > 0
         expected = (masks[b, k] & truth).sum() / (masks[b, k] | truth).sum()
         assert found[b, k, t] == pytest.approx(float(expected))
 
 
 def test_two_targets_are_best_drawn_by_two_masks() -> None:
     """One mask each costs less than the same target twice, in either order."""
-    truths = torch.zeros(1, 2, 16, 16)
-    truths[:, 0, :8], truths[:, 1, :, :8] = 1, 1
+    targets = torch.zeros(1, 2, 16, 16)
+    targets[:, 0, :8], targets[:, 1, :, :8] = 1, 1
     valid, weights = torch.ones(1, 1, 16, 16), torch.ones(1, 2)
-    drawn = 20 * truths - 10
+    drawn = 20 * targets - 10
 
     def loss(logits: torch.Tensor) -> float:
-        return float(candidate_loss(logits, torch.zeros(1, 2), truths, valid, weights))
+        return float(candidate_loss(logits, torch.zeros(1, 2), targets, valid, weights))
 
     twice = drawn[:, [0, 0]]
     quality_error = 0.3  # that of the predicted IoUs, 0 here, is larger where both masks are right

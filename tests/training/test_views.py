@@ -20,7 +20,16 @@ from napari_lowlat_seg.training.pictures import (
     read_picture,
     read_sets,
 )
-from napari_lowlat_seg.training.views import UPRIGHT, ColourAugmentation, Views, choose_view, recolour, warp
+from napari_lowlat_seg.training.views import (
+    AGENT,
+    UPRIGHT,
+    ColourAugmentation,
+    Views,
+    choose_view,
+    contrast_agent,
+    recolour,
+    warp,
+)
 
 STILL = np.eye(2)
 
@@ -238,6 +247,20 @@ def test_a_colour_change_is_applied_to_its_share(colours: Tensor) -> None:
     assert torch.allclose(recolour(colours, nothing, generator), colours, atol=0.03)
     out = recolour(colours, replace(nothing, inverted=1.0), generator)
     assert torch.allclose(out, 255 - colours, atol=0.03)
+
+
+def test_a_contrast_agent_changes_the_object_alone(colours: Tensor) -> None:
+    """By one gray value of the range in all channels, brighter or darker; its share of the views, 0 none."""
+    image, cover = colours * 0.5 + 60, torch.zeros(16, 1, 32, 40)
+    cover[:, :, 8:24, 10:30] = 1
+    generator = torch.Generator().manual_seed(0)
+    change = contrast_agent(image, cover, 1.0, generator) - image
+    inside = change[:, :, 10:22, 12:28].flatten(1)
+    assert bool((change[:, :, :6] == 0).all())
+    assert torch.allclose(inside, inside[:, :1].expand_as(inside), atol=1e-3)
+    assert AGENT[0] - 1e-3 <= float(inside.abs().min()) <= float(inside.abs().max()) <= AGENT[1] + 1e-3
+    assert 0 < int((inside[:, 0] > 0).sum()) < 16
+    assert torch.equal(contrast_agent(image, cover, 0.0, generator), image)
 
 
 def test_recolouring_keeps_edges_where_they_are() -> None:

@@ -99,7 +99,7 @@ def case_of(job: Job, predictor: Predictor) -> Case:
     if not job.file:
         volume, truth = synthetic_object(job.group)
         planes, axis = volume.planes(0), 0
-        truths = {plane: truth[plane.position] for plane in planes}
+        ground_truth = {plane: truth[plane.position] for plane in planes}
     else:
         with np.load(job.file) as file:
             axis, (low, high) = int(file["axis"]), file["planes"].tolist()
@@ -109,9 +109,9 @@ def case_of(job: Job, predictor: Predictor) -> Case:
         window = Volume(np.stack([volume.plane(plane) for plane in planes])).with_window().window
         volume = replace(volume, window=window)
         group = [int(part) for part in job.group.split("+")]
-        truths = {plane: np.isin(labels.plane(plane), group) for plane in planes}
+        ground_truth = {plane: np.isin(labels.plane(plane), group) for plane in planes}
     cache = EmbeddingCache(2**30, 2**31, device=predictor.runtime.device)
-    return Case(predictor, volume, truths, cache)
+    return Case(predictor, volume, ground_truth, cache)
 
 
 SYNTHETIC = ("ball6", "ball12", "ball20", "tube", "cone", "torus", "branching")

@@ -103,10 +103,10 @@ class NestedViews(Views):
             views = torch.cat([views, torch.cat([drawn, drawn[:, 3:4], drawn[:, 3:4]], 1)])
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:2] > 0.5).float()
-        truths = (half[:, [0, 2, 3]] > 0.5).float() * valid
+        targets = (half[:, [0, 2, 3]] > 0.5).float() * valid
         image = recolour(views[:, :3], self.colours, self.generator)
         image = torch.where(views[:, 4:5] < 0.5, self.mean.view(1, 3, 1, 1), image)
-        return image.contiguous(memory_format=torch.channels_last), truths, valid
+        return image.contiguous(memory_format=torch.channels_last), targets, valid
 
 
 def _numbered(picture: Picture, level: str) -> np.ndarray:
@@ -126,45 +126,47 @@ def _most_common(numbers: np.ndarray, picture: Picture) -> dict[int, int]:
     return found
 
 
-def target_weights(truths: Tensor, valid: Tensor, clicks: Tensor, ious: Tensor) -> Tensor:
+def target_weights(targets: Tensor, valid: Tensor, clicks: Tensor, ious: Tensor) -> Tensor:
     """Weights (B, 3) of the targets (B, 3, h, w): 0 for one that is missing, not clicked, or no other one.
 
     `clicks` (B, 1, h, w) is above 0 where the prompt is; `ious` (B, 3) are those of the network's own mask.
     """
-    area = truths.sum((2, 3))
-    clicked = (truths * (clicks > 0)).sum((2, 3)) > 0
-    own = truths[:, :1]
-    same = (truths * own).sum((2, 3)) / torch.maximum(truths, own).sum((2, 3)).clamp(min=1)
+    area = targets.sum((2, 3))
+    clicked = (targets * (clicks > 0)).sum((2, 3)) > 0
+    own = targets[:, :1]
+    same = (targets * own).sum((2, 3)) / torch.maximum(targets, own).sum((2, 3)).clamp(min=1)
     other = (same < SAME) & (area < MOST * valid.sum((2, 3)))
     other[:, 0] = True
-    worth = truths.new_tensor([OWN, OTHERS, OTHERS])
+    worth = targets.new_tensor([OWN, OTHERS, OTHERS])
     return worth * (clicked & other & (area > 8)) * (COVERED + 1 - ious)
 
 
-def mask_ious(masks: Tensor, truths: Tensor) -> Tensor:
-    """IoU (B, K, T) of bool masks (B, K, h, w) with truths (B, T, h, w) in {0, 1}."""
-    a, b = masks.flatten(2).float(), truths.flatten(2)
+def mask_ious(masks: Tensor, targets: Tensor) -> Tensor:
+    """IoU (B, K, T) of bool masks (B, K, h, w) with targets (B, T, h, w) in {0, 1}."""
+    a, b = masks.flatten(2).float(), targets.flatten(2)
     both = torch.einsum("bkp,btp->bkt", a, b)
     return both / (a.sum(2)[:, :, None] + b.sum(2)[:, None] - both).clamp(min=1)
 
 
-def candidate_loss(logits: Tensor, quality: Tensor, truths: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-    """The loss of logits (B, K, h, w) and predicted IoUs (B, K) for truths (B, T, h, w), weights (B, T)."""
+def candidate_loss(
+    logits: Tensor, quality: Tensor, targets: Tensor, valid: Tensor, weights: Tensor
+) -> Tensor:
+    """The loss of logits (B, K, h, w) and predicted IoUs (B, K) for targets (B, T, h, w), weights (B, T)."""
     logits = logits.float()
-    count, levels = logits.shape[1], truths.shape[1]
+    count, levels = logits.shape[1], targets.shape[1]
     losses = []
     for level in range(levels):
-        truth = truths[:, level : level + 1]
-        labels = torch.where(valid > 0.5, truth, -1.0)
+        target = targets[:, level : level + 1]
+        labels = torch.where(valid > 0.5, target, -1.0)
         each = [
             normalized_focal_loss(logits[:, k : k + 1], labels)
-            + dice_loss(logits[:, k : k + 1], truth, valid)
+            + dice_loss(logits[:, k : k + 1], target, valid)
             for k in range(count)
         ]
         losses.append(torch.stack(each, 1))  # (B, K)
     found = torch.stack(losses, 2)  # (B, K, T)
     nearest = (1 - SPREAD) * found.amin(1) + SPREAD * found.mean(1)
-    ious = mask_ious(_shown(logits.detach(), valid), truths[:, :1])[..., 0]
+    ious = mask_ious(_shown(logits.detach(), valid), targets[:, :1])[..., 0]
     return (nearest * weights).sum() / weights.sum().clamp(min=1e-3) + F.mse_loss(quality.float(), ious)
 
 
@@ -186,8 +188,8 @@ class HeadRun:
 
     def one_step(self, views: NestedViews, generator: torch.Generator) -> Tensor:
         """Train on one batch; return loss, and mean IoU of the network's own mask and of the best, (3,)."""
-        image, truths, valid = views.nested()
-        annotators = BatchAnnotator(truths[:, :1], valid, self.network.radius, CLICKS, generator)
+        image, targets, valid = views.nested()
+        annotators = BatchAnnotator(targets[:, :1], valid, self.network.radius, CLICKS, generator)
         annotators.begin()
         kind = self.device.partition(":")[0]
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -195,11 +197,11 @@ class HeadRun:
                 fused = self.network.fuse(self.network.encode(image), annotators.maps)
                 first = self.network.decode(fused)[0]
             logits, quality = self.head(fused, first)
-        own = mask_ious(_shown(first, valid), truths)[:, 0]
-        weights = target_weights(truths, valid, F.max_pool2d(annotators.maps[:, 1:2], 2), own)
-        loss = candidate_loss(logits, quality, truths, valid, weights)
+        own = mask_ious(_shown(first, valid), targets)[:, 0]
+        weights = target_weights(targets, valid, F.max_pool2d(annotators.maps[:, 1:2], 2), own)
+        loss = candidate_loss(logits, quality, targets, valid, weights)
         loss.backward()
-        best = mask_ious(_shown(logits.detach(), valid), truths[:, :1])[..., 0].amax(1)
+        best = mask_ious(_shown(logits.detach(), valid), targets[:, :1])[..., 0].amax(1)
         return torch.stack([loss.detach(), own[:, 0].mean(), torch.maximum(own[:, 0], best).mean()])
 
     def update(self, done: float) -> None:

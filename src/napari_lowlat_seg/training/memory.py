@@ -305,7 +305,7 @@ class Trainer:
 
     @torch.no_grad()
     def with_errors(self, truth: Tensor, amount: float) -> Tensor:
-        """Return soft masks (B, 1, S, S) with errors of the outline, from truths (B, S, S) in {0, 1}.
+        """Return soft masks (B, 1, S, S) with errors of the outline, from true masks (B, S, S) in {0, 1}.
 
         Outlines are moved by about `amount` of the object's own size at the most.
         """

@@ -197,7 +197,10 @@ def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ColourAugmentation:
-    """Shares of the views, in [0, 1], that get each change of colour, as between instruments."""
+    """Shares of the views, in [0, 1], that get each change of colour, as between instruments.
+
+    `agent` is `contrast_agent`'s; the others are `recolour`'s.
+    """
 
     gray: float = 0.25
     tint: float = 0.3
@@ -207,6 +210,36 @@ class ColourAugmentation:
     blur: float = 0.25
     coarse: float = 0.08
     noise: float = 0.35
+    agent: float = 0.0
+
+
+AGENT = (6.0, 50.0)  # gray values by which a contrast agent changes the object, drawn evenly by logarithm
+
+
+def contrast_agent(image: Tensor, cover: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return views (B, 3, S, S) in 0..255 whose object is brighter or darker; does not mutate them.
+
+    An organ without an outline of its own cannot be told from the tissue around it, and teaches to take all
+    that has its gray value. The slight change gives it an outline, as a contrast agent does.
+
+    Parameters
+    ----------
+    image
+        (B, 3, S, S) float32.
+    cover
+        Coverage by the object, (B, 1, S, S) float32 in [0, 1].
+    share
+        Of the views that get it, in [0, 1].
+    generator
+        On their device.
+    """
+    column = (len(image), 1, 1, 1)
+    low, high = (math.log(one) for one in AGENT)
+    change = torch.empty(column, device=image.device).uniform_(low, high, generator=generator).exp()
+    chance = torch.rand((2, *column), device=image.device, generator=generator)
+    change = torch.where(chance[0] < 0.5, change, -change) * (chance[1] < share)
+    soft = F.avg_pool2d(cover, 3, 1, 1)
+    return (image + change * soft).clamp(0, 255)
 
 
 def recolour(image: Tensor, colours: ColourAugmentation, generator: torch.Generator) -> Tensor:
@@ -324,7 +357,10 @@ class Views:
         half = F.avg_pool2d(views[:, 3:], 2)
         valid = (half[:, 1:] > 0.5).float()
         truth = (half[:, :1] > 0.5).float() * valid
-        image = recolour(views[:, :3], self.colours, self.generator)
+        image = views[:, :3]
+        if self.colours.agent:
+            image = contrast_agent(image, views[:, 3:4], self.colours.agent, self.generator)
+        image = recolour(image, self.colours, self.generator)
         padding = views[:, 4:] < 0.5
         image = torch.where(padding, self.mean.view(1, 3, 1, 1), image)
         return Batch(image.contiguous(memory_format=torch.channels_last), truth, valid, edge_crops)
