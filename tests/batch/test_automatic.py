@@ -148,20 +148,6 @@ ALL_IN = MaskGeneratorSettings(grid=8, stability=0, least_area=1, most_area=1)
 """A network of random weights is sure of nothing."""
 
 
-@pytest.mark.slow
-def test_a_killed_worker_changes_no_result(
-    noise: tuple[Path, Path], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The labels are those of one process, to the byte; half a file is no file."""
-    image, model = noise
-    monkeypatch.setattr(automatic, "BATCH", 1)
-    settings = BatchSettings(model=str(model), device="cpu")
-    run_automatic(image, tmp_path / "one.tif", settings, ALL_IN)
-    run_automatic(image, tmp_path / "two.tif", replace(settings, scheduler=deadly_cluster), ALL_IN)
-    assert np.asarray(read_volume(tmp_path / "one.tif").data).any()
-    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
-
-
 def test_the_command_reports_what_it_found(
     rods: Path, bright: FakePredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,18 +163,6 @@ def test_a_cluster_gives_the_same_labels(noise: list[str], tmp_path: Path) -> No
     assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
-@pytest.mark.slow
-def test_a_killed_worker_changes_no_result(
-    noise: list[str], deadly_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two seeds to a job, so that there is a middle."""
-    monkeypatch.setattr(seeds, "BATCH", 2)
-    _seeds([*noise, "--consensus", "-o", str(tmp_path / "one.tif")])
-    _seeds([*noise, "--consensus", "-o", str(tmp_path / "two.tif"), "--scheduler", deadly_cluster])
-    for end in ("", DISPUTES):
-        assert (tmp_path / f"two.tif{end}").read_bytes() == (tmp_path / f"one.tif{end}").read_bytes()
-
-
 def test_seeds_in_a_2d_image_are_refused(tmp_path: Path) -> None:
     """Nor has it three numbers to a point."""
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 40), np.uint8))

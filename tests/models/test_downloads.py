@@ -142,7 +142,7 @@ class Replies(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        for _ in range(1000):
+        for _ in range(100):
             self.wfile.write(b"x")
             if self.server.release.wait(0.02):
                 return

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from napari.layers import Labels, Points, Shapes
+from napari.utils._proxies import PublicOnlyProxy
 from npe2 import PluginManifest
 from psygnal import Signal as PySignal
 from qtpy.QtCore import QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeySequence, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
+    QAbstractItemView,
     QAbstractSlider,
     QAbstractSpinBox,
     QApplication,
@@ -152,6 +155,7 @@ class Worker(QObject):
     idle = Signal()
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
+    candidates_found = Signal(object, object)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
     has_model, facts = True, FACTS
@@ -188,18 +192,31 @@ def own_settings(plugin_settings, npe2pm, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer_proxy):
-    """A shown viewer that refuses private attributes."""
+def window(make_napari_viewer_proxy):
+    """A shown viewer with its window, for tests that name it: it takes seconds."""
     return make_napari_viewer_proxy(show=True, strict_qt="raise")
 
 
 @pytest.fixture
-def add_widget(viewer, qtbot):
-    """Dock a widget and wait until it has looked round."""
+def viewer(request, monkeypatch):
+    """A viewer that refuses private attributes; without a window unless the test names `window`."""
+    if "window" in request.fixturenames:
+        return request.getfixturevalue("window")
+    monkeypatch.setenv("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "True")
+    return PublicOnlyProxy(ViewerModel())
+
+
+@pytest.fixture
+def add_widget(request, viewer, qtbot):
+    """Show a widget, docked where there is a window, and wait until it has looked round."""
 
     def add(**given):
         widget = LowlatWidget(viewer, **{"worker": Worker(), "make_controller": FakeController, **given})
-        viewer.window.add_dock_widget(widget, name="Segment by clicking")
+        if "window" in request.fixturenames:
+            viewer.window.add_dock_widget(widget, name="Segment by clicking")
+        else:
+            qtbot.addWidget(widget)
+            widget.show()
         qtbot.wait_until(lambda: bool(widget.worker.loads))
         return WidgetPage(widget)
 
@@ -636,7 +653,7 @@ def test_cancel_goes_to_the_controller_or_to_the_worker(viewer, widget, settle):
     assert widget.controller.called[-1] == "cancel"
 
 
-def test_every_control_works_with_a_real_controller(viewer, add_widget, settle):
+def test_every_control_works_with_a_real_controller(window, viewer, add_widget, settle):
     """The fake above has the doors that `AnnotationController` has."""
     widget = add_widget(make_controller=AnnotationController)
     image = viewer.add_image(np.zeros((3, 8, 9)), name="stack", scale=(2, 1, 1))
@@ -788,7 +805,7 @@ def test_a_file_that_is_no_model_is_told_in_one_sentence(tmp_path):
 # Keys
 
 
-def test_the_table_of_keys_shows_and_changes_them(on_image, qtbot):
+def test_the_table_of_keys_shows_and_changes_them(window, on_image, qtbot):
     """Pressed keys are in force and saved at once, and what they hide is named."""
     dialog = on_image.widget.show_shortcuts()
     assert dialog.fields["accept"].keySequence() == QKeySequence("Return")
@@ -850,10 +867,10 @@ def controls(widget):
 
 def inside_another(control):
     """Whether Qt made it as a part of another control."""
-    return isinstance(control.parent(), QComboBox | QAbstractSpinBox | QLineEdit)
+    return isinstance(control.parent(), QComboBox | QAbstractSpinBox | QAbstractItemView | QLineEdit)
 
 
-def test_every_control_has_a_name_and_a_tooltip(on_image):
+def test_every_control_has_a_name_and_a_tooltip(window, on_image):
     """For screen readers, and as a tooltip."""
     dialog = on_image.widget.show_shortcuts()
     found = [
@@ -918,7 +935,7 @@ def test_no_text_is_cut_at_twice_the_font(viewer, on_image, settle):
     assert [one.text() for one in buttons if one.width() < one.minimumSizeHint().width()] == []
 
 
-def test_closing_the_dock_gives_everything_back(viewer, on_image, settle, qtbot):
+def test_closing_the_dock_gives_everything_back(window, viewer, on_image, settle, qtbot):
     """No listener and no thread stays behind."""
     controller, worker = on_image.controller, on_image.worker
     viewer.window.remove_dock_widget(on_image.widget)
@@ -933,7 +950,7 @@ def test_closing_the_dock_gives_everything_back(viewer, on_image, settle, qtbot)
     qtbot.wait(20)  # `processEvents` before it would keep it from being deleted
 
 
-def test_closing_the_viewer_ends_the_worker(viewer, on_image, qtbot):
+def test_closing_the_viewer_ends_the_worker(window, viewer, on_image, qtbot):
     """The window is deleted, the widget with it."""
     worker = on_image.worker
     viewer.close()

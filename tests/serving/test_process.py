@@ -300,7 +300,7 @@ def test_a_child_that_hangs_is_replaced(make, source, monkeypatch) -> None:
     process = make()
     first = process.describe()["process"]
     monkeypatch.setattr(worker_process, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(worker_process, "HUNG_SECONDS", 20.0)
+    monkeypatch.setattr(worker_process, "HUNG_SECONDS", 6.0)
     os.kill(first, signal.SIGSTOP)
     assert process.embed(source) == 0.5
     assert process.describe()["process"] != first
@@ -314,7 +314,7 @@ def test_a_child_that_hangs_is_replaced(make, source, monkeypatch) -> None:
 
     asked = threading.Thread(target=ask)
     asked.start()
-    asked.join(5.0)
+    asked.join(2.5)
     assert asked.is_alive()
     deaf.close()
     asked.join()

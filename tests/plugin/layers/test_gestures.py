@@ -100,7 +100,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_click_lands_on_the_voxel_under_the_mouse(scene, place):
+def test_clicks_and_scribbles_land_on_the_voxels_under_the_mouse(scene, place):
     """In every orientation, and however the image lies in the world."""
     it = scene(**place)
     it.mouse.click((7, 9))
@@ -109,17 +109,18 @@ def test_a_click_lands_on_the_voxel_under_the_mouse(scene, place):
     assert isinstance(click, Click)
     assert near(click.at, (7, 9))
     assert click.positive
+    it.edits.clear()
+    it.strokes.clear()
+    _drag_a_scribble(it)
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_drag_draws_a_scribble_where_the_mouse_went(scene, place):
-    """Reported at every move, then once as finished, then as one edit; the camera stays."""
-    it = scene(**place)
+def _drag_a_scribble(it):
+    """It is reported at every move, then once as finished, then as one edit; the camera stays."""
     before = it.viewer.scene.camera.center
     it.mouse.drag((2, 3), (8, 9), (8, 4))
     assert it.viewer.scene.camera.center == before
     (edit,) = it.edits
-    (scribble,) = edit[it.plane]
+    _, scribble = edit[it.plane]
     assert isinstance(scribble, Scribble)
     assert near(scribble.points[0], (2, 3))
     assert near(scribble.points[-1], (8, 4))
