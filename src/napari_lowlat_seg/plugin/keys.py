@@ -72,7 +72,7 @@ ACTIONS = (
     Action("toggle_hover", "Preview under the cursor", "Shift+H", method="gestures.toggle_hover"),
     Action("carry", "Propagate through the planes", "Shift+J", method="propagation.propagate"),
     Action("interpolate", "Interpolate between the planes", "Shift+K", method="propagation.interpolate"),
-    Action("next_anchor", "Next prompted plane", "Shift+N", method="propagation.next_anchor"),
+    Action("next_anchor", "Next plane with prompts", "Shift+N", method="propagation.next_anchor"),
     Action("worst_plane", "Least certain plane", "Shift+W", method="propagation.most_uncertain_plane"),
     Action("all_seeds", "Every seed becomes an object", "Shift+U", method="propagation.all_seeds"),
     Action("cancel", "Cancel what is running", "Escape"),

@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.canvas.events import CanvasEvents, canvas_beside
-from napari_lowlat_seg.plugin.canvas.hints import hint_of
+from napari_lowlat_seg.plugin.canvas.hints import Hand, hint_of
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
@@ -96,7 +96,7 @@ class LowlatWidget(QWidget):
         # napari is not done with a new layer when it emits `inserted`.
         self._follow = qdebounced(lambda: self._try(self.controllers.follow_viewer), 0, parent=self)
         self._redraw = qthrottled(self._show, REDRAW_MS, leading=False, parent=self)
-        self._held = (False, False)  # Shift, Control
+        self._hand, self._held = Hand(), (False, False)  # what is held: a tool, and Shift and Control
         # napari writes its own help behind a change of layer or mode.
         self._tell = qdebounced(self._show_hint, 0, parent=self)
         # The first model is loaded when the widget is on the screen, not while it is being made.
@@ -207,6 +207,7 @@ class LowlatWidget(QWidget):
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
                 self._show_layers(state)
             self.form.show_state(state)
+            self._hand = state.hand
             self._tell()
 
     def _hold(self, shift: bool, control: bool) -> None:
@@ -217,7 +218,7 @@ class LowlatWidget(QWidget):
         """Say in napari's status bar what mouse and keys would do now."""
         if self.controller is not None and self._open:
             shift, control = self._held
-            hint = hint_of(replace(self.controller.hand, shift=shift, control=control), self.keys.keys)
+            hint = hint_of(replace(self._hand, shift=shift, control=control), self.keys.keys)
             if hint and self.viewer.help != hint:
                 self.viewer.help = hint
 

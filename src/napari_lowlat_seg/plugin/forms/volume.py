@@ -23,7 +23,7 @@ from napari_lowlat_seg.plugin.forms.controls import (
 BUTTONS = {
     "carry": "Propagate",
     "interpolate": "Interpolate",
-    "next_anchor": "Next prompted plane",
+    "next_anchor": "Next plane with prompts",
     "worst_plane": "Least certain plane",
     "all_seeds": "All seeds",
 }
