@@ -396,11 +396,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCENES))
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {"XDG_STATE_HOME": scratch, "NAPARI_CONFIG": str(Path(scratch) / "napari.yaml")}
-        for name in given.names or SCENES:
+    for name in given.names or SCENES:
+        with tempfile.TemporaryDirectory() as scratch:  # else the session before is offered
+            os.environ |= {"XDG_STATE_HOME": scratch, "NAPARI_CONFIG": str(Path(scratch) / "napari.yaml")}
             SCENES[name](given.folder)
-            print(f"made: {name}", flush=True)
+        print(f"made: {name}", flush=True)
 
 
 if __name__ == "__main__":
