@@ -88,12 +88,12 @@ class KeyboardCursor:
             return
         self._current_plane.look_at(found[0])
         self._put((float(found[1][0]), float(found[1][1])))
-        self.status.emit(f"plane {found[0].position}: is this pixel of the object?")
+        self.status.emit(f"plane {found[0].position}: is this pixel part of the object?")
 
     def follow(self) -> None:
-        """Draw the cursor on the plane that is in view now."""
+        """Draw the cursor on the plane that is in view now; the camera stays where the user has moved it."""
         if self._at is not None:
-            self._put(self._at)
+            self._put(self._at, see=False)
 
     def _place(self, *, positive: bool) -> None:
         plane = self._current_plane.plane
@@ -110,7 +110,7 @@ class KeyboardCursor:
             top, left, bottom, right = self._current_plane.field(plane)
             self._put(((top + bottom) / 2, (left + right) / 2))
 
-    def _put(self, at: tuple[float, float] | None) -> None:
+    def _put(self, at: tuple[float, float] | None, *, see: bool = True) -> None:
         plane, before = self._current_plane.plane, self._at
         if at is None or plane is None:
             self._at = None
@@ -119,7 +119,8 @@ class KeyboardCursor:
             sides = np.array(self._grid.sides(plane))
             row, col = np.clip(np.rint(at), 0, sides - 1)
             self._at = (float(row), float(col))
-            self._see(plane)
+            if see:
+                self._see(plane)
             self._preview.cursor(self._at)
         if (before is None) != (self._at is None):
             self.changed.emit()
