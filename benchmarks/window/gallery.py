@@ -179,8 +179,9 @@ def em_pictures(folder: Path) -> None:
         scene.key("U")
         scene.key("Q")
         scene.click(NEURON)
+        scene.controller.propagation.range = (PLANE - 12, PLANE + 12)
+        scene.widget._show()
         scene.key("Shift+J")
-        wait_until(lambda: "propagat" not in scene.widget.sentence or "planes" in scene.widget.sentence, 600)
         scene.rest()
         _save(scene.picture(), folder / "guide-volume.png")
         scene.page.show_details()
@@ -267,15 +268,17 @@ def recording_propagate(folder: Path) -> None:
         scene.record(700, NEURON)
         scene.click(NEURON)
         scene.record(1000, NEURON)
+        scene.controller.propagation.range = (PLANE - 6, PLANE + 6)
+        scene.widget._show()
         scene.hand.key("Shift+J")
-        for _ in range(40):
+        for _ in range(20):
             wait(1.0)
             scene.record(120)
             if not scene.widget.worker.busy:
                 break
         scene.rest()
         scene.record(1200)
-        for plane in range(PLANE, PLANE + 24, 4):
+        for plane in range(PLANE, PLANE + 7, 2):
             scene.go(plane)
             scene.record(350)
         scene.key("Shift+W")
