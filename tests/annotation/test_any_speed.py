@@ -52,6 +52,7 @@ class User:
         ready = {
             "edit": lambda: session.answered,
             "propagate": lambda: session.answered,
+            "click": lambda: not session.awaits_cross_section(plane),
             "tab": lambda: session.request(plane) is None or plane in session.unanswered,
         }.get(kind)
         action = getattr(self, kind)

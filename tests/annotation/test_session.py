@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kill_journal import KINDS, PLANES, SHAPE, play, predicted
+from napari_lowlat_seg.annotation.history import Step
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
@@ -254,12 +256,13 @@ def test_removing_the_click_after_a_drawn_mask_shows_the_drawn_mask(session):
 
 
 def test_accept_writes_all_planes_in_one_step_and_begins_the_next_object(session, labels):
-    """Planes of both orientations get the label; undo removes it and the object is current again."""
+    """Planes of both orientations get the label, the newer where they cross; undo removes it."""
     add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
     add(session, CORONAL, Click((1, 3)), block(0, 1, 3, 4, (4, 10)))
     assert session.accept()
     expected = np.zeros_like(labels)
     expected[1, 2:6, 2:6] = 1
+    expected[1, 5] = 0
     expected[0:3, 5, 1:4] = 1
     assert np.array_equal(labels, expected)
     assert (session.label, session.prompted()) == (2, {})
@@ -543,3 +546,84 @@ def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):
         play(session, labels, action, plane, seed)
         others = (before != 0) & (before != mine)
         assert np.array_equal(labels[others], before[others])
+
+
+ANY_AXIS = st.sampled_from(
+    [Plane((z, None, None)) for z in (0, 1)]
+    + [Plane((None, y, None)) for y in (4, 5)]
+    + [Plane((None, None, x)) for x in (3, 4)]
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.tuples(ANY_AXIS, st.integers(0, 99)), min_size=1, max_size=5), max_size=3))
+def test_planes_of_all_axes_are_written_as_the_newest_one_says(accepts):
+    """As if each had been written into a plain volume, also by later accepts; undo leaves nothing of it."""
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[:, :5, 3] = 40
+    before, policy, shown = labels.copy(), Policy("keep"), np.zeros(SHAPE, bool)
+    session = Session(Volume(np.zeros(SHAPE, np.uint8)), ArrayLabels(labels))
+    session.use_labels(session.labels, 40)
+    session.limits = Limits(neighbours=False)
+    masks = {}
+    for place, touched in enumerate(accepts):
+        if place:
+            session.do_step(Step("edit object 41", None, (session.current, 1), kind="edit"))
+        for plane, seed in touched:
+            masks.pop(plane, None)
+            masks[plane] = np.random.default_rng(seed).random(session.volume.sides(plane)) > 0.5
+            session.set_prompts(plane, [Click((seed / 50, 1))])
+            if session.request(plane) is None:
+                session.set_prompts(plane, [Click((seed / 50, 2))])
+            assert session.apply(session.request(plane), predicted(masks[plane]))
+        assert session.accept()
+        shown = np.zeros(SHAPE, bool)
+        for plane, mask in masks.items():
+            shown[plane.key()] = mask
+        assert np.array_equal(labels, np.where(shown & policy.allows(before), 41, before))
+    while session.undo():
+        pass
+    assert np.array_equal(labels, before)
+
+
+def test_a_correction_on_another_axis_begins_from_the_cut(session, labels):
+    """What the masks on axial planes show is refined, and a negative click only takes away from it."""
+    assert session.cross_section(CORONAL) is None
+    for plane in (FIRST, SECOND):
+        add(session, plane, Click((5, 3)), block(2, 2, 8, 7))
+    section, cut = session.cross_section(CORONAL), block(1, 2, 3, 7, (4, 10))
+    assert section.lines == {(0, 1), (0, 2)}
+    assert np.array_equal(session.cut(CORONAL).on((4, 10)), cut)
+    session.add(CORONAL, Click((2, 6), positive=False))
+    assert np.array_equal(session.request(CORONAL).previous.mask, cut)
+    assert session.mask(CORONAL) is None
+    session.set_prompts(CORONAL, [Click((2, 5), positive=False)])  # moved
+    assert np.array_equal(session.request(CORONAL).previous.mask, cut)
+    assert not session.state(CORONAL).begun
+    session.apply(session.request(CORONAL), predicted(block(0, 0, 4, 5, (4, 10))))
+    assert np.array_equal(session.mask(CORONAL), block(1, 2, 3, 5, (4, 10)))
+    session.accept()
+    assert labels[1, 5].tolist() == labels[2, 5].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert labels[1, 4].tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    session.undo()
+    session.set_prompts(CORONAL, [])
+    assert session.request(CORONAL) is None
+    assert session.mask(CORONAL) is None
+
+
+def test_a_brush_on_another_axis_keeps_the_cut(session):
+    """The stroke is added to the cut; later predictions may change the cut only."""
+    add(session, FIRST, Click((5, 3)), block(2, 2, 8, 7))
+    session.paint(CORONAL, block(3, 0, 4, 2, (4, 10)))
+    both = block(1, 2, 2, 7, (4, 10)) | block(3, 0, 4, 2, (4, 10))
+    assert np.array_equal(session.mask(CORONAL), both)
+    assert np.array_equal(session.state(CORONAL).brushed.mask, block(3, 0, 4, 2, (4, 10)))
+
+
+def test_a_first_click_waits_for_masks_on_other_axes(session):
+    """It would begin from another cut else, and from none where they come late."""
+    session.add(FIRST, Click((5, 3)))
+    assert session.awaits_cross_section(CORONAL)
+    assert not session.awaits_cross_section(SECOND)
+    session.apply(session.request(FIRST), predicted(block(2, 2, 8, 7)))
+    assert not session.awaits_cross_section(CORONAL)

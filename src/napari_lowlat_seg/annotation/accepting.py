@@ -164,16 +164,18 @@ class Accepting:
             contents.of(number),
             contents.written(number, store),
         )
-        known = [plane for plane, state in states.items() if state.soft_mask is not None]
-        masks = {
+        by_age = sorted(states.items(), key=lambda item: item[1].age)
+        known = [plane for plane, state in by_age if state.soft_mask is not None]
+        gone = before.keys() - known
+        masks = {  # where planes cross, the last one is right
             plane: self._finished(contents.state(number, plane), plane, accept)
-            for plane in dict.fromkeys((*known, *before))
+            for plane in (*(plane for plane in before if plane in gone), *known)
         }
         edits, written = volume_edits(store, masks, record.label, accept.policy, before)
         return replace(
             step,
-            # New tickets: a late prediction must not change the mask of an object that has been written.
-            states=tuple(contents.change(number, plane, state) for plane, state in states.items()),
+            # New tickets, in the old order: a late prediction must not change what has been written.
+            states=tuple(contents.change(number, plane, state) for plane, state in by_age),
             records=((number, record, replace(record, store=store, written=written)), *step.records),
             edits=tuple(edits),
             accept=None,

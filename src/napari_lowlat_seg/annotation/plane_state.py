@@ -85,15 +85,27 @@ class PlaneState:
         return alone and self.drawn is None and self.previous is None
 
     @property
+    def age(self) -> tuple[bool, int]:
+        """Sorts states from old to new; what a person has shown counts as newer than what was propagated."""
+        return self.confidence is None, self.ticket
+
+    @property
     def base(self) -> SoftMask | None:
         """The mask that one more prompt refines."""
         return self.previous if self.pending else self.soft_mask
 
-    def with_prompts(self, prompts: tuple[Prompt, ...]) -> PlaneState:
+    def with_prompts(self, prompts: tuple[Prompt, ...], start: SoftMask | None = None) -> PlaneState:
         """This state with other prompts.
 
         Prompts that only add to the old ones refine the mask that was there. Any other change starts afresh,
         because the effect of a removed click on the mask must go with it.
+
+        Parameters
+        ----------
+        prompts
+            All of them.
+        start
+            What the first prompt refines where nothing is drawn: what the object is elsewhere.
         """
         kept = 0
         while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
@@ -101,11 +113,12 @@ class PlaneState:
         changed = replace(self, prompts=prompts, confidence=None, first=None, candidate=0)
         if kept == len(self.prompts):
             refined = self.refined if self.pending else kept
-            return replace(changed, previous=self.base, pending=True, refined=refined)
+            base = start if not self.prompts and self.base is None else self.base
+            return replace(changed, previous=base, pending=True, refined=refined)
         older = min(self.prompts_before_drawn, kept)
         changed = replace(changed, previous=self.drawn, prompts_before_drawn=older, refined=older)
         if len(prompts) > older:
-            return replace(changed, pending=True)
+            return replace(changed, previous=start if self.drawn is None else self.drawn, pending=True)
         return replace(changed, soft_mask=self.drawn, pending=False)  # no prompt is left beside the drawing
 
     def with_drawn_mask(self, drawn: SoftMask, shown: Patch | None) -> PlaneState:

@@ -48,6 +48,7 @@ from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.propagation.cross_section import CrossSection, cross_section
 
 SETTINGS = ("policy", "finish", "limits", "semantic", "model", "classes")
 """The attributes of a session that are settings."""
@@ -217,6 +218,45 @@ class Session:
         patch = self.patch(plane)
         return None if patch is None else patch.on(self.volume.sides(plane))
 
+    def cross_section(self, plane: Plane) -> CrossSection | None:
+        """What the masks of the current object on planes of other axes show on a plane; None without any.
+
+        Where two of them cross, the newer one is right, and any that a person has shown before one that was
+        propagated.
+        """
+        states = self._crossing(plane)
+        if not any(state.soft_mask is not None for _, state in states):
+            return None
+        states.sort(key=lambda item: item[1].age)
+        masks = {other: state.soft_mask for other, state in states if state.soft_mask is not None}
+        return cross_section(masks, plane, self.volume.sides(plane))
+
+    def cut(self, plane: Plane, section: CrossSection | None = None) -> Patch | None:
+        """The bool mask of a cross-section, within the limits; None without one.
+
+        Parameters
+        ----------
+        section
+            That of the plane, if you have it.
+        """
+        section = section or self.cross_section(plane)
+        if section is None:
+            return None
+        mask = section.soft_mask
+        return self.within(self.limits, Patch(mask.box.corner, mask.above(self.finish.threshold)), plane)
+
+    def awaits_cross_section(self, plane: Plane) -> bool:
+        """Whether the first prompt on a plane begins from masks on other axes that are still to come."""
+        awaited = self._accepting.awaited
+        return self.state(plane).base is None and any(awaited(state) for _, state in self._crossing(plane))
+
+    def _crossing(self, plane: Plane) -> list[tuple[Plane, PlaneState]]:
+        """The states of the current object on planes of other axes; those that show nothing among them."""
+        row, col = plane.axes  # quick: an object may be on thousands of planes of this axis
+        states = self.contents.of(self.current).items()
+        others = [(p, s) for p, s in states if p.index[row] is not None or p.index[col] is not None]
+        return [(other, state) for other, state in others if plane.crossing(other) is not None]
+
     def prompted(self) -> dict[Plane, tuple[Prompt, ...]]:
         """The prompts of the current object, for every plane that has some."""
         return {plane: state.prompts for plane, state in self.states().items() if state.prompts}
@@ -289,15 +329,22 @@ class Session:
         """Replace the prompts of the current object on a plane, in one undo step; False if they are the same.
 
         Prompts that are added to the old ones refine the mask that was there, see `PlaneState.with_prompts`.
+        The first ones on a plane refine the `cross_section` of the object there, if it has one.
         """
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
             return False
-        self._change(edit_title(old.prompts, new), plane, old.with_prompts(new), "prompts")
+        added = old.prompts == new[: len(old.prompts)]
+        begun = old.drawn is not None or (added and bool(old.prompts or old.base))
+        section = None if begun else self.cross_section(plane)
+        start = None if section is None else section.soft_mask
+        self._change(edit_title(old.prompts, new), plane, old.with_prompts(new, start), "prompts")
         return True
 
     def paint(self, plane: Plane, mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> None:
         """Replace the mask of the current object by one that a person drew; later prompts refine it.
+
+        On a plane without a mask, what the masks on other axes show there belongs to it as well: see `cut`.
 
         Parameters
         ----------
@@ -306,8 +353,11 @@ class Session:
         corner
             (row, col) of the mask's first pixel on the plane.
         """
-        drawn = SoftMask.from_mask(mask).on(self.volume.sides(plane), corner)
-        self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, self.patch(plane)), "paint")
+        sides, shown = self.volume.sides(plane), self.patch(plane)
+        drawn = SoftMask.from_mask(mask).on(sides, corner)
+        if shown is None and (shown := self.cut(plane)) is not None:
+            drawn = SoftMask.from_mask(drawn.mask | shown.on(sides))
+        self._change("brush", plane, self.state(plane).with_drawn_mask(drawn, shown), "paint")
 
     def reshape(self, masks: Mapping[Plane, Patch]) -> bool:
         """Replace the masks of the current object on some planes, in one undo step; False for none.

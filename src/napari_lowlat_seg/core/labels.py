@@ -7,14 +7,14 @@ edit. A `LabelStore` hides where the labels are: a numpy or zarr array, a napari
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
-from napari_lowlat_seg.core.volume import ArrayLike, Plane
+from napari_lowlat_seg.core.volume import ArrayLike, Line, Plane
 
 SEARCHED = 4096
 """Of planes with more rows or columns, only the surroundings of a pixel are searched for its object."""
@@ -384,22 +384,82 @@ def object_edits(
     LabelEdit or None
         The edit that writes the whole object over the labels below it.
     """
-    tight = BoundingBox.of(mask)
-    part = Patch(tight.shifted(*corner).corner, mask[tight.slices])
-    box = part.box if written is None else part.box.union(written.box)
-    if box.is_empty:
-        return None, None
-    now = labels.read(plane, box)
-    _check_holds(now.dtype, label)
-    beneath = now.copy()
-    if written is not None:
-        old = beneath[written.box.shifted(-box.top, -box.left).slices]
-        before = old.copy()
-        written.reversed().apply(before)
-        old[:] = np.where(old == written.highest, before, old)
-    after = beneath.copy()
-    after[part.shown_in(box) & policy.allows(beneath)] = label
-    return LabelEdit.between(plane, box, now, after), LabelEdit.between(plane, box, beneath, after)
+    one = _Writing.of(labels, plane, Patch(corner, mask), label, written)
+    return (None, None) if one is None else one.edits(plane, label, policy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Writing:
+    """What is known of an object on one plane before it is written: arrays of the shape of a box.
+
+    Attributes
+    ----------
+    box
+        Around the object now and as it was written the last time.
+    now, beneath
+        The labels, and those without the object.
+    mask
+        Where the object is; it and `beneath` are changed by `_agree`.
+    """
+
+    box: BoundingBox
+    now: np.ndarray
+    beneath: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def of(
+        cls, labels: LabelStore, plane: Plane, patch: Patch, label: int, written: LabelEdit | None
+    ) -> _Writing | None:
+        """Read the labels; None for an object that is and was nowhere on the plane."""
+        tight = BoundingBox.of(patch.pixels)
+        part = Patch(tight.shifted(*patch.corner).corner, patch.pixels[tight.slices])
+        box = part.box if written is None else part.box.union(written.box)
+        if box.is_empty:
+            return None
+        now = labels.read(plane, box)
+        _check_holds(now.dtype, label)
+        beneath = now.copy()
+        if written is not None:
+            old = beneath[written.box.shifted(-box.top, -box.left).slices]
+            before = old.copy()
+            written.reversed().apply(before)
+            old[:] = np.where(old == written.highest, before, old)
+        return cls(box, now, beneath, part.shown_in(box))
+
+    def edits(self, plane: Plane, label: int, policy: Policy) -> tuple[LabelEdit | None, LabelEdit | None]:
+        """The edit to write, and the one that writes the whole object over the labels below it."""
+        after = self.beneath.copy()
+        after[self.mask & policy.allows(self.beneath)] = label
+        now = LabelEdit.between(plane, self.box, self.now, after)
+        return now, LabelEdit.between(plane, self.box, self.beneath, after)
+
+    def along(self, line: Line) -> tuple[int, int, tuple[slice | int, slice | int] | None]:
+        """Where a line of the plane begins and ends in the box, and its key there; None beside the box."""
+        side, at = line
+        rows, cols = self.box.slices
+        across, along = (rows, cols) if side == 0 else (cols, rows)
+        if not across.start <= at < across.stop:
+            return along.start, along.stop, None
+        here = at - across.start
+        return along.start, along.stop, (here, slice(None)) if side == 0 else (slice(None), here)
+
+
+def _agree(older: _Writing, newer: _Writing, lines: tuple[Line, Line]) -> None:
+    """Let two planes say the same of the voxels in which they cross, in place: the mask of the newer one."""
+    start, stop, key = older.along(lines[0])
+    first, last, other = newer.along(lines[1])
+    if key is None:
+        return
+    mask = older.mask[key]
+    mask[:] = False
+    low, high = max(start, first), min(stop, last)
+    if other is None or low >= high:
+        return
+    mine, theirs = slice(low - start, high - start), slice(low - first, high - first)
+    mask[mine] = newer.mask[other][theirs]
+    one, two = older.beneath[key][mine], newer.beneath[other][theirs]
+    one[:] = two[:] = np.where(one != older.now[key][mine], one, two)
 
 
 def volume_edits(
@@ -409,14 +469,35 @@ def volume_edits(
     policy: Policy,
     written: Mapping[Plane, LabelEdit],
 ) -> tuple[list[LabelEdit], dict[Plane, LabelEdit]]:
-    """`object_edits` on all planes of an object: the edits to write, and the edit of the object by plane."""
+    """`object_edits` on all planes of an object: the edits to write, and the edit of the object by plane.
+
+    Where planes of several axes cross, the mask that comes later in `masks` says what is written.
+    """
+    found = (
+        (plane, _Writing.of(labels, plane, mask, label, written.get(plane))) for plane, mask in masks.items()
+    )
+    writings: Iterable[tuple[Plane, _Writing]] = ((plane, one) for plane, one in found if one is not None)
+    if len({plane.axes for plane in masks}) > 1:
+        writings = _agreed(dict(writings)).items()
     edits: list[LabelEdit] = []
     made: dict[Plane, LabelEdit] = {}
-    for plane, mask in masks.items():
-        edit, whole = object_edits(labels, plane, mask.pixels, label, policy, written.get(plane), mask.corner)
+    for plane, one in writings:  # planes of one axis are read and written one at a time
+        edit, whole = one.edits(plane, label, policy)
         edits += [edit] if edit is not None else []
         made |= {plane: whole} if whole is not None else {}
     return edits, made
+
+
+def _agreed(writings: dict[Plane, _Writing]) -> dict[Plane, _Writing]:
+    """The same, oldest first, after each plane has changed the older ones that it crosses."""
+    before: dict[tuple[int, int], list[Plane]] = {}
+    for newer in writings:
+        for older in (one for axes, planes in before.items() if axes != newer.axes for one in planes):
+            lines = older.crossing(newer)
+            if lines is not None:
+                _agree(writings[older], writings[newer], lines)
+        before.setdefault(newer.axes, []).append(newer)
+    return writings
 
 
 def around(

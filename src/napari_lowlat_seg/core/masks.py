@@ -26,6 +26,9 @@ LEVELS = 200
 """Steps of probability. The threshold falls between two of them: rounding moves no pixel across it."""
 
 
+_TABLE = np.concatenate([[0], (np.arange(1, LEVELS) - 0.5) / LEVELS, [1]]).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class SoftMask:
     """The probability of an object on one plane, rounded and compressed.
@@ -75,10 +78,21 @@ class SoftMask:
     @property
     def probability(self) -> np.ndarray:
         """(rows, cols) float32 in [0, 1], the middle of each pixel's step."""
-        table = ((np.arange(LEVELS + 1) - 0.5) / LEVELS).astype(np.float32)
-        table[0], table[-1] = 0, 1
         whole = np.zeros(self.shape, np.float32)
-        whole[self.box.slices] = table[self._steps]
+        whole[self.box.slices] = _TABLE[self._steps]
+        return whole
+
+    def line(self, side: int, at: int) -> np.ndarray:
+        """(pixels,) float32 in [0, 1]: the probability along a row (side 0) or a column (side 1).
+
+        Unpacked pixels are not kept: it is made for lines of thousands of planes.
+        """
+        whole = np.zeros(self.shape[1 - side], np.float32)
+        rows, cols = self.box.slices
+        across, along = (rows, cols) if side == 0 else (cols, rows)
+        if across.start <= at < across.stop:
+            unpacked = replace(self) if "_steps" not in vars(self) else self
+            whole[along] = _TABLE[unpacked._steps.take(at - across.start, axis=side)]
         return whole
 
     @property

@@ -149,6 +149,10 @@ class ArrayLike(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
 
+Line = tuple[int, int]
+"""A row (0, position) or a column (1, position) of a plane."""
+
+
 @dataclass(frozen=True)
 class Plane:
     """A plane through a volume: a position on every axis but two.
@@ -203,6 +207,27 @@ class Plane:
             if position is not None:
                 return Plane((*self.index[:axis], position + offset, *self.index[axis + 1 :]))
         raise ValueError(f"a plane of a 2-D image cannot move; got an offset of {offset}")
+
+    def crossing(self, other: Plane) -> tuple[Line, Line] | None:
+        """The line in which two planes cross, on this plane and on the other; None where they do not.
+
+        Planes that share no axis meet in one pixel at most, which is no line.
+
+        >>> Plane((4, None, None)).crossing(Plane((None, None, 7)))
+        ((1, 7), (0, 4))
+        """
+        shared = [axis for axis in self.axes if axis in other.axes]
+        if len(shared) != 1 or len(self.index) != len(other.index):
+            return None
+        if any(a is not None and b is not None and a != b for a, b in zip(self.index, other.index)):
+            return None
+        return self._line(shared[0], other), other._line(shared[0], self)
+
+    def _line(self, along: int, other: Plane) -> Line:
+        side = 1 - self.axes.index(along)
+        position = other.index[self.axes[side]]
+        assert position is not None
+        return side, position
 
     def key(self) -> tuple[int | slice, ...]:
         """The numpy key of this plane in an array that has the spatial axes."""

@@ -1,0 +1,78 @@
+"""What an object's masks on planes of some axes show on a plane of another axis: their cut, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.volume import Line, Plane
+
+
+@dataclass(frozen=True, eq=False)
+class CrossSection:
+    """The cut of an object on one plane.
+
+    Attributes
+    ----------
+    soft_mask
+        The probability of the object; 0 where no mask is known.
+    lines
+        The rows and columns that are known, because another plane with a mask crosses there.
+    """
+
+    soft_mask: SoftMask
+    lines: frozenset[Line]
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """How many pixels of the plane are known, and all of them."""
+        rows, cols = self.soft_mask.shape
+        down = sum(side == 0 for side, _ in self.lines)
+        across = len(self.lines) - down
+        return rows * cols - (rows - down) * (cols - across), rows * cols
+
+    @property
+    def known(self) -> np.ndarray:
+        """(rows, cols) bool: where a mask of another plane says what the object is."""
+        known = np.zeros(self.soft_mask.shape, np.bool_)
+        for side, at in self.lines:
+            known[(at, slice(None)) if side == 0 else (slice(None), at)] = True
+        return known
+
+
+def cross_section(masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[int, int]) -> CrossSection:
+    """The cut of the masks of one object on a plane. Does not mutate.
+
+    Parameters
+    ----------
+    masks
+        By plane, in any number of directions. Where two of them say something about a pixel, the later one
+        is right. Planes that do not cross `plane` in a line, such as parallel ones, say nothing.
+    plane
+        Where the cut is made.
+    sides
+        (rows, cols) of it.
+
+    Examples
+    --------
+    >>> disk = np.zeros((4, 5), np.float32)
+    >>> disk[1:3, 2:] = 1
+    >>> masks = {Plane((z, None, None)): SoftMask.of(disk) for z in (1, 2)}
+    >>> cut = cross_section(masks, Plane((None, None, 3)), (6, 4))
+    >>> cut.soft_mask.mask.astype(int).tolist()[:4]
+    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    >>> sorted(cut.lines)
+    [(0, 1), (0, 2)]
+    """
+    probability = np.zeros(sides, np.float32)
+    lines = set()
+    for other, mask in masks.items():
+        crossing = plane.crossing(other)
+        if crossing is not None:
+            (side, at), there = crossing
+            probability[(at, slice(None)) if side == 0 else (slice(None), at)] = mask.line(*there)
+            lines.add((side, at))
+    return CrossSection(SoftMask.of(probability), frozenset(lines))

@@ -1,0 +1,55 @@
+"""Cuts of an object through planes of other axes, against a plain volume of probabilities."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.cross_section import cross_section
+
+SHAPE = (4, 5, 6)
+ANY_PLANE = st.sampled_from(
+    [
+        Plane(tuple(at if a == axis else None for a in range(3)))
+        for axis in range(3)
+        for at in range(SHAPE[axis])
+    ]
+)
+
+
+def soft_mask(seed, plane):
+    """Any probabilities, with much that is 0 around them."""
+    probability = np.random.default_rng(seed).random([SHAPE[axis] for axis in plane.axes])
+    probability[probability < 0.4] = 0
+    probability[:1] = probability[:, -1:] = 0
+    return SoftMask.of(probability.astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ANY_PLANE, max_size=6, unique=True), ANY_PLANE, st.integers(0, 99))
+def test_a_cut_is_what_planes_of_other_axes_write_into_a_volume(planes, plane, seed):
+    """Each of them in turn, the last one is right; elsewhere nothing is known, and it is empty."""
+    volume, known = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, bool)
+    masks = {other: soft_mask(seed + place, other) for place, other in enumerate(planes)}
+    for other, mask in masks.items():
+        if other.axes != plane.axes:
+            volume[other.key()], known[other.key()] = mask.probability, True
+    cut = cross_section(masks, plane, volume[plane.key()].shape)
+    assert np.array_equal(cut.known, known[plane.key()])
+    assert np.array_equal(cut.soft_mask.probability, volume[plane.key()])
+    assert cut.counted == (np.count_nonzero(cut.known), cut.known.size)
+    assert len(cut.lines) == sum(
+        other.axes != plane.axes and other.crossing(plane) is not None for other in planes
+    )
+
+
+def test_planes_of_a_series_cross_where_their_times_are_equal():
+    """In four axes, planes at other times and planes that meet in one pixel say nothing."""
+    here = Plane((2, None, None, 5))
+    assert here.crossing(Plane((2, 3, None, None))) == ((0, 3), (1, 5))
+    for other in ((1, 3, None, None), (2, None, None, 4), (None, 3, 4, None), (None, None, 3, 5)):
+        cut = cross_section({Plane(other): SoftMask.of(np.ones((6, 6), np.float32))}, here, (6, 6))
+        assert bool(cut.lines) == (here.crossing(Plane(other)) is not None)
+    assert here.crossing(Plane((1, 3, None, None))) is None
+    assert here.crossing(Plane((None, 3, 4, None))) is None
