@@ -1,28 +1,35 @@
-"""Random checkpoints, training files, messages and command lines: one sentence each, or they are taken.
+"""Random checkpoints, sessions, training files, messages, command lines: taken, or refused in one sentence.
 
-Model files and messages are mutated as `mutated_files` does it; training files are settings with values of
-any kind; command lines are good ones with words exchanged, left out and added. Tries run in processes of
-fifty, each of them with a limit on time and memory. Anything but done and one sentence is a fault.
+Model files and messages are mutated as `mutated_files` does it, sessions and journals also in their values,
+with right digests; training files are settings with values of any kind; command lines are good ones with
+words exchanged, left out and added. Tries run in processes of fifty, each of them with a limit on time and
+memory. Anything but done and one sentence is a fault; so is a session that was taken and cannot go on.
 
-Run: python -m benchmarks.fuzz [--count 1000] [--seed 0] [pth safetensors toml messages arguments]
+Run: python -m benchmarks.fuzz [--count 1000] [--seed 0] [pth safetensors toml messages arguments ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
+import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import tracemalloc
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,7 +68,6 @@ def safetensors(rng: np.random.Generator, folder: Path) -> object:
 
     path, plain = folder / "good.safetensors", folder / "plain.safetensors"
     if not path.exists():
-        import json
         from dataclasses import asdict
 
         network = Compact(small).eval()
@@ -121,6 +127,157 @@ def messages(rng: np.random.Generator, folder: Path) -> object:
     from napari_lowlat_seg.serving.wire import MOST_REPLY, read
 
     return read(io.BytesIO(mutate(soft_mask(), rng)), MOST_REPLY)
+
+
+NASTY: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        99,
+        2**31,
+        2**63,
+        2**70,
+        0.5,
+        1e308,
+        "",
+        "x",
+        "nan",
+        "inf",
+        "<u8",
+        "O",
+        [],
+        {},
+    ),
+    *([[]], [0], [1, None, None], [None, 5, None], "../../etc/passwd", "\x00", "a" * 5000, "keep", "seeds"),
+)
+BLOBS = (b"", b"x", zlib.compress(bytes(2**24)), zlib.compress(b"\xff" * 120), zlib.compress(bytes(120))[:-2])
+PEAK = 64 * 2**20
+"""Bytes that reading a session may take; the image has 480 voxels, and a bomb unpacks to 16 MiB."""
+
+Frames = list[tuple[dict[str, Any], list[bytes]]]
+
+
+@cache
+def originals() -> dict[str, list[tuple[bytes, Frames]]]:
+    """Journals and saved sessions with all kinds of actions: their bytes and frames."""
+    from benchmarks.kill_journal import fresh_labels, new_session, play, script
+    from napari_lowlat_seg.annotation.journal import Journal
+    from napari_lowlat_seg.annotation.journal.frames import FrameReader
+
+    found: dict[str, list[tuple[bytes, Frames]]] = {"journals": [], "sessions": []}
+    for seed in range(8):
+        with tempfile.TemporaryDirectory() as folder:
+            labels = fresh_labels()
+            session = new_session(labels)
+            journal = Journal(session, folder)
+            for action in script(seed, 40):
+                play(session, labels, *action)
+            journal.flush()
+            journal.save(Path(folder) / "saved.lowlat")
+            for kind, path in (("journals", journal.path), ("sessions", Path(folder) / "saved.lowlat")):
+                with path.open("rb") as file:
+                    frames = [(json.loads(json.dumps(m)), list(b)) for m, b in FrameReader(file, 10**9)]
+                found[kind].append((path.read_bytes(), frames))
+            journal.close(discard=True)
+    return found
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Where all values of a message are, as (container, key)."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        yield value, key
+        yield from places(part)
+
+
+def change_frames(frames: Frames, rng: random.Random) -> None:
+    """Make one to three changes, in messages, bytes or the order of frames."""
+    for _ in range(rng.randint(1, 3)):
+        message, blobs = rng.choice(frames)
+        kind = rng.random()
+        if kind < 0.7:
+            change_value(message, rng)
+        elif kind < 0.9 and blobs:
+            at = rng.randrange(len(blobs))
+            part = bytearray(blobs[at]) or bytearray(b"\0")
+            part[rng.randrange(len(part))] = rng.randrange(256)
+            blobs[at] = rng.choice([*BLOBS, bytes(part), *blobs])
+        elif len(frames) > 2:
+            place = rng.randrange(1, len(frames))
+            if rng.randrange(2):
+                frames.pop(place)
+            else:
+                frames.insert(place, frames[-1])
+
+
+def change_value(message: dict[str, Any], rng: random.Random) -> None:
+    """Replace, remove, repeat or exchange a value of a message."""
+    container, key = rng.choice(list(places(message)))
+    turn = rng.randrange(5)
+    if turn == 0:
+        container.pop(key)
+    elif turn == 1 and isinstance(container, list):
+        container.insert(key, copy.deepcopy(container[key]))
+    elif turn == 2:
+        other, place = rng.choice(list(places(message)))
+        container[key] = copy.deepcopy(other[place])
+    elif turn == 3 and isinstance(container[key], int):
+        container[key] += rng.choice([-1, 1, 7])
+    else:
+        container[key] = copy.deepcopy(rng.choice(NASTY))
+
+
+def sessions(kind: str, rng: np.random.Generator, folder: Path) -> object:
+    """Open a mutated session in all ways, and go on with it."""
+    from napari_lowlat_seg.annotation.journal.frames import MAGIC, FrameWriter
+
+    raw, frames = originals()[kind][rng.integers(len(originals()[kind]))]
+    path, writer = folder / "mutant.journal", FrameWriter()
+    if rng.random() < 0.25:
+        path.write_bytes(mutate(raw, rng))
+    else:
+        changed = copy.deepcopy(frames)
+        change_frames(changed, random.Random(int(rng.integers(2**32))))
+        path.write_bytes(MAGIC + b"".join(writer.frame(message, blobs) for message, blobs in changed))
+    tracemalloc.start()
+    try:
+        opened(path)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        if peak > PEAK:
+            raise AssertionError(f"it took {peak} bytes")
+    return None
+
+
+def opened(path: Path) -> None:
+    """Open a session, look at it, and do what a user would do next, which finds a state that cannot be."""
+    from benchmarks.kill_journal import fresh_labels, volume
+    from napari_lowlat_seg import ArrayLabels
+    from napari_lowlat_seg.annotation import journal
+    from napari_lowlat_seg.annotation.journal.script import exported_script
+
+    journal.journal_info(path)
+    journal.list_journals(path.parent)
+    session = journal.open_session(path, volume(), [ArrayLabels(fresh_labels())])
+    found = journal.read_session(path, volume(), [ArrayLabels(fresh_labels())])
+    try:
+        while session.undo():
+            pass
+        while session.redo():
+            pass
+        for plane in session.pending:
+            session.request(plane)
+        with contextlib.suppress(ValueError):  # a label that the labels cannot hold, a locked one
+            session.accept()
+    except Exception as error:
+        raise AssertionError(f"it cannot go on: {type(error).__name__}: {error}") from error
+    if found.mirror.actions is not None:
+        exported_script(found)
 
 
 WORDS = (
@@ -228,6 +385,8 @@ TRIES: dict[str, Try] = {
     "toml": toml,
     "messages": messages,
     "arguments": arguments,
+    "journals": partial(sessions, "journals"),
+    "sessions": partial(sessions, "sessions"),
 }
 
 
@@ -266,6 +425,7 @@ def _imported() -> None:
     for name in ("hostile.checkpoints", "hostile.messages", "napari_lowlat_seg.cli.app", "tifffile"):
         import_module(name)
     import_module("napari_lowlat_seg.training.train")
+    originals()
 
 
 def fuzz(name: str, count: int, seed: int = 0) -> Counter[str]:

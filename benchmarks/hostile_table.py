@@ -1,25 +1,33 @@
 """Every row of the hostile tables in the tests: the sentence, the seconds and the memory that it takes.
 
 Each row is tried in a process forked for it, so that its memory is its own: the highest resident set less
-that before the attempt, which a bomb must not blow up.
+that before the attempt, which a bomb must not blow up. Seconds are of the processor, and by the clock.
 
-Run: python -m benchmarks.hostile_table [TABLE ...] [--json FILE]
+Run: python -m benchmarks.hostile_table [TABLE ...] [--csv docs/benchmarks/hostile.csv]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import multiprocessing
+import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
-TABLES = ("checkpoints", "configs", "messages")
+TABLES = ("checkpoints", "configs", "messages", "files")
+ROOM = 5 * 2**29
+"""Bytes of address space that a row may take beyond what the process has."""
+
+LONGEST = 300
+"""Letters of a sentence in the table."""
 
 SECONDS, MEMORY = 2.0, 200.0
 """What a refusal may take: seconds of an idle machine, and MiB."""
@@ -33,12 +41,27 @@ def resident(kind: str) -> float:
     return 0.0
 
 
-def tried(table: str, name: str, results: Any) -> None:
+def attempts(table: str) -> dict[str, Callable[[Path], Callable[[], object]]]:
+    """By name of the row: what makes it in a folder, and returns what must be refused when it is called."""
+    if table != "files":
+        return {name: case.prepare for name, case in import_module(f"hostile.{table}").CASES.items()}
+    from read_hostile import look
+
+    def prepared(make: Callable[[Path], Path], folder: Path) -> Callable[[], object]:
+        return partial(look, make(folder))
+
+    return {name: partial(prepared, make) for name, (make, _) in import_module("hostile_files").CASES.items()}
+
+
+def tried(prepare: Callable[[Path], Callable[[], object]], results: Any) -> None:
     """Prepare a row and attempt it; what happened goes into the queue."""
     sentence = import_module("hostile.case").sentence
-    case = import_module(f"hostile.{table}").CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        attempt = case.prepare(Path(folder))
+        attempt = prepare(Path(folder))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(
+            resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, resource.RLIM_INFINITY)
+        )
         Path("/proc/self/clear_refs").write_text("5")  # the highest resident set begins anew
         before, began, busy = resident("VmRSS"), time.perf_counter(), time.process_time()
         try:
@@ -46,28 +69,30 @@ def tried(table: str, name: str, results: Any) -> None:
         except BaseException as error:
             said = f"FAULT {type(error).__name__}: {error!s:.200}"
         took, worked = time.perf_counter() - began, time.process_time() - busy
-        said = said.replace(folder, "").replace("\n", " ")
-        results.put((said, took, worked, resident("VmHWM") - before))
+        said = " ".join(said.replace(folder, "").split())
+        results.put((said[:LONGEST], took, worked, resident("VmHWM") - before))
 
 
 def main() -> None:
     """Try all and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="*", default=TABLES)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     sys.path.insert(0, str(TESTS))
+    for library in ("dask.array", "h5py", "nibabel", "pydicom", "tensorstore", "tifffile", "torch", "zarr"):
+        import_module(library)  # what is loaded once is no row's memory
     fork = multiprocessing.get_context("fork")
     results: Any = fork.SimpleQueue()
     rows: list[dict[str, Any]] = []
     for table in given.tables:
-        for name in import_module(f"hostile.{table}").CASES:
-            process = fork.Process(target=tried, args=(table, name, results))
+        for name, prepare in attempts(table).items():
+            process = fork.Process(target=tried, args=(prepare, results))
             process.start()
             process.join(300)
-            if process.is_alive():
+            if results.empty():
                 process.kill()
-                results.put(("FAULT hangs", 300.0, 300.0, 0.0))
+                results.put((f"FAULT ended or hangs ({process.exitcode})", 300.0, 300.0, 0.0))
             said, took, worked, memory = results.get()
             rows.append(
                 {"table": table, "row": name, "said": said, "seconds": took, "cpu": worked, "MiB": memory}
@@ -85,8 +110,13 @@ def main() -> None:
         over = row["cpu"] > SECONDS or row["MiB"] > MEMORY
         if over or row in faults:
             print(f"  {row['table']}: {row['row']}: {row['cpu']:.2f} s, {row['MiB']:.0f} MiB: {row['said']}")
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
+    if given.csv:
+        with given.csv.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("table", "row", "sentence", "processor s", "clock s", "MiB"))
+            for row in rows:
+                figures = f"{row['cpu']:.2f}", f"{row['seconds']:.2f}", f"{row['MiB']:.0f}"
+                writer.writerow((row["table"], row["row"], row["said"], *figures))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
     python -m benchmarks.kill_journal --kills 300
     xvfb-run python -m benchmarks.kill_journal --kills 300 --window
 
-A child process does random actions of a user: prompts of every kind, predictions, brush strokes, accepts,
-corrections, propagation runs, undo, redo, settings; with `--window` in napari, with the dock widget. Labels
-lie in memory or on disk by turns. The parent plays the same actions itself and knows what the session holds
-after each event; what is restored must be exactly one of these states, and no old one. Labels on disk must be
-right on all levels of their pyramid, and the highest label that is noted there too.
+A child process does random actions of a user (`KINDS`): prompts of every kind, predictions, other
+candidates, edits of the mask, brush strokes, accepts, corrections, propagation runs, undo, redo, settings,
+limits, classes, the table of objects; with `--window` in napari, with the dock widget. Labels lie in memory,
+in a file and in a pyramid by turns (`PLACES`). The parent plays the same actions itself and knows what the
+session holds after each event; what is restored must be exactly one of these states, and no old one. Labels
+on disk must be right on all levels of their pyramid, and the highest label that is noted there too.
 
 A process is stopped (SIGSTOP) at random instants, and its files are copied as they are then: this is what a
 kill at that instant would leave. The last instant of each process is a kill.
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +30,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step
 from napari_lowlat_seg.annotation.journal import Journal, list_journals, open_session
+from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.mask_edits import MaskEdit, edited_masks, masks_along
 from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
 from napari_lowlat_seg.annotation.objects.counts import count_labels
+from napari_lowlat_seg.annotation.objects.facts import ObjectClass
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
 from napari_lowlat_seg.annotation.session import Session
@@ -52,6 +55,15 @@ from napari_lowlat_seg.propagation.sweep import PropagatedMask
 SHAPE = (4, 12, 10)
 PLANES = [Plane((1, None, None)), Plane((2, None, None)), Plane((None, 5, None)), Plane((None, None, 4))]
 PIXELS = np.arange(480, dtype=np.uint8).reshape(SHAPE)
+PLACES = ("memory", "file", "pyramid")
+"""Where labels lie: in the journal, in an array on disk, in OME-Zarr with `LEVELS` levels."""
+
+LEVELS = 3
+PAUSE = 0.01
+"""Seconds between two actions."""
+
+Actions = Iterator[tuple[str, Plane, int]]
+"""What is done, the plane in view, and a seed for the rest."""
 
 
 def volume() -> Volume:
@@ -115,7 +127,7 @@ def step_of(step: Step, session: Session) -> object:
     records = [
         (n, record_of(before, session), record_of(after, session)) for n, before, after in step.records
     ]
-    return step.title, step.plane, step.current, states, records, step.edits, step.facts
+    return step.title, step.plane, step.current, states, records, step.edits, step.facts, step.accept, step.at
 
 
 def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
@@ -131,23 +143,22 @@ def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
         "states": states,
         "records": {n: record_of(record, session) for n, record in session.contents.records.items()},
         "current": (session.current, session.label, session.highest),
-        "settings": (session.policy, session.finish, session.semantic),
+        "settings": (session.policy, session.finish, session.semantic, session.limits, session.classes),
         "facts": sorted(session.facts.items()),
         "done": [step_of(step, session) for step in done],
         "undone": [step_of(step, session) for step in undone],
     }
 
 
-def propagate(session: Session, plane: Plane, rng: np.random.Generator, *, seeds: bool) -> None:
-    """A propagation run with random masks that may be cut short."""
+def propagate(session: Session, plane: Plane, rng: np.random.Generator, kind: str) -> None:
+    """A run of a kind with random masks that may be cut short."""
     planes = stack_of(session.volume, plane)
-    try:
-        if seeds:
-            run = PropagationRun.seeds(session, planes, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
-        else:
-            run = PropagationRun.propagation(session, planes)
-    except ValueError:
-        return  # there is nothing to propagate
+    if kind == "seeds":
+        run = PropagationRun.seeds(session, planes, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
+    elif kind == "interpolate":
+        run = PropagationRun.interpolation(session, planes)
+    else:
+        run = PropagationRun.propagation(session, planes)
     numbers = list(run.request.seeds or run.request.anchors)
     sides = session.volume.sides(plane)
     for _ in range(rng.integers(5)):
@@ -193,8 +204,19 @@ def play_objects(session: Session, rng: np.random.Generator) -> None:
 
 
 def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: int) -> None:
+    """One random action of a user, or its refusal."""
+    try:
+        act(session, labels, action, plane, np.random.default_rng(seed))
+    except ValueError as error:
+        if not re.search(REFUSALS, str(error)):
+            raise
+
+
+REFUSALS = "is locked|in progress|one piece|still to come|two or more|is chosen|of the list|needs|nothing has"
+
+
+def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: Any) -> None:
     """One random action of a user."""
-    rng = np.random.default_rng(seed)
     rows, cols = session.volume.sides(plane)
     at = (int(rng.integers(rows)), int(rng.integers(cols)))
     drawn = rng.random((rows, cols)) > (0.5, 0.8, 1.0)[rng.integers(3)]  # also nothing at all
@@ -212,7 +234,9 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
         if session.candidates_request(plane) is not None:
             session.choose_candidate(plane, int(rng.integers(3)), predicted(drawn))
     elif action == "reshape":
-        session.reshape(edited_masks(masks_along(session, plane, whole=True), MaskEdit("grow", 1.0, True)))
+        kind = ("grow", "shrink", "smooth", "fill_holes", "largest", "drop_small", "between")[rng.integers(7)]
+        change = MaskEdit(kind, 1.0, bool(rng.integers(2)))
+        session.reshape(edited_masks(masks_along(session, plane, whole=change.whole), change))
     elif action == "accept":
         session.accept()
     elif action == "clear":
@@ -226,44 +250,53 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
         labels[plane.key()][drawn] = int(rng.integers(4))
         edit = LabelEdit.between(plane, BoundingBox(0, 0, rows, cols), before, labels[plane.key()])
         session.record_stroke([edit] if edit else [])
-    elif action in ("propagate", "seeds"):
-        propagate(session, plane, rng, seeds=action == "seeds")
-    elif action == "undo":
-        session.undo()
-    elif action == "redo":
-        session.redo()
+    elif action in ("propagate", "seeds", "interpolate"):
+        propagate(session, plane, rng, action)
+    elif action == "objects":
+        play_objects(session, rng)
+    else:
+        play_settings(session, action, plane, rng)
+
+
+def play_settings(session: Session, action: str, plane: Plane, rng: np.random.Generator) -> None:
+    """An action that needs no pixels of the plane: steps of undo, settings, and what cannot be answered."""
+    some = bool(rng.integers(2))
+    if action in ("undo", "redo"):
+        getattr(session, action)()
+    elif action == "leave":
+        session.leave_object()
+    elif action == "refuse":
+        for request in session.requests()[:1]:
+            session.refuse(request, "the model erred")
     elif action == "label":
         session.choose_label(int(rng.integers(1, 5)))
     elif action == "semantic":
         session.semantic = not session.semantic
     elif action == "policy":
         session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
-    elif action == "objects":
-        with suppress(ValueError):  # locked, in progress, in one piece, or waiting for predictions
-            play_objects(session, rng)
+    elif action == "classes":
+        session.classes = (ObjectClass("cell", "#4477aa"), ObjectClass("axon", "#ee6677"))[: rng.integers(3)]
+    elif action == "limits":
+        low = float(rng.integers(99))
+        ring = ((0.0, 0.0), (0.0, 7.5), (6.0, 2.0 + low / 20))
+        range_ = (low, low + 99.5) if rng.integers(2) else None
+        session.limits = Limits(some, range_, (ring,) if rng.integers(2) else (), plane.axes)
     elif action == "finish":
-        session.finish = PostProcessing(float(rng.random() * 0.8 + 0.1), 0.0, bool(rng.integers(2)))
+        grow, smallest = float(rng.integers(-1, 2)), int(rng.integers(3))
+        threshold = float(rng.random() * 0.8 + 0.1)
+        session.finish = PostProcessing(threshold, 0.0, some, grow=grow, smallest=smallest)
 
 
+TIMES = {"add": 2, "apply": 2, "accept": 2, "choose": 2, "objects": 3}
 KINDS = (
-    *("add", "add", "apply", "apply", "remove", "paint", "accept", "clear", "edit", "brush", "undo", "redo"),
-    *(
-        "label",
-        "semantic",
-        "policy",
-        "finish",
-        "propagate",
-        "seeds",
-        "choose",
-        "reshape",
-        "objects",
-        "objects",
-    ),
+    *(kind for kind, times in TIMES.items() for _ in range(times)),
+    *("remove", "paint", "clear", "edit", "brush", "undo", "redo", "label", "semantic", "policy", "finish"),
+    *("propagate", "seeds", "interpolate", "reshape", "limits", "classes", "leave", "refuse"),
 )
 """The actions of `play`."""
 
 
-def script(seed: int, count: int, *, on_disk: bool = False) -> Iterator[tuple[str, Plane, int]]:
+def script(seed: int, count: int, place: str = "memory") -> Actions:
     """Random actions, the same ones for the same seed.
 
     Without brush strokes on labels on disk, which are there before the journal hears of them.
@@ -271,7 +304,7 @@ def script(seed: int, count: int, *, on_disk: bool = False) -> Iterator[tuple[st
     rng = np.random.default_rng(seed)
     for _ in range(count):
         kind, plane = KINDS[rng.integers(len(KINDS))], PLANES[rng.integers(len(PLANES))]
-        if kind != "brush" or not on_disk:
+        if kind != "brush" or place == "memory":
             yield kind, plane, int(rng.integers(2**32))
 
 
@@ -306,36 +339,52 @@ class Counting:
         self._then(event)
 
 
-def labels_in(folder: Path, *, on_disk: bool, new: bool) -> np.ndarray:
+def store_in(folder: Path, place: str, *, new: bool = False) -> ArrayLabels:
     """The labels at the beginning, or after the kill if they lie on disk."""
-    if not on_disk:
-        return fresh_labels()
-    path = folder / "labels.npy"
-    if new:
-        np.save(path, fresh_labels())
-    labels: np.ndarray = np.load(path, mmap_mode="r+")
-    return labels
+    if place == "memory":
+        return ArrayLabels(fresh_labels())
+    if place == "file":
+        if new:
+            np.save(folder / "labels.npy", fresh_labels())
+        return SlowLabels(np.load(folder / "labels.npy", mmap_mode="r+"))
+    from napari_lowlat_seg.io.chunked import ome_zarr
+    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
+
+    ome_zarr.SMALLEST = 4  # few pixels, and yet several levels
+    store = LabelPyramid.at(folder / "labels.ome.zarr", volume())
+    for position, plane in enumerate(volume().planes() if new else ()):
+        store.fill(plane, fresh_labels()[position])
+    assert len(store.levels) == LEVELS, len(store.levels)
+    return store
 
 
-def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> None:
+def child(folder: Path, seed: int, count: int, place: str) -> None:
     """Annotate, and note after each action how many events there were, until killed."""
-    labels = labels_in(folder, on_disk=on_disk, new=True)
-    session = Session(volume(), (SlowLabels if on_disk else ArrayLabels)(labels))
+    store = store_in(folder, place, new=True)
+    labels = store.data if place == "memory" else fresh_labels()  # brush strokes are left out
+    session = Session(volume(), store)
     journal = Journal(session, folder, compact_bytes=40_000, sync_seconds=0.02)
     session.observer = counting = Counting(journal)
-    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.write(log, b"0\n")
-    for action, plane, action_seed in script(seed, count, on_disk=on_disk):
-        play(session, labels, action, plane, action_seed)
-        os.write(log, b"%d\n" % counting.events)
-        time.sleep(pause)
-    os.write(log, b"end\n")
+    annotate(session, labels, counting, folder / "log", script(seed, count, place), time.sleep)
     time.sleep(3600)
 
 
-def expected_digests(seed: int, count: int, *, on_disk: bool, dtype: Any = np.uint16) -> list[str]:
+def annotate(
+    session: Session, labels: np.ndarray, counting: Counting, log: Path, actions: Actions, wait: Any
+) -> None:
+    """Do all actions, and note how many events there were after each."""
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.write(file, b"0\n")
+    for action, plane, action_seed in actions:
+        play(session, labels, action, plane, action_seed)
+        os.write(file, b"%d\n" % counting.events)
+        wait(PAUSE)
+    os.write(file, b"end\n")
+
+
+def expected_digests(seed: int, count: int, place: str) -> list[str]:
     """What a session holds at first and after each event."""
-    labels = fresh_labels(dtype)
+    labels = fresh_labels(np.uint32 if place == "pyramid" else np.uint16)
     session = new_session(labels)
     digests = [digest_of(session, labels)]
 
@@ -344,20 +393,13 @@ def expected_digests(seed: int, count: int, *, on_disk: bool, dtype: Any = np.ui
             digests.append(digest_of(session, labels))
 
     session.observer = note
-    for action, plane, action_seed in script(seed, count, on_disk=on_disk):
+    for action, plane, action_seed in script(seed, count, place):
         play(session, labels, action, plane, action_seed)
     return digests
 
 
 def kills(
-    folder: Path,
-    seed: int,
-    *,
-    on_disk: bool,
-    window: bool = False,
-    instants: int = 1,
-    pause: float = 0.01,
-    count: int = 60,
+    folder: Path, seed: int, place: str, *, window: bool = False, instants: int = 1, count: int = 60
 ) -> list[int]:
     """Stop one child at random instants, and kill it at the last; how many finished events were lost at each.
 
@@ -366,19 +408,18 @@ def kills(
     work = folder / "work"
     work.mkdir()
     module = "benchmarks.kill_window" if window else "benchmarks.kill_journal"
-    command = [sys.executable, "-m", module, "--child", str(work), str(seed), str(count)]
+    command = [sys.executable, "-m", module, "--child", str(work), str(seed), str(count), place]
     state = {**os.environ, "XDG_STATE_HOME": str(work)}
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen([*command, str(int(on_disk)), str(pause)], cwd=root, env=state)
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=state)
     log, rng = work / "log", random.Random(seed)
-    places = sorted(rng.random() * count for _ in range(instants))
+    moments = sorted(rng.random() * count for _ in range(instants))
     copies = []
     try:
-        for number, place in enumerate(places):
-            while not _reached(log, place):
+        for number, moment in enumerate(moments):
+            while not _reached(log, moment):
                 assert process.poll() is None, "the child ended before it began"
                 time.sleep(0.001)
-            time.sleep(rng.random() * (pause + 0.004))
+            time.sleep(rng.random() * (PAUSE + 0.004))
             process.send_signal(signal.SIGSTOP)
             while not _stopped(process.pid):
                 time.sleep(0.001)
@@ -388,15 +429,14 @@ def kills(
     finally:
         process.kill()
         process.wait()
-    dtype = pyramid_in(work)[0].dtype.name if window and on_disk else "uint16"
-    digests = expected_digests(seed, count, on_disk=on_disk, dtype=dtype)
-    return [_lost(copy, seed, digests, on_disk=on_disk, window=window) for copy in [*copies[:-1], work]]
+    digests = expected_digests(seed, count, place)
+    return [_lost(copy, seed, digests, place) for copy in [*copies[:-1], work]]
 
 
-def _reached(log: Path, place: float) -> bool:
+def _reached(log: Path, moment: float) -> bool:
     """Whether so many actions are done, or all: labels on disk have no brush strokes."""
     lines = log.read_bytes().split() if log.exists() else []
-    return len(lines) > place or b"end" in lines
+    return len(lines) > moment or b"end" in lines
 
 
 def _stopped(process: int) -> bool:
@@ -405,49 +445,32 @@ def _stopped(process: int) -> bool:
     return all(task.read_text().rsplit(")", 1)[1].split()[0] in "TtZX" for task in tasks)
 
 
-def _lost(folder: Path, seed: int, digests: list[str], *, on_disk: bool, window: bool) -> int:
+def _lost(folder: Path, seed: int, digests: list[str], place: str) -> int:
     lines = (folder / "log").read_text().split("\n")[:-1]
     finished = int([line for line in lines if line != "end"][-1])
-    found = (
-        list_journals(next(folder.rglob("[!.]*.journal")).parent, volume())
-        if any(folder.rglob("[!.]*.journal"))
-        else []
-    )
-    if window and on_disk:
-        labels, store = pyramid_in(folder)
-    else:
-        labels = labels_in(folder, on_disk=on_disk, new=False)
-        store = ArrayLabels(labels)
+    journals = list(folder.rglob("[!.]*.journal"))
+    found = list_journals(journals[0].parent, volume()) if journals else []
+    store = store_in(folder, place)
     if found:
         (one,) = found
         session = open_session(one.path, volume(), [store])
-        labels = labels if not hasattr(store, "levels") else np.asarray(store.levels[0])
-        restored = digest_of(session, labels)
-        if hasattr(store, "levels"):
+        if place == "pyramid":
             check_pyramid(store, session.highest)
     else:  # nothing was done that would be worth a file
-        restored = digest_of(Session(volume(), ArrayLabels(labels)), labels)
-    places = [place for place, digest in enumerate(digests) if digest == restored]
+        session = Session(volume(), store)
+    restored = digest_of(session, np.asarray(store.data))
+    places = [number for number, digest in enumerate(digests) if digest == restored]
     assert places, f"seed {seed}: what was restored was never there, {finished} events were finished"
     # The same state may come back; the nearest one is meant.
-    return max(0, min(finished - place for place in places if place >= finished or place == max(places)))
-
-
-def pyramid_in(folder: Path) -> tuple[np.ndarray, Any]:
-    """Labels on disk as a kill has left them."""
-    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
-
-    store = LabelPyramid.at(folder / "labels.ome.zarr", volume())
-    return np.asarray(store.levels[0]), store
+    return max(0, min(finished - number for number in places if number >= finished or number == max(places)))
 
 
 def check_pyramid(store: Any, highest: int) -> None:
     """Raise AssertionError unless coarse levels show the finest one, and the highest label is noted."""
     first = np.asarray(store.levels[0])
-    for level in store.levels[1:]:
-        steps = [max(1, round(n / m)) for n, m in zip(first.shape, level.shape, strict=True)]
-        thinned = first[tuple(slice(None, None, step) for step in steps)]
-        assert np.array_equal(np.asarray(level), thinned), "a level of the pyramid is wrong"
+    for number, level in enumerate(store.levels[1:], 1):
+        thinned = first[..., :: 2**number, :: 2**number]
+        assert np.array_equal(np.asarray(level), thinned), f"level {number} of the pyramid is wrong"
     noted = store.highest()
     assert noted >= first.max(), f"the highest label is {first.max()}, {noted} is noted"
     assert noted <= max(highest, int(first.max())), f"{noted} is noted as the highest label of {highest}"
@@ -456,35 +479,28 @@ def check_pyramid(store: Any, highest: int) -> None:
 def main() -> None:
     """Kill, and print what was found."""
     if sys.argv[1:2] == ["--child"]:
-        place, first, count, on_disk, pause = sys.argv[2:]
-        child(Path(place), int(first), int(count), bool(int(on_disk)), float(pause))
+        folder, first, count, place = sys.argv[2:]
+        child(Path(folder), int(first), int(count), place)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--window", action="store_true", help="in napari, with the dock widget")
     parser.add_argument("--instants", type=int, default=10, help="stops of each process")
-    parser.add_argument("--pause", type=float, default=0.01, help="seconds between two actions")
-    options = parser.parse_args()
-    lost: Counter[int] = Counter()
-    wrong = []
-    for seed in range(options.first_seed, options.first_seed + -(-options.kills // options.instants)):
+    given = parser.parse_args()
+    lost, killed, wrong = Counter[int](), Counter[str](), list[str]()
+    usable = ("memory", "pyramid") if given.window else PLACES
+    for seed in range(given.first_seed, given.first_seed + -(-given.kills // given.instants)):
+        place = usable[seed % len(usable)]
         with tempfile.TemporaryDirectory() as folder:
             try:
-                lost.update(
-                    kills(
-                        Path(folder),
-                        seed,
-                        on_disk=bool(seed % 2),
-                        window=options.window,
-                        instants=options.instants,
-                        pause=options.pause,
-                    )
-                )
+                counts = kills(Path(folder), seed, place, window=given.window, instants=given.instants)
+                lost.update(counts)
+                killed[place] += len(counts)
             except Exception as error:
-                wrong.append(f"{type(error).__name__}: {error}")
-            done = {"kills": sum(lost.values()), "wrong": wrong, "events lost": dict(sorted(lost.items()))}
-            print(json.dumps(done), flush=True)
+                wrong.append(f"{type(error).__name__} (labels in {place}): {error}")
+            done = {"kills": killed.total(), "by labels": killed, "wrong": wrong}
+            print(json.dumps({**done, "events lost": dict(sorted(lost.items()))}), flush=True)
 
 
 if __name__ == "__main__":

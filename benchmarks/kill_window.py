@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kill_journal import PIXELS, Counting, fresh_labels, play, script
+from benchmarks.kill_journal import PIXELS, Counting, annotate, fresh_labels, script, store_in
 from benchmarks.window.common import open_window, wait, wait_until
 from napari_lowlat_seg.annotation.history import Event
 
@@ -45,40 +44,32 @@ class Settled(Counting):
         self.events -= own
 
 
-def child(folder: Path, seed: int, count: int, on_disk: bool, pause: float) -> None:
+def child(folder: Path, seed: int, count: int, place: str) -> None:
     """Annotate in a window, and note after each action how many events there were."""
     viewer, widget = open_window(PIXELS.copy(), NoModel)
     controller = widget.controller
     session = controller.session
-    if on_disk:
-        from napari_lowlat_seg.core.volume import Volume
-        from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
-
-        pyramid = LabelPyramid.at(folder / "labels.ome.zarr", Volume(PIXELS.copy()))
-        for place, plane in enumerate(Volume(PIXELS).planes()):
-            pyramid.fill(plane, fresh_labels()[place])
+    labels = fresh_labels()  # brush strokes are left out on disk
+    if place == "pyramid":
+        store_in(folder, place, new=True)
         controller.labels.keep_at(folder / "labels.ome.zarr")
-        labels = fresh_labels()  # brush strokes are left out
     else:
-        labels = fresh_labels()
         controller.labels.use(viewer.add_labels(labels, name="mine"))
     wait_until(lambda: not controller.labels.reading)
     assert session.highest == 3, session.highest
     journal = controller.files._journal
     journal._compact_bytes, journal._sync_seconds = 40_000, 0.02
     session.observer = counting = Settled(session.observer)
-    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.write(log, b"0\n")
-    for action, plane, action_seed in script(seed, count, on_disk=on_disk):
-        play(session, labels, action, plane, action_seed)
-        os.write(log, b"%d\n" % counting.events)
+
+    def shown(seconds: float) -> None:
         controller._refresh()
-        wait(pause)
-    os.write(log, b"end\n")
+        wait(seconds)
+
+    annotate(session, labels, counting, folder / "log", script(seed, count, place), shown)
     while True:
         wait(1)
 
 
 if __name__ == "__main__":
-    where, first, actions, disk, between = sys.argv[2:]
-    child(Path(where), int(first), int(actions), bool(int(disk)), float(between))
+    where, first, actions, labels_in = sys.argv[2:]
+    child(Path(where), int(first), int(actions), labels_in)

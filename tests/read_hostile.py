@@ -29,15 +29,20 @@ def stop(*_: Any) -> None:
     raise TimeoutError(f"{PATIENCE} s")
 
 
+def look(path: Path) -> None:
+    """Read an image, and show two of its planes."""
+    volume = as_shown(read_volume(path)).with_window()
+    for place in {0, volume.shape[0] - 1}:
+        index = (place, *(0,) * (volume.ndim - 3), None, None) if volume.ndim > 2 else (None, None)
+        volume.plane(Plane(index))
+
+
 def outcome(path: Path) -> dict[str, Any]:
     """What reading and looking at an image gives: the class of the error, its text and the seconds."""
     started = time.perf_counter()
     signal.alarm(PATIENCE)
     try:
-        volume = as_shown(read_volume(path)).with_window()
-        for place in {0, volume.shape[0] - 1}:
-            index = (place, *(0,) * (volume.ndim - 3), None, None) if volume.ndim > 2 else (None, None)
-            volume.plane(Plane(index))
+        look(path)
         error: BaseException | None = None
     except BaseException as caught:
         error = caught

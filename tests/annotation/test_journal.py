@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.kill_journal import (
     KINDS,
+    PLACES,
     PLANES,
     SHAPE,
     everything_of,
@@ -258,10 +259,10 @@ def test_every_whole_part_of_a_journal_restores_the_session_after_that_event(tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="stops a process and looks at its threads")
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_after_a_kill_a_state_after_an_event_is_restored(tmp_path, on_disk):
+@pytest.mark.parametrize("place", PLACES)
+def test_after_a_kill_a_state_after_an_event_is_restored(tmp_path, place):
     """At random instants, labels in memory and on disk; how many events are lost depends on the machine."""
-    assert len(kills(tmp_path, 1000 + on_disk, on_disk=on_disk, instants=6)) == 6
+    assert len(kills(tmp_path, 1000, place, instants=6)) == 6
 
 
 @pytest.mark.slow

@@ -272,7 +272,8 @@ def test_a_script_says_names_and_refuses_merged_and_locked_objects(labels, tmp_p
 
     session, table = made(labels)
     journal = Journal(session, tmp_path)
-    describe(session, [2], name="n")
+    session.classes = (ObjectClass("axon", "#123456"),)
+    describe(session, [2], name="n", category="axon")
     assert "describe" not in script()
     describe(session, [2], locked=True)
     with pytest.raises(JournalError, match="objects were locked"):

@@ -85,11 +85,13 @@ def act(session, labels, service, action, plane, seed):
         if request is not None:
             masks = dict(service.candidates(request, session.source(plane)))
             session.choose_candidate(plane, number, masks.get(number, request.previous))
-    elif action in ("propagate", "seeds"):
+    elif action in ("propagate", "seeds", "interpolate"):
         planes = stack_of(session.volume, plane)[: int(rng.integers(1, 6))]
         try:
             if action == "seeds":
                 run = PropagationRun.seeds(session, planes, [(planes[0], Click((2, 2)))])
+            elif action == "interpolate":
+                run = PropagationRun.interpolation(session, planes)
             else:
                 run = PropagationRun.propagation(session, planes)
         except ValueError:

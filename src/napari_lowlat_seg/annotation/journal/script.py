@@ -253,7 +253,9 @@ class _Lines:
             if name == "preprocessing":
                 given = ", ".join(f"{key}={part!r}" for key, part in value.items())
                 yield f"session.volume = replace(session.volume, {given})"
-            elif name != "model" and name != "classes":
+            elif name == "classes":
+                continue  # as names, they change no voxel
+            elif name != "model":
                 yield f"session.{name} = {value!r}"
             elif value:
                 look = f", closer_look={value['closer_look']!r}" if "closer_look" in value else ""
