@@ -45,7 +45,7 @@ def attempts(table: str) -> dict[str, Callable[[Path], Callable[[], object]]]:
     """By name of the row: what makes it in a folder, and returns what must be refused when it is called."""
     if table != "files":
         return {name: case.prepare for name, case in import_module(f"hostile.{table}").CASES.items()}
-    from read_hostile import look
+    look = import_module("read_hostile").look
 
     def prepared(make: Callable[[Path], Path], folder: Path) -> Callable[[], object]:
         return partial(look, make(folder))

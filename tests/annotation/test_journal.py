@@ -20,6 +20,7 @@ from benchmarks.kill_journal import (
     PLACES,
     PLANES,
     SHAPE,
+    check_pyramid,
     everything_of,
     fresh_labels,
     kills,
@@ -27,6 +28,7 @@ from benchmarks.kill_journal import (
     play,
     predicted,
     script,
+    store_in,
     volume,
 )
 from napari_lowlat_seg.annotation.journal import (
@@ -209,6 +211,21 @@ def test_an_accept_that_a_kill_has_cut_short_is_taken_back(tmp_path, session, la
     journal.close()
     open_session(journal.path, volume(), [ArrayLabels(fresh_labels()), ArrayLabels(labels)])
     assert np.array_equal(labels, before)
+
+
+def test_what_a_kill_has_cut_short_is_not_noted_as_the_highest_label(tmp_path):
+    """The number of an object that was taken back is free again, on disk too."""
+    session = Session(volume(), store_in(tmp_path, "pyramid", new=True))
+    journal = Journal(session, tmp_path)
+    session.paint(PLANES[0], np.ones((12, 10), bool))
+    session.observer = lambda event: journal(event) if event.kind == "writing" else None
+    session.accept()
+    assert session.labels.highest() == 4
+    journal.close()
+    again = store_in(tmp_path, "pyramid")
+    restored = open_session(journal.path, volume(), [again])
+    assert (again.highest(), restored.highest) == (3, 3)
+    check_pyramid(store_in(tmp_path, "pyramid"), 3)
 
 
 def test_a_write_that_failed_is_not_taken_back_once_the_session_has_gone_on(tmp_path, session, labels):

@@ -324,6 +324,9 @@ class ArrayLabels:
         region[changed] = label
         self.put(plane, box, region, changed)
 
+    def take_back(self, highest: int) -> None:
+        """Hear that labels above `highest`, which were written and taken back, are not in use."""
+
     def fill(self, plane: Plane, labels: np.ndarray) -> None:
         """Give every pixel of a plane its label: (rows, cols) integers of 0 or more."""
         self.put(plane, BoundingBox.at((0, 0), labels.shape), labels)

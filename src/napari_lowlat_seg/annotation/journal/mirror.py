@@ -25,7 +25,7 @@ from napari_lowlat_seg.annotation.journal.encoding import (
 from napari_lowlat_seg.annotation.journal.frames import JournalError, as_int, as_list
 from napari_lowlat_seg.annotation.session import SETTINGS, Session
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane
 
 Written = dict[LabelStore, list[LabelEdit]]
@@ -304,6 +304,8 @@ class Mirror:
             store.write(edits)
         for store, edit in reversed(self.in_flight):
             store.write([edit.reversed()])
+            if store is self.store and isinstance(store, ArrayLabels):
+                store.take_back(self.contents.highest)
         self.in_flight = []
 
     def exchange(self, stores: Mapping[LabelStore, LabelStore]) -> None:

@@ -109,6 +109,11 @@ class LabelPyramid(ArrayLabels):
             self._note(self._highest)
         return self._highest
 
+    def take_back(self, highest: int) -> None:
+        """Note that labels above `highest`, which were written and taken back, are not in use."""
+        self._highest = highest
+        self._note(highest)
+
     def uncounted(self) -> None:
         """From now on others write here, who keep no count: what is noted is struck out."""
         if self._noted is not None:
