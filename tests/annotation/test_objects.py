@@ -19,6 +19,14 @@ from napari_lowlat_seg.annotation.objects.facts import (
     class_colours,
     read_classes,
 )
+from napari_lowlat_seg.annotation.objects.proposals import (
+    accept_proposal,
+    correct_proposal,
+    linked_proposals,
+    masks_of,
+    propose,
+    reject_proposals,
+)
 from napari_lowlat_seg.annotation.objects.table import ObjectTable
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox
@@ -292,6 +300,97 @@ def test_a_script_says_names_and_refuses_merged_and_locked_objects(labels, tmp_p
     again = replay(found, session.volume, lambda facts: None)
     assert (again.differing, again.session.facts) == (0, session.facts)
     journal.close()
+
+
+def stack_of_squares():
+    """Labels with a column, a flake on one plane, and an object that an existing one mostly covers."""
+    found = np.zeros((3, 8, 9), np.uint32)
+    found[:, 4:6, 0:3] = 1
+    found[0, 7, 7] = 2
+    found[:, :2, :3] = 3
+    scores = np.array([0.5, 0.9, 0.8], np.float32)
+    return [(found[0], scores), (found[1], scores), (found[2], scores)]
+
+
+def test_proposals_take_background_only_and_run_through_planes(labels):
+    """What appears on one plane of many, and what is mostly another object, is no proposal."""
+    planes = [Plane((z, None, None)) for z in range(3)]
+    labels[:, :2, :3] = 2
+    labels[0, 4, 0] = 5
+    session, table = made(labels)
+    (found,) = linked_proposals(planes, stack_of_squares(), session.labels)
+    assert (found.masks.keys(), round(found.score, 3)) == (set(planes), 0.5)
+    assert found.masks[planes[0]].pixels == 5
+    (number,) = propose(session, [found])
+    assert table.update() == (set(), {-number})
+    row = table.rows[-number]
+    assert (row.state, row.planes, row.voxels, row.score) == ("proposed", 3, 17, found.score)
+    # Accepted in one step that takes no voxel, whatever has been done since.
+    describe(session, [5], locked=True)
+    session.policy = Policy("overwrite")
+    before = labels.copy()
+    label = accept_proposal(session, number)
+    assert (label, session.label) == (6, 7)
+    assert np.array_equal(labels[before > 0], before[before > 0])
+    assert int((labels == label).sum()) == 17
+    table.update()
+    assert (-number not in table.rows, table.rows[label].state) == (True, "done")
+    session.undo()
+    table.update()
+    assert table.rows[-number].state == "proposed"
+    session.redo()
+    with pytest.raises(ValueError, match="was accepted or rejected already"):
+        accept_proposal(session, number)
+    # On one plane every object counts.
+    only = linked_proposals(planes[:1], stack_of_squares()[:1])
+    assert [round(one.score, 2) for one in only] == [0.9, 0.8, 0.5]
+
+
+def test_a_proposal_is_rejected_corrected_and_survives_a_kill(labels, tmp_path):
+    """A corrected one is the current object, with its mask to refine; all can be undone."""
+    planes = [Plane((z, None, None)) for z in range(3)]
+    session, table = made(labels)
+    journal = Journal(session, tmp_path)
+    first, second = propose(session, linked_proposals(planes, stack_of_squares(), session.labels)[:1] * 2)
+    reject_proposals(session, [first])
+    table.update()
+    assert [key for key in table.rows if key < 0] == [-second]
+    plane = correct_proposal(session, second)
+    table.update()
+    assert not [key for key in table.rows if key < 0]
+    assert (session.current, table.rows[6].state) == (second, "in progress")
+    session.add(plane, Click((5, 1)))
+    assert session.request(plane).previous.pixels == masks_before(session, second, plane)
+    assert journal.flush()
+    restored = open_session(journal.path, session.volume, [ArrayLabels(labels.copy())])
+    assert (restored.current, restored.states().keys()) == (second, session.states().keys())
+    for _ in range(3):
+        restored.undo()
+    again = ObjectTable(restored)
+    again.update()
+    assert sorted(key for key in again.rows if key < 0) == [-second, -first]
+    journal.save(tmp_path / "saved.lowlat")
+    found = read_session(tmp_path / "saved.lowlat", session.volume)
+    replayed = replay(found, session.volume, lambda facts: None).session
+    assert (replayed.prompted(), replayed.current) == (session.prompted(), second)
+    assert masks_of(session, first) == {}
+    journal.close()
+
+
+def masks_before(session, number, plane):
+    return session.contents.state(number, plane).drawn.pixels
+
+
+def test_a_proposal_that_is_covered_by_now_is_refused(labels):
+    """Nothing is written; no number is no proposal."""
+    session, _ = made(labels)
+    (number,) = propose(session, linked_proposals(PLANES[:1], stack_of_squares()[:1])[2:])
+    labels[...] = 9
+    with pytest.raises(ValueError, match="other objects cover this proposal by now"):
+        accept_proposal(session, number)
+    with pytest.raises(ValueError, match="no proposal is chosen"):
+        reject_proposals(session, [])
+    assert propose(session, []) == ()
 
 
 STEPS = ("describe", "delete", "merge", "split", "paint", "accept", "undo", "redo", "lock")

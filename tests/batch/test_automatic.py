@@ -15,8 +15,8 @@ from fakes import FakePredictor
 from napari_lowlat_seg.batch import automatic, jobs
 from napari_lowlat_seg.batch.automatic import run_automatic
 from napari_lowlat_seg.batch.jobs import BatchSettings, check_new
-from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.cli import app
+from napari_lowlat_seg.inference.mask_generator import MaskGeneratorSettings
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig

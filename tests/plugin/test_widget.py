@@ -92,7 +92,7 @@ class FakeController:
         self.propagation = FakePropagation(self.called)
 
     situation = ImageSituation()
-    all_objects = None
+    all_objects = proposal_layer = None
 
     @property
     def state(self):

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication
 
+from bright_service import BrightService
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
+from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
@@ -602,3 +605,31 @@ def test_a_bar_that_runs_the_event_loop_does_not_change_the_order_of_messages(qt
     with qtbot.waitSignal(worker.idle):
         worker.predict(FakeRequest("a"), plane("1"))
     assert words[-1] == "no answer"
+
+
+def test_a_search_goes_on_after_a_click_and_stops_when_it_is_cancelled(qtbot):
+    """The plane under way is searched anew; what was searched before is kept."""
+    image = np.zeros((3, 40, 50), np.uint8)
+    image[:, 5:15, 5:15] = 200
+    sources = [PlaneSource(z, partial(image.__getitem__, z), name=f"plane {z}") for z in range(3)]
+    service, worker, heard = BrightService(), Worker(), []
+    worker.found.connect(lambda ticket, place, found: heard.append((place, found.labels is not None)))
+    worker.predicted.connect(lambda *_: heard.append("predicted"))
+    worker.find_ended.connect(lambda ticket, complete: heard.append((ticket, complete)))
+    worker.load(lambda: service)
+    service.gate.clear()
+    worker.find("first", sources)
+    qtbot.waitUntil(lambda: heard == [(0, False)])
+    worker.predict(Request(1, 1, Plane(), (Click((9.0, 9.0)),), None), sources[0])
+    qtbot.waitUntil(lambda: len(service.calls) == 1)
+    service.gate.set()
+    qtbot.waitUntil(lambda: ("first", True) in heard)
+    planes = [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+    assert heard == [(0, False), "predicted", *planes, ("first", True)]
+    service.gate.clear()
+    worker.find("second", sources)
+    qtbot.waitUntil(lambda: heard[-1] == (0, False))
+    worker.cancel()
+    qtbot.waitUntil(lambda: heard[-1] == ("second", False))
+    service.gate.set()
+    worker.close()

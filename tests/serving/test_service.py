@@ -402,3 +402,17 @@ def test_importing_the_service_imports_no_torch(run_python) -> None:
     """A window may know its doors."""
     code = "import sys, napari_lowlat_seg.serving.process; print('torch' in sys.modules)"
     assert run_python(code) == "False"
+
+
+def test_objects_are_found_without_a_prompt_plane_by_plane(service, source) -> None:
+    """How far it is comes first, labels and scores at the end; a plane without a number has none."""
+    blank = PlaneSource("blank", lambda: np.full((20, 30), np.nan, np.float32))
+    found = list(service.find_objects({"grid": 2}, [source, blank]))
+    assert [place for place, _ in found] == [0, 0, 1]
+    assert (found[0][1].done, found[0][1].total, found[0][1].labels) == (4, 4, None)
+    last = found[1][1]
+    assert (last.labels.shape, int(last.labels.max())) == ((400, 400), len(last.scores))
+    assert (found[2][1].labels.shape, len(found[2][1].scores)) == ((20, 30), 0)
+    assert list(service.find_objects({}, [source], lambda: True)) == []
+    with pytest.raises(ValueError, match="a grid needs 1 click or more"):
+        list(service.find_objects({"grid": 0}, [source]))

@@ -20,7 +20,7 @@ from hostile.messages import CHILDREN, FRAMES, soft_mask, truncated
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
-from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
+from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving import wire, worker_process
@@ -80,6 +80,8 @@ def same(one: Any, other: Any) -> bool:
             (PLANE, PLANE.moved(1)), {2: {PLANE: SOFT}}, {4: (PLANE, PROMPTS[0])}, (PLANE,), True
         ),
         PropagatedMask(PLANE, SOFT, 0.5, False, "ends here: plane 3 is blank"),
+        FoundOnPlane(3, 9),
+        FoundOnPlane(9, 9, np.array([[0, 2], [1, 1]], np.uint32), np.array([0.5, 0.25], np.float32)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -141,6 +143,21 @@ def test_nothing_else_is_sent(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write(stream, Message(1, "item", (value,)))
     assert stream.getvalue() == b""
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (FoundOnPlane(9, 3), "a part of the clicks"),
+        (FoundOnPlane(1, 1, np.zeros((2, 2), np.uint32)), "labels with scores, or neither"),
+        (FoundOnPlane(1, 1, np.ones((2, 2), np.uint32), np.zeros(2, np.float32)), "expected 2 labels"),
+        (FoundOnPlane(1, 1, np.ones(2, np.uint32), np.zeros(1, np.float32)), "expected 1 labels of a plane"),
+    ],
+)
+def test_found_objects_of_another_kind_are_refused(found: FoundOnPlane, message: str) -> None:
+    """Labels are those of a plane, each with a score."""
+    with pytest.raises(ProtocolError, match=message):
+        there_and_back(found)
 
 
 def test_the_table_names_the_fields_there_are() -> None:

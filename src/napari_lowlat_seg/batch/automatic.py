@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, check_new, run_jobs
-from napari_lowlat_seg.batch.mask_generator import DEFAULT, MaskGeneratorSettings, label_plane
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Plane, any_finite
+from napari_lowlat_seg.inference.mask_generator import DEFAULT, MaskGeneratorSettings, label_plane
 from napari_lowlat_seg.io.files import check_labels_path, default_axis, label_output, read_chosen
 from napari_lowlat_seg.propagation.linking import link_planes
 

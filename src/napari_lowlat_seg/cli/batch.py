@@ -136,7 +136,7 @@ def everything(
 ) -> None:
     """Label every object in VOLUME without prompts: a grid of clicks on each plane, linked plane to plane."""
     from napari_lowlat_seg.batch.automatic import run_automatic
-    from napari_lowlat_seg.batch.mask_generator import MaskGeneratorSettings
+    from napari_lowlat_seg.inference.mask_generator import MaskGeneratorSettings
 
     masks = MaskGeneratorSettings(grid=grid, stability=stability, least_area=min_area, finish=finish)
     with on_interrupt("the planes segmented so far are kept: the same command resumes"):

@@ -116,6 +116,26 @@ class PropagationRequest:
     shapes: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class FoundOnPlane:
+    """How far a plane has been searched for objects, and at the end what was found.
+
+    Attributes
+    ----------
+    done, total
+        Clicks that have been tried, and all.
+    labels
+        (rows, cols) uint32 at the end: 0 for the background, 1 to N for N objects; None before.
+    scores
+        (N,) float32: how good each object seems, 0 to 1; None before the end.
+    """
+
+    done: int
+    total: int
+    labels: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+
 def never() -> bool:
     """False: the request is never cancelled."""
     return False

@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from napari_lowlat_seg.core.requests import PlaneSource
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import (
+    Cancelled,
+    FoundOnPlane,
+    PlaneSource,
+    Progress,
+    PropagationRequest,
+)
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
-URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "embed_ahead")
+URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "find", "embed_ahead")
 """Kinds of jobs, the most urgent first."""
 
 QUIET = frozenset({"candidates", "embed_ahead"})
 """Kinds that nobody has asked for yet: no signal `started` or `idle` for them."""
+
+
+class Service(Protocol):
+    """What a worker needs of `serving.service.PredictionService`."""
+
+    def embed(self, source: PlaneSource, cancelled: Cancelled = ...) -> float: ...
+
+    def predict(
+        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
+    ) -> Iterator[tuple[SoftMask, bool]]: ...
+
+    def candidates(
+        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
+    ) -> Iterator[tuple[int, SoftMask]]: ...
+
+    def propagate(
+        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
+    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]: ...
+
+    def find_objects(
+        self, settings: Mapping[str, Any], sources: Sequence[PlaneSource], cancelled: Cancelled = ...
+    ) -> Iterator[tuple[int, FoundOnPlane]]: ...
+
+    def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
+
+    def restart(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -40,6 +76,8 @@ class Job:
         Not wanted any more.
     viewed
         The plane came into view while it was embedded ahead.
+    first
+        Of a search: how many planes before those of `sources` have been searched.
     begun, requested
         `time.perf_counter` when the embedding began, and when the job was requested.
     """
@@ -54,6 +92,7 @@ class Job:
     after: tuple[PlaneSource, ...] = ()
     dropped: bool = False
     viewed: bool = False
+    first: int = 0
     begun: float = 0.0
     requested: float = field(default_factory=time.perf_counter)
 

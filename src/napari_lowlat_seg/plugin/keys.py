@@ -81,6 +81,8 @@ ACTIONS = (
 OBJECT_ACTIONS = (
     Action("go_to", "Go there", "Enter"),
     Action("edit_again", "Edit again with its prompts", "E"),
+    Action("accept_proposal", "Accept the proposal", "A"),
+    Action("reject", "Reject the proposal", "X"),
     Action("rename", "Rename", "F2"),
     Action("classify", "Give a class", "C"),
     Action("merge", "Merge into the first chosen", "M"),

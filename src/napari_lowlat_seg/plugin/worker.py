@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.requests import Cancelled, PlaneSource, Progress, PropagationRequest
-from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, should_yield
+from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest
+from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, Service, should_yield
 from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
 LOG = logging.getLogger(__name__)
@@ -29,30 +28,6 @@ GRACE_MS = 150
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 """Errors whose sentence was written for users; any other is a bug of ours, and its type is named."""
-
-
-class Service(Protocol):
-    """What a worker needs of `serving.service.PredictionService`."""
-
-    def embed(self, source: PlaneSource, cancelled: Cancelled = ...) -> float: ...
-
-    def predict(
-        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
-    ) -> Iterator[tuple[SoftMask, bool]]: ...
-
-    def candidates(
-        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
-    ) -> Iterator[tuple[int, SoftMask]]: ...
-
-    def propagate(
-        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
-    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]: ...
-
-    def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
-
-    def restart(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Worker(QObject):
@@ -81,6 +56,10 @@ class Worker(QObject):
         (request, number of the object, `PropagatedMask`).
     propagation_ended
         (request, whether it is complete): no more masks will come.
+    found
+        (ticket of the search, place of the plane, `FoundOnPlane`).
+    find_ended
+        (ticket of the search, whether all planes were searched): no more will come.
     failed
         str: one sentence.
     refused
@@ -97,6 +76,8 @@ class Worker(QObject):
     candidates_found = Signal(object, object)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
+    found = Signal(object, int, object)
+    find_ended = Signal(object, bool)
     failed = Signal(str)
     refused = Signal(object, str)
     idle = Signal()
@@ -117,6 +98,7 @@ class Worker(QObject):
         self._busy: Job | None = None
         self._cancelled_job: Job | None = None
         self._propagation: PropagationRequest | None = None
+        self._search: object = None  # the ticket of the one under way
         self._epoch = 0  # requests from earlier epochs are stale
         self._closed = False
         self._ready: set[Hashable] = set()  # identities of planes that are embedded
@@ -162,6 +144,17 @@ class Worker(QObject):
             self._propagation = request
             self._want(Job("propagate", self._epoch, request=request, sources=sources, what=what))
 
+    def find(self, ticket: object, sources: Sequence[PlaneSource]) -> None:
+        """Find the objects of some planes without prompts, behind all that is more urgent.
+
+        A prediction that is requested meanwhile comes first; the plane under way is then searched anew.
+        `ticket` names the search; a newer one replaces it.
+        """
+        self._end_search(self._search, False)
+        with self._wake:
+            self._search = ticket
+            self._want(Job("find", self._epoch, request=ticket, sources=sources, what="finding objects"))
+
     def stop_propagation(self) -> None:
         """Drop the propagation, and nothing else."""
         with self._wake:
@@ -205,6 +198,7 @@ class Worker(QObject):
         if self._cancelled_job is not None:
             self._grace.start()
         self._end_propagation(self._propagation, False)
+        self._end_search(self._search, False)
 
     def close(self) -> None:
         """End thread and service and return at once. No signal comes any more."""
@@ -239,6 +233,11 @@ class Worker(QObject):
             self._propagation = None
             self.propagation_ended.emit(request, complete)
 
+    def _end_search(self, ticket: object, complete: bool) -> None:
+        if ticket is not None and ticket is self._search:
+            self._search = None
+            self.find_ended.emit(ticket, complete)
+
     def _want(self, job: Job) -> None:
         self._waiting[job.kind] = job
         self._wake.notify()
@@ -263,6 +262,7 @@ class Worker(QObject):
             "embed": self._embed,
             "candidates": self._candidates,
             "propagate": self._propagate,
+            "find": self._find,
             "embed_ahead": self._embed_one_ahead,
         }
         while (job := self._next()) is not None:
@@ -395,6 +395,30 @@ class Worker(QObject):
         finally:
             self._post(None, self._end_propagation, request, complete)
 
+    def _find(self, job: Job) -> None:
+        """Search planes; interrupted by something more urgent, the search goes on after it."""
+
+        def stopped() -> bool:
+            gone = job.epoch != self._epoch or job.request is not self._search
+            return gone or bool(self._waiting.keys() & {"load", "predict", "preview", "propagate"})
+
+        self._post(job.epoch, self.started.emit, job.what)
+        searched = 0
+        try:
+            for place, found in self._loaded().find_objects({}, job.sources, stopped):
+                self._post(job.epoch, self.found.emit, job.request, job.first + place, found)
+                self._post(job.epoch, self.started.emit, _searching(job, place, found))
+                searched = place + (found.labels is not None)
+        except BaseException:
+            self._post(None, self._end_search, job.request, False)
+            raise
+        left = job.sources[searched:]
+        with self._wake:
+            if left and job.epoch == self._epoch and job.request is self._search:
+                self._want(replace(job, sources=left, first=job.first + searched))
+                return
+        self._post(None, self._end_search, job.request, not left)
+
     def _loaded(self) -> Service:
         if self._service is None:
             raise RuntimeError("no model is loaded; choose one first")
@@ -451,3 +475,10 @@ def sentence(error: Exception) -> str:
         return words
     LOG.error("unexpected %s", type(error).__name__, exc_info=error)
     return f"{type(error).__name__}: {words}"
+
+
+def _searching(job: Job, place: int, found: FoundOnPlane) -> str:
+    """How far a search is, in words."""
+    planes = job.first + len(job.sources)
+    of_all = f" ({job.first + place + 1} of {planes})" if planes > 1 else ""
+    return f"{job.what} on {job.sources[place].name}{of_all}, {100 * found.done // max(1, found.total)} %"

@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from cachetools import LRUCache
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import (
     Cancelled,
+    FoundOnPlane,
     PlaneSource,
     Progress,
     PropagationRequest,
@@ -53,8 +54,8 @@ class PredictionProcess:
 
     The child starts with the first call. When it ends in a call, another is started, once, and the call goes
     on where it was; when it has ended otherwise, the next call starts another. A new child computes its
-    embeddings again. Call `embed`, `predict`, `candidates`, `propagate` and `describe` from one
-    thread, one at a time; `restart` and `close` from any thread.
+    embeddings again. Call `embed`, `predict`, `candidates`, `propagate`, `find_objects` and
+    `describe` from one thread, one at a time; `restart` and `close` from any thread.
 
     Parameters
     ----------
@@ -118,6 +119,13 @@ class PredictionProcess:
         """As `PredictionService.propagate`; each plane is read here when an object reaches it."""
         with suppress(Interrupted):
             yield from self._request("propagate", request, sources, cancelled, (int, PropagatedMask))
+
+    def find_objects(
+        self, settings: Mapping[str, Any], sources: Sequence[PlaneSource], cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, FoundOnPlane]]:
+        """As `PredictionService.find_objects`."""
+        with suppress(Interrupted):
+            yield from self._request("find_objects", dict(settings), sources, cancelled, (int, FoundOnPlane))
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model as `PredictionService.describe` has them, and the child's process and threads.
@@ -264,7 +272,8 @@ def serve(functions: bool = True) -> None:
     connection = Connection()
     server = _Server(connection, functions)
     requests: dict[str, Any] = {
-        kind: partial(server.request, kind) for kind in ("embed", "predict", "candidates", "propagate")
+        kind: partial(server.request, kind)
+        for kind in ("embed", "predict", "candidates", "propagate", "find_objects")
     }
     if functions:
         requests["call"] = server.call
@@ -298,8 +307,10 @@ class _Server:
             yield from service.predict(message, readable[0], cancelled)
         elif kind == "candidates":
             yield from service.candidates(message, readable[0], cancelled)
-        else:
+        elif kind == "propagate":
             yield from service.propagate(message, readable, cancelled)
+        else:
+            yield from service.find_objects(message, readable, cancelled)
 
     def call(self, entry: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         yield _called(entry, arguments, self._progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,13 +24,14 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import (
     Cancelled,
+    FoundOnPlane,
     PlaneSource,
     Progress,
     PropagationRequest,
     Request,
     never,
 )
-from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.core.volume import Plane, any_finite
 from napari_lowlat_seg.models.registry import WEIGHTS, cache_dir
 from napari_lowlat_seg.propagation.propagate import run_propagation
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
@@ -206,6 +207,40 @@ class PredictionService:
 
         with suppress(Interrupted), self._interruptible(cancelled):
             yield from run_propagation(_SoftMaskPredictor(self._predictor), reader, request, embed, cancelled)
+
+    def find_objects(
+        self, settings: Mapping[str, Any], sources: Sequence[PlaneSource], cancelled: Cancelled = never
+    ) -> Iterator[tuple[int, FoundOnPlane]]:
+        """Yield (place, what was found so far) for each of some planes, without prompts.
+
+        Parameters
+        ----------
+        settings
+            Fields of `MaskGeneratorSettings` that are not as usual.
+        sources
+            Of the planes; places count from 0.
+        cancelled
+            Once it returns True nothing more comes, and the network stops between two layers.
+
+        Raises
+        ------
+        ValueError
+            As `MaskGeneratorSettings` and `label_plane`, and whatever reading the pixels raises.
+        """
+        from napari_lowlat_seg.inference.mask_generator import MaskGeneratorSettings, search_plane
+
+        chosen = MaskGeneratorSettings(**settings)
+        with suppress(Interrupted), self._interruptible(cancelled):
+            for place, source in enumerate(sources):
+                pixels = np.asarray(source.read())
+                if not any_finite(pixels):
+                    empty = np.zeros(pixels.shape[:2], np.uint32)
+                    yield place, FoundOnPlane(1, 1, empty, np.zeros(0, np.float32))
+                    continue
+                for found in search_plane(self._predictor, pixels, source.window, source.spacing, chosen):
+                    if cancelled():
+                        return
+                    yield place, found
 
     def describe(self, progress: Progress | None = None) -> dict[str, Any]:
         """Facts on the model, by name.

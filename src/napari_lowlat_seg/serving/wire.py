@@ -20,7 +20,7 @@ import numpy as np
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import LEVELS, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
-from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
+from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
@@ -86,6 +86,12 @@ _FIELDS: dict[type[Any], dict[str, Any]] = {
         "confidence": _NUMBER,
         "final": bool,
         "note": (str, type(None)),
+    },
+    FoundOnPlane: {
+        "done": int,
+        "total": int,
+        "labels": (np.ndarray, type(None)),
+        "scores": (np.ndarray, type(None)),
     },
 }
 """What travels, by type: its fields and what each may be. Their order is part of the protocol."""
@@ -284,10 +290,23 @@ def _check_propagation(request: PropagationRequest) -> None:
         raise ValueError("a propagation whose anchors are no masks")
 
 
+def _check_found(found: FoundOnPlane) -> None:
+    """Refuse labels that are not those of a plane, and other scores than one for each of them."""
+    labels, scores = found.labels, found.scores
+    if (labels is None) != (scores is None) or not 0 <= found.done <= found.total:
+        raise ValueError("expected labels with scores, or neither, and a part of the clicks")
+    if labels is None or scores is None:
+        return
+    whole = labels.ndim == 2 and labels.dtype == np.uint32 and scores.ndim == 1 and scores.dtype == np.float32
+    if not whole or int(labels.max(initial=0)) != len(scores):
+        raise ValueError(f"expected {len(scores)} labels of a plane, got {labels.dtype} of {labels.shape}")
+
+
 _CHECKS: dict[type[Any], Callable[[Any], None]] = {
     SoftMask: _check_soft_mask,
     Request: _check_request,
     PropagationRequest: _check_propagation,
+    FoundOnPlane: _check_found,
 }
 
 

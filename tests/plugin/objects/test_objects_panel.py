@@ -235,6 +235,41 @@ def test_objects_come_into_the_table_as_they_are_annotated(window, qtbot):
     assert "nothing was written" in page.sentence
 
 
+def test_find_all_proposes_and_single_keys_accept_reject_and_correct(window, qtbot):
+    """They are drawn until they are judged, and are no labels to choose."""
+    it, page = window, window.page
+    it.look((0, None, None))
+    page.press("Find all")
+    it.see("3", "7", "?", "?")
+    assert page.sentence == "Found 2 objects: in the table, A accepts, X rejects, E corrects."
+    layer = it.controller().all_objects.proposals.layer
+    shown = np.asarray(layer.data).reshape(40, 50)
+    first, second = shown[5:15, 5:15], shown[25:35, 30:40]
+    assert {int(first[5, 5]), int(second[5, 5])} == {0, 2}  # one is chosen and filled
+    assert first[0].all()
+    assert second[0].all()
+    assert layer.name not in page.options("Labels")
+    before = it.labels.copy()
+    page.object_key(None, Qt.Key.Key_A)
+    it.see("3", "7", "8", "?")
+    assert page.sentence == "Accepted as object 8."
+    assert (it.labels[0] == 8).sum() == 100
+    assert np.array_equal(it.labels[before > 0], before[before > 0])
+    page.object_key(None, Qt.Key.Key_X)
+    it.see("3", "7", "8")
+    qtbot.waitUntil(lambda: it.controller().all_objects.proposals.layer is None)
+    it.controller().undo()
+    it.see("3", "7", "8", "?")
+    view = page.part("Objects")
+    view.choose(view.model().keys[-1])
+    page.object_key(None, Qt.Key.Key_E)
+    it.see("3", "7", "8", "9")
+    assert page.object_row(9)[2] == "in progress"
+    it.controller().accept()
+    it.settle()
+    assert (it.labels[0] == 9).sum() == 100
+
+
 def test_a_list_of_classes_is_the_only_choice(window, tmp_path):
     """Loaded from a table; another class is refused in one sentence, a wrong file too."""
     it, page = window, window.page

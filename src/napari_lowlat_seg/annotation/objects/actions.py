@@ -44,7 +44,7 @@ def describe(session: Session, labels: Iterable[int], **changes: Any) -> bool:
         For a class that is not of the list, a name that is no name, and without labels.
     """
     check_class(session.classes, changes.get("category", ""))
-    store, facts = _store(session), session.facts
+    store, facts = labels_of(session), session.facts
     said: list[FactChange] = []
     for label in dict.fromkeys(labels):
         before = facts.get(label, PLAIN)
@@ -62,7 +62,7 @@ def delete(session: Session, counts: LabelCounts, labels: Iterable[int]) -> None
     edits = _replaced(session, counts, labels, 0)
     gone = tuple((label, session.facts[label], None) for label in labels if label in session.facts)
     title = f"deleted {_objects(labels)}"
-    _do(session, title, _store(session), edits, _forgotten(session, labels), gone)
+    _do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
 
 
 def merge(session: Session, counts: LabelCounts, labels: Iterable[int]) -> int:
@@ -77,7 +77,7 @@ def merge(session: Session, counts: LabelCounts, labels: Iterable[int]) -> int:
     edits = _replaced(session, counts, others, first)
     gone = tuple((label, session.facts[label], None) for label in others if label in session.facts)
     title = f"merged {_objects(others)} into {first}"
-    _do(session, title, _store(session), edits, _forgotten(session, labels), gone)
+    _do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
     return first
 
 
@@ -95,23 +95,23 @@ def split(session: Session, counts: LabelCounts, label: int) -> tuple[int, ...]:
         raise ValueError(f"object {label} is in one piece")
     sizes = sum(np.bincount(part.ravel(), minlength=number + 1) for _, _, part in parts)
     largest = 1 + int(np.argmax(np.asarray(sizes)[1:]))
-    first = _next_label(session)
-    check_label(_store(session), next(iter(counts.planes(label))), first + number - 2)
+    first = next_label(session)
+    check_label(labels_of(session), next(iter(counts.planes(label))), first + number - 2)
     table = np.zeros(number + 1, np.int64)
     table[[i for i in range(1, number + 1) if i != largest]] = np.arange(first, first + number - 1)
     edits = []
     for position, box, part in parts:
         plane = counts.plane(position)
-        before = _store(session).read(plane, box)
+        before = labels_of(session).read(plane, box)
         after = np.where(table[part] > 0, table[part], before).astype(before.dtype)
         edit = LabelEdit.between(plane, box, before, after)
         edits += [] if edit is None else [edit]
     new = tuple(range(first, first + number - 1))
     said = session.facts.get(label)
     facts: tuple[FactChange, ...] = () if said is None else tuple((one, None, said) for one in new)
-    records = (*_forgotten(session, [label]), *_moved_on(session, new[-1]))
+    records = (*_forgotten(session, [label]), *moved_on(session, new[-1]))
     title = f"split object {label} into {number} parts"
-    _do(session, title, _store(session), edits, records, facts)
+    _do(session, title, labels_of(session), edits, records, facts)
     return new
 
 
@@ -122,7 +122,7 @@ def place_of(session: Session, counts: LabelCounts, label: int) -> tuple[Plane, 
 
     Raises ValueError if no voxel has the label.
     """
-    store = _store(session)
+    store = labels_of(session)
     candidates: list[tuple[Plane, BoundingBox]] = [
         (plane, edit.box)
         for number, record in session.contents.records.items()
@@ -160,7 +160,8 @@ def _do(
     session.do_step(step)
 
 
-def _store(session: Session) -> LabelStore:
+def labels_of(session: Session) -> LabelStore:
+    """The labels in use; raises ValueError without any."""
     if session.labels is None:
         raise ValueError("there are no labels yet; accept an object, or choose a labels layer first")
     return session.labels
@@ -168,7 +169,7 @@ def _store(session: Session) -> LabelStore:
 
 def _changeable(session: Session, counts: LabelCounts, labels: Iterable[int]) -> list[int]:
     """The labels, each once, if all are there, unlocked and not being edited."""
-    _store(session)
+    labels_of(session)
     session.check_answered()
     chosen = list(dict.fromkeys(int(label) for label in labels))
     for label in chosen:
@@ -184,7 +185,7 @@ def _changeable(session: Session, counts: LabelCounts, labels: Iterable[int]) ->
 
 def _replaced(session: Session, counts: LabelCounts, labels: Sequence[int], value: int) -> list[LabelEdit]:
     """The edits that give all voxels of some labels another value."""
-    store, boxes = _store(session), dict[Plane, BoundingBox]()
+    store, boxes = labels_of(session), dict[Plane, BoundingBox]()
     for label in labels:
         for plane, on in counts.planes(label).items():
             boxes[plane] = on.box if plane not in boxes else boxes[plane].union(on.box)
@@ -207,13 +208,13 @@ def _forgotten(session: Session, labels: Sequence[int]) -> Records:
     )
 
 
-def _next_label(session: Session) -> int:
+def next_label(session: Session) -> int:
     """The label that the current object would get if it began now."""
     used = session.label if session.begun else 0
     return max(session.highest, used) + 1
 
 
-def _moved_on(session: Session, highest: int) -> Records:
+def moved_on(session: Session, highest: int) -> Records:
     """The record of an empty current object whose label has been taken, with the next one."""
     record = session.contents.records[session.current]
     if session.begun or session.semantic or record.label > highest:
@@ -233,7 +234,7 @@ def _islands(
     low, high = positions.min(axis=0), positions.max(axis=0)
     voxels = np.zeros((*(high - low + 1), *box.shape), np.bool_)
     for plane, position in zip(planes, positions, strict=True):
-        voxels[tuple(position - low)] = _store(session).read(plane, box) == label
+        voxels[tuple(position - low)] = labels_of(session).read(plane, box) == label
     numbers, _ = ndimage.label(voxels, np.ones((3,) * voxels.ndim))
     for position in positions:
         yield tuple(int(at) for at in position), box, numbers[tuple(position - low)]

@@ -10,9 +10,9 @@ from typing import Literal
 from napari_lowlat_seg.annotation.history import Event
 from napari_lowlat_seg.annotation.objects.counts import LabelCounts, edit_parts
 from napari_lowlat_seg.annotation.objects.facts import PLAIN
+from napari_lowlat_seg.annotation.objects.proposals import masks_of
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
-from napari_lowlat_seg.core.volume import Plane
 
 State = Literal["proposed", "in progress", "to review", "done", "locked"]
 STATES: tuple[State, ...] = ("proposed", "in progress", "to review", "done", "locked")
@@ -165,12 +165,12 @@ class ObjectTable:
         return Row(key, said.name, said.category, state, planes, voxels, voxels * self.unit_size, said.hidden)
 
     def _proposal(self, number: int) -> Row | None:
-        masks = proposal_masks(self._session, number)
+        masks = masks_of(self._session, number)
         if not masks:
             self._sizes.pop(number, None)
             return None
         if number not in self._sizes:
-            self._sizes[number] = len(masks), sum(masks.values())
+            self._sizes[number] = len(masks), sum(mask.pixels for mask in masks.values())
         planes, voxels = self._sizes[number]
         score = self._session.contents.records[number].score
         return Row(-number, "", "", "proposed", planes, voxels, voxels * self.unit_size, score=score)
@@ -195,12 +195,3 @@ class ObjectTable:
         for edit in edits:
             self.counts.edit(edit)
             self._missed.append(edit)
-
-
-def proposal_masks(session: Session, number: int) -> dict[Plane, int]:
-    """The planes of a proposal and its pixels on each; none if it was accepted, rejected or opened."""
-    record = session.contents.records.get(number)
-    if record is None or record.score is None or record.store is not None or number == session.current:
-        return {}
-    states = session.contents.of(number)
-    return {p: state.soft_mask.pixels for p, state in states.items() if state.soft_mask is not None}

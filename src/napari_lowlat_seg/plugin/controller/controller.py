@@ -122,7 +122,15 @@ class AnnotationController:
         self.files = SessionFiles(self.grid, self.session, self.labels, worker)
         self.objects = ObjectFiles(self.grid, self.session, self.labels, worker)
         self.all_objects = ObjectsController(
-            self.grid, self.session, self.labels, worker, self.current_plane, self.actions
+            viewer,
+            self.grid,
+            self.session,
+            self.labels,
+            worker,
+            self.current_plane,
+            self.actions,
+            self.predictions.sources.source,
+            lambda: self.propagation.range,
         )
         self._displayed = intensities == "displayed"
         seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
@@ -131,7 +139,7 @@ class AnnotationController:
         )
         self.mouse = MouseMode(viewer, self.prompts, self.preview)
         asking = (self.predictions, self.candidates, self.propagation)
-        self._parts = (*seen, self.mouse, self.labels, *asking)
+        self._parts = (*seen, self.mouse, self.labels, *asking, self.all_objects)
         self.attached = False
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._drawn: Mapping[Plane, tuple[Prompt, ...]] = {}  # the prompts that the layers show
@@ -201,7 +209,6 @@ class AnnotationController:
         self.viewer.layers.events.removed.disconnect(self._removed)
         for part in reversed(self._parts):
             part.detach()
-        self.all_objects.detach()
         self.preview.detach()
 
     def close(self) -> None:
@@ -214,6 +221,11 @@ class AnnotationController:
     def plane(self) -> Plane | None:
         """The plane that the viewer shows; None where it shows none of the image."""
         return self.current_plane.plane
+
+    @property
+    def proposal_layer(self) -> Any:
+        """The layer that shows proposals; None without any."""
+        return self.all_objects.proposals.layer
 
     @property
     def settings(self) -> Settings:

@@ -169,8 +169,8 @@ class ImageControllers:
             self.current.status.emit(f"{name} has new data: prompts and masks of the old data are gone")
 
     def previews(self) -> list[Any]:
-        """The preview layers of all controllers, which are no labels of the user's."""
-        return [controller.preview.layer for controller in self._known.values()]
+        """The layers of all controllers that show masks, which are no labels of the user's."""
+        return [layer for one in self._known.values() for layer in (one.preview.layer, one.proposal_layer)]
 
     def _controller(self, layer: Any, view: View | None) -> Any:
         view = view or self._views.get(layer) or View(intensities=settings().prompts.intensities)

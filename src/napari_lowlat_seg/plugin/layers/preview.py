@@ -127,7 +127,7 @@ class Preview:
         self._plane = plane
         self._mask = None if mask is None else _patch(mask)
         thin = max(1, self._width // 2)
-        self._others = [Patch(one.corner, _edge(one.pixels, thin)) for one in others]
+        self._others = [Patch(one.corner, edge_of(one.pixels, thin)) for one in others]
         self._draw()
 
     def stroke(self, points: Points | None, positive: bool = True, kind: str = "scribble") -> None:
@@ -164,7 +164,7 @@ class Preview:
         self._outline = None
         if mask is not None:
             part = _patch(mask)
-            self._outline = Patch(part.corner, _edge(part.pixels, self._width))
+            self._outline = Patch(part.corner, edge_of(part.pixels, self._width))
         self._draw()
 
     def cursor(self, at: tuple[float, float] | None) -> None:
@@ -373,7 +373,7 @@ def _closed(points: np.ndarray, kind: str) -> np.ndarray:
     return points if kind == "scribble" else np.concatenate([points, points[:1]])
 
 
-def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+def edge_of(mask: np.ndarray, width: int) -> np.ndarray:
     """The pixels of a mask within `width` steps of what is not in it; outside the plane counts as in it."""
     box = BoundingBox.of(mask)
     edge = np.zeros_like(mask)

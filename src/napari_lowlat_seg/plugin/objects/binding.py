@@ -36,18 +36,22 @@ class ObjectsInFront:
             lambda keys, field, text: self._with(lambda it: it.describe(keys, **{field: text}))
         )
         panel.classes_chosen.connect(lambda path: self._with(lambda it: it.load_classes(path)))
+        panel.searched.connect(lambda scope: self._with(lambda it: it.find_all(scope)))
+        panel.chosen.connect(lambda keys: self.controller and self.controller.choose(keys))
         panel.recounted.connect(lambda: self._with(lambda it: it.look_through(again=True)))
 
     def show(self, controller: ObjectsController | None) -> None:
         """Show the objects of another image; none for None."""
         if self.controller is not None:
             self.controller.changed.disconnect(self._soon)
+            self.controller.search.proposed.disconnect(self._proposed)
         self.controller = controller
         self._panel.setEnabled(controller is not None)
         if controller is None:
             self._panel.show_rows({})
             return
         controller.changed.connect(self._soon)
+        controller.search.proposed.connect(self._proposed)
         self._panel.model.colour = controller.colour
         self._panel.model.unit = controller.unit
         controller.table.update()
@@ -69,6 +73,12 @@ class ObjectsInFront:
         if changed or moved:
             panel.show_changes(changed, moved)
         panel.show_count(it.counting)
+        panel.show_search(running=it.search.running)
+        it.show_proposals()
+
+    def _proposed(self) -> None:
+        self.refresh()
+        self._panel.look_at_proposals()
 
     def close(self) -> None:
         """Refresh no more."""

@@ -16,11 +16,19 @@ from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.objects import actions
 from napari_lowlat_seg.annotation.objects.counts import LabelCounts, count_labels
 from napari_lowlat_seg.annotation.objects.facts import PLAIN, class_colours, read_classes
+from napari_lowlat_seg.annotation.objects.proposals import (
+    accept_proposal,
+    correct_proposal,
+    masks_of,
+    reject_proposals,
+)
 from napari_lowlat_seg.annotation.objects.table import ObjectTable, Row
 from napari_lowlat_seg.annotation.session import Session
+from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.objects.proposals import ProposalLayer, Search
 from napari_lowlat_seg.plugin.worker import Worker
 
 SAY_SECONDS = 0.2
@@ -32,8 +40,14 @@ class ObjectsController:
 
     Parameters
     ----------
+    viewer
+        napari's; it shows proposals.
     grid, session, labels, worker, current_plane, queue
         Those of the controller of the image.
+    source
+        From a plane to where its pixels come from.
+    propagation_range
+        Returns the first and the last plane of the range of planes.
 
     Attributes
     ----------
@@ -41,6 +55,8 @@ class ObjectsController:
         The rows.
     counting
         How far the count of the labels is, in words; "" when it is done.
+    search
+        Finds objects without a prompt.
     """
 
     changed = Signal()
@@ -54,12 +70,15 @@ class ObjectsController:
 
     def __init__(
         self,
+        viewer: Any,
         grid: Grid,
         session: Session,
         labels: ChosenLabels,
         worker: Worker,
         current_plane: CurrentPlane,
         queue: ActionQueue,
+        source: Callable[[Plane], Any],
+        propagation_range: Callable[[], tuple[int, int]],
     ) -> None:
         self._grid, self._session, self._labels, self._worker = grid, session, labels, worker
         self._current_plane, self._queue = current_plane, queue
@@ -71,6 +90,10 @@ class ObjectsController:
         self._colormap: Any = None  # of the layer, before objects were hidden
         self._coloured: Any = None  # the layer with our colormap
         labels.changed.connect(self._labels_changed)
+        self.search = Search(session, worker, current_plane, source, propagation_range)
+        self.proposals = ProposalLayer(viewer, grid, session)
+        self.search.status.connect(self._say)
+        self.search.changed.connect(self._emit_changed)
 
     # Counting
 
@@ -119,8 +142,16 @@ class ObjectsController:
             self._show_hidden()
             self.changed.emit()
 
+    def attach(self) -> None:
+        """Listen to the worker and the sliders."""
+        self.search.attach()
+        self._current_plane.moved.connect(self.show_proposals)
+
     def detach(self) -> None:
-        """Stop counting, and give the labels layer back its colours."""
+        """Stop counting and searching, and give the labels layer back its colours."""
+        self.search.detach()
+        self._current_plane.moved.disconnect(self.show_proposals)
+        self.proposals.remove()
         if self._count is not None:
             self._count = self._counted = None
             self.counting = ""
@@ -134,17 +165,30 @@ class ObjectsController:
         if not known:
             self._say("Choose an object in the table first.")
             return
-        getattr(self, name)(known)
+        proposed = all(key < 0 for key in known)
+        if proposed and name == "delete":
+            name = "reject"
+        if name in ("accept_proposal", "reject") and not proposed:
+            self._say("Only a proposal is accepted or rejected here; choose one.")
+        elif proposed and name not in ("go_to", "edit_again", "accept_proposal", "reject"):
+            self._say("This is a proposal so far: accept it first (A).")
+        else:
+            getattr(self, name)([key for key in known if (key < 0) == proposed])
 
     def go_to(self, keys: Sequence[int]) -> None:
         """Show the plane with most of an object, with the object in the middle."""
-        self._try(lambda: self._look(*actions.place_of(self._session, self.table.counts, keys[0])))
+        self._try(lambda: self._look(*self._place_of(keys[0])))
 
     def edit_again(self, keys: Sequence[int]) -> None:
         """Make an object the current one, with its prompts."""
 
         def edit() -> None:
-            plane, at = actions.place_of(self._session, self.table.counts, keys[0])
+            plane, at = self._place_of(keys[0])
+            if keys[0] < 0:
+                correct_proposal(self._session, -keys[0])
+                self._look(plane, at)
+                self.done.emit("Correct the proposal by clicks; Enter accepts it.")
+                return
             if self._session.edit_object(plane, at):
                 self._look(plane, at)
                 self.done.emit(f"Editing object {keys[0]}. Enter accepts, Escape keeps it as it was.")
@@ -185,6 +229,48 @@ class ObjectsController:
     def split(self, keys: Sequence[int]) -> None:
         """Give each connected part of an object a label of its own."""
         self._change(lambda: actions.split(self._session, self.table.counts, keys[0]))
+
+    # Proposals
+
+    def find_all(self, scope: str) -> None:
+        """Propose objects on the "plane" in view, in the "range" of planes or in the "volume"."""
+        self._try(lambda: self.search.start(scope))
+        self.changed.emit()
+
+    def accept_proposal(self, keys: Sequence[int]) -> None:
+        """Write proposals into the labels, each as one undo step."""
+
+        def accept() -> None:
+            if not self._labels.ensure():
+                self._say("The labels are still being opened; try again in a moment.")
+                return
+            labels = [accept_proposal(self._session, -key) for key in keys]
+            self.done.emit(f"Accepted as object {labels[-1]}.")
+            self.refresh_hidden()
+
+        self._when_answered(accept)
+
+    def reject(self, keys: Sequence[int]) -> None:
+        """Drop proposals, in one undo step."""
+        self._change(lambda: reject_proposals(self._session, [-key for key in keys]))
+
+    def choose(self, keys: Sequence[int]) -> None:
+        """Fill these proposals in the view."""
+        self.proposals.chosen = frozenset(-key for key in keys if key < 0)
+        self.show_proposals()
+
+    def show_proposals(self) -> None:
+        """Draw the proposals on the plane in view."""
+        numbers = [-key for key in self.table.rows if key < 0]
+        self.proposals.show(self._current_plane.plane, numbers)
+
+    def _place_of(self, key: int) -> tuple[Plane, tuple[int, int]]:
+        if key > 0:
+            return actions.place_of(self._session, self.table.counts, key)
+        masks = masks_of(self._session, -key)
+        plane = max(masks, key=lambda one: masks[one].pixels)
+        box = masks[plane].box
+        return plane, ((box.top + box.bottom) // 2, (box.left + box.right) // 2)
 
     def load_classes(self, path: Path | None) -> None:
         """Take the classes in a CSV file for the only ones; None allows any again."""
@@ -291,6 +377,9 @@ class ObjectsController:
             show_warning(str(error))
             self._say(str(error))
             return None
+
+    def _emit_changed(self) -> None:
+        self.changed.emit()
 
     def _say(self, sentence: str) -> None:
         self.status.emit(sentence)

@@ -25,7 +25,7 @@ ALL = ""
 """The state to filter by that shows all."""
 
 _SORTED: tuple[Callable[[Row], Any], ...] = (
-    lambda row: abs(row.key),
+    lambda row: (row.proposed, abs(row.key)),
     lambda row: row.name.casefold(),
     lambda row: row.state,
     lambda row: row.category.casefold(),
@@ -146,7 +146,10 @@ class ObjectModel(QAbstractTableModel):
     def _passes(self, row: Row) -> bool:
         if self._state not in (ALL, row.state):
             return False
-        text = f"{abs(row.key)} {row.name} {row.category} {row.state}".casefold() if self._words else ""
+        if not self._words:
+            return True
+        known = "" if row.proposed else str(row.key)
+        text = f"{known} {row.name} {row.category} {row.state}".casefold()
         return all(word in text for word in self._words.split())
 
     def _order(self, key: int) -> tuple[Any, int]:
@@ -222,8 +225,8 @@ def text_of(row: Row, column: int) -> str:
     """What a cell shows."""
     known = row.voxels > 0
     return (
-        "–" if row.proposed else str(row.key),
-        row.name,
+        "?" if row.proposed else str(row.key),
+        f"score {row.score:.2f}" if row.proposed and row.score is not None else row.name,
         f"{row.state}, hidden" if row.hidden else row.state,
         row.category,
         str(row.planes) if known else "–",
@@ -233,6 +236,6 @@ def text_of(row: Row, column: int) -> str:
 
 def tip_of(row: Row) -> str:
     """The whole row in words."""
-    what = f"proposal, score {row.score:.2f}" if row.score is not None else f"object {row.key}"
+    what = "proposal" if row.proposed else f"object {row.key}"
     names = ", ".join(part for part in (row.name, row.category) if part)
     return f"{what}{names and ': '}{names}; {row.voxels} voxels on {row.planes} planes"

@@ -34,6 +34,9 @@ WIDTHS = {ID: "0000", NAME: "name of one", STATE: "in progress", CLASS: "nucleus
 
 ROWS_SHOWN = 9
 
+SCOPES = (("on this plane", "plane"), ("in the range", "range"), ("in the volume", "volume"))
+"""Where *Find all* searches."""
+
 
 class ObjectPanel(QWidget):
     """The table of objects with its controls.
@@ -49,6 +52,12 @@ class ObjectPanel(QWidget):
 
     described_as = Signal(object, str, str)
     """Keys of rows, "name" or "category", and the new text."""
+
+    chosen = Signal(object)
+    """The keys of the rows that are chosen now."""
+
+    searched = Signal(str)
+    """Find all objects on this "plane", in the "range" of planes or in the "volume"."""
 
     classes_chosen = Signal(object)
     """The file of a list of classes; None for none."""
@@ -81,16 +90,33 @@ class ObjectPanel(QWidget):
             "Actions of objects",
             "What can be done with the rows chosen, and its keys.",
         )
+        self.scope = described(
+            QComboBox(),
+            "Where to find objects",
+            "The plane in view, the range above, or all planes.",
+        )
+        for text, where in SCOPES:
+            self.scope.addItem(text, where)
+        narrow(self.scope, 6)
+        let_wheel_scroll(self.scope)
+        self.find = described(
+            action_button("Find all", lambda: self.searched.emit(self.scope.currentData())),
+            "Find all",
+            "Proposes objects without a prompt: A accepts, X rejects, E corrects the one that is chosen.",
+        )
         self.menu = self._menu()
         self.actions.setMenu(self.menu)
         self._connect()
-        row, below = QHBoxLayout(), QHBoxLayout()
+        search, row, below = QHBoxLayout(), QHBoxLayout(), QHBoxLayout()
+        search.addWidget(self.find)
+        search.addWidget(self.scope, 1)
         row.addWidget(self.words, 1)
         row.addWidget(self.state)
         below.addWidget(self.count, 1)
         below.addWidget(self.actions)
         self.column = QVBoxLayout(self)
         self.column.setContentsMargins(0, 0, 0, 0)
+        self.column.addLayout(search)
         self.column.addLayout(row)
         self.column.addWidget(self.view)
         self.column.addLayout(below)
@@ -106,7 +132,7 @@ class ObjectPanel(QWidget):
         self.view.customContextMenuRequested.connect(
             lambda at: self.menu.popup(self.view.viewport().mapToGlobal(at))
         )
-        self.view.selectionModel().selectionChanged.connect(lambda *_: self.show_count(self._counting))
+        self.view.selectionModel().selectionChanged.connect(self._selected)
         self.model.edited.connect(self._edited)
 
     def _menu(self) -> QMenu:
@@ -151,6 +177,18 @@ class ObjectPanel(QWidget):
         self.count.setText(sentence)
         self.count.setAccessibleName(f"Number of objects: {sentence}")
 
+    def show_search(self, *, running: bool) -> None:
+        """Show whether objects are being searched."""
+        self.find.setEnabled(not running)
+        self.find.setText("Finding…" if running else "Find all")
+
+    def look_at_proposals(self) -> None:
+        """Choose the first proposal and go there; the keys of the table act on it."""
+        proposed = next((key for key in self.model.keys if key < 0), None)
+        if proposed is not None and self.view.choose(proposed):
+            self.view.setFocus()
+            self.act("go_to")
+
     def show_classes(self, fixed: Sequence[str], colours: Mapping[str, str]) -> None:
         """Offer these classes; `fixed` ones are the only ones."""
         self.view.classes.names = list(fixed or colours)
@@ -169,8 +207,25 @@ class ObjectPanel(QWidget):
             self.view.edit_column(NAME if name == "rename" else CLASS)
         elif name == "next_of_state":
             self.view.next_of_state()
+        elif name in ("accept_proposal", "reject"):
+            place = self.view.currentIndex().row()
+            self.pressed.emit(name, self.view.chosen())
+            self._next_proposal(place)
         else:
             self.pressed.emit(name, self.view.chosen())
+
+    def _next_proposal(self, place: int) -> None:
+        """Go to the proposal that has come to this place, or to the first one."""
+        keys = self.model.keys
+        if 0 <= place < len(keys) and keys[place] < 0:
+            self.view.choose(keys[place])
+            self.act("go_to")
+        else:
+            self.look_at_proposals()
+
+    def _selected(self, *_: object) -> None:
+        self.show_count(self._counting)
+        self.chosen.emit(self.view.chosen())
 
     def _chosen(self, name: str, *_: object) -> None:
         self.act(name)

@@ -18,6 +18,7 @@ from scipy.ndimage import label
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.masks import THRESHOLD, PostProcessing, postprocess_mask
 from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.core.requests import FoundOnPlane
 
 CLICKS_AT_ONCE = 32
 """The most clicks that the network predicts in one call."""
@@ -157,13 +158,36 @@ def label_plane(
     --------
     >>> labels = label_plane(load_predictor("default"), image)  # doctest: +SKIP
     """
+    *_, last = search_plane(predictor, image, window, spacing, settings)
+    assert last.labels is not None
+    return last.labels
+
+
+def search_plane(
+    predictor: BatchPredictor,
+    image: np.ndarray,
+    window: tuple[float, float] | None = None,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    settings: MaskGeneratorSettings = DEFAULT,
+) -> Iterator[FoundOnPlane]:
+    """Yield how far the search is after every few clicks; the last one has the labels of `label_plane`.
+
+    Parameters and errors are those of `label_plane`.
+    """
     rows, cols = image.shape[:2]
     if rows * cols > PIXELS:
         raise ValueError(f"automatic segmentation takes planes of up to {PIXELS} pixels; got {rows} x {cols}")
     kept: list[MaskProposal] = []
-    for tile in overlapping_tiles(rows, cols):
-        kept += _propose(predictor, image[tile.slices], window, spacing, tile, (rows, cols), settings)
-    return label_masks(nms(kept, settings.same), (rows, cols), settings.own)
+    tiles = overlapping_tiles(rows, cols)
+    total, done = sum(len(click_grid(tile.shape, settings.grid, spacing)) for tile in tiles), 0
+    for tile in tiles:
+        for clicks, some in _propose(
+            predictor, image[tile.slices], window, spacing, tile, (rows, cols), settings
+        ):
+            kept += some
+            done += clicks
+            yield FoundOnPlane(done, total)
+    yield FoundOnPlane(total, total, *label_masks(nms(kept, settings.same), (rows, cols), settings.own))
 
 
 def overlapping_tiles(rows: int, cols: int) -> list[BoundingBox]:
@@ -205,18 +229,20 @@ def _propose(
     tile: BoundingBox,
     plane: tuple[int, int],
     settings: MaskGeneratorSettings,
-) -> Iterator[MaskProposal]:
-    """The masks of a tile that are kept, placed on the plane."""
+) -> Iterator[tuple[int, list[MaskProposal]]]:
+    """After every few clicks: how many, and their masks that are kept, placed on the plane."""
     embedding = predictor.embed(pixels, window, spacing)
     clicks = click_grid(tile.shape, settings.grid, spacing)
     step = max(1, min(CLICKS_AT_ONCE, PIXELS // (tile.shape[0] * tile.shape[1])))
     for first in range(0, len(clicks), step):
         some = clicks[first : first + step]
         predictions = predictor.predict_batch(embedding, [[click] for click in some])
+        kept = []
         for proposal in filter_masks(some, predictions, settings):
             box = proposal.box.shifted(*tile.corner)
             if not _is_cut_off(box, tile, plane):
-                yield MaskProposal(box.corner, proposal.mask, proposal.score)
+                kept.append(MaskProposal(box.corner, proposal.mask, proposal.score))
+        yield len(some), kept
 
 
 def _is_cut_off(box: BoundingBox, tile: BoundingBox, plane: tuple[int, int]) -> bool:
@@ -271,17 +297,19 @@ def nms(proposals: Sequence[MaskProposal], same: float) -> list[MaskProposal]:
     return kept
 
 
-def label_masks(proposals: Sequence[MaskProposal], shape: tuple[int, int], own: float) -> np.ndarray:
-    """Labels (rows, cols) uint32 from 1: each keeps the pixels that none before it has.
+def label_masks(
+    proposals: Sequence[MaskProposal], shape: tuple[int, int], own: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (rows, cols) uint32 from 1, and float32 scores: each keeps the pixels that none before it has.
 
     A mask to which less than the share `own` is left is dropped; there is no gap in the numbers.
     """
     labels = np.zeros(shape, np.uint32)
-    count = 0
+    scores: list[float] = []
     for proposal in proposals:
         part = labels[proposal.box.slices]
         free = proposal.mask & (part == 0)
         if np.count_nonzero(free) >= own * proposal.area:
-            count += 1
-            part[free] = count
-    return labels
+            scores.append(proposal.score)
+            part[free] = len(scores)
+    return labels, np.array(scores, np.float32)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from fakes import FakePrediction, FakePredictor
-from napari_lowlat_seg.batch import mask_generator as module
-from napari_lowlat_seg.batch.mask_generator import (
+from napari_lowlat_seg.core.masks import PostProcessing
+from napari_lowlat_seg.core.prompts import Click, Prompt
+from napari_lowlat_seg.inference import mask_generator as module
+from napari_lowlat_seg.inference.mask_generator import (
     MaskGeneratorSettings,
     MaskProposal,
     click_grid,
@@ -18,8 +20,6 @@ from napari_lowlat_seg.batch.mask_generator import (
     label_plane,
     nms,
 )
-from napari_lowlat_seg.core.masks import PostProcessing
-from napari_lowlat_seg.core.prompts import Click, Prompt
 
 
 def as_certain_as_bright(image: np.ndarray, prompts: Sequence[Prompt], previous: object) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_pixels_go_to_the_first_mask_and_remnants_are_dropped() -> None:
         MaskProposal((2, 0), square, 0.8),
         MaskProposal((5, 0), square, 0.7),
     ]
-    labels = label_masks(found, (20, 10), 0.5)
+    labels, _ = label_masks(found, (20, 10), 0.5)
     assert labels[:, 0].tolist() == 10 * [1] + 5 * [2] + 5 * [0]
 
 
