@@ -14,7 +14,6 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.inference.edge_looks import (
-    CPU_BUDGET,
     FADE,
     MIN_SIDE,
     REACH,
@@ -23,6 +22,7 @@ from napari_lowlat_seg.inference.edge_looks import (
     contradicts,
     fading,
     lattice,
+    new_at_prompt,
     strokes_inside,
     thinned,
     uncertain_crops,
@@ -187,25 +187,40 @@ def test_strokes_that_meet_a_crop_are_given_to_it():
 
 
 def test_a_correction_of_a_large_object_is_refined(predictor) -> None:
-    """One crop is embedded a prompt on a processor; it is kept and used again."""
+    """On a processor one crop is embedded where a prompt is in none yet; it is kept and used again."""
     embedding = predictor.embed(image())
-    click, other, third = Click((150, 100)), Click((20, 120)), Click((280, 120))
-    begun = predictor.predict(embedding, [click])
+    prompts = [Click((150, 100)), Click((20, 160)), Click((280, 160)), Click((24, 164))]
+    begun = predictor.predict(embedding, prompts[:1])
     assert begun.edges == ()
     predictor.embedded.clear()
-    quick, refined = predictor.answers(embedding, [click, other], begun)
+    quick, refined = predictor.answers(embedding, prompts[:2], begun)
     assert quick.edges == ()
-    assert len(refined.edges) == sum(predictor.embedded.values()) == CPU_BUDGET
+    assert len(refined.edges) == sum(predictor.embedded.values()) == 1
     assert not np.array_equal(quick.probability, refined.probability)
-    again = predictor.predict(embedding, [click, other, third], refined)
-    assert len(again.edges) == 2 * CPU_BUDGET
+    again = predictor.predict(embedding, prompts[:3], refined)
+    assert len(again.edges) == 2
+    nearby = predictor.predict(embedding, prompts, again)
+    assert {look.frame for look in nearby.edges} == {look.frame for look in again.edges}
     assert max(predictor.embedded.values()) == 1
+
+
+@given(st.integers(0, 299), st.integers(0, 399))
+@settings(deadline=None, max_examples=20)
+def test_a_new_crop_shows_the_newest_prompt(row: int, col: int) -> None:
+    """Nowhere it is faded there; with it known, no other is needed at the same place."""
+    crops = lattice(Frame.whole(SHAPE, 256))
+    [chosen] = new_at_prompt(crops, [], (row, col))
+    weight = np.zeros(SHAPE, np.float32)
+    chosen.cut(weight)[...] = fading(chosen)
+    assert weight[row, col] >= 0.25  # half along each side
+    assert new_at_prompt(crops, [chosen], (row, col)) == []
+    assert new_at_prompt([], [], (row, col)) == []
 
 
 def test_what_was_left_out_follows_while_idle(predictor) -> None:
     """The third prediction has all crops, each embedded once."""
     embedding = predictor.embed(image())
-    prompts = [Click((150, 100)), Click((20, 120))]
+    prompts = [Click((150, 100)), Click((20, 160))]
     begun = predictor.predict(embedding, prompts[:1])
     _, refined, complete = predictor.answers(embedding, prompts, begun, idle=True)
     assert {look.frame for look in refined.edges} < {look.frame for look in complete.edges}

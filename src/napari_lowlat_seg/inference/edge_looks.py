@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,6 @@ MIN_QUALITY = 0.8  # predicted IoU below which more is wrong than the outline
 UNCERTAIN = (0.1, 0.9)  # probabilities between these are uncertain
 MIN_UNCERTAIN = 4  # uncertain pixels of the grid below that make a crop worth embedding
 GRID = 256  # rows or columns, at most, of the grid on which uncertainty is looked at
-CPU_BUDGET = 1  # crops embedded after one prompt on a processor; on a GPU all are
 
 
 def worthwhile(prediction: Prediction, prompts: Sequence[Prompt]) -> bool:
@@ -92,6 +91,18 @@ def uncertain_crops(
         chosen.append(best)
         shown &= ~shown[best]
     return sorted((crops[i] for i in chosen), key=lambda crop: _distance(crop, near))
+
+
+def new_at_prompt(fresh: Sequence[Frame], known: Iterable[Frame], near: tuple[float, float]) -> list[Frame]:
+    """The one of the `fresh` crops to embed at once where embedding is slow; none, or a list of one.
+
+    It shows the middle of the newest prompt, where somebody looks now, well inside. None is needed there if
+    one of the `known` crops, embedded already, does so. The other fresh ones can wait until nobody clicks.
+    """
+    at = np.array([near])
+    if any(_well_inside(crop, at)[0] for crop in known):
+        return []
+    return [crop for crop in fresh if _well_inside(crop, at)[0]][:1]
 
 
 def _well_inside(crop: Frame, at: np.ndarray) -> np.ndarray:

@@ -33,9 +33,9 @@ from napari_lowlat_seg.inference.closer_look import (
     shows,
 )
 from napari_lowlat_seg.inference.edge_looks import (
-    CPU_BUDGET,
     Mixture,
     contradicts,
+    new_at_prompt,
     strokes_inside,
     thinned,
     uncertain_crops,
@@ -196,9 +196,9 @@ class Predictor:
         larger crop or the whole plane.
 
         Of an object too large for a crop, each later prediction is refined along its outline: crops there
-        are embedded, and kept in `Prediction.edges`. On a processor one new crop is embedded a prompt, the
-        one nearest to it; with `idle`, a third prediction has all of them. The other parameters and the
-        errors are those of `predict`.
+        are embedded, and kept in `Prediction.edges`. On a processor one new crop at most is embedded a
+        prompt, where the prompt lies in none yet; with `idle`, a third prediction has all of them.
+        The other parameters and the errors are those of `predict`.
         """
         if isinstance(previous, SoftMask):
             previous = Prediction.of(previous, embedding.frame)
@@ -294,8 +294,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """The first prediction refined by crops along its outline; nothing if none is worthwhile.
 
-        On a processor most crops that are not embedded yet are left out; with `idle` a second refinement
-        follows, with all of them.
+        On a processor crops that are not embedded yet are left out, but for one at the prompt; with `idle` a
+        second refinement follows, with all of them.
         """
         frame = embedding.frame
         known = {
@@ -303,9 +303,11 @@ class Predictor:
             for look in (() if previous is None else previous.edges)
             if self._of_image(look, embedding)
         }
-        crops = uncertain_crops(frame, *thinned(first.soft), _middle(prompts, frame))
+        near = _middle(prompts, frame)
+        crops = uncertain_crops(frame, *thinned(first.soft), near)
         fresh = [crop for crop in crops if crop not in known]
-        later = [] if self.runtime.on_cuda else fresh[CPU_BUDGET:]
+        now = fresh if self.runtime.on_cuda else new_at_prompt(fresh, known, near)
+        later = [crop for crop in fresh if crop not in now]
         mixture = Mixture(first)
         for chosen in ([crop for crop in crops if crop not in later], later if idle else []):
             mixed = mixture.sources
