@@ -212,15 +212,23 @@ class LowlatWidget(QWidget):
 
     def _hold(self, shift: bool, control: bool) -> None:
         self._held = (shift, control)
-        self._show_hint()
+        if hint := self._show_hint():
+            self.viewer.status = hint  # where napari tells the position until the mouse moves on
 
-    def _show_hint(self) -> None:
-        """Say in napari's status bar what mouse and keys would do now."""
+    def _show_hint(self) -> str:
+        """Say in napari's status bar what mouse and keys would do now, and return that; "" for nothing.
+
+        napari takes the help of the active layer with every move of the mouse, and hides it behind the
+        position while the mouse is over the canvas.
+        """
         if self.controller is not None and self._open:
             shift, control = self._held
             hint = hint_of(replace(self._hand, shift=shift, control=control), self.keys.keys)
-            if hint and self.viewer.help != hint:
-                self.viewer.help = hint
+            active = self.viewer.layers.selection.active
+            if hint and active is not None:
+                active.help = self.viewer.help = hint
+            return hint
+        return ""
 
     def _show_layers(self, state: ViewState) -> None:
         """Offer the user's layers, and not ours."""
