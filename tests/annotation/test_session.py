@@ -571,7 +571,7 @@ def test_planes_of_all_axes_are_written_as_the_newest_one_says(accepts):
             session.do_step(Step("edit object 41", None, (session.current, 1), kind="edit"))
         for plane, seed in touched:
             masks.pop(plane, None)
-            masks[plane] = np.random.default_rng(seed).random(session.volume.sides(plane)) > 0.5
+            masks[plane] = np.random.default_rng(seed).random(session.volume.sides(plane)) > seed % 3 / 2
             session.set_prompts(plane, [Click((seed / 50, 1))])
             if session.request(plane) is None:
                 session.set_prompts(plane, [Click((seed / 50, 2))])

@@ -10,7 +10,7 @@ from bright_service import balls
 from napari_lowlat_seg.core.masks import edited
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.forms.controls import Fold
-from napari_lowlat_seg.plugin.layers.preview import CONTOUR
+from napari_lowlat_seg.plugin.layers.preview import CONTOUR, MASK
 from napari_lowlat_seg.plugin.settings import settings
 from widget_page import WidgetPage
 
@@ -69,6 +69,40 @@ def test_tab_and_shift_wheel_go_through_the_meanings(it):
     it.settle()
     assert session.candidates_request(PLANE) is None
     assert not it.controller().candidates.at_hand
+
+
+def test_another_axis_outlines_the_cut_and_a_click_there_corrects_it(it):
+    """Thinly, and no mask of the plane's own; a click that comes before the masks waits for them."""
+    hand, session, preview = it.hand(), it.controller().session, it.controller().preview
+    coronal, above = Plane((None, 20, None)), Plane((7, None, None))
+
+    def pixels():
+        return np.asarray(preview.layer.data).reshape(it.controller().grid.sides(coronal))
+
+    it.look(above.index)
+    it.service.gate.clear()
+    hand.click((20, 25))
+    it.look(coronal.index)
+    hand.click((4, 25))
+    assert not session.state(coronal).prompts
+    it.service.gate.set()
+    it.settle()
+    cut = np.zeros_like(TRUTH[:, 20], bool)
+    cut[6:8] = TRUTH[6:8, 20] == 1
+    assert np.array_equal(session.state(coronal).previous.mask, cut)
+    assert np.array_equal(pixels() == MASK, TRUTH[:, 20] == 1)
+    hand.key("Ctrl+Z")
+    assert set(np.unique(pixels())) == {0, CONTOUR}
+    assert not (pixels()[~cut]).any()
+    assert it.widget.sentence.endswith("outline: cut of the masks on other axes, known on 16 % of this plane")
+    hand.click((6, 25), "Ctrl")
+    it.settle()
+    assert np.array_equal(session.state(coronal).previous.mask, cut)
+    hand.key("Enter")
+    it.settle()
+    written = np.asarray(it.controller().labels.layer.data)
+    assert not written[:, 20].any()
+    assert np.array_equal(written[6:8, 21], np.where(TRUTH[6:8, 21] == 1, 1, 0))
 
 
 def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):

@@ -232,7 +232,9 @@ class Session:
         return cross_section(masks, plane, self.volume.sides(plane))
 
     def cut(self, plane: Plane, section: CrossSection | None = None) -> Patch | None:
-        """The bool mask of a cross-section, within the limits; None without one.
+        """The bool mask of a cross-section, within the limits, with a pixel of background around it.
+
+        None without a cross-section.
 
         Parameters
         ----------
@@ -243,7 +245,9 @@ class Session:
         if section is None:
             return None
         mask = section.soft_mask
-        return self.within(self.limits, Patch(mask.box.corner, mask.above(self.finish.threshold)), plane)
+        box = mask.box.grown(1).clipped(mask.shape)
+        pixels = Patch(mask.box.corner, mask.above(self.finish.threshold)).shown_in(box)
+        return self.within(self.limits, Patch(box.corner, pixels), plane)
 
     def awaits_cross_section(self, plane: Plane) -> bool:
         """Whether the first prompt on a plane begins from masks on other axes that are still to come."""

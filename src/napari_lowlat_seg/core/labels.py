@@ -448,14 +448,16 @@ class _Writing:
         return along.start, along.stop, (here, slice(None)) if side == 0 else (slice(None), here)
 
 
-def _agree(older: _Writing, newer: _Writing, lines: tuple[Line, Line]) -> None:
+def _agree(older: _Writing, newer: _Writing | None, lines: tuple[Line, Line]) -> None:
     """Let two planes say the same of the voxels in which they cross, in place: the mask of the newer one."""
     start, stop, key = older.along(lines[0])
-    first, last, other = newer.along(lines[1])
     if key is None:
         return
     mask = older.mask[key]
     mask[:] = False
+    if newer is None:
+        return
+    first, last, other = newer.along(lines[1])
     low, high = max(start, first), min(stop, last)
     if other is None or low >= high:
         return
@@ -479,26 +481,28 @@ def volume_edits(
     found = (
         (plane, _Writing.of(labels, plane, mask, label, written.get(plane))) for plane, mask in masks.items()
     )
-    writings: Iterable[tuple[Plane, _Writing]] = ((plane, one) for plane, one in found if one is not None)
+    writings: Iterable[tuple[Plane, _Writing | None]] = found
     if len({plane.axes for plane in masks}) > 1:
-        writings = _agreed(dict(writings)).items()
+        writings = _agreed(dict(found)).items()
     edits: list[LabelEdit] = []
     made: dict[Plane, LabelEdit] = {}
     for plane, one in writings:  # planes of one axis are read and written one at a time
+        if one is None:
+            continue
         edit, whole = one.edits(plane, label, policy)
         edits += [edit] if edit is not None else []
         made |= {plane: whole} if whole is not None else {}
     return edits, made
 
 
-def _agreed(writings: dict[Plane, _Writing]) -> dict[Plane, _Writing]:
-    """The same, oldest first, after each plane has changed the older ones that it crosses."""
+def _agreed(writings: dict[Plane, _Writing | None]) -> dict[Plane, _Writing | None]:
+    """The same, oldest first, after each plane has changed the older ones that it crosses; empty ones too."""
     before: dict[tuple[int, int], list[Plane]] = {}
     for newer in writings:
         for older in (one for axes, planes in before.items() if axes != newer.axes for one in planes):
-            lines = older.crossing(newer)
-            if lines is not None:
-                _agree(writings[older], writings[newer], lines)
+            lines, one = older.crossing(newer), writings[older]
+            if lines is not None and one is not None:
+                _agree(one, writings[newer], lines)
         before.setdefault(newer.axes, []).append(newer)
     return writings
 

@@ -17,6 +17,7 @@ from napari_lowlat_seg.plugin.controller.situation import (
     sentence_of,
 )
 
+CUT = "outline: cut of the masks on other axes, known on"
 RUN = Progress("propagating", 12, 40, 75.0)
 IMAGES = [
     ImageSituation(*values)
@@ -44,6 +45,15 @@ SITUATIONS = [
         ("", "object 2 accepted", "201 ms, refining…"),
     )
 ]
+
+
+def test_the_cut_of_other_axes_is_named_with_what_is_known():
+    """It is never all until it is all, and never nothing."""
+    for known, percent in ((1, 1), (50, 25), (199, 99), (200, 100)):
+        image = ImageSituation(cut=(known, 200))
+        assert sentence_of(Situation(image)) == f"{CUT} {percent} % of this plane"
+    said = sentence_of(Situation(ImageSituation(cut=(50, 200)), news="Undo: click"))
+    assert said == f"Undo: click; {CUT} 25 % of this plane"
 
 
 def test_every_situation_has_one_sentence_and_nothing_is_hidden():

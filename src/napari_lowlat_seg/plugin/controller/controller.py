@@ -38,6 +38,7 @@ from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.objects.controller import ObjectsController
 from napari_lowlat_seg.plugin.worker import Worker
+from napari_lowlat_seg.propagation.cross_section import CrossSection
 
 
 class AnnotationController:
@@ -141,6 +142,7 @@ class AnnotationController:
         asking = (self.predictions, self.candidates, self.propagation)
         self._parts = (*seen, self.mouse, self.labels, *asking, self.all_objects)
         self.attached = False
+        self._cut: CrossSection | None = None  # of the object by the plane, where it has no mask of its own
         self._plane: Plane | None = None  # the one that is shown, which lags behind the sliders
         self._drawn: Mapping[Plane, tuple[Prompt, ...]] = {}  # the prompts that the layers show
         self._connect()
@@ -250,6 +252,7 @@ class AnnotationController:
             unanswered=tuple((plane.position, why) for plane, why in session.unanswered.items()),
             editing=session.label if session.accepted_before else None,
             candidate=self.candidates.place(self.plane),
+            cut=None if self._cut is None else self._cut.counted,
         )
 
     @property
@@ -305,12 +308,18 @@ class AnnotationController:
     def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
         """Take in all prompts of the current object, as the layers have them now."""
         before, self._drawn = self._drawn, read
-        if not len(self.actions):
+        early = [plane for plane in read if self.session.awaits_cross_section(plane)]
+        if not len(self.actions) and not early:
             self._take(read)
             return
         # Which object it belongs to is known only when what waits has been done.
         added = {plane: prompts[len(before.get(plane, ())) :] for plane, prompts in read.items()}
-        self.actions.do(lambda: self._take(self._with(added)))
+        self.actions.do(
+            lambda: self._take(self._with(added)),
+            lambda: not any(self.session.awaits_cross_section(plane) for plane in early),
+        )
+        if early:
+            self.predictions.ask(again=True)
         self.changed.emit()
 
     def _with(self, added: Mapping[Plane, tuple[Prompt, ...]]) -> Mapping[Plane, tuple[Prompt, ...]]:
@@ -442,6 +451,8 @@ class AnnotationController:
 
     def _painted(self, plane: Plane, mask: Patch) -> None:
         self.session.paint(plane, mask.pixels, mask.corner)
+        if self._cut is not None:
+            self._show_mask()  # the stroke has added to it
         self.changed.emit()
 
     def _moved(self) -> None:
@@ -546,7 +557,12 @@ class AnnotationController:
     def _show_mask(self) -> None:
         if self._plane is not None:
             others = self.candidates.others(self._plane) + self.mask_tools.preview(self._plane)
-            self.preview.show(self._plane, self.session.patch(self._plane), others)
+            mask = self.session.patch(self._plane)
+            self._cut = None if mask is not None else self.session.cross_section(self._plane)
+            if self._cut is not None:  # thinly, as it is not this plane's own
+                cut = self.session.cut(self._plane, self._cut)
+                others = [*others, cut] if cut is not None else others
+            self.preview.show(self._plane, mask, others)
             self.mask_tools.follow()
             self.cursor.follow()
 

@@ -69,6 +69,9 @@ class ImageSituation:
     candidate
         Which of the masks that the first click can mean is shown, from 1 on, and how many there are; None
         where there is nothing to choose.
+    cut
+        Of the outline that other axes give on the plane: how many of its pixels are known, and all of them;
+        None where it has a mask of its own or nothing is known.
     """
 
     flat: bool = True
@@ -82,6 +85,7 @@ class ImageSituation:
     unanswered: tuple[tuple[int, str], ...] = ()
     editing: int | None = None
     candidate: tuple[int, int] | None = None
+    cut: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,10 +183,14 @@ def _needs_user(image: ImageSituation, news: str) -> str:
 
 
 def _done(news: str, image: ImageSituation) -> str:
-    """What was done last, or what one can do, and which candidate is shown."""
-    if image.candidate is None:
+    """What was done last, or what one can do, and which candidate or whose cut is shown."""
+    if image.candidate is not None:
+        shown = "candidate {} of {}".format(*image.candidate)
+    elif image.cut is not None:
+        known = int(100 * image.cut[0] / image.cut[1])  # not 100 before it is all
+        shown = f"outline: cut of the masks on other axes, known on {max(1, known)} % of this plane"
+    else:
         return news or _standing(image)
-    shown = "candidate {} of {}".format(*image.candidate)
     said = news or _standing(image)
     return shown if said == "ready" else f"{said.removesuffix('.')}; {shown}"
 
