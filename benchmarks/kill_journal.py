@@ -134,9 +134,7 @@ def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
     """All that a session holds, as plain values that can be compared; an open transaction is a step."""
     objects = session.contents.states.items()
     states = {(n, plane): state_of(state) for n, planes in objects for plane, state in planes.items()}
-    done = list(session.undo_stack.done)
-    if session.open_step is not None:
-        done.append(session.open_step)
+    done = [*session.undo_stack.done, *([] if session.open_step is None else [session.open_step])]
     undone = () if session.open_step is not None else session.undo_stack.undone  # whatever follows drops them
     return {
         "labels": labels.tobytes(),
@@ -155,10 +153,9 @@ def propagate(session: Session, plane: Plane, rng: np.random.Generator, kind: st
     planes = stack_of(session.volume, plane)
     if kind == "seeds":
         run = PropagationRun.seeds(session, planes, [(plane, Click((2, 2))), (plane, Click((5, 5)))])
-    elif kind == "interpolate":
-        run = PropagationRun.interpolation(session, planes)
     else:
-        run = PropagationRun.propagation(session, planes)
+        begin = PropagationRun.interpolation if kind == "interpolate" else PropagationRun.propagation
+        run = begin(session, planes)
     numbers = list(run.request.seeds or run.request.anchors)
     sides = session.volume.sides(plane)
     for _ in range(rng.integers(5)):
@@ -234,8 +231,8 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
         if session.candidates_request(plane) is not None:
             session.choose_candidate(plane, int(rng.integers(3)), predicted(drawn))
     elif action == "reshape":
-        kind = ("grow", "shrink", "smooth", "fill_holes", "largest", "drop_small", "between")[rng.integers(7)]
-        change = MaskEdit(kind, 1.0, bool(rng.integers(2)))
+        kinds = ("grow", "shrink", "smooth", "fill_holes", "largest", "drop_small", "between")
+        change = MaskEdit(kinds[rng.integers(7)], 1.0, bool(rng.integers(2)))
         session.reshape(edited_masks(masks_along(session, plane, whole=change.whole), change))
     elif action == "accept":
         session.accept()
@@ -451,13 +448,10 @@ def _lost(folder: Path, seed: int, digests: list[str], place: str) -> int:
     journals = list(folder.rglob("[!.]*.journal"))
     found = list_journals(journals[0].parent, volume()) if journals else []
     store = store_in(folder, place)
-    if found:
-        (one,) = found
-        session = open_session(one.path, volume(), [store])
-        if place == "pyramid":
-            check_pyramid(store, session.highest)
-    else:  # nothing was done that would be worth a file
-        session = Session(volume(), store)
+    assert len(found) == bool(journals), found  # none if nothing was done that would be worth a file
+    session = open_session(found[0].path, volume(), [store]) if found else Session(volume(), store)
+    if place == "pyramid":
+        check_pyramid(store, session.highest)
     restored = digest_of(session, np.asarray(store.data))
     places = [number for number, digest in enumerate(digests) if digest == restored]
     assert places, f"seed {seed}: what was restored was never there, {finished} events were finished"
