@@ -19,7 +19,8 @@ from napari_lowlat_seg.core.boxes import BoundingBox, tile_of
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble, dense_maps
-from napari_lowlat_seg.core.volume import Plane, Volume, read_range
+from napari_lowlat_seg.core.requests import read_range
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.files import (
     check_labels_path,

@@ -85,9 +85,7 @@ _BY_SPELLING = {spelling: unit for unit in UNITS for spelling in (unit.symbol, u
 
 
 def find_unit(text: str) -> Unit | None:
-    """The unit that a text means; None if it is not in the table.
-
-    Symbols count as they are written, names in any case.
+    """The unit that a text means, symbols as they are written, names in any case; None if it is not known.
 
     >>> find_unit("Micron").symbol, find_unit("um").factor, find_unit("Mm")
     ('µm', 1e-06, None)
@@ -98,9 +96,7 @@ def find_unit(text: str) -> Unit | None:
 
 
 def standard_unit(text: str | None) -> str | None:
-    """The symbol of a unit as files spell it; None for pixels and for no unit.
-
-    A unit that is not in the table is returned as it is: it is kept, but never converted.
+    """The symbol of a unit as files spell it, an unknown one as it is; None for pixels and for no unit.
 
     >>> standard_unit("micrometer"), standard_unit("pixel"), standard_unit("furlong")
     ('µm', None, 'furlong')

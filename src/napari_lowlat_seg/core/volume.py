@@ -234,38 +234,6 @@ class Plane:
         return tuple(slice(None) if i is None else i for i in self.index)
 
 
-def read_range(text: str, length: int, name: str) -> tuple[int, int]:
-    """First and last position of "A:B" on an axis, both included; an end left out is the end of the axis.
-
-    Parameters
-    ----------
-    text
-        Such as "3:17", "3:", ":17" or ":".
-    length
-        Of the axis.
-    name
-        What the error calls the text.
-
-    Raises
-    ------
-    ValueError
-        For other texts and for positions outside the axis.
-
-    Examples
-    --------
-    >>> read_range("3:", 10, "planes")
-    (3, 9)
-    """
-    first, colon, last = text.partition(":")
-    try:
-        low, high = int(first or 0), int(last or length - 1)
-    except ValueError:
-        low, high = 0, -1
-    if not colon or not 0 <= low <= high < length:
-        raise ValueError(f"{name} must be A:B with 0 <= A <= B <= {length - 1}; got {text!r}")
-    return low, high
-
-
 class PlaneReader(Protocol):
     """Planes with pixels, intensity window and spacing, such as a `Volume`."""
 

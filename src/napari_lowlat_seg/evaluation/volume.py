@@ -15,7 +15,8 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from napari_lowlat_seg.core.volume import Plane, Volume, read_range
+from napari_lowlat_seg.core.requests import read_range
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.annotator import annotate
 from napari_lowlat_seg.evaluation.report import machine, save_json, volume_table
 from napari_lowlat_seg.inference.prediction import Prediction

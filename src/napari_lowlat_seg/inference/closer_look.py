@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects, label
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.prompts import Bounds, Prompt
+from napari_lowlat_seg.core.prompts import Bounds, Prompt, Region
 
 MARGIN = 0.35  # context on each side, as a share of the object's longer side
 MIN_PIXELS = 32  # smallest side of a crop,
@@ -97,3 +97,13 @@ def has_room(frame: Frame, box: Bounds | None) -> bool:
 def _extent(frame: Frame) -> float:
     """The longer side of a frame's crop in world units."""
     return max(count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True))
+
+
+def whole_plane_share(prompts: Sequence[Prompt], new: bool) -> float:
+    """How much of a second prediction's probability is that of the first, from the whole plane.
+
+    A new object is known by its prompts alone. Its first closer look is not given the whole plane's coarse
+    mask, or it would repeat that mask's mistakes. Clicks and scribbles can mean two things, and the mean of
+    two independent predictions is right more often than either; a region says how far the object reaches.
+    """
+    return WHOLE_PLANE_SHARE if new and not any(isinstance(prompt, Region) for prompt in prompts) else 0.0

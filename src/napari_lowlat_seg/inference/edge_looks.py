@@ -219,3 +219,9 @@ class Mixture:
         inside = F.avg_pool2d(F.pad(inside, (reach, reach, 0, 0), mode="replicate"), (1, 2 * reach + 1), 1)
         inside = F.avg_pool2d(F.pad(inside, (0, 0, reach, reach), mode="replicate"), (2 * reach + 1, 1), 1)
         return (2 - 2 * (2 * inside[0, 0] - 1).abs()).clamp(max=1)
+
+
+def middle_of_newest(prompts: Sequence[Prompt], frame: Frame) -> tuple[float, float]:
+    """(row, col) of the middle of the newest prompt, or of the plane."""
+    r0, c0, r1, c1 = prompts[-1].bounds() if prompts else (0, 0, *frame.shape)
+    return (r0 + r1) / 2, (c0 + c1) / 2

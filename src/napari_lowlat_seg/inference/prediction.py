@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
@@ -110,3 +112,24 @@ class Prediction:
     def with_probability(self, probability: np.ndarray) -> Prediction:
         """This prediction with another probability, (H, W) float32, and without its closer looks."""
         return replace(self, soft=probability, look=None, host_mask=None, edges=())
+
+    def on_plane(self, around: Prediction | None, share: float = 0.0) -> Prediction:
+        """This prediction of its frame's crop on the whole plane; beside the crop stays what `around` has.
+
+        In the crop, a `share` of the probability is that of `around`.
+        """
+        frame = self.frame
+        if around is None or self.shape == frame.shape:
+            return self
+        soft: np.ndarray | Tensor
+        if isinstance(self.soft, Tensor):
+            there = around.soft
+            soft = there.clone() if isinstance(there, Tensor) else torch.from_numpy(there).to(self.soft)
+        else:
+            soft = around.probability.copy()
+        crop: Any = frame.cut(soft)
+        crop[...] = self.soft + share * (crop - self.soft) if share else self.soft
+        shown = crop > THRESHOLD if share else self.mask
+        mask = around.mask.copy()
+        frame.place(shown.cpu().numpy() if isinstance(shown, Tensor) else shown, mask)
+        return replace(self, soft=soft, host_mask=mask)

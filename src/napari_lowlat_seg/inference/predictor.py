@@ -14,27 +14,27 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.core.masks import THRESHOLD, SoftMask
-from napari_lowlat_seg.core.prompts import Prompt, Region
+from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_uint8
 from napari_lowlat_seg.inference.closer_look import (
-    WHOLE_PLANE_SHARE,
     closer_frame,
     has_room,
     object_box,
     shows,
+    whole_plane_share,
 )
 from napari_lowlat_seg.inference.edge_looks import (
     Mixture,
     contradicts,
+    middle_of_newest,
     new_at_prompt,
     strokes_inside,
     thinned,
@@ -216,7 +216,8 @@ class Predictor:
         closer = closer_frame(embedding.frame, box, shown)
         if closer is not None and closer != shown:
             look = self._embed_frame(embedding.image, closer)
-            yield self._predict(look, prompts, None if new else first, first, look, _share(prompts, new))
+            share = whole_plane_share(prompts, new)
+            yield self._predict(look, prompts, None if new else first, first, look, share)
         elif closer is None and shown is not None and box is not None:
             # Too large for any crop by now: what the old one cuts off needs the whole plane.
             yield self._predict(embedding, prompts, first, first)
@@ -239,10 +240,7 @@ class Predictor:
         first
             What `predict` has returned already, to spare predicting it; its closer look, if it has one, too.
 
-        Raises
-        ------
-        ValueError
-            As `predict`.
+        Raises ValueError as `predict`.
 
         Examples
         --------
@@ -260,7 +258,7 @@ class Predictor:
         if look is not None:  # through the closer look of the first, where an object lies within it
             closer = self.backend.candidates(look.features, look.frame, prompts)
             others = [
-                _pasted(replace(near, look=look), wide, _share(prompts, new=True))
+                replace(near, look=look).on_plane(wide, whole_plane_share(prompts, new=True))
                 if has_room(look.frame, object_box(prompts, wide.mask))
                 else wide
                 for wide, near in zip(others, closer, strict=True)
@@ -303,7 +301,7 @@ class Predictor:
             for look in (() if previous is None else previous.edges)
             if self._of_image(look, embedding)
         }
-        near = _middle(prompts, frame)
+        near = middle_of_newest(prompts, frame)
         crops = uncertain_crops(frame, *thinned(first.soft), near)
         fresh = [crop for crop in crops if crop not in known]
         now = fresh if self.runtime.on_cuda else new_at_prompt(fresh, known, near)
@@ -418,9 +416,9 @@ class Predictor:
         look: Embedding | None = None,
         share: float = 0.0,
     ) -> Prediction:
-        """The prediction through one embedding, on the whole plane; see `_pasted`."""
+        """The prediction through one embedding, on the whole plane; see `Prediction.on_plane`."""
         [found] = self._run(seen, [(prompts, None if previous is None else previous.soft)])
-        return _pasted(replace(found, look=look), around, share)
+        return replace(found, look=look).on_plane(around, share)
 
     def _run(self, seen: Embedding, objects: Sequence[Object]) -> list[Prediction]:
         try:
@@ -491,47 +489,9 @@ def suited(runtime: Runtime, network: Network) -> Runtime:
     )
 
 
-def _share(prompts: Sequence[Prompt], new: bool) -> float:
-    """How much of a second prediction's probability is that of the first, from the whole plane.
-
-    A new object is known by its prompts alone. Its first closer look is not given the whole plane's coarse
-    mask, or it would repeat that mask's mistakes. Clicks and scribbles can mean two things, and the mean of
-    two independent predictions is right more often than either; a region says how far the object reaches.
-    """
-    return WHOLE_PLANE_SHARE if new and not any(isinstance(prompt, Region) for prompt in prompts) else 0.0
-
-
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     """IoU of two masks (H, W) bool, of which one at least is not empty."""
     return float((one & other).sum() / (one | other).sum())
-
-
-def _middle(prompts: Sequence[Prompt], frame: Frame) -> tuple[float, float]:
-    """(row, col) of the middle of the newest prompt, or of the plane."""
-    r0, c0, r1, c1 = prompts[-1].bounds() if prompts else (0, 0, *frame.shape)
-    return (r0 + r1) / 2, (c0 + c1) / 2
-
-
-def _pasted(found: Prediction, around: Prediction | None, share: float = 0.0) -> Prediction:
-    """A prediction over its frame's crop on the whole plane; beside the crop stays what `around` has.
-
-    In the crop, a `share` of the probability is that of `around`.
-    """
-    frame = found.frame
-    if around is None or found.shape == frame.shape:
-        return found
-    soft: np.ndarray | Tensor
-    if isinstance(found.soft, Tensor):
-        there = around.soft
-        soft = there.clone() if isinstance(there, Tensor) else torch.from_numpy(there).to(found.soft)
-    else:
-        soft = around.probability.copy()
-    crop: Any = frame.cut(soft)
-    crop[...] = found.soft + share * (crop - found.soft) if share else found.soft
-    shown = crop > THRESHOLD if share else found.mask
-    mask = around.mask.copy()
-    frame.place(shown.cpu().numpy() if isinstance(shown, Tensor) else shown, mask)
-    return replace(found, soft=soft, host_mask=mask)
 
 
 def _fingerprint(network: Network) -> str:

@@ -7,34 +7,27 @@ its own controller for as long as it is in the viewer, so that swapping images b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Labels, Points, Shapes
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import (
-    QAbstractButton,
-    QAbstractSpinBox,
-    QComboBox,
-    QLineEdit,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.canvas.events import CanvasEvents, canvas_beside
-from napari_lowlat_seg.plugin.canvas.hints import Hand, hint_of
+from napari_lowlat_seg.plugin.canvas.hints import StatusHints
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
+from napari_lowlat_seg.plugin.controller.current_plane import LayerChanges
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
 from napari_lowlat_seg.plugin.forms.controls import FOLDERS, ask_for_folder
 from napari_lowlat_seg.plugin.forms.main import MainForm
 from napari_lowlat_seg.plugin.forms.model import Wanted, importing
-from napari_lowlat_seg.plugin.forms.shortcuts import KeysDialog
+from napari_lowlat_seg.plugin.forms.session import connect_files
+from napari_lowlat_seg.plugin.forms.shortcuts import FocusKeys, KeysDialog
 from napari_lowlat_seg.plugin.keys import ACTION
 from napari_lowlat_seg.plugin.labels.disk_labels import beside
 from napari_lowlat_seg.plugin.objects.binding import ObjectsInFront
@@ -87,18 +80,14 @@ class LowlatWidget(QWidget):
         room = settings().embeddings
         rooms = (room.ahead, room.memory, room.disk)
         self.form = MainForm(Wanted(**stored("model")), rooms, hints=settings().prompts.hints)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.form)
+        QVBoxLayout(self).addWidget(self.form)
+        self.layout().setContentsMargins(0, 0, 0, 0)
         self.canvas_events = CanvasEvents(napari_viewer, lambda: self.controller)
         self._open = True
         self._layers_of: ViewState | None = None  # the state whose layers are offered
-        # napari is not done with a new layer when it emits `inserted`.
-        self._follow = qdebounced(lambda: self._try(self.controllers.follow_viewer), 0, parent=self)
+        self._layers = LayerChanges(napari_viewer, self)
         self._redraw = qthrottled(self._show, REDRAW_MS, leading=False, parent=self)
-        self._hand, self._held = Hand(), (False, False)  # what is held: a tool, and Shift and Control
-        # napari writes its own help behind a change of layer or mode.
-        self._tell = qdebounced(self._show_hint, 0, parent=self)
+        self.hints = StatusHints(napari_viewer, self.keys, lambda: self.controller, self)
         # The first model is loaded when the widget is on the screen, not while it is being made.
         self._load_first = qdebounced(self.form.model.want, 0, parent=self)
         self.models = ModelLoader(self.worker, self.form)
@@ -106,32 +95,24 @@ class LowlatWidget(QWidget):
             self.form.objects, lambda path: self._try(lambda: self.controller.objects.measure(path))
         )
         self._connect()
-        for control in self.form.findChildren(QWidget):
-            control.installEventFilter(self)
+        FocusKeys(self, self._do)
         self.form.show_keys(self.keys.keys)
-        self._follow()
+        self._layers.look()
         self._load_first()
 
     def _connect(self) -> None:
         form, details = self.form, self.form.details
+        connect_files(form.session, form.offer, lambda: self.controller, self._try)
         for signal, slot in (
             (form.image.changed, self.turn_to),
             (form.labels.changed, self._choose_labels),
             (form.pressed, self._do),
             (form.setting, self._set),
             (form.shortcuts.clicked, self.show_shortcuts),
-            (form.cancel.clicked, self._cancel),
-            (form.offer.go_on.clicked, lambda: self.controller.files.go_on()),
-            (form.offer.start_anew.clicked, lambda: self.controller.files.start_anew()),
-            (form.session.saved, lambda path: self.controller.files.save(path)),
-            (form.session.opened, lambda path: self.controller.files.open(path)),
-            (form.session.prompts_saved, lambda path: self._try(lambda: self.controller.objects.save(path))),
-            (form.session.prompts_opened, lambda path: self._try(lambda: self.controller.objects.open(path))),
-            (form.session.measured, lambda path: self._try(lambda: self.controller.objects.measure(path))),
-            (form.session.autosaved, lambda path: self._try(lambda: self.controller.files.autosave.to(path))),
+            (form.cancel.clicked, lambda: (self.controller or self.worker).cancel()),
             (form.volume.changed, lambda name, value: setattr(self.controller.propagation, name, value)),
             (form.hint.dismissed.clicked, lambda _checked: remember("prompts", hints=False)),
-            (self.canvas_events.held, self._hold),
+            (self.canvas_events.held, self.hints.hold),
             (form.mask_tools.previewed, self._preview_edit),
             (form.mask_tools.applied, lambda edit: self.controller.mask_tools.apply(edit)),
             (form.volume.strip.clicked, lambda position: self.controller.propagation.look_at(position)),
@@ -140,15 +121,11 @@ class LowlatWidget(QWidget):
             (self.keys.changed, lambda: form.show_keys(self.keys.keys)),
             (self.keys.changed, lambda: remember_keys(self.keys.keys)),
             (self.controllers.swapped, self._swapped),
-            *((event, self._on_layers) for event in self._layer_events()),
+            (self._layers.changed, self._follow),
             (self.worker.idle, self._show_situation),
             (self.destroyed, self.worker.close),
         ):
             signal.connect(slot)
-
-    def _layer_events(self) -> tuple[Any, ...]:
-        events = self.viewer.layers.events
-        return events.inserted, events.removed, events.reordered, events.renamed
 
     @property
     def controller(self) -> Any:
@@ -160,14 +137,12 @@ class LowlatWidget(QWidget):
         """What the state line says."""
         return self.form.state.sentence
 
-    # Images
-
     def turn_to(self, layer: Any, view: View | None = None) -> None:
         """Continue with an image layer where it was left, or begin with it; None turns away from all."""
         self._try(lambda: self.controllers.turn_to(layer, view))
 
-    def _on_layers(self, event: Any = None) -> None:
-        self._follow()
+    def _follow(self) -> None:
+        self._try(self.controllers.follow_viewer)
 
     def _swapped(self, before: Any, after: Any) -> None:
         self.form.state.say("")
@@ -178,8 +153,6 @@ class LowlatWidget(QWidget):
                 getattr(controller.propagation.progressed, verb)(self._redraw_soon)
         self.objects.show(None if after is None else after.all_objects)
         self._show_all()
-
-    # Showing
 
     def _show_all(self) -> None:
         """Show everything anew: after a change of layers, and where a refused choice is still in front."""
@@ -205,70 +178,36 @@ class LowlatWidget(QWidget):
         if self.controller is not None:
             state, before = self.controller.state, self._layers_of
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
-                self._show_layers(state)
+                self._layers_of = state
+                labels, points, shapes = self.controllers.offered(state.prompts)
+                self.form.show_layers(labels, points, shapes, state.labels, self.controllers.adopted)
+                self.controller.propagation.points = self.form.volume.seeds.value
             self.form.show_state(state)
-            self._hand = state.hand
-            self._tell()
-
-    def _hold(self, shift: bool, control: bool) -> None:
-        self._held = (shift, control)
-        if hint := self._show_hint():
-            self.viewer.status = hint  # where napari tells the position until the mouse moves on
-
-    def _show_hint(self) -> str:
-        """Say in napari's status bar what mouse and keys would do now, and return that; "" for nothing.
-
-        napari takes the help of the active layer with every move of the mouse, and hides it behind the
-        position while the mouse is over the canvas.
-        """
-        if self.controller is not None and self._open:
-            shift, control = self._held
-            hint = hint_of(replace(self._hand, shift=shift, control=control), self.keys.keys)
-            active = self.viewer.layers.selection.active
-            if hint and active is not None:
-                active.help = self.viewer.help = hint
-            return hint
-        return ""
-
-    def _show_layers(self, state: ViewState) -> None:
-        """Offer the user's layers, and not ours."""
-        self._layers_of, adopted = state, self.controllers.adopted
-        ours = [*self.controllers.previews(), *(one for one in state.prompts if one not in adopted)]
-        theirs = [(one.name, one) for one in self.viewer.layers if one not in ours]
-        labels, points, shapes = (
-            [named for named in theirs if isinstance(named[1], kind)] for kind in (Labels, Points, Shapes)
-        )
-        self.form.show_layers(labels, points, shapes, state.labels, adopted)
-        self.controller.propagation.points = self.form.volume.seeds.value
+            self.hints.show(state.hand)
 
     def _redraw_soon(self) -> None:
         self._redraw()
 
-    # Forwarding
-
     def _do(self, action: str) -> None:
         if self.controller is not None:
             ACTION[action].call(self.controller)
+
+    def _preview_edit(self, edit: Any) -> None:
+        if self.controller is not None:
+            self.controller.mask_tools.show(edit)
 
     def _set(self, name: str, value: Any) -> None:
         if self.controller is not None:
             self._try(lambda: self.controllers.set(name, value))
         remember_setting(name, value)
 
-    def _preview_edit(self, edit: Any) -> None:
-        if self.controller is not None:
-            self.controller.mask_tools.show(edit)
-
     def _choose_labels(self, chosen: Any) -> None:
         """Take a layer, None for a new one, or a way to find a folder."""
-        if chosen not in FOLDERS:
+        if chosen in FOLDERS:
+            self._show_all()  # until a folder is chosen, what was chosen before counts
+            ask_for_folder(self, chosen, beside(self.controller.layer), self.controller.labels.keep_at)
+        else:
             self._try(lambda: self.controller.labels.use(chosen))
-            return
-        self._show_all()  # until a folder is chosen, what was chosen before counts
-        ask_for_folder(self, chosen, beside(self.controller.layer), self.controller.labels.keep_at)
-
-    def _cancel(self) -> None:
-        (self.controller or self.worker).cancel()
 
     def show_shortcuts(self) -> KeysDialog:
         """Open the table of keys."""
@@ -284,39 +223,6 @@ class LowlatWidget(QWidget):
             self.models.fail(str(error))
         self._show_all()
 
-    # The keyboard: what a control with the focus leaves over goes on to the canvas
-
-    def keyPressEvent(self, event: Any) -> None:
-        """Keep Enter, which presses a button that has the focus and accepts no object; undo and redo do."""
-        focus = self.focusWidget()
-        if self._undoes(event):
-            return
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            if isinstance(focus, QAbstractButton):
-                focus.click()
-            event.accept()
-        elif isinstance(focus, QAbstractSpinBox | QLineEdit | QComboBox) and event.text().isprintable():
-            event.accept()  # a letter that a number does not take is no shortcut
-        else:
-            super().keyPressEvent(event)
-
-    def eventFilter(self, control: Any, event: Any) -> bool:
-        """Undo and redo in numbers and lists, which would take them, are those of the session."""
-        return event.type() == QEvent.Type.KeyPress and self._undoes(event)
-
-    def _undoes(self, event: Any) -> bool:
-        for action, keys in (
-            ("undo", QKeySequence.StandardKey.Undo),
-            ("redo", QKeySequence.StandardKey.Redo),
-        ):
-            if event.matches(keys):
-                self._do(action)
-                event.accept()
-                return True
-        return False
-
-    # Coming and leaving
-
     def showEvent(self, event: Any) -> None:
         """Find the canvas, which is there when the widget has been docked beside it."""
         super().showEvent(event)
@@ -324,15 +230,11 @@ class LowlatWidget(QWidget):
             self.canvas_events.watch(canvas_beside(self))
 
     def event(self, event: Any) -> bool:
-        """napari takes a widget out of its closed dock without closing it."""
-        if event.type() == QEvent.Type.ParentChange and self._open and self.parent() is None:
+        """Leave when it is closed, or taken out of its dock, which napari does without closing it."""
+        undocked = event.type() == QEvent.Type.ParentChange and self._open and self.parent() is None
+        if undocked or event.type() == QEvent.Type.Close:
             self.give_back()
         return bool(super().event(event))
-
-    def closeEvent(self, event: Any) -> None:
-        """Give back what was borrowed."""
-        self.give_back()
-        super().closeEvent(event)
 
     def give_back(self) -> None:
         """Take our layers out of the viewer and end the worker; may be called twice."""
@@ -340,10 +242,10 @@ class LowlatWidget(QWidget):
             return
         self._open = False
         self.canvas_events.watch(None)
-        for later in (self._follow, self._redraw, self._load_first, self._tell):
+        self.hints.close()
+        for later in (self._redraw, self._load_first):
             later.cancel()
-        for event in self._layer_events():
-            event.disconnect(self._on_layers)
+        self._layers.close()
         self.controllers.swapped.disconnect(self._swapped)
         self.objects.close()
         self.controllers.close()

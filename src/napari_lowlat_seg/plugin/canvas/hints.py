@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from superqt.utils import qdebounced
+
+from napari_lowlat_seg.plugin.keys import KeyTable
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,57 @@ def first_hint(*, begun: bool, accepted: bool, volume: bool) -> str:
     if accepted:
         return "The next click begins another object. W opens the object under the mouse again."
     return "Click on an object in the image: amber is what the model takes for it. Drag to scribble."
+
+
+class StatusHints:
+    """Says in napari's status bar what mouse and keys would do now.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    keys
+        The shortcuts.
+    in_front
+        Returns the controller of the image in front; None without one.
+    parent
+        The widget with which it ends.
+    """
+
+    def __init__(self, viewer: Any, keys: KeyTable, in_front: Callable[[], Any], parent: Any) -> None:
+        self._viewer, self._keys, self._in_front = viewer, keys, in_front
+        self._hand, self._held = Hand(), (False, False)  # what is held: a tool, and Shift and Control
+        self._open = True
+        # napari writes its own help behind a change of layer or mode.
+        self._later = qdebounced(self._show, 0, parent=parent)
+
+    def show(self, hand: Hand) -> None:
+        """Say what this hand would do."""
+        self._hand = hand
+        self._later()
+
+    def hold(self, shift: bool, control: bool) -> None:
+        """Note which keys are held."""
+        self._held = (shift, control)
+        if hint := self._show():
+            self._viewer.status = hint  # where napari tells the position until the mouse moves on
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._open = False
+        self._later.cancel()
+
+    def _show(self) -> str:
+        """Say what mouse and keys would do now, and return that; "" for nothing.
+
+        napari takes the help of the active layer with every move of the mouse, and hides it behind the
+        position while the mouse is over the canvas.
+        """
+        if self._in_front() is None or not self._open:
+            return ""
+        shift, control = self._held
+        hint = hint_of(replace(self._hand, shift=shift, control=control), self._keys.keys)
+        active = self._viewer.layers.selection.active
+        if hint and active is not None:
+            active.help = self._viewer.help = hint
+        return hint

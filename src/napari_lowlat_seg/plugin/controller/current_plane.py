@@ -1,4 +1,4 @@
-"""What the viewer shows of an image: its plane, which can be changed, and changes of the layer itself."""
+"""What the viewer shows: the plane of an image, and changes of the image and of the list of layers."""
 
 from __future__ import annotations
 
@@ -166,3 +166,37 @@ class ImageChanges:
 
     def _on_data(self, event: Any = None) -> None:
         self._emit_pixels()
+
+
+class LayerChanges:
+    """Signals when the list of the viewer's layers has changed and napari is done with it.
+
+    Parameters
+    ----------
+    viewer
+        napari's viewer.
+    parent
+        The widget with which it ends.
+    """
+
+    changed = Signal()
+    """A layer was added, removed, moved or renamed."""
+
+    def __init__(self, viewer: Any, parent: Any) -> None:
+        self._events = viewer.layers.events
+        # napari is not done with a new layer when it emits `inserted`.
+        self.look = qdebounced(lambda: self.changed.emit(), 0, parent=parent)
+        for event in self._listened():
+            event.connect(self._on_layers)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.look.cancel()
+        for event in self._listened():
+            event.disconnect(self._on_layers)
+
+    def _listened(self) -> tuple[Any, ...]:
+        return self._events.inserted, self._events.removed, self._events.reordered, self._events.renamed
+
+    def _on_layers(self, event: Any = None) -> None:
+        self.look()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from napari.layers import Image
+from napari.layers import Image, Labels, Points, Shapes
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.limits import Limits
@@ -171,6 +171,17 @@ class ImageControllers:
     def previews(self) -> list[Any]:
         """The layers of all controllers that show masks, which are no labels of the user's."""
         return [layer for one in self._known.values() for layer in (one.preview.layer, one.proposal_layer)]
+
+    def offered(self, prompts: tuple[Any, Any]) -> list[list[tuple[str, Any]]]:
+        """Labels, Points and Shapes layers to choose from, by name: the user's, and not ours.
+
+        `prompts` are the layers that prompts are read from now.
+        """
+        ours = [*self.previews(), *(one for one in prompts if one not in self.adopted)]
+        theirs = [(one.name, one) for one in self._viewer.layers if one not in ours]
+        return [
+            [named for named in theirs if isinstance(named[1], kind)] for kind in (Labels, Points, Shapes)
+        ]
 
     def _controller(self, layer: Any, view: View | None) -> Any:
         view = view or self._views.get(layer) or View(intensities=settings().prompts.intensities)

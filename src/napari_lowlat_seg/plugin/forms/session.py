@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QWidget
@@ -191,3 +192,33 @@ def ask_for_file(
     dialog.fileSelected.connect(lambda path: path and chosen(Path(path)))
     dialog.open()
     return dialog
+
+
+def connect_files(
+    form: SessionForm,
+    offer: OfferRow,
+    in_front: Callable[[], Any],
+    attempt: Callable[[Callable[[], object]], object],
+) -> None:
+    """Let the forms act on the files of the image in front.
+
+    Parameters
+    ----------
+    form, offer
+        Ask for files, and whether to go on with an earlier session.
+    in_front
+        Returns the controller of the image in front.
+    attempt
+        Called with what is to be done; says why it is refused.
+    """
+    for signal, slot in (
+        (offer.go_on.clicked, lambda: in_front().files.go_on()),
+        (offer.start_anew.clicked, lambda: in_front().files.start_anew()),
+        (form.saved, lambda path: in_front().files.save(path)),
+        (form.opened, lambda path: in_front().files.open(path)),
+        (form.prompts_saved, lambda path: attempt(lambda: in_front().objects.save(path))),
+        (form.prompts_opened, lambda path: attempt(lambda: in_front().objects.open(path))),
+        (form.measured, lambda path: attempt(lambda: in_front().objects.measure(path))),
+        (form.autosaved, lambda path: attempt(lambda: in_front().files.autosave.to(path))),
+    ):
+        signal.connect(slot)

@@ -1,10 +1,16 @@
-"""The dialog for shortcuts: every action, a field to press its key, and the conflicts of that key."""
+"""The keyboard of the widget: the dialog for shortcuts, and the keys that no control may keep."""
 
 from __future__ import annotations
 
-from qtpy.QtCore import QSignalBlocker, Qt
+from collections.abc import Callable
+from typing import Any
+
+from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt
 from qtpy.QtGui import QIcon, QKeySequence
 from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
+    QComboBox,
     QDialog,
     QDialogButtonBox,
     QGridLayout,
@@ -130,3 +136,52 @@ class KeysDialog(QDialog):
 def _in_qt(key: str) -> str:
     *modifiers, last = key.split("+")
     return "+".join([*modifiers, _TO_QT.get(last, last)])
+
+
+class FocusKeys(QObject):
+    """The keyboard while one of our controls has the focus: what it leaves over goes on to the canvas.
+
+    Undo and redo are those of the session, also in numbers and lists, which would take them. Enter presses
+    the button that has the focus, and accepts no object. A letter that a number does not take is no shortcut.
+
+    Parameters
+    ----------
+    widget
+        The widget that has all controls.
+    do
+        Called with "undo" or "redo".
+    """
+
+    def __init__(self, widget: QWidget, do: Callable[[str], object]) -> None:
+        super().__init__(widget)
+        self._widget, self._do = widget, do
+        for one in (widget, *widget.findChildren(QWidget)):
+            one.installEventFilter(self)
+
+    def eventFilter(self, control: Any, event: Any) -> bool:
+        """Take a key before a control has it, or after it has left it to the widget."""
+        if event.type() != QEvent.Type.KeyPress:
+            return False
+        if self._undoes(event):
+            return True
+        if control is not self._widget:
+            return False
+        focus = self._widget.focusWidget()
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            if isinstance(focus, QAbstractButton):
+                focus.click()
+        elif not (isinstance(focus, QAbstractSpinBox | QLineEdit | QComboBox) and event.text().isprintable()):
+            return False
+        event.accept()
+        return True
+
+    def _undoes(self, event: Any) -> bool:
+        for action, keys in (
+            ("undo", QKeySequence.StandardKey.Undo),
+            ("redo", QKeySequence.StandardKey.Redo),
+        ):
+            if event.matches(keys):
+                self._do(action)
+                event.accept()
+                return True
+        return False
