@@ -179,8 +179,7 @@ class LowlatWidget(QWidget):
             state, before = self.controller.state, self._layers_of
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):
                 self._layers_of = state
-                labels, points, shapes = self.controllers.offered(state.prompts)
-                self.form.show_layers(labels, points, shapes, state.labels, self.controllers.adopted)
+                self.form.show_layers(*self.controllers.offered(state))
                 self.controller.propagation.points = self.form.volume.seeds.value
             self.form.show_state(state)
             self.hints.show(state.hand)

@@ -11,7 +11,7 @@ from napari.layers import Image, Labels, Points, Shapes
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.limits import Limits
-from napari_lowlat_seg.plugin.controller.view_state import View
+from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
 from napari_lowlat_seg.plugin.settings import (
     PER_SESSION,
     embedding_folders,
@@ -172,16 +172,17 @@ class ImageControllers:
         """The layers of all controllers that show masks, which are no labels of the user's."""
         return [layer for one in self._known.values() for layer in (one.preview.layer, one.proposal_layer)]
 
-    def offered(self, prompts: tuple[Any, Any]) -> list[list[tuple[str, Any]]]:
-        """Labels, Points and Shapes layers to choose from, by name: the user's, and not ours.
+    def offered(self, state: ViewState) -> tuple[Any, Any, Any, Any, tuple[Any, Any]]:
+        """What `MainForm.show_layers` offers: Labels, Points and Shapes layers by name, and those in use.
 
-        `prompts` are the layers that prompts are read from now.
+        Layers of ours are left out.
         """
-        ours = [*self.previews(), *(one for one in prompts if one not in self.adopted)]
+        ours = [*self.previews(), *(one for one in state.prompts if one not in self.adopted)]
         theirs = [(one.name, one) for one in self._viewer.layers if one not in ours]
-        return [
+        labels, points, shapes = (
             [named for named in theirs if isinstance(named[1], kind)] for kind in (Labels, Points, Shapes)
-        ]
+        )
+        return labels, points, shapes, state.labels, self.adopted
 
     def _controller(self, layer: Any, view: View | None) -> Any:
         view = view or self._views.get(layer) or View(intensities=settings().prompts.intensities)
