@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
+import re
 import resource
 import sys
 import tempfile
@@ -41,19 +42,24 @@ def resident(kind: str) -> float:
     return 0.0
 
 
-def attempts(table: str) -> dict[str, Callable[[Path], Callable[[], object]]]:
-    """By name of the row: what makes it in a folder, and returns what must be refused when it is called."""
+Prepare = Callable[[Path], Callable[[], object]]
+
+
+def attempts(table: str) -> dict[str, tuple[Prepare, str]]:
+    """By name of the row: what makes it and returns what must be refused; what is said then."""
     if table != "files":
-        return {name: case.prepare for name, case in import_module(f"hostile.{table}").CASES.items()}
+        cases = import_module(f"hostile.{table}").CASES
+        return {name: (case.prepare, case.match) for name, case in cases.items()}
     look = import_module("read_hostile").look
 
     def prepared(make: Callable[[Path], Path], folder: Path) -> Callable[[], object]:
         return partial(look, make(folder))
 
-    return {name: partial(prepared, make) for name, (make, _) in import_module("hostile_files").CASES.items()}
+    files = import_module("hostile_files").CASES
+    return {name: (partial(prepared, make), match) for name, (make, match) in files.items()}
 
 
-def tried(prepare: Callable[[Path], Callable[[], object]], results: Any) -> None:
+def tried(prepare: Prepare, match: str, results: Any) -> None:
     """Prepare a row and attempt it; what happened goes into the queue."""
     sentence = import_module("hostile.case").sentence
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +72,7 @@ def tried(prepare: Callable[[Path], Callable[[], object]], results: Any) -> None
         before, began, busy = resident("VmRSS"), time.perf_counter(), time.process_time()
         try:
             said = sentence(attempt)
+            assert re.search(match, said), f"expected {match}, got {said}"
         except BaseException as error:
             said = f"FAULT {type(error).__name__}: {error!s:.200}"
         took, worked = time.perf_counter() - began, time.process_time() - busy
@@ -86,8 +93,8 @@ def main() -> None:
     results: Any = fork.SimpleQueue()
     rows: list[dict[str, Any]] = []
     for table in given.tables:
-        for name, prepare in attempts(table).items():
-            process = fork.Process(target=tried, args=(prepare, results))
+        for name, what in attempts(table).items():
+            process = fork.Process(target=tried, args=(*what, results))
             process.start()
             process.join(300)
             if results.empty():
