@@ -107,6 +107,25 @@ def quick_removal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(autouse=True)
+def settings_of_the_test(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+    """A tool chosen in one window is not that of the next test, nor of the user."""
+    if "gui" not in request.keywords:
+        yield
+        return
+    from napari import settings as of_napari
+
+    folder = tmp_path_factory.mktemp("settings")
+    monkeypatch.setattr(of_napari, "_CFG_PATH", str(folder / "settings.yaml"))
+    of_napari._clear_plugin_settings_cache()
+    yield
+    of_napari._clear_plugin_settings_cache()
+
+
+@pytest.fixture(autouse=True)
 def journals(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the journals of this test alone: no window offers the session of another one."""
     state = tmp_path_factory.mktemp("state")

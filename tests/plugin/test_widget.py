@@ -12,7 +12,6 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Labels, Points, Shapes
 from napari.utils._proxies import PublicOnlyProxy
-from npe2 import PluginManifest
 from psygnal import Signal as PySignal
 from qtpy.QtCore import QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeySequence, QWheelEvent
@@ -156,6 +155,8 @@ class Worker(QObject):
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
     candidates_found = Signal(object, object)
+    found = Signal(object, int, object)
+    find_ended = Signal(object, bool)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
     has_model, facts = True, FACTS
@@ -184,11 +185,7 @@ class Worker(QObject):
         self.closed += 1
 
 
-@pytest.fixture(autouse=True)
-def own_settings(plugin_settings, npe2pm, tmp_path, monkeypatch):
-    """Settings and models in a folder of the test's own."""
-    npe2pm.register(PluginManifest.from_distribution(PLUGIN))
-    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "models"))
+pytestmark = pytest.mark.usefixtures("own_settings")
 
 
 @pytest.fixture
