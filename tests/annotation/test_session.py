@@ -611,6 +611,20 @@ def test_a_correction_on_another_axis_begins_from_the_cut(session, labels):
     assert session.mask(CORONAL) is None
 
 
+def test_a_positive_click_begins_only_from_a_whole_cut(session):
+    """A part of the object as the previous mask would keep the network from finding the rest."""
+    for plane in (FIRST, SECOND):
+        add(session, plane, Click((5, 3)), block(2, 2, 8, 7))
+    session.add(CORONAL, Click((2, 6)))
+    assert session.request(CORONAL).previous is None
+    session.set_prompts(CORONAL, [])
+    nothing = np.zeros_like(block(2, 2, 8, 7))
+    for at in (0, 3):
+        add(session, Plane((at, None, None)), Click((5, 3), positive=False), nothing)
+    session.add(CORONAL, Click((2, 6)))
+    assert np.array_equal(session.request(CORONAL).previous.mask, block(1, 2, 3, 7, (4, 10)))
+
+
 def test_a_brush_on_another_axis_keeps_the_cut(session):
     """The stroke is added to the cut; later predictions may change the cut only."""
     add(session, FIRST, Click((5, 3)), block(2, 2, 8, 7))

@@ -89,7 +89,7 @@ def test_another_axis_outlines_the_cut_and_a_click_there_corrects_it(it):
     it.settle()
     cut = np.zeros_like(TRUTH[:, 20], bool)
     cut[6:8] = TRUTH[6:8, 20] == 1
-    assert np.array_equal(session.state(coronal).previous.mask, cut)
+    assert session.state(coronal).previous is None  # two lines are not the whole object
     assert np.array_equal(pixels() == MASK, TRUTH[:, 20] == 1)
     hand.key("Ctrl+Z")
     assert set(np.unique(pixels())) == {0, CONTOUR}

@@ -1,6 +1,7 @@
 """Cuts of an object through planes of other axes, against a plain volume of probabilities."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,3 +54,43 @@ def test_planes_of_a_series_cross_where_their_times_are_equal():
         assert bool(cut.lines) == (here.crossing(Plane(other)) is not None)
     assert here.crossing(Plane((1, 3, None, None))) is None
     assert here.crossing(Plane((None, 3, 4, None))) is None
+
+
+WIDTHS = np.array([0, 0, 1, 4, 8, 9, 7, 3, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("known", "whole"),
+    [
+        (range(11), True),
+        (range(2, 9), True),  # narrow at both ends
+        (range(3, 8), False),  # cut off where it is still wide above
+        (range(2, 6), False),
+        ([2, 3, 4, 6, 7, 8], False),  # a gap
+        ([5], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cut_is_whole_when_the_object_ends_within_it(known, whole, turned):
+    """Or the plane ends; with few lines, only when nothing is left of it at both ends."""
+    masks = {}
+    for at in known:
+        mask = np.zeros((12, 6), np.float32)
+        mask[1 : 1 + WIDTHS[at], 3] = 1
+        masks[Plane((at, None, None))] = SoftMask.of(mask)
+    plane, sides = Plane((None, None, 3)), (11, 12)
+    if turned:
+        masks = {Plane((None, None, key.position)): mask for key, mask in masks.items()}
+        masks = {key: SoftMask.of(mask.probability.T.copy()) for key, mask in masks.items()}
+        plane, sides = Plane((3, None, None)), (12, 11)
+    cut = cross_section(masks, plane, sides)
+    assert cut.whole == whole
+
+
+def test_a_cut_at_the_border_of_the_plane_is_whole():
+    """The object may go on where there are no pixels."""
+    wide = np.ones((4, 6), np.float32)
+    masks = {Plane((at, None, None)): SoftMask.of(wide) for at in range(5)}
+    assert cross_section(masks, Plane((None, None, 3)), (5, 4)).whole
+    assert not cross_section(masks, Plane((None, None, 3)), (6, 4)).whole

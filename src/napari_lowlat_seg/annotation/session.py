@@ -333,7 +333,8 @@ class Session:
         """Replace the prompts of the current object on a plane, in one undo step; False if they are the same.
 
         Prompts that are added to the old ones refine the mask that was there, see `PlaneState.with_prompts`.
-        The first ones on a plane refine the `cross_section` of the object there, if it has one.
+        The first ones on a plane refine the `cross_section` of the object there, if it is `whole` or they are
+        all negative.
         """
         old, new = self.state(plane), tuple(prompts)
         if new == old.prompts:
@@ -341,7 +342,8 @@ class Session:
         added = old.prompts == new[: len(old.prompts)]
         begun = old.drawn is not None or (added and bool(old.prompts or old.base))
         section = None if begun else self.cross_section(plane)
-        start = None if section is None else section.soft_mask
+        trusted = section is not None and (section.whole or not any(one.positive for one in new))
+        start = section.soft_mask if section is not None and trusted else None
         self._change(edit_title(old.prompts, new), plane, old.with_prompts(new, start), "prompts")
         return True
 

@@ -10,6 +10,13 @@ import numpy as np
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Line, Plane
 
+FEWEST_LINES = 5
+TAPERED = 0.3
+"""Of an object's greatest width: what its outermost known line has at most where the object ends nearby.
+
+Measured on the shipped samples: docs/decisions/propagation.md, "Planes of other axes".
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class CrossSection:
@@ -41,6 +48,34 @@ class CrossSection:
         for side, at in self.lines:
             known[(at, slice(None)) if side == 0 else (slice(None), at)] = True
         return known
+
+    @property
+    def whole(self) -> bool:
+        """Whether the cut shows all of the object, as far as can be told from itself.
+
+        Its known lines are neighbours, `FEWEST_LINES` of them or more, and at both ends the object has become
+        narrow (`TAPERED`), or the plane ends. Fewer lines will do if the object is gone at both ends. The
+        network trusts a previous mask: shown a part of the object, it leaves out the rest.
+        """
+        widths = np.count_nonzero(self.soft_mask.mask, axis=1), np.count_nonzero(self.soft_mask.mask, axis=0)
+        return any(
+            _is_whole(width, {at for along, at in self.lines if along == side})
+            for side, width in enumerate(widths)
+        )
+
+
+def _is_whole(widths: np.ndarray, known: set[int]) -> bool:
+    widest = int(widths.argmax())
+    if widest not in known or not widths[widest]:
+        return False
+    first = last = widest
+    while first - 1 in known and widths[first]:
+        first -= 1
+    while last + 1 in known and widths[last]:
+        last += 1
+    ends = [widths[at] for at in (first, last) if 0 < at < len(widths) - 1]
+    most = TAPERED * widths[widest] if last - first + 1 >= FEWEST_LINES else 0
+    return all(end <= most for end in ends)
 
 
 def cross_section(masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[int, int]) -> CrossSection:
