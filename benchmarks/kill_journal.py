@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -347,8 +348,8 @@ def store_in(folder: Path, place: str, *, new: bool = False) -> ArrayLabels:
     from napari_lowlat_seg.io.chunked import ome_zarr
     from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 
-    ome_zarr.SMALLEST = 4  # few pixels, and yet several levels
-    store = LabelPyramid.at(folder / "labels.ome.zarr", volume())
+    with patch.object(ome_zarr, "SMALLEST", 4):  # few pixels, and yet several levels
+        store = LabelPyramid.at(folder / "labels.ome.zarr", volume())
     for position, plane in enumerate(volume().planes() if new else ()):
         store.fill(plane, fresh_labels()[position])
     assert len(store.levels) == LEVELS, len(store.levels)
