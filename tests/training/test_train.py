@@ -197,7 +197,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
             "[model]\nquality_slope = 2.0",
             r"predicted IoU is not corrected yet, got \['quality_slope'\] .* `lowlat-seg models calibrate`",
         ),
-        ("[looks]\ngrey = 1", r"expected settings out of \['blur'.*'tint'\], got \['grey'\]"),
+        ("[looks]\ngrey = 1", r"expected settings out of \['agent'.*'tint'\], got \['grey'\]"),
         ("[loss]\nbce = 1", r"expected settings out of \['boundary', 'dice'\], got \['bce'\]"),
         ("[prompts]\nclicks = 5", r"expected settings out of \['as_prior'.*'click'.*\], got \['clicks'\]"),
     ],
