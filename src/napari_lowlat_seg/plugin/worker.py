@@ -477,6 +477,14 @@ def sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {words}"
 
 
+def tried(work: Callable[[], Any]) -> Any:
+    """What `work` gives, or the error that it raised, to be said by whoever asked."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
 def _searching(job: Job, place: int, found: FoundOnPlane) -> str:
     """How far a search is, in words."""
     planes = job.first + len(job.sources)

@@ -37,7 +37,7 @@ from napari_lowlat_seg.plugin.labels.disk_labels import DiskLabels, beside, open
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.saving import save_labels
-from napari_lowlat_seg.plugin.worker import Worker, sentence
+from napari_lowlat_seg.plugin.worker import Worker, sentence, tried
 
 SUFFIX = ".lowlat"
 
@@ -197,7 +197,7 @@ class SessionFiles:
                 read.highest = read.labels.highest()
             return read
 
-        self._worker.run(lambda: _tried(work), self._restore)
+        self._worker.run(lambda: tried(work), self._restore)
 
     def _find(self, about: AboutLabels, trusted: bool, lost: dict[LabelStore, str]) -> LabelStore | None:
         """Labels on disk, where they were or beside the image; None for new ones in memory."""
@@ -368,7 +368,7 @@ def _search(volume: Volume) -> tuple[list[JournalInfo], str]:
     good, text = [], ""
     for info in journals:
         if not (info.in_use or text):
-            found = _tried(partial(read_session, info.path, volume, _stand_in(volume)))
+            found = tried(partial(read_session, info.path, volume, _stand_in(volume)))
             if isinstance(found, Exception):
                 continue  # it stays in the list of `lowlat-seg sessions list`
             day = time.strftime("%d %b %H:%M", time.localtime(info.changed))
@@ -389,14 +389,6 @@ def _contents(found: FoundSession) -> str:
     return f"{objects} object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"
 
 
-def _tried(work: Callable[[], Any]) -> Any:
-    """What `work` gives, or the error that it raised."""
-    try:
-        return work()
-    except Exception as error:
-        return error
-
-
 def _failure(work: Callable[[], object]) -> Exception | None:
-    failed = _tried(work)
+    failed = tried(work)
     return failed if isinstance(failed, Exception) else None

@@ -27,7 +27,7 @@ from napari_lowlat_seg.plugin.labels.disk_labels import (
 )
 from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer, make_labels
 from napari_lowlat_seg.plugin.layers.grid import Grid
-from napari_lowlat_seg.plugin.worker import Worker, sentence
+from napari_lowlat_seg.plugin.worker import Worker, sentence, tried
 
 
 class ChosenLabels:
@@ -137,7 +137,7 @@ class ChosenLabels:
         """Write to the OME-Zarr at a path from now on; it is made, or gone on with, in the background."""
         ticket = self._opening = object()
         work = opening(self._grid, path)
-        self._worker.run(lambda: _tried(work), lambda found: self._opened(ticket, found))
+        self._worker.run(lambda: tried(work), lambda found: self._opened(ticket, found))
 
     def ensure(self) -> bool:
         """Make a new layer if none is chosen; False if that takes a while, and `changed` comes later.
@@ -209,11 +209,3 @@ class ChosenLabels:
         if not self._session.record_stroke(edits):
             self.status.emit("Locked objects keep their voxels: unlock them in the table of objects first.")
         self.changed.emit()
-
-
-def _tried(work: Callable[[], Any]) -> Any:
-    """What `work` gives, or the error that it raised."""
-    try:
-        return work()
-    except Exception as error:
-        return error
