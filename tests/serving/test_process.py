@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from napari_lowlat_seg.core.prompts import Click
@@ -123,15 +124,17 @@ def gone(process: PredictionProcess | int | None) -> bool:
     """Whether a process ends before a ceiling that no speed of the machine reaches."""
     number = process.pid if isinstance(process, PredictionProcess) else process
     end = time.monotonic() + 300
-    while time.monotonic() < end:
-        try:
-            os.kill(number or 2**30, 0)
-        except (OverflowError, ProcessLookupError):
-            return True
-        if number and "Z" in Path(f"/proc/{number}/stat").read_text().split()[2]:
-            return True
+    while number and not ended(number) and time.monotonic() < end:
         time.sleep(0.02)
-    return False
+    return not number or ended(number)
+
+
+def ended(number: int) -> bool:
+    """Whether no process has this number, or one that only waits to be collected."""
+    try:
+        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_predictions_come_from_the_child(make, source) -> None:
