@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,10 @@ class Window:
     ----------
     viewer, widget
         napari's viewer and ours.
-    painted
-        How often the canvas has been painted.
+    paints
+        When the canvas was painted, in seconds of `time.perf_counter`.
+    redraws
+        How often the preview has changed what is to be painted.
     """
 
     def __init__(self, image: np.ndarray) -> None:
@@ -58,11 +61,14 @@ class Window:
         wait_until(lambda: self.controller is not None)
         children = (child for top in QApplication.topLevelWidgets() for child in top.findChildren(QWidget))
         self.canvas = next(one for one in children if "Canvas" in type(one).__name__ and one.isVisible())
-        self.painted = 0
-        self._filter = _paint_filter(self.canvas, self._count_paint)
+        self.paints: list[float] = []
+        self.redraws = 0
+        self._filter = _paint_filter(self.canvas, lambda: self.paints.append(time.perf_counter()))
+        for event in ("set_data", "labels_update"):
+            getattr(self.controller.preview.layer.events, event).connect(self._count_redraw)
 
-    def _count_paint(self) -> None:
-        self.painted += 1
+    def _count_redraw(self) -> None:
+        self.redraws += 1
 
     @property
     def controller(self) -> Any:
@@ -86,11 +92,6 @@ class Window:
         """Move the viewer to a plane."""
         self.controller.grid.look_at(self.viewer.dims, Plane((position, None, None)))
 
-    def wait_for_paint(self) -> None:
-        """Wait until the canvas has been painted once more; no longer than a second."""
-        before, end = self.painted, time.perf_counter() + 1
-        wait_until(lambda: self.painted > before or time.perf_counter() > end)
-
     def random_clicks(self, planes: int, seed: int = 0) -> Iterator[tuple[int, Click]]:
         """Yield positions and clicks without end, in the middle of the planes, which are square."""
         side = self.layer.data.shape[-1]
@@ -98,20 +99,24 @@ class Window:
 
     def click(self, row: float, col: float) -> None:
         """Press and release the left mouse button on a pixel of the plane shown."""
-        from qtpy.QtCore import QEvent, QPointF, Qt
-        from qtpy.QtGui import QMouseEvent
-        from qtpy.QtWidgets import QApplication
+        press_and_release(self.viewer, self.canvas, row, col)
 
-        camera, (height, width) = self.viewer.scene.camera, self.viewer.canvas.size
-        y, x = (np.array([row, col]) - np.asarray(camera.center)[-2:]) * camera.zoom
-        position, left = QPointF(x + width / 2, y + height / 2), Qt.MouseButton.LeftButton
-        for kind, down in (
-            (QEvent.Type.MouseButtonPress, left),
-            (QEvent.Type.MouseButtonRelease, Qt.MouseButton.NoButton),
-        ):
-            glob = QPointF(self.canvas.mapToGlobal(position))
-            none = Qt.KeyboardModifier.NoModifier
-            QApplication.sendEvent(self.canvas, QMouseEvent(kind, position, glob, left, down, none))
+
+def press_and_release(viewer: Any, canvas: Any, row: float, col: float) -> None:
+    """Press and release the left mouse button on a pixel of the canvas, whose scale is 1."""
+    from qtpy.QtCore import QEvent, QPointF, Qt
+    from qtpy.QtGui import QMouseEvent
+    from qtpy.QtWidgets import QApplication
+
+    camera, (height, width) = viewer.scene.camera, viewer.canvas.size
+    y, x = (np.array([row, col]) - np.asarray(camera.center)[-2:]) * camera.zoom
+    position, left = QPointF(x + width / 2, y + height / 2), Qt.MouseButton.LeftButton
+    for kind, down in (
+        (QEvent.Type.MouseButtonPress, left),
+        (QEvent.Type.MouseButtonRelease, Qt.MouseButton.NoButton),
+    ):
+        glob, none = QPointF(canvas.mapToGlobal(position)), Qt.KeyboardModifier.NoModifier
+        QApplication.sendEvent(canvas, QMouseEvent(kind, position, glob, left, down, none))
 
 
 def _paint_filter(canvas: Any, painted: Callable[[], None]) -> Any:
@@ -130,11 +135,30 @@ def _paint_filter(canvas: Any, painted: Callable[[], None]) -> Any:
 
 
 def time_clicks(window: Window, planes: int) -> tuple[list[float], list[float]]:
-    """Return milliseconds from the button until the first mask, and until the last one, is painted."""
+    """Return milliseconds from the button until the first mask, and until the last one, is on the screen.
+
+    A mask that changes a pixel is there after the next painting; one that changes none, when it has come.
+    """
     first: list[float] = []
     last: list[float] = []
-    finals: list[bool] = []
-    window.controller.predictions.landed.connect(lambda plane, final: finals.append(final))
+    landings: list[
+        tuple[bool, float, bool]
+    ] = []  # whether it is the last one, when it came, if it is redrawn
+    redraws = 0
+
+    def land(plane: Plane, final: bool) -> None:
+        nonlocal redraws
+        landings.append((final, time.perf_counter(), window.redraws > redraws))
+        redraws = window.redraws
+
+    def on_screen(landing: tuple[bool, float, bool]) -> float | None:
+        _, came, redrawn = landing
+        return next((painted for painted in window.paints if painted > came), None) if redrawn else came
+
+    def over() -> bool:
+        return any(final for final, *_ in landings) and None not in map(on_screen, landings)
+
+    window.controller.predictions.landed.connect(land)
     clicks = window.random_clicks(planes)
     for number in range(CLICKS * planes):
         position, click = next(clicks)
@@ -142,15 +166,68 @@ def time_clicks(window: Window, planes: int) -> tuple[list[float], list[float]]:
             window.controller.clear()
             window.show_plane(position)
             window.wait_for_worker()
-        finals.clear()
+            wait(0.2)  # no hand clicks while the plane is still being drawn
+        landings.clear()
+        window.paints.clear()
+        redraws = window.redraws
         start = time.perf_counter()
         window.click(*click.at)
-        for reached, times in ((lambda: bool(finals), first), (lambda: True in finals, last)):
-            wait_until(reached)
-            window.wait_for_paint()
-            times.append(1000 * (time.perf_counter() - start))
+        wait_until(over)
+        for landing, times in ((landings[0], first), (landings[-1], last)):
+            times.append(1000 * ((on_screen(landing) or 0.0) - start))
+    window.controller.predictions.landed.disconnect(land)
     window.controller.clear()
     return first, last
+
+
+def time_napari(image: np.ndarray, clicks: int = 20) -> tuple[list[float], list[float]]:
+    """Return what a click costs without us: ms to a point painted, and to changed labels painted.
+
+    napari's own Points layer gets the point; then 300 x 300 pixels of a Labels layer are changed and redrawn.
+    A mask can be on the screen no earlier than both together.
+    """
+    import napari
+    from qtpy.QtWidgets import QApplication, QWidget
+
+    from napari_lowlat_seg.plugin.layers.napari_layers import redraw
+
+    viewer: Any = napari.Viewer()
+    viewer.window.resize(1400, 1000)
+    viewer.add_image(image)
+    labels = viewer.add_labels(np.zeros((1, *image.shape[1:]), np.uint8))
+    points = viewer.add_points(ndim=3)
+    points.mode = "add"
+    viewer.dims.set_current_step(0, 0)  # where the labels are
+    children = (child for top in QApplication.topLevelWidgets() for child in top.findChildren(QWidget))
+    canvas = next(one for one in children if "Canvas" in type(one).__name__ and one.isVisible())
+    paints: list[float] = []
+    kept = _paint_filter(canvas, lambda: paints.append(time.perf_counter()))
+    low, high = np.array(image.shape[1:]) // 3, np.array(image.shape[1:]) // 3 + 300
+    part = (slice(0, 1), *map(slice, low.tolist(), high.tolist()))
+    pointed: list[float] = []
+    labelled: list[float] = []
+
+    def change() -> None:
+        labels.data[part] = 1 - labels.data[part]
+        redraw(labels, part)
+
+    def painted_after(act: Callable[[], None]) -> float:
+        paints.clear()
+        start = time.perf_counter()
+        act()
+        done = time.perf_counter()
+        wait_until(lambda: any(painted > done for painted in paints))
+        return 1000 * (next(painted for painted in paints if painted > done) - start)
+
+    wait(0.5)
+    for _, click in islice(random_clicks(1, low[0], 2 * low[0]), clicks):
+        pointed.append(painted_after(partial(press_and_release, viewer, canvas, *click.at)))
+        wait(0.1)
+        labelled.append(painted_after(change))
+        wait(0.1)
+    canvas.removeEventFilter(kept)
+    viewer.close()
+    return pointed, labelled
 
 
 def measure_gaps(window: Window, seconds: float) -> list[float]:
@@ -218,6 +295,12 @@ def time_accepting(side: int = 2048) -> None:
     print(f"nonzero and data_setitem {np.median(theirs):.0f} ms, undo step {size / 1e6:.1f} MB")
 
 
+def print_times(what: str, times: list[float]) -> None:
+    """Print two percentiles of milliseconds."""
+    p50, p95 = np.percentile(times, [50, 95])
+    print(f"\n{len(times)} clicks {what} painted: p50 {p50:.0f} ms, p95 {p95:.0f} ms", flush=True)
+
+
 def main() -> None:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -226,6 +309,8 @@ def main() -> None:
     chosen = parser.parse_args()
     print_load("before")
     time_accepting()
+    for name, times in zip(("a point", "changed labels"), time_napari(large_stack(PLANES))):
+        print_times(f"napari alone, to {name}", times)
     window = Window(large_stack(PLANES))
     for model in ("default", "nothing", "slow", "busy"):
         if model == "nothing":
@@ -234,8 +319,7 @@ def main() -> None:
             window.load(model)
         if model == "default":
             for name, times in zip(("first mask", "last mask"), time_clicks(window, chosen.planes)):
-                p50, p95 = np.percentile(times, [50, 95])
-                print(f"\n{len(times)} clicks to the {name} painted: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+                print_times(f"to the {name}", times)
         found = measure_gaps(window, chosen.seconds)
         p50, p99 = np.percentile(found, [50, 99])
         window.controller.predictions.hold(False)
