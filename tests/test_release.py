@@ -66,6 +66,10 @@ def test_the_recipe_asks_for_what_the_package_asks_for() -> None:
         expected.add(f"{theirs.get(name, name)} >={least}")
     run = made["requirements"]["run"]  # type: ignore[index]
     assert {line for line in run if not line.startswith("python ")} == expected
+    about = made["about"]
+    assert about["license"] == PYPROJECT["project"]["license"]  # type: ignore[index]
+    shipped = {path for pattern in PYPROJECT["project"]["license-files"] for path in ROOT.glob(pattern)}
+    assert {ROOT / name for name in about["license_file"]} == shipped  # type: ignore[index]
 
 
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -87,5 +91,5 @@ def test_the_citation_names_the_software_and_the_paper() -> None:
     """What citing tools need."""
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
-    assert cited["license"] == PYPROJECT["project"]["license"]
+    assert cited["license"] == PYPROJECT["project"]["license"].split(" AND ")[0]  # a citation is of the code
     assert cited["references"][0]["authors"][0]["family-names"] == "Liu"

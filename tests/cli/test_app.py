@@ -28,6 +28,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import read_volume, write_labels
 from napari_lowlat_seg.io.prompt_files import ObjectPrompts, save_prompts
+from napari_lowlat_seg.io.samples import SAMPLES, sample_path
 from napari_lowlat_seg.models.checkpoints import model_path
 from terminal import Call, Done
 
@@ -65,6 +66,19 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
 def test_the_version_is_shown(call: Call) -> None:
     """That of the package."""
     assert call("--version") == Done(0, f"{__version__}\n", "")
+
+
+def test_samples_are_copied_and_other_files_are_kept(call: Call, tmp_path: Path) -> None:
+    """Into a new folder; a second call changes nothing; a file that is no sample stops it before any copy."""
+    assert call("samples", "data").out.splitlines() == [str(Path("data") / name) for name in SAMPLES]
+    assert (tmp_path / "data" / SAMPLES[0]).read_bytes() == sample_path(SAMPLES[0]).read_bytes()
+    assert call("samples", "data").status == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / SAMPLES[1]).write_bytes(b"mine")
+    refused = call("samples", "mine")
+    assert (refused.status, refused.out) == (2, "")
+    assert "exists and is not the sample of this name; give another folder" in refused.err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [SAMPLES[1]]
 
 
 def commands() -> list[list[str]]:

@@ -139,6 +139,17 @@ def demo(
     run_demo(out, model=model, device=device)
 
 
+@app.command(no_args_is_help=True, epilog=examples("lowlat-seg samples .", "lowlat-seg samples data"))
+def samples(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made if it does not exist.")],
+) -> None:
+    """Copy the shipped images, reference labels and session into FOLDER, for trying the tutorials."""
+    from napari_lowlat_seg.io.samples import copy_samples
+
+    for copy in copy_samples(folder):
+        print(copy)
+
+
 @app.command(
     no_args_is_help=True,
     epilog=examples(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.cli.options import plural
 from napari_lowlat_seg.core.atomic_file import atomic_file
 from napari_lowlat_seg.core.prompts import Click, Prompt, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume, to_uint8
@@ -251,7 +252,7 @@ def _segment(
     result.masks[start] = predictions[-1].mask
     started = time.perf_counter()
     planes = volume.planes(scene.axis)
-    reached = f"{len(result.prompts)} prompts, IoU {result.iou:.2f}"
+    reached = f"{plural(len(result.prompts), 'prompt')}, IoU {result.iou:.2f}"
     report(f"{title}: {reached}; propagating through at most {len(planes)} planes")
     steps = propagate(predictor, volume, {start: predictions[-1]}, planes, embed=embed)
     for step in _reported((step for step in steps if step.note is None), title, report):
@@ -307,8 +308,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
         "Dice on plane",
         "planes",
         "Dice in volume",
+        "s to follow",  # with a longer word the table is wider than 80 columns
     )
-    table = Table(*names, "s to propagate", box=None)
+    table = Table(*names, box=None)
     for row in rows:
         table.add_row(
             row["scene"],

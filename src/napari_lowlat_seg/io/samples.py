@@ -5,9 +5,12 @@ Origin and licence of each file are in ``sample_data/README.md``.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+
+from napari_lowlat_seg.core.atomic_file import atomic_file
 
 SAMPLES = (
     "em_fly_medulla.tif",
@@ -50,6 +53,31 @@ def sample_path(name: str) -> Path:
     raise FileNotFoundError(
         f"expected the sample {name} in {places}, found it in neither; reinstall napari-lowlat-seg"
     )
+
+
+def copy_samples(folder: Path) -> list[Path]:
+    """Copy all sample files into a folder and return the copies.
+
+    Parameters
+    ----------
+    folder
+        Made if it does not exist. Equal copies that are there stay.
+
+    Raises
+    ------
+    FileExistsError
+        If another file has the name of a sample; nothing is copied then.
+    """
+    copies = [folder / name for name in SAMPLES]
+    for copy in copies:
+        if copy.exists() and copy.read_bytes() != sample_path(copy.name).read_bytes():
+            raise FileExistsError(f"{copy} exists and is not the sample of this name; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for copy in copies:
+        if not copy.exists():
+            with atomic_file(copy) as part:
+                shutil.copyfile(sample_path(copy.name), part)
+    return copies
 
 
 def blobs(size: tuple[int, int], seed: int = 0) -> np.ndarray:
