@@ -2,7 +2,8 @@
 
 Writes a small image of each format and place with the format's own library, reads it, writes labels of one
 marked voxel in each output format as the command line does, reads them back and compares world positions.
-Prints a table: kept, refused (with the sentence below), or WRONG.
+Exports are read back by other programs' libraries: trimesh, json, highdicom. Prints two tables: kept, refused
+(with the sentence below), or WRONG.
 
 Run: python benchmarks/format_matrix.py [--json FILE]
 """
@@ -13,12 +14,15 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.core.geometry import Geometry, standard_unit, unit_ratio
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.exports.export import write_export
 from napari_lowlat_seg.io.files import check_labels_path, label_output, read_volume
 
 SHAPE = (6, 7, 8)
@@ -191,6 +195,10 @@ def dicom(folder: Path) -> Path:
         one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = generate_uid()
         one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         one.SeriesInstanceUID, one.Modality = "1.2.3", "CT"
+        # What a segmentation refers to.
+        one.StudyInstanceUID, one.FrameOfReferenceUID, one.InstanceNumber = "1.2", "1.2.9", i + 1
+        one.PatientName = one.PatientID = one.PatientBirthDate = one.PatientSex = one.StudyID = ""
+        one.StudyDate = one.StudyTime = one.AccessionNumber = one.ReferringPhysicianName = ""
         one.Rows, one.Columns = plane.shape
         one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
         one.BitsAllocated = one.BitsStored = 16
@@ -330,29 +338,101 @@ def result(source: Path, output: Path) -> str:
         return "kept" if tuple(found) == index else f"WRONG: {tuple(found)}"
     if not theirs.calibrated:
         return "no place"
-    if ours.unit and theirs.unit:
-        theirs = theirs.in_unit(ours.unit)
-    elif ours.unit or theirs.unit:
-        return f"WRONG: unit {ours.unit} became {theirs.unit}"
-    names = [axis.name for axis in ours.world]
-    if names != [axis.name for axis in theirs.world]:
-        return f"WRONG: axes {names} became {[axis.name for axis in theirs.world]}"
-    away = np.abs(theirs.to_world(found) - ours.to_world(index)).max() / min(ours.spacing)
+    names = [axis.name for axis in theirs.world]
+    return verdict(ours, names, theirs.unit, theirs.to_world(found))
+
+
+def verdict(ours: Geometry, names: list[str], unit: str | None, point: Any) -> str:
+    """Whether the voxel marked in an image lies at a point of the world with these axes, in this unit."""
+    if bool(ours.unit) != bool(unit):
+        return f"WRONG: unit {ours.unit} became {unit}"
+    if names != [axis.name for axis in ours.world]:
+        return f"WRONG: axes {[axis.name for axis in ours.world]} became {names}"
+    scale = [unit_ratio(unit, ours.unit) if axis.kind == "space" else 1.0 for axis in ours.world]
+    away = np.abs(np.asarray(point) * scale - ours.to_world(INDEX[-ours.ndim :])).max() / min(ours.spacing)
     return "kept" if away < 1e-3 else f"WRONG: {away:.3g} voxels away"
 
 
-def main() -> None:
-    """Print the table and the sentences."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path)
-    wanted = parser.parse_args().json
-    table: dict[str, dict[str, str]] = {}
-    for name, make in INPUTS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            source = make(Path(folder))
-            table[name] = {end: result(source, Path(folder) / f"labels{end}") for end in OUTPUTS}
+def exported(source: Path, output: Path) -> str:
+    """ "kept", or the sentence of a refusal, of a marked voxel that is exported."""
+    image = read_volume(source)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[INDEX[-image.ndim :]] = 7
+    like = Volume(labels, image.spacing, geometry=image.geometry)
+    try:
+        write_export(output, like, image=image if output.suffix == ".dcm" else None)
+    except ValueError as error:
+        return str(error).replace(str(output), output.name)
+    assert image.geometry is not None
+    return verdict(image.geometry, *EXPORTS[output.suffix](output))
+
+
+Place = tuple[list[str], str | None, Any]
+"""Names of the world's axes, the unit of space, and where the marked voxel lies."""
+
+
+def in_mesh(path: Path) -> Place:
+    """The middle of a mesh as trimesh reads it; the unit is in the first bytes."""
+    import trimesh
+
+    mesh: Any = trimesh.load(path)
+    assert mesh.is_watertight
+    unit = path.read_bytes()[:300].partition(b"unit ")[2].split()[0].decode()
+    return ["z", "y", "x"], standard_unit(unit), mesh.bounds.mean(axis=0)[::-1]
+
+
+def in_geojson(path: Path) -> Place:
+    """The middle of the only outline: (0, 0) is the corner of the first pixel."""
+    content = json.loads(path.read_text())
+    (feature,) = content["features"]
+    assert feature["properties"]["label"] == 7
+    col, row = np.mean(feature["geometry"]["coordinates"][0][:-1], axis=0) - 0.5
+    return in_world(content["image"], [*feature["properties"]["position"], row, col])
+
+
+def in_coco(path: Path) -> Place:
+    """The only pixel of the only annotation, its run lengths counted out column by column."""
+    content = json.loads(path.read_text())
+    (one,), (image,) = content["annotations"], content["images"]
+    assert one["category_id"] == 7
+    before, pixels, _ = one["segmentation"]["counts"]
+    assert pixels == one["area"] == 1
+    col, row = divmod(before, image["height"])
+    return in_world(content["info"]["image"], [*image["position"], row, col])
+
+
+def in_world(about: dict[str, Any], index: list[float]) -> Place:
+    """A place by the affine that stands beside outlines."""
+    units = {axis["unit"] for axis in about["world"] if axis["kind"] == "space"}
+    names = [axis["name"] for axis in about["world"]]
+    return names, units.pop(), (np.array(about["affine"]) @ [*index, 1])[:-1]
+
+
+def in_segmentation(path: Path) -> Place:
+    """The only voxel as highdicom places it, in mm to the left, the back and the top."""
+    from highdicom.seg import segread
+
+    volume = segread(path).get_volume(combine_segments=True)
+    ((x, y, z),) = volume.map_indices_to_reference(np.argwhere(volume.array))
+    return ["z", "y", "x"], "mm", (z, -y, -x)
+
+
+EXPORTS: dict[str, Callable[[Path], Place]] = {
+    ".stl": in_mesh,
+    ".ply": in_mesh,
+    ".geojson": in_geojson,
+    ".json": in_coco,
+    ".dcm": in_segmentation,
+}
+
+
+Table = dict[str, dict[str, str]]
+
+
+def print_table(table: Table, columns: Sequence[str], what: str) -> None:
+    """A table, its sentences, and how many pairs are kept, refused and wrong."""
     sentences: list[str] = []
-    print("| image \\ labels | " + " | ".join(OUTPUTS) + " |\n|" + "---|" * (len(OUTPUTS) + 1))
+    print(f"| image \\ {what} | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, row in table.items():
         cells = []
         for text in row.values():
@@ -370,9 +450,25 @@ def main() -> None:
     kept, placeless = every.count("kept"), every.count("no place")
     wrong = sum(text.startswith("WRONG") for text in every)
     print(f"\n{len(every)} pairs: {kept} kept, {placeless} without a place, {wrong} wrong, "
-          f"{len(every) - kept - placeless - wrong} refused")  # fmt: skip
+          f"{len(every) - kept - placeless - wrong} refused\n")  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables and the sentences."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args().json
+    labels: Table = {}
+    exports: Table = {}
+    for name, make in INPUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            source = make(Path(folder))
+            labels[name] = {end: result(source, Path(folder) / f"labels{end}") for end in OUTPUTS}
+            exports[name] = {end: exported(source, Path(folder) / f"export{end}") for end in EXPORTS}
+    print_table(labels, OUTPUTS, "labels")
+    print_table(exports, tuple(EXPORTS), "export")
     if wanted is not None:
-        wanted.write_text(json.dumps(table, indent=1))
+        wanted.write_text(json.dumps({"labels": labels, "exports": exports}, indent=1))
 
 
 if __name__ == "__main__":

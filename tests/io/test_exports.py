@@ -6,6 +6,7 @@ import json
 import resource
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pydicom
@@ -19,9 +20,11 @@ from napari_lowlat_seg.batch.measure import measure
 from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.raster import from_run_lengths
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.exports import dicom_seg, meshes, slabs
 from napari_lowlat_seg.io.exports.export import EXPORTS, run_export, write_export
 from napari_lowlat_seg.io.exports.meshes import surfaces
 from napari_lowlat_seg.io.exports.outlines import polygons
+from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.files import read_volume, write_labels
 
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -43,23 +46,44 @@ def blocks() -> np.ndarray:
     return data
 
 
+def joined(labels: Volume) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Points and triangles of each object, as a .ply has them."""
+    pieces = list(surfaces(Slabs(labels)))
+    points = np.concatenate([piece.points[piece.numbers >= piece.fresh] for piece in pieces])
+    faces: dict[int, list[np.ndarray]] = {}
+    for piece in pieces:
+        np.testing.assert_array_equal(points[piece.numbers], piece.points)
+        faces.setdefault(piece.label, []).append(piece.numbers[piece.triangles])
+    found = {}
+    for label, parts in faces.items():
+        used, numbers = np.unique(np.concatenate(parts), return_inverse=True)
+        found[label] = points[used], numbers.reshape(-1, 3)
+    return found
+
+
 @settings(max_examples=40)
-@given(rng=rngs, order=st.permutations(range(3)), flips=st.sets(st.integers(0, 2)))
+@given(
+    rng=rngs,
+    order=st.permutations(range(3)),
+    flips=st.sets(st.integers(0, 2)),
+    voxels=st.sampled_from((1, 150, 10**6)),
+)
 def test_surfaces_are_closed_and_lie_around_their_voxels(
-    rng: np.random.Generator, order: list[int], flips: set[int]
+    rng: np.random.Generator, order: list[int], flips: set[int], voxels: int
 ) -> None:
-    """Whatever the order, direction and slant of the axes: normals lead outward."""
+    """Whatever the axes and the thickness of the slabs: normals lead outward, corners are shared."""
     volume = placed(blocks(), np.diag((3, 0.5, 0.7)) @ (np.eye(3) + 0.2 * rng.normal(size=(3, 3))))
     assert volume.geometry is not None
     geometry, data = volume.geometry.transpose(order), blocks().transpose(order)
     for axis in flips:
         geometry, data = geometry.flip(axis, data.shape[axis]), np.flip(data, axis)
     turned = Volume(data, geometry=geometry)
-    found = {label: (points, faces) for label, points, faces in surfaces(turned)}
-    assert list(found) == [3, 70_000]
+    with patch.object(slabs, "VOXELS", voxels):
+        found = joined(turned)
+    assert sorted(found) == [3, 70_000]
     sizes = {one.label: one.surface for one in measure(turned)}
     for label, (points, faces) in found.items():
-        mesh = trimesh.Trimesh(points, faces)
+        mesh = trimesh.Trimesh(points, faces, process=False)  # corners that slabs share are one
         assert mesh.is_watertight
         assert mesh.volume > 0
         assert mesh.area == pytest.approx(sizes[label], rel=1e-5)
@@ -75,12 +99,12 @@ def test_other_programs_read_the_meshes(name: str, tmp_path: Path) -> None:
     volume = placed(blocks(), np.diag((3, 0.5, 0.7)))
     write_export(tmp_path / name, volume, names={3: "nucleus\nof a cell"})
     mesh = trimesh.load(tmp_path / name, file_type=name[-3:].lower(), process=False)
-    ours = [(points, faces) for _, points, faces in surfaces(volume)]
+    ours = list(joined(volume).values())
     assert len(mesh.faces) == sum(len(faces) for _, faces in ours)
     both = np.concatenate([points for points, _ in ours])
     np.testing.assert_allclose(mesh.bounds, [both.min(axis=0), both.max(axis=0)], rtol=1e-6)
     head = (tmp_path / name).read_bytes()[:600]
-    assert b"unit ?m" in head
+    assert b"unit micrometer" in head
     if name.lower().endswith("ply"):
         assert b"comment label 3: nucleus of a cell\n" in head
         rows = (tmp_path / name).read_bytes()[-17 * len(mesh.faces) :]
@@ -146,6 +170,7 @@ def test_coco_gives_every_mask_back(
         image = images[one["image_id"]]
         mask = from_run_lengths(one["segmentation"]["counts"], tuple(one["segmentation"]["size"]))
         assert mask.shape == (image["height"], image["width"])
+        assert 0 not in one["segmentation"]["counts"][1:]
         rows, cols = np.nonzero(mask)
         left, top = cols.min(), rows.min()
         assert one["bbox"] == [left, top, cols.max() - left + 1, rows.max() - top + 1]
@@ -156,7 +181,7 @@ def test_coco_gives_every_mask_back(
 
 
 def write_series(folder: Path) -> None:
-    """A CT of four oblique slices, files in another order than places."""
+    """A CT of four oblique slices without a thickness, files in another order than places."""
     along, down = np.array([0.8, 0.6, 0]), np.array([-0.6, 0.8, 0])
     folder.mkdir()
     for i in range(4):
@@ -185,7 +210,7 @@ def write_series(folder: Path) -> None:
         slice_.HighBit, slice_.PixelRepresentation = 15, 0
         slice_.ImageOrientationPatient = [*along, *down]
         slice_.ImagePositionPatient = [10, 20, 30 + 2 * i]
-        slice_.PixelSpacing, slice_.SliceThickness = [0.5, 0.25], 2
+        slice_.PixelSpacing = [0.5, 0.25]
         slice_.PixelData = np.full((5, 6), i, "<u2").tobytes()
         slice_.save_as(folder / f"{(i * 3) % 4}.dcm", enforce_file_format=True)
 
@@ -212,6 +237,25 @@ def test_a_dicom_segmentation_lies_on_its_series(tmp_path: Path) -> None:
         assert image.geometry is not None
         ours = image.geometry.to_world(np.argwhere(data == label))[:, ::-1] * (-1, -1, 1)  # to LPS+
         assert {tuple(np.round(p, 3)) for p in theirs} == {tuple(np.round(p, 3)) for p in ours}
+
+
+def test_a_series_without_what_a_segmentation_refers_to_is_refused(tmp_path: Path) -> None:
+    """As anonymizers leave it; and labels without an object."""
+    write_series(tmp_path / "ct")
+    image = read_volume(tmp_path / "ct")
+    with pytest.raises(ValueError, match="holds no object; there is nothing to export"):
+        write_export(
+            tmp_path / "a.dcm", Volume(np.zeros(image.shape, int), geometry=image.geometry), image=image
+        )
+    for file in (tmp_path / "ct").iterdir():
+        slice_ = pydicom.dcmread(file)
+        del slice_.StudyInstanceUID
+        slice_.save_as(file)
+    with pytest.raises(ValueError, match=r"can refer to this series \(it lacks StudyInstanceUID\)"):
+        write_export(
+            tmp_path / "a.dcm", Volume(np.ones(image.shape, int), geometry=image.geometry), image=image
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
 
 
 def test_a_full_disk_leaves_no_half_segmentation(tmp_path: Path) -> None:
@@ -245,6 +289,75 @@ def test_other_suffixes_convert_the_labels(suffix: str, tmp_path: Path) -> None:
     here = volume.geometry.to_world(np.argwhere(blocks() == 70_000))
     assert {tuple(np.round(p, 3)) for p in there} == {tuple(np.round(p, 3)) for p in here}
     assert set(np.unique(again.data)) == {0, 70_000}
+
+
+@pytest.mark.parametrize("name", ["a.stl", "a.ply", "a.geojson", "a.json", "a.ome.zarr", "a.tif"])
+def test_an_export_counts_its_planes_and_can_be_cancelled(name: str, tmp_path: Path) -> None:
+    """In slabs of one plane; nothing is left of one that is cancelled, also where a file was."""
+    heard: list[tuple[int, int | None]] = []
+    with patch.object(slabs, "VOXELS", 1):
+        assert (
+            write_export(tmp_path / name, placed(blocks(), np.eye(3)), progress=lambda *n: heard.append(n))
+            == 2
+        )
+        assert heard == [(done, 7) for done in range(1, 8)]
+
+        def stop(done: int, total: int | None) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            write_export(tmp_path / f"b{name}", placed(blocks(), np.eye(3)), progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_every_level_of_an_exported_ome_zarr_is_written(tmp_path: Path) -> None:
+    """What is seen from afar is what is there."""
+    zarr = pytest.importorskip("zarr")
+    data = np.zeros((600, 2, 600), np.uint16)
+    data[100:500, 1, 200:300] = 7
+    geometry = Geometry.from_scale("yzx", (1, 2, 1), units=["nm"] * 3)
+    write_export(tmp_path / "a.ome.zarr", Volume(data, geometry=geometry))
+    fine, coarse = (zarr.open_group(tmp_path / "a.ome.zarr")[level][:] for level in "01")
+    np.testing.assert_array_equal(fine, data.transpose(1, 0, 2))
+    np.testing.assert_array_equal(coarse, fine[:, ::2, ::2])
+
+
+def test_more_than_a_format_counts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triangles, corners and segments."""
+    monkeypatch.setattr(meshes, "MOST", 50)
+    for name, what in (("a.stl", "triangles"), ("a.ply", "corners")):
+        with pytest.raises(ValueError, match=f"a mesh has up to 50 {what}, these labels have more; export"):
+            write_export(tmp_path / name, placed(blocks(), np.eye(3)))
+    write_series(tmp_path / "ct")
+    image = read_volume(tmp_path / "ct")
+    monkeypatch.setattr(dicom_seg, "MOST", 1)
+    labels = np.arange(int(np.prod(image.shape)), dtype=np.uint8).reshape(image.shape)
+    with pytest.raises(ValueError, match="has up to 1 segments, these labels have more"):
+        write_export(tmp_path / "a.dcm", Volume(labels, geometry=image.geometry), image=image)
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
+class Chunked:
+    """An array that says how it is stored."""
+
+    def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+        self.shape, self.chunks, self.dtype = shape, chunks, np.dtype("u1")
+        self.read: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+        self.read.append(key)
+        return np.broadcast_to(np.uint8(0), self.shape)[key]
+
+
+@pytest.mark.parametrize(("deep", "planes"), [(1, 10), (4, 8), (16, 16), (50, 10)])
+def test_a_slab_is_of_whole_chunks_where_they_are_not_too_thick(deep: int, planes: int) -> None:
+    """Each is read once then."""
+    data = Chunked((3, 100, 10, 10), (1, deep, 10, 10))
+    with patch.object(slabs, "VOXELS", 1000):
+        starts = [start for start, _ in Slabs(Volume(data, geometry=Geometry.from_scale("tzyx"))).slabs()]
+    assert starts == [(t, z) for t in range(3) for z in range(0, 100, planes)]
+    assert len(data.read) == len(starts)
 
 
 @pytest.mark.parametrize(

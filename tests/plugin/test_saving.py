@@ -9,6 +9,7 @@ from napari.layers import Labels
 
 from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.io.files import read_volume
+from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.contributions import read_scans
 from napari_lowlat_seg.plugin.saving import layer_geometry, save_labels
 
@@ -84,3 +85,36 @@ def test_names_of_a_layer_follow_napari_s_order() -> None:
     names = (("-3", "-2", "-1"), ("t", "y", "x"), ("x", "y", "z"), ("a", "a", "b"))
     found = [layer_geometry(one, ("pixel",) * 3, np.diag([1, 2, 3, 1])).names for one in names]
     assert found == [("z", "y", "x"), ("t", "y", "x"), ("d0", "d1", "d2"), ("z", "y", "x")]
+
+
+def test_every_level_of_a_saved_ome_zarr_is_written(tmp_path: Path) -> None:
+    """Also where labels were before: what is seen from afar is what is there."""
+    zarr = pytest.importorskip("zarr")
+    data = np.zeros((2, 600, 600), np.uint16)
+    data[1, 100:500, 200:300] = 7
+    for pixels in (data, data[:, ::-1]):
+        save(tmp_path / "a.ome.zarr", Labels(pixels))
+        fine, coarse = (zarr.open_group(tmp_path / "a.ome.zarr")[level][:] for level in "01")
+        np.testing.assert_array_equal(fine, pixels)
+        np.testing.assert_array_equal(coarse, pixels[:, ::2, ::2])
+
+
+def test_an_export_can_be_cancelled(
+    labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the button of the bar, which comes after half a second; nothing is left."""
+
+    class Pressed(progress_bar.cancelable_progress):
+        """A bar whose button is pressed as soon as something is done."""
+
+        def update(self, n: int = 1) -> None:
+            super().update(n)
+            self.is_canceled = True
+
+    monkeypatch.setattr(progress_bar, "DELAY_MS", 0)
+    monkeypatch.setattr(progress_bar, "cancelable_progress", Pressed)
+    with pytest.raises(
+        progress_bar.SavingCancelled, match=r"saving a.ply was cancelled; nothing was written"
+    ):
+        save(tmp_path / "a.ply", Labels(labels))
+    assert not list(tmp_path.iterdir())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from napari_lowlat_seg.core.requests import Progress
 
 QUIET = 30.0
 """Seconds between two lines where there is no terminal; work that is done sooner prints none."""
 
 
-def progress(total: int, unit: str) -> Any:
+def progress(total: int | None, unit: str) -> Any:
     """A tqdm bar on standard error, which counts to `total` by `update`; a context manager.
 
     On a pipe or in a log file a bar would be one endless line; there a line is printed every `QUIET` seconds,
@@ -23,6 +27,18 @@ def progress(total: int, unit: str) -> Any:
     return tqdm(
         total=total, unit=unit, file=_Lines(), mininterval=QUIET, delay=QUIET, miniters=1, bar_format=line
     )
+
+
+@contextmanager
+def reported(unit: str) -> Iterator[Progress]:
+    """A function that shows how much of some work is done, as `progress` does; its total comes with it."""
+    with progress(None, unit) as bar:
+
+        def report(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
 
 
 class _Lines:

@@ -77,10 +77,11 @@ def export(
     outlines and .json COCO's run lengths of every plane, .dcm is a DICOM segmentation on its series. With any
     other suffix LABELS are converted. What a format cannot say is refused before anything is written.
     """
+    from napari_lowlat_seg.batch.progress import reported
     from napari_lowlat_seg.io.exports.export import run_export
 
-    with extras(), on_interrupt("nothing was written"):
-        done = run_export(labels, output, image=image, only=label or ())
+    with extras(), on_interrupt("nothing was written"), reported("plane") as report:
+        done = run_export(labels, output, image=image, only=label or (), progress=report)
     print(f"{plural(done['objects'], 'object')} exported: {output}")
 
 

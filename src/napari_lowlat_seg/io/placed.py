@@ -160,6 +160,8 @@ class Held:
         self._places = dict(sorted(places.items()))
         self.shape = tuple(n for axis, n in enumerate(array.shape) if axis not in self._places)
         self.dtype, self.ndim = array.dtype, len(self.shape)
+        chunks = getattr(array, "chunks", None)
+        self.chunks = chunks and tuple(n for axis, n in enumerate(chunks) if axis not in self._places)
 
     def __getitem__(self, key: Any) -> Any:
         parts = list(key) if isinstance(key, tuple) else [key]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from napari.utils import cancelable_progress
 from qtpy.QtCore import QObject, Qt, QTimer
+
+from napari_lowlat_seg.core.requests import Progress
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.plugin.worker import Worker
@@ -81,3 +86,34 @@ class WorkerProgressBar(QObject):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class SavingCancelled(Exception):
+    """The user has pressed the bar's button."""
+
+
+@contextmanager
+def saving_bar(what: str) -> Iterator[Progress]:
+    """A function that shows how much of some work on the window's thread is done, in a bar with a button.
+
+    Raises
+    ------
+    SavingCancelled
+        From the function, after the button was pressed.
+    """
+    began, bars = time.monotonic(), []
+
+    def report(done: int, total: int | None) -> None:
+        if not bars:
+            if 1000 * (time.monotonic() - began) < DELAY_MS:
+                return
+            bars.append(cancelable_progress(desc=what, total=total))
+        bars[0].update(done - bars[0].n)  # runs the event loop
+        if bars[0].is_canceled:
+            raise SavingCancelled(f"{what} was cancelled; nothing was written")
+
+    try:
+        yield report
+    finally:
+        for bar in bars:
+            bar.close()

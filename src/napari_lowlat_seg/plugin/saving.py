@@ -16,6 +16,7 @@ from napari_lowlat_seg.io.exports.export import find_export, write_export
 from napari_lowlat_seg.io.files import label_output, write_labels
 from napari_lowlat_seg.io.format_table import find_format
 from napari_lowlat_seg.io.placed import usual_geometry
+from napari_lowlat_seg.plugin.progress_bar import saving_bar
 
 
 def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
@@ -38,23 +39,31 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     ValueError, OSError, ImportError
         As `write_labels`, with one sentence.
     """
-    labels = np.asarray(data[0] if isinstance(data, list | tuple) or attributes.get("multiscale") else data)
+    finest = data[0] if isinstance(data, list | tuple) or attributes.get("multiscale") else data
+    ndim, shape = len(finest.shape), tuple(finest.shape)
     names = ("scale", "translate", "rotate", "shear")
-    inner = CompositeAffine(**{name: attributes[name] for name in names}, ndim=labels.ndim)
+    inner = CompositeAffine(**{name: attributes[name] for name in names}, ndim=ndim)
     matrix = np.asarray(attributes["affine"]) @ inner.affine_matrix
     geometry = layer_geometry(attributes["axis_labels"], attributes["units"], matrix)
     if find_export(path) is not None:
-        write_export(path, Volume(labels, geometry.spacing, name=str(attributes["name"]), geometry=geometry))
+        # A copy of labels in memory: while the bar is shown, the user may go on.
+        pixels = finest.copy() if isinstance(finest, np.ndarray) else finest
+        like = Volume(pixels, geometry.spacing, name=str(attributes["name"]), geometry=geometry)
+        with saving_bar(f"saving {Path(path).name}") as report:
+            write_export(path, like, progress=report)
         return [path]
     kind = find_format(Path(path), writing=True)
-    if kind is not None and kind.module == "formats.nifti":
-        labels, geometry = labels.T, geometry.transpose(range(labels.ndim)[::-1])
-    like = Volume(np.broadcast_to(np.uint8(0), labels.shape), geometry.spacing, geometry=geometry)
     if kind is None:
+        like = Volume(np.broadcast_to(np.uint8(0), shape), geometry.spacing, geometry=geometry)
         with label_output(path, like) as output:
-            output.data[...] = labels
-    else:
-        write_labels(path, labels, like)
+            for plane in like.planes():  # not all at once: so every level of the pyramid is written
+                output.fill(plane, np.asarray(finest[plane.key()]))
+        return [path]
+    labels = np.asarray(finest)
+    if kind.module == "formats.nifti":
+        labels, geometry = labels.T, geometry.transpose(range(ndim)[::-1])
+    like = Volume(np.broadcast_to(np.uint8(0), labels.shape), geometry.spacing, geometry=geometry)
+    write_labels(path, labels, like)
     return [path]
 
 

@@ -27,7 +27,8 @@ class Blocks:
         self._store = store.T
         self.shape = tuple(int(n) for n in self._store.shape)
         self.dtype, self.ndim = self._store.dtype.numpy_dtype, len(self.shape)
-        check_chunk([n or 1 for n in store.chunk_layout.read_chunk.shape], self.dtype)
+        self.chunks = tuple(n or 1 for n in self._store.chunk_layout.read_chunk.shape)
+        check_chunk(self.chunks, self.dtype)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """The pixels that a key of ints and slices names."""

@@ -6,11 +6,16 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.placed import Turn, geometry_of
+
+MOST = 65535
+"""Segments of a segmentation."""
 
 
 def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
@@ -28,13 +33,17 @@ def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
         )
 
 
-def write(path: Path, suffix: str, labels: Volume, names: Mapping[int, str], image: Volume | None) -> None:
+def write(path: Path, suffix: str, labels: Slabs, names: Mapping[int, str], image: Volume | None) -> None:
     """Write a binary segmentation that refers to every slice of the series.
 
     Segments are numbered 1, 2, ...; the label of an object is in the tracking id and, without a name, in the
     name. What an object is in anatomy is not known: it is called tissue, as in other programs.
+
+    Raises
+    ------
+    ValueError
+        For more objects than the format can count, and a series that lacks what a segmentation refers to.
     """
-    import pydicom
     from highdicom import UID, AlgorithmIdentificationSequence
     from highdicom.seg import (
         SegmentAlgorithmTypeValues,
@@ -46,11 +55,9 @@ def write(path: Path, suffix: str, labels: Volume, names: Mapping[int, str], ima
 
     assert image is not None
     frames = image.data.frames  # type: ignore[attr-defined]
-    data = np.asarray(labels.data)
-    values = np.unique(data)
-    values = values[values != 0]
-    numbers = np.searchsorted(values, data) + 1
-    pixels = np.where(data == 0, 0, numbers).astype(np.uint8 if len(values) < 256 else np.uint16)
+    values, pixels = _numbered(labels)
+    if not values:
+        return
     files = list(dict.fromkeys(frame.path for frame in frames))
     if len(files) < len(frames):  # one file of many frames: they are sorted here, but not there
         pixels = pixels[np.argsort([frame.number for frame in frames])]
@@ -70,23 +77,54 @@ def write(path: Path, suffix: str, labels: Volume, names: Mapping[int, str], ima
             tracking_uid=UID(),
             tracking_id=str(value),
         )
-        for number, value in enumerate(values.tolist(), start=1)
+        for number, value in enumerate(values, start=1)
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on values of the scanner that it only copies
-        made = Segmentation(
-            source_images=[pydicom.dcmread(file) for file in files],
-            pixel_array=pixels,
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=described,
-            series_instance_uid=UID(),
-            series_number=900,
-            sop_instance_uid=UID(),
-            instance_number=1,
-            manufacturer="napari-lowlat-seg",
-            manufacturer_model_name="lowlat-seg",
-            software_versions=version("napari-lowlat-seg"),
-            device_serial_number="0",
-            series_description="Segmentation",
-        )
-        made.save_as(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on values of the scanner that it only copies
+            made = Segmentation(
+                source_images=[_header(file, labels.geometry.spacing[0]) for file in files],
+                pixel_array=pixels,
+                segmentation_type=SegmentationTypeValues.BINARY,
+                segment_descriptions=described,
+                series_instance_uid=UID(),
+                series_number=900,
+                sop_instance_uid=UID(),
+                instance_number=1,
+                manufacturer="napari-lowlat-seg",
+                manufacturer_model_name="lowlat-seg",
+                software_versions=version("napari-lowlat-seg"),
+                device_serial_number="0",
+                series_description="Segmentation",
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # An attribute that files of the series lack is one that pydicom's data set does not have.
+        lacks = f"it lacks {error.name}" if isinstance(error, AttributeError) else str(error).split("\n")[0]
+        raise ValueError(f"no DICOM segmentation can refer to this series ({lacks})") from error
+    made.save_as(path)
+
+
+def _header(path: Path, distance: float) -> Any:
+    """A file of the series without its pixels; of slices that say no thickness, it is their distance."""
+    import pydicom
+
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    if "SharedFunctionalGroupsSequence" not in header and header.get("SliceThickness") is None:
+        header.SliceThickness = f"{distance:.6g}"
+    return header
+
+
+def _numbered(labels: Slabs) -> tuple[list[int], np.ndarray]:
+    """The objects in the order of their labels, and (slices, rows, cols) with 1, 2, ... for each of them."""
+    found: dict[int, int] = {}
+    pixels = np.zeros(labels.shape, np.uint16)
+    for (start,), block in labels.slabs():
+        values, at = np.unique(block, return_inverse=True)
+        numbers = [found.setdefault(value, len(found) + 1) if value else 0 for value in values.tolist()]
+        if len(found) > MOST:
+            raise ValueError(f"a DICOM segmentation has up to {MOST} segments, these labels have more")
+        pixels[start : start + len(block)] = np.array(numbers, np.uint16)[at].reshape(block.shape)
+    ordered = sorted(found)
+    turned = np.zeros(len(found) + 1, np.uint8 if len(found) < 256 else np.uint16)
+    turned[[found[value] for value in ordered]] = np.arange(1, len(found) + 1)
+    return ordered, turned[pixels]

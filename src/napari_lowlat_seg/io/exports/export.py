@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from napari_lowlat_seg.core.atomic_file import atomic_file, check_not_input, check_writable
-from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.core.labels import ArrayLabels
+from napari_lowlat_seg.core.requests import Progress
+from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     is_ome_zarr,
@@ -32,15 +34,18 @@ class Export:
         In lower case.
     module
         In this folder. Its function `check(suffix, labels, image)` refuses what the format cannot say of a
-        volume of labels; `write(path, suffix, labels, names, image)` writes them.
+        volume of labels; `write(path, suffix, slabs, names, image)` writes them.
     needs, extra
         The package that has to be installed, and the extra that brings it; "" for the base.
+    shown
+        Whether it is written in a viewer's order of axes, not in that of the labels.
     """
 
     suffix: str
     module: str
     needs: str = ""
     extra: str = ""
+    shown: bool = True
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function of the module; raises ImportError with what to install."""
@@ -52,7 +57,7 @@ EXPORTS = (
     Export(".ply", "meshes"),
     Export(".geojson", "outlines"),
     Export(".json", "outlines"),
-    Export(".dcm", "dicom_seg", needs="highdicom", extra="dicom"),
+    Export(".dcm", "dicom_seg", needs="highdicom", extra="dicom", shown=False),
 )
 
 
@@ -67,8 +72,12 @@ def write_export(
     *,
     names: Mapping[int, str] | None = None,
     image: Volume | None = None,
-) -> Path:
+    only: Collection[int] = (),
+    progress: Progress | None = None,
+) -> int:
     """Write labels in another format, with their place in the world; the suffix says which.
+
+    Meshes, outlines and OME-Zarr are written a few planes at a time: the labels may be larger than memory.
 
     Parameters
     ----------
@@ -81,11 +90,21 @@ def write_export(
         Of objects, by label; others are called "object 3".
     image
         For .dcm: the DICOM series on which the labels lie, voxel by voxel, as `read_volume` gives it.
+    only
+        The labels to export; none for all.
+    progress
+        Called with the planes that are read and their number; what it raises cancels, and nothing is left.
+
+    Returns
+    -------
+    int
+        How many objects were written.
 
     Raises
     ------
     ValueError
-        For an unknown suffix, and labels that the format cannot say: before anything is written.
+        For an unknown suffix, and labels that the format cannot say: before anything is written. For labels
+        without an object to export.
     OSError
         If the file cannot be written; what was there is untouched.
     ImportError
@@ -93,16 +112,50 @@ def write_export(
     """
     path = Path(path)
     kind = check_export(path, labels, image=image)
-    labels = replace(labels, data=_counted(labels))
+    order = None if kind is None or kind.shown else range(labels.ndim)
+    slabs = Slabs(labels, only, order, progress)
     if kind is not None:
         with atomic_file(path) as part:
-            kind.function("write")(part, kind.suffix, labels, names or {}, image)
-        return path
+            kind.function("write")(part, kind.suffix, slabs, names or {}, image)
+            return _exported(slabs, only)
     if is_ome_zarr(path):
+        return _write_pyramid(path, labels, slabs, only)
+    data = slabs.whole()
+    count = _exported(slabs, only)
+    write_labels(path, data, labels)
+    return count
+
+
+def _write_pyramid(path: Path, labels: Volume, slabs: Slabs, only: Collection[int]) -> int:
+    """The labels as a new OME-Zarr; nothing is left of one that is not complete."""
+    try:
         with label_output(path, labels) as output:
-            output.data[...] = labels.data
-        return path
-    return write_labels(path, np.asarray(labels.data), labels)
+            fill(output, slabs)
+            return _exported(slabs, only)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def fill(output: ArrayLabels, slabs: Slabs) -> None:
+    """Write labels into a new, empty store of the same volume, plane by plane."""
+    turned = slabs.order[-2] > slabs.order[-1]
+    for place, plane in slabs.planes():
+        index: list[int | None] = [None] * len(slabs.order)
+        for axis, at in zip(slabs.order, place):
+            index[axis] = at
+        output.fill(Plane(tuple(index)), plane.T if turned else plane)
+
+
+def _exported(slabs: Slabs, only: Collection[int]) -> int:
+    """How many objects were read to be written; refuses none, and one that is asked for and not there."""
+    what = slabs.name or "the labels"
+    missing = sorted(set(only) - slabs.found)
+    if not slabs.found:
+        raise ValueError(f"{what} holds no object; there is nothing to export")
+    if missing:
+        raise ValueError(f"{what} has no object with label {missing[0]}; it has {_listed(slabs.found)}")
+    return len(set(only) or slabs.found)
 
 
 def check_export(
@@ -136,7 +189,12 @@ def check_export(
 
 
 def run_export(
-    labels: Path, output: Path, *, image: Path | None = None, only: Sequence[int] = ()
+    labels: Path,
+    output: Path,
+    *,
+    image: Path | None = None,
+    only: Sequence[int] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Export the labels of a file.
 
@@ -144,12 +202,10 @@ def run_export(
     ----------
     labels
         As of `read_volume`.
-    output
+    output, only, progress
         As of `write_export`.
     image
         The DICOM series of a .dcm.
-    only
-        The labels to export; none for all.
 
     Returns
     -------
@@ -159,7 +215,7 @@ def run_export(
     Raises
     ------
     ValueError, OSError, ImportError
-        As `write_export`; and for labels without an object to export.
+        As `write_export`.
     """
     inputs = [("file of labels", labels), *([("image", image)] if image is not None else [])]
     scan = None if image is None else read_volume(image)
@@ -168,35 +224,10 @@ def run_export(
     if scan is not None and find_export(output) is not None:
         volume = read_aligned(labels, scan, "file of labels")
     check_export(output, volume, image=scan, inputs=inputs)
-    data = _counted(volume)
-    found = np.unique(data)
-    found = found[found != 0]
-    missing = sorted(set(only) - set(found.tolist()))
-    if missing:
-        raise ValueError(f"{labels} has no object with label {missing[0]}; it has {_listed(found)}")
-    if only:
-        data, found = np.where(np.isin(data, only), data, 0), np.array(sorted(set(only)))
-    if not found.size:
-        raise ValueError(f"{labels} holds no object; there is nothing to export")
     names = {segment.label: segment.name for segment in segments}
-    write_export(output, replace(volume, data=data), names=names, image=scan)
-    return {"objects": len(found), "output": str(output)}
+    count = write_export(output, volume, names=names, image=scan, only=only, progress=progress)
+    return {"objects": count, "output": str(output)}
 
 
-def _listed(labels: np.ndarray) -> str:
-    return ", ".join(map(str, labels[:8].tolist())) + (", ..." if len(labels) > 8 else "") or "none"
-
-
-def _counted(volume: Volume) -> np.ndarray:
-    """All labels as integers; many programs keep them as floats."""
-    data = np.asarray(volume.data)
-    if data.dtype.kind == "f":
-        if not (np.isfinite(data) & (data == np.rint(data))).all():
-            raise ValueError(f"{volume.name or 'the labels'} must hold whole numbers; got fractions or NaN")
-        data = data.astype(np.int64)
-    what = volume.name or "the labels"
-    if data.dtype.kind not in "bui":
-        raise ValueError(f"{what} must hold whole numbers; got type {data.dtype}")
-    if int(data.min()) < 0 or int(data.max()) >= 2**32:
-        raise ValueError(f"{what} must hold labels from 0 to 2^32 - 1; got {data.min()} to {data.max()}")
-    return data.astype(np.uint8) if data.dtype.kind == "b" else data
+def _listed(labels: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(labels)[:8])) + (", ..." if len(labels) > 8 else "")

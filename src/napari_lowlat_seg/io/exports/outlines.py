@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,35 @@ import numpy as np
 
 from napari_lowlat_seg.core.raster import run_lengths
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.placed import described, geometry_of
+from napari_lowlat_seg.io.exports.slabs import Slabs
+from napari_lowlat_seg.io.placed import described
 
 
 def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
     """Nothing is refused: places go along as an affine."""
 
 
-def write(path: Path, suffix: str, labels: Volume, names: Mapping[int, str], image: Volume | None) -> None:
-    """Write outlines or run lengths of every object on every plane where it is."""
-    about = _about(labels)
-    content = (_geojson if suffix == ".geojson" else _coco)(labels, names, about)
+def write(path: Path, suffix: str, labels: Slabs, names: Mapping[int, str], image: Volume | None) -> None:
+    """Write outlines or run lengths of every object on every plane where it is, plane by plane."""
     with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, allow_nan=False, ensure_ascii=False)
+        file.writelines((_geojson if suffix == ".geojson" else _coco)(labels, names))
 
 
-def _about(labels: Volume) -> dict[str, Any]:
+def _about(labels: Slabs) -> dict[str, Any]:
     """The image as it is shown: its axes in the world's order."""
-    geometry = geometry_of(labels)
-    order = geometry.shown_order
-    shape = [labels.shape[axis] for axis in order]
-    return {"name": labels.name, "shape": shape, **described(geometry.transpose(order))}
+    return {"name": labels.name, "shape": list(labels.shape), **described(labels.geometry)}
 
 
-def _planes(labels: Volume) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """(position on every axis but the last two, (rows, cols) labels) of every plane with an object."""
-    data = np.asarray(labels.data).transpose(geometry_of(labels).shown_order)
-    for place in itertools.product(*(range(n) for n in data.shape[:-2])):
-        if data[place].any():
-            yield place, data[place]
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def _listed(values: Iterable[Any]) -> Iterator[str]:
+    """The text of a list, value by value."""
+    yield "["
+    for number, value in enumerate(values):
+        yield (", " if number else "") + _json(value)
+    yield "]"
 
 
 def _objects(plane: np.ndarray) -> Iterator[tuple[int, tuple[int, int], np.ndarray]]:
@@ -64,26 +64,35 @@ def _name(label: int, names: Mapping[int, str]) -> str:
     return names.get(label) or f"object {label}"
 
 
-def _geojson(labels: Volume, names: Mapping[int, str], about: Mapping[str, Any]) -> dict[str, Any]:
-    axes = [axis.name for axis in geometry_of(labels).world]
-    features = []
-    for place, plane in _planes(labels):
+def _geojson(labels: Slabs, names: Mapping[int, str]) -> Iterator[str]:
+    yield f'{{"type": "FeatureCollection", "image": {_json(_about(labels))}, "features": '
+    yield from _listed(_features(labels, names))
+    yield "}"
+
+
+def _features(labels: Slabs, names: Mapping[int, str]) -> Iterator[dict[str, Any]]:
+    axes = [axis.name for axis in labels.geometry.world]
+    for place, plane in labels.planes():
         at = dict(zip(axes, place))
+        # What QuPath calls the plane of a shape; c is the channel, -1 for all.
+        where = {"c": -1, "z": at.get("z", 0), "t": at.get("t", 0)}
         for label, corner, mask in _objects(plane):
             found = polygons(mask, corner)
             kind = "Polygon" if len(found) == 1 else "MultiPolygon"
-            # What QuPath calls the plane of a shape; c is the channel, -1 for all.
-            where = {"c": -1, "z": at.get("z", 0), "t": at.get("t", 0)}
-            features.append(
-                {
-                    "type": "Feature",
-                    "geometry": {"type": kind, "coordinates": found[0] if len(found) == 1 else found,
-                                 "plane": where},
-                    "properties": {"objectType": "annotation", "label": label, "name": _name(label, names),
-                                   "position": list(place)},
-                }
-            )  # fmt: skip
-    return {"type": "FeatureCollection", "image": about, "features": features}
+            yield {
+                "type": "Feature",
+                "geometry": {
+                    "type": kind,
+                    "coordinates": found[0] if len(found) == 1 else found,
+                    "plane": where,
+                },
+                "properties": {
+                    "objectType": "annotation",
+                    "label": label,
+                    "name": _name(label, names),
+                    "position": list(place),
+                },
+            }
 
 
 def polygons(mask: np.ndarray, corner: tuple[int, int]) -> list[list[list[list[float]]]]:
@@ -124,36 +133,38 @@ def _area(ring: np.ndarray) -> float:
     return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2)
 
 
-def _coco(labels: Volume, names: Mapping[int, str], about: Mapping[str, Any]) -> dict[str, Any]:
+def _coco(labels: Slabs, names: Mapping[int, str]) -> Iterator[str]:
+    about = {"description": "labels of lowlat-seg", "image": _about(labels)}
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    found = set()
-    for place, plane in _planes(labels):
+    found: set[int] = set()
+    yield f'{{"info": {_json(about)}, "annotations": '
+    yield from _listed(_annotations(labels, images, found))
+    categories = [{"id": label, "name": _name(label, names)} for label in sorted(found)]
+    yield f', "images": {_json(images)}, "categories": {_json(categories)}}}'
+
+
+def _annotations(labels: Slabs, images: list[dict[str, Any]], found: set[int]) -> Iterator[dict[str, Any]]:
+    """An annotation for each object on each plane; planes and labels go into the lists."""
+    number = itertools.count(1)
+    axes = [axis.name for axis in labels.geometry.world]
+    for place, plane in labels.planes():
         rows, cols = plane.shape
-        name = labels.name or "image"
-        at = "".join(f"_{axis.name}{i}" for axis, i in zip(geometry_of(labels).world, place))
+        at = "".join(f"_{name}{i}" for name, i in zip(axes, place))
         images.append(
-            {"id": len(images) + 1, "file_name": name + at, "height": rows, "width": cols,
-             "position": list(place)}
+            {"id": len(images) + 1, "file_name": (labels.name or "image") + at, "height": rows,
+             "width": cols, "position": list(place)}
         )  # fmt: skip
         for label, (top, left), mask in _objects(plane):
-            whole = np.zeros((rows, cols), np.bool_)
-            whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
             found.add(label)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": len(images),
-                    "category_id": label,
-                    "segmentation": {"size": [rows, cols], "counts": run_lengths(whole)},
-                    "area": int(np.count_nonzero(mask)),
-                    "bbox": [left, top, mask.shape[1], mask.shape[0]],
-                    "iscrowd": 0,
-                }
-            )
-    return {
-        "info": {"description": "labels of lowlat-seg", "image": about},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": label, "name": _name(label, names)} for label in sorted(found)],
-    }
+            yield {
+                "id": next(number),
+                "image_id": len(images),
+                "category_id": label,
+                "segmentation": {
+                    "size": [rows, cols],
+                    "counts": run_lengths(mask, (top, left), (rows, cols)),
+                },
+                "area": int(np.count_nonzero(mask)),
+                "bbox": [left, top, mask.shape[1], mask.shape[0]],
+                "iscrowd": 0,
+            }
