@@ -101,7 +101,8 @@ def saving_bar(what: str) -> Iterator[Progress]:
     SavingCancelled
         From the function, after the button was pressed.
     """
-    began, bars = time.monotonic(), []
+    began = time.monotonic()
+    bars: list[Any] = []
 
     def report(done: int, total: int | None) -> None:
         if not bars:

@@ -191,7 +191,8 @@ def _marched(mask: np.ndarray, corner: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _places(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """One number for each place on a plane, where corners lie at halves of pixels from -1 on."""
     rows, cols = np.rint(2 * (points[:, 1:] + 1)).astype(np.int64).T
-    return rows * (2 * (shape[2] + 2)) + cols
+    places: np.ndarray = rows * (2 * (shape[2] + 2)) + cols
+    return places
 
 
 def _met(there: np.ndarray, places: np.ndarray, older: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
