@@ -28,9 +28,20 @@ from napari_lowlat_seg.annotation.journal import Journal, JournalError, journal_
 from napari_lowlat_seg.annotation.journal.actions import plane_ranges
 from napari_lowlat_seg.annotation.journal.replay import image_of, replay
 from napari_lowlat_seg.annotation.journal.script import exported_script
+from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
+from napari_lowlat_seg.annotation.objects.counts import count_labels
+from napari_lowlat_seg.annotation.objects.facts import ObjectClass
+from napari_lowlat_seg.annotation.objects.proposals import (
+    Proposal,
+    accept_proposal,
+    correct_proposal,
+    propose,
+    reject_proposals,
+)
 from napari_lowlat_seg.annotation.propagation_run import stack_of
 from napari_lowlat_seg.cli.app import main
 from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
@@ -149,22 +160,78 @@ def test_a_replay_makes_the_session_again(tmp_path_factory, actions):
 @settings(max_examples=15, deadline=None)
 @given(actions)
 def test_the_exported_script_makes_the_labels_again(tmp_path_factory, actions):
-    """Run as it is written, with the service of the test."""
+    """Run as it is written, with the service of the test: also what the table of objects did."""
     session, labels = new_session()
     folder = tmp_path_factory.mktemp("script")
-    actions = [action for action in actions if action[0] != "objects"]  # those are refused
     path = saved(session, folder, actions, labels)
     code = folder / "again.py"
     found = read_session(path, volume())
     kinds = [action.kind for action in found.mirror.actions]
     assert all(before in RUN for before, kind in pairwise(kinds) if kind in ("masks", "finish"))
     code.write_text(exported_script(found))
+    done = run_script(code)
+    assert np.array_equal(np.load(folder / "again.npy"), labels)
+    assert done["session"].facts == session.facts
+    assert len(done["session"].undo_stack.done) == len(session.undo_stack.done)
+
+
+def run_script(code):
+    """The names in a script beside `image.npy`, after it has run and written `again.npy`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(napari_lowlat_seg, "load_predictor", lambda *args, **options: None, raising=False)
         patch.setattr(napari_lowlat_seg, "PredictionService", lambda predictor: FakeService(), raising=False)
-        patch.setattr(sys, "argv", ["again.py", str(folder / "image.npy"), str(folder / "again.npy")])
-        runpy.run_path(str(code))
-    assert np.array_equal(np.load(folder / "again.npy"), labels)
+        paths = code, code.with_name("image.npy"), code.with_name("again.npy")
+        patch.setattr(sys, "argv", list(map(str, paths)))
+        return runpy.run_path(str(code))
+
+
+def test_a_script_calls_what_the_table_of_objects_did(tmp_path):
+    """By the public functions: names, locks, merged, split and deleted objects, and what was proposed."""
+    labels = fresh_labels()
+    labels[0, 8:, 8:] = 3
+    labels[0, :2, 5:7], labels[1, :2, 5:7], labels[2, 5, 5] = 5, 6, 7
+    session = Session(volume(), ArrayLabels(labels))
+    journal = Journal(session, tmp_path, image=tmp_path / "image.npy")
+    np.save(tmp_path / "image.npy", PIXELS)
+    session.model, session.volume = FACTS, session.volume.with_window()
+    session.classes = (ObjectClass("axon", "#123456"),)
+
+    def counts():
+        return count_labels(session.labels, session.volume.shape)
+
+    describe(session, [5, 6], name="two", category="axon")
+    describe(session, [3], hidden=True)
+    session.undo()
+    assert split(session, counts(), 3) == (8,)
+    assert merge(session, counts(), [6, 5]) == 6
+    delete(session, counts(), [7])
+    squares = np.zeros((12, 10), np.float32)
+    squares[7:10, 2:5] = 0.8
+    masks = {FIRST: SoftMask.of(squares, 0.9)}
+    proposals = propose(session, [Proposal(0.25 * place, masks) for place in range(4)])
+    reject_proposals(session, proposals[:2])
+    accept_proposal(session, proposals[2])
+    describe(session, [6], locked=True)
+    correct_proposal(session, proposals[3])
+    act(session, labels, FakeService(), "add", FIRST, 3)
+    act(session, labels, FakeService(), "apply", FIRST, 3)
+    session.accept()
+    journal.save(tmp_path / "mine.lowlat")
+    journal.close()
+    script = exported_script(read_session(tmp_path / "mine.lowlat", volume()))
+    for call in (
+        "describe(session, [5, 6], name='two', category='axon')",
+        "split(session, counts(), 3)",
+        "merge(session, counts(), [6, 5])",
+        "delete(session, counts(), [7])",
+        "describe(session, [6], locked=True)",
+    ):
+        assert call in script
+    (tmp_path / "again.py").write_text(script)
+    done = run_script(tmp_path / "again.py")
+    assert np.array_equal(np.load(tmp_path / "again.npy"), labels)
+    assert (done["session"].facts, len(session.facts)) == (session.facts, 1)
+    assert {3, 6, 8, 9, 10} <= set(np.unique(labels))
 
 
 def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):

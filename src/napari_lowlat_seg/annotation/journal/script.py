@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from napari_lowlat_seg.annotation.history import Step
 from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession
@@ -45,9 +47,20 @@ from napari_lowlat_seg import (
     PropagationRun,
     Scribble,
     Session,
+    SoftMask,
     load_predictor,
 )
 from napari_lowlat_seg.annotation.limits import Limits
+from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
+from napari_lowlat_seg.annotation.objects.counts import count_labels
+from napari_lowlat_seg.annotation.objects.facts import ObjectClass
+from napari_lowlat_seg.annotation.objects.proposals import (
+    Proposal,
+    accept_proposal,
+    correct_proposal,
+    propose,
+    reject_proposals,
+)
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.labels import LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing
@@ -94,6 +107,16 @@ def run_masks(run, count=None):
             count -= 1
             if not count:
                 break
+
+
+def counts():
+    """Where each label is."""
+    return count_labels(session.labels, volume.shape)
+
+
+def found(shape, box, text, quality, drawn):
+    """A mask that was proposed."""
+    return SoftMask(shape, BoundingBox(*box), b85decode(text), quality, drawn)
 
 
 def stroke(plane, box, where, values):
@@ -238,23 +261,28 @@ class _Lines:
         yield f"session.close_transaction()\nsession.record_stroke(\n    [{strokes}\n    ]\n)"
 
     def _objects(self, action: Action) -> Iterator[str]:
+        """The function of `annotation.objects` that made a step: what it changed says which one."""
         step = action.step
-        if step is None or step.edits or step.states or step.records:
-            raise JournalError(
-                "objects were merged, split, deleted or proposed in their table; replay the session instead"
-            )
-        locks = [(before or PLAIN).locked != (after or PLAIN).locked for _, before, after in step.facts]
-        if any(locks):
-            raise JournalError("objects were locked; replay the session instead")
-        return iter(())  # names and classes change no voxel
+        assert step is not None
+        written = [number for number, before, after in step.records if after.written and after != before]
+        if any(before is None for _, before, _ in step.records):
+            yield from _proposed(step)
+        elif step.states:
+            yield f"reject_proposals(session, {[number for number, _, _ in step.records]})"
+        elif step.current[0] != step.current[1]:
+            yield f"correct_proposal(session, {step.current[1]})"
+        elif written:
+            yield f"accept_proposal(session, {written[0]})"
+        elif step.edits:
+            yield _relabelled(step)
+        else:
+            yield _described(step)
 
     def _settings(self, action: Action) -> Iterator[str]:
         for name, value in action.settings.items():
             if name == "preprocessing":
                 given = ", ".join(f"{key}={part!r}" for key, part in value.items())
                 yield f"session.volume = replace(session.volume, {given})"
-            elif name == "classes":
-                continue  # as names, they change no voxel
             elif name != "model":
                 yield f"session.{name} = {value!r}"
             elif value:
@@ -299,6 +327,42 @@ def _prompt(prompt: Prompt) -> str:
 def _array(array: np.ndarray) -> str:
     text = base64.b85encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
     return f"unpacked({text!r}, {array.dtype.str!r}, {', '.join(map(str, array.shape))})"
+
+
+def _proposed(step: Step) -> Iterator[str]:
+    """The call of `propose`; the masks of a proposal are data, as the marks of a brush are."""
+    masks: dict[int, str] = {number: "" for number, _, _ in step.records}
+    for (number, plane), _, after in step.states:
+        mask = after.soft_mask
+        assert mask is not None
+        given = (mask.shape, tuple(map(int, mask.box)), base64.b85encode(mask.packed).decode())
+        values = ", ".join(map(repr, (*given, mask.quality, mask.drawn)))
+        masks[number] += f"\n            {_plane(plane)}: found({values}),"
+    yield "propose(\n    session,\n    ["
+    for number, _, after in step.records:
+        yield f"        Proposal({after.score!r}, {{{masks[number]}\n        }}),"
+    yield "    ],\n)"
+
+
+def _relabelled(step: Step) -> str:
+    """The call that gave whole objects, or parts of one, other labels."""
+    before = sorted({label for edit in step.edits for label, _ in edit.reversed().parts()})
+    after = sorted({label for edit in step.edits for label, _ in edit.parts()})
+    if after == [0]:
+        return f"delete(session, counts(), {before})"
+    if step.title.startswith("split"):
+        return f"split(session, counts(), {before[0]})"
+    return f"merge(session, counts(), {[*after, *before]})"
+
+
+def _described(step: Step) -> str:
+    """The call of `describe`: what any of the objects had not had before."""
+    said: dict[str, Any] = {}
+    for _, before, after in step.facts:
+        old, new = asdict(before or PLAIN), asdict(after or PLAIN)
+        said |= {name: value for name, value in new.items() if value != old[name]}
+    given = "".join(f", {name}={value!r}" for name, value in said.items())
+    return f"describe(session, {[label for label, _, _ in step.facts]}{given})"
 
 
 def _edit(edit: LabelEdit) -> str:
