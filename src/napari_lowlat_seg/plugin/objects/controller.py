@@ -196,10 +196,14 @@ class ObjectsController:
         self._when_answered(edit)
 
     def describe(self, keys: Sequence[int], **changes: Any) -> None:
-        """Change name, class, lock, review or hiding of objects, in one undo step."""
-        if self._try(lambda: actions.describe(self._session, keys, **changes)):
-            self.done.emit(f"Done: {self._session.undo_stack.done[-1].title}")
-            self._show_hidden()
+        """Change name, class, lock, review or hiding of objects, in one undo step, behind what waits."""
+
+        def describe() -> None:
+            if self._try(lambda: actions.describe(self._session, keys, **changes)):
+                self.done.emit(f"Done: {self._session.undo_stack.done[-1].title}")
+                self._show_hidden()
+
+        self._queue.do(describe)
 
     def lock(self, keys: Sequence[int]) -> None:
         """Lock objects, or unlock them if all are locked."""
