@@ -90,6 +90,32 @@ def test_intensities_and_an_area_limit_what_is_shown_and_written(session):
     assert not (session.labels.data == 8).any()
 
 
+class File:
+    """An image that is not in memory, and counts how often it is read."""
+
+    shape, dtype, reads = PIXELS.shape, PIXELS.dtype, 0
+
+    def __getitem__(self, key):
+        self.reads += 1
+        return PIXELS[key]
+
+
+def test_an_image_in_a_file_is_read_once_for_a_range_of_intensities():
+    """However often the mask is drawn; another range needs no other pixels, another plane does."""
+    session = Session(Volume(File()), ArrayLabels(np.zeros(PIXELS.shape, np.uint16)))
+    session.limits = Limits(intensities=(5, 9))
+    clicked(session)
+    before = session.volume.data.reads
+    for high in (9, 10, 10):
+        session.limits = Limits(intensities=(5, high))
+        expected = SQUARE & (PIXELS[1] >= 5) & (PIXELS[1] <= high)
+        assert np.array_equal(session.mask(FIRST), expected)
+    assert session.volume.data.reads == before
+    session.volume = replace(session.volume, window=(0, 9))
+    session.mask(FIRST)
+    assert session.volume.data.reads == before + 1
+
+
 def test_a_replay_and_a_script_know_the_limits(session, tmp_path):
     """They are settings of the session."""
     fresh = Session(Volume(PIXELS), ArrayLabels(np.zeros(PIXELS.shape, np.uint16)))

@@ -1,5 +1,7 @@
 """Cuts of an object through planes of other axes, against a plain volume of probabilities."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.cross_section import cross_section
+from napari_lowlat_seg.propagation.cross_section import CrossSections, cross_section
 
 SHAPE = (4, 5, 6)
 ANY_PLANE = st.sampled_from(
@@ -39,6 +41,8 @@ def test_a_cut_is_what_planes_of_other_axes_write_into_a_volume(planes, plane, s
     cut = cross_section(masks, plane, volume[plane.key()].shape)
     assert np.array_equal(cut.known, known[plane.key()])
     assert np.array_equal(cut.soft_mask.probability, volume[plane.key()])
+    again = CrossSections(1).of(masks, plane, cut.soft_mask.shape)
+    assert np.array_equal(again.soft_mask.probability, cut.soft_mask.probability)
     assert cut.counted == (np.count_nonzero(cut.known), cut.known.size)
     assert len(cut.lines) == sum(
         other.axes != plane.axes and other.crossing(plane) is not None for other in planes
@@ -94,3 +98,22 @@ def test_a_cut_at_the_border_of_the_plane_is_whole():
     masks = {Plane((at, None, None)): SoftMask.of(wide) for at in range(5)}
     assert cross_section(masks, Plane((None, None, 3)), (5, 4)).whole
     assert not cross_section(masks, Plane((None, None, 3)), (6, 4)).whole
+
+
+def test_masks_are_unpacked_once_for_all_cuts(monkeypatch):
+    """The same cut is not made again, the one beside it unpacks nothing; another mask is."""
+    masks = {Plane((z, None, None)): soft_mask(z, Plane((z, None, None))) for z in range(SHAPE[0])}
+    cuts, unpacked, inflate = CrossSections(1), [], zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda packed: unpacked.append(packed) or inflate(packed))
+    sides = (SHAPE[0], SHAPE[2])
+    first = cuts.of(masks, Plane((None, 2, None)), sides)
+    assert len(unpacked) == SHAPE[0]
+    assert cuts.of(dict(masks), Plane((None, 2, None)), sides) is first
+    beside = cuts.of(masks, Plane((None, 3, None)), sides)
+    assert len(unpacked) == SHAPE[0]
+    changed = masks | {Plane((1, None, None)): soft_mask(7, Plane((1, None, None)))}
+    other = cuts.of(changed, Plane((None, 3, None)), sides)
+    assert len(unpacked) == SHAPE[0] + 1
+    for cut, made in ((beside, masks), (other, changed)):
+        plain = cross_section(made, Plane((None, 3, None)), sides).soft_mask
+        assert np.array_equal(cut.soft_mask.probability, plain.probability)

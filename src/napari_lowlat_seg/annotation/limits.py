@@ -6,13 +6,13 @@ so that a limit can be changed at any time. Measured in docs/decisions/neighbour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from napari_lowlat_seg.annotation.plane_state import pixels_of
-from napari_lowlat_seg.core.boxes import Patch
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.labels import LabelStore, Policy
 from napari_lowlat_seg.core.prompts import Polygon, Prompt
@@ -57,6 +57,34 @@ class Limits:
             Polygon(ring)  # raises
 
 
+class RecentParts:
+    """Parts of planes in a file, as they were read last: a mask is drawn more often than they change.
+
+    Parameters
+    ----------
+    read
+        Reads (rows, cols) inside a box of a plane.
+    """
+
+    MOST = 8
+
+    def __init__(self, read: Callable[[Plane, BoundingBox], np.ndarray]) -> None:
+        self._read, self._kept = read, dict[tuple[Plane, BoundingBox], np.ndarray]()
+
+    def __call__(self, plane: Plane, box: BoundingBox) -> np.ndarray:
+        """What is inside a box of a plane; not to be changed."""
+        found = self._kept.pop((plane, box), None)
+        found = self._read(plane, box) if found is None else found
+        self._kept[plane, box] = found  # the newest is last
+        while len(self._kept) > self.MOST:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+    def clear(self) -> None:
+        """Forget all: what was read has changed."""
+        self._kept.clear()
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What limits are measured by.
@@ -65,6 +93,8 @@ class Surroundings:
     ----------
     volume
         The image.
+    pixels
+        Its pixels inside a box of a plane.
     store
         The labels; None without any.
     policy
@@ -74,6 +104,7 @@ class Surroundings:
     """
 
     volume: Volume
+    pixels: Callable[[Plane, BoundingBox], np.ndarray]
     store: LabelStore | None
     policy: Policy
     label: int
@@ -98,7 +129,7 @@ def limited(
         return patch
     allowed = np.ones(box.shape, np.bool_)
     if limits.intensities is not None:
-        pixels = around.volume.cropped(box, plane).plane(plane)
+        pixels = around.pixels(plane, box)
         gray = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
         allowed &= (gray >= limits.intensities[0]) & (gray <= limits.intensities[1])
     if limits.area and plane.axes == limits.axes:
@@ -106,7 +137,9 @@ def limited(
         frame = Frame.whole(sides, max(sides))  # one pixel of the grid for each of the plane
         allowed &= np.any([Polygon(ring).footprint(frame).shown_in(box) for ring in limits.area], axis=0)
     if limits.neighbours and around.store is not None:
-        values = around.store.read(plane, box)
+        # What is shown may come from labels in a file as they were read last; what is written never does.
+        read = getattr(around.store, "read_recent", around.store.read)
+        values = read(plane, box)
         positive = [one for one in prompts if one.positive]
         meant = [values[pixels_of(one, around.volume.sides(plane), box)].ravel() for one in positive]
         own = np.setdiff1d(np.concatenate([[around.label], *meant]), 0)

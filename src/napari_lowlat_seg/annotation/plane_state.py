@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -218,10 +219,12 @@ SPECK = 0.05
 """Of the area of the largest part of a mask that is kept; a larger part is no speck."""
 
 
+@lru_cache(maxsize=16)
 def finished_mask(state: PlaneState, finish: PostProcessing) -> Patch | None:
     """The bool mask of a state after post-processing, cut to where it is; None without a mask.
 
     Specks far from every positive prompt are dropped, unless a person drew the mask; see `without_specks`.
+    The last ones are kept, as a mask is shown and then written: do not change its pixels.
     """
     if state.soft_mask is None:
         return None

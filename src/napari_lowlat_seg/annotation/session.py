@@ -38,7 +38,7 @@ from napari_lowlat_seg.annotation.history import (
     Transaction,
     UndoStack,
 )
-from napari_lowlat_seg.annotation.limits import Limits, Surroundings, limited
+from napari_lowlat_seg.annotation.limits import Limits, RecentParts, Surroundings, limited
 from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
@@ -48,7 +48,7 @@ from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.cross_section import CrossSection, cross_section
+from napari_lowlat_seg.propagation.cross_section import CrossSection, CrossSections
 
 SETTINGS = ("policy", "finish", "limits", "semantic", "model", "classes")
 """The attributes of a session that are settings."""
@@ -104,6 +104,7 @@ class Session:
     on_accepted: Callable[[Accepted], object] | None = None
 
     def __init__(self, volume: Volume, labels: LabelStore | None = None, *, limit: int = LIMIT_BYTES) -> None:
+        self._cuts = CrossSections(1)
         self._recorder = Recorder(Contents(UndoStack(limit), records={1: ObjectRecord(1)}))
         self.restore(self._recorder.contents)
         self.volume = volume
@@ -123,6 +124,10 @@ class Session:
         if setting:
             self._recorder.report_progress()
         super().__setattr__(name, value)
+        if name == "volume":  # of a file; an array in memory may change in place, and is read quickly
+            in_memory = isinstance(value.data, np.ndarray)
+            read = lambda plane, box: value.cropped(box, plane).plane(plane)  # noqa: E731
+            self._pixels = read if in_memory else RecentParts(read)
         if setting:
             changed = {"preprocessing": self.preprocessing} if name == "volume" else {name: value}
             self._recorder.tell("settings", settings=changed)
@@ -210,7 +215,7 @@ class Session:
 
     def within(self, limits: Limits, patch: Patch, plane: Plane, prompts: Sequence[Prompt] = ()) -> Patch:
         """A mask cut to what limits allow in this image and beside these labels; see `limited`."""
-        around = Surroundings(self.volume, self.labels, self.policy_in_force, self.label)
+        around = Surroundings(self.volume, self._pixels, self.labels, self.policy_in_force, self.label)
         return limited(patch, plane, limits, around, prompts)
 
     def mask(self, plane: Plane) -> np.ndarray | None:
@@ -229,7 +234,9 @@ class Session:
             return None
         states.sort(key=lambda item: item[1].age)
         masks = {other: state.soft_mask for other, state in states if state.soft_mask is not None}
-        return cross_section(masks, plane, self.volume.sides(plane))
+        if self._cuts.number != self.current:
+            self._cuts = CrossSections(self.current)
+        return self._cuts.of(masks, plane, self.volume.sides(plane))
 
     def cut(self, plane: Plane, section: CrossSection | None = None) -> Patch | None:
         """The bool mask of a cross-section, within the limits, with a pixel of background around it.

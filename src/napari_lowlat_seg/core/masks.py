@@ -82,6 +82,12 @@ class SoftMask:
         whole[self.box.slices] = _TABLE[self._steps]
         return whole
 
+    def unpacked(self) -> SoftMask:
+        """An equal mask whose pixels are unpacked, which makes `line` quick and takes a byte a pixel."""
+        mask = replace(self)
+        _ = mask._steps
+        return mask
+
     def line(self, side: int, at: int) -> np.ndarray:
         """(pixels,) float32 in [0, 1]: the probability along a row (side 0) or a column (side 1).
 

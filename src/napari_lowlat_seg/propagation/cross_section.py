@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from cachetools import LRUCache
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Line, Plane
@@ -78,7 +79,54 @@ def _is_whole(widths: np.ndarray, known: set[int]) -> bool:
     return all(end <= most for end in ends)
 
 
-def cross_section(masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[int, int]) -> CrossSection:
+UNPACKED = 128 * 2**20
+"""Bytes of masks that are kept unpacked: an object of 180,000 pixels on 700 planes."""
+
+
+class CrossSections:
+    """Cuts of one object; the last one is kept, and the masks that it was made of unpacked.
+
+    A plane is drawn again at each prediction, and the planes beside it cut the same masks: unpacking them is
+    most of the work.
+
+    Parameters
+    ----------
+    number
+        Of the object.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._key: object = None
+        self._last: CrossSection | None = None
+        self._unpacked: LRUCache[SoftMask, SoftMask] = LRUCache(UNPACKED, _nbytes)
+
+    def of(self, masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[int, int]) -> CrossSection:
+        """As `cross_section`, made anew only if it is another one."""
+        key = (plane, sides, tuple(masks.items()))  # masks are equal if they are the same
+        if self._last is None or key != self._key:
+            self._key, self._last = key, cross_section(masks, plane, sides, self._kept)
+        return self._last
+
+    def _kept(self, mask: SoftMask) -> SoftMask:
+        found = self._unpacked.get(mask)
+        if found is None:
+            found = mask.unpacked()
+            if _nbytes(found) <= UNPACKED:
+                self._unpacked[mask] = found
+        return found
+
+
+def _nbytes(mask: SoftMask) -> int:
+    return max(1, mask.box.shape[0] * mask.box.shape[1])
+
+
+def cross_section(
+    masks: Mapping[Plane, SoftMask],
+    plane: Plane,
+    sides: tuple[int, int],
+    kept: Callable[[SoftMask], SoftMask] = lambda mask: mask,
+) -> CrossSection:
     """The cut of the masks of one object on a plane. Does not mutate.
 
     Parameters
@@ -90,6 +138,8 @@ def cross_section(masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[in
         Where the cut is made.
     sides
         (rows, cols) of it.
+    kept
+        Returns an equal mask, perhaps one that was unpacked before.
 
     Examples
     --------
@@ -108,6 +158,8 @@ def cross_section(masks: Mapping[Plane, SoftMask], plane: Plane, sides: tuple[in
         crossing = plane.crossing(other)
         if crossing is not None:
             (side, at), there = crossing
-            probability[(at, slice(None)) if side == 0 else (slice(None), at)] = mask.line(*there)
+            low, high = (mask.box.top, mask.box.bottom) if there[0] == 0 else (mask.box.left, mask.box.right)
+            shown = kept(mask) if low <= there[1] < high else mask
+            probability[(at, slice(None)) if side == 0 else (slice(None), at)] = shown.line(*there)
             lines.add((side, at))
     return CrossSection(SoftMask.of(probability), frozenset(lines))

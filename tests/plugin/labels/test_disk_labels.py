@@ -19,6 +19,7 @@ from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.io.chunked.ome_zarr import HIGHEST
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 from napari_lowlat_seg.plugin.forms.controls import NEW, OPEN, ask_for_folder
 from napari_lowlat_seg.plugin.labels.disk_labels import (
     DiskLabels,
@@ -105,6 +106,23 @@ def test_policies_and_reopening_work_as_in_memory(labels, session):
     session.paint(PLANE, square(100, 200, 10))
     session.accept()
     assert np.count_nonzero(np.asarray(labels.layer.data[0][2]) == 1) == 100
+
+
+def test_what_is_shown_again_is_read_once_and_what_is_written_is_read_anew(labels, session, monkeypatch):
+    """Beside finished neighbours; after each accept the labels are others."""
+    accepted(session, square(100, 200))
+    session.paint(PLANE, square(120, 220))
+    reads, read = [], LabelPyramid.read
+    monkeypatch.setattr(LabelPyramid, "read", lambda *given: reads.append(given) or read(*given))
+    for _ in range(5):
+        assert np.count_nonzero(session.mask(PLANE)) == 1600 - 400
+    assert len(reads) == 1
+    labels._pyramid.write_mask(PLANE, square(150, 250, 5), 9)  # another program
+    session.accept()
+    assert len(reads) > 1
+    assert np.count_nonzero(np.asarray(labels.layer.data[0][2]) == 9) == 25
+    session.paint(PLANE, square(120, 220))
+    assert not session.mask(PLANE).any()
 
 
 def test_the_file_has_the_axes_units_and_spacing_of_the_image(labels, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from napari.layers import Labels
 
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
+from napari_lowlat_seg.annotation.limits import RecentParts
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -61,6 +62,7 @@ class DiskLabels:
             raise ValueError(unfit)
         self.layer = getattr(layer, "__wrapped__", layer)
         self._pyramid = pyramid.keyed(laid_out.key)
+        self._recent = RecentParts(lambda plane, box: self._pyramid.read(plane, box))
         self.about = about_disk(layer.name, pyramid, layer.source.path)
         if not all(isinstance(level, LazyArray) for level in self.layer.data):
             self._show()
@@ -75,8 +77,13 @@ class DiskLabels:
         """A copy of the labels inside a box of a plane: (rows, cols) of the layer's type."""
         return self._pyramid.read(plane, box)
 
+    def read_recent(self, plane: Plane, box: BoundingBox) -> np.ndarray:
+        """As `read`, perhaps without what another program has written meanwhile; not to be changed."""
+        return self._recent(plane, box)
+
     def write(self, edits: Sequence[LabelEdit]) -> None:
         """Make the edits, on all levels; what is in view is drawn anew."""
+        self._recent.clear()
         self._pyramid.write(edits)
         self.layer.data[-1].renew()
         self.layer.refresh()
