@@ -43,7 +43,9 @@ from napari_lowlat_seg.cli.app import main
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.serving.service import load_prediction_service
 
 FACTS = {"model": "fake", "device": "cpu", "weights": "1" * 32}
 FIRST = PLANES[0]
@@ -284,6 +286,9 @@ def test_a_part_of_a_huge_plane_is_predicted_as_that_part(tmp_path):
     source = Session(part).source(FIRST)
     mask, _ = next(FakeService().predict(request.cropped(tile), source))
     session.apply(request, mask.on((12, 10), tile.corner).laid_over(None, tile), tile)
+    again = session.candidates_request(FIRST).cropped(tile)
+    candidates = dict(FakeService().candidates(again, source))
+    session.choose_candidate(FIRST, 2, candidates[2].on((12, 10), tile.corner))
     session.accept()
     journal.close()
     found = read_session(journal.path, volume())
@@ -359,7 +364,43 @@ def test_planes_are_written_as_ranges(axis):
     assert plane_ranges([Plane()]) == [(Plane(), 1)]
 
 
-# The shipped session
+# The shipped model and session
+
+
+@pytest.mark.slow
+def test_a_candidate_of_the_shipped_model_is_chosen_again(tmp_path):
+    """Its masks, and what a later click makes of them, to the voxel; by the replay and by the script."""
+    image = sample_path("em_fly_medulla.tif")
+    volume = read_volume(image)
+    session = Session(volume, ArrayLabels(np.zeros(volume.shape, np.uint16)))
+    journal, service = Journal(session, tmp_path, image=image), load_prediction_service("default", "cpu")
+    session.model = {"model": "default", "device": "cpu"}
+    session.volume = volume.with_window()
+    plane = Plane((20, None, None))
+
+    def predict():
+        request = session.request(plane)
+        for mask, final in service.predict(request, session.source(plane)):
+            session.apply(request, mask, final=final)
+
+    session.add(plane, Click((207, 71)))
+    predict()
+    first = session.mask(plane)
+    masks = dict(service.candidates(session.candidates_request(plane), session.source(plane)))
+    session.choose_candidate(plane, 2, masks[2])
+    assert not np.array_equal(session.mask(plane), first)
+    session.add(plane, Click((120, 88), positive=False))
+    predict()
+    session.accept()
+    journal.save(tmp_path / "mine.lowlat")
+    journal.close()
+    found = read_session(tmp_path / "mine.lowlat", volume)
+    done = replay(found, volume, lambda facts: load_prediction_service("default", "cpu"))
+    assert (done.differing, done.labels.any()) == (0, True)
+    code = tmp_path / "again.py"
+    code.write_text(exported_script(read_session(tmp_path / "mine.lowlat", volume)))
+    subprocess.run([sys.executable, code, image, tmp_path / "again.npy"], check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "again.npy"), session.labels.data)
 
 
 @pytest.mark.slow

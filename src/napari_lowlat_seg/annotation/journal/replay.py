@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
 from napari_lowlat_seg.annotation.journal.frames import JournalError
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import Patch
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.labels import ArrayLabels, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
@@ -131,6 +132,7 @@ class _Again:
         self._make_service = make_service
         self._service: ReplayService | None = None
         self._asked: dict[tuple[int, Plane], tuple[Request, Iterator[tuple[SoftMask, bool]]]] = {}
+        self._tiles: WeakKeyDictionary[SoftMask, BoundingBox] = WeakKeyDictionary()  # of a huge plane
         self._run: PropagationRun | None = None
         self._found: Iterator[tuple[int, PropagatedMask[SoftMask]]] = iter(())
 
@@ -167,7 +169,9 @@ class _Again:
             raise ValueError("nothing is to be chosen")
         masks = {0: request.previous}
         if action.count:
-            masks |= dict(self._loaded().candidates(request, session.source(plane)))
+            tile = self._tiles.get(request.previous)
+            others = self._loaded().candidates(*self._in_tile(request, tile))
+            masks |= {n: mask if tile is None else self._placed(mask, plane, tile) for n, mask in others}
         if action.count not in masks:
             raise ValueError(f"the network gave {len(masks)} masks, and number {action.count} was chosen")
         session.choose_candidate(plane, action.count, masks[action.count])
@@ -235,22 +239,31 @@ class _Again:
         plane, session = _plane(action), self.session
         request, key = session.request(plane, action.number), (action.number, plane)
         if request is not None and (key not in self._asked or self._asked[key][0].ticket != request.ticket):
-            tile, source, asked = action.tile, session.source(plane), request
-            if tile is not None:
-                part = session.volume.cropped(tile, plane)
-                source = replace(source, key=(*source.key, tile), read=lambda: part.plane(plane))  # type: ignore[misc]
-                asked = request.cropped(tile)
-            self._asked[key] = request, repeated(partial(self._loaded().predict, asked, source))
+            asked = self._in_tile(request, action.tile)
+            self._asked[key] = request, repeated(partial(self._loaded().predict, *asked))
         request, masks = self._asked[key]
         mask, last = next(masks)
         if last and not action.final:  # it was interrupted, and asked again
             mask, _ = next(masks)
         if action.tile is not None:
-            mask = mask.on(session.volume.sides(plane), action.tile.corner)
-            mask = mask.laid_over(request.previous, action.tile)
+            mask = self._placed(mask, plane, action.tile).laid_over(request.previous, action.tile)
+            self._tiles[mask] = action.tile
         if not session.apply(request, mask, action.tile, final=action.final):
             raise ValueError("its prompts are others")
         self.predictions += 1
+
+    def _in_tile(self, request: Request, tile: BoundingBox | None) -> tuple[Request, PlaneSource]:
+        """What a service is asked, and the pixels; of the whole plane without a tile."""
+        plane, session = request.plane, self.session
+        source = session.source(plane)
+        if tile is None:
+            return request, source
+        part = session.volume.cropped(tile, plane)
+        source = replace(source, key=(*source.key, tile), read=lambda: part.plane(plane))  # type: ignore[misc]
+        return request.cropped(tile), source
+
+    def _placed(self, mask: SoftMask, plane: Plane, tile: BoundingBox) -> SoftMask:
+        return mask.on(self.session.volume.sides(plane), tile.corner)
 
     def _refuse(self, action: Action) -> None:
         request = self.session.request(_plane(action), action.number)

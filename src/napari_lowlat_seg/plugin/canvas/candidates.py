@@ -13,7 +13,7 @@ from psygnal import Signal
 
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import Patch
+from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import Plane
@@ -55,6 +55,8 @@ class Candidates:
         # By the mask that was predicted first, which all states of a choice share, also those of undo.
         self._others: WeakKeyDictionary[SoftMask, tuple[SoftMask, ...]] = WeakKeyDictionary()
         self._asked: Request | None = None
+        # What was sent: the request for the whole plane, and the tile of a huge one that was sent instead.
+        self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox | None]] = WeakKeyDictionary()
 
     def attach(self) -> None:
         """Listen to the worker."""
@@ -72,11 +74,13 @@ class Candidates:
         request = self._request(plane)
         if request is None or request.previous in self._others:
             return
-        if not self._possible(plane):
+        if not self._possible:
             self._others[request.previous] = ()  # type: ignore[index]
         elif self._asked is None or self._asked.previous is not request.previous:
             self._asked = request
-            self._worker.candidates(request, self._predictions.sources.source(plane))
+            sent, source, tile = self._predictions.in_its_tile(request)
+            self._sent[sent] = request, tile
+            self._worker.candidates(sent, source)
 
     def place(self, plane: Plane | None) -> tuple[int, int] | None:
         """Which candidate is shown, counted from 1, and how many there are; None where they are not known."""
@@ -155,13 +159,13 @@ class Candidates:
     def _why_not(self, plane: Plane) -> str:
         if self._session.candidates_request(plane) is None:
             return "Other meanings are offered after the first click on an object."
-        if not self._possible(plane):
-            tiled = self._predictions.sources.is_tiled(plane)
-            return f"{'Planes in tiles have' if tiled else 'This model has'} one mask for a click."
+        if not self._possible:
+            return "This model has one mask for a click."
         return "The model finds one meaning for this click."
 
-    def _possible(self, plane: Plane) -> bool:
-        return bool(self._worker.facts.get("candidates")) and not self._predictions.sources.is_tiled(plane)
+    @property
+    def _possible(self) -> bool:
+        return bool(self._worker.facts.get("candidates"))
 
     def _request(self, plane: Plane) -> Request | None:
         return self._session.candidates_request(plane)
@@ -173,10 +177,16 @@ class Candidates:
             return []
         return [request.previous, *self._others[request.previous]]
 
-    def _found(self, request: Request, masks: tuple[SoftMask, ...]) -> None:
+    def _found(self, sent: Request, masks: tuple[SoftMask, ...]) -> None:
+        if sent not in self._sent:
+            return  # another session's
+        request, tile = self._sent[sent]
         if request is self._asked:
             self._asked = None
         if request.previous is not None:
+            if tile is not None:
+                sides = self._session.volume.sides(request.plane)
+                masks = tuple(mask.on(sides, tile.corner) for mask in masks)
             self._others[request.previous] = masks
             self.known.emit()
 
