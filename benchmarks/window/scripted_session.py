@@ -74,6 +74,10 @@ class Person:
         one = Meant(plane)
         self._go(plane)
         self._click(one, *self._inside(plane, neuron), positive=True)
+        if rng.random() < 0.1:  # looks what else the click can mean, and stays with it
+            for key in ("Tab", "Shift+Tab"):
+                self._key(key)
+            self.done["meanings looked at"] += 1
         if rng.random() < 0.3:
             other = int(rng.choice(neurons[(neurons > 0) & (neurons != neuron)]))
             self._click(one, *self._inside(plane, other), positive=False)
@@ -101,6 +105,13 @@ class Person:
         if rng.random() < 0.2:
             self._key("Enter")
             self.done["Enter twice"] += 1
+        if rng.random() < 0.05:  # opens what is there when it is there, and leaves it as it was
+            session = self.controller.session
+            wait_until(lambda: session.answered)
+            self._go(plane)
+            self._key("W")
+            self._key("Escape")
+            self.done["opened and left"] += 1
         self.meant.append(one)
 
     def _inside(self, plane: int, neuron: int) -> tuple[float, float]:
@@ -185,7 +196,7 @@ def run(objects: int, seed: int) -> int:
     make_hand = importlib.import_module("hand").Hand  # mouse and keys on the real canvas, as in the tests
 
     viewer = napari.Viewer()
-    viewer.window.resize(1300, 900)
+    viewer.window.resize(900, 700)
     viewer.open_sample("napari-lowlat-seg", "em")
     widget = LowlatWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Segment by clicking")

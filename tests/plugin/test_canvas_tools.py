@@ -8,9 +8,10 @@ from scipy import ndimage
 
 from bright_service import balls
 from napari_lowlat_seg.core.masks import edited
+from napari_lowlat_seg.core.prompts import Box
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.forms.controls import Fold
-from napari_lowlat_seg.plugin.layers.preview import CONTOUR, MASK
+from napari_lowlat_seg.plugin.layers.preview import CONTOUR, MASK, POSITIVE
 from napari_lowlat_seg.plugin.settings import settings
 from widget_page import WidgetPage
 
@@ -147,6 +148,14 @@ def test_the_mask_is_edited_with_a_preview(it):
     assert page.sentence == "mask edited on 1 plane"
     assert not it.controller().mask_tools.preview(PLANE)
     assert "Preview" not in page.pressed()
+    page.press("Preview")
+    it.viewer.add_image(IMAGE, name="other")
+    it.qtbot.waitUntil(lambda: "other" in page.options("Image"))
+    for name in ("other", "balls"):  # a preview ends when another image is in front
+        page.choose("Image", name)
+        it.settle()
+        assert "Preview" not in page.pressed()
+        assert not it.controller().mask_tools.preview(PLANE)
     page.press("3-D")
     page.press("Apply")
     it.qtbot.waitUntil(lambda: len(session.states()) > 1)
@@ -217,6 +226,20 @@ def test_the_keyboard_alone_places_clicks_and_hints_follow_the_keys(it):
     assert (click.at, click.positive) == (controller.cursor.at, True)
     hand.key("Shift+F")
     assert not controller.session.state(PLANE).prompts[-1].positive
+    hand.key("U")
+    controller.set("tool", "box")
+    for given_up in (True, False):  # a box from here to four steps below and to the right
+        hand.key("D")
+        corner = controller.cursor.at
+        for key in ("Down", "Right") * 4:
+            hand.key(key)
+        assert (np.asarray(controller.preview.layer.data) == POSITIVE).any()
+        assert controller.hand.drawing
+        hand.key("Escape" if given_up else "D")
+        assert bool(controller.session.state(PLANE).prompts) is not given_up
+    it.settle()
+    (box,) = controller.session.state(PLANE).prompts
+    assert box == Box(corner, controller.cursor.at)
     hand.key("Shift+C")
     assert controller.cursor.at is None
     assert not (np.asarray(controller.preview.layer.data) == CONTOUR).any()
@@ -247,4 +270,7 @@ def test_every_control_has_a_name_and_hints_can_be_dismissed(it):
     dialog.search.setText("eras")
     shown_rows = [name for name, field in dialog.fields.items() if not field.isHidden()]
     assert shown_rows == ["eraser"]
+    dialog.search.setText("islands")
+    assert [name for name, parts in dialog.fixed.items() if not parts[1].isHidden()] == ["split"]
+    assert all(field.isHidden() for field in dialog.fields.values())
     dialog.close()

@@ -21,7 +21,12 @@ from napari_lowlat_seg.plugin.keys import DEFAULTS
         (Hand("eraser"), "drag: erase from the mask; Shift+Q: back to prompts"),
         (
             Hand("click", cursor=True),
-            "arrow keys: move the cursor; F: + object; Shift+F: − background; Shift+C: end",
+            "arrow keys: move the cursor; F: + object; Shift+F: − background; D: begin a scribble; "
+            "Shift+C: end",
+        ),
+        (
+            Hand("click", "box", cursor=True, drawing=True),
+            "arrow keys: move the cursor, which draws; D: finish the box; Escape: give it up",
         ),
         (Hand(""), ""),
     ],

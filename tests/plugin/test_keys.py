@@ -1,5 +1,7 @@
 """Keys on layer instances: what they call, what they give back, what they would hide."""
 
+import re
+
 import numpy as np
 import pytest
 from napari.components import ViewerModel
@@ -143,6 +145,8 @@ def test_a_key_of_naparis_that_would_be_hidden_is_named(make_napari_viewer_proxy
     assert said["reopen"].endswith("on the viewer")
     assert "comes after napari's “Finish any drawing” on Shapes layers" in said["accept"]
     assert "new_object" not in said
+    assert re.search("hides napari's “[^”]*fill[^”]*” on Labels layers", said["place_positive"])
+    assert not any("“”" in note for note in said.values())
 
 
 def test_while_a_shape_is_drawn_enter_and_escape_finish_it(make_napari_viewer_proxy, controller, press):

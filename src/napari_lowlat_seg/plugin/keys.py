@@ -66,6 +66,7 @@ ACTIONS = (
     Action("keyboard_cursor", "Cursor for the arrow keys", "Shift+C", method="cursor.toggle"),
     Action("place_positive", "Click + object at the cursor", "F", method="cursor.place_positive"),
     Action("place_negative", "Click − background at the cursor", "Shift+F", method="cursor.place_negative"),
+    Action("draw", "Draw with the cursor, or finish", "D", method="cursor.draw"),
     Action("next_doubt", "Next pixel in doubt", "Shift+D", method="cursor.next_doubt"),
     Action("limit_area", "Keep objects to the area drawn last", "Shift+A", method="mask_tools.limit_area"),
     Action("hold", "Postpone predictions while pressed", "H", held=True, method="predictions.hold"),
@@ -97,6 +98,9 @@ OBJECT_ACTIONS = (
 """What the keys of the table of objects do; they act only while the table has the focus, and are fixed."""
 
 OBJECT_ACTION = {action.name: action for action in OBJECT_ACTIONS}
+
+INJECTED = "*This function will inject"
+"""The beginning of what napari adds to a docstring, also to none."""
 
 ACTION = {action.name: action for action in ACTIONS}
 DEFAULTS = {action.name: action.key for action in ACTIONS}
@@ -312,7 +316,8 @@ def _hidden(key: str) -> list[str]:
     for kind in (Points, Shapes, Labels, ViewerModel):
         native = kind.class_keymap.get(coerce_keybinding(key))
         if native is not None and native is not ...:
-            title = re.split("[.,;\n]", native.__doc__ or native.__name__.replace("_", " "))[0].strip()
+            words = (native.__doc__ or "").split(INJECTED)[0].strip() or native.__name__.replace("_", " ")
+            title = re.split("[.,;\n]", words)[0].strip()
             place = "the viewer" if kind is ViewerModel else f"{kind.__name__} layers"
             first = key in ("Enter", "Escape") and kind is not ViewerModel
             notes.append(f"{'comes after' if first else 'hides'} napari's “{title}” on {place}")

@@ -146,6 +146,7 @@ class LowlatWidget(QWidget):
 
     def _swapped(self, before: Any, after: Any) -> None:
         self.form.state.say("")
+        self.form.mask_tools.end_preview()
         for controller, verb in ((before, "disconnect"), (after, "connect")):
             if controller is not None:
                 getattr(controller.changed, verb)(self._show)
@@ -192,7 +193,7 @@ class LowlatWidget(QWidget):
             ACTION[action].call(self.controller)
 
     def _preview_edit(self, edit: Any) -> None:
-        if self.controller is not None:
+        if self.controller is not None and self.controller.attached:
             self.controller.mask_tools.show(edit)
 
     def _set(self, name: str, value: Any) -> None:

@@ -268,6 +268,16 @@ def test_find_all_proposes_and_single_keys_accept_reject_and_correct(window, qtb
     it.controller().accept()
     it.settle()
     assert (it.labels[0] == 9).sum() == 100
+    # Cancel keeps what was found so far; here it comes before the first plane is done.
+    it.service.gate.clear()
+    page.press("Find all")
+    assert page.part("Find all").text() == "Finding…"
+    page.press("Cancel")
+    it.service.gate.set()
+    qtbot.waitUntil(lambda: page.part("Find all").text() == "Find all")
+    assert page.sentence == "Finding objects was stopped: nothing was found."
+    it.see("3", "7", "8", "9")
+    assert page.part("Find all").isEnabled()
 
 
 def test_a_list_of_classes_is_the_only_choice(window, tmp_path):

@@ -1,4 +1,4 @@
-"""A cursor on the canvas that the arrow keys move, so that clicks need no mouse."""
+"""A cursor on the canvas that the arrow keys move, so that clicks and strokes need no mouse."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.layers.gestures import Gestures
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
@@ -28,12 +29,12 @@ class KeyboardCursor:
 
     Parameters
     ----------
-    viewer, grid, session, current_plane, prompts, preview
+    viewer, grid, session, current_plane, prompts, preview, gestures
         Those of the controller.
     """
 
     changed = Signal()
-    """It is there now, or no longer."""
+    """It is there now, or no longer; it draws, or does not."""
 
     status = Signal(str)
     """What there is to do."""
@@ -46,9 +47,11 @@ class KeyboardCursor:
         current_plane: CurrentPlane,
         prompts: PromptLayers,
         preview: Preview,
+        gestures: Gestures,
     ) -> None:
         self._viewer, self._grid, self._session = viewer, grid, session
         self._current_plane, self._prompts, self._preview = current_plane, prompts, preview
+        self._gestures = gestures
         self._at: tuple[float, float] | None = None
 
     @property
@@ -61,6 +64,7 @@ class KeyboardCursor:
         if self._at is None:
             self._begin()
         else:
+            self._gestures.give_up()
             self._put(None)
 
     def move(self, down: int, right: int, *, far: bool = False) -> None:
@@ -70,6 +74,7 @@ class KeyboardCursor:
             return
         step = max(1.0, round(STEP / self._zoom(plane))) * (FAR if far else 1)
         self._put((self._at[0] + step * down, self._at[1] + step * right))
+        self._gestures.extend(plane, self._at)
 
     def place_positive(self) -> None:
         """Click + object at the cursor; the first time, show the cursor."""
@@ -78,6 +83,23 @@ class KeyboardCursor:
     def place_negative(self) -> None:
         """Click − background at the cursor; the first time, show the cursor."""
         self._place(positive=False)
+
+    def draw(self) -> None:
+        """Begin what *Tool* says at the cursor, which draws it from then on; a second call finishes it.
+
+        A box lies between where it was begun and the cursor; the first time, show the cursor.
+        """
+        plane = self._current_plane.plane
+        if plane is None:
+            return
+        if self._at is None:
+            self._begin()
+        elif self._gestures.drawing:
+            self._gestures.extend(plane, self._at)
+            self._gestures.finish()
+        else:
+            self._gestures.begin(plane, self._at)
+        self.changed.emit()
 
     def next_doubt(self) -> None:
         """Go to the plane and the pixel where a click is likely to help most."""

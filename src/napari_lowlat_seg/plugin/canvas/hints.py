@@ -27,6 +27,8 @@ class Hand:
         Whether the click can mean something else as well.
     cursor
         Whether the arrow keys move a cursor.
+    drawing
+        Whether something is being drawn.
     """
 
     mode: str = ""
@@ -36,6 +38,7 @@ class Hand:
     control: bool = False
     candidates: bool = False
     cursor: bool = False
+    drawing: bool = False
 
 
 def hint_of(hand: Hand, keys: Mapping[str, str]) -> str:
@@ -59,8 +62,12 @@ def hint_of(hand: Hand, keys: Mapping[str, str]) -> str:
     sign = "+ object" if hand.positive != hand.control else "− background"
     if hand.cursor:
         step = "arrow keys: move the cursor by ten" if hand.shift else "arrow keys: move the cursor"
+        if hand.drawing:
+            ended = _key(keys, "draw", f"finish the {hand.tool}") + _key(keys, "cancel", "give it up")
+            return f"{step}, which draws{ended}"
         placed = _key(keys, "place_positive", "+ object") + _key(keys, "place_negative", "− background")
-        return f"{step}{placed}{_key(keys, 'keyboard_cursor', 'end')}"
+        drawn = _key(keys, "draw", f"begin a {hand.tool}")
+        return f"{step}{placed}{drawn}{_key(keys, 'keyboard_cursor', 'end')}"
     if hand.shift:
         wheel = "; wheel: larger or smaller meaning" if hand.candidates else ""
         return f"drag: box, {sign}{wheel}"

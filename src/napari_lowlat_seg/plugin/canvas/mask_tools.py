@@ -102,6 +102,10 @@ class MaskTools:
         self.changed.emit()
         self.follow()
 
+    def end_preview(self) -> None:
+        """Preview nothing any more, without a word: the image is no longer in front."""
+        self._wanted, self._key, self._found = None, None, {}
+
     def follow(self) -> None:
         """Make the preview anew if the masks that it was made from have changed."""
         plane, edit = self._current_plane.plane, self._wanted

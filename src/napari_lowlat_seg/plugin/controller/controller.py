@@ -136,7 +136,13 @@ class AnnotationController:
         self._displayed = intensities == "displayed"
         seen = (self.prompts, self.gestures, self.current_plane, self.image_changes)
         self.cursor = KeyboardCursor(
-            viewer, self.grid, self.session, self.current_plane, self.prompts, self.preview
+            viewer,
+            self.grid,
+            self.session,
+            self.current_plane,
+            self.prompts,
+            self.preview,
+            self.gestures,
         )
         self.mouse = MouseMode(viewer, self.prompts, self.preview)
         asking = (self.predictions, self.candidates, self.propagation)
@@ -206,6 +212,7 @@ class AnnotationController:
             return
         self.attached = False
         self.actions.clear()
+        self.mask_tools.end_preview()
         self.prompts.replaced.disconnect(self._bind_keys)
         self._keys.unbind()
         self.viewer.layers.events.removed.disconnect(self._removed)
@@ -282,16 +289,25 @@ class AnnotationController:
             self.prompts.positive,
             candidates=self.candidates.place(self.plane) is not None,
             cursor=self.cursor.at is not None,
+            drawing=self.gestures.drawing,
         )
 
     def set(self, name: str, value: Any) -> None:
-        """Change one of the `Settings`; a label below 1 is refused with a warning."""
+        """Change one of the `Settings`; a label below 1 is refused with a warning.
+
+        One that the session keeps takes its turn behind what waits, which is done with what was set before.
+        """
         if name == "label":
-            self._try(lambda: self.session.choose_label(value))
+            self.actions.do(lambda: self._try(lambda: self.session.choose_label(value)))
+        elif PARTS[name] == "session":
+            self.actions.do(lambda: self._set(name, value))
         else:
             setattr(getattr(self, PARTS[name]), name, value)
-        if name in ("finish", "limits", "policy"):
-            self._show_mask()
+        self.changed.emit()
+
+    def _set(self, name: str, value: Any) -> None:
+        setattr(self.session, name, value)
+        self._show_mask()
         self.changed.emit()
 
     # The path of one click, from the mouse button to the mask on the screen:
@@ -430,9 +446,18 @@ class AnnotationController:
         self._refresh()
 
     def cancel(self) -> None:
-        """Stop what is running; prompts stay. An object that is being edited is left as it was."""
+        """Stop what is running; prompts stay. An object that is being edited is left as it was.
+
+        While something is drawn, only that is given up.
+        """
+        if self.gestures.give_up():
+            self.changed.emit()
+            return
         self.objects.drop()
         self.live_preview.drop()
+        if self.all_objects.search.running:  # which says itself what it has found
+            self.predictions.cancel()
+            return
         if self.propagation.running:
             self.predictions.cancel()
             self.propagation.stop()

@@ -184,6 +184,7 @@ class Scrolled(QScrollArea):
         super().__init__()
         self.setWidgetResizable(True)
         self.setFrameShape(QScrollArea.Shape.NoFrame)
+        self.setStyleSheet("QScrollArea { border: 0 }")  # napari's style draws one, which takes room
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setWidget(content)
 
@@ -258,8 +259,8 @@ class KeyButton(QPushButton):
         return self._hint(self._with_key, super().sizeHint())
 
     def minimumSizeHint(self) -> QSize:
-        """As wide as the words alone."""
-        return self._hint(self._words, super().minimumSizeHint())
+        """As wide as the words alone, whatever is shown: Qt's own is that of the words with the key."""
+        return self._hint(self._words, super().sizeHint())
 
     def resizeEvent(self, event: Any) -> None:
         """Show the key, or leave it to the tooltip."""

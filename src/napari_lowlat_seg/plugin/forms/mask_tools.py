@@ -80,6 +80,10 @@ class MaskToolsForm(QWidget):
         controls = self.controls
         return MaskEdit(controls["edit"].value, round(controls["amount"].value, 1), self._extent)
 
+    def end_preview(self) -> None:
+        """Show that nothing is previewed."""
+        self.preview.setChecked(False)
+
     def show_settings(self, settings: Settings) -> None:
         """Show these, without emitting anything."""
         self._limits = limits = settings.limits

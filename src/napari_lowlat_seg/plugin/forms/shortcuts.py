@@ -23,12 +23,15 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lowlat_seg.plugin.forms.controls import action_button, described
-from napari_lowlat_seg.plugin.keys import ACTIONS, QT_NAMES, Action, KeyTable
+from napari_lowlat_seg.plugin.keys import ACTIONS, OBJECT_ACTIONS, QT_NAMES, Action, KeyTable
 
 HINT = (
     "Click a field and press the key. Keys work while a layer of this widget is active and the canvas was "
     "clicked last."
 )
+FIXED = "in the table of objects; fixed"
+"""What is said of keys that cannot be changed."""
+
 _TO_QT = {napari: qt for qt, napari in QT_NAMES.items()}
 
 
@@ -74,6 +77,7 @@ class KeysDialog(QDialog):
     def _lay_out(self) -> None:
         rows = QWidget()
         self.titles: dict[str, QLabel] = {}
+        self.fixed: dict[str, tuple[QLabel, QLabel, QLabel]] = {}
         grid = QGridLayout(rows)
         grid.setColumnStretch(1, 2)
         grid.setColumnStretch(2, 3)
@@ -84,7 +88,13 @@ class KeysDialog(QDialog):
             grid.addWidget(described(title, action.title, f"Default: {action.key}"), row, 0)
             grid.addWidget(self.fields[action.name], row, 1)
             grid.addWidget(self.notes[action.name], row, 2)
-        grid.setRowStretch(len(ACTIONS), 1)
+        for row, action in enumerate(OBJECT_ACTIONS, len(ACTIONS)):
+            parts = QLabel(action.title), QLabel(action.key), QLabel(FIXED)
+            self.fixed[action.name] = parts
+            for column, part in enumerate(parts):
+                part.setWordWrap(column == 2)
+                grid.addWidget(described(part, part.text(), f"{action.title}: {action.key}"), row, column)
+        grid.setRowStretch(len(ACTIONS) + len(OBJECT_ACTIONS), 1)
         area = described(QScrollArea(), "Shortcuts", "All keys and their conflicts.")
         area.setWidgetResizable(True)
         area.setWidget(rows)
@@ -119,6 +129,9 @@ class KeysDialog(QDialog):
             words = f"{action.title} {self.table.keys[action.name]}".lower()
             for part in (self.titles[action.name], self.fields[action.name], self.notes[action.name]):
                 part.setVisible(text.strip().lower() in words)
+        for action in OBJECT_ACTIONS:
+            for part in self.fixed[action.name]:
+                part.setVisible(text.strip().lower() in f"{action.title} {action.key} {FIXED}".lower())
 
     def _reset(self) -> None:
         self.table.reset()

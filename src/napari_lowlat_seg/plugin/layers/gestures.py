@@ -227,6 +227,41 @@ class Gestures:
         if self._points is not None and self._points.mode == "add":
             self._points.mouse_pan = True
 
+    # Our tools with the keyboard, whose cursor is the mouse
+
+    @property
+    def drawing(self) -> bool:
+        """Whether a stroke is under way."""
+        return self._stroke is not None
+
+    def begin(self, plane: Plane, at: tuple[float, float]) -> None:
+        """Begin a stroke of the current tool and sign at (row, col)."""
+        self._let_go()
+        self._stroke = Stroke(self._tool, plane, self.layers.positive, [at])
+        self._report(self._stroke)
+
+    def extend(self, plane: Plane, at: tuple[float, float]) -> None:
+        """Go on to (row, col); on another plane the stroke is given up."""
+        stroke = self._stroke
+        if stroke is not None and stroke.plane != plane:
+            self._give_up()
+        elif stroke is not None and at != stroke.points[-1]:
+            stroke.points.append(at)
+            self._report(stroke)
+
+    def finish(self) -> None:
+        """End the stroke; what it stands for becomes a prompt."""
+        stroke = self._stroke
+        if stroke is not None:
+            self._finish()
+            self.layers.add(stroke.plane, *stroke.prompts(self.grid.sides(stroke.plane)))
+
+    def give_up(self) -> bool:
+        """End the stroke without a prompt; False if there is none."""
+        drawing = self.drawing
+        self._give_up()
+        return drawing
+
     # Our tools, on the Points layer
 
     def _drag(self, layer: Any, event: Any) -> Iterator[None]:
@@ -260,8 +295,11 @@ class Gestures:
         """Add a point to the stroke under way, and report it."""
         stroke = self._stroke
         if stroke is not None and self._extended(stroke, event):
-            prompts = stroke.prompts(self.grid.sides(stroke.plane))
-            self.on_stroke(stroke.kind, stroke.plane, stroke.drawn(), prompts, False)
+            self._report(stroke)
+
+    def _report(self, stroke: Stroke) -> None:
+        prompts = stroke.prompts(self.grid.sides(stroke.plane))
+        self.on_stroke(stroke.kind, stroke.plane, stroke.drawn(), prompts, False)
 
     def _extended(self, stroke: Stroke, event: Any) -> bool:
         """Add the mouse's position; False if the stroke is over, which it is when the plane has changed."""

@@ -29,7 +29,7 @@ from napari_lowlat_seg.plugin.forms.session import TABLES, ask_for_file
 from napari_lowlat_seg.plugin.keys import OBJECT_ACTIONS
 from napari_lowlat_seg.plugin.objects.model import ALL, CLASS, COLUMNS, ID, NAME, SIZE, STATE, ObjectModel
 
-WIDTHS = {ID: "0000", NAME: "name of one", STATE: "in progress", CLASS: "nucleus", SIZE: "1.235e+06"}
+WIDTHS = {ID: "0000", NAME: "name of one", STATE: "in progress  ", CLASS: "nucleus", SIZE: "1.235e+06"}
 """What each column has room for; the others have room for their headings."""
 
 ROWS_SHOWN = 9
