@@ -339,8 +339,8 @@ def _proposed(step: Step) -> Iterator[str]:
         values = ", ".join(map(repr, (*given, mask.quality, mask.drawn)))
         masks[number] += f"\n            {_plane(plane)}: found({values}),"
     yield "propose(\n    session,\n    ["
-    for number, _, after in step.records:
-        yield f"        Proposal({after.score!r}, {{{masks[number]}\n        }}),"
+    for number, _, record in step.records:
+        yield f"        Proposal({record.score!r}, {{{masks[number]}\n        }}),"
     yield "    ],\n)"
 
 
