@@ -9,8 +9,8 @@ not at a right angle to its slider, it leaves out what leads out of the plane.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Grid:
     shape: tuple[int, ...]
     factors: tuple[float, ...]
     channel_axis: int | None = None
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def ndim(self) -> int:
@@ -63,12 +64,19 @@ class Grid:
 
     @property
     def matrix(self) -> np.ndarray:
-        """Data coordinates of a layer on this grid to its world: (ndim + 1, ndim + 1)."""
-        names = ("scale", "translate", "rotate", "shear")
-        place = self.place
-        inner = CompositeAffine(**{name: place[name] for name in names}, ndim=self.ndim)
-        world: np.ndarray = place["affine"] @ inner.affine_matrix
-        return world
+        """Data coordinates of a layer on this grid to its world: (ndim + 1, ndim + 1), read-only."""
+        return self._matrices[0]
+
+    @property
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """`matrix` and its inverse, made anew where the layer has moved: a click asks for them ten times."""
+        corners = np.vstack([np.zeros(self.ndim), np.eye(self.ndim)])
+        place = tuple(self.layer.data_to_world(corner) for corner in corners)
+        if self._kept.get("place") != place:
+            world = _matrix(self.place, self.ndim)
+            self._kept.update(place=place, matrices=(world, np.linalg.inv(world)))
+        matrices: tuple[np.ndarray, np.ndarray] = self._kept["matrices"]
+        return matrices
 
     def plane(self, dims: Any) -> Plane | None:
         """The plane that the viewer shows; does not mutate.
@@ -224,7 +232,7 @@ class Grid:
         if not hidden:
             return
         axes = list(hidden)
-        inverse = np.linalg.inv(self.matrix)
+        inverse = self._matrices[1]
         start = np.array(list(hidden.values())) - inverse[axes, -1]
         world = np.linalg.lstsq(inverse[np.ix_(axes, axes)], start, rcond=None)[0]
         world = world / self._units_of(dims)[axes]
@@ -241,7 +249,7 @@ class Grid:
         """The position on each layer axis that is not shown; as napari slices, the others do not count."""
         hidden = [axis for axis in range(self.ndim) if axis not in shown]
         point = np.asarray(dims.point, dtype=np.float64)[self._lead(dims) :] * self._units_of(dims)
-        inverse = np.linalg.inv(self.matrix)
+        inverse = self._matrices[1]
         at = inverse[np.ix_(hidden, hidden)] @ point[hidden] + inverse[hidden, -1]
         return dict(zip(hidden, at.tolist(), strict=True))
 
@@ -315,6 +323,15 @@ def _place(layer: Any, factors: np.ndarray) -> Place:
     }
 
 
+def _matrix(place: Place, ndim: int) -> np.ndarray:
+    """Data coordinates to world of a layer that lies there: (ndim + 1, ndim + 1), read-only."""
+    names = ("scale", "translate", "rotate", "shear")
+    inner = CompositeAffine(**{name: place[name] for name in names}, ndim=ndim)
+    world: np.ndarray = place["affine"] @ inner.affine_matrix
+    world.flags.writeable = False
+    return world
+
+
 def _lengths(grid: Grid) -> np.ndarray:
     """How long a voxel is along each layer axis, in units of the last axis where they compare."""
     units = grid.layer.units
@@ -323,6 +340,7 @@ def _lengths(grid: Grid) -> np.ndarray:
     return lengths
 
 
+@lru_cache(maxsize=64)
 def unit_ratio(unit: Any, other: Any) -> float:
     """How many of the other unit one unit is; 1 for units that do not compare, as napari takes them."""
     if unit.dimensionality != other.dimensionality:
