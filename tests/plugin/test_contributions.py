@@ -3,6 +3,8 @@
 import nibabel
 import numpy as np
 import pytest
+import tifffile
+import zarr
 
 from napari_lowlat_seg.plugin.contributions import (
     get_scan_reader,
@@ -119,6 +121,63 @@ def test_a_scan_without_units_counts_in_pixels(write_scan):
         write_scan("plain.nii", np.zeros((2, 3, 4), np.uint8), (1, 1, 1), (None, None))
     )
     assert settings["units"] == ("pixel", "pixel", "pixel")
+
+
+def write_zarr(path, shape, *, names="zyx", levels=2):
+    """An OME-Zarr of zeros, in steps of 4, 2 and 2 µm."""
+    group = zarr.open_group(path, mode="w")
+    datasets = []
+    for level in range(levels):
+        sides = [side // 2**level if name in "yx" else side for name, side in zip(names, shape)]
+        group.create_array(str(level), shape=sides, chunks=(1,) * (len(names) - 2) + (64, 64), dtype="uint16")
+        steps = [1.0 if name == "c" else 4.0 if name == "z" else 2.0 * 2**level for name in names]
+        datasets.append(
+            {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": steps}]}
+        )
+    axes = [
+        {"name": name, "type": "channel"}
+        if name == "c"
+        else {"name": name, "type": "space", "unit": "micrometer"}
+        for name in names
+    ]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return str(path)
+
+
+def test_a_folder_opens_with_its_spacing_and_all_its_levels(tmp_path):
+    """A large OME-Zarr as a pyramid of dask arrays, nothing loaded; a small one as it is, finest level."""
+    path = write_zarr(tmp_path / "big.ome.zarr", (600, 2048, 2048))
+    assert get_scan_reader(path) is read_scans
+    ((data, settings, kind),) = read_scans(path)
+    assert [(type(level).__module__, level.shape) for level in data] == [
+        ("dask.array.core", (600, 2048, 2048)),
+        ("dask.array.core", (600, 1024, 1024)),
+    ]
+    assert (settings["name"], settings["multiscale"], kind) == ("big", True, "image")
+    assert settings["scale"] == (4.0, 2.0, 2.0)
+    assert settings["units"] == ("um", "um", "um")
+    ((data, settings, _),) = read_scans(write_zarr(tmp_path / "small.zarr", (3, 64, 64)))
+    assert isinstance(data, np.ndarray)
+    assert "multiscale" not in settings
+
+
+def test_channels_of_a_folder_become_layers(tmp_path):
+    """Channels that do not come last are no colours: napari makes a layer of each."""
+    path = write_zarr(tmp_path / "cells.ome.zarr", (2, 3, 64, 64), names="czyx", levels=1)
+    ((data, settings, _),) = read_scans(path)
+    assert data.shape == (2, 3, 64, 64)
+    assert settings["channel_axis"] == 0
+    assert settings["scale"] == (4.0, 2.0, 2.0)
+    assert not settings["rgb"]
+
+
+def test_a_folder_of_pages_or_of_dicom_is_read(tmp_path):
+    """Of a folder without a suffix what lies in it decides."""
+    for number in range(3):
+        tifffile.imwrite(tmp_path / f"{number}.tif", np.full((4, 5), number, np.uint8))
+    assert get_scan_reader(str(tmp_path)) is read_scans
+    ((data, _, _),) = read_scans(str(tmp_path))
+    assert data.shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize("path", ["cells.tif", ["a.nii", "b.png"]])

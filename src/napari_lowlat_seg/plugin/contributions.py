@@ -1,8 +1,8 @@
-"""The reader of scans and the sample data that `napari.yaml` contributes to napari.
+"""The reader of scans and folders and the sample data that `napari.yaml` contributes to napari.
 
 Each returns napari's layer-data tuples ``(data, settings, layer type)``, with axes in napari's order
 (t, z, y, x), the spacing in `scale`, with its unit, and the rest of a scan's place in `affine`. napari and
-its other plugins read TIFF, pictures and OME-Zarr.
+its other plugins read TIFF and pictures; of an OME-Zarr napari's own reader drops spacing and units.
 """
 
 import math
@@ -14,9 +14,10 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import UNITS
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.choice import SeveralImages
+from napari_lowlat_seg.io.choice import Choice, SeveralImages
+from napari_lowlat_seg.io.chunked.ome_zarr import count_levels
 from napari_lowlat_seg.io.files import as_shown, read_volume
-from napari_lowlat_seg.io.format_table import find_format
+from napari_lowlat_seg.io.format_table import find_format, locate
 from napari_lowlat_seg.io.formats.nrrd import SEGMENTATION
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.io.samples import sample_path
@@ -42,9 +43,15 @@ _UNITS = {unit.symbol: unit.symbol.replace("µ", "u") for unit in UNITS} | {
 
 
 def get_scan_reader(path: str | list[str]) -> Reader | None:
-    """The reader for files of `SCANS`; None, as napari expects it, where one of them has another suffix."""
-    formats = [find_format(Path(one)) for one in _listed(path)]
-    return read_scans if all(one is not None and one.module in SCANS for one in formats) else None
+    """The reader for files of `SCANS` and folders with an image; None, as napari expects it, for others."""
+    return read_scans if all(_is_read(Path(one)) for one in _listed(path)) else None
+
+
+def _is_read(path: Path) -> bool:
+    if path.is_dir():
+        return locate(path)[2] is not None
+    found = find_format(path)
+    return found is not None and found.module in SCANS
 
 
 def read_scans(path: str | list[str]) -> list[LayerData]:
@@ -60,12 +67,12 @@ def read_scans(path: str | list[str]) -> list[LayerData]:
     """
     layers = []
     for one in _listed(path):
-        data, place = _scan(Path(one))
-        settings = {"name": Path(one).name.split(".")[0], **place}
+        data, settings = _scan(Path(one))
+        named = {"name": Path(one).name.split(".")[0], **settings}
         if one.lower().endswith(SEGMENTATION):
-            layers.append((data, settings, "labels"))
+            layers.append((data, named, "labels"))
         else:
-            layers.append((data, {"rgb": data.ndim > len(place["scale"]), **settings}, "image"))
+            layers.append((data, {"rgb": False, **named}, "image"))
     return layers
 
 
@@ -130,14 +137,49 @@ def _ask(path: Path, error: SeveralImages) -> str:
 
 
 def _scan(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The voxels of a file with its axes in the world's order, (i, j, k) to (z, y, x), and their place."""
+    """The voxels of a file with its axes in the world's order, (i, j, k) to (z, y, x), and their place.
+
+    Channels become colours where they come last, else a layer each. A large OME-Zarr has all its levels.
+    """
+    series = None
     try:
-        volume = read_volume(path)
+        volume = _with_channels(path, None)
     except SeveralImages as error:
-        volume = read_volume(path, series=_ask(path, error))
+        series = _ask(path, error)
+        volume = _with_channels(path, series)
     shown = as_shown(volume)
-    large = np.dtype(shown.data.dtype).itemsize * math.prod(shown.data.shape) > IN_MEMORY
-    return shown.data if large else np.asarray(shown.data), layer_place(shown)
+    settings = layer_place(shown)
+    if shown.channel_axis is not None:
+        last = shown.channel_axis in (-1, len(shown.data.shape) - 1)
+        colours = last and shown.data.shape[-1] in (3, 4)
+        settings |= {"rgb": True} if colours else {"channel_axis": shown.channel_axis}
+    if np.dtype(shown.data.dtype).itemsize * math.prod(shown.data.shape) <= IN_MEMORY:
+        return np.asarray(shown.data), settings
+    place, inside, kind = locate(path)
+    if kind is None or kind.module != "chunked.ome_zarr":
+        return shown.data, settings
+    from dask.array import from_array  # napari needs it; of bare zarr arrays it would read every plane
+
+    count = count_levels(place, Choice(series=series or "", inside=inside))
+    arrays: list[Any] = [
+        read_volume(path, channel=shown.channel, series=series, level=number or None).data
+        for number in range(count)
+    ]
+    levels = [from_array(one, chunks=one.chunks, name=False) for one in arrays]
+    return (levels, settings | {"multiscale": True}) if count > 1 else (levels[0], settings)
+
+
+def _with_channels(path: Path, series: str | None) -> Volume:
+    """The image of a file with all its channels, which need not be chosen for a viewer."""
+    try:
+        return read_volume(path, series=series)
+    except SeveralImages:
+        raise
+    except ValueError as error:
+        try:
+            return read_volume(path, series=series, channel=0)
+        except ValueError:
+            raise error from None
 
 
 def layer_place(shown: Volume) -> dict[str, Any]:

@@ -66,6 +66,18 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     ImportError
         Without zarr.
     """
+    node, image, number = _chosen(path, choice)
+    return _plain(node, choice.level) if image is None else _multiscale(node, image, number, choice.level)
+
+
+def count_levels(path: Path, choice: Choice = WHOLE) -> int:
+    """How many levels an image has: 1 of a plain array, and where the path leads to one level."""
+    node, image, number = _chosen(path, choice)
+    return 1 if image is None or number is not None else len(_levels(node, image))
+
+
+def _chosen(path: Path, choice: Choice) -> tuple[Any, dict[str, Any] | None, int | None]:
+    """The group of an image, its multiscale, and the level if the path leads to one; else a plain array."""
     zarr = _zarr()
     from napari_lowlat_seg.io.chunked.guarded_store import opened
 
@@ -75,13 +87,11 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     node = _find(zarr, root[choice.inside] if choice.inside else root, choice.series)
     if isinstance(node, zarr.Array):
         image, number = _level_of(zarr, root, node.path)
-        if image is None:
-            return _plain(node, choice.level)
-        return _multiscale(image, _images(image)[0], number, choice.level)
+        return (node, None, None) if image is None else (image, _images(image)[0], number)
     images = _images(node)
     # Where an image stands in several pyramids, the first is the one to fall back on, says the standard.
     named = [one for one in images if choice.series and one.get("name") == choice.series]
-    return _multiscale(node, (named or images)[0], None, choice.level)
+    return node, (named or images)[0], None
 
 
 def _about(node: Any) -> dict[str, Any]:
