@@ -134,7 +134,8 @@ def test_a_machine_that_cannot_be_reached_says_why(there: str, tmp_path: Path, m
     """In ssh's words: no key, a stranger's key, no program."""
     monkeypatch.setenv("LOWLAT_SEG_REMOTE", "no-such-program")
     with pytest.raises(
-        WorkerProcessEnded, match=r"on localhost has ended with exit status 127 \(.*not found"
+        WorkerProcessEnded,
+        match=r"on localhost has ended with exit status 127 \(.*not found.*; install .* LOWLAT",
     ):
         PredictionProcess("default", there).describe()
     known = tmp_path / "ssh" / "known"

@@ -21,6 +21,7 @@ from napari_lowlat_seg.io.format_table import find_format, locate
 from napari_lowlat_seg.io.formats.nrrd import SEGMENTATION
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.io.samples import sample_path
+from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
 
 SCANS = (
     "formats.nifti", "formats.nrrd", "formats.mrc", "formats.metaimage", "formats.nibabel_formats",
@@ -158,14 +159,12 @@ def _scan(path: Path) -> tuple[Any, dict[str, Any]]:
     place, inside, kind = locate(path)
     if kind is None or kind.module != "chunked.ome_zarr":
         return shown.data, settings
-    from dask.array import from_array  # napari needs it; of bare zarr arrays it would read every plane
-
     count = count_levels(place, Choice(series=series or "", inside=inside))
     arrays: list[Any] = [
         read_volume(path, channel=shown.channel, series=series, level=number or None).data
         for number in range(count)
     ]
-    levels = [from_array(one, chunks=one.chunks, name=False) for one in arrays]
+    levels = LazyArray.pyramid(arrays)
     return (levels, settings | {"multiscale": True}) if count > 1 else (levels[0], settings)
 
 

@@ -61,6 +61,10 @@ class Interrupted(Exception):
     """Raised where a request that was cancelled is at work."""
 
 
+NOT_FOUND = 127
+"""The exit status of a shell that does not find a command; of ssh, where `lowlat-seg` is not on the path."""
+
+
 class WorkerProcessEnded(RuntimeError):
     """Raised by a request to an interpreter that has ended."""
 
@@ -260,9 +264,10 @@ class WorkerProcess:
                 self._end(f"has not answered for {QUIET_SECONDS + HUNG_SECONDS:.0f} s and was ended")
 
     def _dead(self) -> WorkerProcessEnded:
-        return WorkerProcessEnded(
-            f"{self.name} {self._why}; your prompts are kept, click again to restart it"
-        )
+        advice = "your prompts are kept, click again to restart it"
+        if f"exit status {NOT_FOUND} " in self._why:
+            advice = "install napari-lowlat-seg there, or set LOWLAT_SEG_REMOTE to the path of the command"
+        return WorkerProcessEnded(f"{self.name} {self._why}; {advice}")
 
     def _end(self, why: str) -> None:
         """End a child that misbehaves; the reason is what requests raise."""
