@@ -1,9 +1,10 @@
 """A simulated hand annotates the EM sample in a real window: `python -m benchmarks.window.scripted_session`.
 
 The hand is human: it jitters, clicks twice, presses wrong keys and takes them back, wanders to other planes,
-and presses Enter without waiting for the mask. What the script meant by each object (which clicks, on which
-plane, with which sign) is compared with the prompts that the window kept; and the labels with what the model
-predicts for the same prompts in a process of its own, written object after object.
+and presses Enter without waiting for the mask. With `--headless` it acts on the layers of a viewer that
+nothing draws. What the script meant by each object (which clicks, on which plane, with which sign) is
+compared with the prompts that the window kept; and the labels with what the model predicts for the same
+prompts in a process of its own, written object after object.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,31 +188,97 @@ def compare(person: Person, session: Session) -> list[str]:
     return wrong
 
 
-def run(objects: int, seed: int) -> int:
-    """Annotate, compare, print; the number of differences."""
+class HeadlessHand:
+    """Points and keys for a viewer without a window, where napari's canvas would hand them over."""
+
+    def __init__(self, viewer: Any, controller: Any) -> None:
+        self.viewer, self.controller = viewer, controller
+
+    def click(self, point: tuple[float, float], key: str = "") -> None:
+        """Add a point to the Points layer, as napari does when its canvas is clicked."""
+        grid, prompts = self.controller.grid, self.controller.prompts
+        data = grid.to_layer(grid.plane(self.viewer.dims), [point])[0]
+        self.viewer.cursor.position = tuple(grid.layer.data_to_world(data))
+        prompts.opposite = key == "Ctrl"
+        prompts.points.add(data)
+        prompts.opposite = False
+
+    def key(self, text: str) -> None:
+        """Press and release a key for the active layer."""
+        from napari.utils.key_bindings import KeymapHandler
+
+        handler = KeymapHandler()
+        handler.keymap_providers = [self.viewer.layers.selection.active, self.viewer]
+        handler.press_key(text)
+        handler.release_key(text)
+
+
+def in_window() -> tuple[Any, Any, Any, Callable[[], object]]:
+    """The widget in a real window: the viewer, the controller, a hand, and what closes it."""
     import napari
 
     from napari_lowlat_seg.plugin.widget import LowlatWidget
 
     sys.path.append(str(Path(__file__).parents[2] / "tests"))
     make_hand = importlib.import_module("hand").Hand  # mouse and keys on the real canvas, as in the tests
-
     viewer = napari.Viewer()
     viewer.window.resize(900, 700)
     viewer.open_sample("napari-lowlat-seg", "em")
     widget = LowlatWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Segment by clicking")
     wait_until(lambda: widget.controller is not None and widget.sentence == "ready")
-    controller = widget.controller
+
+    def close() -> None:
+        widget.close()
+        viewer.close()
+
+    return viewer, widget.controller, make_hand(viewer, widget.controller.grid), close
+
+
+def headless() -> tuple[Any, Any, Any, Callable[[], object]]:
+    """The same without a window and without the widget: a controller and its model's process."""
+    from napari.components import ViewerModel
+    from qtpy.QtWidgets import QApplication
+
+    from napari_lowlat_seg.plugin.contributions import open_em_sample
+    from napari_lowlat_seg.plugin.controller.controller import AnnotationController
+    from napari_lowlat_seg.plugin.keys import KeyTable
+    from napari_lowlat_seg.plugin.worker import Worker
+    from napari_lowlat_seg.serving.process import open_prediction_service
+
+    app = QApplication.instance() or QApplication([])
+    viewer, worker = ViewerModel(), Worker()
+    (stack, settings, _), *_ = open_em_sample()
+    controller = AnnotationController(viewer, viewer.add_image(stack, **settings), worker, KeyTable())
+    controller.attach()
+    worker.load(lambda: open_prediction_service("default", "cpu"))
+    wait_until(lambda: bool(controller.session.model) and controller.session.volume.window is not None)
+
+    def close() -> None:
+        controller.detach()
+        controller.close()
+        worker.close()
+        app.processEvents()
+
+    return viewer, controller, HeadlessHand(viewer, controller), close
+
+
+def run(objects: int, seed: int, *, windowed: bool, seconds: float) -> int:
+    """Annotate, compare, print; the number of differences."""
+    viewer, controller, hand, close = in_window() if windowed else headless()
     truth = np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
-    person = Person(viewer, controller, make_hand(viewer, controller.grid), truth, seed)
+    person = Person(viewer, controller, hand, truth, seed)
     begun = time.perf_counter()
-    for _ in range(objects):
+    while len(person.meant) < objects and time.perf_counter() < begun + seconds:
         person.annotate()
-    hand = time.perf_counter() - begun
+        if len(person.meant) % 50 == 0:
+            print(f"{len(person.meant)} objects in {time.perf_counter() - begun:.0f} s", flush=True)
     session = controller.session
-    wait_until(lambda: not session.accepting and not session.requests() and not widget.worker.busy, 400)
-    print(f"{objects} objects in {hand:.0f} s, all answered after {time.perf_counter() - begun:.0f} s")
+    wait_until(lambda: not session.accepting and not session.requests(), 400)
+    taken = time.perf_counter() - begun
+    print(
+        f"{len(person.meant)} objects, {len(session.undo_stack.done)} steps, all answered after {taken:.0f} s"
+    )
     print(", ".join(f"{count} {what}" for what, count in person.done.items()))
     wrong = compare(person, session)
     labels = np.asarray(controller.labels.layer.data)
@@ -220,8 +288,7 @@ def run(objects: int, seed: int) -> int:
         f"{len(wrong)} objects differ from what was meant; {differ} of {labels.size} voxels from the replay"
     )
     print(*wrong[:10], sep="\n")
-    widget.close()
-    viewer.close()
+    close()
     return len(wrong) + differ
 
 
@@ -230,9 +297,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for the hand, at most")
+    parser.add_argument("--headless", action="store_true", help="without a window")
     given = parser.parse_args()
     print_load("at the start")
-    raise SystemExit(run(given.objects, given.seed) > 0)
+    differing = run(given.objects, given.seed, windowed=not given.headless, seconds=given.seconds)
+    print_load("at the end")
+    raise SystemExit(differing > 0)
 
 
 if __name__ == "__main__":
