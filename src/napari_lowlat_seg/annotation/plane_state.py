@@ -265,10 +265,29 @@ def without_specks(patch: Patch, prompts: Sequence[Prompt], shape: tuple[int, in
     if not small.size:
         return patch
     reach = 2 * np.sqrt(largest / np.pi)
-    far = ndimage.distance_transform_edt(~np.isin(parts, meant)) > reach
-    nearest = ndimage.minimum(far, parts, small)  # False where any pixel of a part is near
-    specks = small[np.asarray(nearest, bool)]
+    specks = np.setdiff1d(small, _near(parts, small, meant, reach))
     return replace(patch, pixels=patch.pixels & ~np.isin(parts, specks)) if specks.size else patch
+
+
+PAIRS = 2**21
+"""Distances that are computed one by one, which takes 20 ms."""
+
+
+def _near(parts: np.ndarray, small: np.ndarray, meant: np.ndarray, reach: float) -> np.ndarray:
+    """Those of the small parts that have a pixel within `reach` of one of those meant."""
+    inside, few = np.isin(parts, meant), np.argwhere(np.isin(parts, small))
+    padded = np.pad(inside, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    edge = np.argwhere(inside & ~inner)  # the nearest pixel is one of these
+    if len(few) * len(edge) <= PAIRS:
+        # Most often there are few; a distance transform of the whole plane takes five times as long then.
+        apart = ((few[:, None] - edge[None]) ** 2).sum(axis=2).min(axis=1)
+        near = np.sqrt(apart) <= reach
+    else:
+        from scipy import ndimage
+
+        near = ndimage.distance_transform_edt(~inside)[tuple(few.T)] <= reach
+    return np.unique(parts[tuple(few.T)][near])
 
 
 def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:
