@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.plane_memory import synthetic_object
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.evaluation.memory import synthetic_object
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.inference.runtime import Runtime

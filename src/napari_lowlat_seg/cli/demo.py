@@ -236,25 +236,24 @@ def _segment(
     """Prompt, correct, propagate."""
     start = volume.plane_at([scene.position], scene.axis)
     result = _Result()
-    predictions: list[Any] = []
 
     def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
         started = time.perf_counter()
-        predictions.append(predictor.predict(embed(start), prompts, previous))
+        prediction = predictor.predict(embed(start), prompts, previous)
         result.prompt_seconds.append(time.perf_counter() - started)
-        return predictions[-1]
+        return prediction
 
     on_plane = truth[start.key()].astype(np.int8)
     title = f"{scene.name}: {target.name}"
     report(f"{title}: prompts on plane {scene.position}")
     done = annotate(predict, on_plane, first=target.prompt, max_clicks=MAX_PROMPTS, stop_at=GOOD)
     result.prompts, result.iou = done.prompts, float(done.ious[-1])
-    result.masks[start] = predictions[-1].mask
+    result.masks[start] = done.predictions[-1].mask
     started = time.perf_counter()
     planes = volume.planes(scene.axis)
     reached = f"{plural(len(result.prompts), 'prompt')}, IoU {result.iou:.2f}"
     report(f"{title}: {reached}; propagating through at most {len(planes)} planes")
-    steps = propagate(predictor, volume, {start: predictions[-1]}, planes, embed=embed)
+    steps = propagate(predictor, volume, {start: done.predictions[-1]}, planes, embed=embed)
     for step in _reported((step for step in steps if step.note is None), title, report):
         result.masks[step.plane] = step.prediction.mask
     result.propagation_seconds = time.perf_counter() - started

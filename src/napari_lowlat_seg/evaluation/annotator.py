@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import edt
 import numpy as np
@@ -41,16 +41,19 @@ class Annotation:
     ----------
     prompts
         In the order they were given; the first may be of any kind.
+    predictions
+        What the predictor returned, one a prompt.
     ious
         (len(prompts),) float32, the IoU after each prompt.
     """
 
     prompts: tuple[Prompt, ...]
+    predictions: tuple[Any, ...]
     ious: np.ndarray
 
 
 def annotate(
-    predict: Callable[[tuple[Prompt, ...], HasMask | None], HasMask],
+    predict: Callable[[tuple[Prompt, ...], Any], HasMask],
     truth: np.ndarray,
     *,
     first: Prompt | None = None,
@@ -85,7 +88,7 @@ def annotate(
         )
     prompts: tuple[Prompt, ...] = ()
     ious: list[float] = []
-    prediction: HasMask | None = None
+    predictions: list[HasMask] = []
     mask = np.zeros(truth.shape, bool)
     while len(prompts) < max_clicks:
         prompt = (
@@ -94,12 +97,12 @@ def annotate(
         if prompt is None:
             break
         prompts = (*prompts, prompt)
-        prediction = predict(prompts, prediction)
-        mask = prediction.mask
+        predictions.append(predict(prompts, predictions[-1] if predictions else None))
+        mask = predictions[-1].mask
         ious.append(iou(truth, mask))
         if stop_at is not None and ious[-1] >= stop_at:
             break
-    return Annotation(prompts, np.array(ious, np.float32))
+    return Annotation(prompts, tuple(predictions), np.array(ious, np.float32))
 
 
 def next_click(

@@ -17,7 +17,7 @@ from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
 from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.evaluation.report import domain_of, table
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, run_report
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, over_models, run_report
 
 WORTH_A_TAB = 0.02
 """Gain of IoU over the masks before from which somebody would go on to a later one."""
@@ -57,13 +57,7 @@ def candidates(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterat
     Samples of one picture should follow each other and share the image array: it is embedded once. Raises
     ValueError for two models of one name.
     """
-    check_names(models)
-    image: np.ndarray | None = None
-    embeddings: list[Any] = []
-    for sample in samples:
-        if sample.image is not image:
-            image, embeddings = sample.image, [model.embed(sample.image) for model in models]
-        yield [_choice(model, embedding, sample) for model, embedding in zip(models, embeddings, strict=True)]
+    return over_models(models, samples, _choice)
 
 
 def _choice(model: Segmenter, embedding: Any, sample: Sample) -> Choice:
@@ -135,11 +129,12 @@ def run_candidates(
 
     The report has "rows" (from `summarise_candidates`) and "choices" (all of them).
     """
-
-    def summarised(choices: list[Choice]) -> dict[str, Any]:
-        return {"rows": summarise_candidates(choices, settings.dataset), "choices": choices}
-
-    def tables(report: Mapping[str, Any]) -> tuple[str]:
-        return (candidates_table(report),)
-
-    return run_report("candidates", settings, candidates, summarised, tables, json=json, show=show)
+    return run_report(
+        "candidates",
+        settings,
+        candidates,
+        lambda found: {"rows": summarise_candidates(found, settings.dataset), "choices": found},
+        lambda report: (candidates_table(report),),
+        json=json,
+        show=show,
+    )

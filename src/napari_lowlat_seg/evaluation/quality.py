@@ -40,7 +40,7 @@ from napari_lowlat_seg.evaluation.report import (
     save_plot,
     summarise,
 )
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, over_objects, run_report
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, over_models, over_objects, run_report
 
 
 def quality(
@@ -68,35 +68,19 @@ def quality(
     """
     if first not in FIRST_PROMPTS:
         raise ValueError(f"the first prompt is one of {', '.join(FIRST_PROMPTS)}; got {first!r}")
-    check_names(models)
-    return _quality(models, samples, max_clicks, first)
-
-
-def _quality(
-    models: Sequence[Segmenter], samples: Iterable[Sample], max_clicks: int, first: str
-) -> Iterator[list[Curve]]:
-    image: np.ndarray | None = None
-    embeddings: list[Any] = []
-    for sample in samples:
-        if sample.image is not image:
-            image, embeddings = sample.image, [model.embed(sample.image) for model in models]
-        first_prompt = FIRST_PROMPTS[first](sample.truth)
-        yield [
-            _curve(model, embedding, sample, first_prompt, max_clicks)
-            for model, embedding in zip(models, embeddings)
-        ]
+    begin = FIRST_PROMPTS[first]
+    return over_models(
+        models,
+        samples,
+        lambda model, embedding, sample: _curve(model, embedding, sample, begin(sample.truth), max_clicks),
+    )
 
 
 def _curve(model: Segmenter, embedding: Any, sample: Sample, first: Prompt | None, max_clicks: int) -> Curve:
-    predicted: list[float | None] = []
-
-    def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
-        prediction = model.predict(embedding, prompts, previous)
-        quality = getattr(prediction, "quality", None)
-        predicted.append(None if quality is None else float(quality))
-        return prediction
-
+    predict = partial(model.predict, embedding)
     annotation = annotate(predict, sample.truth, first=first, max_clicks=max_clicks)
+    qualities = (getattr(prediction, "quality", None) for prediction in annotation.predictions)
+    predicted = (None if quality is None else float(quality) for quality in qualities)
     unused = max_clicks - len(annotation.ious)
     return Curve(
         model.name,

@@ -15,6 +15,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from napari_lowlat_seg.evaluation.inputs.datasets import (
@@ -189,6 +190,30 @@ def run_report(
         for text in tables(report):
             show(text)
     return report
+
+
+def over_models(
+    models: Sequence[Segmenter],
+    samples: Iterable[Sample],
+    measure: Callable[[Segmenter, Any, Sample], Result],
+    embed: Callable[[Segmenter, np.ndarray], Any] = lambda model, image: model.embed(image),
+) -> Iterator[list[Result]]:
+    """The results of each sample in turn, `measure` of each model with its embedding of the sample's image.
+
+    Samples of one picture follow each other and share the image array, which is embedded once. Raises
+    ValueError for two models of one name.
+    """
+    check_names(models)
+
+    def results() -> Iterator[list[Result]]:
+        image: np.ndarray | None = None
+        embeddings: list[Any] = []
+        for sample in samples:
+            if sample.image is not image:
+                image, embeddings = sample.image, [embed(model, sample.image) for model in models]
+            yield [measure(model, seen, sample) for model, seen in zip(models, embeddings, strict=True)]
+
+    return results()
 
 
 def check_names(models: Sequence[Segmenter]) -> None:

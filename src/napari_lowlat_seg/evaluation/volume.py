@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -81,14 +82,9 @@ class Case:
         embedding = self.embed(plane)
         if not self.truth[plane].any():
             return Prediction(np.zeros(self.truth[plane].shape, np.float32), None, embedding.frame), 1
-        predictions: list[Prediction] = []
-
-        def predict(prompts: Any, previous: Any) -> Prediction:
-            predictions.append(self.predictor.predict(embedding, prompts, previous))
-            return predictions[-1]
-
-        annotation = annotate(predict, self.truth[plane].astype(np.int8), max_clicks=CLICKS, stop_at=GOOD)
-        return replace(predictions[-1], look=None, edges=()), len(annotation.prompts)
+        predict = partial(self.predictor.predict, embedding)
+        done = annotate(predict, self.truth[plane].astype(np.int8), max_clicks=CLICKS, stop_at=GOOD)
+        return replace(done.predictions[-1], look=None, edges=()), len(done.prompts)
 
 
 class Method(ABC):
@@ -274,7 +270,8 @@ def run_volume(
             f"the image and its labels must be 3-D and of one shape; got {volume.shape} and {truth.shape}"
         )
     axis = default_axis(volume) if axis is None else axis
-    chosen = volume.planes(axis)[_range(planes, len(volume.planes(axis)))]
+    first, last = read_range(planes, len(volume.planes(axis)), "planes")
+    chosen = volume.planes(axis)[first : last + 1]
     window = np.stack([volume.plane(plane) for plane in chosen])
     volume = replace(volume, window=Volume(window).with_window().window)
     reference = {plane: truth.plane(plane) for plane in chosen}
@@ -297,11 +294,6 @@ def run_volume(
         save_json(report, json)
     show(volume_table(report))
     return report
-
-
-def _range(text: str, length: int) -> slice:
-    low, high = read_range(text, length, "planes")
-    return slice(low, high + 1)
 
 
 def _labels(text: str, present: set[int]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +135,20 @@ def draw_tile(
     first
         Kind of the first prompt, as in `quality`.
     """
-    steps: list[tuple[tuple[Prompt, ...], np.ndarray]] = []
-
-    def predict(prompts: tuple[Prompt, ...], previous: Any) -> Any:
-        prediction = model.predict(embedding, prompts, previous)
-        steps[1:] = [(prompts, prediction.mask)]
-        return prediction
-
-    first_prompt = FIRST_PROMPTS[first](sample.truth)
-    annotate(predict, sample.truth, first=first_prompt, max_clicks=min(RANKED, len(curve.ious)))
+    done = annotate(
+        partial(model.predict, embedding),
+        sample.truth,
+        first=FIRST_PROMPTS[first](sample.truth),
+        max_clicks=min(RANKED, len(curve.ious)),
+    )
     image, window = to_uint8(sample.image), _window(sample.truth)
     panels = [
-        crop_panel(_panel(image, sample.truth, prompts, mask, window), *window, WIDTH)
-        for prompts, mask in (steps[0], steps[-1])
+        crop_panel(
+            _panel(image, sample.truth, done.prompts[:count], done.predictions[count - 1].mask, window),
+            *window,
+            WIDTH,
+        )
+        for count in (1, len(done.prompts))
     ]
     ks = [k for k in (1, RANKED, 20) if k < len(curve.ious)]
     ks += [len(curve.ious)] if len(curve.ious) < 20 else [20]

@@ -34,7 +34,7 @@ from napari_lowlat_seg.evaluation.inputs.datasets import Sample
 from napari_lowlat_seg.evaluation.inputs.segmenters import Segmenter
 from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.evaluation.report import domain_of, number, table
-from napari_lowlat_seg.evaluation.runner import EvaluationSettings, check_names, run_report
+from napari_lowlat_seg.evaluation.runner import EvaluationSettings, over_models, run_report
 
 DROP = 0.05
 """A correction counts as a drop when the IoU falls by more than this."""
@@ -67,21 +67,15 @@ class ClickRun:
     @classmethod
     def of(
         cls,
-        predict: Callable[[tuple[Prompt, ...], HasMask | None], HasMask],
+        predict: Callable[[tuple[Prompt, ...], Any], HasMask],
         truth: np.ndarray,
         clicks: int,
         first: Click | None = None,
     ) -> ClickRun:
         """Let the simulated annotator give up to so many clicks; arguments as `annotate` takes them."""
-        predictions: list[HasMask] = []
-
-        def recorded(prompts: tuple[Prompt, ...], previous: HasMask | None) -> HasMask:
-            predictions.append(predict(prompts, previous))
-            return predictions[-1]
-
-        annotation = annotate(recorded, truth, first=first, max_clicks=clicks)
+        annotation = annotate(predict, truth, first=first, max_clicks=clicks)
         clicks_given = tuple(prompt for prompt in annotation.prompts if isinstance(prompt, Click))
-        return cls(truth, clicks_given, tuple(predictions), annotation.ious)
+        return cls(truth, clicks_given, annotation.predictions, annotation.ious)
 
     def after(self, clicks: int) -> float:
         """Return the IoU after so many clicks, or after the last one if there were fewer."""
@@ -267,38 +261,25 @@ def robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterat
     ValueError
         For two models of one name, or a truth without an object.
     """
-    check_names(models)
-    return _robustness(models, samples)
+    return over_models(models, samples, _measured, _ModelOnImage)
 
 
-def _robustness(models: Sequence[Segmenter], samples: Iterable[Sample]) -> Iterator[list[Measurements]]:
-    image: np.ndarray | None = None
-    images: list[_ModelOnImage] = []
-    for sample in samples:
-        if sample.image is not image:
-            image, pictures = sample.image, _perturbed(sample.image)
-            images = [_ModelOnImage(model, image, pictures) for model in models]
-        area = float((sample.truth == 1).mean())
-        yield [
-            Measurements(s.model.name, s.model.form, sample.group, sample.name, area, s.measurements(sample))
-            for s in images
-        ]
-
-
-def _perturbed(image: np.ndarray) -> dict[str, np.ndarray]:
-    """The image with each perturbation that leaves a pixel of it."""
-    pictures = {name: perturbation.image(image) for name, perturbation in PERTURBATIONS.items()}
-    return {name: picture for name, picture in pictures.items() if picture.size}
+def _measured(model: Segmenter, seen: _ModelOnImage, sample: Sample) -> Measurements:
+    area = float((sample.truth == 1).mean())
+    return Measurements(model.name, model.form, sample.group, sample.name, area, seen.measurements(sample))
 
 
 class _ModelOnImage:
     """A model with the embeddings of one image, original and perturbed."""
 
-    def __init__(self, model: Segmenter, image: np.ndarray, perturbed: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, model: Segmenter, image: np.ndarray) -> None:
         self.model = model
         self._plain = model.embed(image)
+        pictures = {name: one.image(image) for name, one in PERTURBATIONS.items()}
         self._perturbed = {
-            name: _embedded(model, picture, PERTURBATIONS[name]) for name, picture in perturbed.items()
+            name: _embedded(model, picture, PERTURBATIONS[name])
+            for name, picture in pictures.items()
+            if picture.size  # thick rows leave no pixel of an image of one row
         }
 
     def measurements(self, sample: Sample) -> dict[str, float]:
@@ -409,11 +390,12 @@ def run_robustness(
 
     The report has "rows" (from `summarise_robustness`) and "objects" (all measurements).
     """
-
-    def summarised(found: list[Measurements]) -> dict[str, Any]:
-        return {"rows": summarise_robustness(found, settings.dataset), "objects": found}
-
-    def tables(report: Mapping[str, Any]) -> tuple[str]:
-        return (robustness_table(report),)
-
-    return run_report("robustness", settings, robustness, summarised, tables, json=json, show=show)
+    return run_report(
+        "robustness",
+        settings,
+        robustness,
+        lambda found: {"rows": summarise_robustness(found, settings.dataset), "objects": found},
+        lambda report: (robustness_table(report),),
+        json=json,
+        show=show,
+    )

@@ -1,6 +1,6 @@
 """Benchmark of a memory of other planes against propagation as it is: the same objects, clicks, corrections.
 
-    python -m napari_lowlat_seg.evaluation.memory OBJECTS MEMORY OUT --device cuda --processes 6
+    python -m benchmarks.plane_memory OBJECTS MEMORY OUT --device cuda --processes 6
 
 MEMORY is a file that `training.memory` has left; "" takes no memory at all.
 OBJECTS is a folder of .npz files: image, labels, spacing, axis, planes (first, last), and `objects`, texts as

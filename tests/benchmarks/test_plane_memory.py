@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_lowlat_seg.evaluation.memory import (
+from benchmarks.plane_memory import (
     Job,
     MemoryMethod,
     case_of,
@@ -66,8 +66,8 @@ def test_benchmark_measures_a_memory_beside_propagation(tmp_path, network, memor
     rows = measure_job(job, predictor, memory)
     assert [row["method"] for row in rows] == list(job.methods)
     assert all(row["planes"] == 3 and 0 <= row["dice_one"] <= 1 for row in rows)
-    monkeypatch.setattr("napari_lowlat_seg.evaluation.memory.load_predictor", lambda *_: predictor)
-    monkeypatch.setattr("napari_lowlat_seg.evaluation.memory.load_memory", lambda *_: memory)
+    monkeypatch.setattr("benchmarks.plane_memory.load_predictor", lambda *_: predictor)
+    monkeypatch.setattr("benchmarks.plane_memory.load_memory", lambda *_: memory)
     again = run_jobs([job], "m", tmp_path / "rows.jsonl", "cpu", 1)
     assert len(again) == 3 == len((tmp_path / "rows.jsonl").read_text().splitlines())
     assert summary(again)["propagate"]["objects"] == 1
@@ -99,7 +99,7 @@ def test_a_correction_leaves_planes_beyond_the_next_anchor_untouched(propagation
 
 
 def test_objects_that_time_leaves_no_room_for_are_named_in_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("napari_lowlat_seg.evaluation.memory._load_models", lambda *_: None)
+    monkeypatch.setattr("benchmarks.plane_memory._load_models", lambda *_: None)
     rows = run_jobs(
         [Job("", "ball6", ("propagate",), 0)] * 2, "", tmp_path / "rows.jsonl", "cpu", 1, seconds=0
     )
