@@ -75,7 +75,7 @@ class Window:
         self.widget: Any = LowlatWidget(self.viewer)
         self.widget.form.model.wanted.disconnect()
         self.viewer.window.add_dock_widget(self.widget, name="Segment")
-        self.widget.worker.load(FakeService)
+        self.widget.worker.load(FakeService)  # type: ignore[arg-type]  # it only stands in
         self.wait(lambda: self.widget.controller is not None and not self.widget.worker.busy)
         self.wait(lambda: self.widget.controller.session.volume.window is not None)
         self.wait(lambda: not self.widget.worker.busy, 0.5)

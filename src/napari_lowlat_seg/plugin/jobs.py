@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import (
-    Cancelled,
-    FoundOnPlane,
     PlaneSource,
-    Progress,
-    PropagationRequest,
 )
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "find", "embed_ahead")
 """Kinds of jobs, the most urgent first."""
 
 QUIET = frozenset({"candidates", "embed_ahead"})
 """Kinds that nobody has asked for yet: no signal `started` or `idle` for them."""
-
-
-class Service(Protocol):
-    """What a worker needs of `serving.service.PredictionService`."""
-
-    def embed(self, source: PlaneSource, cancelled: Cancelled = ...) -> float: ...
-
-    def predict(
-        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
-    ) -> Iterator[tuple[SoftMask, bool]]: ...
-
-    def candidates(
-        self, request: Any, source: PlaneSource, cancelled: Cancelled = ...
-    ) -> Iterator[tuple[int, SoftMask]]: ...
-
-    def propagate(
-        self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = ...
-    ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]: ...
-
-    def find_objects(
-        self, settings: Mapping[str, Any], sources: Sequence[PlaneSource], cancelled: Cancelled = ...
-    ) -> Iterator[tuple[int, FoundOnPlane]]: ...
-
-    def describe(self, progress: Progress | None = None) -> dict[str, Any]: ...
-
-    def restart(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(eq=False)

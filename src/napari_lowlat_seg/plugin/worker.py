@@ -11,15 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest
-from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, Service, should_yield
+from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, should_yield
 from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.serving.process import PredictionProcess
+    from napari_lowlat_seg.serving.service import PredictionService
+
+    Service = PredictionProcess | PredictionService
 
 LOG = logging.getLogger(__name__)
 

@@ -409,7 +409,7 @@ def test_autosave_writes_the_labels_after_each_accept(open_window, tmp_path):
     it.until(lambda: not it.files.autosave._running)
     assert np.array_equal(read_volume(path).data, labels)
     assert "labels.tif: saved" in it.widget.form.session._status.text()
-    it.widget.form.session.autosave.click()
+    it.widget.form.session.buttons["autosave"].click()
     assert it.files.state.autosave == ""
 
 

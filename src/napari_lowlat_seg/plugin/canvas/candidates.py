@@ -6,7 +6,7 @@ the model waits in the queue of actions, as everything does that needs an answer
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from psygnal import Signal
@@ -19,12 +19,13 @@ from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.controller.predictions import Predictions
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.worker import Worker
 
 Way = Literal["next", "previous", "larger", "smaller"]
 
 
-class Candidates:
+class Candidates(Listener):
     """The masks that the first prompt on a plane can mean, and which one the user has chosen.
 
     Parameters
@@ -58,16 +59,13 @@ class Candidates:
         # What was sent: the request for the whole plane, and the tile of a huge one that was sent instead.
         self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox | None]] = WeakKeyDictionary()
 
-    def attach(self) -> None:
-        """Listen to the worker."""
-        self._worker.candidates_found.connect(self._found)
-        self._worker.loaded.connect(self._loaded)
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        return (self._worker.candidates_found, self._found), (self._worker.loaded, self._loaded)
 
     def detach(self) -> None:
-        """Stop listening."""
+        """Stop listening; masks that are on their way are dropped."""
         self._asked = None
-        self._worker.candidates_found.disconnect(self._found)
-        self._worker.loaded.disconnect(self._loaded)
+        super().detach()
 
     def ask(self, plane: Plane) -> None:
         """Have the candidates found on a plane whose first prompt is answered, unless they are known."""

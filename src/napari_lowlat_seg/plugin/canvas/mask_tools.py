@@ -15,12 +15,13 @@ from napari_lowlat_seg.core.boxes import Patch
 from napari_lowlat_seg.core.prompts import Box, Polygon
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
 
 
-class MouseMode:
+class MouseMode(Listener):
     """What the mouse does: give prompts, paint on the mask, erase from it.
 
     Parameters
@@ -37,16 +38,6 @@ class MouseMode:
     def __init__(self, viewer: Any, prompts: PromptLayers, preview: Preview) -> None:
         self._viewer, self._prompts, self._preview = viewer, prompts, preview
 
-    def attach(self) -> None:
-        """Listen to the active layer and to its mode."""
-        for event in self._events():
-            event.connect(self._emit)
-
-    def detach(self) -> None:
-        """Stop listening."""
-        for event in self._events():
-            event.disconnect(self._emit)
-
     @property
     def mode(self) -> str:
         """ "click", "brush" or "eraser"; "" while another layer has the mouse."""
@@ -55,8 +46,9 @@ class MouseMode:
             return {"paint": "brush", "erase": "eraser"}.get(str(layer.mode), "") if active == layer else ""
         return "click" if active in self._prompts.present else ""
 
-    def _events(self) -> tuple[Any, Any]:
-        return self._viewer.layers.selection.events.active, self._preview.layer.events.mode
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        events = self._viewer.layers.selection.events.active, self._preview.layer.events.mode
+        return tuple((event, self._emit) for event in events)
 
     def _emit(self) -> None:
         self.changed.emit()

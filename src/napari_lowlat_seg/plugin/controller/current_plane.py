@@ -10,12 +10,13 @@ from superqt.utils import qdebounced
 
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 
 SETTLED_MS = 200
 """After a change of contrast or pixels, until it is taken in."""
 
 
-class CurrentPlane:
+class CurrentPlane(Listener):
     """A viewer's sliders and camera, as a plane of one image.
 
     Parameters
@@ -61,16 +62,6 @@ class CurrentPlane:
         (top, left), (bottom, right) = np.min(corners, axis=0), np.max(corners, axis=0)
         return float(top), float(left), float(bottom), float(right)
 
-    def attach(self) -> None:
-        """Listen to the sliders and the camera."""
-        for event, slot in self._slots():
-            event.connect(slot)
-
-    def detach(self) -> None:
-        """Stop listening."""
-        for event, slot in self._slots():
-            event.disconnect(slot)
-
     def look_at(self, plane: Plane) -> None:
         """Show a plane; a 3-D view stays as it is."""
         if self._viewer.dims.ndisplay == 2:
@@ -115,7 +106,7 @@ class CurrentPlane:
         self.panned.emit()
 
 
-class ImageChanges:
+class ImageChanges(Listener):
     """Signals when an image layer is changed under a session that goes on.
 
     Parameters
@@ -138,15 +129,9 @@ class ImageChanges:
         self._emit_contrast = qdebounced(lambda: self.contrast.emit(), SETTLED_MS)
         self._emit_pixels = qdebounced(lambda: self.pixels.emit(), SETTLED_MS)
 
-    def attach(self) -> None:
-        """Listen to the layer."""
-        for event, slot in self._slots():
-            event.connect(slot)
-
     def detach(self) -> None:
         """Stop listening; what has not settled is dropped."""
-        for event, slot in self._slots():
-            event.disconnect(slot)
+        super().detach()
         for later in (self._emit_contrast, self._emit_pixels):
             later.cancel()
 

@@ -21,6 +21,7 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import FieldOfView, PlaneSources, ScrollDirection
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.worker import Worker
@@ -28,7 +29,7 @@ from napari_lowlat_seg.plugin.worker import Worker
 Reason = Literal["stroke", "hover"]
 
 
-class Predictions:
+class Predictions(Listener):
     """The predictions of one session.
 
     Parameters
@@ -88,8 +89,7 @@ class Predictions:
 
     def attach(self) -> None:
         """Listen, and choose the intensity window of the volume if it has none."""
-        for signal, slot in self._slots():
-            signal.connect(slot)
+        super().attach()
         self._note_model(self._worker.facts)
         if self.session.volume.window is None:
             self._worker.run(self.session.volume.with_window, self._windowed)
@@ -99,8 +99,7 @@ class Predictions:
         self.forget_preview()
         self._view = self._requested = None
         self._embed_ahead()
-        for signal, slot in self._slots():
-            signal.disconnect(slot)
+        super().detach()
 
     def look(self, plane: Plane | None) -> None:
         """Embed the plane in view before its first click, and request first what waits there."""

@@ -30,13 +30,14 @@ from napari_lowlat_seg.plugin.controller.situation import Progress
 from napari_lowlat_seg.plugin.controller.view_state import StackState
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 ONE_PLANE = "there is one plane only: look along another axis, or open a volume"
 
 
-class PropagationController:
+class PropagationController(Listener):
     """Propagates objects along the axis that the viewer scrolls through.
 
     Parameters
@@ -85,18 +86,15 @@ class PropagationController:
         self._sent: PropagationRequest | None = None  # in pixels of the tile if planes are huge
         self._tile: BoundingBox | None = None
 
-    def attach(self) -> None:
-        """Listen to the worker."""
-        self._worker.propagated.connect(self._propagated)
-        self._worker.propagation_ended.connect(self._ended)
-        self._current_plane.moved.connect(self._moved)
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        worker, moved = self._worker, self._current_plane.moved
+        ends = (worker.propagation_ended, self._ended)
+        return (worker.propagated, self._propagated), ends, (moved, self._moved)
 
     def detach(self) -> None:
         """Stop what is running, and listening."""
         self.stop()
-        self._worker.propagated.disconnect(self._propagated)
-        self._worker.propagation_ended.disconnect(self._ended)
-        self._current_plane.moved.disconnect(self._moved)
+        super().detach()
 
     # State
 

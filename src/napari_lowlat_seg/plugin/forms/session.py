@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -83,100 +86,113 @@ class HintRow(QFrame):
         described(self, f"Hint: {text}", text)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A button for a file: its name and explanation, its dialog, and the controller's method for the file."""
+
+    name: str
+    explanation: str
+    title: str
+    kinds: str
+    method: str
+    proposed: str = ""
+
+
+FILES = {
+    "save": _Asked(
+        "Save session",
+        "One file with prompts, masks, labels and undo steps.",
+        "Save session",
+        SESSIONS,
+        "files.save",
+        "session.lowlat",
+    ),
+    "open": _Asked(
+        "Open session",
+        "Go on with a session that was saved, on the same image under any name.",
+        "Open session",
+        SESSIONS,
+        "files.open",
+    ),
+    "save_prompts": _Asked(
+        "Save prompts",
+        "A file of all prompts, for `lowlat-seg segment --prompts` and for other programs.",
+        "Save prompts",
+        PROMPTS,
+        "objects.save",
+        "prompts.json",
+    ),
+    "open_prompts": _Asked(
+        "Open prompts",
+        "Each object of the file is predicted again and accepted.",
+        "Open prompts",
+        PROMPTS,
+        "objects.open",
+    ),
+    "autosave": _Asked(
+        "Autosave labels",
+        "Write the labels to a file of yours after each accepted object; press again to end it.",
+        "Autosave labels to",
+        LABELS,
+        "files.autosave.to",
+        "labels.tif",
+    ),
+    "measure": _Asked(
+        "Measure",
+        "A table of all objects: volume, surface, place, intensity.",
+        "Measure all objects",
+        TABLES,
+        "objects.measure",
+        "objects.csv",
+    ),
+}
+"""The buttons, two in a row."""
+
+
 class SessionForm(QWidget):
-    """Buttons for the files of a session; each opens a dialog for a file."""
+    """Buttons for the files of a session; each opens a dialog for a file.
 
-    saved = Signal(Path)
-    """Save the session as this file."""
+    Attributes
+    ----------
+    buttons
+        By their names in `FILES`.
+    """
 
-    opened = Signal(Path)
-    """Go on with the session in this file."""
-
-    prompts_saved = Signal(Path)
-    """Save the prompts of all objects as this file."""
-
-    prompts_opened = Signal(Path)
-    """Give the prompts of this file again."""
-
-    measured = Signal(Path)
-    """Measure all objects into this table."""
-
-    autosaved = Signal(object)
-    """Save the labels to this file after each change; None: no longer."""
+    chosen = Signal(str, object)
+    """A method of the controller and the file for it; None ends the autosave."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.save = described(
-            action_button("Save session…", self._ask_save),
-            "Save session",
-            "One file with prompts, masks, labels and undo steps.",
-        )
-        self.open = described(
-            action_button("Open session…", self._ask_open),
-            "Open session",
-            "Go on with a session that was saved, on the same image under any name.",
-        )
-        self.autosave = described(
-            action_button("Autosave labels…", self._ask_autosave),
-            "Autosave labels",
-            "Write the labels to a file of yours after each accepted object; press again to end it.",
-        )
-        self.save_prompts = described(
-            action_button("Save prompts…", self._ask_save_prompts),
-            "Save prompts",
-            "A file of all prompts, for `lowlat-seg segment --prompts` and for other programs.",
-        )
-        self.open_prompts = described(
-            action_button("Open prompts…", self._ask_open_prompts),
-            "Open prompts",
-            "Each object of the file is predicted again and accepted.",
-        )
-        self.measure = described(
-            action_button("Measure…", self._ask_measure),
-            "Measure",
-            "A table of all objects: volume, surface, place, intensity.",
-        )
+        self.buttons = {
+            name: described(
+                action_button(f"{asked.name}…", partial(self._ask, name)), asked.name, asked.explanation
+            )
+            for name, asked in FILES.items()
+        }
         self._status = described(QLabel(), "Autosave", "Where the labels are saved, and when they were.")
         self._status.setWordWrap(True)
         self._saving = False
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
-        grid.addWidget(self.save, 0, 0)
-        grid.addWidget(self.open, 0, 1)
-        grid.addWidget(self.save_prompts, 1, 0)
-        grid.addWidget(self.open_prompts, 1, 1)
-        grid.addWidget(self.autosave, 2, 0)
-        grid.addWidget(self.measure, 2, 1)
+        for place, button in enumerate(self.buttons.values()):
+            grid.addWidget(button, *divmod(place, 2))
         grid.addWidget(self._status, 3, 0, 1, 2)
         self._status.hide()
 
     def show_status(self, state: FilesState) -> None:
         """Show the state of the autosave."""
         self._saving = bool(state.autosave)
-        self.autosave.setText("End autosave" if self._saving else "Autosave labels…")
+        self.buttons["autosave"].setText("End autosave" if self._saving else "Autosave labels…")
         self._status.setText(state.autosave)
         self._status.setVisible(self._saving)
 
-    def _ask_save(self) -> None:
-        ask_for_file(self, "Save session", SESSIONS, self.saved.emit, "session.lowlat")
-
-    def _ask_open(self) -> None:
-        ask_for_file(self, "Open session", SESSIONS, self.opened.emit)
-
-    def _ask_save_prompts(self) -> None:
-        ask_for_file(self, "Save prompts", PROMPTS, self.prompts_saved.emit, "prompts.json")
-
-    def _ask_open_prompts(self) -> None:
-        ask_for_file(self, "Open prompts", PROMPTS, self.prompts_opened.emit)
-
-    def _ask_measure(self) -> None:
-        ask_for_file(self, "Measure all objects", TABLES, self.measured.emit, "objects.csv")
-
-    def _ask_autosave(self) -> None:
-        if self._saving:
-            self.autosaved.emit(None)
+    def _ask(self, name: str) -> None:
+        asked = FILES[name]
+        give = partial(self.chosen.emit, asked.method)
+        if name == "autosave" and self._saving:
+            give(None)
         else:
-            ask_for_file(self, "Autosave labels to", LABELS, self.autosaved.emit, "labels.tif")
+            ask_for_file(self, asked.title, asked.kinds, give, asked.proposed)
 
 
 def ask_for_file(
@@ -211,14 +227,6 @@ def connect_files(
     attempt
         Called with what is to be done; says why it is refused.
     """
-    for signal, slot in (
-        (offer.go_on.clicked, lambda: in_front().files.go_on()),
-        (offer.start_anew.clicked, lambda: in_front().files.start_anew()),
-        (form.saved, lambda path: in_front().files.save(path)),
-        (form.opened, lambda path: in_front().files.open(path)),
-        (form.prompts_saved, lambda path: attempt(lambda: in_front().objects.save(path))),
-        (form.prompts_opened, lambda path: attempt(lambda: in_front().objects.open(path))),
-        (form.measured, lambda path: attempt(lambda: in_front().objects.measure(path))),
-        (form.autosaved, lambda path: attempt(lambda: in_front().files.autosave.to(path))),
-    ):
-        signal.connect(slot)
+    offer.go_on.clicked.connect(lambda: in_front().files.go_on())
+    offer.start_anew.clicked.connect(lambda: in_front().files.start_anew())
+    form.chosen.connect(lambda method, path: attempt(lambda: attrgetter(method)(in_front())(path)))

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+
+class Listener:
+    """Listens to events, of napari or of parts of this widget, while its image is the one in front."""
+
+    def _slots(self) -> Iterable[tuple[Any, Any]]:
+        """Each event with what it calls."""
+        raise NotImplementedError
+
+    def attach(self) -> None:
+        """Listen."""
+        for event, slot in self._slots():
+            event.connect(slot)
+
+    def detach(self) -> None:
+        """Stop listening."""
+        for event, slot in self._slots():
+            event.disconnect(slot)
 
 
 def add_quietly(viewer: Any, layer: Any, above: Any = None) -> None:

@@ -18,7 +18,7 @@ from napari_lowlat_seg.core.requests import FoundOnPlane
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.layers.grid import Grid
-from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly
+from napari_lowlat_seg.plugin.layers.napari_layers import Listener, add_quietly
 from napari_lowlat_seg.plugin.layers.preview import edge_of
 from napari_lowlat_seg.plugin.worker import Worker
 
@@ -38,7 +38,7 @@ LARGEST = 2**26
 """Pixels of a plane on which proposals are drawn, and of the largest one that is searched."""
 
 
-class Search:
+class Search(Listener):
     """Searches planes on the worker's thread, and adds what was found to the session.
 
     Parameters
@@ -74,16 +74,13 @@ class Search:
         self._planes: Sequence[Plane] = ()
         self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def attach(self) -> None:
-        """Listen to the worker."""
-        self._worker.found.connect(self._take)
-        self._worker.find_ended.connect(self._end)
+    def _slots(self) -> tuple[tuple[Any, Any], ...]:
+        return (self._worker.found, self._take), (self._worker.find_ended, self._end)
 
     def detach(self) -> None:
         """Drop what is under way and listen no longer."""
         self._forget()
-        self._worker.found.disconnect(self._take)
-        self._worker.find_ended.disconnect(self._end)
+        super().detach()
 
     @property
     def running(self) -> bool:
