@@ -24,10 +24,11 @@ from scipy import ndimage
 
 from benchmarks.window.common import print_load, wait, wait_until
 from napari_lowlat_seg.annotation.history import Step
+from napari_lowlat_seg.annotation.objects.writing import volume_edits
 from napari_lowlat_seg.annotation.plane_state import finished_mask
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH
-from napari_lowlat_seg.core.labels import ArrayLabels, volume_edits
+from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import Plane

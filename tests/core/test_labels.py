@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from napari_lowlat_seg.annotation.objects.writing import around, found_object, object_edits
 from napari_lowlat_seg.core.boxes import Patch
-from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, Policy, around, found_object, object_edits
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, Policy
 from napari_lowlat_seg.core.volume import Plane
 
 PLANE = Plane((1, None, None))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import ObjectRecord, PendingAccept, Step
 from napari_lowlat_seg.annotation.limits import Limits
+from napari_lowlat_seg.annotation.objects.writing import around, found_object, volume_edits
 from napari_lowlat_seg.annotation.plane_state import PlaneState, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH, BoundingBox, Patch
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, around, found_object, volume_edits
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import Request
 from napari_lowlat_seg.core.volume import Plane

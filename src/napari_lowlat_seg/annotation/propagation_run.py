@@ -19,10 +19,10 @@ from typing import NamedTuple, Protocol, overload
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import Key, Propagated, Transaction
+from napari_lowlat_seg.annotation.objects.writing import object_edits
 from napari_lowlat_seg.annotation.plane_state import PlaneState, finished_mask
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import EMPTY_PATCH
-from napari_lowlat_seg.core.labels import object_edits
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest

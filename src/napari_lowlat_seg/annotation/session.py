@@ -40,10 +40,11 @@ from napari_lowlat_seg.annotation.history import (
 )
 from napari_lowlat_seg.annotation.limits import Limits, RecentParts, Surroundings, limited
 from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels
+from napari_lowlat_seg.annotation.objects.writing import check_label
 from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
 from napari_lowlat_seg.annotation.recorder import Recorder
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, check_label, kept_apart
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, kept_apart
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request

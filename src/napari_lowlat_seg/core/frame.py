@@ -76,8 +76,8 @@ class Frame:
             raise ValueError(f"a frame needs two positive pixel sizes; got {spacing}")
         # A frame in nm equals the frame in mm: `lowlat-seg embed` may read another unit than the window.
         object.__setattr__(self, "spacing", tuple(round(s / min(spacing), 10) for s in spacing))
-        top, left, rows, cols = crop
-        if min(top, left) < 0 or min(rows, cols) < 1 or top + rows > shape[0] or left + cols > shape[1]:
+        sides = zip(crop[:2], crop[2:], shape, strict=True)
+        if not all(0 <= start < start + n <= side for start, n, side in sides):
             raise ValueError(f"crop (top, left, rows, cols) must lie inside the plane of {shape}; got {crop}")
 
     @classmethod

@@ -469,14 +469,15 @@ class Geometry:
             `order` and `flips`: `np.flip(np.transpose(other, order), flips)` lies on this array voxel by
             voxel. None if no transposition and reversal of axes does that.
         """
-        if {axis.name for axis in self.world} != {axis.name for axis in other.world}:
+        mine, theirs = [axis.name for axis in self.world], [axis.name for axis in other.world]
+        if set(mine) != set(theirs):
             return None
         try:
             other = other._in_units_of(self)
         except ValueError:
             return None
         # Other index of this index: a transposition with signs if the arrays fit.
-        rows = [[axis.name for axis in other.world].index(axis.name) for axis in self.world]
+        rows = [theirs.index(name) for name in mine]
         change = np.linalg.inv(other.matrix[rows]) @ self.matrix
         order = tuple(int(i) for i in np.abs(change).argmax(axis=0))
         if len(set(order)) < self.ndim or tuple(other_shape[i] for i in order) != tuple(shape):

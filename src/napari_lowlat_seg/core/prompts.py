@@ -52,8 +52,17 @@ class _Drawn:
         return self.with_points([(row - box.top, col - box.left) for row, col in self.points])
 
 
+class _Stroke(_Drawn):
+    """Methods of the prompts that are a point or a line."""
+
+    def footprint(self, frame: Frame, radius: int) -> Patch:
+        """The disk dr*dr + dc*dc <= radius*radius dragged through the network pixels, cut off by the grid."""
+        segments = _segments(self.points, frame)
+        return patch_of(*swept(segments, radius, (frame.size, frame.size)))
+
+
 @dataclass(frozen=True)
-class Click(_Drawn):
+class Click(_Stroke):
     """A point on the object, or outside it.
 
     Attributes
@@ -84,13 +93,9 @@ class Click(_Drawn):
         """This click at another point, the only one of `points`."""
         return replace(self, at=points[0])
 
-    def footprint(self, frame: Frame, radius: int) -> Patch:
-        """The disk dr*dr + dc*dc <= radius*radius around the network pixel clicked, cut off by the grid."""
-        return patch_of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
-
 
 @dataclass(frozen=True)
-class Scribble(_Drawn):
+class Scribble(_Stroke):
     """A line drawn by hand, on the object or outside it.
 
     Attributes
@@ -111,10 +116,6 @@ class Scribble(_Drawn):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _points(self.points, 1, "a scribble"))
-
-    def footprint(self, frame: Frame, radius: int) -> Patch:
-        """The disk of a click dragged along the line through the network pixels of the points."""
-        return patch_of(*swept(_segments(self, frame), radius, (frame.size, frame.size)))
 
 
 @dataclass(frozen=True)
@@ -351,8 +352,8 @@ def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.nd
     Pixels may be listed twice; regions are ignored. Raises ValueError for a stroke outside the plane.
     """
     size = frame.size
-    strokes = [prompt for prompt in prompts if isinstance(prompt, Click | Scribble)]
-    clicks = [stroke for stroke in strokes if isinstance(stroke, Click)]
+    prompts = tuple(prompts)
+    clicks = [prompt for prompt in prompts if isinstance(prompt, Click)]
     found = []
     if clicks:  # all at once: calls of numpy are a noticeable part of a click
         at = np.array([click.at for click in clicks])
@@ -361,19 +362,18 @@ def stroke_pixels(prompts: Iterable[Prompt], frame: Frame, radius: int) -> np.nd
         rows, cols, owner = disks(frame.pixels(at), radius, size)
         found.append((channels[owner] * size + rows) * size + cols)
     for channel, positive in ((1, True), (2, False)):
-        lines = [s for s in strokes if isinstance(s, Scribble) and s.positive == positive]
-        for line in lines:
-            _check_inside(line, frame)
+        lines = [line for line in prompts if isinstance(line, Scribble) and line.positive == positive]
         if lines:
-            segments = np.concatenate([_segments(line, frame) for line in lines])
+            _check_points(np.concatenate([line.points for line in lines]), "Scribble", frame)
+            segments = np.concatenate([_segments(line.points, frame) for line in lines])
             rows, cols = swept(segments, radius, (size, size))
             found.append((channel * size + rows) * size + cols)
     return found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def _segments(stroke: Stroke, frame: Frame) -> np.ndarray:
-    """The stroke as segments between network pixels: int64 (N, 2, 2); a point is a segment of length 0."""
-    pixels = frame.pixels(stroke.points)
+def _segments(points: Sequence[Point], frame: Frame) -> np.ndarray:
+    """Segments between the points' network pixels: int64 (N, 2, 2); a point alone is one of length 0."""
+    pixels = frame.pixels(points)
     # Neighbouring points of a hand-drawn line often fall on the same network pixel.
     pixels = pixels[np.r_[True, np.any(pixels[1:] != pixels[:-1], axis=1)]]
     if len(pixels) == 1:

@@ -82,8 +82,7 @@ def to_uint8(pixels: np.ndarray, window: tuple[float, float] | None = None) -> n
     pixels = _real(pixels)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"an image must be (rows, cols) or (rows, cols, 3); got shape {pixels.shape}")
-    finite_somewhere = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).any())
-    if not finite_somewhere:
+    if not any_finite(pixels):
         raise ValueError(f"an image needs at least one finite pixel; all {pixels.size} are NaN or infinite")
     low, high = intensity_window(pixels) if window is None else (float(window[0]), float(window[1]))
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -292,7 +291,7 @@ class Volume:
             if not -total <= self.channel_axis < total:
                 raise ValueError(f"shape {tuple(self.data.shape)} has no channel axis {self.channel_axis}")
             object.__setattr__(self, "channel_axis", self.channel_axis % total)
-            self._check_channel(self.data.shape[self.channel_axis % total])
+            self._check_channel(self.data.shape[self.channel_axis])
         if self.ndim < 2:
             raise ValueError(f"a volume needs at least 2 spatial axes; got shape {tuple(self.data.shape)}")
         if 0 in self.data.shape:
@@ -327,7 +326,11 @@ class Volume:
 
     def plane(self, plane: Plane) -> np.ndarray:
         """The pixels of one plane, in the data's type: (rows, cols), or (rows, cols, 3) of an RGB image."""
-        self._check_plane(plane)
+        fits = len(plane.index) == self.ndim and all(
+            i is None or i < n for i, n in zip(plane.index, self.shape)
+        )
+        if not fits:
+            raise ValueError(f"plane {plane.index} is not inside a volume of shape {self.shape}")
         return self.block(plane.key(), f"plane {plane.index}")
 
     def block(self, key: Sequence[int | slice], what: str = "a part") -> np.ndarray:
@@ -420,10 +423,10 @@ class Volume:
         if np.dtype(self.data.dtype) in (np.uint8, np.bool_):  # the same whatever the pixels are
             return replace(self, window=intensity_window(np.zeros(1, self.data.dtype)))
         sample = np.concatenate([pixels.ravel() for pixels in self._sample()])
-        if sample.dtype.kind == "f" and not np.isfinite(sample).any():
+        if not any_finite(sample):
             # Registered stacks may be empty except for a few planes, which the sample missed.
             planes = (self.plane(plane) for plane in self.planes())
-            sample = next((pixels for pixels in planes if np.isfinite(pixels).any()), sample)
+            sample = next(filter(any_finite, planes), sample)
         return replace(self, window=intensity_window(sample))
 
     @cached_property
@@ -451,12 +454,10 @@ class Volume:
 
     def _blocks(self, plane: Plane) -> Iterator[np.ndarray]:
         """Small blocks of one plane, the corners among them; nothing else of it is read."""
-        for corner in itertools.product(*(_spread(n) for n in self.shape[-2:])):
-            key: list[int | slice] = list(plane.key())
-            key[-2:] = (slice(at, at + SAMPLED_SIDE) for at in corner)
-            if self.channel_axis is not None:
-                key.insert(self.channel_axis, slice(0, 3) if self.channel is None else self.channel)
-            yield self._cut(tuple(key), f"plane {plane.index}")
+        ends = (np.linspace(0, max(0, n - SAMPLED_SIDE), SAMPLED_BLOCKS) for n in self.shape[-2:])
+        for corner in itertools.product(*(np.unique(end.astype(np.int64)).tolist() for end in ends)):
+            sides = (slice(at, at + SAMPLED_SIDE) for at in corner)
+            yield self.block((*plane.key()[:-2], *sides), f"plane {plane.index}")
 
     def _cut(self, key: tuple[int | slice, ...], what: str) -> np.ndarray:
         """Pixels that a file may only now turn out to have lost."""
@@ -469,19 +470,6 @@ class Volume:
                 raise
             reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
             raise ValueError(f"{what} of {self.name or 'the image'} cannot be read ({reason})") from error
-
-    def _check_plane(self, plane: Plane) -> None:
-        fits = len(plane.index) == self.ndim and all(
-            i is None or i < n for i, n in zip(plane.index, self.shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"plane {plane.index} is not inside a volume of shape {self.shape}")
-
-
-def _spread(length: int) -> list[int]:
-    """First pixels of the blocks along a side."""
-    ends = np.linspace(0, max(0, length - SAMPLED_SIDE), SAMPLED_BLOCKS)
-    return [int(at) for at in np.unique(ends.astype(np.int64))]
 
 
 @dataclass(frozen=True, eq=False)

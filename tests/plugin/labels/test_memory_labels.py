@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Labels
 
-from napari_lowlat_seg.core.labels import LabelEdit, Policy, object_edits
+from napari_lowlat_seg.annotation.objects.writing import object_edits
+from napari_lowlat_seg.core.labels import LabelEdit, Policy
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.labels.memory_labels import LabelLayer, fits, make_labels
 from napari_lowlat_seg.plugin.layers.grid import grid_of

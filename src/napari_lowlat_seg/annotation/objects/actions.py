@@ -19,10 +19,11 @@ import numpy as np
 from napari_lowlat_seg.annotation.history import ObjectRecord, Step
 from napari_lowlat_seg.annotation.objects.counts import LabelCounts, Position
 from napari_lowlat_seg.annotation.objects.facts import PLAIN, FactChange, check_class, check_unlocked
+from napari_lowlat_seg.annotation.objects.writing import check_label
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, check_label
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane
 
 Records = tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...]

@@ -13,10 +13,11 @@ import numpy as np
 
 from napari_lowlat_seg.annotation.history import ObjectRecord, Step
 from napari_lowlat_seg.annotation.objects.actions import labels_of, moved_on, next_label
+from napari_lowlat_seg.annotation.objects.writing import check_label, volume_edits
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
-from napari_lowlat_seg.core.labels import LabelStore, Policy, check_label, volume_edits
+from napari_lowlat_seg.core.labels import LabelStore, Policy
 from napari_lowlat_seg.core.masks import SoftMask, postprocess_patch
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.linking import link_planes
