@@ -6,7 +6,7 @@ the image. A file is written beside its place and moved there when complete: a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from napari_lowlat_seg.io.bounds import check_regular
 from napari_lowlat_seg.io.choice import Choice, SeveralImages, at_time
 from napari_lowlat_seg.io.format_table import Format, find_format, locate, suffixes
 from napari_lowlat_seg.io.formats.nifti import is_nifti
-from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, geometry_of
+from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, first_line, geometry_of
 
 
 def read_volume(
@@ -73,14 +73,7 @@ def read_chosen(path: str | Path, choice: Choice) -> Volume:
     except ImportError:
         raise
     except Exception as error:  # the parsers raise whatever the damaged bytes lead them to
-        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
-        if isinstance(error, MemoryError):
-            raise ValueError(f"{path} cannot be read: it does not fit into memory ({reason})") from error
-        if isinstance(error, SeveralImages):
-            raise SeveralImages(f"{path} cannot be read: {reason}", error.names) from error
-        if isinstance(error, Unreadable):
-            raise ValueError(f"{path} cannot be read: {reason}") from error
-        raise ValueError(f"{path} cannot be read: it is damaged or of another kind ({reason})") from error
+        raise _unread(path, error) from error
     if channel is not None and loaded.channel_axis is None:
         raise ValueError(
             f"{path} has no channels, its shape is {loaded.data.shape}; leave out channel {channel}"
@@ -102,6 +95,18 @@ def read_chosen(path: str | Path, choice: Choice) -> Volume:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _unread(path: Path, error: Exception) -> ValueError:
+    """What is said of an image that a format's reader has given up."""
+    reason = first_line(error)
+    if isinstance(error, SeveralImages):
+        return SeveralImages(f"{path} cannot be read: {reason}", error.names)
+    if isinstance(error, MemoryError):
+        reason = f"it does not fit into memory ({reason})"
+    elif not isinstance(error, Unreadable):
+        reason = f"it is damaged or of another kind ({reason})"
+    return ValueError(f"{path} cannot be read: {reason}")
 
 
 def _loaded(kind: Format, place: Path, choice: Choice, inside: str) -> Loaded:
@@ -230,17 +235,9 @@ def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | No
     turn = Turn(*fit)
     if turn.is_identity:
         return volume
-    data = np.asarray(volume.data)
-    if volume.channel_axis is None:
-        data = turn.array(data)
-    else:
-        colours = np.moveaxis(data, volume.channel_axis, 0)
-        data = np.stack([turn.array(one) for one in colours], axis=-1)
-    spacing = None if volume.spacing is None else tuple(volume.spacing[axis] for axis in turn.order)
-    channel_axis = None if volume.channel_axis is None else -1
-    return replace(
-        volume, data=data, spacing=spacing, channel_axis=channel_axis, header=None, geometry=like.geometry
-    )
+    turned = _transposed(volume, turn.order)
+    data = np.flip(np.asarray(turned.data), turn.flips)  # channels are the last axis, which has no part in it
+    return replace(turned, data=data, header=None, geometry=like.geometry)
 
 
 def _placed_as(theirs: Geometry, ours: Geometry) -> np.ndarray:
@@ -286,14 +283,21 @@ def as_shown(volume: Volume, path: str | Path = "") -> Volume:
     order = shown_axes(volume, path)
     if order == tuple(range(volume.ndim)):
         return shown
+    return replace(
+        _transposed(shown, order),
+        geometry=None if volume.geometry is None else volume.geometry.transpose(order),
+    )
+
+
+def _transposed(volume: Volume, order: Sequence[int]) -> Volume:
+    """A volume with its axes in another order and channels last; its geometry stays that of the old one."""
     axes = [axis for axis in range(len(volume.data.shape)) if axis != volume.channel_axis]
     channels = [] if volume.channel_axis is None else [volume.channel_axis]
     return replace(
-        shown,
+        volume,
         data=np.asarray(volume.data).transpose(*(axes[axis] for axis in order), *channels),
         spacing=None if volume.spacing is None else tuple(volume.spacing[axis] for axis in order),
         channel_axis=-1 if channels else None,
-        geometry=None if volume.geometry is None else volume.geometry.transpose(order),
     )
 
 
@@ -363,8 +367,8 @@ def _written(path: Path) -> Format:
 
 
 def _unfit(path: Path, shape: tuple[int, ...], error: Exception) -> ValueError:
-    reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
-    return ValueError(f"{path} cannot hold these labels of shape {shape}: {reason}; choose another format")
+    why = first_line(error)
+    return ValueError(f"{path} cannot hold these labels of shape {shape}: {why}; choose another format")
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ class Format:
     write
         There, ``(path, labels, like) -> None``; "" if images are only read.
     check
-        There, ``(path, shape, like) -> None``, which refuses what `write` could not keep.
+        There, ``(path, shape, like)``, which refuses what `write` could not keep.
     needs
         The package that has to be installed, "" for none beyond the base.
     extra
@@ -44,7 +44,7 @@ class Format:
     module: str
     read: str = "read"
     write: str = ""
-    check: str = "check"
+    check: str = "plan"
     needs: str = ""
     extra: str = ""
     holds_many: bool = False
@@ -70,15 +70,20 @@ def function_of(module: str, name: str, what: str, needs: str, extra: str) -> Ca
     ImportError
         If the package that `what` needs is not installed, with the extra to install.
     """
-    try:
-        if needs:
-            importlib.import_module(needs)
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs {needs}, which is not installed; pip install napari-lowlat-seg[{extra}]"
-        ) from error
+    if needs:
+        needed(needs, what, extra)
     function: Callable[..., Any] = getattr(importlib.import_module(f"napari_lowlat_seg.io.{module}"), name)
     return function
+
+
+def needed(package: str, what: str, extra: str) -> Any:
+    """A package that `what` needs and an extra brings; raises ImportError with what to install without it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs {package}, which is not installed; pip install napari-lowlat-seg[{extra}]"
+        ) from error
 
 
 MRC_SUFFIXES = (
@@ -188,18 +193,14 @@ def locate(path: Path) -> tuple[Path, str, Format | None]:
 
     A folder without a suffix holds page images or DICOM.
     """
-    if path.is_dir() and find_format(path) is None and not _inside_a_store(path):
+    in_store = any(place.suffix.lower() in (".zarr", ".n5") for place in path.parents)
+    if path.is_dir() and find_format(path) is None and not in_store:
         return path, "", _folder_format(path)
     for place in (path, *path.parents):
         found = find_format(place)
         if found is not None and (place == path or found.holds_many):
             return place, path.relative_to(place).as_posix().removeprefix("."), found
     return path, "", None
-
-
-def _inside_a_store(path: Path) -> bool:
-    stores = (".zarr", ".n5")
-    return any(place.suffix.lower() in stores for place in path.parents)
 
 
 def _folder_format(folder: Path) -> Format:

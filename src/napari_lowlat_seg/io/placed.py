@@ -21,6 +21,11 @@ class Unreadable(ValueError):
     """An undamaged file that cannot be read as it is: something must be installed or chosen."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error without its full stop, or the error's name if it says nothing."""
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """An image as a file holds it.
@@ -79,6 +84,15 @@ class Turn:
         return tuple(int(shape[axis]) for axis in self.order)
 
 
+def by_axis(key: Any, ndim: int) -> list[Any]:
+    """The parts of a numpy key of ints, slices and one Ellipsis, one for each axis."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
+    return parts + [slice(None)] * (ndim - len(parts))
+
+
 class TurnedArray:
     """An array that is turned where it is read and written: numpy, zarr, HDF5. Reads nothing by itself.
 
@@ -116,11 +130,7 @@ class TurnedArray:
 
     def _keys(self, key: Any) -> tuple[tuple[slice, ...], tuple[Any, ...], tuple[int, ...]]:
         """The key in `array`, what is kept of each axis of the view, and the axes of `array` to reverse."""
-        parts = list(key) if isinstance(key, tuple) else [key]
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
-        parts += [slice(None)] * (self.ndim - len(parts))
+        parts = by_axis(key, self.ndim)
         bounds: list[tuple[int, int]] = []
         kept: list[slice | int] = []
         for part, length in zip(parts, self.shape, strict=True):
@@ -164,11 +174,7 @@ class Held:
         self.chunks = chunks and tuple(n for axis, n in enumerate(chunks) if axis not in self._places)
 
     def __getitem__(self, key: Any) -> Any:
-        parts = list(key) if isinstance(key, tuple) else [key]
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
-        parts += [slice(None)] * (self.ndim - len(parts))
+        parts = by_axis(key, self.ndim)
         for axis, place in self._places.items():
             parts.insert(axis, place)
         return self.array[tuple(parts)]
@@ -224,14 +230,8 @@ def placed(
     left = [axis for i, axis in enumerate(axes) if i not in single]
     channel_axis = next((i for i, axis in enumerate(left) if axis.kind == "channel"), None)
     kept = [axis for i, axis in enumerate(left) if i != channel_axis]
-    geometry = Geometry.from_scale(
-        [axis.name for axis in kept],
-        [axis.step for axis in kept],
-        [axis.start for axis in kept],
-        [axis.unit for axis in kept],
-        [axis.kind for axis in kept],
-    )
-    return Loaded(data, geometry, channel_axis, header, window=window)
+    fields = ([getattr(axis, name) for axis in kept] for name in ("name", "step", "start", "unit", "kind"))
+    return Loaded(data, Geometry.from_scale(*fields), channel_axis, header, window=window)
 
 
 class SliceStack(ABC):
@@ -254,14 +254,12 @@ class SliceStack(ABC):
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """What a key of ints and slices names."""
-        parts = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            parts = (*parts[:at], *(slice(None),) * (self.ndim - len(parts) + 1), *parts[at + 1 :])
-        first, rest = parts[0], parts[1:]
+        first, *others = by_axis(key, self.ndim)
+        rest = tuple(others)
         places = range(self.shape[0])[first]
         if isinstance(places, int):
-            return self.slice(places)[rest]
+            part: np.ndarray = self.slice(places)[rest]
+            return part
         if not places:
             return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
         return np.stack([self.slice(at)[rest] for at in places])

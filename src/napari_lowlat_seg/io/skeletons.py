@@ -17,6 +17,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.geometry import find_unit
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.format_table import needed
 from napari_lowlat_seg.io.placed import geometry_of
 
 Tree = list[tuple[float, float, float]]
@@ -163,12 +164,7 @@ def _catmaid(path: Path) -> tuple[list[Tree], str | None]:
 
 def _fiji(path: Path) -> tuple[list[Tree], str | None]:
     """Every point of every point selection is a tree of its own."""
-    try:
-        import roifile
-    except ImportError as error:
-        raise ImportError(
-            "selections of Fiji need roifile, which is not installed; pip install napari-lowlat-seg[roi]"
-        ) from error
+    roifile = needed("roifile", "a selection of Fiji", "roi")
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
@@ -176,17 +172,19 @@ def _fiji(path: Path) -> tuple[list[Tree], str | None]:
     found = roifile.roiread(path)
     trees: list[Tree] = []
     for roi in found if isinstance(found, list) else [found]:
+        name = roi.name or "a selection"
         if roi.roitype != roifile.ROI_TYPE.POINT:
-            raise ValueError(f"{roi.name or 'a selection'} is no selection of points but {roi.roitype.name}")
+            raise ValueError(f"{name} is no selection of points but {roi.roitype.name}")
+        # With parts of a pixel the first pixel reaches from 0 to 1; without them it is 0.
+        half = 0.5 if roi.subpixelresolution else 0.0
+        points = np.asarray(roi.coordinates(), float) - half
         slices = roi.counter_positions
-        for i, (x, y) in enumerate(np.asarray(roi.coordinates(), float).tolist()):
-            at = int(slices[i]) if slices is not None and len(slices) > i else 0
+        own = [] if slices is None else [int(at) for at in slices[: len(points)]]
+        for (x, y), at in zip(points.tolist(), own + [0] * (len(points) - len(own)), strict=True):
             at = at or roi.z_position or roi.position
             if at < 1:
-                raise ValueError(f"{roi.name or 'a selection'} says no slice")
-            # With parts of a pixel the first pixel reaches from 0 to 1; without them it is 0.
-            half = 0.5 if roi.subpixelresolution else 0.0
-            trees.append([(x - half, y - half, at - 1.0)])
+                raise ValueError(f"{name} says no slice")
+            trees.append([(x, y, at - 1.0)])
     return trees, VOXEL
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.io.bounds import IMPOSSIBLE, check_chunk, nbytes_of, sibling
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_series
-from napari_lowlat_seg.io.placed import Held, Loaded, Unreadable, usual_geometry
+from napari_lowlat_seg.io.placed import Loaded, StoredAxis, Unreadable, placed, usual_geometry
 
 CHUNK_CACHE = 2**26
 """Bytes of chunks that HDF5 keeps: a plane of a stack of cubes is cut from all cubes that it meets."""
@@ -75,21 +74,14 @@ def _checked(data: Any) -> Any:
 
 def _placed(data: Any) -> Loaded:
     _checked(data)
-    names = _names(data)
-    usual = usual_geometry(data.ndim).names
-    letters = names or list(usual)
-    single = [i for i, name in enumerate(letters) if name in "tc" and data.shape[i] == 1]
-    kept = [i for i in range(data.ndim) if i not in single]
-    channel_axis = next((at for at, i in enumerate(kept) if letters[i] == "c"), None)
-    axes = [i for i in kept if letters[i] != "c"]
+    letters = _names(data) or list(usual_geometry(data.ndim).names)
     steps, start, unit = _sizes(data, letters)
-    geometry = Geometry.from_scale(
-        [letters[i] for i in axes],
-        [steps[i] for i in axes],
-        [start[i] for i in axes],
-        [None if letters[i] == "t" else unit for i in axes],
-    )
-    return Loaded(Held(data, dict.fromkeys(single, 0)) if single else data, geometry, channel_axis)
+    kinds = {"t": "time", "c": "channel"}
+    axes = [
+        StoredAxis(letter, kinds.get(letter), None if letter == "t" else unit, *place)
+        for letter, *place in zip(letters, steps, start, strict=True)
+    ]
+    return placed(data, axes, ("channel", "time"))
 
 
 def _names(data: Any) -> list[str] | None:

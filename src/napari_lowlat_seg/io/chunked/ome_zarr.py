@@ -18,6 +18,7 @@ from napari_lowlat_seg.core.atomic_file import PREFIX
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
 from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
+from napari_lowlat_seg.io.format_table import needed
 from napari_lowlat_seg.io.placed import (
     Loaded,
     StoredAxis,
@@ -207,15 +208,7 @@ def _placed_axes(
 
     Before version 0.4 levels say no scale; then it follows from their shapes.
     """
-    listed = image.get("axes") or list("tczyx"[-ndim:])  # version 0.1 and 0.2 have no axes, 0.3 has names
-    axes = [dict(axis) if isinstance(axis, dict) else {"name": axis} for axis in listed]
-    if len(axes) != ndim:
-        raise ValueError(f"it names {len(axes)} axes, its arrays have {ndim}")
-    for axis in axes:
-        kinds = {"t": "time", "c": "channel"}
-        axis.setdefault("type", kinds.get(axis["name"].lower(), "space"))
-        if axis["name"].lower() in "tczyx":
-            axis["name"] = axis["name"].lower()
+    axes = _named_axes(image, ndim)
     scale, translation = [1.0] * ndim, [0.0] * ndim
     own = image["datasets"][number].get("coordinateTransformations", ())
     if not own:
@@ -231,6 +224,19 @@ def _placed_axes(
         elif change["type"] != "identity":
             raise ValueError(f"its transformation of type {change['type']!r} cannot be read")
     return axes, scale, translation
+
+
+def _named_axes(image: dict[str, Any], ndim: int) -> list[dict[str, Any]]:
+    listed = image.get("axes") or list("tczyx"[-ndim:])  # version 0.1 and 0.2 have no axes, 0.3 has names
+    axes = [dict(axis) if isinstance(axis, dict) else {"name": axis} for axis in listed]
+    if len(axes) != ndim:
+        raise ValueError(f"it names {len(axes)} axes, its arrays have {ndim}")
+    for axis in axes:
+        kinds = {"t": "time", "c": "channel"}
+        axis.setdefault("type", kinds.get(axis["name"].lower(), "space"))
+        if axis["name"].lower() in "tczyx":
+            axis["name"] = axis["name"].lower()
+    return axes
 
 
 def labels_plan(like: Volume) -> tuple[Turn, Geometry]:
@@ -448,10 +454,4 @@ def _window(level: Any) -> tuple[float, float] | None:
 
 
 def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            "OME-Zarr needs zarr, which is not installed; pip install napari-lowlat-seg[zarr]"
-        ) from error
-    return zarr
+    return needed("zarr", "OME-Zarr", "zarr")

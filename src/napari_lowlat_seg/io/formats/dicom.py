@@ -205,26 +205,29 @@ def _stack(frames: list[Frame], colours: int | None) -> Loaded:
             raise Unreadable("its slices have several directions or sizes of pixels; a volume needs one")
     frames = sorted(frames, key=lambda frame: float(normal @ frame.position))
     positions = np.stack([frame.position for frame in frames if frame.position is not None])
-    step = normal * first.thickness
-    if len(frames) > 1:
-        steps = np.diff(positions, axis=0)
-        distances = steps @ normal
-        typical = float(np.median(distances))
-        if distances.min() < 1e-3:
-            raise Unreadable("it has several images at one place (times, echoes, ...); a volume needs one")
-        step = (positions[-1] - positions[0]) / (len(frames) - 1)
-        # A tilted gantry shifts each slice sideways.
-        if np.linalg.norm(step - normal * (step @ normal)) > EVEN * typical:
-            raise Unreadable("its slices are shifted sideways, as by a tilted gantry; resample it to a grid")
-        if np.abs(distances - typical).max() > EVEN * typical:
-            raise Unreadable(
-                f"its slices are {distances.min():.3g} to {distances.max():.3g} mm apart: some are missing, "
-                "or it is no volume"
-            )
+    step = _step(positions, normal) if len(frames) > 1 else normal * first.thickness
     affine = np.eye(4)
     affine[:3, :3] = np.stack([step, down * first.spacing[0], along * first.spacing[1]], axis=1)
     affine[:3, 3] = positions[0]
     return Loaded(FrameStack(frames), Geometry.from_lps(affine), colours)
+
+
+def _step(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """From each slice to the next: positions (N, 3) of two or more, sorted along their normal."""
+    distances = np.diff(positions, axis=0) @ normal
+    typical = float(np.median(distances))
+    if distances.min() < 1e-3:
+        raise Unreadable("it has several images at one place (times, echoes, ...); a volume needs one")
+    step: np.ndarray = (positions[-1] - positions[0]) / (len(positions) - 1)
+    # A tilted gantry shifts each slice sideways.
+    if np.linalg.norm(step - normal * (step @ normal)) > EVEN * typical:
+        raise Unreadable("its slices are shifted sideways, as by a tilted gantry; resample it to a grid")
+    if np.abs(distances - typical).max() > EVEN * typical:
+        raise Unreadable(
+            f"its slices are {distances.min():.3g} to {distances.max():.3g} mm apart: some are missing, "
+            "or it is no volume"
+        )
+    return step
 
 
 def _decoded(path: Path) -> np.ndarray:

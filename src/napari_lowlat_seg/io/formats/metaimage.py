@@ -105,20 +105,15 @@ def _numbers(text: Any, kind: Any) -> list[Any]:
     return found
 
 
-def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
-    """Refuse what MetaImage cannot say: time, directions that are no rotation, sizes without a unit."""
-    _plan(shape, like)
-
-
 def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """Write labels, compressed, with spacing, direction and origin in mm."""
     import SimpleITK
 
-    order, geometry = _plan(labels.shape, like)
+    order, geometry = plan(path, labels.shape, like)
     image: Any = SimpleITK.GetImageFromArray(np.ascontiguousarray(labels.transpose(order)))
     if geometry.calibrated:
         ndim = geometry.ndim
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.xyz()
+        affine = geometry.lps()
         columns = affine[:ndim, :ndim][:, ::-1]
         spacing = np.linalg.norm(columns, axis=0)
         image.SetSpacing(spacing.tolist())
@@ -127,8 +122,14 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     SimpleITK.WriteImage(image, str(path), useCompression=True)
 
 
-def _plan(shape: tuple[int, ...], like: Volume | None) -> tuple[tuple[int, ...], Geometry]:
-    """The order of axes, slowest first, and the geometry then, in mm."""
+def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[tuple[int, ...], Geometry]:
+    """The order of axes, slowest first, and the geometry then, in mm.
+
+    Raises
+    ------
+    ValueError
+        For what MetaImage cannot say: time, directions that are no rotation, sizes without a unit.
+    """
     geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)
     if len(shape) > 3 or set(geometry.names) - set("zyx"):
         raise ValueError(f"MetaImage has axes z, y, x, the image has {', '.join(geometry.names)}")

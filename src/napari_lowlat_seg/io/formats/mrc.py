@@ -124,22 +124,17 @@ def _bytes_are_unsigned(header: Any) -> bool:
     return int(stamp) == _IMOD_STAMP and not int(flags) & 1
 
 
-def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
-    """Refuse what an MRC file cannot say: other axes than two or three of space, directions, no unit."""
-    _plan(shape, like)
-
-
 def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """Write labels up to 65535 as (z, y, x), in the smallest mode that holds them.
 
     Raises
     ------
     ValueError
-        For higher labels, and as `check`.
+        For higher labels, and as `plan`.
     """
     import mrcfile
 
-    turn, geometry = _plan(labels.shape, like)
+    turn, geometry = plan(path, labels.shape, like)
     highest = int(labels.max())
     if highest > np.iinfo(np.uint16).max:
         raise ValueError(f"MRC holds labels up to 65535, these go up to {highest}")
@@ -160,7 +155,14 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
                 file.header.origin[name] = start.get(name, 0.0)
 
 
-def _plan(shape: tuple[int, ...], like: Volume | None) -> tuple[Turn, Geometry]:
+def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[Turn, Geometry]:
+    """How labels are turned, and their geometry then, in Å.
+
+    Raises
+    ------
+    ValueError
+        For what MRC cannot say: other axes than two or three of space, directions, no unit.
+    """
     if len(shape) > 3:
         raise ValueError(f"MRC has two or three axes of space, the image has {len(shape)} axes")
     geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)

@@ -24,11 +24,6 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     return Loaded(loaded.data, loaded.geometry, loaded.channel_axis, None, loaded.spacing)
 
 
-def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
-    """Refuse what an MGZ cannot say: time, sizes without a unit."""
-    _plan(shape, like)
-
-
 def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """Write labels as MGZ in the order of the array's axes, with an affine in mm.
 
@@ -39,7 +34,7 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """
     import nibabel
 
-    affine = _plan(labels.shape, like)
+    affine = plan(path, labels.shape, like)
     highest = int(labels.max())
     if highest > np.iinfo(np.int32).max:
         raise ValueError(f"MGZ holds labels up to {np.iinfo(np.int32).max}, these go up to {highest}")
@@ -47,7 +42,8 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     nibabel.save(image, path)
 
 
-def _plan(shape: tuple[int, ...], like: Volume | None) -> np.ndarray:
+def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> np.ndarray:
+    """The affine in mm; raises ValueError for what an MGZ cannot say: time, sizes without a unit."""
     geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)
     if len(shape) != 3 or set(geometry.names) - set("zyx"):
         raise ValueError(f"MGZ has axes x, y, z, the image has {', '.join(geometry.names)}")

@@ -200,13 +200,6 @@ def _segments(header: Any) -> tuple[Segment, ...]:
     return tuple(sorted(found, key=lambda segment: segment.label))
 
 
-def check(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
-    """Refuse what a NRRD file cannot say: time, and unknown units."""
-    _plan(shape, like)
-    if path.name.lower().endswith(SEGMENTATION) and len(shape) != 3:
-        raise ValueError(f"a {SEGMENTATION} holds a volume, the image has {len(shape)} axes")
-
-
 def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """Write labels with directions, origin and unit; to .seg.nrrd with a name and a colour for each.
 
@@ -214,7 +207,7 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     """
     import nrrd
 
-    order, geometry = _plan(labels.shape, like)
+    order, geometry = plan(path, labels.shape, like)
     # Fastest axis first, as pynrrd counts in Fortran's order.
     labels = labels.transpose(order)
     header: dict[str, Any] = {"encoding": "gzip"}
@@ -265,8 +258,16 @@ def _described(labels: np.ndarray, known: dict[int, Segment]) -> dict[str, str]:
     return fields
 
 
-def _plan(shape: tuple[int, ...], like: Volume | None) -> tuple[tuple[int, ...], Geometry]:
-    """The order of axes, slowest first, and the geometry then."""
+def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[tuple[int, ...], Geometry]:
+    """The order of axes, slowest first, and the geometry then.
+
+    Raises
+    ------
+    ValueError
+        For what a NRRD file cannot say: time, and unknown units.
+    """
+    if path.name.lower().endswith(SEGMENTATION) and len(shape) != 3:
+        raise ValueError(f"a {SEGMENTATION} holds a volume, the image has {len(shape)} axes")
     geometry = usual_geometry(len(shape)) if like is None else geometry_of(like)
     if not geometry.calibrated:
         return tuple(range(geometry.ndim)), geometry

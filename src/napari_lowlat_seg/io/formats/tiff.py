@@ -14,6 +14,7 @@ from napari_lowlat_seg.core.geometry import Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.bounds import LARGE
 from napari_lowlat_seg.io.choice import WHOLE, Choice, pick_level, pick_series
+from napari_lowlat_seg.io.format_table import needed
 from napari_lowlat_seg.io.formats.tiff_metadata import (
     axis_names,
     check_ome,
@@ -33,7 +34,6 @@ from napari_lowlat_seg.io.placed import (
 )
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
-TIFF_SUFFIXES = (*OME_SUFFIXES, ".tif", ".tiff")
 
 SLIDES = ("svs", "scn", "bif", "ndpi", "philips", "avs", "qpi", "lsm")
 """Scanners' and microscopes' forms, whose first series is the image and whose others only show it."""
@@ -130,12 +130,7 @@ def _large(path: Path, index: int, number: int, level: Any) -> Any:
 
     if level.dataoffset is not None:
         return tifffile.memmap(path, series=index, level=number, mode="r")
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            "a large compressed TIFF needs zarr, which is not installed; pip install napari-lowlat-seg[zarr]"
-        ) from error
+    zarr = needed("zarr", "a large compressed TIFF", "zarr")
     with _codecs(level):
         # Opened again: this file is closed when the image has been made.
         again = tifffile.TiffFile(path)
@@ -248,12 +243,8 @@ def _plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[Turn
     header = like.header if isinstance(like.header, TiffHeader) and turn.is_identity else None
     if header is not None and not (ome and set(header.axes) & set("IQ")):
         return turn, header.axes, geometry
-    spaces = iter("ZYX"[-min(3, sum(axis.kind == "space" for axis in geometry.axes)) :])
-    letters = ["T" if axis.kind == "time" else "Q" for axis in geometry.axes]
-    extra = max(0, sum(axis.kind == "space" for axis in geometry.axes) - 3)
-    for i, axis in enumerate(geometry.axes):
-        if axis.kind == "space":
-            letters[i], extra = ("Q", extra - 1) if extra else (next(spaces), 0)
-    if letters.count("T") > 1:
-        letters = ["Q" if letter == "T" else letter for letter in letters]
+    kinds = [axis.kind for axis in geometry.axes]
+    spaces = iter("ZYX".rjust(kinds.count("space"), "Q")[-kinds.count("space") :])
+    time = "T" if kinds.count("time") == 1 else "Q"
+    letters = [next(spaces) if kind == "space" else time if kind == "time" else "Q" for kind in kinds]
     return turn, "".join(letters), geometry

@@ -208,10 +208,7 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
     if index >= len(images):
         return Scale({}, {}, {})
     pixels = images[index]
-    for letter, length in zip(series.axes, series.shape, strict=True):
-        declared = int(pixels.get(f"Size{letter}", length))
-        if letter in "XYZT" and declared != length:
-            raise ValueError(f"its OME metadata say {declared} along {letter}, its pixels {length}")
+    _check_sides(pixels, series)
     first = next((e for e in pixels if e.tag.endswith("}Plane")), None)
     steps: dict[str, float] = {}
     start: dict[str, float] = {}
@@ -231,6 +228,13 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
     if np.isfinite(step) and step > 0:
         steps["T"], units["T"] = step, standard_unit(pixels.get("TimeIncrementUnit", "s"))
     return Scale(steps, start, units, "µm" if "µm" in units.values() else "")
+
+
+def _check_sides(pixels: Any, series: Any) -> None:
+    for letter, length in zip(series.axes, series.shape, strict=True):
+        declared = int(pixels.get(f"Size{letter}", length))
+        if letter in "XYZT" and declared != length:
+            raise ValueError(f"its OME metadata say {declared} along {letter}, its pixels {length}")
 
 
 def _plane_place(plane: Any, letter: str) -> float | None:
