@@ -31,7 +31,7 @@ from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import PlaneMemory
 from napari_lowlat_seg.propagation.sweep import MIN_OVERLAP, PropagatedMask
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
-from napari_lowlat_seg.training.volumes import smooth_noise
+from napari_lowlat_seg.training.data.volumes import smooth_noise
 
 
 class MemoryMethod(Propagation):

@@ -20,7 +20,7 @@ from napari_lowlat_seg.training.candidates import (
     start_candidates,
     target_weights,
 )
-from napari_lowlat_seg.training.pictures import read_sets
+from napari_lowlat_seg.training.data.pictures import read_sets
 from napari_lowlat_seg.training.train import TrainConfig, train
 
 TINY = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8)

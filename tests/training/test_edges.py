@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lowlat_seg.training.pictures import Crop, Picture, PictureSet, PictureStore, part_geometry
-from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix, stamp
-from napari_lowlat_seg.training.views import (
+from napari_lowlat_seg.training.data.pictures import Crop, Picture, PictureSet, PictureStore, part_geometry
+from napari_lowlat_seg.training.data.views import (
     SIDES,
     EdgeCrops,
     Views,
@@ -14,6 +13,7 @@ from napari_lowlat_seg.training.views import (
     continue_from_parents,
     crop_masks,
 )
+from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix, stamp
 
 
 def disk(size: int, row: float, col: float, radius: float) -> torch.Tensor:

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from napari_lowlat_seg.models.compact import Compact
-from napari_lowlat_seg.training.memory import SequencePrefetcher, SyntheticVolumes, Trainer, train_memory
-from napari_lowlat_seg.training.sequences import PLANES, SequenceSampler, plan_sequence
-from napari_lowlat_seg.training.volumes import (
+from napari_lowlat_seg.training.data.groups import SyntheticVolumes
+from napari_lowlat_seg.training.data.prefetch import Prefetcher
+from napari_lowlat_seg.training.data.sequences import PLANES, SequenceSampler, plan_sequence
+from napari_lowlat_seg.training.data.volumes import (
     LabelledPicture,
     LabelledVolume,
     extents,
@@ -21,6 +22,7 @@ from napari_lowlat_seg.training.volumes import (
     read_labelled_volume,
     synthetic_volume,
 )
+from napari_lowlat_seg.training.memory import Trainer, train_memory
 from small_memory import SMALL, small_network
 
 
@@ -35,7 +37,7 @@ def quick_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     z, y, x = np.ogrid[-12:12, -24:24, -24:24]
     labels = (z**2 + y**2 + x**2 < 90).astype(np.uint8)
     made = (60 + 100 * labels, labels, extents(labels, (0, 1, 2)))
-    monkeypatch.setattr("napari_lowlat_seg.training.memory.measured_synthetic_volume", lambda _: made)
+    monkeypatch.setattr("napari_lowlat_seg.training.data.groups.measured_synthetic_volume", lambda _: made)
 
 
 @pytest.mark.slow
@@ -159,12 +161,10 @@ def test_a_synthetic_volume_that_fails_is_logged_and_left_out(quick_volumes):
     assert len(volumes.into) == 2  # and the oldest leaves
 
 
-def test_an_error_while_sequences_are_drawn_reaches_the_caller(quick_volumes):
-    prefetcher = SequencePrefetcher(
-        SequenceSampler({}, 256, "cpu", 0), SyntheticVolumes([], "cpu", 0, 3, 5), 1, "cpu"
-    )
+def test_an_error_while_a_batch_is_drawn_reaches_the_caller():
+    prefetcher = Prefetcher(list, "cpu", synchronous=-1)
     prefetcher.stream, problem = object(), ValueError("no member")
     prefetcher.queue.put((problem, None))
-    with pytest.raises(RuntimeError, match="drawing sequences failed") as raised:
+    with pytest.raises(RuntimeError, match="drawing a batch failed") as raised:
         prefetcher.next()
     assert raised.value.__cause__ is problem

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from napari_lowlat_seg.training.synthetic import (
+from napari_lowlat_seg.training.data.synthetic import (
     FIRST_CELL,
     FIRST_ORGAN,
     LABELS,

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
-from napari_lowlat_seg.training.pictures import (
+from napari_lowlat_seg.training.data.pictures import (
     Crop,
     Picture,
     PictureSet,
@@ -20,7 +20,7 @@ from napari_lowlat_seg.training.pictures import (
     read_picture,
     read_sets,
 )
-from napari_lowlat_seg.training.views import (
+from napari_lowlat_seg.training.data.views import (
     AGENT,
     UPRIGHT,
     ColourAugmentation,

@@ -24,11 +24,11 @@ from torch import Tensor
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.models.checkpoints import load_model, save_model
 from napari_lowlat_seg.models.compact import Compact
+from napari_lowlat_seg.training.data.pictures import MAX_STEP, Picture, PictureSet, read_sets
+from napari_lowlat_seg.training.data.views import ColourAugmentation, Views, recolour
 from napari_lowlat_seg.training.losses import dice_loss, normalized_focal_loss
-from napari_lowlat_seg.training.pictures import MAX_STEP, Picture, PictureSet, read_sets
 from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
 from napari_lowlat_seg.training.train import TrainConfig, learning_rate
-from napari_lowlat_seg.training.views import ColourAugmentation, Views, recolour
 
 OWN, OTHERS = 1.0, 0.4  # weights of the object's own target and of the two others
 SPREAD = 0.03  # share of a target's loss that all masks get, not only the nearest: none is left without use

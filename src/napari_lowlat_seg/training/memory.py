@@ -14,15 +14,11 @@ import argparse
 import copy
 import json
 import math
-import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import Any
 
 import torch
@@ -41,8 +37,9 @@ from napari_lowlat_seg.models.plane_memory import (
     PlaneMemory,
     slot_features,
 )
-from napari_lowlat_seg.training.losses import dice_loss, normalized_focal_loss
-from napari_lowlat_seg.training.sequences import (
+from napari_lowlat_seg.training.data.groups import SyntheticVolumes, load_groups
+from napari_lowlat_seg.training.data.prefetch import Prefetcher
+from napari_lowlat_seg.training.data.sequences import (
     GIVEN,
     MIN_PIXELS,
     PLANES,
@@ -51,23 +48,7 @@ from napari_lowlat_seg.training.sequences import (
     SequenceSampler,
     rgb,
 )
-from napari_lowlat_seg.training.volumes import (
-    Extents,
-    LabelledVolume,
-    measured_synthetic_volume,
-    read_labelled_picture,
-    read_labelled_volume,
-)
-
-SHARES = {
-    "synthetic": 0.3,
-    "deformed": 0.27,
-    "medulla": 0.17,
-    "mito": 0.08,
-    "hippocampus": 0.08,
-    "other": 0.1,
-}
-"""Share of the sequences per group; the name of a volume's file begins with its group's."""
+from napari_lowlat_seg.training.losses import dice_loss, normalized_focal_loss
 
 FROM_NETWORK = ("maps4", "maps8", "maps16", "norm", "up8", "refine8", "up4", "refine4", "draw")
 """Parts that start as the network's own and learn more slowly."""
@@ -322,138 +303,6 @@ class Trainer:
         return torch.sigmoid((seen - 0.5) * 14) * (seen > 0.02)
 
 
-def load_groups(folder: Path, device: str) -> tuple[dict[str, tuple[float, list[Any]]], str]:
-    """Read the training sets of a folder; returns them, and how many there are in words.
-
-    `volumes/GROUP*.npz` are for `read_labelled_volume`, `pictures/*_image.*` for `read_labelled_picture`.
-    """
-    groups: dict[str, tuple[float, list[Any]]] = {name: (share, []) for name, share in SHARES.items()}
-    for path in sorted((folder / "volumes").glob("*.npz")):
-        name = next((key for key in SHARES if path.stem.startswith(key)), "other")
-        volume = read_labelled_volume(path, device)
-        # short runs of planes are drawn less often
-        groups[name][1].extend([volume] * max(1, min(volume.image.shape) // 4))
-    for path in sorted((folder / "pictures").glob("*_image.*")):
-        picture = read_labelled_picture(path, device)
-        if picture is not None:
-            groups["deformed"][1].append(picture)
-    return groups, ", ".join(f"{len(members)} {name}" for name, (_, members) in groups.items())
-
-
-class SyntheticVolumes:
-    """Worker processes that make synthetic volumes, and the list that grows with them.
-
-    Parameters
-    ----------
-    into
-        The list; when it has more than `capacity` volumes the oldest leave.
-    device
-        Where the volumes are kept.
-    workers
-        Processes; without any, three volumes are made at once, and no more.
-    capacity
-        Volumes kept at a time.
-    seed
-        Of the first volume; the next ones have the next numbers.
-    """
-
-    def __init__(
-        self, into: list[LabelledVolume], device: str, workers: int, capacity: int, seed: int
-    ) -> None:
-        self.into, self.device, self.capacity = into, device, capacity
-        self.next_seed = seed
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(workers, mp_context=context) if workers else None
-        self.pending: list[Future[Any]] = []
-        self.problems: list[str] = []
-        if self.pool is None:
-            for _ in range(3):
-                self._add(measured_synthetic_volume(self._seed()))
-        for _ in range(2 * workers):
-            self._submit()
-
-    def _seed(self) -> int:
-        self.next_seed += 1
-        return self.next_seed
-
-    def _submit(self) -> None:
-        assert self.pool is not None
-        self.pending.append(self.pool.submit(measured_synthetic_volume, self._seed()))
-
-    def _add(self, made: tuple[Any, Any, Extents]) -> None:
-        image, labels, measured = made
-        volume = LabelledVolume.of(image, labels, (1.0, 1.0, 1.0), (0, 1, 2), self.device, measured)
-        self.into.append(volume)
-
-    def collect(self) -> None:
-        """Take some of what is finished and ask for more; what failed is noted in `problems`."""
-        for future in [one for one in self.pending if one.done()][:2]:
-            self.pending.remove(future)
-            try:
-                self._add(future.result())
-                self._submit()
-            except Exception as problem:
-                self.problems.append(f"{problem!r:.200}")
-            if len(self.into) > self.capacity:
-                self.into.pop(0)
-
-    def close(self) -> None:
-        """End the processes."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-
-
-class SequencePrefetcher:
-    """Batches drawn in a thread of their own, on a stream of their own; at most two wait.
-
-    Without a GPU they are drawn when they are asked for.
-    """
-
-    def __init__(
-        self, sampler: SequenceSampler, synthetic: SyntheticVolumes, count: int, device: str
-    ) -> None:
-        self.sampler, self.synthetic, self.count = sampler, synthetic, count
-        self.stream = torch.cuda.Stream() if device.startswith("cuda") else None
-        self.queue: Queue[Any] = Queue(2)
-        self.ended = False
-        if self.stream is not None:
-            Thread(target=self._fill, daemon=True).start()
-
-    def _make(self) -> SequenceBatch:
-        self.synthetic.collect()
-        return self.sampler.batch(self.count)
-
-    def _fill(self) -> None:
-        try:
-            with torch.cuda.stream(self.stream):
-                while not self.ended:
-                    sequences = self._make()
-                    self.queue.put((sequences, torch.cuda.current_stream().record_event()))
-        except BaseException as problem:
-            self.queue.put((problem, None))
-
-    def next(self) -> SequenceBatch:
-        """Return the next batch.
-
-        Raises
-        ------
-        RuntimeError
-            If drawing it failed in the thread; the cause is attached.
-        """
-        if self.stream is None:
-            return self._make()
-        sequences, ready = self.queue.get()
-        if ready is None:
-            raise RuntimeError("drawing sequences failed") from sequences
-        stream = torch.cuda.current_stream()
-        stream.wait_event(ready)
-        for value in vars(sequences).values():
-            if isinstance(value, Tensor):
-                value.record_stream(stream)
-        batch: SequenceBatch = sequences
-        return batch
-
-
 class _Log:
     """Lines of JSON, each written at once."""
 
@@ -534,7 +383,12 @@ def train_memory(
     while not any(members for _, members in groups.values()):  # nothing but what is still being made
         synthetic.collect()
         time.sleep(0.1)
-    prefetcher = SequencePrefetcher(sampler, synthetic, batch, device)
+
+    def draw() -> SequenceBatch:
+        synthetic.collect()
+        return sampler.batch(batch)
+
+    prefetcher = Prefetcher(draw, device)
     parameters = sum(parameter.numel() for parameter in trainer.memory.parameters())
     log.write(found=found, batch=batch, parameters=parameters)
     if compiled:
@@ -542,7 +396,7 @@ def train_memory(
         report = trainer.compile(prefetcher.next())
         log.write(compiled=report, seconds=round(time.monotonic() - began, 1))
     try:
-        _train(trainer, prefetcher, log, 60 * minutes, checkpoint_every, out)
+        _train(trainer, prefetcher, synthetic, log, 60 * minutes, checkpoint_every, out)
     finally:
         prefetcher.ended = True
         synthetic.close()
@@ -555,7 +409,8 @@ def train_memory(
 
 def _train(
     trainer: Trainer,
-    prefetcher: SequencePrefetcher,
+    prefetcher: Prefetcher[SequenceBatch],
+    synthetic: SyntheticVolumes,
     log: _Log,
     seconds: float,
     checkpoint_every: float,
@@ -567,7 +422,6 @@ def _train(
     while trainer.seconds < seconds and not (out / "stop").exists():
         measured.append(trainer.train_step(prefetcher.next(), trainer.seconds / seconds))
         if trainer.step % 50 == 0 or trainer.step in (1, 5, 20):
-            synthetic = prefetcher.synthetic
             row: dict[str, Any] = {"seconds": round(trainer.seconds, 1), "synthetic": len(synthetic.into)}
             if synthetic.problems:
                 row["problems"] = [len(synthetic.problems), synthetic.problems[-1]]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
+from napari_lowlat_seg.training.data.pictures import read_sets
+from napari_lowlat_seg.training.data.prefetch import Prefetcher
+from napari_lowlat_seg.training.data.views import Batch, ColourAugmentation, Views, continue_from_parents
 from napari_lowlat_seg.training.losses import LossMix, round_loss
-from napari_lowlat_seg.training.pictures import read_sets
+from napari_lowlat_seg.training.processes import Worker
 from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
-from napari_lowlat_seg.training.views import ColourAugmentation, Prefetcher, Views, continue_from_parents
 
 
 def starting_network(config: CompactConfig, start: str, seed: int) -> Compact:
@@ -119,7 +120,7 @@ class TrainConfig:
         Share of the views per domain, and factors on single sets; see `read_sets`.
     edges, synthetic
         Shares of the views, in [0, 1], that are crops along outlines and synthetic anatomies; see
-        `training.views` and `training.synthetic`.
+        `training.data.views` and `training.data.synthetic`.
     model, prompts, looks, loss
         Fields of `CompactConfig`, `PromptMix`, `ColourAugmentation` and `LossMix`.
     """
@@ -300,7 +301,7 @@ class Run:
 
 def one_step(
     run: Run,
-    views: Views | Prefetcher,
+    views: Views | Prefetcher[Batch],
     config: TrainConfig,
     generator: torch.Generator,
     encode: Callable[..., Any],
@@ -339,48 +340,6 @@ def one_step(
                     annotators.correct(probability)
     total.backward()
     return torch.stack([total.detach(), ious[0].detach(), ious[-1].detach()])
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among those that train one network, as torchrun numbers them.
-
-    Attributes
-    ----------
-    rank, world
-        Its number, and the number of all.
-    device
-        A torch device.
-    """
-
-    rank: int
-    world: int
-    device: str
-
-    @classmethod
-    def start(cls, device: str) -> Worker:
-        """Join the others, if there are any."""
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if device == "auto":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        if world > 1:
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        return cls(rank, world, device)
-
-    def agree(self, stop: bool) -> bool:
-        """Return whether the first process wants to stop, so that all stop at the same step."""
-        flag = torch.tensor(stop, device=self.device)
-        if self.world > 1:
-            dist.broadcast(flag, 0)
-        return bool(flag)
-
-    def leave(self) -> None:
-        """Wait for the others and part from them."""
-        if self.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
 
 
 class Log:
@@ -446,12 +405,8 @@ def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Pat
     """
     out = Path(config.out)
     checkpoint, average = out / "checkpoint.pt", out / "average.safetensors"
-    there = [path.name for path in (checkpoint, average) if path.exists()]
-    if there and not (resume or force):
-        raise ValueError(
-            f"{out} holds {' and '.join(there)} of another run; continue it with --resume, write over it "
-            "with --force, or set another `out`"
-        )
+    if not (resume or force):
+        _check_unused(out, (checkpoint, average))
     worker = Worker.start(config.device)
     if config.model.get("candidates"):
         from napari_lowlat_seg.training.candidates import train_candidates  # imports this module
@@ -481,13 +436,22 @@ def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Pat
     return average
 
 
-def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Views | Prefetcher:
+def _check_unused(out: Path, files: Sequence[Path]) -> None:
+    there = [path.name for path in files if path.exists()]
+    if there:
+        raise ValueError(
+            f"{out} holds {' and '.join(there)} of another run; continue it with --resume, write over it "
+            "with --force, or set another `out`"
+        )
+
+
+def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Prefetcher[Batch]:
     sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     colours, pad = ColourAugmentation(**config.looks), torch.tensor(run.network.pad)
     views = Views(
         sets, run.network.size, config.batch, seed, pad, device, colours, config.edges, config.synthetic
     )
-    return Prefetcher(views) if device.startswith("cuda") else views
+    return Prefetcher(views.next, views.device, 10)
 
 
 def _halves(network: Compact, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:

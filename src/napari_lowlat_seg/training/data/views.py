@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import Queue
-from threading import Thread
 
 import numpy as np
 import torch
@@ -19,9 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lowlat_seg.training.pictures import MAX_STEP, Crop, PictureSet, PictureStore, part_geometry
+from napari_lowlat_seg.training.data.pictures import MAX_STEP, Crop, PictureSet, PictureStore, part_geometry
+from napari_lowlat_seg.training.data.synthetic import SyntheticAnatomies
 from napari_lowlat_seg.training.prompts import BatchAnnotator, argmax_pixel, stamp
-from napari_lowlat_seg.training.synthetic import SyntheticAnatomies
 
 SIDES = (0.2, 0.6)  # of the parent's side, drawn evenly on a logarithmic scale
 UNCORRECTED = 0.5  # share of the children that at first get the parent's prompts only
@@ -291,7 +289,7 @@ class Views:
         How they are recoloured.
     edges, synthetic
         Shares of the views, in [0, 1], that are crops along outlines (`EdgeCrops`) and synthetic
-        anatomies (`training.synthetic`). The others are cut from pictures, at least as many as there are
+        anatomies (`training.data.synthetic`). The others are cut from pictures, at least as many as there are
         edge crops.
 
     Raises
@@ -382,40 +380,3 @@ class Views:
         if self.synthetic:
             parts.append(self.anatomies.draw(self.synthetic))
         return torch.cat(parts), EdgeCrops(self.plain, squares)
-
-
-class Prefetcher:
-    """Batches of a source, prepared on a CUDA stream of their own while the device trains.
-
-    The first few are made by the calling thread: meanwhile the network is compiled, and a thread beside the
-    compiler may not call compiled functions.
-    """
-
-    def __init__(self, views: Views, synchronous: int = 10) -> None:
-        self.views, self.synchronous = views, synchronous
-        self.queue: Queue[tuple[Batch, torch.cuda.Event]] = Queue(maxsize=2)
-        self.stream = torch.cuda.Stream(views.device)
-
-    def _make(self) -> None:
-        torch.cuda.set_device(self.views.device)
-        with torch.cuda.stream(self.stream):
-            batch = self.views.next()
-            self.queue.put((batch, self.stream.record_event()))
-
-    def _fill(self) -> None:
-        while True:
-            self._make()
-
-    def next(self) -> Batch:
-        """Return the next batch; the calling stream waits for it, the host does not."""
-        if self.synchronous > 0:
-            self._make()
-        elif self.synchronous == 0:
-            Thread(target=self._fill, daemon=True).start()
-        self.synchronous -= 1
-        batch, ready = self.queue.get()
-        stream = torch.cuda.current_stream()
-        stream.wait_event(ready)
-        for tensor in (batch.image, batch.truth, batch.valid, batch.edge_crops.squares):
-            tensor.record_stream(stream)
-        return batch

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_lowlat_seg.models.network import MEAN
-from napari_lowlat_seg.training.volumes import LabelledPicture, LabelledVolume
+from napari_lowlat_seg.training.data.volumes import LabelledPicture, LabelledVolume
 
 STEPS = 6
 """Consecutive planes of a sequence, after the two planes that may be anchors."""
