@@ -126,13 +126,18 @@ class Frame:
             starts.append(min(max(first - (size - count) // 2, 0), length - size))
         return replace(self, crop=(starts[0], starts[1], counts[0], counts[1]))
 
+    @property
+    def extent(self) -> float:
+        """The longer side of the crop in world units."""
+        return max(count * pixel for count, pixel in zip(self.crop[2:], self.spacing, strict=True))
+
     @cached_property
     def content(self) -> tuple[int, int]:
         """Rows and columns of the network grid that show the image; the rest is padding. Always 1 or more."""
         if self.fit == "official":
             return (self.size, self.size)
         extents = [count * pixel for count, pixel in zip(self.crop[2:], self.spacing, strict=True)]
-        rows, cols = (max(1, round(self.size * extent / max(extents))) for extent in extents)
+        rows, cols = (max(1, round(self.size * extent / self.extent)) for extent in extents)
         return (rows, cols)
 
     @cached_property

@@ -68,9 +68,9 @@ def closer_frame(frame: Frame, box: Bounds | None, shown: Frame | None = None) -
         return None
     if shown is not None and has_room(shown, box):
         return shown
-    longest = _extent(frame)
+    longest = frame.extent
     closer = frame.around(box, MARGIN, max(MIN_PIXELS, MIN_SHARE * longest / min(frame.spacing)))
-    return closer if _extent(closer) <= MAX_SHARE * longest else None
+    return closer if closer.extent <= MAX_SHARE * longest else None
 
 
 def shows(frame: Frame, prompts: Sequence[Prompt]) -> bool:
@@ -92,11 +92,6 @@ def has_room(frame: Frame, box: Bounds | None) -> bool:
     spaces = (box[0] - top, box[1] - left, top + rows - 1 - box[2], left + cols - 1 - box[3])
     borders = (top == 0, left == 0, top + rows == frame.shape[0], left + cols == frame.shape[1])
     return all(space >= room or border for space, border in zip(spaces, borders, strict=True))
-
-
-def _extent(frame: Frame) -> float:
-    """The longer side of a frame's crop in world units."""
-    return max(count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True))
 
 
 def whole_plane_share(prompts: Sequence[Prompt], new: bool) -> float:

@@ -48,8 +48,7 @@ def lattice(frame: Frame) -> list[Frame]:
     They overlap by half, so that every point of the view lies well inside one of them. They depend on the
     frame alone: a crop that was embedded once serves every later click, and every object.
     """
-    extents = [count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True)]
-    side = SIDE * max(extents)
+    side = SIDE * frame.extent
     spans = []
     for first, count, pixel in zip(frame.crop[:2], frame.crop[2:], frame.spacing, strict=True):
         length = min(count, math.ceil(side / pixel))

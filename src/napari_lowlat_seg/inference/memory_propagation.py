@@ -33,7 +33,6 @@ from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
 from napari_lowlat_seg.propagation.sweep import (
     MAX_SKIPPED,
-    Gap,
     ProbabilityMask,
     PropagatedMask,
     anchor_gaps,
@@ -113,17 +112,8 @@ class MemoryPropagation:
         ValueError
             When called, if there is no anchor or one is not among the planes.
         """
-        return self._across_all(anchors, planes, anchor_gaps(anchors, planes, changed), cancelled)
-
-    def _across_all(
-        self,
-        anchors: Mapping[Plane, ProbabilityMask],
-        planes: Sequence[Plane],
-        gaps: Sequence[Gap],
-        cancelled: Callable[[], bool],
-    ) -> Iterator[PropagatedMask[Prediction]]:
-        for lo, hi in gaps:
-            yield from self._across(anchors, planes, lo, hi, cancelled)
+        gaps = anchor_gaps(anchors, planes, changed)
+        return (step for gap in gaps for step in self._across(anchors, planes, *gap, cancelled))
 
     def _across(
         self,
@@ -206,31 +196,27 @@ class MemoryPropagation:
             if needed != frame:
                 frame, entries = needed, {}
             slots = (start, start if other is None else other, before, earlier)
-            for slot in slots:
-                if slot not in entries:
-                    entries[slot] = self._entry(planes[slot], known[slot], frame)
             described = self._slot_features(place, slots, start, other, plane, frame)
-            step = self._step(plane, frame, [entries[slot] for slot in slots], described, least)
-            if step is not None and self.network_share:
-                step = self._mixed(step, frame, (gray, mask, known[before]))
+            for slot in set(slots) - entries.keys():
+                entries[slot] = self._entry(planes[slot], known[slot], frame)
+            remembered = [entries[slot] for slot in slots]
+            step = self._step(plane, frame, remembered, described, least, (gray, mask, known[before]))
             if step is None:  # a plane or two may be damaged
                 passed.append(f"plane {plane.position} does not show it")
                 absent += 1
                 if absent > self.max_absent:
                     break
                 continue
-            if passed:
-                yield replace(last, final=False, note=f"stepped over: {'; '.join(passed)}")
+            yield from _noted(last, "stepped over", passed)
             passed, absent, last = [], 0, step
             yield step
             mask, known[place] = step.prediction.mask, step.prediction.probability
             gray = to_gray(self.volume.plane(plane), self.volume.window)
             earlier, before = before, place
-            for old in set(known) - {start, other, before, earlier}:
+            for old in known.keys() - {start, other, before, earlier}:
                 known.pop(old)
                 entries.pop(old, None)
-        if passed:
-            yield replace(last, final=False, note=f"ends here: {'; '.join(passed)}")
+        yield from _noted(last, "ends here", passed)
 
     def _step(
         self,
@@ -239,8 +225,9 @@ class MemoryPropagation:
         entries: Sequence[MemoryEntry],
         described: Tensor,
         least: float,
+        before: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> PropagatedMask[Prediction] | None:
-        """The object on a plane; None if its presence is not above `least`."""
+        """The object on a plane; None if its presence is not above `least`. `before` as of `_mixed`."""
         features = self._embed(plane, frame)
         with self._inference():
             output = self.memory(features, entries, described)
@@ -252,7 +239,8 @@ class MemoryPropagation:
             return None
         certainty = float(soft.cpu().numpy()[inside].mean())
         prediction = _on_plane(soft, inside, frame, quality)
-        return PropagatedMask(plane, prediction, float(quality * presence * certainty))
+        step = PropagatedMask(plane, prediction, float(quality * presence * certainty))
+        return self._mixed(step, frame, before) if self.network_share else step
 
     def _mixed(
         self,
@@ -289,16 +277,16 @@ class MemoryPropagation:
             return frame or whole
         longest = max((box[2] - box[0] + 1) * whole.spacing[0], (box[3] - box[1] + 1) * whole.spacing[1])
         if frame is not None and has_room(frame, box):
-            large_enough = longest >= MIN_EXTENT * _extent(frame)
-            if large_enough or _extent(frame) <= 1.01 * self._smallest(whole):
+            large_enough = longest >= MIN_EXTENT * frame.extent
+            if large_enough or frame.extent <= 1.01 * self._smallest(whole):
                 return frame
         closer = whole.around(box, MARGIN, self._smallest(whole) / min(whole.spacing))
-        return closer if _extent(closer) <= MAX_SHARE * _extent(whole) else whole
+        return closer if closer.extent <= MAX_SHARE * whole.extent else whole
 
     @staticmethod
     def _smallest(whole: Frame) -> float:
         """The smallest side of a frame, in world units."""
-        return max(MIN_PIXELS * min(whole.spacing), MIN_SHARE * _extent(whole))
+        return max(MIN_PIXELS * min(whole.spacing), MIN_SHARE * whole.extent)
 
     def _embed(self, plane: Plane, frame: Frame) -> tuple[Tensor, ...]:
         key = (plane, frame.crop)
@@ -366,9 +354,12 @@ def _beginning(plane: Plane, probability: np.ndarray, mask: np.ndarray) -> Propa
     return PropagatedMask(plane, Prediction(probability, None, Frame.whole(sides, 1), None, mask), 1.0)
 
 
-def _extent(frame: Frame) -> float:
-    """The longer side of a frame's crop in world units."""
-    return max(count * pixel for count, pixel in zip(frame.crop[2:], frame.spacing, strict=True))
+def _noted(
+    step: PropagatedMask[Prediction], what: str, passed: Sequence[str]
+) -> Iterator[PropagatedMask[Prediction]]:
+    """The step again with a note of the planes that were passed since, if there were any."""
+    if passed:
+        yield replace(step, final=False, note=f"{what}: {'; '.join(passed)}")
 
 
 def _on_plane(soft: Tensor, inside: np.ndarray, frame: Frame, quality: float) -> Prediction:

@@ -14,6 +14,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -46,6 +47,7 @@ from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
+from napari_lowlat_seg.propagation.sweep import iou
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.models.plane_memory import PlaneMemory
@@ -207,10 +209,8 @@ class Predictor:
         first = self._predict(embedding if look is None else look, prompts, previous, previous, look)
         yield first
         new = previous is None
-        if self.closer_look == "off" or self.network.fit != "letterbox":
+        if not self._looks_closer(prompts, new):
             return
-        if new and not any(prompt.positive for prompt in prompts):
-            return  # a crop would show the network no prompt of the object at all
         shown = None if look is None else look.frame  # the object may have outgrown it
         box = object_box(prompts, first.mask)
         closer = closer_frame(embedding.frame, box, shown)
@@ -265,20 +265,24 @@ class Predictor:
             ]
         found = [first]
         for other in sorted(others, key=lambda one: -(one.quality or 0.0)):
-            if other.mask.any() and all(_overlap(other.mask, one.mask) < SAME for one in found):
+            if other.mask.any() and all(iou(other.mask, one.mask) < SAME for one in found):
                 found.append(other)
         return found
+
+    def _looks_closer(self, prompts: Sequence[Prompt], new: bool) -> bool:
+        """Whether there is a closer look: of a new object a crop may show the network no prompt at all."""
+        on = self.closer_look != "off" and self.network.fit == "letterbox"
+        return on and (not new or any(prompt.positive for prompt in prompts))
 
     def _first_look(
         self, embedding: Embedding, prompts: Sequence[Prompt], known: Embedding | None
     ) -> Embedding | None:
         """The closer look that a new object gets, so that nothing depends on which one happens to be kept."""
-        off = self.closer_look == "off" or self.network.fit != "letterbox"
-        if off or not any(prompt.positive for prompt in prompts):
+        if not self._looks_closer(prompts, new=True):
             return None
         wide = self._predict(embedding, prompts, None, None)
         closer = closer_frame(embedding.frame, object_box(prompts, wide.mask))
-        if known is not None and known.frame == closer and self._of_image(known, embedding):
+        if known is not None and known.frame == closer and self._of_image(embedding, known):
             return known
         return None if closer is None else self._embed_frame(embedding.image, closer)
 
@@ -296,11 +300,8 @@ class Predictor:
         second refinement follows, with all of them.
         """
         frame = embedding.frame
-        known = {
-            look.frame: look
-            for look in (() if previous is None else previous.edges)
-            if self._of_image(look, embedding)
-        }
+        edges = previous.edges if previous is not None else ()
+        known = {look.frame: look for look in filter(partial(self._of_image, embedding), edges)}
         near = middle_of_newest(prompts, frame)
         crops = uncertain_crops(frame, *thinned(first.soft), near)
         fresh = [crop for crop in crops if crop not in known]
@@ -310,16 +311,15 @@ class Predictor:
         for chosen in ([crop for crop in crops if crop not in later], later if idle else []):
             mixed = mixture.sources
             for crop in chosen:
-                if crop not in known:
-                    known[crop] = self._embed_frame(embedding.image, crop)
+                known[crop] = look = known.get(crop) or self._embed_frame(embedding.image, crop)
                 strokes = strokes_inside(crop, prompts)
-                [found] = self._run(known[crop], [(strokes, first.soft)])
+                [found] = self._run(look, [(strokes, first.soft)])
                 if not contradicts(crop, found.mask, first.mask, strokes):
                     mixture.add(found)
             if mixture.sources > mixed:
                 yield mixture.prediction(tuple(known.values()))
 
-    def _of_image(self, look: Embedding, embedding: Embedding) -> bool:
+    def _of_image(self, embedding: Embedding, look: Embedding) -> bool:
         """Whether a closer look shows the image of an embedding, through this network."""
         return look.model == self.model and look.image is embedding.image
 
@@ -386,7 +386,7 @@ class Predictor:
         if previous is None or look is None or self.closer_look == "off":
             return None
         if (
-            self._of_image(look, embedding)
+            self._of_image(embedding, look)
             and shows(look.frame, prompts)
             and has_room(look.frame, object_box(prompts, previous.mask))
         ):
@@ -487,11 +487,6 @@ def suited(runtime: Runtime, network: Network) -> Runtime:
         precision="fp32" if short else runtime.precision,
         openvino=runtime.openvino and network.openvino,
     )
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """IoU of two masks (H, W) bool, of which one at least is not empty."""
-    return float((one & other).sum() / (one | other).sum())
 
 
 def _fingerprint(network: Network) -> str:
