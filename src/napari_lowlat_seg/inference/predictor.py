@@ -222,7 +222,8 @@ class Predictor:
             # Too large for any crop by now: what the old one cuts off needs the whole plane.
             yield self._predict(embedding, prompts, first, first)
         elif closer is None and box is not None and worthwhile(first, prompts):
-            yield from self._along_outline(embedding, prompts, first, previous, idle)
+            edges = () if previous is None else previous.edges
+            yield from self._along_outline(embedding, prompts, first, edges, idle)
 
     def candidates(
         self, embedding: Embedding, prompts: Sequence[Prompt], first: Prediction | None = None
@@ -291,16 +292,15 @@ class Predictor:
         embedding: Embedding,
         prompts: Sequence[Prompt],
         first: Prediction,
-        previous: Prediction | None,
+        edges: Sequence[Embedding],
         idle: bool,
     ) -> Iterator[Prediction]:
         """The first prediction refined by crops along its outline; nothing if none is worthwhile.
 
-        On a processor crops that are not embedded yet are left out, but for one at the prompt; with `idle` a
+        `edges` are the crops of the prediction before. On a processor crops that are not embedded yet are left out, but for one at the prompt; with `idle` a
         second refinement follows, with all of them.
         """
         frame = embedding.frame
-        edges = previous.edges if previous is not None else ()
         known = {look.frame: look for look in filter(partial(self._of_image, embedding), edges)}
         near = middle_of_newest(prompts, frame)
         crops = uncertain_crops(frame, *thinned(first.soft), near)
