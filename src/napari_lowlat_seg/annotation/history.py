@@ -89,8 +89,8 @@ StepKind = Literal[
     "edit",
     "stroke",
     "objects",
-    "run",
 ]
+"""What a person does in one step; see `Step.kind`."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Step:
     records: tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...] = ()
     edits: tuple[LabelEdit, ...] = ()
     store: LabelStore | None = None
-    kind: StepKind = "run"
+    kind: StepKind | Literal["run"] = "run"
     at: tuple[int, int] | None = None
     request: PropagationRequest | None = None
     accept: PendingAccept | None = None

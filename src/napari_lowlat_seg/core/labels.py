@@ -225,6 +225,34 @@ def kept_apart(edit: LabelEdit, locked: frozenset[int]) -> tuple[LabelEdit | Non
     )
 
 
+Pixels = tuple[np.ndarray, np.ndarray]
+"""Rows and columns of pixels."""
+
+
+def by_plane(edit: LabelEdit, shape: Sequence[int]) -> Iterator[tuple[Plane, BoundingBox, Pixels, Pixels]]:
+    """The voxels of an edit by plane along the last two axes, wherever the edit's own plane lies.
+
+    Yields
+    ------
+    Plane, BoundingBox
+        The plane, and the smallest box around the voxels there.
+    Pixels, Pixels
+        Where they are in the arrays of the edit, and in the box.
+    """
+    rows, cols = np.nonzero(edit.changed)
+    places = [np.full(rows.size, 0 if at is None else at) for at in edit.plane.index]
+    row_axis, col_axis = edit.plane.axes
+    places[row_axis], places[col_axis] = rows + edit.box.top, cols + edit.box.left
+    planes = np.ravel_multi_index(tuple(places[:-2]), tuple(shape[:-2]))
+    order = np.argsort(planes, kind="stable")
+    starts = np.flatnonzero(np.diff(planes[order], prepend=-1))
+    for group in np.split(order, starts[1:]):
+        r, c = places[-2][group], places[-1][group]
+        box = BoundingBox(int(r.min()), int(c.min()), int(r.max()) + 1, int(c.max()) + 1)
+        plane = Plane((*(int(place[group[0]]) for place in places[:-2]), None, None))
+        yield plane, box, (rows[group], cols[group]), (r - box.top, c - box.left)
+
+
 class LabelStore(Protocol):
     """Labels that are read and written by boxes of a volume's planes."""
 

@@ -297,8 +297,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """The first prediction refined by crops along its outline; nothing if none is worthwhile.
 
-        `edges` are the crops of the prediction before. On a processor crops that are not embedded yet are left out, but for one at the prompt; with `idle` a
-        second refinement follows, with all of them.
+        `edges` are the crops of the prediction before. On a processor crops that are not embedded yet are
+        left out, but for one at the prompt; with `idle` a second refinement follows, with all of them.
         """
         frame = embedding.frame
         known = {look.frame: look for look in filter(partial(self._of_image, embedding), edges)}

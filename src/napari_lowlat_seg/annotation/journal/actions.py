@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from napari_lowlat_seg.annotation.history import Event, Step
+from napari_lowlat_seg.annotation.history import Event, Step, StepKind
+from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.masks import SoftMask
@@ -20,23 +21,14 @@ from napari_lowlat_seg.core.volume import Plane
 
 RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
-    Literal[
-        "prompts",
-        "paint",
-        "reshape",
-        "choose",
-        "clear",
-        "accept",
-        "leave",
-        "label",
-        "edit",
-        "stroke",
-        "objects",
-    ]
+    StepKind
     | Literal["undo", "redo", "settings", "labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
     | RunKind
 )
 KINDS: tuple[str, ...] = tuple(kind for part in get_args(ActionKind) for kind in get_args(part))
+
+METHODS = {"clear": "clear", "accept": "accept", "leave": "leave_object", "undo": "undo", "redo": "redo"}
+"""By kind, the methods of `Session` that need no more to be repeated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,23 +123,20 @@ def _actions(event: Event) -> Iterator[Action]:
 def _of_step(step: Step) -> Action:
     if step.kind == "run":
         raise ValueError("a run is no step of its own")
-    new = step.states[0][2] if step.states else None
-    if step.kind == "prompts" and new is not None:
-        return Action("prompts", plane=step.plane, prompts=new.prompts)
-    if step.kind == "paint" and new is not None:
-        return Action("paint", plane=step.plane, drawn=new.drawn)
     if step.kind == "reshape":
         drawn = ((key[1], after.drawn) for key, _, after in step.states)
         return Action("reshape", drawings=tuple((plane, mask) for plane, mask in drawn if mask is not None))
-    if step.kind == "choose" and new is not None:
-        return Action("choose", plane=step.plane, count=new.candidate)
     if step.kind == "label":
         return Action("label", label=step.records[0][2].label)
     if step.kind == "stroke":
         return Action("stroke", edits=step.edits)
     if step.kind == "objects":
         return Action("objects", step=step)
-    return Action(step.kind, plane=step.plane, at=step.at)
+    new = step.states[0][2] if step.states else PlaneState()
+    said = {"prompts": new.prompts, "drawn": new.drawn, "count": new.candidate}
+    field_of = {"prompts": "prompts", "paint": "drawn", "choose": "count"}.get(step.kind)
+    more: dict[str, Any] = {} if field_of is None else {field_of: said[field_of]}
+    return Action(step.kind, plane=step.plane, at=step.at, **more)
 
 
 def _of_run(news: Step, *, closed: bool) -> Iterator[Action]:

@@ -38,7 +38,7 @@ from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Sc
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 
-STEPS = get_args(StepKind)
+STEPS = (*get_args(StepKind), "run")
 
 Finder = Callable[[AboutLabels], LabelStore | None]
 """Finds the labels of a session; None for new ones in memory, with the content that they had at first."""

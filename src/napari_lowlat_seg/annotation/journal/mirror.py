@@ -25,7 +25,7 @@ from napari_lowlat_seg.annotation.journal.encoding import (
 from napari_lowlat_seg.annotation.journal.frames import JournalError, as_int, as_list
 from napari_lowlat_seg.annotation.session import SETTINGS, Session
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
-from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, LabelStore
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, LabelStore, by_plane
 from napari_lowlat_seg.core.volume import Plane
 
 Written = dict[LabelStore, list[LabelEdit]]
@@ -215,13 +215,15 @@ class Mirror:
             self.meet(store)
             self.written.setdefault(store, []).extend(edits)
 
+    def _running(self) -> list[Step]:
+        """The open transaction as a step, if there is one."""
+        return [] if self.transaction is None else [self.transaction.so_far()]
+
     # As JSON
 
     def snapshot(self, encoder: Encoder) -> dict[str, Any]:
         """All of it for the first frame of a compacted file; a transaction counts as a step."""
-        done = list(self.undo_stack.done)
-        if self.transaction is not None:
-            done.append(self.transaction.so_far())
+        done = [*self.undo_stack.done, *self._running()]
         states = [
             (n, plane, state) for n, planes in self.contents.states.items() for plane, state in planes.items()
         ]
@@ -246,7 +248,7 @@ class Mirror:
             "done": [encoder.step(step) for step in done],
             "undone": [encoder.step(step) for step in undone],
             "facts": [[encoder.store(one), encoded_facts(facts)] for one, facts in facts_of],
-            "written": [[encoder.store(one), [encoder.edit(e) for e in edits]] for one, edits in written],
+            "written": [[encoder.store(one), list(map(encoder.edit, edits))] for one, edits in written],
             "actions": None if actions is None else [encoder.action(action) for action in actions],
         }
 
@@ -278,8 +280,7 @@ class Mirror:
     def check(self) -> None:
         """Raise ValueError unless a session can go on from here and the labels can be written."""
         numbers = {self.contents.current, *self.contents.states}
-        running = [] if self.transaction is None else [self.transaction.so_far()]
-        for step in (*self.undo_stack.done, *self.undo_stack.undone, *running):
+        for step in (*self.undo_stack.done, *self.undo_stack.undone, *self._running()):
             numbers |= {*step.current, *(key[0] for key, _, _ in step.states)}
         if missing := numbers - self.contents.records.keys():
             raise ValueError(f"there is no object {min(missing)}")
@@ -356,11 +357,11 @@ def merged(edits: Sequence[LabelEdit], shape: tuple[int, ...]) -> list[LabelEdit
     Their values before are of no use. Planes lie along the last two axes, wherever those of `edits` lie, so
     that it does not matter which comes first.
     """
-    by_plane: dict[Plane, list[LabelEdit]] = {}
+    found: dict[Plane, list[LabelEdit]] = {}
     for edit in edits:
         for part in _parts(edit, shape):
-            by_plane.setdefault(part.plane, []).append(part)
-    return [_one(plane, parts) for plane, parts in by_plane.items()]
+            found.setdefault(part.plane, []).append(part)
+    return [_one(plane, parts) for plane, parts in found.items()]
 
 
 def _one(plane: Plane, parts: list[LabelEdit]) -> LabelEdit:
@@ -384,26 +385,13 @@ def _edit(plane: Plane, box: BoundingBox, changed: np.ndarray, after: np.ndarray
 
 def _parts(edit: LabelEdit, shape: tuple[int, ...]) -> list[LabelEdit]:
     """An edit as edits of planes along the last two axes."""
-    ndim, index = len(shape), edit.plane.index
-    if edit.plane.axes == (ndim - 2, ndim - 1):
+    if edit.plane.axes == (len(shape) - 2, len(shape) - 1):
         return [edit]
-    changed = edit.changed
-    values = np.zeros(changed.shape, edit.dtype)
+    values = np.zeros(edit.box.shape, edit.dtype)
     edit.apply(values)
-    rows, cols = np.nonzero(changed)
-    places = [np.full(rows.size, 0 if position is None else position) for position in index]
-    places[edit.plane.axes[0]], places[edit.plane.axes[1]] = rows + edit.box.top, cols + edit.box.left
-    # One column of voxels that lies across many planes: group them by plane.
-    planes = np.ravel_multi_index(places[:-2], shape[:-2])
-    order = np.argsort(planes, kind="stable")
-    starts = np.flatnonzero(np.diff(planes[order], prepend=-1))
     parts = []
-    for group in np.split(order, starts[1:]):
-        r, c = places[-2][group], places[-1][group]
-        box = BoundingBox(int(r.min()), int(c.min()), int(r.max()) + 1, int(c.max()) + 1)
+    for plane, box, there, here in by_plane(edit, shape):
         where, after = np.zeros(box.shape, np.bool_), np.zeros(box.shape, edit.dtype)
-        where[r - box.top, c - box.left] = True
-        after[r - box.top, c - box.left] = values[rows[group], cols[group]]
-        plane = Plane((*(int(place[group[0]]) for place in places[:-2]), None, None))
+        where[here], after[here] = True, values[there]
         parts.append(_edit(plane, box, where, after))
     return parts

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import LIMIT_BYTES, ObjectRecord
-from napari_lowlat_seg.annotation.journal.actions import Action
+from napari_lowlat_seg.annotation.journal.actions import METHODS, Action
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
 from napari_lowlat_seg.annotation.journal.frames import JournalError
@@ -148,7 +148,10 @@ class _Again:
 
     def do(self, action: Action) -> None:
         """Do one action."""
-        getattr(self, f"_{action.kind}")(action)
+        if action.kind in METHODS:
+            getattr(self.session, METHODS[action.kind])()
+        else:
+            getattr(self, f"_{action.kind}")(action)
 
     def _prompts(self, action: Action) -> None:
         self.session.set_prompts(_plane(action), action.prompts)
@@ -175,12 +178,6 @@ class _Again:
         if action.count not in masks:
             raise ValueError(f"the network gave {len(masks)} masks, and number {action.count} was chosen")
         session.choose_candidate(plane, action.count, masks[action.count])
-
-    def _clear(self, action: Action) -> None:
-        self.session.clear()
-
-    def _accept(self, action: Action) -> None:
-        self.session.accept()
 
     def _label(self, action: Action) -> None:
         self.session.choose_label(action.label)
@@ -211,12 +208,6 @@ class _Again:
     def _moved(self, record: ObjectRecord) -> ObjectRecord:
         return replace(record, store=None if record.store is None else self._store(record.store))
 
-    def _undo(self, action: Action) -> None:
-        self.session.undo()
-
-    def _redo(self, action: Action) -> None:
-        self.session.redo()
-
     def _labels(self, action: Action) -> None:
         store = None if action.store is None else self._store(action.store)
         self.session.use_labels(store, action.label)
@@ -224,7 +215,8 @@ class _Again:
     def _settings(self, action: Action) -> None:
         for name, value in action.settings.items():
             if name == "preprocessing":
-                self.session.volume = preprocessed(self.session.volume, value)
+                given = {part: value.get(part) for part in ("window", "spacing")}
+                self.session.volume = replace(self.session.volume, **given)
                 continue
             setattr(self.session, name, value)
             if name == "model" and value and self._make_service is not None:
@@ -269,9 +261,6 @@ class _Again:
         request = self.session.request(_plane(action), action.number)
         if request is not None:
             self.session.refuse(request, "it could not be answered")
-
-    def _leave(self, action: Action) -> None:
-        self.session.leave_object()
 
     def _propagate(self, action: Action) -> None:
         self._begin(PropagationRun.propagation(self.session, action.planes))
@@ -326,11 +315,6 @@ def _plane(action: Action) -> Plane:
     if action.plane is None:
         raise ValueError("it has no plane")
     return action.plane
-
-
-def preprocessed(volume: Volume, values: Mapping[str, Any]) -> Volume:
-    """A volume with the intensity window and the spacing that a session had."""
-    return replace(volume, window=values.get("window"), spacing=values.get("spacing"))
 
 
 def image_of(info: JournalInfo, path: str | Path | None = None) -> Volume:

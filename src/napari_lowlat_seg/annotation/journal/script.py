@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import Step
-from napari_lowlat_seg.annotation.journal.actions import Action, plane_ranges
+from napari_lowlat_seg.annotation.journal.actions import METHODS, Action, plane_ranges
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession
 from napari_lowlat_seg.annotation.journal.frames import JournalError
@@ -184,6 +184,8 @@ class _Lines:
                 yield f"predict({_plane(action.plane)}, {action.number}, {count}{more})"
             elif action.kind in ("propagate", "interpolate", "seeds"):
                 yield from self._run(action, actions)
+            elif action.kind in METHODS:
+                yield f"session.{METHODS[action.kind]}()"
             else:
                 yield from getattr(self, f"_{action.kind}")(action)
 
@@ -231,24 +233,9 @@ class _Lines:
     def _choose(self, action: Action) -> Iterator[str]:
         yield f"choose({_plane(action.plane)}, {action.count})"
 
-    def _clear(self, action: Action) -> Iterator[str]:
-        yield "session.clear()"
-
-    def _accept(self, action: Action) -> Iterator[str]:
-        yield "session.accept()"
-
-    def _leave(self, action: Action) -> Iterator[str]:
-        yield "session.leave_object()"
-
     def _refuse(self, action: Action) -> Iterator[str]:
         request = f"session.request({_plane(action.plane)}, {action.number})"
         yield f'session.refuse({request}, "it could not be answered")'
-
-    def _undo(self, action: Action) -> Iterator[str]:
-        yield "session.undo()"
-
-    def _redo(self, action: Action) -> Iterator[str]:
-        yield "session.redo()"
 
     def _label(self, action: Action) -> Iterator[str]:
         yield f"session.choose_label({action.label})"

@@ -53,7 +53,7 @@ def describe(session: Session, labels: Iterable[int], **changes: Any) -> bool:
         said += [(label, facts.get(label), after)] if after != before else []
     if said:
         title = f"{_words(changes)} {_objects([label for label, _, _ in said])}"
-        _do(session, title, store, facts=tuple(said))
+        do(session, title, store, facts=tuple(said))
     return bool(said)
 
 
@@ -63,7 +63,7 @@ def delete(session: Session, counts: LabelCounts, labels: Iterable[int]) -> None
     edits = _replaced(session, counts, labels, 0)
     gone = tuple((label, session.facts[label], None) for label in labels if label in session.facts)
     title = f"deleted {_objects(labels)}"
-    _do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
+    do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
 
 
 def merge(session: Session, counts: LabelCounts, labels: Iterable[int]) -> int:
@@ -78,7 +78,7 @@ def merge(session: Session, counts: LabelCounts, labels: Iterable[int]) -> int:
     edits = _replaced(session, counts, others, first)
     gone = tuple((label, session.facts[label], None) for label in others if label in session.facts)
     title = f"merged {_objects(others)} into {first}"
-    _do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
+    do(session, title, labels_of(session), edits, _forgotten(session, labels), gone)
     return first
 
 
@@ -112,7 +112,7 @@ def split(session: Session, counts: LabelCounts, label: int) -> tuple[int, ...]:
     facts: tuple[FactChange, ...] = () if said is None else tuple((one, None, said) for one in new)
     records = (*_forgotten(session, [label]), *moved_on(session, new[-1]))
     title = f"split object {label} into {number} parts"
-    _do(session, title, labels_of(session), edits, records, facts)
+    do(session, title, labels_of(session), edits, records, facts)
     return new
 
 
@@ -146,18 +146,22 @@ def place_of(session: Session, counts: LabelCounts, label: int) -> tuple[Plane, 
 # Parts of steps
 
 
-def _do(
+def do(
     session: Session,
     title: str,
-    store: LabelStore,
+    store: LabelStore | None = None,
     edits: Sequence[LabelEdit] = (),
     records: Records = (),
     facts: tuple[FactChange, ...] = (),
     states: Sequence[tuple[tuple[int, Plane], PlaneState, PlaneState]] = (),
+    *,
+    plane: Plane | None = None,
+    following: int | None = None,
 ) -> None:
-    here = (session.current, session.current)
-    plane = edits[0].plane if edits else None
-    step = Step(title, plane, here, tuple(states), records, tuple(edits), store, "objects", facts=facts)
+    """Do a step whose fields these are; `following` is the number of the object that is current then."""
+    change = (session.current, session.current if following is None else following)
+    plane = edits[0].plane if edits else plane
+    step = Step(title, plane, change, tuple(states), records, tuple(edits), store, "objects", facts=facts)
     session.do_step(step)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
-from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
+from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, by_plane
 from napari_lowlat_seg.core.requests import Cancelled, never
 from napari_lowlat_seg.core.volume import Plane
 
@@ -189,27 +189,16 @@ def counted(labels: np.ndarray) -> list[Part]:
 
 def edit_parts(edit: LabelEdit, shape: Sequence[int]) -> Iterator[tuple[Position, list[Part]]]:
     """By plane along the last two axes, what an edit adds to each label."""
-    changed, index, ndim = edit.changed, edit.plane.index, len(shape)
-    before, after = np.zeros(changed.shape, edit.dtype), np.zeros(changed.shape, edit.dtype)
+    before, after = np.zeros(edit.box.shape, edit.dtype), np.zeros(edit.box.shape, edit.dtype)
     edit.reversed().apply(before)
     edit.apply(after)
-    if edit.plane.axes == (ndim - 2, ndim - 1):
-        position = tuple(at for at in index if at is not None)
+    if edit.plane.axes == (len(shape) - 2, len(shape) - 1):
+        position = tuple(at for at in edit.plane.index if at is not None)
         yield position, _difference(before, after, edit.box)
         return
-    # A column of voxels that lies across many planes.
-    rows, cols = np.nonzero(changed)
-    places = [np.full(rows.size, 0 if at is None else at) for at in index]
-    row_axis, col_axis = edit.plane.axes
-    places[row_axis], places[col_axis] = rows + edit.box.top, cols + edit.box.left
-    planes = np.ravel_multi_index(tuple(places[:-2]), tuple(shape[:-2]))
-    for number in np.unique(planes):
-        here = planes == number
-        r, c = places[-2][here], places[-1][here]
-        box = BoundingBox(int(r.min()), int(c.min()), int(r.max()) + 1, int(c.max()) + 1)
-        was, now = before[rows[here], cols[here]], after[rows[here], cols[here]]
-        position = tuple(int(at) for at in np.unravel_index(int(number), tuple(shape[:-2])))
-        yield position, _difference(was, now, box)
+    for plane, box, there, _ in by_plane(edit, shape):
+        position = tuple(at for at in plane.index if at is not None)
+        yield position, _difference(before[there], after[there], box)
 
 
 def _counted(values: np.ndarray) -> Iterator[tuple[int, int]]:

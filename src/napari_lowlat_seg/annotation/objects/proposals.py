@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import ObjectRecord, Step
-from napari_lowlat_seg.annotation.objects.actions import labels_of, moved_on, next_label
+from napari_lowlat_seg.annotation.history import ObjectRecord
+from napari_lowlat_seg.annotation.objects.actions import do, labels_of, moved_on, next_label
 from napari_lowlat_seg.annotation.objects.writing import check_label, volume_edits
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
@@ -110,9 +110,8 @@ def propose(session: Session, proposals: Sequence[Proposal]) -> tuple[int, ...]:
         for number, one in zip(numbers, proposals, strict=True)
     )
     if numbers:
-        here = (session.current, session.current)
         title = f"found {len(numbers)} objects" if len(numbers) > 1 else "found 1 object"
-        session.do_step(Step(title, None, here, states, records, kind="objects"))
+        do(session, title, records=records, states=states)
     return numbers
 
 
@@ -141,9 +140,7 @@ def accept_proposal(session: Session, number: int) -> int:
         raise ValueError("other objects cover this proposal by now: nothing was written; reject it")
     accepted = replace(record, label=label, store=store, written=written)
     records = ((number, record, accepted), *moved_on(session, label))
-    here = (session.current, session.current)
-    step = Step(f"accepted object {label}", edits[0].plane, here, (), records, tuple(edits), store, "objects")
-    session.do_step(step)
+    do(session, f"accepted object {label}", store, edits, records)
     return label
 
 
@@ -160,9 +157,8 @@ def reject_proposals(session: Session, numbers: Iterable[int]) -> None:
     )
     if not states:
         raise ValueError("no proposal is chosen; choose a row of the table first")
-    here, count = (session.current, session.current), len(records)
-    title = f"rejected {count} proposals" if count > 1 else "rejected a proposal"
-    session.do_step(Step(title, states[0][0][1], here, states, records, kind="objects"))
+    title = f"rejected {len(records)} proposals" if len(records) > 1 else "rejected a proposal"
+    do(session, title, records=records, states=states, plane=states[0][0][1])
 
 
 def correct_proposal(session: Session, number: int) -> Plane:
@@ -175,14 +171,8 @@ def correct_proposal(session: Session, number: int) -> Plane:
     session.accept()
     record, plane = session.contents.records[number], max(masks, key=lambda one: masks[one].pixels)
     opened = replace(record, label=session.label)
-    step = Step(
-        "correct a proposal",
-        plane,
-        (session.current, number),
-        records=((number, record, opened),),
-        kind="objects",
-    )
-    session.do_step(step)
+    records = ((number, record, opened),)
+    do(session, "correct a proposal", records=records, plane=plane, following=number)
     return plane
 
 
