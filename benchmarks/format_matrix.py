@@ -329,7 +329,10 @@ def result(source: Path, output: Path) -> str:
         return str(error).replace(str(output), output.name)
     with label_output(output, image) as labels:
         labels.data[index] = 7
-    back = read_volume(output)
+    return _compared(image, index, read_volume(output))
+
+
+def _compared(image: Volume, index: tuple[int, ...], back: Volume) -> str:
     assert image.geometry is not None
     assert back.geometry is not None
     (found,) = np.argwhere(np.asarray(back.data) == 7)

@@ -335,23 +335,22 @@ LINES = (
 )
 
 
-def arguments(rng: np.random.Generator, folder: Path) -> object:
-    """Run a command line with up to three words exchanged, left out or added."""
+def _write_inputs(rng: np.random.Generator, folder: Path) -> None:
     import tifffile
 
-    from napari_lowlat_seg.cli.app import main
+    from napari_lowlat_seg.models.checkpoints import save_model
+    from napari_lowlat_seg.models.segnext import SegNext
 
-    if not (folder / "tiny.safetensors").exists():
-        from napari_lowlat_seg.models.checkpoints import save_model
-        from napari_lowlat_seg.models.segnext import SegNext
+    save_model(SegNext(import_module("hostile.checkpoints").TINY).eval(), folder / "tiny.safetensors")
+    for name, dtype in (("a.tif", np.uint8), ("b.tif", np.uint16)):
+        data = rng.integers(0, 9, (3, 12, 14)).astype(dtype)
+        tifffile.imwrite(folder / name, data, imagej=True, metadata={"axes": "ZYX"})
+    (folder / "p.csv").write_text("1,5,5\n")
+    (folder / "c.toml").write_text("steps = 'x'\n")
+    (folder / "r.json").write_text("{}")
 
-        save_model(SegNext(import_module("hostile.checkpoints").TINY).eval(), folder / "tiny.safetensors")
-        for name, dtype in (("a.tif", np.uint8), ("b.tif", np.uint16)):
-            data = rng.integers(0, 9, (3, 12, 14)).astype(dtype)
-            tifffile.imwrite(folder / name, data, imagej=True, metadata={"axes": "ZYX"})
-        (folder / "p.csv").write_text("1,5,5\n")
-        (folder / "c.toml").write_text("steps = 'x'\n")
-        (folder / "r.json").write_text("{}")
+
+def _line(rng: np.random.Generator) -> list[str]:
     given = str(rng.choice(LINES)).split()
     for _ in range(rng.integers(0, 4)):
         at, kind = int(rng.integers(1, len(given) + 1)), rng.integers(0, 3)
@@ -363,6 +362,16 @@ def arguments(rng: np.random.Generator, folder: Path) -> object:
             del given[at : at + 1]
     if {"--workers", "download", "demo", "latency"} & set(given):
         given = [word for word in given if word != "--workers"]  # thousands of processes are no fuzz
+    return given
+
+
+def arguments(rng: np.random.Generator, folder: Path) -> object:
+    """Run a command line with up to three words exchanged, left out or added."""
+    from napari_lowlat_seg.cli.app import main
+
+    if not (folder / "tiny.safetensors").exists():
+        _write_inputs(rng, folder)
+    given = _line(rng)
     os.chdir(folder)
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -16,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -104,9 +104,21 @@ def main() -> None:
             rows.append(
                 {"table": table, "row": name, "said": said, "seconds": took, "cpu": worked, "MiB": memory}
             )
+    show(rows, given.tables)
+    if given.csv:
+        with given.csv.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("table", "row", "sentence", "processor s", "clock s", "MiB"))
+            for row in rows:
+                figures = f"{row['cpu']:.2f}", f"{row['seconds']:.2f}", f"{row['MiB']:.0f}"
+                writer.writerow((row["table"], row["row"], row["said"], *figures))
+
+
+def show(rows: Sequence[dict[str, Any]], tables: Sequence[str]) -> None:
+    """Print how many rows are wrong, what is slow or large in each table, and each row that is so."""
     faults = [row for row in rows if row["said"].startswith("FAULT")]
     print(f"{len(rows)} rows, {len({row['said'] for row in rows})} sentences, {len(faults)} faults")
-    for table in given.tables:
+    for table in tables:
         part = [row for row in rows if row["table"] == table]
         slowest, largest = (max(part, key=lambda row: row[what]) for what in ("cpu", "MiB"))
         print(
@@ -117,13 +129,6 @@ def main() -> None:
         over = row["cpu"] > SECONDS or row["MiB"] > MEMORY
         if over or row in faults:
             print(f"  {row['table']}: {row['row']}: {row['cpu']:.2f} s, {row['MiB']:.0f} MiB: {row['said']}")
-    if given.csv:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("table", "row", "sentence", "processor s", "clock s", "MiB"))
-            for row in rows:
-                figures = f"{row['cpu']:.2f}", f"{row['seconds']:.2f}", f"{row['MiB']:.0f}"
-                writer.writerow((row["table"], row["row"], row["said"], *figures))
 
 
 if __name__ == "__main__":

@@ -221,9 +221,7 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
     if action == "add":
         session.add(plane, random_prompt(rng, rows, cols))
     elif action == "apply":
-        for request in session.requests():
-            mask = rng.random(session.volume.sides(request.plane)) > 0.5
-            session.apply(request, predicted(mask), final=bool(rng.integers(2)))
+        answer(session, rng)
     elif action == "remove":
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
@@ -243,17 +241,29 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
         if session.answered:
             session.edit_object(plane, at)
     elif action == "brush":
-        session.close_transaction()
-        before = labels[plane.key()].copy()
-        labels[plane.key()][drawn] = int(rng.integers(4))
-        edit = LabelEdit.between(plane, BoundingBox(0, 0, rows, cols), before, labels[plane.key()])
-        session.record_stroke([edit] if edit else [])
+        brush(session, labels[plane.key()], plane, drawn, int(rng.integers(4)))
     elif action in ("propagate", "seeds", "interpolate"):
         propagate(session, plane, rng, action)
     elif action == "objects":
         play_objects(session, rng)
     else:
         play_settings(session, action, plane, rng)
+
+
+def answer(session: Session, rng: np.random.Generator) -> None:
+    """Apply a mask for each request, as its last one or not."""
+    for request in session.requests():
+        mask = rng.random(session.volume.sides(request.plane)) > 0.5
+        session.apply(request, predicted(mask), final=bool(rng.integers(2)))
+
+
+def brush(session: Session, pixels: np.ndarray, plane: Plane, drawn: np.ndarray, label: int) -> None:
+    """A stroke on the labels, whose pixels on the plane these are."""
+    session.close_transaction()
+    before = pixels.copy()
+    pixels[drawn] = label
+    edit = LabelEdit.between(plane, BoundingBox.at((0, 0), pixels.shape), before, pixels)
+    session.record_stroke([edit] if edit else [])
 
 
 def play_settings(session: Session, action: str, plane: Plane, rng: np.random.Generator) -> None:

@@ -76,16 +76,24 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         _exit(str(error) or type(error).__name__, 2)
     except RuntimeError as error:
-        kinds = [kind.__name__ for kind in type(error).__mro__]
-        if "WorkerProcessEnded" in kinds:
-            _exit(str(error), 2)
-        if "OutOfMemoryError" in kinds or "can't allocate memory" in str(error):  # torch's, by device
-            _exit("not enough memory on the device; close other programs, or choose --device cpu", 2)
-        raise
+        sentence = _foreseen(error)
+        if not sentence:
+            raise
+        _exit(sentence, 2)
     except MemoryError as error:
         more = f" ({error})" if str(error) else ""
         _exit(f"not enough memory{more}; give a smaller part, or convert the image to OME-Zarr", 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _foreseen(error: RuntimeError) -> str:
+    """What is told of an error that needs no traceback; "" for all others."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "WorkerProcessEnded" in kinds:
+        return str(error)
+    if "OutOfMemoryError" in kinds or "can't allocate memory" in str(error):  # torch's, by device
+        return "not enough memory on the device; close other programs, or choose --device cpu"
+    return ""
 
 
 def _sentence(error: OSError) -> str:

@@ -111,18 +111,12 @@ def run_segment(
     started = time.perf_counter()
     if request.closer_look not in ("auto", "off"):
         raise ValueError(f"--closer-look must be auto or off; got {request.closer_look!r}")
-    volume = read_chosen(image, request.choice)
+    volume = _read(image, request.choice)
     _check_output(output, image, volume, request)
-    if is_nifti(image) and volume.ndim == 4:
-        raise ValueError(
-            f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel or --time, "
-            "counted from 0"
-        )
     objects = read_objects(request, volume)
     volume = volume.with_window()
-    for one in objects:
-        for plane in one.prompts:
-            check_plane(volume, plane)
+    for plane in (plane for one in objects for plane in one.prompts):
+        check_plane(volume, plane)
     existing = None if request.replace else existing_labels(output, volume, [one.label for one in objects])
     saved = _saved(request, volume, objects)
 
@@ -145,9 +139,7 @@ def run_segment(
                 labels.write_mask(plane, mask, label, corner)
                 filled += bool(mask.any())
                 voxels += int(np.count_nonzero(mask))
-    if request.save_prompts is not None:
-        made = [ObjectPrompts(one.label or 0, one.prompts, one.name) for one in objects]
-        save_prompts(request.save_prompts, volume, [*saved, *made])
+    _save(request, volume, saved, objects)
     return {
         "input": str(image),
         "output": str(output),
@@ -161,6 +153,27 @@ def run_segment(
         "notes": notes,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _save(
+    request: SegmentRequest,
+    volume: Volume,
+    saved: Sequence[ObjectPrompts],
+    objects: Sequence[SegmentedObject],
+) -> None:
+    if request.save_prompts is not None:
+        made = [ObjectPrompts(one.label or 0, one.prompts, one.name) for one in objects]
+        save_prompts(request.save_prompts, volume, [*saved, *made])
+
+
+def _read(image: Path, choice: Choice) -> Volume:
+    volume = read_chosen(image, choice)
+    if is_nifti(image) and volume.ndim == 4:
+        raise ValueError(
+            f"{image} has a fourth axis of {volume.shape[3]}; choose one with --channel or --time, "
+            "counted from 0"
+        )
+    return volume
 
 
 @contextmanager

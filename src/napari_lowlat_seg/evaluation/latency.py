@@ -174,15 +174,10 @@ def run_latency(
     RuntimeError
         If a busy loop does not start, or ends before the measurement does.
     """
-    if busy < 0:
-        raise ValueError(f"busy must be at least 0, got {busy}")
-    if min(size) < 1 or clicks < 1:
-        raise ValueError(f"size and clicks must be at least 1, got {size[0]} x {size[1]} and {clicks}")
+    _check(models, size, clicks, busy)
     check_folders(json, plot)
     if plot is not None:
         plotting()
-    if not models or len(set(models)) < len(models):
-        raise ValueError(f"expected different models, at least one; got {', '.join(models) or 'none'}")
     made = [load_segmenter(spec, device=device, closer_look=closer_look) for spec in models]
     embeds, costs = 3, []
     steps = len(made) * (embeds + 1 + clicks + WARM_UP + 1)
@@ -211,6 +206,15 @@ def run_latency(
     if show is not None:
         show(latency_table(report))
     return report
+
+
+def _check(models: Sequence[str], size: tuple[int, int], clicks: int, busy: int) -> None:
+    if busy < 0:
+        raise ValueError(f"busy must be at least 0, got {busy}")
+    if min(size) < 1 or clicks < 1:
+        raise ValueError(f"size and clicks must be at least 1, got {size[0]} x {size[1]} and {clicks}")
+    if not models or len(set(models)) < len(models):
+        raise ValueError(f"expected different models, at least one; got {', '.join(models) or 'none'}")
 
 
 @contextmanager

@@ -68,6 +68,13 @@ class Job:
         return None if self.source is None else self.source.identity
 
 
+_PREEMPTING = {
+    "predict": ("predict",),
+    "embed_ahead": ("predict", "preview", "embed", "candidates", "embed_ahead"),
+}
+"""By the kind of an embedding under way, for which kinds of jobs it may be abandoned, in their order."""
+
+
 def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typical: float) -> bool:
     """Whether an embedding under way is abandoned for the jobs that wait.
 
@@ -86,11 +93,7 @@ def should_yield(job: Job, waiting: Mapping[str, Job], ready: Set[Hashable], typ
     typical
         Seconds that an embedding takes; 0 if that is not known yet.
     """
-    preempting: tuple[str, ...] = ("predict", "preview", "embed", "embed_ahead")
-    if job.kind == "predict":
-        preempting = ("predict",)
-    elif job.kind == "embed_ahead":
-        preempting = (*preempting[:3], "candidates", "embed_ahead")
+    preempting = _PREEMPTING.get(job.kind, ("predict", "preview", "embed", "embed_ahead"))
     newest = next((waiting[kind] for kind in preempting if kind in waiting), None)
     if newest is None or newest.identity == job.identity:
         return False

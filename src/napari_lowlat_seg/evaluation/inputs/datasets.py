@@ -255,10 +255,13 @@ def _folder(root: Path, options: FolderOptions) -> list[Target]:
             inner = image.parent.relative_to(home / "images").as_posix()
             parts = [part for part in (home.name if home != root else "", inner) if part not in ("", ".")]
             group = "/".join(parts) or root.name
-            if options.sets and not any(group == name or group.endswith("/" + name) for name in options.sets):
-                continue
-            targets += _objects(image, mask, group, options)
+            if not options.sets or any(_is_set(group, name) for name in options.sets):
+                targets += _objects(image, mask, group, options)
     return targets
+
+
+def _is_set(group: str, name: str) -> bool:
+    return group == name or group.endswith("/" + name)
 
 
 def _objects(image: Path, mask: Path, group: str, options: FolderOptions) -> list[Target]:
@@ -291,7 +294,7 @@ def _for_set(value: PerSet, group: str) -> int | None:
     if not isinstance(value, Mapping):
         return value
     for name, chosen in value.items():
-        if group == name or group.endswith("/" + name):
+        if _is_set(group, name):
             return chosen
     return value.get("*")
 

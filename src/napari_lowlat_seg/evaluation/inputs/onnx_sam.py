@@ -129,18 +129,9 @@ class OnnxSam:
         self._input = inputs[0].name
         self._encoded = [output.name for output in self._encoder.get_outputs()]
         wanted = [i.name for i in self._decoder.get_inputs()]
-        lacking = [name for name in _POINT_INPUTS if name not in wanted]
-        if lacking:
-            raise ValueError(
-                f"expected the inputs {', '.join(_POINT_INPUTS)} in {decoder}, but {', '.join(lacking)} "
-                "cannot be found; export the decoder with SAM's export script"
-            )
-        self._features = self._matched([name for name in wanted if name not in _POINT_INPUTS], decoder)
         self._returned = [output.name for output in self._decoder.get_outputs()]
-        if "masks" not in self._returned or "iou_predictions" not in self._returned:
-            raise ValueError(
-                f"expected the outputs masks and iou_predictions in {decoder}, got {self._returned}"
-            )
+        _check_decoder(decoder, wanted, self._returned)
+        self._features = self._matched([name for name in wanted if name not in _POINT_INPUTS], decoder)
         self.feedback = feedback and "low_res_masks" in self._returned
         self._count: int | None = None
 
@@ -215,6 +206,17 @@ class OnnxSam:
                 f"{', '.join(self._encoded)}; use two files of one export"
             )
         return matched
+
+
+def _check_decoder(decoder: str | Path, wanted: Sequence[str], returned: Sequence[str]) -> None:
+    lacking = [name for name in _POINT_INPUTS if name not in wanted]
+    if lacking:
+        raise ValueError(
+            f"expected the inputs {', '.join(_POINT_INPUTS)} in {decoder}, but {', '.join(lacking)} "
+            "cannot be found; export the decoder with SAM's export script"
+        )
+    if "masks" not in returned or "iou_predictions" not in returned:
+        raise ValueError(f"expected the outputs masks and iou_predictions in {decoder}, got {returned}")
 
 
 def _session(path: Path, threads: int | None, device: str) -> Any:

@@ -268,18 +268,21 @@ class LabelLayer:
             for plane, part in piece.planes(self._axes, self._fixed, (rows, cols)):
                 on_planes.setdefault(plane, []).append(part)
         for plane, parts in on_planes.items():
-            top, left = (min(part.start[side] for part in parts) for side in (0, 1))
-            stop = (max(part.start[side] + part.where.shape[side] for part in parts) for side in (0, 1))
-            box = BoundingBox(top, left, *stop)
-            before = self.read(plane, box)
-            for part in reversed(parts):
-                part.put(part.old, before, (top, left))
-            after = before.copy()
-            for part in parts:
-                part.put(part.new, after, (top, left))
-            edit = LabelEdit.between(plane, box, before, after)
+            edit = self._edit_of(plane, parts)
             if edit is not None:
                 yield edit
+
+    def _edit_of(self, plane: Plane, parts: Sequence[Piece]) -> LabelEdit | None:
+        top, left = (min(part.start[side] for part in parts) for side in (0, 1))
+        stop = (max(part.start[side] + part.where.shape[side] for part in parts) for side in (0, 1))
+        box = BoundingBox(top, left, *stop)
+        before = self.read(plane, box)
+        for part in reversed(parts):
+            part.put(part.old, before, (top, left))
+        after = before.copy()
+        for part in parts:
+            part.put(part.new, after, (top, left))
+        return LabelEdit.between(plane, box, before, after)
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,11 @@ class Reading:
     live: bool = True
     astray: bool = False
 
+    @property
+    def untidy(self) -> bool:
+        """Whether it cannot stay as it is where the row is ours."""
+        return self.plane is None or self.astray
+
     def taken_from(self, missing: Mapping[tuple[Plane, Prompt], deque[int]]) -> int | None:
         """Remove what this row shows from `missing`; the first number, or None if it is not wanted.
 
@@ -291,10 +296,9 @@ class PromptTable:
                     )
                     sentences += [sentence] * bool(sentence)
                 readings[order[row]] = known
-                if known.plane is not None and known.live:
-                    entries[order[row]] = (known.plane, known.prompts)
-                self.untidy |= kind not in self.rulers and (known.plane is None or known.astray)
+                self.untidy |= kind not in self.rulers and known.untidy
             mark(rows, order, signed)
+        entries |= _entries(readings)
         self._readings, self.content = readings, by_plane(entries)
         return by_plane({n: entry for n, entry in entries.items() if n >= first_new}), sentences
 
@@ -320,6 +324,11 @@ class PromptTable:
         coords = drawing[1] if ruler is None else across(drawing[1], layer, ruler)
         reading, sentence = read((drawing[0], coords), positive, self.grid, axes, seen)
         return replace(reading, appearance=appearance, theirs=known is not None and known.theirs), sentence
+
+
+def _entries(readings: Mapping[int, Reading]) -> dict[int, tuple[Plane, tuple[Prompt, ...]]]:
+    """What rows say of the current object, by their numbers."""
+    return {n: (one.plane, one.prompts) for n, one in readings.items() if one.plane is not None and one.live}
 
 
 def _seen(layer: Any, vertices: np.ndarray, dims: Any, shown: Plane) -> Seen | None:
