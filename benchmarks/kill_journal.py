@@ -135,8 +135,9 @@ def everything_of(session: Session, labels: np.ndarray) -> dict[str, Any]:
     """All that a session holds, as plain values that can be compared; an open transaction is a step."""
     objects = session.contents.states.items()
     states = {(n, plane): state_of(state) for n, planes in objects for plane, state in planes.items()}
-    done = [*session.undo_stack.done, *([] if session.open_step is None else [session.open_step])]
-    undone = () if session.open_step is not None else session.undo_stack.undone  # whatever follows drops them
+    under_way = session._recorder.open_step
+    done = [*session.undo_stack.done, *([] if under_way is None else [under_way])]
+    undone = () if under_way is not None else session.undo_stack.undone  # whatever follows drops them
     return {
         "labels": labels.tobytes(),
         "states": states,

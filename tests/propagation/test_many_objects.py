@@ -8,7 +8,7 @@ import pytest
 from fakes import FakePrediction, FakePredictor
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import propagate, propagate_many
-from napari_lowlat_seg.propagation.seeds import seed_anchors
+from napari_lowlat_seg.propagation.seeds import object_anchors
 
 
 @pytest.fixture
@@ -21,20 +21,20 @@ def rods() -> Volume:
     return Volume(data)
 
 
-POINTS = [(2, 4, 4.4), (6, 14, 15), (6.4, 25, 24)]
+POINTS = {1: [(2, 4, 4.4)], 2: [(6, 14, 15)], 3: [(6.4, 25, 24)]}
 
 
 def test_every_point_becomes_an_object(rods: Volume) -> None:
     """Numbered from 1 in the order of the points, on the plane each lies in, embedded once."""
     predictor = FakePredictor()
-    anchors = seed_anchors(predictor, rods, POINTS)
+    anchors = object_anchors(predictor, rods, POINTS)
     assert {number: [p.position for p in found] for number, found in anchors.items()} == {
         1: [2],
         2: [6],
         3: [6],
     }
     assert len(predictor.embedded) == 2
-    for number, (z, row, col) in enumerate(POINTS, start=1):
+    for number, [(z, row, col)] in POINTS.items():
         ((plane, prediction),) = anchors[number].items()
         expected = rods.plane(plane) == rods.data[round(z), round(row), round(col)]
         np.testing.assert_array_equal(prediction.mask, expected)
@@ -42,7 +42,7 @@ def test_every_point_becomes_an_object(rods: Volume) -> None:
 
 def test_points_find_their_plane_along_any_axis(rods: Volume) -> None:
     """Row and column are the axes left over, in order."""
-    (anchors,) = seed_anchors(FakePredictor(), rods, [(2, 4, 3)], axis=1).values()
+    (anchors,) = object_anchors(FakePredictor(), rods, {1: [(2, 4, 3)]}, axis=1).values()
     ((plane, prediction),) = anchors.items()
     assert plane == Plane((None, 4, None))
     np.testing.assert_array_equal(prediction.mask, rods.plane(plane) == 80)
@@ -52,7 +52,7 @@ def test_many_objects_are_propagated_as_each_alone(rods: Volume) -> None:
     """Same planes, same bytes, same confidence, but far fewer embeddings."""
     planes = rods.planes()
     predictor = FakePredictor()
-    anchors = seed_anchors(predictor, rods, POINTS)
+    anchors = object_anchors(predictor, rods, POINTS)
     anchors[1][planes[9]] = FakePrediction((rods.plane(planes[9]) == 80).astype(np.float32))
     predictor.embedded.clear()
     together: dict[int, list[tuple[Plane, bytes, float, bool]]] = {number: [] for number in anchors}
@@ -74,7 +74,7 @@ def test_many_objects_are_propagated_as_each_alone(rods: Volume) -> None:
 
 def test_propagation_of_many_can_be_cancelled(rods: Volume) -> None:
     """What was found before stays."""
-    anchors = seed_anchors(FakePredictor(), rods, POINTS)
+    anchors = object_anchors(FakePredictor(), rods, POINTS)
     found: list[int] = []
     propagated = propagate_many(
         FakePredictor(), rods, anchors, rods.planes(), cancelled=lambda: len(found) >= 3
@@ -88,4 +88,4 @@ def test_propagation_of_many_can_be_cancelled(rods: Volume) -> None:
 def test_a_seed_outside_the_volume_is_refused(rods: Volume, point: tuple[float, ...]) -> None:
     """So is one with too few coordinates."""
     with pytest.raises(ValueError, match=r"needs 3 coordinates inside a volume of \(12, 30, 30\); got \("):
-        seed_anchors(FakePredictor(), rods, [point])
+        object_anchors(FakePredictor(), rods, {1: [point]})

@@ -11,10 +11,6 @@ from collections import deque
 from collections.abc import Callable
 
 
-def _at_once() -> bool:
-    return True
-
-
 class ActionQueue:
     """Does actions at once or, behind one that has to wait, later and in order. Use it from one thread."""
 
@@ -25,7 +21,7 @@ class ActionQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def do(self, action: Callable[[], object], ready: Callable[[], bool] = _at_once) -> bool:
+    def do(self, action: Callable[[], object], ready: Callable[[], bool] = lambda: True) -> bool:
         """Do an action as soon as it and all before it are ready; False if that is later.
 
         Parameters

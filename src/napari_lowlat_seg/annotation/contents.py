@@ -85,13 +85,10 @@ class Contents:
         """A number that no object has had."""
         return next(self._numbers)
 
-    def new_ticket(self) -> int:
-        """A ticket that no state has had, so that predictions for earlier states are stale."""
-        return next(self._tickets)
-
     def change(self, number: int, plane: Plane, state: PlaneState) -> tuple[Key, PlaneState, PlaneState]:
         """A change of a state, for a `Step`: the key, the state before, and the new one with a new ticket."""
-        return (number, plane), self.state(number, plane), replace(state, ticket=self.new_ticket())
+        # A ticket that no state has had: predictions for earlier states are stale.
+        return (number, plane), self.state(number, plane), replace(state, ticket=next(self._tickets))
 
     # Changes
 

@@ -326,11 +326,6 @@ class Session:
         """Whether there is a step to redo."""
         return bool(self.undo_stack.undone)
 
-    @property
-    def open_step(self) -> Step | None:
-        """What the open transaction has changed so far; None if that is nothing, or none is open."""
-        return self._recorder.open_step
-
     # Changes by the user
 
     def add(self, plane: Plane, prompt: Prompt) -> None:

@@ -152,7 +152,9 @@ def run_quality(
         show=show,
     )
     if plot is not None:
-        _save_plots(report, Path(plot))
+        save_plot(report, path := Path(plot))
+        if report["calibration"]:
+            save_calibration_plot(report, path.with_stem(f"{path.stem}-calibration"))
     if gallery is not None and report["complete"]:
         found = find_worst(report["curves"], settings.dataset, worst)
         _draw_gallery(found, settings, targets, first, Path(gallery))
@@ -178,12 +180,6 @@ def _check(
         raise ValueError(f"the gallery is a folder of pictures, and {gallery} is a file; take another name")
     if plot is not None:
         plotting()
-
-
-def _save_plots(report: Mapping[str, Any], path: Path) -> None:
-    save_plot(report, path)
-    if report["calibration"]:
-        save_calibration_plot(report, path.with_stem(f"{path.stem}-calibration"))
 
 
 def _draw_gallery(

@@ -90,7 +90,7 @@ class TorchBackend:
         # Apple's device cannot resize with antialiasing: only CUDA resizes images itself.
         self._resizing = runtime if runtime.on_cuda else Runtime()
         self._pad = self._resizing.tensor(np.array(network.pad))
-        self._check: Callable[[], object] = _nothing
+        self._check: Callable[[], object] = lambda: None
         self.encode: Step = self.network.encode  # OpenVINO may replace both steps
         self.click: Step = self._clicked
         if runtime.openvino:
@@ -277,10 +277,6 @@ class TorchBackend:
             cover = self.runtime.upload(dense)
             prior = torch.maximum(prior, cover) if region.positive else torch.minimum(prior, 1 - cover)
         return prior
-
-
-def _nothing() -> None:
-    """Does nothing: a run that cannot be cancelled."""
 
 
 def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:

@@ -9,34 +9,6 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, embed_plane
 
 
-def seed_anchors(
-    predictor: MaskPredictor[M],
-    volume: Volume,
-    points: Sequence[Sequence[float]],
-    axis: int = 0,
-) -> dict[int, dict[Plane, M]]:
-    """Every point as an object of its own: its number, from 1, and the prediction on the point's plane.
-
-    Parameters
-    ----------
-    predictor
-        A model that predicts masks on planes.
-    volume
-        The image.
-    points
-        One number per spatial axis of the volume, pixel centres on integers.
-    axis
-        Along which the objects will be propagated.
-
-    Raises
-    ------
-    ValueError
-        For a point with another number of coordinates, or outside the volume.
-    """
-    objects = {number: (point,) for number, point in enumerate(points, start=1)}
-    return object_anchors(predictor, volume, objects, axis)
-
-
 def object_anchors(
     predictor: MaskPredictor[M],
     volume: Volume,
@@ -45,8 +17,18 @@ def object_anchors(
 ) -> dict[int, dict[Plane, M]]:
     """The predictions of objects on the planes of their points, one for all points of an object on a plane.
 
-    `objects` maps the number of an object to its points. Other parameters and errors are those of
-    `seed_anchors`.
+    Parameters
+    ----------
+    objects
+        By the number of an object its points: one number per spatial axis of the volume, pixel centres on
+        integers.
+    axis
+        Along which the objects will be propagated.
+
+    Raises
+    ------
+    ValueError
+        For a point with another number of coordinates, or outside the volume.
     """
     anchors: dict[int, dict[Plane, M]] = {}
     for plane, of_objects in object_clicks(volume, objects, axis).items():

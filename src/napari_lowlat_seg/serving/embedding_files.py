@@ -58,7 +58,8 @@ def pack(embedding: Embedding) -> PackedEmbedding:
     """An embedding in half precision; a feature with values beyond its range keeps its type."""
     features, layouts = [], []
     for feature in embedding.features:
-        last = feature.ndim == 4 and not feature.is_contiguous() and _is_channels_last(feature)
+        last = feature.ndim == 4 and not feature.is_contiguous()
+        last = last and feature.is_contiguous(memory_format=torch.channels_last)
         layouts.append(str(feature.dtype).removeprefix("torch.") + (" last" if last else ""))
         fits = feature.is_floating_point() and float(feature.abs().amax()) <= _LARGEST_HALF
         features.append(feature.to("cpu", torch.float16 if fits else feature.dtype).contiguous())
@@ -172,10 +173,6 @@ def _restored(feature: Tensor, layout: str, device: str) -> Tensor:
     name, _, last = layout.partition(" ")
     memory_format = torch.channels_last if last else torch.contiguous_format
     return feature.to(device, getattr(torch, name), memory_format=memory_format)
-
-
-def _is_channels_last(feature: Tensor) -> bool:
-    return feature.is_contiguous(memory_format=torch.channels_last)
 
 
 def _encoded(identity: str, packed: PackedEmbedding) -> bytes:

@@ -93,6 +93,13 @@ class WorkerProcess:
     remote
         Whether what it writes to standard error says why it ended, as ssh does.
 
+    Attributes
+    ----------
+    killed
+        Whether `kill` has ended it.
+    misbehaved
+        Whether it was ended because of what it has sent; another one would do the same.
+
     Raises
     ------
     RuntimeError
@@ -129,7 +136,7 @@ class WorkerProcess:
         self._numbers = itertools.count(1)
         self._replies = _Mailbox()
         self._sending = threading.Lock()
-        self._killed = self._misbehaved = False
+        self.killed = self.misbehaved = False
         self._greeted = False
         self._why = ""
         self._said: deque[str] = deque(maxlen=5)
@@ -142,26 +149,16 @@ class WorkerProcess:
     @property
     def ended(self) -> bool:
         """Whether the interpreter has ended or was killed."""
-        return self._killed or self._process.poll() is not None
-
-    @property
-    def killed(self) -> bool:
-        """Whether `kill` has ended it."""
-        return self._killed
-
-    @property
-    def misbehaved(self) -> bool:
-        """Whether it was ended because of what it has sent; another one would do the same."""
-        return self._misbehaved
+        return self.killed or self._process.poll() is not None
 
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
-        self._killed = True
+        self.killed = True
         self._process.kill()
 
     def reject(self, why: str) -> NoReturn:
         """End a child that misbehaves, and raise WorkerProcessEnded with the reason."""
-        self._misbehaved = True
+        self.misbehaved = True
         self._end(why)
         raise self._dead()
 
@@ -295,10 +292,10 @@ class WorkerProcess:
                     while (message := read(stream, MOST_REPLY)) is not None:
                         self._replies.put(message)
         except ProtocolError as error:
-            self._misbehaved = True
+            self.misbehaved = True
             self._why = self._why or f"was ended, because {error}"
         finally:
-            if self._misbehaved:
+            if self.misbehaved:
                 self._process.kill()
             try:  # ssh has an exit status to give after its output has ended
                 status = self._process.wait(ENDING_SECONDS)

@@ -27,7 +27,6 @@ from napari_lowlat_seg.annotation.journal.frames import FORMAT, MAGIC, SUFFIX, V
 from napari_lowlat_seg.annotation.journal.mirror import Mirror
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.atomic_file import atomic_file
-from napari_lowlat_seg.core.labels import LabelStore
 
 QUEUE = 20_000
 """Events that may wait for the disk; beyond that the journal gives up."""
@@ -130,14 +129,12 @@ class Journal:
                 "labels, and open the image again to begin a new one"
             )
             return
-        if event.kind == "writing" and event.store is not None and self._on_disk(event.store):
+        writing = event.store if event.kind == "writing" else None
+        if writing is not None and self._mirror.about(writing).place is not None:  # on disk
             noted = _Task(lambda: None, quick=True)
             with suppress(queue.Full):
                 self._queue.put(noted, wake=True)
                 noted.done.wait(HANDOVER_SECONDS)
-
-    def _on_disk(self, store: LabelStore) -> bool:
-        return self._mirror.about(store).place is not None
 
     def flush(self) -> bool:
         """Wait until all changes so far are safe on disk; False if the disk refused them."""

@@ -141,13 +141,11 @@ class ObjectTable:
         progressing = set(session.accepting) | ({session.label} if session.begun else set())
         keys = self._dirty | self.counts.changed | (progressing ^ self._progressing)
         if self._all_dirty:
-            keys |= {*self._rows, *self.counts.labels, *progressing, *self._proposals()}
+            proposals = {-n for n, one in session.contents.records.items() if one.score is not None}
+            keys |= {*self._rows, *self.counts.labels, *progressing, *proposals}
         self._progressing, self._dirty, self._all_dirty = progressing, set(), False
         self.counts.changed.clear()
         return keys
-
-    def _proposals(self) -> set[int]:
-        return {-n for n, record in self._session.contents.records.items() if record.score is not None}
 
     def _row(self, key: int) -> Row | None:
         if key < 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,14 @@ def draw_tiles(
         if sample.image is not image:
             image, embeddings = sample.image, {}
         tiles = []
-        for rank, curve in _ranks(worst, sample.name):
+        ranked = (enumerate(part, 1) for part in worst.values())
+        for rank, curve in ((n, one) for n, one in chain(*ranked) if one.object == sample.name):
             model = named[curve.model]
             if curve.model not in embeddings:
                 embeddings[curve.model] = model.embed(image)
             tile = draw_tile(model, embeddings[curve.model], sample, curve, rank, first)
             tiles.append(((curve.model, curve.object), tile))
         yield tiles
-
-
-def _ranks(worst: Worst, name: str) -> list[tuple[int, Curve]]:
-    """The rank of an object, from 1, and its curve, for each model that it is one of the worst objects of."""
-    return [
-        (rank, curve) for part in worst.values() for rank, curve in enumerate(part, 1) if curve.object == name
-    ]
 
 
 def draw_tile(

@@ -78,17 +78,12 @@ def middle_rows(truth: np.ndarray) -> np.ndarray:
     return truth[THICK // 2 : len(truth) // THICK * THICK : THICK]
 
 
-def unchanged(pixels: np.ndarray) -> np.ndarray:
-    """Return the same array."""
-    return pixels
-
-
 @dataclass(frozen=True)
 class Perturbation:
     """A change of the image, the same change of the truth, and the (row, col) spacing afterwards."""
 
     image: Callable[[np.ndarray], np.ndarray]
-    truth: Callable[[np.ndarray], np.ndarray] = unchanged
+    truth: Callable[[np.ndarray], np.ndarray] = np.asarray
     spacing: tuple[float, float] = (1.0, 1.0)
 
 

@@ -89,10 +89,6 @@ def _of_id(values: np.ndarray, label: int) -> np.ndarray:
     return truth
 
 
-def _read_values(path: Path, ignore: int | None) -> np.ndarray:
-    return read_mask(path)
-
-
 def _read_ids(path: Path, ignore: int | None) -> np.ndarray:
     """(H, W) int64 ids, -1 where they are to be ignored."""
     ids = read_mask(path).astype(np.int64)
@@ -116,21 +112,17 @@ def _read_mitochondria(path: Path, ignore: int | None = None) -> np.ndarray:
     return parts
 
 
-def _read_layers(path: Path, ignore: int | None) -> np.ndarray:
-    return coco_lvis.read_layers(path)
-
-
 def _packed(layers: np.ndarray, label: int) -> np.ndarray:
     layer, value = divmod(label, coco_lvis.LAYER)
     return np.asarray(layers[layer] == value, np.int8)
 
 
 RULES: dict[str, Rule] = {
-    "nonzero": Rule(_read_values, _nonzero),
-    "first channel": Rule(_read_values, _first_channel),
-    "trimap": Rule(_read_values, _trimap),
+    "nonzero": Rule(lambda path, _: read_mask(path), _nonzero),
+    "first channel": Rule(lambda path, _: read_mask(path), _first_channel),
+    "trimap": Rule(lambda path, _: read_mask(path), _trimap),
     "id": Rule(_read_ids, _of_id),
     "part": Rule(_read_parts, _of_id),
     "mitochondrion": Rule(_read_mitochondria, _of_id),
-    "packed": Rule(_read_layers, _packed),
+    "packed": Rule(lambda path, _: coco_lvis.read_layers(path), _packed),
 }

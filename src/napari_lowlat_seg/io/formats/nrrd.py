@@ -46,12 +46,8 @@ _TYPES = {
 """Names of types, by their code in numpy."""
 
 
-def _gzip(file: Any) -> gzip.GzipFile:
-    return gzip.GzipFile(fileobj=file)
-
-
 _UNPACKERS: dict[str, tuple[Callable[[Any], Any], float]] = {
-    **dict.fromkeys(("gzip", "gz"), (_gzip, DEFLATED)),
+    **dict.fromkeys(("gzip", "gz"), (lambda file: gzip.GzipFile(fileobj=file), DEFLATED)),
     **dict.fromkeys(("bzip2", "bz2"), (bz2.BZ2File, math.inf)),
 }
 """By encoding, what opens the pixels, and how many bytes one can unpack to."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,7 +131,7 @@ class SessionFiles:
         def saved(failed: Exception | None) -> None:
             self._say(f"session saved as {path.name}" if failed is None else sentence(failed), failed)
 
-        self._worker.run(lambda: _failure(lambda: journal.save(path)), saved)
+        self._worker.run(lambda: tried(partial(journal.save, path)), saved)
 
     def open(self, path: Path) -> None:
         """Go on with a session that was saved, or with a journal, in place of this one."""
@@ -365,10 +364,14 @@ def _search(volume: Volume) -> tuple[list[JournalInfo], str]:
         journals = list_journals(folder, volume)
     except (OSError, ValueError):  # pixels that cannot be read are said where they are shown
         return [], ""
+
+    def stand_in(about: AboutLabels) -> LabelStore:  # nothing is written to them
+        return ArrayLabels(np.broadcast_to(np.zeros((), about.dtype), volume.shape))
+
     good, text = [], ""
     for info in journals:
         if not (info.in_use or text):
-            found = tried(partial(read_session, info.path, volume, _stand_in(volume)))
+            found = tried(partial(read_session, info.path, volume, stand_in))
             if isinstance(found, Exception):
                 continue  # it stays in the list of `lowlat-seg sessions list`
             day = time.strftime("%d %b %H:%M", time.localtime(info.changed))
@@ -377,18 +380,8 @@ def _search(volume: Volume) -> tuple[list[JournalInfo], str]:
     return good, text
 
 
-def _stand_in(volume: Volume) -> Callable[[AboutLabels], LabelStore]:
-    """Labels that nothing is written to, for a look at what is in a session."""
-    return lambda about: ArrayLabels(np.broadcast_to(np.zeros((), about.dtype), volume.shape))
-
-
 def _contents(found: FoundSession) -> str:
     mirror = found.mirror
     objects = sum(bool(record.written) for record in mirror.contents.records.values())
     steps = len(mirror.undo_stack.done)
     return f"{objects} object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"
-
-
-def _failure(work: Callable[[], object]) -> Exception | None:
-    failed = tried(work)
-    return failed if isinstance(failed, Exception) else None

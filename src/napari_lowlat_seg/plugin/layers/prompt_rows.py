@@ -7,9 +7,10 @@ colour vision.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from napari.layers import Points, Shapes
@@ -36,43 +37,54 @@ SELECTING = ("select", "direct", "vertex_insert", "vertex_remove")
 Drawing = tuple[str, np.ndarray]
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """The rows of one layer, top to bottom."""
 
-    layer: Any
+    colours: str
+    """The layer's property that has the colour of each row."""
 
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def drawings(self) -> list[Drawing]:
         """What each row is: "point" or napari's name of the shape, and (N, ndim) vertices in layer data."""
-        ...
 
+    @abstractmethod
     def append(self, drawings: Sequence[Drawing]) -> None:
         """More rows, at the end: kind and vertices of each."""
-        ...
 
     def dress(self, positive: np.ndarray) -> None:
         """Show the sign of every row, (N,) bool."""
-        ...
+        if len(positive):
+            colours = transform_color([POSITIVE_COLOR if sign else NEGATIVE_COLOR for sign in positive])
+            if not np.array_equal(colours, getattr(self.layer, self.colours)):
+                setattr(self.layer, self.colours, colours)
+            self._mark([bool(sign) for sign in positive], colours)
 
+    @abstractmethod
+    def _mark(self, positive: list[bool], colours: np.ndarray) -> None:
+        """Show it by a mark as well."""
+
+    @abstractmethod
     def arm(self, positive: bool) -> None:
         """Let the next row that the user draws look like its sign from the first moment."""
-        ...
 
+    @abstractmethod
     def fit(self, zoom: float, shown: Sequence[int]) -> None:
         """Keep the size on the screen; `zoom` canvas pixels per unit of world, `shown` layer axes in view."""
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - of most layers nothing was borrowed
         """Give back what was borrowed of the layer."""
-        ...
 
 
-class PointRows:
+class PointRows(Rows):
     """A Points layer."""
 
-    def __init__(self, layer: Points) -> None:
-        self.layer = layer
+    colours = "face_color"
 
     def __len__(self) -> int:
         return len(self.layer.data)
@@ -83,13 +95,8 @@ class PointRows:
     def append(self, drawings: Sequence[Drawing]) -> None:
         self.layer.add(np.concatenate([vertices for _, vertices in drawings]))
 
-    def dress(self, positive: np.ndarray) -> None:
-        if not len(positive):
-            return
-        colors = transform_color(_colors(positive))
-        if not np.array_equal(colors, self.layer.face_color):
-            self.layer.face_color = colors
-        symbols = [SYMBOLS[bool(sign)] for sign in positive]
+    def _mark(self, positive: list[bool], colours: np.ndarray) -> None:
+        symbols = [SYMBOLS[sign] for sign in positive]
         if symbols != [str(symbol) for symbol in self.layer.symbol]:
             self.layer.symbol = symbols
 
@@ -106,15 +113,14 @@ class PointRows:
             self.layer.current_size = size
         self.layer.size = size
 
-    def close(self) -> None:
-        """Nothing was borrowed."""
 
-
-class ShapeRows:
+class ShapeRows(Rows):
     """A Shapes layer."""
 
-    def __init__(self, layer: Shapes) -> None:
-        self.layer = layer
+    colours = "edge_color"
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
         self._borrowed = ExitStack()
         # Drawing the thumbnail takes napari 2 ms a shape, at every edit and every step to another plane.
         self._borrowed.enter_context(layer.block_thumbnail_update())
@@ -128,15 +134,10 @@ class ShapeRows:
     def append(self, drawings: Sequence[Drawing]) -> None:
         self.layer.add([vertices for _, vertices in drawings], shape_type=[kind for kind, _ in drawings])
 
-    def dress(self, positive: np.ndarray) -> None:
-        if not len(positive):
-            return
-        colors = transform_color(_colors(positive))
-        if not np.array_equal(colors, self.layer.edge_color):
-            self.layer.edge_color = colors
-        words = [SIGNS[bool(sign)] for sign in positive]
+    def _mark(self, positive: list[bool], colours: np.ndarray) -> None:
+        words = [SIGNS[sign] for sign in positive]
         if words != [str(word) for word in np.atleast_1d(self.layer.text.values)]:
-            self.layer.text = {"string": words, "color": colors, "size": 14, "anchor": "upper_left"}
+            self.layer.text = {"string": words, "color": colours, "size": 14, "anchor": "upper_left"}
 
     def arm(self, positive: bool) -> None:
         with self.layer.block_update_properties():
@@ -160,10 +161,7 @@ class ShapeRows:
 def point_rows(grid: Grid) -> PointRows:
     """A new, empty Points layer for clicks that the user cannot delete by accident."""
     layer = Points(
-        ndim=grid.ndim,
-        name=f"{grid.layer.name} [lowlat] clicks",
-        **grid.place,
-        features={"polarity": np.empty(0, object), "order": np.empty(0, np.int64)},
+        **_of(grid, "clicks"),
         symbol=SYMBOLS[True],
         face_color=POSITIVE_COLOR,
         border_color="white",
@@ -178,17 +176,15 @@ def point_rows(grid: Grid) -> PointRows:
 
 def shape_rows(grid: Grid) -> ShapeRows:
     """A new, empty Shapes layer for strokes, boxes and outlines that the user cannot delete by accident."""
-    layer = Shapes(
-        ndim=grid.ndim,
-        name=f"{grid.layer.name} [lowlat] strokes",
-        **grid.place,
-        features={"polarity": np.empty(0, object), "order": np.empty(0, np.int64)},
-        edge_color=POSITIVE_COLOR,
-        face_color="transparent",
-        opacity=1,
-    )
+    layer = Shapes(**_of(grid, "strokes"), edge_color=POSITIVE_COLOR, face_color="transparent", opacity=1)
     layer.locked = True
     return ShapeRows(layer)
+
+
+def _of(grid: Grid, name: str) -> dict[str, Any]:
+    """What all layers of prompts have: place, name, and a table with the columns of ours."""
+    table = {"polarity": np.empty(0, object), "order": np.empty(0, np.int64)}
+    return {"ndim": grid.ndim, "name": f"{grid.layer.name} [lowlat] {name}", **grid.place, "features": table}
 
 
 def numbers(rows: Rows) -> list[int]:
@@ -279,10 +275,6 @@ def _lengths(layer: Any, shown: Sequence[int]) -> np.ndarray:
 def _mean(lengths: np.ndarray) -> float:
     """The geometric mean: a line is then as much too wide along one axis as too narrow along the other."""
     return float(np.sqrt(np.prod(lengths)))
-
-
-def _colors(positive: np.ndarray) -> list[str]:
-    return [POSITIVE_COLOR if sign else NEGATIVE_COLOR for sign in positive]
 
 
 def across(coords: np.ndarray, source: Any, target: Any) -> np.ndarray:

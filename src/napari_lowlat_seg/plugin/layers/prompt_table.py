@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,12 +148,8 @@ def joined(first: Prompted, then: Prompted) -> Prompted:
     both = dict(first)
     for plane, prompts in then.items():
         there = both.get(plane, ())
-        both[plane] = (*there, *_without(prompts, there))
+        both[plane] = (*there, *(prompt for prompt in prompts if prompt not in there))
     return both
-
-
-def _without(prompts: Iterable[Prompt], known: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
-    return tuple(prompt for prompt in prompts if prompt not in known)
 
 
 class PromptTable:

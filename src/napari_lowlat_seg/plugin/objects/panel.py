@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,19 @@ class ObjectPanel(QWidget):
                 menu.addSeparator()
             # Its key is only said here: a shortcut of the menu would act wherever the focus is.
             entry = menu.addAction(f"{action.title}\t{action.key}")
-            entry.triggered.connect(partial(self._chosen, action.name))
+            entry.triggered.connect(lambda *_, name=action.name: self.act(name))
         menu.addSeparator()
+        classes, table = "List of classes: name, colour", "Export all objects"
         for title, slot in (
-            ("Load a list of classes…", self._ask_classes),
-            ("Allow any class", lambda: self.classes_chosen.emit(None)),
-            ("Export as CSV…", self._ask_export),
+            (
+                "Load a list of classes…",
+                partial(ask_for_file, self, classes, TABLES, self.classes_chosen.emit),
+            ),
+            ("Allow any class", partial(self.classes_chosen.emit, None)),
+            ("Export as CSV…", partial(ask_for_file, self, table, TABLES, self.exported.emit, "objects.csv")),
             ("Count again", self.recounted.emit),
         ):
-            menu.addAction(title).triggered.connect(partial(_called, slot))
+            menu.addAction(title).triggered.connect(lambda *_, slot=slot: slot())
         return menu
 
     # What is shown
@@ -227,9 +231,6 @@ class ObjectPanel(QWidget):
         self.show_count(self._counting)
         self.chosen.emit(self.view.chosen())
 
-    def _chosen(self, name: str, *_: object) -> None:
-        self.act(name)
-
     def _double_clicked(self, index: QModelIndex) -> None:
         if index.column() not in (NAME, CLASS):
             self.act("go_to")
@@ -243,16 +244,6 @@ class ObjectPanel(QWidget):
         with self.view.keeping_choice():
             self.model.filter(self.words.text(), self.state.currentData())
         self.show_count(self._counting)
-
-    def _ask_classes(self) -> None:
-        ask_for_file(self, "List of classes: name, colour", TABLES, self.classes_chosen.emit)
-
-    def _ask_export(self) -> None:
-        ask_for_file(self, "Export all objects", TABLES, self.exported.emit, "objects.csv")
-
-
-def _called(slot: Callable[[], object], *_: object) -> None:
-    slot()
 
 
 class ObjectView(QTableView):

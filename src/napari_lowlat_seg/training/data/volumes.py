@@ -249,14 +249,12 @@ def _bodies(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def _rotation(rng: np.random.Generator) -> np.ndarray:
-    q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    return q.astype(np.float32)
-
-
 def _centred(rng: np.random.Generator, at: np.ndarray, centre: np.ndarray, plain: bool = False) -> np.ndarray:
     moved = at - centre[:, None, None, None].astype(np.float32)
-    return moved if plain else np.tensordot(_rotation(rng), moved, 1)
+    if plain:
+        return moved
+    rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    return np.tensordot(rotation.astype(np.float32), moved, 1)
 
 
 def _ellipsoid(rng: np.random.Generator, at: np.ndarray, centre: np.ndarray, size: float) -> np.ndarray:
