@@ -202,7 +202,7 @@ class Accepting:
         return replace(step, edits=tuple(edits)) if step.edits else step
 
     def report(self, number: int, step: Step, error: str = "") -> None:
-        """Tell what became of an object: the step that has written it, or why that could not be."""
+        """Tell what became of an object: `step` has written it, or `error` says why that could not be."""
         record, refused = self._contents.records[number], self._refused
         missing = {
             plane: refused[before.ticket]

@@ -118,6 +118,6 @@ class Contents:
         self.undo_stack.amend(steps)
 
     def predicted(self, key: Key, old: PlaneState, new: PlaneState) -> None:
-        """Put a state with its prediction in the place of the one that waited for it, in all steps too."""
+        """Put the state `new` with its prediction in the place of `old`, in all steps too."""
         self.put([(key, new)])
         self.undo_stack.replace(old, new)

@@ -65,7 +65,7 @@ class KnownMasks:
 
 
 def masks_along(session: Session, plane: Plane, *, whole: bool) -> KnownMasks:
-    """The masks of the current object on a plane, or on all planes of the stack that it lies in."""
+    """The masks of the current object on a plane, or with `whole` on all planes of its stack."""
     planes = stack_of(session.volume, plane) if whole else (plane,)
     here = set(session.states()).intersection(planes) if whole else {plane}
     patches = {one: session.patch(one) for one in sorted(here, key=lambda one: one.position)}

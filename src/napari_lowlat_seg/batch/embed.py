@@ -37,6 +37,15 @@ def embed_planes(
     """For each plane in turn its key if it had to be embedded, None if it was there. Reads each plane once.
 
     A plane without a finite pixel cannot be embedded and counts as there.
+
+    Parameters
+    ----------
+    volume
+        As a viewer shows it, with the intensity window to embed with.
+    planes
+        Of that volume.
+    cache
+        Gets the embeddings.
     """
     for plane in planes:
         pixels, spacing = volume.plane(plane), volume.plane_spacing(plane)

@@ -178,8 +178,14 @@ def write_measurements(
 
     Columns: label, name, axis-0, axis-1, ... (the centroid in voxels, as a viewer shows them), centroid-z,
     centroid-y, ... (in the world), unit, voxels, volume, surface (of a 2-D image area, perimeter), planes,
-    first-0, ..., last-0, ... (the bounding box in voxels), mean, std. Then columns of texts by label, if some
-    are `said`.
+    first-0, ..., last-0, ... (the bounding box in voxels), mean, std.
+
+    Parameters
+    ----------
+    geometry
+        Of the labels; names and units of its axes.
+    said
+        By heading, further columns of texts by label.
     """
     names = [axis.name for axis in geometry.world]
     flat = sum(axis.kind == "space" for axis in geometry.world) == 2

@@ -217,7 +217,10 @@ class PostProcessing:
 
 
 def postprocess(soft_mask: SoftMask, settings: PostProcessing, prompts: Iterable[Prompt] = ()) -> np.ndarray:
-    """The (rows, cols) bool mask of a soft mask; a drawn mask is taken as it is."""
+    """The (rows, cols) bool mask of a soft mask; a drawn mask is taken as it is.
+
+    Parameters as of `postprocess_patch`.
+    """
     return postprocess_patch(soft_mask, settings, prompts).on(soft_mask.shape)
 
 
@@ -226,6 +229,8 @@ def postprocess_patch(soft_mask: SoftMask, settings: PostProcessing, prompts: It
 
     Parameters
     ----------
+    settings
+        The threshold, and what is done to the mask then; nothing of it to a drawn one.
     prompts
         Those of the plane, for `settings.prompted`.
     """

@@ -61,6 +61,11 @@ def swept(segments: np.ndarray, radius: float, shape: tuple[int, int]) -> tuple[
         0 or more, in pixels; the edge is part of the disk.
     shape
         Rows and columns of the grid; what lies outside is left out.
+
+    Raises
+    ------
+    ValueError
+        For a radius below 0.
     """
     if radius < 0:
         raise ValueError(f"a disk needs a radius of 0 or more pixels; got {radius}")
@@ -158,7 +163,17 @@ def filled(points: np.ndarray, size: int, otherwise: np.ndarray) -> Patch:
 
 
 def overlap(start: int, stop: int, crop: int, scale: float, content: int) -> tuple[int, np.ndarray]:
-    """Network pixels that show plane pixels start..stop-1: the first, and their edges relative to `start`."""
+    """Network pixels that show plane pixels start..stop-1: the first, and their edges relative to `start`.
+
+    Parameters
+    ----------
+    crop
+        First pixel of the frame's crop along this axis.
+    scale
+        Network pixels per plane pixel.
+    content
+        Network pixels that show the crop; what lies beyond them is padding.
+    """
     first = min(max(math.floor((start - crop) * scale), 0), content)
     last = min(max(math.ceil((stop - crop) * scale), first), content)
     return first, np.arange(first, last + 1) / scale + crop - start

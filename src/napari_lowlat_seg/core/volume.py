@@ -325,7 +325,7 @@ class Volume:
         return len(self.shape)
 
     def plane(self, plane: Plane) -> np.ndarray:
-        """The pixels of one plane, in the data's type: (rows, cols), or (rows, cols, 3) of an RGB image."""
+        """The pixels of a plane, (rows, cols) or (rows, cols, 3) of RGB; ValueError for one outside."""
         fits = len(plane.index) == self.ndim and all(
             i is None or i < n for i, n in zip(plane.index, self.shape)
         )

@@ -292,7 +292,7 @@ class _ClickSequence:
 
 
 def predictions(model: Segmenter, embedding: Any, prompts: Sequence[Prompt], previous: Any) -> Iterator[Any]:
-    """Yield a model's predictions, the quicker first; most models make one."""
+    """Yield a model's predictions, the quicker first; most models make one. Arguments as of `predict`."""
     several = getattr(model, "answers", None)
     if several is None:
         yield model.predict(embedding, prompts, previous)

@@ -302,7 +302,14 @@ def label_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (rows, cols) uint32 from 1, and float32 scores: each keeps the pixels that none before it has.
 
-    A mask to which less than the share `own` is left is dropped; there is no gap in the numbers.
+    Parameters
+    ----------
+    proposals
+        The best one first.
+    shape
+        Rows and columns of the plane.
+    own
+        A mask to which less than this share of it is left is dropped; there is no gap in the numbers.
     """
     labels = np.zeros(shape, np.uint32)
     scores: list[float] = []

@@ -80,7 +80,10 @@ class Prediction:
         look: Embedding | None = None,
         edges: tuple[Embedding, ...] = (),
     ) -> Prediction:
-        """The prediction that a kept soft mask was; its probability is the rounded one."""
+        """The prediction that a kept soft mask was; its probability is the rounded one.
+
+        `frame`, `look` and `edges` are what it was seen through, as this class has them.
+        """
         return cls(mask.probability, mask.quality, frame, look, None, edges)
 
     @property

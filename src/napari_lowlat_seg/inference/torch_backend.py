@@ -309,7 +309,10 @@ def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
 
 
 def from_square(logits: Tensor, frame: Frame, aligned: bool) -> Tensor:
-    """Logits (B, 1, s, s) over the square, resized to the frame's crop: (B, 1, rows, cols)."""
+    """Logits (B, 1, s, s) over the square, resized to the frame's crop: (B, 1, rows, cols).
+
+    `aligned` resizes to the square with corners aligned, as the original does.
+    """
     size, short = frame.size, logits.shape[-1]
     rows, cols = frame.content
     # A logit can stand for several pixels of the square. Where some of these are padding, the logits are

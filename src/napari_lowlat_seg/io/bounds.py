@@ -116,6 +116,13 @@ def unpacked(file: Any, size: int, stored: int, ratio: float = DEFLATED) -> byte
 def mapped(path: Path, shape: Sequence[int], dtype: Any, offset: int) -> np.ndarray:
     """An array in a file, mapped and not loaded.
 
+    Parameters
+    ----------
+    shape, dtype
+        Of the array, in C order.
+    offset
+        Bytes before its first element.
+
     Raises
     ------
     ValueError

@@ -61,7 +61,7 @@ def read_volume(
 
 
 def read_chosen(path: str | Path, choice: Choice) -> Volume:
-    """`read_volume` with one value for all that is to be chosen."""
+    """`read_volume` with one value for all that is to be chosen; raises what it raises."""
     path, channel = Path(path), choice.channel
     place, inside, kind = locate(path)
     if kind is None:

@@ -85,7 +85,10 @@ class Network(nn.Module, ABC):
         return self.decode(fused)
 
     def decode_candidates(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Further masks for the same prompts: logits (B, K, s, s) and predicted IoUs (B, K)."""
+        """Further masks for the same prompts: logits (B, K, s, s) and predicted IoUs (B, K).
+
+        Raises ValueError for a network without candidates.
+        """
         raise ValueError("this network draws one mask; load a model with candidates")
 
     def forward(self, image: Tensor, maps: Tensor) -> Tensor:

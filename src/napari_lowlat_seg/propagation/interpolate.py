@@ -60,6 +60,15 @@ def between(
 ) -> Iterator[np.ndarray]:
     """Yield the masks on `count` planes between two (rows, cols) bool masks; none if one of them is empty.
 
+    Parameters
+    ----------
+    first, second
+        On the planes before and behind; the outline moves evenly from one to the other.
+    spacing
+        Row and column pixel size, in one unit.
+
+    Examples
+    --------
     >>> square = np.zeros((9, 9), bool)
     >>> square[3:6, 0:3] = True
     >>> (middle,) = between(square, np.roll(square, 6, axis=1), 1)

@@ -36,7 +36,10 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def matches(first: np.ndarray, second: np.ndarray, min_iou: float = MIN_IOU) -> list[tuple[int, int]]:
-    """Pairs of labels, each the other's best by IoU and with at least `min_iou`; of equal ones the lowest."""
+    """Pairs of labels, each the other's best by IoU and with at least `min_iou`; of equal ones the lowest.
+
+    `first` and `second` are integers of one shape, 0 for the background.
+    """
     a, b, iou = overlaps(first, second)
     best_of_a: dict[int, int] = {}
     best_of_b: dict[int, int] = {}

@@ -41,7 +41,7 @@ def object_anchors(
 def object_clicks(
     volume: Volume, objects: Mapping[int, Sequence[Sequence[float]]], axis: int = 0
 ) -> dict[Plane, dict[int, list[Click]]]:
-    """The points of objects as clicks, by plane and number; as `object_anchors` takes and refuses them."""
+    """The points of objects as clicks, by plane and number; parameters and errors as of `object_anchors`."""
     clicks: dict[Plane, dict[int, list[Click]]] = {}
     for number, points in objects.items():
         for point in points:

@@ -165,7 +165,10 @@ def affected(
 def anchor_gaps(
     anchors: Iterable[Plane], planes: Sequence[Plane], changed: Iterable[Plane] | None
 ) -> list[Gap]:
-    """The gaps before, between and behind the anchors that `changed` planes touch; all of them for None."""
+    """The gaps before, between and behind the anchors that `changed` planes touch; all of them for None.
+
+    Raises ValueError if there is no anchor or one is not among the planes.
+    """
     given = list(anchors)
     where = {plane: place for place, plane in enumerate(planes)}
     places = sorted(where[anchor] for anchor in given if anchor in where)

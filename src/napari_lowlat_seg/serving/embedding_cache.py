@@ -70,7 +70,7 @@ class EmbeddingKey:
         window: tuple[float, float] | None,
         spacing: tuple[float, float],
     ) -> EmbeddingKey:
-        """The key of a plane's pixels (H, W) or (H, W, 3) as `Predictor.embed` embeds them."""
+        """The key of pixels (H, W) or (H, W, 3), window and spacing as `Predictor.embed` takes them."""
         fit: Fit = predictor.network.fit
         frame = Frame.whole(pixels.shape[:2], predictor.size, fit, spacing)
         return cls(content_digest(pixels), plane, frame, window, predictor.model)

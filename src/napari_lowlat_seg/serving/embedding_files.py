@@ -118,7 +118,10 @@ class EmbeddingFolder:
         return packed
 
     def write(self, name: str, identity: str, packed: PackedEmbedding) -> None:
-        """Write a file unless it exists. If that is impossible, warn once and write nothing from then on."""
+        """Write the embedding with an identity to a file of this name, unless that exists.
+
+        If it is impossible, warn once and write nothing from then on.
+        """
         path = self._folder / name
         if not self._writable or path.exists():
             return

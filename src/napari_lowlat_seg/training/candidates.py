@@ -151,7 +151,17 @@ def mask_ious(masks: Tensor, targets: Tensor) -> Tensor:
 def candidate_loss(
     logits: Tensor, quality: Tensor, targets: Tensor, valid: Tensor, weights: Tensor
 ) -> Tensor:
-    """The loss of logits (B, K, h, w) and predicted IoUs (B, K) for targets (B, T, h, w), weights (B, T)."""
+    """The loss of logits (B, K, h, w) for targets (B, T, h, w) in {0, 1}: the nearest candidate counts.
+
+    Parameters
+    ----------
+    quality
+        Predicted IoU of each candidate with the first target, (B, K).
+    valid
+        Pixels that count, (B, 1, h, w) in {0, 1}.
+    weights
+        Of the targets, (B, T).
+    """
     logits = logits.float()
     count, levels = logits.shape[1], targets.shape[1]
     losses = []

@@ -74,8 +74,14 @@ def round_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss (B,) and the IoU (B,) of every sample, both without padding.
 
-    Focal loss of the mask, Dice and boundary as `mix` says, and the squared error of the predicted IoU
-    `quality` (B,).
+    Focal loss of the mask, Dice and boundary as `mix` says, and the squared error of the predicted IoU.
+
+    Parameters
+    ----------
+    logits, truth, valid
+        (B, 1, h, w); truth and validity are 0 or 1.
+    quality
+        Predicted IoU (B,).
     """
     logits = logits.float()
     labels = torch.where(valid > 0.5, truth, -1.0)

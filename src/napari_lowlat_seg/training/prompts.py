@@ -107,7 +107,15 @@ def click_pixel(depths: Tensor, deepest: float, generator: torch.Generator) -> T
 def stroke(
     depths: Tensor, start: Tensor, generator: torch.Generator, points: int = 96
 ) -> tuple[Tensor, Tensor]:
-    """Return pixels (B, P, 2) of a curved stroke through `start` (B, 2), and which lie in it (B, P)."""
+    """Return pixels (B, P, 2) of a curved stroke through `start` (B, 2), and which lie in it (B, P).
+
+    Parameters
+    ----------
+    depths
+        Squared depth of each pixel in its region, (B, R, C); 0 outside of it.
+    points
+        How many pixels P.
+    """
     batch, rows, cols = depths.shape
     device = depths.device
     y = torch.arange(rows, device=device)[None, :, None] - start[:, 0, None, None]

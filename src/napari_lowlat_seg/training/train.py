@@ -307,7 +307,17 @@ def one_step(
     encode: Callable[..., Any],
     decode: Callable[..., Any],
 ) -> Tensor:
-    """Return loss and mean IoU after the first and last round, (3,), of one batch; leaves the gradients."""
+    """Return loss and mean IoU after the first and last round, (3,), of one batch; leaves the gradients.
+
+    Parameters
+    ----------
+    generator
+        Draws the prompts, on the device of the views.
+    encode
+        Features of images (B, 3, S, S).
+    decode
+        Logits (B, 1, S/2, S/2) and predicted IoUs (B,) of features and prompt maps (B, 3, S, S).
+    """
     batch = views.next()
     device = batch.image.device.type
     # A view whose target was warped out of it teaches nothing.

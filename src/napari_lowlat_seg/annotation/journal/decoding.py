@@ -69,7 +69,7 @@ class Decoder:
         self._values: list[Any] = []
 
     def add(self, new: Any, blobs: list[bytes]) -> None:
-        """Take in the new values of a frame."""
+        """Take in the new values of a frame; raises ValueError for one of no known kind."""
         left = list(reversed(blobs))
         for entry in as_list(new):
             kind = as_dict(entry).get("is")
@@ -94,7 +94,7 @@ class Decoder:
         return checked(value, isinstance(value, kind), f"a {kind.__name__}")
 
     def plane(self, value: Any) -> Plane:
-        """A plane of the volume."""
+        """A plane of the volume; raises ValueError for any other."""
         index = as_list(value)
         if len(index) != len(self._shape) or index.count(None) != 2:
             raise ValueError(f"expected a plane of a volume of {self._shape}, got {index!r:.60}")
@@ -174,7 +174,7 @@ class Decoder:
         )
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
-        """The state with a number, whose masks lie on this plane."""
+        """The state with a number; raises ValueError if its masks do not have the sides of this plane."""
         state: PlaneState = self._get(number, PlaneState)
         for mask in (state.soft_mask, state.previous, state.drawn, state.brushed, state.first):
             if mask is not None and mask.shape != self._sides(plane):
@@ -260,7 +260,7 @@ class Decoder:
         return as_int(number, 1), self.plane(index)
 
     def step(self, value: Any) -> Step:
-        """A step of the undo stack."""
+        """A step of the undo stack; raises ValueError for one of no known kind."""
         entry = as_dict(value)
         states = []
         for number, index, before, after in as_list(entry["states"]):
@@ -327,7 +327,7 @@ class Decoder:
         return None if value is None else self._box(value, self._sides(plane))
 
     def action(self, value: Any) -> Action:
-        """One of the actions of a session."""
+        """An action of a session; raises ValueError for an unknown kind, and without the plane it needs."""
         entry = as_dict(value)
         kind, plane = as_text(entry["kind"]), self._optional_plane(entry.get("plane"))
         if kind not in KINDS:

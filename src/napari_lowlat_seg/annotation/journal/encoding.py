@@ -139,12 +139,15 @@ class Encoder:
         return known
 
     def mask(self, value: SoftMask | None) -> int | None:
+        """The number of a mask; the mask itself is a value of this frame if none before has it."""
         if value is None:
             return None
         about = {"is": "mask", "shape": value.shape, "box": value.box, "quality": _number(value.quality)}
         return self._number(value, lambda: ({**about, "drawn": bool(value.drawn)}, (value.packed,)))
 
     def edit(self, value: LabelEdit) -> int:
+        """The number of an edit of labels."""
+
         def described() -> tuple[dict[str, Any], tuple[bytes, ...]]:
             values, blobs = value.packed()
             return {"is": "edit", "plane": value.plane.index, "box": _ints(value.box), **values}, blobs
@@ -152,6 +155,7 @@ class Encoder:
         return self._number(value, described)
 
     def prompt(self, value: Prompt) -> Any:
+        """A prompt as JSON; the pixels of a mask are a value of their own."""
         if not isinstance(value, Mask):
             return [type(value).__name__.lower(), value.points, bool(value.positive)]
 
@@ -163,6 +167,8 @@ class Encoder:
         return ["mask", self._number(value, described), bool(value.positive)]
 
     def state(self, value: PlaneState) -> int:
+        """The number of a state."""
+
         def described() -> tuple[dict[str, Any], tuple[bytes, ...]]:
             masks = ("soft_mask", "previous", "drawn", "brushed", "first")
             return {
@@ -180,6 +186,7 @@ class Encoder:
         return self._number(value, described)
 
     def record(self, value: ObjectRecord | None, before: ObjectRecord | None = None) -> int | None:
+        """The number of an object's record, which says only what differs from the one `before`."""
         if value is None:
             return None
 
@@ -209,6 +216,7 @@ class Encoder:
         return self._number(value, described)
 
     def store(self, value: LabelStore | None) -> int | None:
+        """The number of labels; None for none."""
         if value is None:
             return None
 
@@ -221,6 +229,7 @@ class Encoder:
         return self._number(value, described)
 
     def step(self, value: Step) -> dict[str, Any]:
+        """A step of the undo stack as JSON."""
         return {
             "kind": value.kind,
             "title": value.title,

@@ -150,7 +150,7 @@ def as_text(value: Any) -> str:
 
 
 def checked(value: Any, fits: bool, expected: str) -> Any:
-    """The value if it fits."""
+    """The value if it fits; else raises ValueError with what was `expected`."""
     if not fits:
         raise ValueError(f"expected {expected}, got {value!r:.60}")
     return value

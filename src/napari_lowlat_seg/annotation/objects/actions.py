@@ -58,7 +58,20 @@ def describe(session: Session, labels: Iterable[int], **changes: Any) -> bool:
 
 
 def delete(session: Session, counts: LabelCounts, labels: Iterable[int]) -> None:
-    """Make the voxels of some objects background; raises ValueError for locked ones."""
+    """Make the voxels of some objects background.
+
+    Parameters
+    ----------
+    counts
+        Where the labels are; up to date.
+    labels
+        Of the objects.
+
+    Raises
+    ------
+    ValueError
+        For a locked object, one in progress, a label that no voxel has, and no label at all.
+    """
     labels = _changeable(session, counts, labels)
     edits = _replaced(session, counts, labels, 0)
     gone = tuple((label, session.facts[label], None) for label in labels if label in session.facts)
@@ -69,7 +82,7 @@ def delete(session: Session, counts: LabelCounts, labels: Iterable[int]) -> None
 def merge(session: Session, counts: LabelCounts, labels: Iterable[int]) -> int:
     """Give the voxels of all objects the label of the first one, which is returned.
 
-    Raises ValueError for locked ones, and for fewer than two.
+    Raises ValueError as `delete`, and for fewer than two.
     """
     labels = _changeable(session, counts, labels)
     if len(labels) < 2:
@@ -87,7 +100,7 @@ def split(session: Session, counts: LabelCounts, label: int) -> tuple[int, ...]:
 
     Voxels are connected if they touch, at a corner too. Returns the new labels, with facts as the old one.
 
-    Raises ValueError for a locked object, and for one in one piece.
+    Raises ValueError as `delete`, and for an object in one piece.
     """
     (label,) = _changeable(session, counts, [label])
     parts = list(_islands(session, counts, label))

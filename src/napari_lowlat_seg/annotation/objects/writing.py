@@ -160,7 +160,12 @@ def volume_edits(
 ) -> tuple[list[LabelEdit], dict[Plane, LabelEdit]]:
     """`object_edits` on all planes of an object: the edits to write, and the edit of the object by plane.
 
-    Where planes of several axes cross, the mask that comes later in `masks` says what is written.
+    Parameters
+    ----------
+    masks
+        By plane; where planes of several axes cross, the later one says what is written.
+    written
+        By plane, the edit that wrote the object there the last time.
     """
     found = (
         (plane, _Writing.of(labels, plane, mask, label, written.get(plane))) for plane, mask in masks.items()
@@ -198,6 +203,13 @@ def around(
 
     Of a huge plane, growing boxes are read until the label does not touch their edge; parts of the object
     that are farther away are not found.
+
+    Parameters
+    ----------
+    at
+        (row, col) of the pixel.
+    sides
+        Rows and columns of the plane.
     """
     if max(sides) <= SEARCHED:
         return BoundingBox(0, 0, *sides)

@@ -39,7 +39,7 @@ AMOUNTS = {
 
 
 def seconds_of(work: Callable[[], object], runtime: Runtime, repeats: int = REPEATS) -> float:
-    """Return the median wall-clock seconds of `work` until the device is done with it, after a warm-up."""
+    """Return the median wall-clock seconds of `work` until the runtime's device is done, after a warm-up."""
     times = []
     for _ in range(repeats + 1):
         start = perf_counter()

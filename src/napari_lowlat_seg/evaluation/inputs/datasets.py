@@ -139,7 +139,10 @@ def by_picture(targets: Iterable[Target]) -> list[list[Target]]:
 
 
 def read_samples(targets: Iterable[Target]) -> Iterator[Sample]:
-    """Yield the samples of targets; consecutive targets of one picture and mask share what is read."""
+    """Yield the samples of targets; consecutive targets of one picture and mask share what is read.
+
+    Raises ValueError for a mask of another size than its picture, and for files that cannot be read.
+    """
     for (image, mask), same in groupby(targets, key=lambda target: (target.image, target.mask)):
         pixels, ids = read_picture(image), None
         for target in same:

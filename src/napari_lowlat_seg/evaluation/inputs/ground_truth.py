@@ -42,7 +42,10 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read (H, W) or (H, W, 3) values of a mask file: ids of any type, palette indices as they are."""
+    """Read (H, W) or (H, W, 3) values of a mask file: ids of any type, palette indices as they are.
+
+    Raises ValueError for a file that cannot be read.
+    """
     if path.suffix.lower() not in (".tif", ".tiff"):
         try:
             with Image.open(path) as picture:

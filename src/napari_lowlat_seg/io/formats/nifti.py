@@ -93,7 +93,17 @@ def _unpacked(path: Path) -> Any:
 
 
 def nibabel_image(image: Any, channel: int | None, unit: str | None, time: str | None) -> Loaded:
-    """What nibabel has read, in any of its formats: they all have an affine to RAS+."""
+    """What nibabel has read, in any of its formats: they all have an affine to RAS+.
+
+    Parameters
+    ----------
+    image
+        nibabel's image, not loaded yet.
+    channel
+        If it is not None, the fourth axis counts as channels.
+    unit, time
+        Of the axes of space and of time; None when unknown.
+    """
     data, channel_axis = _stored(image, channel)
     zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()]
     axes = [axis for axis in range(data.ndim) if axis != channel_axis]

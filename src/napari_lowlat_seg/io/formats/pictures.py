@@ -60,7 +60,7 @@ def check_png(path: Path, shape: tuple[int, ...], like: Volume | None) -> None:
 
 
 def write_png(path: Path, labels: np.ndarray, like: Volume | None) -> None:
-    """Write one plane of labels up to 65535, without a size."""
+    """Write one plane of labels without a size; raises ValueError for labels above 65535."""
     from PIL import Image
 
     if labels.ndim != 2 or labels.dtype == np.uint32:

@@ -146,7 +146,7 @@ def axis_names(letters: str) -> list[str]:
 
 
 def tag_scale(file: Any, index: int, series: Any) -> Scale:
-    """What ImageJ, tifffile, a slide scanner or the resolution tags say."""
+    """What ImageJ, tifffile, a slide scanner or the resolution tags say of the series with this index."""
     about: dict[str, Any] = file.imagej_metadata or next(iter(file.shaped_metadata or ()), {})
     if file.is_svs:
         return _slide_scale(series.keyframe.description) if index == 0 else Scale({}, {}, {})

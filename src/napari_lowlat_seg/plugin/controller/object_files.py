@@ -42,7 +42,10 @@ class ObjectFiles:
         self._waiting: list[ObjectPrompts] = []
 
     def save(self, path: Path) -> None:
-        """Write the prompts of all objects as .json, in voxels and in the world."""
+        """Write the prompts of all objects as .json, in voxels and in the world.
+
+        Raises ValueError if there are none.
+        """
         path = path if path.suffix else path.with_suffix(".json")
         objects = session_prompts(self._session)
         if not objects:
@@ -88,7 +91,10 @@ class ObjectFiles:
         self._waiting = []
 
     def measure(self, path: Path) -> None:
-        """Write a table of all objects of the labels layer, with intensities of the image."""
+        """Write a table of all objects of the labels layer, with intensities of the image.
+
+        Raises ValueError if there are no labels.
+        """
         path = path if path.suffix else path.with_suffix(".csv")
         layer = self._labels.layer
         if layer is None:

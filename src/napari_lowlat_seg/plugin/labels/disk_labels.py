@@ -150,7 +150,7 @@ def about_disk(name: str, pyramid: LabelPyramid, place: Any = None) -> AboutLabe
 
 
 def restored(viewer: Any, grid: Grid, labels: LabelStore, about: AboutLabels) -> DiskLabels | LabelLayer:
-    """Labels of a session that was restored in a new layer: those on disk, or an array of its own."""
+    """Labels of a restored session in a new layer: those on disk, or an array of its own as `about` says."""
     if isinstance(labels, LabelPyramid):
         return shown(viewer, grid, labels)
     data: np.ndarray = labels.data  # type: ignore[attr-defined]

@@ -309,7 +309,10 @@ def make_labels(viewer: Any, grid: Grid) -> LabelLayer:
 
 
 def in_new_layer(viewer: Any, grid: Grid, labels: np.ndarray, about: AboutLabels) -> LabelLayer:
-    """Labels of the image's shape in a new layer, right above it; what was selected stays selected."""
+    """Labels of the image's shape in a new layer, right above it; what was selected stays selected.
+
+    `about` is what a session keeps of them; its name, if any, is the layer's.
+    """
     layer = Labels(labels, name=about.name or f"{grid.layer.name} [lowlat] objects", **grid.place)
     add_quietly(viewer, layer, above=grid.layer)
     store = LabelLayer(layer, grid)

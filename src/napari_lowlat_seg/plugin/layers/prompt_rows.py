@@ -209,7 +209,7 @@ def signs(rows: Rows) -> np.ndarray:
 
 
 def mark(rows: Rows, order: list[int], positive: np.ndarray) -> None:
-    """Write number and sign of every row; the other columns of the table stay. Shows the signs."""
+    """Write and show `order`, the number, and the sign of every row; the table's other columns stay."""
     if (
         numbers(rows) != order
         or not np.array_equal(signs(rows), positive)
@@ -278,7 +278,7 @@ def _mean(lengths: np.ndarray) -> float:
 
 
 def across(coords: np.ndarray, source: Any, target: Any) -> np.ndarray:
-    """Data coordinates (N, ndim) of one layer as those of another."""
+    """Data coordinates (N, ndim) of the layer `source` as those of the layer `target`."""
     return np.array([target.world_to_data(source.data_to_world(point)) for point in coords])
 
 

@@ -214,7 +214,12 @@ class PictureStore:
     def sample_at(self, geometry: Tensor, source: Tensor, size: int, shrinks: bool) -> Tensor:
         """Return the views (B, 5, size, size) of `locate`'s arrays; see `sample`.
 
-        `shrinks` says whether any view needs more than one sample a pixel (`MAX_STEP`).
+        Parameters
+        ----------
+        geometry, source
+            Of `locate`, one row for each view.
+        shrinks
+            Whether any view needs more than one sample a pixel (`MAX_STEP`).
         """
         sample = _compiled_sample if self.ids.is_cuda else _sample
         return sample(self.pixels, self.ids, geometry, source, size, shrinks)

@@ -241,7 +241,10 @@ def contrast_agent(image: Tensor, cover: Tensor, share: float, generator: torch.
 
 
 def recolour(image: Tensor, colours: ColourAugmentation, generator: torch.Generator) -> Tensor:
-    """Return the views (B, 3, S, S) in 0..255 with changed colours; does not mutate them."""
+    """Return the views (B, 3, S, S) in 0..255 with changed colours; does not mutate them.
+
+    `colours` are the shares of views for each change; the generator is on their device.
+    """
     batch, device = image.shape[0], image.device
 
     def draw(low: float, high: float, share: float, neutral: float) -> Tensor:
