@@ -8,7 +8,7 @@ one that the method itself is least certain of), again and again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -119,16 +119,11 @@ class Propagation(Method):
         outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
         for plane in outdated:
             self._propagated.pop(plane, None)
-        steps = self._steps(case, anchors, new)
+        options: PropagationOptions = {"changed": new, "embed": case.embed, **self._options}
+        steps = propagate(case.predictor, case.volume, anchors, case.planes, **options)
         self._propagated.update((step.plane, step) for step in steps if step.final)
         masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
         return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
-
-    def _steps(
-        self, case: Case, anchors: Mapping[Plane, Prediction], changed: list[Plane] | None
-    ) -> Iterable[PropagatedMask[Prediction]]:
-        options: PropagationOptions = {"changed": changed, "embed": case.embed, **self._options}
-        return propagate(case.predictor, case.volume, anchors, case.planes, **options)
 
     def least_certain(self) -> Plane | None:
         return most_uncertain(self._propagated.values()) if self._flagged else None

@@ -6,7 +6,6 @@ threads: docs/decisions/inference-process.md.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 import sys
@@ -193,7 +192,7 @@ class PredictionProcess:
                 raise WorkerProcessEnded("the process that runs the model was closed; open another one")
             child = self._child = self._started()
         try:
-            (facts,) = child.request("load", self._load, {"progress": progress or _ignore})
+            (facts,) = child.request("load", self._load, {"progress": progress or (lambda *_: None)})
             if not isinstance(facts, dict):
                 child.reject("did not say what it has loaded and was ended")
             if self._there is not None:
@@ -240,17 +239,17 @@ def open_prediction_service(
     return service
 
 
-def call_in_process(entry: str, *arguments: Any, progress: Progress | None = None) -> Any:
+def call_in_process(entry: str, *arguments: Any) -> Any:
     """What "module:function" returns, run in a process of its own, or here if there can be none.
 
-    For work that needs torch, which a window's process does not import: "...checkpoints:import_model". A
-    function with a parameter `progress` gets the one given here. Raises what the function raises.
+    For work that needs torch, which a window's process does not import: "...checkpoints:import_model".
+    Raises what the function raises.
     """
     if not can_start_interpreters():
-        return _called(entry, arguments, progress or _ignore)
+        return _function(entry)(*arguments)
     child = WorkerProcess(python_command(__name__, "serve"), _threads(None))
     try:
-        (result,) = child.request("call", (entry, arguments), {"progress": progress or _ignore})
+        (result,) = child.request("call", (entry, arguments), {})
         return result
     finally:
         child.kill()
@@ -303,26 +302,15 @@ class _Server:
         service, cancelled = self._service, self._connection.cancelled
         if kind == "embed":
             yield service.embed(readable[0], cancelled)
-        elif kind == "predict":
-            yield from service.predict(message, readable[0], cancelled)
-        elif kind == "candidates":
-            yield from service.candidates(message, readable[0], cancelled)
-        elif kind == "propagate":
-            yield from service.propagate(message, readable, cancelled)
         else:
-            yield from service.find_objects(message, readable, cancelled)
+            given = readable if kind in ("propagate", "find_objects") else readable[0]
+            yield from getattr(service, kind)(message, given, cancelled)
 
     def call(self, entry: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        yield _called(entry, arguments, self._progress)
+        yield _function(entry)(*arguments)
 
     def _progress(self, done: int, total: int | None) -> None:
         self._connection.call("progress", done, total)
-
-
-def _called(entry: str, arguments: tuple[Any, ...], progress: Progress) -> Any:
-    function = _function(entry)
-    takes_progress = "progress" in inspect.signature(function).parameters
-    return function(*arguments, **({"progress": progress} if takes_progress else {}))
 
 
 def _function(entry: str) -> Callable[..., Any]:
@@ -336,10 +324,6 @@ def _threads(count: int | None) -> dict[str, str]:
     if count is None and threads_set_by_user():
         return {}
     return {"OMP_NUM_THREADS": str(count or max(1, usable() - 1))}
-
-
-def _ignore(done: int, total: int | None) -> None:
-    """Ignore the progress of a download; the download continues."""
 
 
 def _read(child: WorkerProcess, sources: Sequence[PlaneSource], place: Any) -> Any:

@@ -99,17 +99,22 @@ class ImageControllers:
         gone = self.current is not None and self.current.layer not in images
         if gone:
             self.turn_to(None)
-        for layer, view in [key for key in self._known if key[0] not in images]:
-            controller = self._known.pop((layer, view))
-            controller.close()
-            self._adopted.pop(controller, None)
-            self._views.pop(layer, None)
+        for layer in {layer for layer, _ in self._known if layer not in images}:
+            self._forget(layer)
         new = [image for image in images if image not in before]
         if self.current is None and new:
             active = self._viewer.layers.selection.active
             self.turn_to(active if active in new else new[-1])
         elif self.current is not None:
             self.current.prompts.ensure()  # ours may have been deleted
+
+    def _forget(self, layer: Any) -> None:
+        """End the sessions of an image."""
+        for key in [key for key in self._known if key[0] == layer]:  # the layer may be a proxy of napari's
+            controller = self._known.pop(key)
+            controller.close()
+            self._adopted.pop(controller, None)
+        self._views.pop(layer, None)
 
     def close(self) -> None:
         """Turn away from all images, and end what keeps their sessions."""
@@ -136,11 +141,7 @@ class ImageControllers:
         labels, view = (self.current.labels.layer, self.view) if current else (None, None)
         if current:
             self.turn_to(None)
-        for key in [key for key in self._known if key[0] == layer]:
-            controller = self._known.pop(key)
-            controller.close()
-            self._adopted.pop(controller, None)
-        self._views.pop(layer, None)
+        self._forget(layer)
         if not current:
             return
         try:

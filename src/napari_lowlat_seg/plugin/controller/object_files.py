@@ -19,7 +19,7 @@ from napari_lowlat_seg.io.prompt_files import ObjectPrompts, load_prompts, save_
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.saving import layer_geometry
-from napari_lowlat_seg.plugin.worker import Worker, sentence
+from napari_lowlat_seg.plugin.worker import Worker, sentence, tried
 
 
 class ObjectFiles:
@@ -129,20 +129,13 @@ class ObjectFiles:
         return replace(self._session.volume, geometry=geometry, spacing=geometry.spacing)
 
     def _run(self, work: Callable[[], object], done: str) -> None:
-        def tried() -> Exception | None:
-            try:
-                work()
-            except Exception as error:
-                return error
-            return None
-
         def said(failed: Any) -> None:
-            words = done if failed is None else sentence(failed)
-            if failed is not None:
-                show_warning(words)
+            words = done
+            if isinstance(failed, Exception):
+                show_warning(words := sentence(failed))
             self.status.emit(words)
 
-        self._worker.run(tried, said)
+        self._worker.run(lambda: tried(work), said)
 
 
 def session_facts(session: Session) -> tuple[dict[int, str], dict[str, dict[int, str]]]:

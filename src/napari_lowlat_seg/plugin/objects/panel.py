@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,26 @@ class ObjectView(QTableView):
             self.scrollTo(self._model.index(place, ID))
         return place >= 0
 
-    def keeping_choice(self, *, only: bool = True) -> KeptChoice:
+    @contextmanager
+    def keeping_choice(self, *, only: bool = True) -> Iterator[None]:
         """Around a change of all rows: what was chosen is chosen again, and the rows stay where they were."""
-        return KeptChoice(self, self._model, only)
+        chosen = self.chosen() if only else []
+        scrolled = self.verticalScrollBar().value()
+        yield
+        if not chosen:
+            return
+        selection, model = self.selectionModel(), self._model
+        rows = QItemSelection()
+        places = {key: place for place, key in enumerate(model.keys)}
+        for key in chosen:
+            if key in places:
+                rows.select(model.index(places[key], 0), model.index(places[key], len(COLUMNS) - 1))
+        flags = QItemSelectionModel.SelectionFlag
+        if chosen[0] in places:
+            at = model.index(places[chosen[0]], self.currentIndex().column() % len(COLUMNS))
+            selection.setCurrentIndex(at, flags.NoUpdate)
+        selection.select(rows, flags.ClearAndSelect)
+        self.verticalScrollBar().setValue(scrolled)
 
     def next_of_state(self) -> None:
         """Choose the next row whose state is that of the current one, and go there."""
@@ -362,34 +380,6 @@ class ObjectView(QTableView):
         super().mouseDoubleClickEvent(event)
         if index.isValid() and index.column() in (NAME, CLASS):
             self.edit(index)
-
-
-class KeptChoice:
-    """Remembers the chosen and the current row of a table by their keys, and where it is scrolled to."""
-
-    def __init__(self, view: ObjectView, model: ObjectModel, needed: bool) -> None:
-        self._view, self._model, self._needed = view, model, needed
-
-    def __enter__(self) -> None:
-        if self._needed:
-            self._chosen = self._view.chosen()
-            self._scrolled = self._view.verticalScrollBar().value()
-
-    def __exit__(self, *_: object) -> None:
-        if not self._needed or not self._chosen:
-            return
-        selection, model = self._view.selectionModel(), self._model
-        rows = QItemSelection()
-        places = {key: place for place, key in enumerate(model.keys)}
-        for key in self._chosen:
-            if key in places:
-                rows.select(model.index(places[key], 0), model.index(places[key], len(COLUMNS) - 1))
-        flags = QItemSelectionModel.SelectionFlag
-        if self._chosen[0] in places:
-            at = model.index(places[self._chosen[0]], self._view.currentIndex().column() % len(COLUMNS))
-            selection.setCurrentIndex(at, flags.NoUpdate)
-        selection.select(rows, flags.ClearAndSelect)
-        self._view.verticalScrollBar().setValue(self._scrolled)
 
 
 class ClassDelegate(QStyledItemDelegate):
