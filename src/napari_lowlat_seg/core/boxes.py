@@ -155,7 +155,7 @@ class Patch:
     def on(self, shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
         """A new array of `shape`: the part of the plane that begins at `corner`, which may be negative."""
         shown = np.zeros(shape, self.pixels.dtype)
-        top, left, bottom, right = (at - corner[i % 2] for i, at in enumerate(self.box))
+        top, left, bottom, right = self.box.shifted(-corner[0], -corner[1])
         part = self.pixels[max(0, -top) : max(0, shape[0] - top), max(0, -left) : max(0, shape[1] - left)]
         if part.size:
             shown[max(0, top) : bottom, max(0, left) : right] = part

@@ -178,8 +178,9 @@ class Plane:
     index: tuple[int | None, ...] = (None, None)
 
     def __post_init__(self) -> None:
-        index = tuple(None if i is None else int(i) for i in self.index)
-        if index.count(None) != 2 or any(i is not None and i < 0 for i in index):
+        # Lists, and `index` below: a plane is made and asked many times a click, and generators cost calls.
+        index = tuple([None if i is None else int(i) for i in self.index])
+        if index.count(None) != 2 or min([i for i in index if i is not None], default=0) < 0:
             raise ValueError(
                 f"a plane index needs two None (row and column axis) and positions of 0 or more; got {index}"
             )
@@ -188,8 +189,8 @@ class Plane:
     @property
     def axes(self) -> tuple[int, int]:
         """The row axis and the column axis."""
-        row, col = (axis for axis, i in enumerate(self.index) if i is None)
-        return row, col
+        row = self.index.index(None)
+        return row, self.index.index(None, row + 1)
 
     @property
     def position(self) -> int:
@@ -314,7 +315,7 @@ class Volume:
         if self.channel is not None and not 0 <= self.channel < channels:
             raise ValueError(f"channel must be from 0 to {channels - 1}; got {self.channel}")
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The lengths of the spatial axes."""
         return tuple(n for axis, n in enumerate(self.data.shape) if axis != self.channel_axis)

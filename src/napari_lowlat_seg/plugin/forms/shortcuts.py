@@ -168,7 +168,10 @@ class FocusKeys(QObject):
     def __init__(self, widget: QWidget, do: Callable[[str], object]) -> None:
         super().__init__(widget)
         self._widget, self._do = widget, do
-        for one in (widget, *widget.findChildren(QWidget)):
+        takes_keys = [
+            one for one in widget.findChildren(QWidget) if one.focusPolicy() != Qt.FocusPolicy.NoFocus
+        ]
+        for one in (widget, *takes_keys):  # each event of each of them is a call
             one.installEventFilter(self)
 
     def eventFilter(self, control: Any, event: Any) -> bool:

@@ -83,6 +83,15 @@ class Grid:
 
         None in 3-D display, where a displayed axis is none of the volume's, and outside the image.
         """
+        layer = self.layer
+        place = layer.scale, layer.translate, layer.rotate, layer.shear, layer.affine.affine_matrix
+        seen = dims.ndisplay, dims.order, dims.point, dims.units, layer.units, *map(np.ndarray.tobytes, place)
+        if self._kept.get("seen") != seen:  # a click asks for the plane some twenty times
+            self._kept.update(seen=seen, plane=self._plane(dims))
+        plane: Plane | None = self._kept["plane"]
+        return plane
+
+    def _plane(self, dims: Any) -> Plane | None:
         displayed = [axis - self._lead(dims) for axis in dims.displayed]
         if dims.ndisplay != 2 or self._lead(dims) < 0 or not set(displayed) <= set(self.axes):
             return None
