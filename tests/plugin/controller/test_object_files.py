@@ -83,7 +83,7 @@ def test_prompts_of_all_objects_are_saved_for_other_programs(window, tmp_path):
     window.session.add(SECOND, Scribble(((5, 6), (7, 9.5)), positive=False))
     window.controller._refresh()  # its prediction has a sentence too, which is not to come after the other
     window.until(lambda: not window.session.requests() and not window.widget.worker.busy)
-    window.form.prompts_saved.emit(tmp_path / "p")
+    window.form.chosen.emit("objects.save", tmp_path / "p")
     window.until(lambda: "prompts saved as p.json" in window.widget.sentence)
     one, two = load_prompts(tmp_path / "p.json", SCAN)
     assert (one.label, one.prompts) == (1, {Plane((None, None, 0)): (Click((20, 10)),)})
@@ -98,14 +98,14 @@ def test_a_file_of_prompts_makes_its_objects_again(window, tmp_path):
         ObjectPrompts(9, {Plane((None, None, 0)): (Box((40, 30), (50, 40)),)}),
     ]
     save_prompts(tmp_path / "p.json", SCAN, objects)
-    window.form.prompts_opened.emit(tmp_path / "p.json")
+    window.form.chosen.emit("objects.open", tmp_path / "p.json")
     window.until(lambda: window.session.highest == 9 and not window.session.accepting)
     layer = window.controller.labels.layer
     labels = np.asarray(layer.data)
     assert np.unique(labels).tolist() == [0, 4, 9]
     assert (labels[2, 10:16, 20:28] == 4).all()
     assert (labels[0, 30:36, 40:48] == 9).all()
-    window.form.measured.emit(tmp_path / "t.csv")
+    window.form.chosen.emit("objects.measure", tmp_path / "t.csv")
     window.until(lambda: "measurements saved as t.csv" in window.widget.sentence)
     with (tmp_path / "t.csv").open() as file:
         first, second = csv.DictReader(file)
@@ -117,26 +117,26 @@ def test_a_file_of_prompts_makes_its_objects_again(window, tmp_path):
 
 def test_what_cannot_be_done_is_said_in_the_state_line(window, tmp_path):
     """And changes nothing."""
-    window.form.prompts_saved.emit(tmp_path / "p.json")
+    window.form.chosen.emit("objects.save", tmp_path / "p.json")
     assert "there are no prompts to save" in window.widget.sentence
-    window.form.measured.emit(tmp_path / "t.csv")
+    window.form.chosen.emit("objects.measure", tmp_path / "t.csv")
     assert "there are no labels to measure" in window.widget.sentence
-    window.form.prompts_opened.emit(tmp_path / "gone.json")
+    window.form.chosen.emit("objects.open", tmp_path / "gone.json")
     assert "no file of prompts at" in window.widget.sentence
     save_prompts(tmp_path / "none.json", SCAN, [ObjectPrompts(1)])
-    window.form.prompts_opened.emit(tmp_path / "none.json")
+    window.form.chosen.emit("objects.open", tmp_path / "none.json")
     assert "none.json holds no prompt" in window.widget.sentence
     mask = {Plane((None, None, 2)): (Mask(np.ones((80, 60), bool)),)}
     save_prompts(tmp_path / "mask.json", SCAN, [ObjectPrompts(1, mask)])
-    window.form.prompts_opened.emit(tmp_path / "mask.json")
+    window.form.chosen.emit("objects.open", tmp_path / "mask.json")
     assert "has masks among its prompts" in window.widget.sentence
     content = json.loads((tmp_path / "none.json").read_text())
     content["image"]["affine"][0][3] += 30
     (tmp_path / "none.json").write_text(json.dumps(content))
-    window.form.prompts_opened.emit(tmp_path / "none.json")
+    window.form.chosen.emit("objects.open", tmp_path / "none.json")
     assert "lies elsewhere than" in window.widget.sentence
     window.session.add(FIRST, Click((10, 20)))
-    window.form.prompts_opened.emit(tmp_path / "none.json")
+    window.form.chosen.emit("objects.open", tmp_path / "none.json")
     assert "accept or clear the current object first" in window.widget.sentence
     assert not window.session.contents.records[1].written
     assert not (tmp_path / "t.csv").exists()

@@ -397,7 +397,7 @@ def test_autosave_writes_the_labels_after_each_accept(open_window, tmp_path):
     """The last file is always that of the last change; its status is shown."""
     it = open_window()
     path = tmp_path / "labels.tif"
-    it.widget.form.session.autosaved.emit(path)
+    it.widget.form.session.chosen.emit("files.autosave.to", path)
     click(it)
     it.controller.accept()
     it.until(lambda: "saved" in it.files.state.autosave)
