@@ -86,6 +86,8 @@ class Session:
         `PredictionService.describe` of what predicts its masks, if you say so; kept with the session.
     classes
         The classes that objects may have; empty for any.
+    contents
+        All objects and the undo stack, to read; others after `restore`.
     on_accepted
         Called with an `Accepted` when an accepted object has been written, at once or later.
 
@@ -106,8 +108,9 @@ class Session:
 
     def __init__(self, volume: Volume, labels: LabelStore | None = None, *, limit: int = LIMIT_BYTES) -> None:
         self._cuts = CrossSections(1)
-        self._recorder = Recorder(Contents(UndoStack(limit), records={1: ObjectRecord(1)}))
-        self.restore(self._recorder.contents)
+        self.contents = Contents(UndoStack(limit), records={1: ObjectRecord(1)})
+        self._recorder = Recorder(self.contents)
+        self.restore(self.contents)
         self.volume = volume
         self.labels: LabelStore | None = None
         self.policy = Policy()
@@ -148,11 +151,6 @@ class Session:
     def listeners(self) -> list[Callable[[Event], object]]:
         """Called with every `Event`, before the observer."""
         return self._recorder.listeners
-
-    @property
-    def contents(self) -> Contents:
-        """All objects and the undo stack, to read; others after `restore`."""
-        return self._recorder.contents
 
     @property
     def undo_stack(self) -> UndoStack:
@@ -585,7 +583,7 @@ class Session:
         The labels must show what the records say.
         """
         self.close_transaction()
-        self._recorder.contents = contents
+        self.contents = self._recorder.contents = contents
         self._accepting = Accepting(
             self._recorder, lambda one: self.on_accepted and self.on_accepted(one), self.within
         )
