@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.objects.facts import FactChange, ObjectFacts, changed_facts
-from napari_lowlat_seg.annotation.plane_state import PlaneState, nbytes_of
+from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
+from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 
@@ -175,10 +176,22 @@ class Step:
         """Memory that this step takes, about, in bytes; values shared with other steps do not count."""
         size = 600 + sum(edit.nbytes for edit in self.edits) + 200 * len(self.facts)
         for _, before, after in self.states:
-            size += nbytes_of(after.prompts) - min(nbytes_of(before.prompts), nbytes_of(after.prompts))
+            size += max(0, _nbytes_of(after.prompts) - _nbytes_of(before.prompts))
             if after.soft_mask is not None and after.soft_mask is not before.soft_mask:
                 size += after.soft_mask.nbytes
         return size
+
+
+def _nbytes_of(prompts: Sequence[Prompt]) -> int:
+    """Memory that prompts take, about, in bytes; a point is a tuple of two floats."""
+    size = 0
+    for prompt in prompts:
+        size += 200
+        if isinstance(prompt, Scribble | Polygon):
+            size += 120 * len(prompt.points)
+        elif isinstance(prompt, Mask):
+            size += prompt.pixels.nbytes
+    return size
 
 
 EventKind = Literal[

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask, postprocess, postprocess_patch
-from napari_lowlat_seg.core.prompts import Click, Mask, Polygon, Prompt, Scribble
+from napari_lowlat_seg.core.prompts import Click, Prompt, Scribble
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,15 +295,3 @@ def edit_title(old: Sequence[Prompt], new: Sequence[Prompt]) -> str:
     if len(new) == len(old) + 1:
         return type(new[-1]).__name__.lower()
     return "remove prompts" if len(new) < len(old) else "change prompts"
-
-
-def nbytes_of(prompts: Sequence[Prompt]) -> int:
-    """Memory that prompts take, about, in bytes; a point is a tuple of two floats."""
-    size = 0
-    for prompt in prompts:
-        size += 200
-        if isinstance(prompt, Scribble | Polygon):
-            size += 120 * len(prompt.points)
-        elif isinstance(prompt, Mask):
-            size += prompt.pixels.nbytes
-    return size
