@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
+from napari.components import ViewerModel
+from napari.utils._proxies import PublicOnlyProxy
 from npe2 import PluginManifest
 
 from bright_service import BrightService
@@ -11,6 +13,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.settings import PLUGIN
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
+from shared_window import SharedWindow
 
 
 @pytest.fixture
@@ -18,6 +21,29 @@ def own_settings(plugin_settings, npe2pm, tmp_path, monkeypatch):
     """Settings and models in a folder of the test's own."""
     npe2pm.register(PluginManifest.from_distribution(PLUGIN))
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path / "models"))
+
+
+@pytest.fixture(scope="module")
+def window_of_the_file():
+    """The window that the tests of a file share."""
+    shared = SharedWindow()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def shared_viewer(window_of_the_file, qtbot, monkeypatch):
+    """A shown viewer that refuses private attributes, as `make_napari_viewer_proxy` makes it, made once."""
+    monkeypatch.setenv("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "True")
+    yield PublicOnlyProxy(window_of_the_file.open(qtbot))
+    window_of_the_file.empty()
+
+
+@pytest.fixture
+def make_viewer(monkeypatch):
+    """Makes viewers without a window, which refuse private attributes."""
+    monkeypatch.setenv("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "True")
+    return lambda: PublicOnlyProxy(ViewerModel())
 
 
 @pytest.fixture

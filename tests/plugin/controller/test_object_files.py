@@ -59,9 +59,9 @@ class QuickWorker(Worker):
 
 
 @pytest.fixture
-def window(make_napari_viewer_proxy, qtbot):
+def window(make_viewer, qtbot):
     """A viewer with the image at its place, and the widget."""
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     place = {"scale": SCALE, "units": ("mm",) * 3, "axis_labels": ("z", "y", "x")}
     viewer.add_image(IMAGE, name="cells", **place)
     widget = LowlatWidget(viewer, QuickWorker())

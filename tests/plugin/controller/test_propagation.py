@@ -1,6 +1,7 @@
 """An object propagated through planes in a real window, by a service that knows the truth."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,7 +71,7 @@ class TruthService:
         for step in run_propagation(self.engine, seen, request, lambda plane: plane, cancelled):
             yield step
             while not self.open and not cancelled():
-                pass
+                time.sleep(0.005)
             if cancelled():
                 return
 
@@ -81,9 +82,9 @@ class TruthService:
 
 
 @pytest.fixture
-def window(make_napari_viewer_proxy, qtbot):
+def window(shared_viewer, qtbot):
     """The widget beside a volume of two balls, on the middle plane of the first."""
-    viewer = make_napari_viewer_proxy(show=True)
+    viewer = shared_viewer
     first, second = ball(), ball((5, 9, 9), 4)
     image = viewer.add_image(np.where(first | second, 200, 60).astype(np.uint8), name="balls")
     truth = TruthService(first, second)

@@ -10,7 +10,6 @@ import pytest
 from napari.layers import Image
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QApplication
 
 from benchmarks.kill_journal import everything_of, predicted
 from napari_lowlat_seg.annotation.journal import list_journals
@@ -57,11 +56,11 @@ class QuietWorker(Worker):
 
 
 @pytest.fixture
-def open_window(make_napari_viewer_proxy, qtbot):
-    """A viewer and the widget; several are windows of one napari, and may not know of each other."""
+def open_window(make_viewer, qtbot):
+    """A viewer without a window, and the widget; several may not know of each other."""
 
     def opened(image=IMAGE, name="cells", viewer=None, **settings):
-        viewer = make_napari_viewer_proxy() if viewer is None else viewer
+        viewer = make_viewer() if viewer is None else viewer
         layer = viewer.add_image(image, name=name, **settings) if image is not None else viewer.layers[0]
         widget = LowlatWidget(viewer, QuietWorker())
         qtbot.addWidget(widget)
@@ -292,7 +291,7 @@ def test_labels_on_disk_are_found_again(open_window, tmp_path, moved):
     assert (type(data) is np.ndarray) == moved
 
 
-def test_labels_on_disk_that_another_window_writes_are_refused(open_window, run_python, tmp_path):
+def test_labels_on_disk_that_another_window_writes_are_refused(qtbot, run_python, tmp_path):
     """A lock of the system on their folder, until that window ends."""
     pytest.importorskip("fcntl")
     place = tmp_path / "labels.ome.zarr"
@@ -322,8 +321,7 @@ while not Path({str(tmp_path / "end")!r}).exists():
             os.close(handle)
         return False
 
-    while not held():
-        QApplication.processEvents()
+    qtbot.waitUntil(held)
     try:
         with pytest.raises(ValueError, match="is written by another window; close it there"):
             claim(place)
@@ -343,7 +341,7 @@ def test_labels_on_disk_need_no_autosave(open_window, tmp_path):
         it.files.autosave.to(tmp_path / "labels.tif")
 
 
-def test_another_window_on_the_image_is_said(open_window, run_python, journals, tmp_path):
+def test_another_window_on_the_image_is_said(open_window, run_python, journals, tmp_path, qtbot):
     """Each keeps a session of its own."""
     np.save(tmp_path / "image.npy", IMAGE)
     code = f"""
@@ -361,8 +359,7 @@ while not __import__("os").path.exists({str(tmp_path / "end")!r}):
 """
     other = threading.Thread(target=run_python, args=(code,))
     other.start()
-    while not (tmp_path / "ready").exists():
-        QApplication.processEvents()
+    qtbot.waitUntil((tmp_path / "ready").exists)
     try:
         it = open_window()
         it.until(lambda: "another window" in it.widget.sentence)
