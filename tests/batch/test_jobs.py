@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +15,7 @@ import tifffile
 
 from napari_lowlat_seg.batch import jobs, workers
 from napari_lowlat_seg.batch.jobs import BatchJob, BatchSettings, connected, map_jobs
-
-
-def slow_file(at: tuple[Path, int]) -> int:
-    """Write a file once, slowly."""
-    folder, number = at
-    path = folder / str(number)
-    if not path.exists():
-        time.sleep(0.2)
-        path.write_text("done")
-    return number
-
-
-def fail(job: int) -> int:
-    raise ValueError(f"job {job} cannot be done")
-
-
-class Unsendable(Exception):
-    """An error that a pipe cannot carry."""
-
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
-
-
-def fail_strangely(job: int) -> int:
-    raise Unsendable(job, job)
-
-
-def crash(job: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+from worker_jobs import crash, fail, fail_strangely, slow_file
 
 
 @pytest.mark.slow
@@ -68,7 +39,7 @@ def test_an_error_that_repeats_itself_is_raised() -> None:
     with connected(None, 1) as client:
         with pytest.raises(ValueError, match=r"job 3 cannot be done") as caught:
             list(map_jobs(client, fail, [3]))
-        assert "test_jobs.py" in caught.value.__notes__[0]
+        assert "worker_jobs.py" in caught.value.__notes__[0]
         with pytest.raises(RuntimeError, match=r"Unsendable: 4 and 4"):
             list(map_jobs(client, fail_strangely, [4]))
         assert list(map_jobs(client, abs, [-3])) == [(-3, 3)]
@@ -89,12 +60,12 @@ def test_a_job_that_crashes_every_worker_is_abandoned(monkeypatch: pytest.Monkey
 def test_workers_end_with_a_parent_that_was_killed(until) -> None:
     """Their pipe ends, so they do."""
     code = """
-import os, sys, time
-from napari_lowlat_seg.batch.jobs import connected, map_jobs
+import time
+from napari_lowlat_seg.batch.workers import LocalWorkers
 if __name__ == "__main__":
-    with connected(None, 2) as client:
-        list(map_jobs(client, abs, [1, 2]))
-        print(*client.pids, flush=True)
+    with LocalWorkers(2) as workers:
+        list(workers.map(abs, [1, 2]))
+        print(*workers.pids, flush=True)
         time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:

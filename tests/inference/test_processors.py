@@ -166,14 +166,14 @@ import json, os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from napari_lowlat_seg.serving.process import call_in_process
-from napari_lowlat_seg.batch.jobs import connected, map_jobs
+from napari_lowlat_seg.batch.workers import LocalWorkers
 
 if __name__ == "__main__":
     found = [call_in_process("os:getenv", "GOMP_SPINCOUNT")]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found.append(pool.submit(os.getenv, "GOMP_SPINCOUNT").result())
-    with connected(None, 1) as client:
-        found += [value for _, value in map_jobs(client, os.getenv, ["GOMP_SPINCOUNT"])]
+    with LocalWorkers(1) as workers:
+        found += [value for _, value in workers.map(os.getenv, ["GOMP_SPINCOUNT"])]
     print(json.dumps(found))
 """
     assert json.loads(fresh(code)) == [str(SPIN_TURNS)] * 3

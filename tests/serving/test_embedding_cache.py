@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
+import random
+import signal
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -318,35 +320,6 @@ def test_half_written_files_are_swept_when_their_writer_is_long_gone(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [young.name]
 
 
-# Forks, because a fresh Python would spend its time importing torch instead of writing.
-KILLS = """
-import os, random, signal, sys, time
-sys.path.insert(0, sys.argv[2])
-import test_embedding_cache as t
-folder, random = t.Path(sys.argv[1]), random.Random(0)
-torn = 0
-for turn in range(200):
-    child = os.fork()
-    if child == 0:
-        cache = t.EmbeddingCache(0, 0, folder, 40_000_000)
-        for i in range(1_000_000):
-            cache.ensure(t.big_key(i % 40), lambda: t.big(i % 40))
-            if i % 3 == 0:
-                (folder / t.big_key((i * 7) % 40).filename).unlink(missing_ok=True)
-    time.sleep(random.uniform(0.002, 0.04))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    torn += sum(1 for _ in folder.glob(".part-*"))
-    for part in folder.glob(".part-*"):
-        part.unlink()
-    reader = t.EmbeddingCache(0, 0, folder)
-    for i in range(40):
-        found = reader.get(t.big_key(i))
-        assert found is None or t.says_big(found, i), (turn, i)
-print("torn", torn)
-"""
-
-
 def big_key(i: int) -> EmbeddingKey:
     """Of `big`."""
     return replace(_key(i), frame=Frame.whole((512, 512), 16))
@@ -363,57 +336,87 @@ def says_big(embedding: Embedding, i: int) -> bool:
     return all(bool((f == i).all()) for f in embedding.features) and bool((embedding.image == i).all())
 
 
+COUNT = 10
+"""Embeddings that the processes below write, read and delete: some more than there is room for."""
+
+
+@pytest.fixture(scope="module")
+def apart() -> Callable[..., ProcessPoolExecutor]:
+    """Pools of processes forked from one that has imported torch: a Python each would only import it."""
+    context = get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context.set_forkserver_preload(["torch", "napari_lowlat_seg.serving.embedding_cache"])
+    return lambda count=1: ProcessPoolExecutor(count, mp_context=context)
+
+
+def _killed_while_writing(folder: Path, kills: int) -> int:
+    """How many half-written files children have left that were killed; fails if one was taken for whole."""
+    chance, torn = random.Random(0), 0
+    for turn in range(kills):
+        child = os.fork()
+        if child == 0:
+            cache = EmbeddingCache(0, 0, folder, 6_000_000)
+            for i in range(1_000_000):
+                cache.ensure(big_key(i % COUNT), lambda i=i: big(i % COUNT))
+                if i % 3 == 0:
+                    (folder / big_key((i * 7) % COUNT).filename).unlink(missing_ok=True)
+            os._exit(1)
+        time.sleep(chance.uniform(0.002, 0.04))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for part in folder.glob(".part-*"):
+            torn += 1
+            part.unlink()
+        reader = EmbeddingCache(0, 0, folder)
+        for i in range(COUNT):
+            found = reader.get(big_key(i))
+            assert found is None or says_big(found, i), (turn, i)
+    return torn
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_while_writing_never_leaves_a_torn_entry(tmp_path: Path) -> None:
+def test_a_kill_while_writing_never_leaves_a_torn_entry(apart, tmp_path: Path) -> None:
     """200 kills at random moments; some did hit a write."""
-    done = _script(KILLS, tmp_path)
-    assert done.startswith("torn ")
-    assert int(done.split()[1]) > 0
+    with apart() as pool:
+        assert pool.submit(_killed_while_writing, tmp_path, 200).result() > 0
 
 
-TOGETHER = """
-import random, sys
-sys.path.insert(0, sys.argv[2])
-import test_embedding_cache as t
-cache, rng = t.EmbeddingCache(0, 0, t.Path(sys.argv[1]), 12_000_000), random.Random(int(sys.argv[3]))
-for _ in range(300):
-    i = rng.randrange(20)
-    assert t.says_big(cache.ensure(t.big_key(i), lambda: t.big(i)), i), i
-print("right")
-"""
+def _used(folder: Path, seed: int) -> bool:
+    """Whether a process got what it asked for, at random, 300 times."""
+    cache, chance = EmbeddingCache(0, 0, folder, 6_000_000), random.Random(seed)
+    order = [chance.randrange(COUNT) for _ in range(300)]
+    return all(says_big(cache.ensure(big_key(i), lambda i=i: big(i)), i) for i in order)
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_folder(tmp_path: Path) -> None:
+def test_two_processes_share_a_folder(apart, tmp_path: Path) -> None:
     """Both write, read and delete the same files; each gets what it asked for."""
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda seed: _script(TOGETHER, tmp_path, seed), "12"))
-    assert done == ["right", "right"]
+    with apart(2) as pool:
+        assert list(pool.map(_used, [tmp_path] * 2, (1, 2))) == [True, True]
 
 
-FULL = """
-import resource, signal, sys, warnings
-sys.path.insert(0, sys.argv[2])
-import test_embedding_cache as t
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-folder = t.Path(sys.argv[1])
-cache = t.EmbeddingCache(8_000_000, 0, folder)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for i in range(30):
-        assert t.says_big(cache.ensure(t.big_key(i), lambda: t.big(i)), i), i
-print([str(w.message).split(";")[0] for w in caught], list(folder.iterdir()))
-"""
+def _used_on_a_full_disk(folder: Path) -> list[str]:
+    """The warnings of a cache whose files may not grow."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+    cache = EmbeddingCache(8_000_000, 0, folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(30):
+            assert says_big(cache.ensure(big_key(i), lambda i=i: big(i)), i), i
+    return [str(one.message).split(";")[0] for one in caught]
 
 
 @pytest.mark.slow
-def test_a_full_disk_causes_one_warning_and_the_cache_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_causes_one_warning_and_the_cache_goes_on(apart, tmp_path: Path) -> None:
     """The file system refuses to let files grow; nothing half is left."""
     pytest.importorskip("resource")
-    expected = [f"the embedding cache cannot write to {tmp_path} (File too large)"]
-    assert _script(FULL, tmp_path) == f"{expected} []"
+    with apart() as pool:
+        warned = pool.submit(_used_on_a_full_disk, tmp_path).result()
+    assert warned == [f"the embedding cache cannot write to {tmp_path} (File too large)"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_still_serves(tmp_path: Path, monkeypatch) -> None:
@@ -429,13 +432,6 @@ def test_a_folder_that_cannot_be_written_to_still_serves(tmp_path: Path, monkeyp
         warnings.simplefilter("error")
         cache.ensure(_key(2), lambda: _made(2))
     assert _says(cache.get(_key(0)), 0)
-
-
-def _script(code: str, folder: Path, *more: str) -> str:
-    command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def sealed(tensors: dict[str, torch.Tensor]) -> bytes:

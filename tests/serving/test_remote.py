@@ -22,6 +22,7 @@ from napari_lowlat_seg.serving.remote import RemoteDevice, is_remote
 from napari_lowlat_seg.serving.service_predictor import ServicePredictor
 from napari_lowlat_seg.serving.worker_process import WorkerProcessEnded
 from sshd import LACKING, sshd
+from terminal import Call
 
 
 @pytest.mark.parametrize(
@@ -159,16 +160,15 @@ def test_an_error_there_is_a_sentence_here(there: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_take_it(there: str, tiny: Path, tmp_path: Path, run_python) -> None:
-    """`segment` and `info`; what runs there takes no functions by name."""
+def test_the_commands_take_it(there: str, tiny: Path, tmp_path: Path, call: Call) -> None:
+    """`segment` and `info`."""
     tifffile.imwrite(tmp_path / "a.tif", PIXELS)
-    code = "from napari_lowlat_seg.cli.app import main; main({})"
     for device, name in ((there, "there.tif"), ("cpu", "here.tif")):
-        command = ["segment", str(tmp_path / "a.tif"), "-o", str(tmp_path / name), "--click", "40,55"]
-        run_python(code.format([*command, "-m", str(tiny), "-d", device]))
+        done = call("segment", "a.tif", "-o", name, "--click", "40,55", "-m", tiny, "-d", device)
+        assert done.status == 0, done.err
     theirs, mine = (tifffile.imread(tmp_path / name) for name in ("there.tif", "here.tif"))
     np.testing.assert_array_equal(theirs, mine)
-    said = run_python(code.format(["info", "-m", str(tiny), "-d", there]))
+    said = call("info", "-m", tiny, "-d", there).out
     assert "device: cpu of localhost, " in said
     assert "ms away" in said
 
