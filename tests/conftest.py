@@ -106,18 +106,36 @@ def quick_removal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(canvas, "gc", SimpleNamespace(collect=lambda: 0))
 
 
+SETTINGS_CLASSES: dict[frozenset[str], dict[str, Any]] = {}
+
+
 @pytest.fixture(autouse=True)
 def settings_of_the_test(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[None]:
-    """A tool chosen in one window is not that of the next test, nor of the user."""
+    """A tool chosen in one window is not that of the next test, nor of the user.
+
+    The classes of settings, which napari makes of the manifests, are those of the plugins that are there.
+    """
     if "gui" not in request.keywords:
         yield
         return
     from napari import settings as of_napari
 
+    def classes() -> dict[str, Any]:
+        from npe2 import PluginManager
+
+        manager = PluginManager.instance()
+        manager.discover()
+        there = frozenset(one.name for one in manager.iter_manifests(disabled=False))
+        if there not in SETTINGS_CLASSES:
+            SETTINGS_CLASSES[there] = make_classes()
+        return SETTINGS_CLASSES[there]
+
+    make_classes = of_napari.plugin_configuration_generator
+    monkeypatch.setattr(of_napari, "plugin_configuration_generator", classes)
     folder = tmp_path_factory.mktemp("settings")
     monkeypatch.setattr(of_napari, "_CFG_PATH", str(folder / "settings.yaml"))
     of_napari._clear_plugin_settings_cache()
