@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_said_in_the_state_line(window, tmp_path):
 def test_the_files_of_objects_have_buttons(window):
     """With words that say what they do."""
     for name in ("save_prompts", "open_prompts", "measure"):
-        button = getattr(window.form, name)
+        button = window.form.buttons[name]
         assert button.isVisible()
         assert button.accessibleName()
         assert button.toolTip()
