@@ -292,6 +292,19 @@ def test_clicks_in_2d_images_have_two_numbers(call: Call, tiny: Path, tmp_path: 
     assert read_volume(tmp_path / "b.png").shape == (30, 40)
 
 
+def test_the_place_of_a_single_slice_need_not_be_said(call: Call, tiny: Path, tmp_path: Path) -> None:
+    """Two numbers or three; a second object joins the first though TIFF has no axis of length 1."""
+    data = np.random.default_rng(0).integers(0, 900, (40, 30, 1)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(data, np.diag([1, 1, 3, 1])), tmp_path / "a.nii.gz")
+    arguments = ("segment", "a.nii.gz", "-o", "b.ome.tif", "--model", tiny, "--json")
+    assert json.loads(call(*arguments, "--click", "20,15").out)["label"] == 1
+    done = call(*arguments, "--box", "0,10,10,30,20", "--box", "12,12,20,20-")
+    assert (done.status, done.err) == (0, "")
+    assert json.loads(done.out)["label"] in (1, 2)
+    done = call(*arguments, "--click", "20")
+    assert "a click must be Z,R,C, with an optional + or - at the end; got '20'" in done.err
+
+
 @pytest.mark.parametrize("value", [0, 7, 65535])
 def test_a_constant_image_is_an_image(value: int, call: Call, tiny: Path, tmp_path: Path) -> None:
     """Dull, but valid: there is a mask or there is none."""

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from napari_lowlat_seg.core.geometry import Axis, Geometry
@@ -54,45 +52,6 @@ def world_of(volume: Volume, unit: str | None) -> np.ndarray:
     )
     assert [axis.name for axis in geometry.world] == ["z", "y", "x"]
     return geometry.to_world(np.argwhere(np.asarray(volume.data) == 7)[0])
-
-
-@st.composite
-def places(draw: st.DrawFn) -> Geometry:
-    """Of a volume: any order and direction of axes, oblique or not, in µm or mm, a patient's or not."""
-    matrix = np.eye(3)[:, draw(st.permutations(range(3)))] * [
-        draw(st.sampled_from((-1, 1))) for _ in range(3)
-    ]
-    if draw(st.booleans()):
-        turn, _ = np.linalg.qr(np.random.default_rng(draw(st.integers(0, 999))).normal(size=(3, 3)))
-        matrix = turn @ matrix
-    affine = np.eye(4)
-    affine[:3, :3] = matrix * [draw(st.floats(0.1, 10)) for _ in range(3)]
-    affine[:3, 3] = [draw(st.floats(-100, 100)) for _ in range(3)]
-    unit = draw(st.sampled_from(("µm", "mm", "nm", "Å")))
-    return Geometry(tuple(Axis(name, "space", unit) for name in "zyx"), affine, draw(st.booleans()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", WRITTEN)
-@given(places())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_labels_lie_where_they_were_or_are_refused(
-    suffix: str, tmp_path_factory: Any, geometry: Geometry
-) -> None:
-    """In every format that is written: the labelled voxel is at its place in the world afterwards."""
-    path = tmp_path_factory.mktemp("a") / f"labels{suffix}"
-    like = Volume(NOISE, geometry=geometry)
-    expected = geometry.to_world((1, 2, 3))
-    if not geometry.straight and suffix in (".tif", ".ome.tif", ".ome.zarr", ".mrc"):
-        with pytest.raises(ValueError, match=r"lies oblique in the world; write"):
-            check_labels_path(path, like=like)
-        return
-    check_labels_path(path, like=like)
-    with label_output(path, like) as labels:
-        labels.data[...] = labels_at()
-    back = read_volume(path)
-    step = min(geometry.spacing)
-    np.testing.assert_allclose(world_of(back, geometry.unit), expected, atol=2e-3 * step, rtol=1e-5)
 
 
 def test_mrc_is_mapped_and_placed_in_angstrom(tmp_path: Path) -> None:
@@ -529,6 +488,94 @@ def test_frames_of_one_file_are_slices_or_times(tmp_path: Path) -> None:
     volume = read_volume(folder)
     assert volume.spacing == (3.0, 0.5, 0.25)
     np.testing.assert_array_equal(np.asarray(volume.data), NOISE[::-1])
+
+
+def test_doses_lie_at_their_offsets_along_the_normal(tmp_path: Path) -> None:
+    """Their file has one position for all frames."""
+    write_slice(
+        tmp_path / "a.dcm", NOISE, ImagePositionPatient=[10, 20, 30], PixelSpacing=[0.5, 0.25],
+        ImageOrientationPatient=[*ALONG, *DOWN], GridFrameOffsetVector=[0, 3, 6],
+    )  # fmt: skip
+    volume = read_volume(tmp_path / "a.dcm")
+    assert volume.geometry is not None
+    assert volume.spacing == pytest.approx((3, 0.5, 0.25))
+    x, y, z = np.array([10, 20, 33]) + ALONG * 3 * 0.25 + DOWN * 2 * 0.5
+    assert volume.geometry.to_world((1, 2, 3)).tolist() == pytest.approx([z, -y, -x])
+
+
+def test_dicom_without_a_size_has_none_and_without_pixels_is_no_image(tmp_path: Path) -> None:
+    """No millimetre is made up; the sentence says what the file is."""
+    write_slice(tmp_path / "a.dcm", NOISE[0])
+    volume = read_volume(tmp_path / "a.dcm")
+    assert volume.geometry is not None
+    assert (volume.spacing, volume.geometry.unit) == (None, None)
+    plan = pydicom.dcmread(tmp_path / "a.dcm")
+    plan.file_meta.MediaStorageSOPClassUID = pydicom.uid.RTPlanStorage
+    del plan.Rows, plan.PixelData
+    plan.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ValueError, match=r"a.dcm cannot be read: it holds no pixels, but RT Plan Storage"):
+        read_volume(tmp_path / "a.dcm")
+
+
+def test_pixels_of_less_than_a_byte_are_read(tmp_path: Path) -> None:
+    """A file of them is smaller than its image in memory, and whole."""
+    dark = NOISE[0] > 99
+    Image.fromarray(dark).resize((500, 400)).save(tmp_path / "a.tif")
+    volume = read_volume(tmp_path / "a.tif")
+    assert (volume.shape, (tmp_path / "a.tif").stat().st_size < 30_000) == ((400, 500), True)
+    np.testing.assert_array_equal(np.asarray(volume.data)[50::100, 50::100] > 0, dark)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
+def test_columns_of_one_pixel_and_times_of_frames_are_kept_by_tiff(name: str, tmp_path: Path) -> None:
+    """Whatever tifffile makes of short axes."""
+    thin = np.zeros((3, 4, 1), np.uint8)
+    thin[1, 2, 0] = 7
+    like = Volume(thin, geometry=Geometry.from_scale("zyx", (3, 1, 2), units=["mm"] * 3))
+    np.testing.assert_array_equal(
+        np.asarray(read_volume(write_labels(tmp_path / name, thin, like)).data), thin
+    )
+    film = Volume(NOISE, geometry=Geometry.from_scale("tyx", (0.25, 1, 2), units=["ms", "µm", "µm"]))
+    geometry = read_volume(write_labels(tmp_path / name, labels_at(), film)).geometry
+    assert geometry is not None
+    assert (geometry.in_unit("ms", "time").spacing[0], geometry.world[0].kind) == (0.25, "time")
+
+
+def test_a_missing_half_of_a_pair_is_named(tmp_path: Path) -> None:
+    """Nothing is damaged."""
+    nibabel.save(nibabel.Nifti1Pair(labels_at(), np.eye(4)), tmp_path / "a.img")
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(
+        ValueError, match=r"a.hdr cannot be read: it needs the file a.img, which is not there"
+    ):
+        read_volume(tmp_path / "a.hdr")
+
+
+def test_freesurfer_counts_milliseconds(tmp_path: Path) -> None:
+    """From one time to the next."""
+    image = nibabel.MGHImage(np.zeros((3, 4, 5, 2), np.uint8), np.eye(4))
+    image.header["tr"] = 2500
+    nibabel.save(image, tmp_path / "a.mgz")
+    geometry = read_volume(tmp_path / "a.mgz").geometry
+    assert geometry is not None
+    assert geometry.in_unit("s", "time").spacing[3] == 2.5
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_labels_of_one_slice_lie_on_it_though_tiff_leaves_out_its_axis(
+    channels: bool, tmp_path: Path
+) -> None:
+    """Also between units; along the axis they lie where the slice lies."""
+    geometry = Geometry.from_scale("zyx", (40, 4, 4), (400, 8, 0), ["nm"] * 3)
+    like = Volume(NOISE[:1], geometry=geometry)
+    write_labels(tmp_path / "a.ome.tif", labels_at((0, 2, 3))[:1], like)
+    assert read_volume(tmp_path / "a.ome.tif").shape == (4, 5)
+    aligned = read_aligned(tmp_path / "a.ome.tif", like, "labels")
+    np.testing.assert_array_equal(np.asarray(aligned.data), labels_at((0, 2, 3))[:1])
+    if channels:
+        Image.fromarray(np.stack([NOISE[0]] * 3, -1)).save(tmp_path / "c.png")
+        colours = read_aligned(tmp_path / "c.png", Volume(NOISE[:1]), "mask")
+        assert colours.plane(Plane((0, None, None))).shape == (4, 5, 3)
 
 
 def test_a_compression_of_dicom_without_its_library_is_no_damage(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_names_of_columns_say_in_which_order_axes_are(tmp_path: Path, text: str)
         ("z,y,x\n5,20,25\n", "utf-8"),
         ("5,20,25\n,,\n\n", "utf-8"),
         ("\n5, 20, 25\n", "utf-8"),
+        ("# by hand\nz;y;x\n5,0;20;25\n", "utf-8"),
+        ("5;20;25\n", "utf-8-sig"),
+        ("5\t20\t25\r\n# the end\r\n", "utf-8"),
+        ("row;col;slice\n20;25;5\n", "utf-8"),
+        ('z,y,x,"a;note"\n5,20,25,"one; two"\n', "utf-8"),
     ],
 )
 def test_files_of_napari_and_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: str) -> None:
@@ -84,6 +89,9 @@ def test_files_of_napari_and_of_spreadsheets_are_read(tmp_path: Path, text: str,
         ("z,y,x\n3,30,20\n", r"a point outside the volume, whose last voxel is 11,29,39; got '3,30,20'"),
         ("axis-0,axis-1,axis-2\n3,8\n", r"must hold 3 numbers per line"),
         ("z,y,x\n", r"must hold at least one point; it has none"),
+        ("y,x\n8,20\n", r"must have columns for all 3 axes, such as z,y,x; got y,x"),
+        ("row,col,frame\n8,20,3\n", r"must have columns for all 3 axes, .*; got row,col,frame"),
+        ('3,8,"20\n', r"cannot be read as points: it is no table \(unexpected end of data\)"),
     ],
 )
 def test_a_refused_point_says_why(tmp_path: Path, text: str, message: str) -> None:

@@ -6,7 +6,6 @@ Z counts along the axis given, R and C along the others, in order.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from napari_lowlat_seg.core.prompts import Box, Click, Point, Polygon, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.tables import read_rows
 
 Placed = tuple[Plane, Click | Box | Scribble | Polygon]
 
@@ -24,7 +24,7 @@ def read_click(text: str, volume: Volume, axis: int) -> Placed:
     Parameters
     ----------
     text
-        In an image of two axes "R,C"; in one of four "Z0,Z1,R,C".
+        In an image of two axes, and one of a single plane, "R,C"; in one of four axes "Z0,Z1,R,C".
     axis
         Of the volume, along which Z counts.
 
@@ -33,14 +33,15 @@ def read_click(text: str, volume: Volume, axis: int) -> Placed:
     ValueError
         For another text, and for a position outside the volume.
     """
-    numbers, positive = _numbers(text, "a click", volume.ndim, _form(volume, "R,C"))
+    numbers, positive = _numbers(text, "a click", volume.ndim, _form(volume, "R,C"), _flat(volume, axis))
     plane, (at,) = _on_plane([numbers], volume, axis, f"click {text}")
     return plane, Click(at, positive)
 
 
 def read_box(text: str, volume: Volume, axis: int) -> Placed:
     """The plane and the box of "Z,R0,C0,R1,C1", with + or - at the end; else as `read_click`."""
-    numbers, positive = _numbers(text, "a box", volume.ndim + 2, _form(volume, "R0,C0,R1,C1"))
+    form = _form(volume, "R0,C0,R1,C1")
+    numbers, positive = _numbers(text, "a box", volume.ndim + 2, form, _flat(volume, axis))
     first, last = numbers[:-2], [*numbers[:-4], *numbers[-2:]]
     plane, (start, end) = _on_plane([first, last], volume, axis, f"box {text}")
     return plane, Box(start, end, positive)
@@ -50,7 +51,7 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
     """The planes and the scribbles or polygons of a point file.
 
     .csv: a line "Z,R,C" per point, with an optional last column of "+" or "-"; a blank line, or another Z,
-    begins a new stroke; a first line of words is skipped. .json: {"points": [[Z, R, C], ...],
+    begins a new stroke; a first line of words and comments are skipped. .json: {"points": [[Z, R, C], ...],
     "positive": true}, or a list of such, or just a list of points.
 
     Parameters
@@ -74,7 +75,7 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
         raise FileNotFoundError(f"no point file at {path}; check the path")
     try:
         strokes = read(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, csv.Error) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         expected = _form(volume, "R,C")
         raise ValueError(
             f"{path} is no list of points {expected} ({type(error).__name__}: {error})"
@@ -98,8 +99,7 @@ _Stroke = tuple[list[list[float]], bool]
 def _csv_strokes(text: str) -> list[_Stroke]:
     strokes: list[_Stroke] = []
     fresh = True
-    for number, row in enumerate(csv.reader(text.splitlines())):
-        cells = [cell.strip() for cell in row]
+    for number, cells in enumerate(read_rows(text)):
         if not any(cells):
             fresh = True
             continue
@@ -139,13 +139,20 @@ def _sign(value: Any) -> bool:
     return bool(value)
 
 
-def _numbers(text: str, what: str, count: int, form: str) -> tuple[list[float], bool]:
+def _flat(volume: Volume, axis: int) -> bool:
+    """Whether a volume has one plane only, so that its place need not be said."""
+    return volume.ndim == 3 and volume.shape[axis] == 1
+
+
+def _numbers(text: str, what: str, count: int, form: str, flat: bool) -> tuple[list[float], bool]:
     plain = text.strip()
     sign = plain[-1:] if plain[-1:] in ("+", "-") else ""
     try:
         numbers = [float(part) for part in plain.removesuffix(sign).split(",")]
     except ValueError:
         numbers = []
+    if flat and len(numbers) == count - 1:
+        numbers = [0.0, *numbers]
     if len(numbers) != count:
         raise ValueError(f"{what} must be {form}, with an optional + or - at the end; got {text!r}")
     return numbers, sign != "-"

@@ -293,7 +293,8 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
         _refuse_taken(output, volume, [label for label in new if label is not None])
         return None
     found = read_volume(output)
-    alike = sorted(found.shape) == sorted(volume.shape)
+    # A TIFF of one slice is read without the axis of length 1.
+    alike = sorted(n for n in found.shape if n > 1) == sorted(n for n in volume.shape if n > 1)
     if not alike or found.channel_axis is not None or found.data.dtype.kind not in "bui":
         raise ValueError(
             f"{output} exists and holds no labels of shape {volume.shape}; give another name, or --replace"

@@ -104,6 +104,8 @@ def _unread(path: Path, error: Exception) -> ValueError:
         return SeveralImages(f"{path} cannot be read: {reason}", error.names)
     if isinstance(error, MemoryError):
         reason = f"it does not fit into memory ({reason})"
+    elif isinstance(error, FileNotFoundError) and error.filename is not None:
+        reason = f"it needs the file {Path(error.filename).name}, which is not there"
     elif not isinstance(error, Unreadable):
         reason = f"it is damaged or of another kind ({reason})"
     return ValueError(f"{path} cannot be read: {reason}")
@@ -213,7 +215,7 @@ def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | No
     FileNotFoundError
         If there is no such file.
     """
-    volume = read_volume(path, channel=channel)
+    volume = _with_single_axes(read_volume(path, channel=channel), like)
     ours, theirs = geometry_of(like), geometry_of(volume)
     unlike = f"the {what} {path} must have the image's shape {like.shape}; got {volume.shape}"
     if not (ours.calibrated and theirs.calibrated) or ours.ndim != theirs.ndim:
@@ -238,6 +240,34 @@ def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | No
     turned = _transposed(volume, turn.order)
     data = np.flip(np.asarray(turned.data), turn.flips)  # channels are the last axis, which has no part in it
     return replace(turned, data=data, header=None, geometry=like.geometry)
+
+
+def _with_single_axes(volume: Volume, like: Volume) -> Volume:
+    """A volume with the axes of another that have length 1 there, where its file has left them out.
+
+    TIFF keeps no axis of length 1 but rows and columns. Along such an axis it lies where the other one does.
+    """
+    ours, theirs = geometry_of(like), geometry_of(volume)
+    known = {axis.name for axis in theirs.world}
+    added = [i for i, axis in enumerate(ours.axes) if axis.name not in known and like.shape[i] == 1]
+    if not added or len(added) + volume.ndim != like.ndim or not ours.straight:
+        return volume
+    if ours.unit is not None and theirs.unit is not None:
+        ours = ours.in_unit(theirs.unit)
+    count, size = len(added), volume.ndim
+    affine = np.eye(size + count + 1)
+    affine[:count, :count] = np.diag([ours.spacing[i] for i in added])
+    affine[:count, -1] = [ours.translation[ours.nearest[i]] for i in added]
+    affine[count:, count:] = theirs.affine
+    geometry = Geometry((*(ours.axes[i] for i in added), *theirs.world), affine, theirs.patient)
+    axis = volume.channel_axis
+    return replace(
+        volume,
+        data=np.asarray(volume.data)[(None,) * count],
+        spacing=None if volume.spacing is None else (*(ours.spacing[i] for i in added), *volume.spacing),
+        channel_axis=None if axis is None else axis + count,
+        geometry=geometry,
+    )
 
 
 def _placed_as(theirs: Geometry, ours: Geometry) -> np.ndarray:

@@ -1,20 +1,25 @@
 """Seeds: points in a table, one line for each, one number for each spatial axis; or of other programs.
 
 The first line of the file decides between three orders of axes. Without names, columns are Z,R,C as on the
-command line: the position along the axis of the planes, then row and column. Columns "axis-0", "axis-1", ...
-are those of the layer that napari shows, and so are "z", "y" and "x". Columns "i", "j" and "k" are the
-array's own.
+command line: the position along the axis of the planes, then row and column; so are "slice", "row" and
+"column" in any order. Columns "axis-0", "axis-1", ... are those of the layer that napari shows, and so are
+"z", "y" and "x". Columns "i", "j" and "k" are the array's own.
+
+How cells are divided: `tables`.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.skeletons import SUFFIXES, is_catmaid, read_trees
+from napari_lowlat_seg.io.tables import is_number, read_rows
+
+PLAIN = (("slice", "row", "column"), ("slice", "row", "col"), ("plane", "row", "col"), ("z", "r", "c"))
+"""Names of columns that count as the command line does."""
 
 
 def read_seeds(
@@ -51,9 +56,7 @@ def read_seeds(
 
 
 def _first_row(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, skipinitialspace=True)
-        return next((row for row in rows if any(cell.strip() for cell in row)), [])
+    return next((row for row in read_rows(path.read_text("utf-8-sig")) if any(row)), [])
 
 
 def read_points(
@@ -61,7 +64,7 @@ def read_points(
 ) -> list[tuple[float, ...]]:
     """The points of a .csv file, in the axis order of the volume and in voxels, centres on integers.
 
-    A byte order mark, empty lines and columns with other names than those of axes are ignored.
+    A byte order mark, empty lines, comments and columns with other names than those of axes are ignored.
 
     Parameters
     ----------
@@ -79,11 +82,13 @@ def read_points(
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of points at {path}; check the path")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in read_rows(path.read_text("utf-8-sig")) if any(row)]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as points: {error}") from error
     columns, axes = None, [axis, *(one for one in range(volume.ndim) if one != axis)]
-    if rows and not any(_is_number(cell) for cell in rows[0]):
-        columns, axes = _named_columns(rows.pop(0), axes, shown or range(volume.ndim))
+    if rows and not any(is_number(cell) for cell in rows[0]):
+        columns, axes = _named_columns(path, rows.pop(0), axes, shown or range(volume.ndim))
     points = [_point(path, row, volume, columns, axes) for row in rows]
     if not points:
         raise ValueError(f"{path} must hold at least one point; it has none")
@@ -91,18 +96,32 @@ def read_points(
 
 
 def _named_columns(
-    names: Sequence[str], plain: Sequence[int], shown: Sequence[int]
+    path: Path, names: Sequence[str], plain: Sequence[int], shown: Sequence[int]
 ) -> tuple[list[int] | None, list[int]]:
-    """The columns that hold coordinates (None for all), and the axis of the volume for each of them."""
-    names = [name.strip().lower() for name in names]
+    """The columns that hold coordinates (None for all), and the axis of the volume for each of them.
+
+    Raises
+    ------
+    ValueError
+        For names of coordinates that are not those of all axes.
+    """
+    names = [name.lower() for name in names]
     count = len(shown)
-    for expected, axes in (
+    expected = (
         ([f"axis-{i}" for i in range(count)], shown),
         (list("tzyx"[-count:]), shown),
         (list("ijkl"[:count]), range(count)),
-    ):
-        if len(expected) == count and all(name in names for name in expected):
-            return [names.index(name) for name in expected], list(axes)
+        *((list(one[-count:]), plain) for one in PLAIN),
+    )
+    for wanted, axes in expected:
+        if len(wanted) == count and all(name in names for name in wanted):
+            return [names.index(name) for name in wanted], list(axes)
+    known = {name for wanted, _ in expected for name in wanted} | {"x", "y", "z", "t"}
+    if known & set(names):
+        raise ValueError(
+            f"{path} must have columns for all {count} axes, such as {','.join(expected[1][0])}; "
+            f"got {','.join(names)}"
+        )
     return None, list(plain)
 
 
@@ -111,7 +130,7 @@ def _point(
 ) -> tuple[float, ...]:
     text = ",".join(row)
     cells = row if columns is None else [row[i] for i in columns if i < len(row)]
-    if len(cells) != volume.ndim or not all(_is_number(cell) for cell in cells):
+    if len(cells) != volume.ndim or not all(is_number(cell) for cell in cells):
         raise ValueError(
             f"{path} must hold {volume.ndim} numbers per line, inside a volume of {volume.shape}; "
             f"got {text!r}"
@@ -125,11 +144,3 @@ def _point(
         most = ",".join(str(volume.shape[place] - 1) for place in axes)
         raise ValueError(f"{path} has a point outside the volume, whose last voxel is {most}; got {text!r}")
     return tuple(point)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

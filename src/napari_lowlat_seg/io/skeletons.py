@@ -6,7 +6,6 @@ become voxels in the order of the image's array.
 
 from __future__ import annotations
 
-import csv
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from napari_lowlat_seg.core.geometry import find_unit
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.format_table import needed
 from napari_lowlat_seg.io.placed import geometry_of
+from napari_lowlat_seg.io.tables import read_rows
 
 Tree = list[tuple[float, float, float]]
 """The (x, y, z) of nodes."""
@@ -154,11 +154,11 @@ def _nml(path: Path) -> tuple[list[Tree], str | None]:
 def _catmaid(path: Path) -> tuple[list[Tree], str | None]:
     """A line for each node, in nm of the project."""
     trees: dict[str, Tree] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file, skipinitialspace=True):
-            cells = {str(name).strip().lower(): value for name, value in row.items()}
-            x, y, z = (float(cells[name]) for name in "xyz")
-            trees.setdefault(cells["skeleton_id"], []).append((x, y, z))
+    names, *rows = (row for row in read_rows(path.read_text("utf-8-sig")) if any(row))
+    for row in rows:
+        cells = dict(zip((name.lower() for name in names), row))
+        x, y, z = (float(cells[name]) for name in "xyz")
+        trees.setdefault(cells["skeleton_id"], []).append((x, y, z))
     return list(trees.values()), "nm"
 
 

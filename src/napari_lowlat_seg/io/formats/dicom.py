@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ EVEN = 0.02
 class Frame:
     """One slice: where its pixels are, where it lies (LPS+, mm) and how its values are scaled.
 
-    `position` and `directions` (of columns, then of rows) are None where the file does not say.
+    `position`, `directions` (of columns, then of rows) and `spacing` are None where the file does not say.
     """
 
     path: Path
     number: int
     position: np.ndarray | None
     directions: np.ndarray | None
-    spacing: tuple[float, float]
+    spacing: tuple[float, float] | None
     thickness: float
     slope: float
     intercept: float
@@ -89,6 +89,9 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         # A DICOMDIR and reports have no rows.
         if "Rows" in dataset and wanted in (None, _series_of(dataset)):
             series.setdefault(_series_of(dataset), []).append((file, dataset))
+    if not series and wanted is not None:
+        kind = getattr(_header(path).file_meta.get("MediaStorageSOPClassUID"), "name", "no image")
+        raise Unreadable(f"it holds no pixels, but {kind}")
     if not series:
         raise Unreadable("there are no DICOM images in this folder")
     about = [_series_text(files) for files in series.values()]
@@ -152,8 +155,10 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     if groups is None:
-        numbers = [-1] if count == 1 else range(count)
-        return [_frame(path, number, [dataset]) for number in numbers]
+        if count == 1:
+            return [_frame(path, -1, [dataset])]
+        frames = [_frame(path, number, [dataset]) for number in range(count)]
+        return _along_normal(frames, dataset.get("GridFrameOffsetVector"))
     found = []
     for number in range(count):
         places = []
@@ -166,6 +171,20 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
     return found
 
 
+def _along_normal(frames: list[Frame], offsets: Any) -> list[Frame]:
+    """Frames that share one position, each moved along the normal by its own offset, as doses are stored."""
+    if offsets is None or len(offsets) != len(frames):
+        return frames
+    placed = []
+    for frame, offset in zip(frames, offsets):
+        if frame.position is None or frame.directions is None:
+            return frames
+        # Offsets are from the first frame, or along the patient's axis: its position then.
+        way = np.cross(*frame.directions) * (float(offset) - float(offsets[0]))
+        placed.append(replace(frame, position=frame.position + way))
+    return placed
+
+
 def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
     """A slice from the first of some data sets that says each thing."""
 
@@ -173,14 +192,14 @@ def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
         return next((place.get(name) for place in places if place.get(name) is not None), None)
 
     position, directions = tag("ImagePositionPatient"), tag("ImageOrientationPatient")
-    spacing = tag("PixelSpacing") or tag("ImagerPixelSpacing") or (1.0, 1.0)
+    spacing = tag("PixelSpacing") or tag("ImagerPixelSpacing")
     thickness = tag("SpacingBetweenSlices") or tag("SliceThickness") or 1.0
     return Frame(
         path,
         number,
         None if position is None else np.array(position, np.float64),
         None if directions is None else np.array(directions, np.float64).reshape(2, 3),
-        (float(spacing[0]), float(spacing[1])),
+        (float(spacing[0]), float(spacing[1])) if spacing else None,
         abs(float(thickness)) or 1.0,
         float(tag("RescaleSlope") if tag("RescaleSlope") is not None else 1),
         float(tag("RescaleIntercept") or 0),
@@ -190,14 +209,16 @@ def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
 def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     """The slices sorted along their normal, with the affine of the stack."""
     first = frames[0]
-    if any(frame.position is None or frame.directions is None for frame in frames):
+    if any(frame.position is None or frame.directions is None or frame.spacing is None for frame in frames):
         data = FrameStack(frames)
-        geometry = Geometry.from_scale("tyx", (1.0, *first.spacing), units=(None, "mm", "mm"))
+        unit = None if first.spacing is None else "mm"
+        geometry = Geometry.from_scale("tyx", (1.0, *(first.spacing or (1.0, 1.0))), units=(None, unit, unit))
         if len(frames) == 1:
             return Loaded(data[0], geometry.squeeze([0]), None if colours is None else 2)
         return Loaded(data, geometry, colours)
     assert first.position is not None
     assert first.directions is not None
+    assert first.spacing is not None
     along, down = first.directions
     normal = np.cross(along, down)
     for frame in frames:

@@ -12,6 +12,9 @@ from napari_lowlat_seg.io.choice import WHOLE, Choice
 from napari_lowlat_seg.io.formats.nifti import nibabel_image
 from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
 
+AFNI_MILLISECONDS = 77001
+"""AFNI's number for the unit."""
+
 
 def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file in its own order, placed by its affine to RAS+, in mm.
@@ -20,8 +23,19 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """
     import nibabel
 
-    loaded = nibabel_image(nibabel.load(path), choice.channel, "mm", "s")
+    image = nibabel.load(path)
+    loaded = nibabel_image(image, choice.channel, "mm", _time_unit(image))
     return Loaded(loaded.data, loaded.geometry, loaded.channel_axis, None, loaded.spacing)
+
+
+def _time_unit(image: Any) -> str:
+    """FreeSurfer counts milliseconds, AFNI says what it counts, all others count seconds."""
+    import nibabel
+
+    if isinstance(image, nibabel.MGHImage):
+        return "ms"
+    numbers = getattr(image.header, "info", {}).get("TAXIS_NUMS", ())
+    return "ms" if len(numbers) > 2 and int(numbers[2]) == AFNI_MILLISECONDS else "s"
 
 
 def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:

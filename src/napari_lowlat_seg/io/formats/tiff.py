@@ -38,7 +38,7 @@ OME_SUFFIXES = (".ome.tif", ".ome.tiff")
 SLIDES = ("svs", "scn", "bif", "ndpi", "philips", "avs", "qpi", "lsm")
 """Scanners' and microscopes' forms, whose first series is the image and whose others only show it."""
 
-_IMAGEJ_UNITS = {"µm": "um", "Å": "angstrom", "in": "inch"}
+_IMAGEJ_UNITS = {"µm": "um", "Å": "angstrom", "in": "inch", "µs": "usec"}
 """What ImageJ calls units, where it is not our symbol: its text is ASCII."""
 
 
@@ -192,8 +192,12 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     for letter in "XYZ":
         if start.get(letter):
             about[f"{letter.lower()}origin"] = -start[letter] / steps[letter]
+    if "T" in steps and find_unit(units["T"] or "") is not None:
+        about["finterval"], about["tunit"] = steps["T"], _IMAGEJ_UNITS.get(units["T"] or "", units["T"])
     # ImageJ knows neither 32-bit integers, nor other axes, nor files of 4 GB; tifffile's own form knows all.
-    imagej = labels.dtype != np.uint32 and letters in ("YX", "ZYX", "TYX", "TZYX") and labels.nbytes < 2**31
+    # Of columns of one pixel tifffile takes rows for columns in ImageJ's form.
+    plain = letters in ("YX", "ZYX", "TYX", "TZYX") and labels.shape[-1] > 1
+    imagej = plain and labels.dtype != np.uint32 and labels.nbytes < 2**31
     resolution = (1 / steps["X"], 1 / steps["Y"]) if {"X", "Y"} <= set(steps) else None
     tifffile.imwrite(
         path,

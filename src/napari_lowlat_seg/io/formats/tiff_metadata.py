@@ -121,6 +121,8 @@ def check_series(path: Path, level: Any) -> None:
     """
     page = level.keyframe
     ratio = RATIOS.get(int(page.compression), math.inf)
+    # Pixels of 1, 4 or 12 bits lie side by side in the file and take whole bytes in memory.
+    ratio *= max(1.0, 8 * np.dtype(page.dtype).itemsize / max(1, int(page.bitspersample)))
     files = {one.parent.filehandle.path for one in level.pages if one is not None} or {path}
     stored = sum(Path(one).stat().st_size for one in files)
     check_held(level.nbytes, stored, ratio)
@@ -153,14 +155,28 @@ def tag_scale(file: Any, index: int, series: Any) -> Scale:
     tags = series.keyframe.tags
     pixels = _resolution(tags)
     unit = str(about.get("unit", ""))
+    times = _frame_interval(about)
     if "spacing" not in about and not unit:
-        return _printed_scale(tags, pixels)
+        space = _printed_scale(tags, pixels)
+        step, of_time = times
+        return replace(space, steps={**space.steps, **step}, units={**space.units, **of_time})
     steps = pixels | ({"Z": float(about["spacing"])} if "spacing" in about else {})
     steps = {letter: abs(step) for letter, step in steps.items() if np.isfinite(step) and step}
     # ImageJ's origin is the pixel that lies at 0.
     origin = {letter: float(about.get(f"{letter.lower()}origin", 0)) for letter in "XYZ"}
     start = {letter: -at * steps.get(letter, 1.0) for letter, at in origin.items() if at}
-    return Scale(steps, start, dict.fromkeys("XYZ", standard_unit(unit)), unit)
+    return Scale(steps | times[0], start, dict.fromkeys("XYZ", standard_unit(unit)) | times[1], unit)
+
+
+def _frame_interval(about: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str | None]]:
+    """ImageJ's time from frame to frame, in seconds where it says no unit; nothing without one."""
+    try:
+        step = float(about.get("finterval", 0))
+    except (TypeError, ValueError):
+        step = 0.0
+    if not (math.isfinite(step) and step > 0):
+        return {}, {}
+    return {"T": step}, {"T": standard_unit(str(about.get("tunit", "s")))}
 
 
 def _resolution(tags: Any) -> dict[str, float]:
