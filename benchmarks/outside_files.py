@@ -1,9 +1,9 @@
 """Files of other programs: does one click in the middle segment each, how long does it take, how much memory?
 
 Reads every file of a folder that has a suffix of a format, and folders of DICOM, pages, zarr, N5 and
-precomputed volumes; clicks on the middle pixel of the middle plane; writes labels beside nothing of it, in a
-temporary folder, and reads them back: they must lie where the image lies. Each file is read in a process of
-its own. Prints a table: format, shape, size of a voxel, seconds, peak memory, or the sentence of the refusal.
+precomputed volumes; clicks on the middle pixel of the middle plane; writes labels into a temporary folder and
+reads them back: they must lie where the image lies. Prints a table: format, shape, size of a voxel, seconds,
+memory beyond that of the model, or the sentence of the refusal.
 
 Run: python -m benchmarks.outside_files FOLDER [FOLDER ...] [--csv FILE]
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +26,9 @@ import numpy as np
 
 FOLDERS = (".zarr", ".n5", ".precomputed")
 """Suffixes of folders that are an image."""
+
+SECONDS = 120
+"""After so long a file hangs."""
 
 COLUMNS = ("file", "format", "shape", "voxel", "object", "seconds", "MiB", "what")
 
@@ -56,20 +59,24 @@ def resident(kind: str) -> float:
     return 0.0
 
 
-def tried(predictor: Any, path: Path, folder: str, results: Any) -> None:
-    """Segment a file; what happened goes into the queue."""
+def tried(predictor: Any, path: Path) -> dict[str, Any]:
+    """What happens to a file: segmented, refused with a sentence, or a fault."""
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set begins anew
     before, began = resident("VmRSS"), time.perf_counter()
-    row: dict[str, Any] = {"format": "", "shape": "", "voxel": "", "object": ""}
+    row: dict[str, Any] = {"file": path.name}
+    signal.alarm(SECONDS)
     try:
-        row["what"] = segmented(predictor, path, Path(folder), row)
+        with tempfile.TemporaryDirectory() as folder:
+            what = segmented(predictor, path, Path(folder), row)
     except (ValueError, OSError, ImportError) as error:
-        row["what"] = f"refused: {error}"
+        what = f"refused: {error}"
     except BaseException:
-        row["what"] = "FAULT " + " ".join(traceback.format_exc().split("\n")[-4:])
+        what = "FAULT " + " ".join(traceback.format_exc().split("\n")[-4:])
+    signal.alarm(0)
     row["seconds"] = f"{time.perf_counter() - began:.2f}"
     row["MiB"] = f"{resident('VmHWM') - before:.0f}"
-    results.put(row)
+    row["what"] = " ".join(what.replace(str(path), path.name).split())
+    return row
 
 
 def segmented(predictor: Any, path: Path, folder: Path, row: dict[str, Any]) -> str:
@@ -123,6 +130,11 @@ def compared(image: Any, labels: Any, plane: Any, mask: np.ndarray) -> str:
     return "lies on the image" if same and away < 0.02 else f"WRONG: {away:.3g} voxels off the grid"
 
 
+def late(*_: object) -> None:
+    """A file takes too long."""
+    raise RuntimeError(f"took more than {SECONDS} s")
+
+
 def main() -> None:
     """Try all files and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -133,21 +145,11 @@ def main() -> None:
 
     predictor = load_predictor("default", device="cpu")
     predictor.embed(np.zeros((64, 64), np.uint8))
-    fork = multiprocessing.get_context("fork")
+    signal.signal(signal.SIGALRM, late)
     rows = []
     for path in (image for place in given.places for image in images(place)):
-        results: Any = fork.SimpleQueue()
-        with tempfile.TemporaryDirectory() as folder:
-            process = fork.Process(target=tried, args=(predictor, path, folder, results))
-            process.start()
-            process.join(300)
-            if results.empty():
-                process.kill()
-                results.put({"what": f"FAULT ended or hangs ({process.exitcode})"})
-            row = {"file": path.name, **results.get()}
-        row["what"] = " ".join(row["what"].replace(str(path), path.name).split())
-        rows.append(row)
-        print(" | ".join(str(row.get(name, "")) for name in COLUMNS), flush=True)
+        rows.append(tried(predictor, path))
+        print(" | ".join(str(rows[-1].get(name, "")) for name in COLUMNS), flush=True)
     print(f"{len(rows)} files, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     if given.csv:
         with given.csv.open("w", newline="") as file:

@@ -72,6 +72,9 @@ def test_names_of_columns_say_in_which_order_axes_are(tmp_path: Path, text: str)
         ("5;20;25\n", "utf-8-sig"),
         ("5\t20\t25\r\n# the end\r\n", "utf-8"),
         ("row;col;slice\n20;25;5\n", "utf-8"),
+        ("  5 20   25\n", "utf-8"),
+        ("z\ty\tx\n5\t20\t25\n", "utf-16"),
+        ("z,y,x,Größe\n5,20,25,3\n", "latin-1"),
         ('z,y,x,"a;note"\n5,20,25,"one; two"\n', "utf-8"),
     ],
 )

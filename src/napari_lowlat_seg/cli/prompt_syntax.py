@@ -13,7 +13,7 @@ from typing import Any
 
 from napari_lowlat_seg.core.prompts import Box, Click, Point, Polygon, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.tables import read_rows
+from napari_lowlat_seg.io.tables import read_rows, read_text
 
 Placed = tuple[Plane, Click | Box | Scribble | Polygon]
 
@@ -74,7 +74,7 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
     if not path.is_file():
         raise FileNotFoundError(f"no point file at {path}; check the path")
     try:
-        strokes = read(path.read_text(encoding="utf-8-sig"))
+        strokes = read(read_text(path))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         expected = _form(volume, "R,C")
         raise ValueError(

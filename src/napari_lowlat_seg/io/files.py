@@ -392,7 +392,8 @@ def check_labels_path(
 def _written(path: Path) -> Format:
     kind = find_format(path, writing=True)
     if kind is None:
-        raise ValueError(f"labels can be {', '.join(suffixes(writing=True))}; got {path.name!r}")
+        known = ", ".join([*suffixes(writing=True), ".ome.zarr"])
+        raise ValueError(f"labels can be {known}; got {path.name!r}")
     return kind
 
 

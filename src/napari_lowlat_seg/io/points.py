@@ -16,7 +16,7 @@ from pathlib import Path
 
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.skeletons import SUFFIXES, is_catmaid, read_trees
-from napari_lowlat_seg.io.tables import is_number, read_rows
+from napari_lowlat_seg.io.tables import is_number, read_rows, read_text
 
 PLAIN = (("slice", "row", "column"), ("slice", "row", "col"), ("plane", "row", "col"), ("z", "r", "c"))
 """Names of columns that count as the command line does."""
@@ -56,7 +56,7 @@ def read_seeds(
 
 
 def _first_row(path: Path) -> list[str]:
-    return next((row for row in read_rows(path.read_text("utf-8-sig")) if any(row)), [])
+    return next((row for row in read_rows(read_text(path)) if any(row)), [])
 
 
 def read_points(
@@ -83,7 +83,7 @@ def read_points(
     if not path.is_file():
         raise FileNotFoundError(f"no file of points at {path}; check the path")
     try:
-        rows = [row for row in read_rows(path.read_text("utf-8-sig")) if any(row)]
+        rows = [row for row in read_rows(read_text(path)) if any(row)]
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as points: {error}") from error
     columns, axes = None, [axis, *(one for one in range(volume.ndim) if one != axis)]

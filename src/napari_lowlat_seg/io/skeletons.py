@@ -18,7 +18,7 @@ from napari_lowlat_seg.core.geometry import find_unit
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.format_table import needed
 from napari_lowlat_seg.io.placed import geometry_of
-from napari_lowlat_seg.io.tables import read_rows
+from napari_lowlat_seg.io.tables import read_rows, read_text
 
 Tree = list[tuple[float, float, float]]
 """The (x, y, z) of nodes."""
@@ -154,7 +154,7 @@ def _nml(path: Path) -> tuple[list[Tree], str | None]:
 def _catmaid(path: Path) -> tuple[list[Tree], str | None]:
     """A line for each node, in nm of the project."""
     trees: dict[str, Tree] = {}
-    names, *rows = (row for row in read_rows(path.read_text("utf-8-sig")) if any(row))
+    names, *rows = (row for row in read_rows(read_text(path)) if any(row))
     for row in rows:
         cells = dict(zip((name.lower() for name in names), row))
         x, y, z = (float(cells[name]) for name in "xyz")

@@ -1,14 +1,28 @@
-"""Tables of text as spreadsheets of all countries write them: commas, semicolons or tabs between cells."""
+"""Tables of text as programs and spreadsheets of all countries write them."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+from pathlib import Path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, in UTF-16 if it says so, else in the old code of Western Europe."""
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def read_rows(text: str) -> list[list[str]]:
     """The cells of a table's lines, without spaces around them; an empty line is an empty row.
 
-    Lines that begin with # are comments. Where semicolons divide cells, a comma is that of a number.
+    Cells are divided by commas, semicolons (then a comma is that of a number), tabs, or between numbers by
+    spaces alone. Lines that begin with # are comments.
 
     Raises
     ------
@@ -19,11 +33,13 @@ def read_rows(text: str) -> list[list[str]]:
     --------
     >>> read_rows("# from a spreadsheet\\nz;y;x\\n5; 20,5;55")
     [['z', 'y', 'x'], ['5', '20.5', '55']]
-    >>> read_rows("5,20,a;b")
-    [['5', '20', 'a;b']]
+    >>> read_rows("5,20,a;b"), read_rows(" 5 20  55")
+    ([['5', '20', 'a;b']], [['5', '20', '55']])
     """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     first = next((line for line in lines if line.strip()), "")
+    if "," not in first and len(first.split()) > 1 and all(is_number(part) for part in first.split()):
+        return [line.split() for line in lines]
     semicolons = ";" in first and all(_has_no_comma(cell) for cell in first.split(";"))
     divider = ";" if semicolons else "\t" if "\t" in first and "," not in first else ","
     try:

@@ -178,7 +178,7 @@ def check_export(
         except ValueError as error:
             if str(error).startswith("labels can be"):
                 others = ", ".join(one.suffix for one in EXPORTS)
-                known = ", ".join(suffixes(writing=True))
+                known = ", ".join([*suffixes(writing=True), ".ome.zarr"])
                 raise ValueError(f"labels can be exported as {others}, {known}; got {path.name!r}") from None
             raise
         return None

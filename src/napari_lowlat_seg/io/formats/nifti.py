@@ -165,6 +165,8 @@ def write_nifti(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         header = like.header.copy()
         header.set_data_dtype(labels.dtype)
         header["cal_min"] = header["cal_max"] = 0
+        if header.get_intent()[0] != "label":
+            header.set_intent("none")  # labels are no map of statistics, whatever the image is
         second = isinstance(header, nibabel.Nifti2Header)
         kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
         # No affine: qform and sform of the header stay as they are, codes included.

@@ -227,9 +227,9 @@ def _ome_about(
     planes = int(np.prod(shape[:-2], dtype=np.int64))
     places: dict[str, list[Any]] = {}
     for letter, at in start.items():
-        if letter in "XYZ" and at and units[letter]:
+        if letter in "XYZ" and at:
             places[f"Position{letter}"] = [at] * planes
-            places[f"Position{letter}Unit"] = [units[letter]] * planes
+            places[f"Position{letter}Unit"] = [units[letter] or "pixel"] * planes
     return about | ({"Plane": places} if places else {})
 
 

@@ -233,8 +233,11 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
         size = float(pixels.get(f"PhysicalSize{letter}", 0))
         if not (np.isfinite(size) and size > 0):
             continue
-        units[letter] = unit = standard_unit(pixels.get(f"PhysicalSize{letter}Unit", "µm"))
+        said = pixels.get(f"PhysicalSize{letter}Unit", "µm")
+        units[letter] = unit = standard_unit(said)
         steps[letter] = size
+        if said == "pixel" and first is not None and first.get(f"Position{letter}Unit") == said:
+            start[letter] = float(first.get(f"Position{letter}", 0))  # as we write sizes without a unit
         if find_unit(unit or "") is not None:
             steps[letter], units[letter] = size * unit_ratio(unit, "µm"), "µm"
             place = _plane_place(first, letter)
