@@ -226,6 +226,7 @@ def test_a_time_is_chosen_in_every_format_that_has_one(kind: str, tmp_path: Path
     labels = np.zeros(volume.shape, np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of files that earlier tests have left
         for name in ("l.tif", "l.ome.tif", "l.nii.gz"):
             again = read_volume(write_labels(tmp_path / name, labels, volume))
             assert as_shown(again).shape == (3, 8, 10)
