@@ -141,7 +141,7 @@ def _sign(value: Any) -> bool:
 
 def _flat(volume: Volume, axis: int) -> bool:
     """Whether a volume has one plane only, so that its place need not be said."""
-    return volume.ndim == 3 and volume.shape[axis] == 1
+    return volume.ndim == 3 and -3 <= axis < 3 and volume.shape[axis] == 1
 
 
 def _numbers(text: str, what: str, count: int, form: str, flat: bool) -> tuple[list[float], bool]:
