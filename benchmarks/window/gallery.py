@@ -296,6 +296,7 @@ def objects_picture(folder: Path) -> None:
             scene.click(point)
             scene.key("Enter")
         scene.page.show_fold("Objects")
+        scene.viewer.window.resize(SIZE[0], 1190)  # the table is far below
         wait(1.0)
         _save(scene.picture(), folder / "guide-objects.png")
 
