@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import edt
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from fakes import FakePrediction, FakePredictor, same_brightness
 from napari_lowlat_seg.core.prompts import Click, Prompt
@@ -17,6 +19,7 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
 from napari_lowlat_seg.propagation.sweep import (
+    BLUR,
     MaskPredictor,
     PropagatedMask,
     affected,
@@ -375,6 +378,21 @@ def test_the_depth_of_a_click_is_in_world_units() -> None:
     mask[11:38, 10:14] = True  # 4 columns of 1 unit: depth 2
     flat = np.zeros((40, 40), np.float32)
     assert 5 <= click_position(mask, flat, flat, (10.0, 1.0))[0] < 11
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_click_is_found_as_on_the_whole_plane(seed: int) -> None:
+    """Only a box around the mask is blurred and measured."""
+    rng = np.random.default_rng(seed)
+    before, here = rng.uniform(0, 255, (2, 60, 70)).astype(np.float32)
+    mask = np.zeros((60, 70), bool)
+    top, left = rng.integers(0, (50, 60))
+    mask[top : top + rng.integers(1, 25), left : left + rng.integers(1, 25)] = True
+    depth = edt.edt(mask, anisotropy=(2.0, 1.0), black_border=True)
+    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
+    score = depth * np.exp(-(((second - first) / (first[mask].std() + 1)) ** 2))
+    expected = np.unravel_index(np.argmax(score), mask.shape)
+    assert click_position(mask, before, here, (2.0, 1.0)) == tuple(expected)
 
 
 def test_anchors_must_be_in_the_range(ball: np.ndarray) -> None:

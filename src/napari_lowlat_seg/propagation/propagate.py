@@ -17,12 +17,24 @@ import numpy as np
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest, never
-from napari_lowlat_seg.core.volume import Plane, PlaneReader
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, PropagatedMask, Sweep, embed_plane, iou
+from napari_lowlat_seg.propagation.sweep import (
+    M,
+    MaskPredictor,
+    PropagatedMask,
+    Sweep,
+    embed_plane,
+    iou,
+    without_looks,
+)
 
 DOUBT = 0.2
 """A pixel is in doubt when its probability is farther than this from both 0 and 1."""
+
+
+GRAY_PLANES = 3
+"""Planes whose gray levels are kept for the objects that come to them: one, and its neighbours."""
 
 
 class PropagationOptions(TypedDict, total=False):
@@ -126,11 +138,16 @@ def propagate_many(
             return ((number, step) for step in steps)
     embed = options.get("embed") or partial(embed_plane, predictor, volume)
     options["embed"] = lru_cache(maxsize=1)(embed)
+    gray = lru_cache(maxsize=GRAY_PLANES)(partial(_gray, volume))
     steps = {
-        number: Sweep(predictor, volume, dict(anchors), planes, **options).steps()
+        number: Sweep(predictor, volume, dict(anchors), planes, gray=gray, **options).steps()
         for number, anchors in objects.items()
     }
     return _elevator(steps, {plane: place for place, plane in enumerate(planes)})
+
+
+def _gray(volume: PlaneReader, plane: Plane) -> np.ndarray:
+    return to_gray(volume.plane(plane), volume.window)
 
 
 def _elevator(
@@ -184,7 +201,7 @@ def run_propagation(
     for plane, prompts in _prompts_by_plane(request.seeds).items():
         embedding = embed(plane)
         for number, prompt in prompts.items():
-            prediction = predictor.predict(embedding, [prompt], None)
+            prediction = without_looks(predictor.predict(embedding, [prompt], None))
             anchors[number] = {plane: prediction}
             yield number, PropagatedMask(plane, prediction, 1.0)
     yield from propagate_many(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, embed_plane
+from napari_lowlat_seg.propagation.sweep import M, MaskPredictor, embed_plane, without_looks
 
 
 def object_anchors(
@@ -34,7 +34,8 @@ def object_anchors(
     for plane, of_objects in object_clicks(volume, objects, axis).items():
         embedding = embed_plane(predictor, volume, plane)
         for number, of_object in of_objects.items():
-            anchors.setdefault(number, {})[plane] = predictor.predict(embedding, of_object, None)
+            prediction = without_looks(predictor.predict(embedding, of_object, None))
+            anchors.setdefault(number, {})[plane] = prediction
     return dict(sorted(anchors.items()))
 
 

@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import never
-from napari_lowlat_seg.core.volume import Plane, PlaneReader, any_finite, to_gray
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, any_finite
 
 BLUR = 2.0
 """Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
@@ -190,13 +190,17 @@ def anchor_gaps(
 
 @dataclass(frozen=True)
 class Sweep(Generic[M]):
-    """The propagation of one object; the fields are the parameters of `propagate.propagate`."""
+    """The propagation of one object; the fields are the parameters of `propagate.propagate`.
+
+    `gray` gives the gray levels of a plane, (rows, cols) float32; objects that share it share the arrays.
+    """
 
     predictor: MaskPredictor[M]
     volume: PlaneReader
     anchors: Mapping[Plane, M]
     planes: Sequence[Plane]
     embed: Callable[[Plane], Any]
+    gray: Callable[[Plane], np.ndarray]
     changed: Iterable[Plane] | None = None
     min_overlap: float = MIN_OVERLAP
     cancelled: Callable[[], bool] = never
@@ -293,7 +297,7 @@ class Sweep(Generic[M]):
         if not last.prediction.mask.any():
             return
         before = self._gray(start)
-        brightness = _Brightness.of(before, last.prediction.mask)
+        brightness = Brightness.of(before, last.prediction.mask)
         skipped: list[str] = []
         for place in route:
             yield self.planes[place]
@@ -326,7 +330,7 @@ class Sweep(Generic[M]):
             yield replace(last, note=f"ends here: {'; '.join(skipped)}")
 
     def _gray(self, place: int) -> np.ndarray:
-        return to_gray(self.volume.plane(self.planes[place]), self.volume.window)
+        return self.gray(self.planes[place])
 
     def _predicted(self, place: int, known: M, before: np.ndarray, here: np.ndarray) -> M:
         """The prediction of a plane from that of the plane before."""
@@ -335,11 +339,11 @@ class Sweep(Generic[M]):
         self._check()
         embedding = self.embed(plane)
         self._check()
-        found: M = _hint(self.predictor.predict(embedding, [click], _hint(known)))
+        found: M = without_looks(self.predictor.predict(embedding, [click], without_looks(known)))
         return found
 
     def _problem(
-        self, place: int, mask: np.ndarray, kept: float, here: np.ndarray, brightness: _Brightness
+        self, place: int, mask: np.ndarray, kept: float, here: np.ndarray, brightness: Brightness
     ) -> str:
         """Why a mask is not the object any more; empty if it is."""
         where = f"plane {self.planes[place].position}"
@@ -347,14 +351,8 @@ class Sweep(Generic[M]):
             return f"{where} shows nothing like it"
         if kept < self.min_overlap:
             return f"its overlap with {where} would be {kept:.0%}, less than {self.min_overlap:.0%}"
-        change = float(here[mask].mean()) - brightness.usual
-        if abs(change) <= brightness.change:
-            return ""
-        how = "brighter" if change > 0 else "darker"
-        return (
-            f"on {where} it would be {abs(change):.0f} gray levels {how} than where it was prompted, "
-            f"{brightness.change:.0f} are allowed"
-        )
+        changed = brightness.objection(here, mask)
+        return f"on {where} {changed}" if changed else ""
 
     def _stands_out(self, before: np.ndarray, here: np.ndarray, beyond: int, known: M) -> bool:
         """Whether the planes on both sides of one are clearly more alike than it is to the one before."""
@@ -384,14 +382,15 @@ class _Visit:
 
 
 @dataclass(frozen=True)
-class _Brightness:
-    """The object's mean brightness on its anchor, and by how much it may change."""
+class Brightness:
+    """The object's mean brightness on its anchor, and by how much it may change, in gray levels of 255."""
 
     usual: float
     change: float
 
     @classmethod
-    def of(cls, plane: np.ndarray, mask: np.ndarray) -> _Brightness:
+    def of(cls, plane: np.ndarray, mask: np.ndarray) -> Brightness:
+        """That of a mask (rows, cols), not empty, on a plane of gray levels."""
         inside = plane[mask]
         usual = float(inside.mean())
         change = MAX_DEVIATIONS * float(inside.std()) + TOLERANCE
@@ -399,6 +398,17 @@ class _Brightness:
         if around.any():
             change = max(change, CONTRAST * abs(usual - float(plane[around].mean())))
         return cls(usual, change)
+
+    def objection(self, plane: np.ndarray, mask: np.ndarray, times: float = 1.0) -> str:
+        """Say how a mask differs by more than `times` what is allowed; empty if it does not."""
+        change = float(plane[mask].mean()) - self.usual
+        if abs(change) <= times * self.change:
+            return ""
+        how = "brighter" if change > 0 else "darker"
+        return (
+            f"it would be {abs(change):.0f} gray levels {how} than where it was prompted, "
+            f"{times * self.change:.0f} are allowed"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -439,13 +449,16 @@ def click_position(
     spacing
         Size of a pixel along rows and columns; depth is measured in it.
     """
-    depth = edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, black_border=True, parallel=1)
-    first, second = gaussian_filter(before, BLUR), gaussian_filter(here, BLUR)
-    spread = float(first[mask].std()) + 1.0
+    # Blurring reaches four standard deviations: a box with that rim gives what the whole plane would.
+    box = BoundingBox.of(mask).grown(round(4 * BLUR)).clipped(mask.shape)
+    inside = np.ascontiguousarray(mask[box.slices])
+    depth = edt.edt(inside, anisotropy=spacing, black_border=True, parallel=1)
+    first, second = (gaussian_filter(plane[box.slices], BLUR) for plane in (before, here))
+    spread = float(first[inside].std()) + 1.0
     score = depth * np.exp(-(((second - first) / spread) ** 2))
     # Where nothing looks alike the score may underflow; depth alone decides then.
-    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), mask.shape)
-    return int(row), int(col)
+    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), inside.shape)
+    return int(row) + box.corner[0], int(col) + box.corner[1]
 
 
 def _surroundings(mask: np.ndarray) -> np.ndarray:
@@ -490,7 +503,10 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.count_nonzero(first & second) / np.count_nonzero(first | second))
 
 
-def _hint(prediction: Any) -> Any:
-    """A prediction for use on another plane: its closer looks show the plane on which they were taken."""
+def without_looks(prediction: Any) -> Any:
+    """A prediction for use on another plane: its closer looks show the plane on which they were taken.
+
+    They are embeddings, too, of some megabytes each: what is kept of many objects goes without them.
+    """
     seen = getattr(prediction, "look", None) is not None or bool(getattr(prediction, "edges", None))
     return replace(prediction, look=None, edges=()) if seen else prediction
