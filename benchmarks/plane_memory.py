@@ -2,7 +2,7 @@
 
     python -m benchmarks.plane_memory OBJECTS MEMORY OUT --device cuda --processes 6
 
-MEMORY is a file that `training.memory` has left; "" takes no memory at all.
+MEMORY is a file that `training.memory` has left, or "default"; "" takes no memory at all.
 OBJECTS is a folder of .npz files: image, labels, spacing, axis, planes (first, last), and `objects`, texts as
 `benchmark volume` takes them; `roles` says what each may be used for: report, new or develop.
 """
@@ -22,12 +22,10 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.evaluation.volume import Case, Masks, Method, Propagation, measure
-from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+from napari_lowlat_seg.evaluation.volume import Case, Masks, Propagation, dice, measure
+from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation, MemorySteps, load_memory
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
-from napari_lowlat_seg.models.checkpoints import load_model
-from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import PlaneMemory
 from napari_lowlat_seg.propagation.sweep import MIN_OVERLAP, PropagatedMask
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
@@ -47,7 +45,7 @@ class MemoryMethod(Propagation):
         Of `MemoryPropagation`.
     """
 
-    def __init__(self, memory: PlaneMemory, flagged: bool = False, **settings: Any) -> None:
+    def __init__(self, memory: PlaneMemory | MemorySteps, flagged: bool = False, **settings: Any) -> None:
         super().__init__(flagged)
         self._memory, self._settings = memory, settings
 
@@ -159,39 +157,51 @@ def ends(case: Case, masks: Masks) -> dict[str, int]:
     return {"planes": len(shown), "reached": len(shown & marked), "overrun": len(marked - shown)}
 
 
-def measure_job(job: Job, predictor: Predictor, memory: PlaneMemory | None) -> list[dict[str, Any]]:
-    """Return a row per method: that of `volume.measure`, and the planes reached from one prompted plane."""
+def measure_job(
+    job: Job, predictor: Predictor, memory: PlaneMemory | MemorySteps | None
+) -> list[dict[str, Any]]:
+    """Return a row per method: that of `volume.measure`, and what was reached from one prompted plane.
+
+    Without corrections only the latter is measured.
+    """
     case = case_of(job, predictor)
     rows = []
+    start = max(case.truth, key=lambda plane: int(case.truth[plane].sum()))
+    anchors = {start: case.annotate(start)[0]}
     for name in job.methods:
         began = time.perf_counter()
 
-        def make(name: str = name) -> Method:
+        def make(name: str = name) -> Propagation:
             return method_of(name, memory)
 
-        start = max(case.truth, key=lambda plane: int(case.truth[plane].sum()))
-        found = make().fill(case, {start: case.annotate(start)[0]}, None)
+        method = make()
+        found = method.fill(case, anchors, None)
         row: dict[str, Any] = {
             "file": Path(job.file).stem or "synthetic",
             "object": job.group,
             "method": name,
+            "start": start.position,
+            "notes": method.notes,
+            "dice_one": dice(case, found),
         }
         seconds = time.perf_counter() - began
         row |= ends(case, found) | {"seconds_one": round(seconds, 2)}
-        rows.append(row | measure(case, make, job.corrections))
+        rows.append(row | (measure(case, make, job.corrections) if job.corrections else {}))
     return rows
 
 
 SETTINGS: dict[str, tuple[str, Any]] = {
     "present": ("min_presence", float),
     "between": ("min_presence_between", float),
+    "quality": ("min_quality", float),
+    "brightness": ("brightness", float),
     "share": ("network_share", float),
     "absent": ("max_absent", int),
 }
 """Words for the settings of `MemoryPropagation` in the name of a method."""
 
 
-def method_of(name: str, memory: PlaneMemory | None) -> Method:
+def method_of(name: str, memory: PlaneMemory | MemorySteps | None) -> Propagation:
     """Return the method of a name: "propagate" or "memory", and "flagged" or a memory's settings after it.
 
     Parameters
@@ -231,21 +241,14 @@ _READY: dict[str, Any] = {}
 
 def _load_models(memory: str, device: str) -> None:
     """Load models once per process."""
-    _READY["predictor"] = load_predictor("default", device)
-    _READY["memory"] = load_memory(Path(memory), device) if memory else None
+    _READY["predictor"] = predictor = load_predictor("default", device)
+    _READY["memory"] = (
+        load_memory(predictor, None if memory == "default" else Path(memory)) if memory else None
+    )
 
 
 def _measure(job: Job) -> list[dict[str, Any]]:
     return measure_job(job, _READY["predictor"], _READY["memory"])
-
-
-def load_memory(path: Path, device: str) -> PlaneMemory:
-    """Read a memory for the default model, on a device; errors are those of `PlaneMemory.load`."""
-    network = load_model("default")
-    assert isinstance(network, Compact)
-    memory = PlaneMemory.load(path, network).to(device)
-    network.to(device)
-    return memory
 
 
 def run_jobs(
@@ -292,7 +295,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         own = [row for row in rows if row.get("method") == method]
         keys = ("dice_one", "dice_ten", "dice_c1", "dice_c3", "iou_one", "seconds_one")
         found[method] = {"objects": len(own)} | {
-            key: round(float(np.mean([row[key] for row in own])), 4) for key in keys
+            key: round(float(np.mean([row[key] for row in own])), 4) for key in keys if key in own[0]
         }
     return found
 
@@ -315,7 +318,11 @@ def main(arguments: list[str] | None = None) -> None:
     for role in given.role or ["report"]:
         methods = given.methods.split(",")
         if role == "synthetic":
-            jobs += [Job("", f"{name}{step}", tuple(methods), 1) for name in SYNTHETIC for step in ("", ":3")]
+            jobs += [
+                Job("", f"{name}{step}", tuple(methods), min(1, given.corrections))
+                for name in SYNTHETIC
+                for step in ("", ":3")
+            ]
         else:
             jobs += jobs_of(given.objects, role, methods, given.corrections)
     rows = run_jobs(

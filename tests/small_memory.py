@@ -29,16 +29,17 @@ def small_memory(network: Compact) -> PlaneMemory:
 
 
 class SureMemory(PlaneMemory):
-    """A memory that finds what was on the plane before, on the next `left` planes."""
+    """A memory that finds what was on the plane before, on the next `left` planes, with one predicted IoU."""
 
-    left = 10**6
+    left, quality = 10**6, 0.8
 
     def forward(self, features, memory, facts, clicks=None):
         output = super().forward(features, memory, facts, clicks)
         mask = torch.nn.functional.avg_pool2d(memory[2].mask, 2)
         presence = features[0].new_tensor([8.0 if self.left > 0 else -8.0])
         self.left -= 1
-        return output._replace(logits=16 * mask - 8, presence=presence)
+        quality = torch.full_like(presence, self.quality)
+        return output._replace(logits=16 * mask - 8, presence=presence, quality=quality)
 
 
 def sure_propagation(network: Compact) -> MemoryPropagation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,11 @@ def test_benchmark_measures_a_memory_beside_propagation(tmp_path, network, memor
     rows = measure_job(job, predictor, memory)
     assert [row["method"] for row in rows] == list(job.methods)
     assert all(row["planes"] == 3 and 0 <= row["dice_one"] <= 1 for row in rows)
+    (bare,) = measure_job(replace(job, methods=("propagate",), corrections=0), predictor, memory)
+    assert bare["dice_one"] == rows[0]["dice_one"]
+    assert "dice_ten" not in bare
+    assert all("plane" in note for note in bare["notes"].values())
+    assert "dice_ten" not in summary([bare])["propagate"]
     monkeypatch.setattr("benchmarks.plane_memory.load_predictor", lambda *_: predictor)
     monkeypatch.setattr("benchmarks.plane_memory.load_memory", lambda *_: memory)
     again = run_jobs([job], "m", tmp_path / "rows.jsonl", "cpu", 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,36 @@ def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
     propagation.memory.left = 3
     steps = list(propagation.propagate(anchor(propagation, 0), propagation.volume.planes(0)))
     assert [step.plane.position for step in steps] == [1, 2, 3, 3]
-    assert steps[-1].note == "ends here: plane 4 does not show it; plane 5 does not show it"
+    absent = "does not show it: the probability is 0%"
+    assert steps[-1].note == f"ends here: plane 4 {absent}; plane 5 {absent}"
     assert not steps[-1].final
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quality", "offset", "reason"),
+    [
+        (0.2, 0, "its mask would have an IoU of about 0.20"),
+        (
+            0.8,
+            120,
+            "it would be 1[0-9]{2} gray levels brighter than where it was prompted, [0-9]+ are allowed",
+        ),
+    ],
+)
+def test_a_sweep_ends_where_a_sure_memory_is_contradicted(propagation, quality, offset, reason):
+    """By its own predicted IoU, or by the brightness; not between two anchors that show the object."""
+    data = np.asarray(propagation.volume.data) // 4 + 40
+    data[5:] += offset
+    propagation.volume = Volume(data.astype(np.uint8)).with_window()
+    planes, anchors = propagation.volume.planes(0), anchor(propagation, 4)
+    propagation.memory.quality = quality
+    found = list(propagation.propagate(anchors, planes))
+    beyond = [step for step in found if step.plane.position >= 4]
+    assert [step.plane.position for step in beyond] == [4]
+    assert re.search(f"plane 5 does not show it: {reason}; plane 6", str(beyond[0].note))
+    between = list(propagation.propagate(anchors | anchor(propagation, 8), planes))
+    assert {step.plane.position for step in between if step.final} >= {5, 6, 7}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ one that the method itself is least certain of), again and again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -108,22 +108,35 @@ class Propagation(Method):
         Whether it names its least certain plane.
     **options
         Of `propagate`.
+
+    Attributes
+    ----------
+    notes
+        What was said on planes during the last `fill`, by position.
     """
 
     def __init__(self, flagged: bool = False, **options: Unpack[PropagationOptions]) -> None:
         self._flagged, self._options = flagged, options
         self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
+        self.notes: dict[int, str] = {}
 
     def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
         new = None if changed is None else [changed]
         outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
         for plane in outdated:
             self._propagated.pop(plane, None)
-        options: PropagationOptions = {"changed": new, "embed": case.embed, **self._options}
-        steps = propagate(case.predictor, case.volume, anchors, case.planes, **options)
+        steps = list(self._steps(case, anchors, new))
         self._propagated.update((step.plane, step) for step in steps if step.final)
+        self.notes = {step.plane.position: step.note for step in steps if step.note is not None}
         masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
         return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
+
+    def _steps(
+        self, case: Case, anchors: Mapping[Plane, Prediction], changed: list[Plane] | None
+    ) -> Iterable[PropagatedMask[Prediction]]:
+        """What is propagated from the anchors; `benchmarks/plane_memory.py` has another one."""
+        options: PropagationOptions = {"changed": changed, "embed": case.embed, **self._options}
+        return propagate(case.predictor, case.volume, anchors, case.planes, **options)
 
     def least_certain(self) -> Plane | None:
         return most_uncertain(self._propagated.values()) if self._flagged else None
@@ -172,7 +185,7 @@ def measure(case: Case, method: Callable[[], Method], corrections: int = CORRECT
     anchors = {plane: case.annotate(plane)[0] for plane in tenth}
     masks = method().fill(case, anchors, None)
     row: dict[str, Any] = {
-        "dice_ten": _dice(case, masks),
+        "dice_ten": dice(case, masks),
         "iou_ten": _mean_iou(case, masks),
         "actions_ten": sum(case.annotate(plane)[1] for plane in tenth),
     }
@@ -185,7 +198,7 @@ def measure(case: Case, method: Callable[[], Method], corrections: int = CORRECT
         masks = filler.fill(case, anchors, plane if curve else None)
         if not curve:
             row["iou_one"] = _mean_iou(case, masks)
-        curve.append((actions, _dice(case, masks)))
+        curve.append((actions, dice(case, masks)))
         plane = _next(case, filler, masks, anchors)
     at = [curve[min(k, len(curve) - 1)][1] for k in (0, 1, 3, 5)]
     row |= dict(zip(("dice_one", "dice_c1", "dice_c3", "dice_c5"), at))
@@ -207,7 +220,8 @@ def _next(case: Case, filler: Method, masks: Masks, anchors: Mapping[Plane, Any]
     return candidate if candidate is not None and wrong[candidate] else None
 
 
-def _dice(case: Case, masks: Masks) -> float:
+def dice(case: Case, masks: Masks) -> float:
+    """3-D Dice of masks with the truth."""
     both = total = 0
     for plane, truth in case.truth.items():
         mask = masks.get(plane)

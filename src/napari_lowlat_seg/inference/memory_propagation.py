@@ -8,16 +8,18 @@ and of what the network predicts from a click and the mask before: docs/decision
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
@@ -30,9 +32,17 @@ from napari_lowlat_seg.inference.runtime import DTYPES
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
-from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
+from napari_lowlat_seg.models.plane_memory import (
+    BEFORE,
+    SLOTS,
+    MemoryEntry,
+    MemoryOutput,
+    PlaneMemory,
+    slot_features,
+)
 from napari_lowlat_seg.propagation.sweep import (
     MAX_SKIPPED,
+    Brightness,
     ProbabilityMask,
     PropagatedMask,
     anchor_gaps,
@@ -42,6 +52,7 @@ from napari_lowlat_seg.propagation.sweep import (
 )
 
 if TYPE_CHECKING:
+    from napari_lowlat_seg.inference.openvino_backend import CompiledStep
     from napari_lowlat_seg.inference.predictor import Predictor
 
 MARGIN = 0.6
@@ -51,8 +62,15 @@ closer look has, because the object moves."""
 MIN_EXTENT = 0.16
 """A frame in which the object's longer side is below this share is given up for a closer one."""
 
-MIN_PRESENCE = 0.7
-"""Beyond an anchor the object is on a plane when the memory's probability of that is above this."""
+MIN_PRESENCE = 0.4
+"""Beyond an anchor the object is on a plane when the memory's probability of that is above this,"""
+
+MIN_QUALITY = 0.3
+"""when its predicted IoU is above this,"""
+
+BRIGHTNESS = 1.5
+"""and when its mean brightness has changed by at most this times what `sweep.Brightness` allows: presence
+alone goes on, sure of itself, on what lies behind the object."""
 
 MIN_PRESENCE_BETWEEN = 0.3
 """The same between two anchors that both show the object."""
@@ -79,15 +97,18 @@ class MemoryPropagation:
         On the predictor's device.
     volume
         Planes with a window, or each is stretched by itself.
-    min_presence, min_presence_between, network_share, max_absent
-        See `MIN_PRESENCE`, `MIN_PRESENCE_BETWEEN`, `NETWORK_SHARE` and `MAX_ABSENT`.
+    min_presence, min_presence_between, min_quality, brightness, network_share, max_absent
+        See `MIN_PRESENCE`, `MIN_PRESENCE_BETWEEN`, `MIN_QUALITY`, `BRIGHTNESS`, `NETWORK_SHARE` and
+        `MAX_ABSENT`.
     """
 
     predictor: Predictor
-    memory: PlaneMemory
+    memory: PlaneMemory | MemorySteps
     volume: PlaneReader
     min_presence: float = MIN_PRESENCE
     min_presence_between: float = MIN_PRESENCE_BETWEEN
+    min_quality: float = MIN_QUALITY
+    brightness: float = BRIGHTNESS
     network_share: float = NETWORK_SHARE
     max_absent: int = MAX_ABSENT
     _embeddings: OrderedDict[tuple[Plane, tuple[int, int, int, int]], tuple[Tensor, ...]] = field(
@@ -166,28 +187,35 @@ class MemoryPropagation:
         route: range,
         cancelled: Callable[[], bool],
     ) -> Iterator[PropagatedMask[Prediction]]:
-        """The sweep from one anchor towards another, or to the end of the range."""
+        """The sweep from one anchor towards another, or to the end of the range.
+
+        The confidence of a plane is the least predicted IoU since the anchor, times the fourth root of the
+        product of the overlaps of neighbouring planes.
+        """
         known = {start: anchors[planes[start]].probability}
         mask = anchors[planes[start]].mask
         if not mask.any():
             return
-        least, beside = self.min_presence, np.zeros_like(mask)
+        beside = np.zeros_like(mask)
         if other is not None:
             known[other] = anchors[planes[other]].probability
             beside = anchors[planes[other]].mask  # in view too, or the memory would learn that it is absent
-            least = self.min_presence_between if beside.any() else least
         frame: Frame | None = None
         entries: dict[int, MemoryEntry] = {}
         before = earlier = start
         last = _beginning(planes[start], known[start], mask)
         passed: list[str] = []
         absent = 0
+        least = agreement = 1.0  # a mask that has once been lost is not trusted again
         gray = to_gray(self.volume.plane(planes[start]), self.volume.window)
+        usual = None if beside.any() else Brightness.of(gray, mask)
+        sought = self.min_presence if usual is not None else self.min_presence_between
         for place in route:
             plane = planes[place]
             if cancelled():
                 return
-            if damage := damage_of(self.volume.plane(plane), gray, mask):
+            pixels = self.volume.plane(plane)
+            if damage := damage_of(pixels, gray, mask):
                 passed.append(f"plane {plane.position} {damage}")
                 if len(passed) > MAX_SKIPPED:
                     break
@@ -200,34 +228,62 @@ class MemoryPropagation:
             for slot in set(slots) - entries.keys():
                 entries[slot] = self._entry(planes[slot], known[slot], frame)
             remembered = [entries[slot] for slot in slots]
-            step = self._step(plane, frame, remembered, described, least, (gray, mask, known[before]))
-            if step is None:  # a plane or two may be damaged
-                passed.append(f"plane {plane.position} does not show it")
+            presence, step = self._step(plane, frame, remembered, described)
+            here = to_gray(pixels, self.volume.window)
+            if step is not None and presence > sought and self.network_share:
+                step = self._mixed(step, frame, (gray, mask, known[before]), here)
+            problem = self._problem(presence, sought, step, usual, here)
+            if step is None or problem:  # a plane or two may be damaged
+                passed.append(f"plane {plane.position} does not show it{problem}")
                 absent += 1
                 if absent > self.max_absent:
                     break
                 continue
             yield from _noted(last, "stepped over", passed)
+            least = min(least, step.confidence)
+            agreement *= iou(mask, step.prediction.mask)
+            step = replace(step, confidence=least * agreement**0.25)
             passed, absent, last = [], 0, step
             yield step
-            mask, known[place] = step.prediction.mask, step.prediction.probability
-            gray = to_gray(self.volume.plane(plane), self.volume.window)
+            mask, known[place], gray = step.prediction.mask, step.prediction.probability, here
             earlier, before = before, place
             for old in known.keys() - {start, other, before, earlier}:
                 known.pop(old)
                 entries.pop(old, None)
         yield from _noted(last, "ends here", passed)
 
-    def _step(
+    def _problem(
         self,
-        plane: Plane,
-        frame: Frame,
-        entries: Sequence[MemoryEntry],
-        described: Tensor,
-        least: float,
-        before: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> PropagatedMask[Prediction] | None:
-        """The object on a plane; None if its presence is not above `least`. `before` as of `_mixed`."""
+        presence: float,
+        sought: float,
+        step: PropagatedMask[Prediction] | None,
+        usual: Brightness | None,
+        here: np.ndarray,
+    ) -> str:
+        """Why a mask is not the object, as the end of a sentence; empty if it is, or there is none.
+
+        `sought` is the presence that is asked for, `usual` the brightness on the anchor; None between two
+        anchors that both show the object.
+        """
+        if step is None:
+            return ""
+        if presence <= sought:
+            return f": the probability is {presence:.0%}"
+        if usual is None:
+            return ""
+        quality = step.prediction.quality
+        if quality is not None and quality <= self.min_quality:
+            return f": its mask would have an IoU of about {quality:.2f}"
+        changed = usual.objection(here, step.prediction.mask, self.brightness)
+        return f": {changed}" if changed else ""
+
+    def _step(
+        self, plane: Plane, frame: Frame, entries: Sequence[MemoryEntry], described: Tensor
+    ) -> tuple[float, PropagatedMask[Prediction] | None]:
+        """The object's presence on a plane, 0 to 1, and its mask there with the predicted IoU as confidence.
+
+        The mask is None if it would be empty.
+        """
         features = self._embed(plane, frame)
         with self._inference():
             output = self.memory(features, entries, described)
@@ -235,26 +291,23 @@ class MemoryPropagation:
             inside = (soft > THRESHOLD).cpu().numpy()
             estimates = torch.stack([output.presence.sigmoid()[0], output.quality[0]])
         presence, quality = (float(value) for value in estimates.cpu())
-        if presence <= least or not inside.any():
-            return None
-        certainty = float(soft.cpu().numpy()[inside].mean())
-        prediction = _on_plane(soft, inside, frame, quality)
-        step = PropagatedMask(plane, prediction, float(quality * presence * certainty))
-        return self._mixed(step, frame, before) if self.network_share else step
+        if not inside.any():
+            return presence, None
+        return presence, PropagatedMask(plane, _on_plane(soft, inside, frame, quality), quality)
 
     def _mixed(
         self,
         step: PropagatedMask[Prediction],
         frame: Frame,
         before: tuple[np.ndarray, np.ndarray, np.ndarray],
+        here: np.ndarray,
     ) -> PropagatedMask[Prediction]:
         """A step with the network's own share: from one click, and what the plane before shows.
 
-        `before` holds that plane's gray levels, its mask, and its probability.
+        `before` holds that plane's gray levels, its mask, and its probability, `here` this one's gray levels.
         """
         plane, features = step.plane, self._embed(step.plane, frame)
         gray, mask, soft = before
-        here = to_gray(self.volume.plane(plane), self.volume.window)
         click = Click(click_position(mask, gray, here, self.volume.plane_spacing(plane)))
         [alone] = self.predictor.backend.predict(features, frame, [([click], soft)])
         own = frame.place(alone.probability, np.zeros(frame.shape, np.float32))
@@ -323,7 +376,7 @@ class MemoryPropagation:
         rows = self.volume.thickness(plane) / self.volume.plane_spacing(plane)[0]
         depth = steps * rows * frame.scale[0]
         features = slot_features(steps, depth, anchor, spare)
-        return features.to(next(self.memory.parameters()).device)
+        return features.to(self.predictor.runtime.device)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -335,17 +388,95 @@ class MemoryPropagation:
             yield
 
 
-def load_memory(predictor: Predictor) -> PlaneMemory:
-    """The memory of the default model, on the predictor's device, with a network of its own in float32.
+class MemorySteps(nn.Module):
+    """A memory as inference runs it: its changes folded in and, where the predictor does so, by OpenVINO.
 
-    The predictor's network may be in half precision, or with OpenVINO.
+    Parameters
+    ----------
+    memory
+        Where it computes; what changes it afterwards has no effect.
+    """
+
+    def __init__(self, memory: PlaneMemory) -> None:
+        super().__init__()
+        memory.fold()
+        self.memory, self.folded = memory, memory.folded
+        self.size, self.config = memory.size, memory.config
+        self._compiled: CompiledStep | None = None
+        self.eval().requires_grad_(False)
+
+    def remember(self, features: Sequence[Tensor], mask: Tensor) -> MemoryEntry:
+        """As `PlaneMemory.remember`."""
+        return self.memory.remember(features, mask)
+
+    def forward(
+        self, features: Sequence[Tensor], entries: Sequence[MemoryEntry], described: Tensor
+    ) -> MemoryOutput:
+        """As `PlaneMemory`."""
+        if self._compiled is None:
+            found: MemoryOutput = self.memory(features, entries, described)
+            return found
+        return MemoryOutput(*self._compiled(*_flat(features, entries, described)))
+
+    def compile(self, precision: str, check: Callable[[], object]) -> None:  # type: ignore[override]
+        """Hand `forward` to OpenVINO, if it can convert it; what it cannot convert runs as before."""
+        from napari_lowlat_seg.inference.openvino_backend import (
+            Conversion,
+            ConversionError,
+            compiled,
+            hint_of,
+        )
+
+        step = Conversion(self._on_tensors, self._example, hint_of(precision))
+        try:
+            self._compiled = compiled(self, {"memory": step}, check)["memory"]
+        except ConversionError as problem:
+            warnings.warn(f"OpenVINO does not run the memory ({problem}), so torch does", stacklevel=2)
+
+    def _on_tensors(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`forward` from the tensors of `_flat`."""
+        deep, here8, here4, tokens, masks, before8, before4, described = tensors
+        entries = [
+            MemoryEntry(tokens[:, slot], before8, before4, masks[:, slot : slot + 1]) for slot in range(SLOTS)
+        ]
+        found: MemoryOutput = self.memory((deep, here8, here4), entries, described)
+        return tuple(found)
+
+    def _example(self) -> tuple[Tensor, ...]:
+        """Tensors of `_flat` to convert and check with: noise, and one square on all planes."""
+        features = self.memory.network.encode(torch.rand(1, 3, self.size, self.size) * 255)
+        mask = torch.zeros(1, 1, self.size, self.size)
+        mask[..., self.size // 4 : self.size // 2, self.size // 3 : self.size // 2] = 1
+        entry, zeros = self.remember(features, mask), torch.zeros(1, SLOTS)
+        described = slot_features(zeros + 1, zeros + 4, zeros > -1, zeros > 0)
+        return _flat(features, [entry] * SLOTS, described)
+
+
+def _flat(
+    features: Sequence[Tensor], entries: Sequence[MemoryEntry], described: Tensor
+) -> tuple[Tensor, ...]:
+    """What a memory's output depends on, as tensors of fixed shapes; only of the plane before the skips."""
+    tokens = torch.stack([entry.tokens for entry in entries], 1)
+    masks = torch.cat([entry.mask for entry in entries], 1)
+    before = entries[BEFORE]
+    return (*features, tokens, masks, before.thin8, before.thin4, described)
+
+
+def load_memory(predictor: Predictor, file: Path | None = None) -> MemorySteps:
+    """Read a memory of the default model, on the predictor's device, with a network of its own in float32.
+
+    The predictor's network may be in half precision, or with OpenVINO. `file` is one of `PlaneMemory`, whose
+    errors are raised; the shipped one if None.
     """
     network = load_model("default")
     assert isinstance(network, Compact)
-    with as_file(files("napari_lowlat_seg.models") / "weights" / "memory.safetensors") as path:
-        memory = PlaneMemory.load(path, network)
+    with as_file(files("napari_lowlat_seg.models") / "weights" / "memory.safetensors") as shipped:
+        memory = PlaneMemory.load(shipped if file is None else file, network)
     network.to(predictor.runtime.device)
-    return memory.to(predictor.runtime.device)
+    steps = MemorySteps(memory.to(predictor.runtime.device))
+    if predictor.runtime.openvino:
+        steps.compile(predictor.runtime.precision, predictor.backend.check)
+    return steps
 
 
 def _beginning(plane: Plane, probability: np.ndarray, mask: np.ndarray) -> PropagatedMask[Prediction]:

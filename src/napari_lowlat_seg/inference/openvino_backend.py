@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ POLL_MS = 10
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
-MAX_CONVERTED = 4
+MAX_CONVERTED = 8
 """Compiled networks in the cache folder; the least recently used are removed."""
 
 TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
@@ -82,6 +83,30 @@ class CompiledStep:
         return tuple(torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(self._outputs))
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A step that is to be compiled.
+
+    Attributes
+    ----------
+    step
+        Takes and returns tensors of fixed shapes.
+    inputs
+        Gives tensors to trace and check it with; called only if nothing is kept from earlier.
+    hint
+        Precision of its products, "f32" or "bf16".
+    """
+
+    step: Step
+    inputs: Callable[[], tuple[Tensor, ...]]
+    hint: str = "f32"
+
+
+def hint_of(precision: str) -> str:
+    """OpenVINO's name for a `Runtime.precision` on a processor."""
+    return "bf16" if precision == "bf16" else "f32"
+
+
 def compiled_steps(
     network: Network, click: Step, precision: str, check: Check = lambda: None
 ) -> tuple[CompiledStep, CompiledStep]:
@@ -101,8 +126,43 @@ def compiled_steps(
     ConversionError
         If OpenVINO cannot be loaded, cannot convert the network, or computes other numbers than torch.
     """
+    side = (1, 3, network.size, network.size)
+
+    def image() -> tuple[Tensor, ...]:
+        return (torch.rand(side) * 255,)
+
+    def clicked() -> tuple[Tensor, ...]:
+        return (torch.rand(side), *network.encode(*image()))
+
+    steps = {
+        "encode": Conversion(network.encode, image),
+        "click": Conversion(click, clicked, hint_of(precision)),
+    }
+    found = compiled(network, steps, check)
+    return found["encode"], found["click"]
+
+
+def compiled(
+    network: nn.Module, steps: Mapping[str, Conversion], check: Check = lambda: None
+) -> dict[str, CompiledStep]:
+    """Steps of a module by name, compiled or as they were kept from earlier.
+
+    Parameters
+    ----------
+    network
+        Has all weights that the steps use, on the processor, in float32 and evaluation mode, and a `size`.
+    steps
+        Names are those of files.
+    check
+        As for `CompiledStep`.
+
+    Raises
+    ------
+    ConversionError
+        As `compiled_steps`.
+    """
     try:
-        return _compiled_steps(network, click, "bf16" if precision == "bf16" else "f32", check)
+        return _compiled(network, steps, check)
     except ConversionError:
         raise
     except Exception as problem:  # OpenVINO's errors are RuntimeError, torch's tracer has more kinds
@@ -121,18 +181,15 @@ def openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _compiled_steps(
-    network: Network, click: Step, hint: str, check: Check
-) -> tuple[CompiledStep, CompiledStep]:
+def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check) -> dict[str, CompiledStep]:
     core = openvino().Core()
+    hint = next((one.hint for one in steps.values() if one.hint != "f32"), "f32")
     folder = cache_dir() / "openvino" / _key(network, hint, core)
-    hints = {"encode": "f32", "click": hint}
 
-    def steps(compiled: dict[str, Any]) -> tuple[CompiledStep, CompiledStep]:
-        return CompiledStep(compiled["encode"], check), CompiledStep(compiled["click"], check)
-
-    def kept() -> tuple[CompiledStep, CompiledStep]:
-        return steps({name: _read(core, folder / name, hint) for name, hint in hints.items()})
+    def kept() -> dict[str, CompiledStep]:
+        return {
+            name: CompiledStep(_read(core, folder / name, one.hint), check) for name, one in steps.items()
+        }
 
     try:
         found = kept()
@@ -141,32 +198,27 @@ def _compiled_steps(
     except (OSError, RuntimeError, ValueError):
         pass  # there is none yet, or it is damaged
     started = time.perf_counter()
-    side = (1, 3, network.size, network.size)
-    image, maps = torch.rand(side) * 255, torch.rand(side)
     with torch.no_grad():
-        features = network.encode(image)
-        expected = click(maps, *features)
-        models = {
-            "encode": _converted(network, network.encode, image),
-            "click": _converted(network, click, maps, *features),
-        }
-    compiled = {
-        name: core.compile_model(model, "CPU", _options(hints[name])) for name, model in models.items()
+        inputs = {name: one.inputs() for name, one in steps.items()}
+        expected = {name: one.step(*inputs[name]) for name, one in steps.items()}
+        models = {name: _converted(network, one.step, *inputs[name]) for name, one in steps.items()}
+    made = {
+        name: core.compile_model(model, "CPU", _options(steps[name].hint)) for name, model in models.items()
     }
-    _store(compiled, folder)
+    _store(made, folder)
     try:
-        encode, compiled_click = kept()  # as every later start does
+        found = kept()  # as every later start does
     except (OSError, RuntimeError, ValueError):
-        encode, compiled_click = steps(compiled)
+        found = {name: CompiledStep(model, check) for name, model in made.items()}
     try:
-        _check("encode", encode(image), features, "f32")
-        _check("click", compiled_click(maps, *features), expected, hint)
+        for name, one in steps.items():
+            _check(name, found[name](*inputs[name]), expected[name], one.hint)
     except ConversionError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
     logging.getLogger(__name__).info("converted for OpenVINO in %.1f s, kept in %s", seconds, folder)
-    return encode, compiled_click
+    return found
 
 
 def _options(hint: str) -> dict[str, Any]:
@@ -190,7 +242,7 @@ def _read(core: Any, path: Path, hint: str) -> Any:
 class _Traced(nn.Module):
     """A step as a module: the converter takes modules only."""
 
-    def __init__(self, network: Network, step: Step) -> None:
+    def __init__(self, network: nn.Module, step: Step) -> None:
         super().__init__()
         self.network = network
         self.step = step
@@ -199,7 +251,7 @@ class _Traced(nn.Module):
         return self.step(*inputs)
 
 
-def _converted(network: Network, step: Step, *inputs: Tensor) -> Any:
+def _converted(network: nn.Module, step: Step, *inputs: Tensor) -> Any:
     shapes = [openvino().PartialShape(list(x.shape)) for x in inputs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's: shapes are fixed, and branches hang on them only
@@ -216,7 +268,7 @@ def _check(name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...], h
             )
 
 
-def _key(network: Network, hint: str, core: Any) -> str:
+def _key(network: nn.Module, hint: str, core: Any) -> str:
     """A name for all that compiled steps depend on, such as weights, source code, precision and processor."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():

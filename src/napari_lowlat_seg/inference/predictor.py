@@ -50,6 +50,7 @@ from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.propagation.sweep import iou
 
 if TYPE_CHECKING:
+    from napari_lowlat_seg.inference.memory_propagation import MemorySteps
     from napari_lowlat_seg.models.plane_memory import PlaneMemory
     from napari_lowlat_seg.propagation.sweep import ProbabilityMask, PropagatedMask
 
@@ -88,7 +89,7 @@ class Predictor:
         closer_look: CloserLook = "auto",
         *,
         name: str = "",
-        memory: Callable[[Predictor], PlaneMemory] | None = None,
+        memory: Callable[[Predictor], PlaneMemory | MemorySteps] | None = None,
     ) -> None:
         if closer_look not in get_args(CloserLook):
             raise ValueError(f"closer_look is 'auto' or 'off'; got {closer_look!r}")
@@ -97,7 +98,7 @@ class Predictor:
         self.closer_look = closer_look
         self.name = name or self.model
         self._load_memory = memory
-        self._memory: PlaneMemory | None = None
+        self._memory: PlaneMemory | MemorySteps | None = None
 
     @property
     def network(self) -> Network:
@@ -473,7 +474,7 @@ def load_predictor(
     return predictor
 
 
-def _load_memory(predictor: Predictor) -> PlaneMemory:
+def _load_memory(predictor: Predictor) -> MemorySteps:
     from napari_lowlat_seg.inference.memory_propagation import load_memory
 
     return load_memory(predictor)

@@ -102,6 +102,10 @@ class TorchBackend:
         for module in self.network.modules():
             module.register_forward_pre_hook(lambda *_: check())
 
+    def check(self) -> None:
+        """Raise what the check of `interrupt_by` raises; for steps that are none of the network's."""
+        self._check()
+
     def warm_up(self) -> None:
         """Embed and predict once: the first image then waits for no recording and no choice of kernels."""
         image = np.zeros((self.network.size, self.network.size), np.uint8)

@@ -233,6 +233,7 @@ class PlaneMemory(nn.Module):
     """
 
     network: Compact
+    folded: nn.ModuleList | None
     here: Tensor
     there: Tensor
     norm: ChannelNorm
@@ -246,6 +247,7 @@ class PlaneMemory(nn.Module):
         super().__init__()
         self.config = config = MemoryConfig() if config is None else config
         object.__setattr__(self, "network", network)  # not a child
+        object.__setattr__(self, "folded", None)
         facts = network.config
         c, c8, c4 = facts.width, facts.skip8, facts.skip4
         self.size, self.grid = facts.size, facts.size // 16
@@ -381,8 +383,25 @@ class PlaneMemory(nn.Module):
         presence, quality = self.verdict(seen.to(x.dtype)).float().unbind(1)
         return MemoryOutput(logits.float(), presence, quality.sigmoid())
 
+    def fold(self) -> None:
+        """Add the changes to copies of the network's fusion blocks once and for all, where the memory is now.
+
+        For predictions only: what is trained, loaded or moved afterwards does not reach these copies.
+        """
+        blocks = copy.deepcopy(self.network.blocks).to(self.merge.weight.device)
+        with torch.no_grad():
+            for name, change in self.changes.items():
+                layer = blocks.get_submodule(name.replace("/", "."))
+                layer.weight.copy_(change(layer.weight))
+        object.__setattr__(self, "folded", blocks.eval())
+
     def _fuse_blocks(self, x: Tensor) -> Tensor:
         """The network's fusion blocks with this memory's changes, and its norm."""
+        if self.folded is not None:
+            for block in self.folded:
+                x = block(x)
+            fused: Tensor = self.norm(x)
+            return fused
         blocks = self.network.blocks
         weights: dict[str, Tensor] = dict(blocks.named_parameters())
         for name, change in self.changes.items():
