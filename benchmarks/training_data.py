@@ -1,0 +1,287 @@
+"""Lay out shards of pictures and volumes as training and the memory's benchmark read them.
+
+    python -m benchmarks.training_data start OUT                      # the default's weights for `start`
+    python -m benchmarks.training_data pictures SHARDS OUT            # OUT/train/DOMAIN/images/SET/NAME.*
+    python -m benchmarks.training_data memory SHARDS VOLUMES OUT      # OUT/volumes/*.npz, OUT/pictures/*
+    python -m benchmarks.training_data objects SHARDS VOLUMES OUT     # OUT/*.npz for evaluation.memory
+
+SHARDS has `SPLIT-DOMAIN-NN.tar` of `images/SET/NAME.*` and `masks/SET/NAME.png`, and `train-volumes-*.tar` of
+`volumes/SET/NAME_image.nii.gz` and `NAME_label.nii.gz`; VOLUMES has single files of both kinds. What the
+memory must not see is listed in `HELD_OUT`, with the planes of the FIB-SEM volume in `MEDULLA`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.measure import label
+
+from napari_lowlat_seg.io.files import default_axis, read_volume
+from napari_lowlat_seg.models.checkpoints import load_model
+
+HELD_OUT = ("hippocampus_001", "hippocampus_003", "hippocampus_004", "patient07", "t2", "ct", "mr")
+"""Volumes that never train the memory, beside the last `LAST_HIPPOCAMPI` of their set."""
+
+LAST_HIPPOCAMPI = 8
+
+MEDULLA = (0, 179)
+"""Planes of the FIB-SEM volume that may train the memory; 200 to 249 are the benchmark's."""
+
+PICTURES = {"em": 1000, "med": 20}
+"""Domains whose pictures are deformed into sequences, and at most how many of each set."""
+
+NOT_DEFORMED = ("flyem_medulla", "flyem_medulla_xz_yz", "epfl_hippocampus", "msd_hippocampus", "totalseg_ct")
+"""Sets whose volumes are there, or are held out."""
+
+SIDE = 1024
+"""Larger pictures are cut to their middle of this side."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A named volume: image (D, H, W), labels of its shape, voxel size along the three axes."""
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray
+    spacing: tuple[float, ...]
+
+
+def trunk(out: Path) -> int:
+    """Write the default's weights without its head for candidates; return the number of tensors."""
+    state = load_model("default").state_dict()
+    kept = {
+        name: value.contiguous() for name, value in state.items() if not name.startswith("candidate_head.")
+    }
+    save_file(kept, out)
+    return len(kept)
+
+
+def extract_pictures(shards: Path, out: Path, limit: int | None = None) -> int:
+    """Write the pictures of all shards as OUT/SPLIT/DOMAIN/(images|masks)/SET/NAME; return how many."""
+    count = 0
+    for path in sorted(shards.glob("*.tar")):
+        split, domain, _ = path.stem.split("-")
+        if domain == "volumes":
+            continue
+        of_set: dict[str, int] = {}
+        with tarfile.open(path) as tar:
+            for name, image, mask in _pairs(tar):
+                group = name.split("/")[1]
+                of_set[group] = of_set.get(group, 0) + 1
+                if limit is not None and of_set[group] > limit:
+                    continue
+                for member in (image, mask):
+                    to = out / split / domain / member
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    to.write_bytes(_bytes(tar, member))
+                count += 1
+    return count
+
+
+def memory_data(shards: Path, volumes: Path, out: Path, limit: int | None = None) -> dict[str, int]:
+    """Write what `training.memory` learns from; return the number of volumes and pictures.
+
+    Axis 0 of a written volume is the one across which its slices lie.
+    """
+    (out / "volumes").mkdir(parents=True, exist_ok=True)
+    (out / "pictures").mkdir(exist_ok=True)
+    counts = {"volumes": 0, "pictures": 0}
+    for one in [*_medulla(volumes), *_scans(shards, limit), *_runs(shards)]:
+        axes = (0, 1, 2) if one.name.startswith("medulla") else (0,)
+        np.savez_compressed(
+            out / "volumes" / f"{one.name}.npz",
+            image=one.image,
+            labels=one.labels,
+            spacing=np.array(one.spacing),
+            axes=np.array(axes),
+        )
+        counts["volumes"] += 1
+    for path in sorted(shards.glob("train-*.tar")):
+        domain = path.stem.split("-")[1]
+        if domain not in PICTURES:
+            continue
+        most, of_set = min(PICTURES[domain], limit or 10**9), dict[str, int]()
+        with tarfile.open(path) as tar:
+            for name, image, mask in _pairs(tar):
+                group, stem = name.split("/")[1:]
+                of_set[group] = of_set.get(group, 0) + 1
+                if group in NOT_DEFORMED or of_set[group] > most:
+                    continue
+                target = out / "pictures" / f"{group}-{Path(stem).stem}"
+                _middle(Image.open(io.BytesIO(_bytes(tar, image))).convert("L")).save(f"{target}_image.png")
+                _middle(Image.open(io.BytesIO(_bytes(tar, mask)))).save(f"{target}_label.png")
+                counts["pictures"] += 1
+    return counts
+
+
+def benchmark_objects(shards: Path, volumes: Path, out: Path) -> list[str]:
+    """Write the 31 objects of the volume benchmark, and 14 of volumes held out; return their files' names.
+
+    Roles are "report" for the 31, "develop" for the others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+
+    def write(one: Labelled, axis: int, planes: tuple[int, int], objects: Sequence[str], role: str) -> None:
+        np.savez_compressed(
+            out / f"{one.name}.npz",
+            image=one.image,
+            labels=one.labels.astype(np.int32),
+            spacing=np.array(one.spacing),
+            axis=axis,
+            planes=np.array(planes),
+            objects=np.array(objects),
+            roles=np.array([role] * len(objects)),
+        )
+        written.append(f"{one.name}.npz")
+
+    image, labels = (read_volume(volumes / f"medulla_{kind}.tif") for kind in ("image", "label"))
+    medulla = np.asarray(labels.data)
+    write(
+        Labelled("medulla", np.asarray(image.data), medulla, (10.0, 10.0, 10.0)),
+        0,
+        (200, 249),
+        _largest(medulla[200:250], 12),
+        "report",
+    )
+    for name, mask, objects in (
+        ("HG0015_image_FLAIR", "HG0015_label", ["1+2"]),
+        ("HG0015_image_T1C", "HG0015_label", ["2"]),
+        ("patient100_frame01_image", "patient100_frame01_label", ["1", "2", "3"]),
+        ("hippocampus_003_image", "hippocampus_003_label", ["1", "2"]),
+        ("hippocampus_004_image", "hippocampus_004_label", ["1", "2"]),
+        ("ct_image", "ct_label", ["1", "2", "3", "5", "6", "14", "20", "30", "31", "86"]),
+    ):
+        one = _read(name.replace("_image", ""), volumes / f"{name}.nii.gz", volumes / f"{mask}.nii.gz")
+        write(one, 0, (0, len(one.image) - 1), objects, "report")
+    for one in _scans(shards, None, held_out=True):
+        if one.name.removeprefix("other-") in ("t2", "mr") or one.name.startswith("hippocampus"):
+            count = 6 if one.name == "other-mr" else 2
+            write(one, 0, (0, len(one.image) - 1), _largest(one.labels, count), "develop")
+    return written
+
+
+def _largest(labels: np.ndarray, count: int) -> list[str]:
+    """The labels with most voxels."""
+    found, sizes = np.unique(labels[labels > 0], return_counts=True)
+    return [str(int(one)) for one in found[np.argsort(-sizes)][:count]]
+
+
+def _pairs(tar: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
+    """The name without its ending, the image and the mask of every picture in a shard."""
+    names = sorted(name for name in tar.getnames() if re.fullmatch(r"(images|masks)/[^/]+/[^/]+\.\w+", name))
+    masks = {name for name in names if name.startswith("masks/")}
+    for image in names:
+        stem = image.rpartition(".")[0]
+        mask = f"{stem.replace('images/', 'masks/', 1)}.png"
+        if image.startswith("images/") and mask in masks:
+            yield stem, image, mask
+
+
+def _bytes(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    assert file is not None, f"{name} in {tar.name} is no file"
+    return file.read()
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """The middle of a picture, of at most `SIDE` pixels in each direction."""
+    left, top = (max(0, (length - SIDE) // 2) for length in picture.size)
+    return picture.crop((left, top, min(left + SIDE, picture.width), min(top + SIDE, picture.height)))
+
+
+def _medulla(volumes: Path) -> Iterator[Labelled]:
+    low, high = MEDULLA
+    image, labels = (
+        np.asarray(read_volume(volumes / f"medulla_{kind}.tif").data)[low : high + 1]
+        for kind in ("image", "label")
+    )
+    yield Labelled("medulla", image, labels.astype(np.int16), (10.0, 10.0, 10.0))
+
+
+def _scans(shards: Path, limit: int | None, held_out: bool = False) -> Iterator[Labelled]:
+    """Labelled scans, or those of them that are held out; one set gives at most `limit`."""
+    for path in sorted(shards.glob("train-volumes-*.tar")):
+        with tarfile.open(path) as tar, tempfile.TemporaryDirectory() as folder:
+            names = sorted(name for name in tar.getnames() if name.endswith("_image.nii.gz"))
+            hippocampi = [name for name in names if "/msd_hippocampus/" in name][-LAST_HIPPOCAMPI:]
+            of_set: dict[str, int] = {}
+            for name in names:
+                group, stem = name.split("/")[1], Path(name).name.removesuffix("_image.nii.gz")
+                apart = stem in HELD_OUT or name in hippocampi
+                of_set[group] = of_set.get(group, 0) + (apart == held_out)
+                if apart != held_out or (limit is not None and of_set[group] > limit):
+                    continue
+                files = [Path(folder, Path(one).name) for one in (name, name.replace("_image", "_label"))]
+                for file, member in zip(files, (name, name.replace("_image", "_label")), strict=True):
+                    file.write_bytes(_bytes(tar, member))
+                kind = "hippocampus" if group == "msd_hippocampus" else "other"
+                yield _read(f"{kind}-{stem}", *files)
+
+
+def _read(name: str, image: Path, labels: Path) -> Labelled:
+    """A scan with the axis across its slices first, in 8 bits."""
+    one, two = read_volume(image), read_volume(labels)
+    axis, spacing = default_axis(one), list(one.spacing or (1.0, 1.0, 1.0))
+    pixels, ids = (np.moveaxis(np.asarray(volume.data), axis, 0) for volume in (one, two))
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    narrow = np.clip((pixels - low) * (255 / max(float(high - low), 1e-6)), 0, 255).astype(np.uint8)
+    return Labelled(name, narrow, ids.astype(np.int16), (spacing.pop(axis), *spacing))
+
+
+def _runs(shards: Path) -> Iterator[Labelled]:
+    """Neighbouring planes of the CA1 hippocampus, three or more in a row, with labels that run through."""
+    planes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for path in sorted(shards.glob("train-em-*.tar")):
+        with tarfile.open(path) as tar:
+            for stem, image, mask in _pairs(tar):
+                found = re.fullmatch(r"images/epfl_hippocampus/train_z(\d+)", stem)
+                if found is not None:
+                    pixels = Image.open(io.BytesIO(_bytes(tar, image))).convert("L")
+                    ids = Image.open(io.BytesIO(_bytes(tar, mask)))
+                    planes[int(found[1])] = (np.asarray(pixels), np.asarray(ids))
+    ordered = sorted(planes)
+    starts = [at for at in ordered if at - 1 not in planes]
+    for start in starts:
+        run = [
+            at for at in range(start, start + len(ordered)) if all(k in planes for k in range(start, at + 1))
+        ]
+        if len(run) < 3:
+            continue
+        image, ids = (np.stack([planes[at][kind] for at in run]) for kind in (0, 1))
+        yield Labelled(f"mito-{start:04d}", image, label(ids > 0).astype(np.int16), (5.0, 5.0, 5.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; see the module's text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kind", choices=("start", "pictures", "memory", "objects"))
+    parser.add_argument("folders", nargs="+", type=Path, help="SHARDS and VOLUMES as above, and OUT")
+    parser.add_argument("--limit", type=int, help="at most so many pictures or volumes of a set, to try out")
+    given = parser.parse_args(arguments)
+    expected = {"start": 1, "pictures": 2}.get(given.kind, 3)
+    if len(given.folders) != expected:
+        parser.error(f"{given.kind} needs {expected} folders; got {len(given.folders)}")
+    if given.kind == "start":
+        print(f"{trunk(*given.folders)} tensors")
+    elif given.kind == "pictures":
+        print(f"{extract_pictures(*given.folders, limit=given.limit)} pictures")
+    elif given.kind == "memory":
+        print(memory_data(*given.folders, limit=given.limit))
+    else:
+        print(" ".join(benchmark_objects(*given.folders)))
+
+
+if __name__ == "__main__":
+    main()
