@@ -191,7 +191,7 @@ def _pairs(tar: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
 
 def _bytes(tar: tarfile.TarFile, name: str) -> bytes:
     file = tar.extractfile(name)
-    assert file is not None, f"{name} in {tar.name} is no file"
+    assert file is not None, f"{name} is no file of its shard"
     return file.read()
 
 
@@ -259,8 +259,8 @@ def _runs(shards: Path) -> Iterator[Labelled]:
         ]
         if len(run) < 3:
             continue
-        image, ids = (np.stack([planes[at][kind] for at in run]) for kind in (0, 1))
-        yield Labelled(f"mito-{start:04d}", image, label(ids > 0).astype(np.int16), (5.0, 5.0, 5.0))
+        stack, ids = (np.stack([planes[at][kind] for at in run]) for kind in (0, 1))
+        yield Labelled(f"mito-{start:04d}", stack, label(ids > 0).astype(np.int16), (5.0, 5.0, 5.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,11 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(given.folders) != expected:
         parser.error(f"{given.kind} needs {expected} folders; got {len(given.folders)}")
     if given.kind == "start":
-        print(f"{trunk(*given.folders)} tensors")
+        print(f"{trunk(given.folders[0])} tensors")
     elif given.kind == "pictures":
-        print(f"{extract_pictures(*given.folders, limit=given.limit)} pictures")
+        print(f"{extract_pictures(given.folders[0], given.folders[1], given.limit)} pictures")
     elif given.kind == "memory":
-        print(memory_data(*given.folders, limit=given.limit))
+        shards, volumes, out = given.folders
+        print(memory_data(shards, volumes, out, given.limit))
     else:
         print(" ".join(benchmark_objects(*given.folders)))
 

@@ -418,7 +418,7 @@ class MemorySteps(nn.Module):
             return found
         return MemoryOutput(*self._compiled(*_flat(features, entries, described)))
 
-    def compile(self, precision: str, check: Callable[[], object]) -> None:  # type: ignore[override]
+    def compile(self, precision: str, check: Callable[[], object]) -> None:
         """Hand `forward` to OpenVINO, if it can convert it; what it cannot convert runs as before."""
         from napari_lowlat_seg.inference.openvino_backend import (
             Conversion,

@@ -391,8 +391,8 @@ class PlaneMemory(nn.Module):
         blocks = copy.deepcopy(self.network.blocks).to(self.merge.weight.device)
         with torch.no_grad():
             for name, change in self.changes.items():
-                layer = blocks.get_submodule(name.replace("/", "."))
-                layer.weight.copy_(change(layer.weight))
+                weight = blocks.get_parameter(f"{name.replace('/', '.')}.weight")
+                weight.copy_(change(weight))
         object.__setattr__(self, "folded", blocks.eval())
 
     def _fuse_blocks(self, x: Tensor) -> Tensor:
