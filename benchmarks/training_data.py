@@ -3,7 +3,7 @@
     python -m benchmarks.training_data start OUT                      # the default's weights for `start`
     python -m benchmarks.training_data pictures SHARDS OUT            # OUT/train/DOMAIN/images/SET/NAME.*
     python -m benchmarks.training_data memory SHARDS VOLUMES OUT      # OUT/volumes/*.npz, OUT/pictures/*
-    python -m benchmarks.training_data objects SHARDS VOLUMES OUT     # OUT/*.npz for evaluation.memory
+    python -m benchmarks.training_data objects SHARDS VOLUMES OUT     # OUT/*.npz for plane_memory
 
 SHARDS has `SPLIT-DOMAIN-NN.tar` of `images/SET/NAME.*` and `masks/SET/NAME.png`, and `train-volumes-*.tar` of
 `volumes/SET/NAME_image.nii.gz` and `NAME_label.nii.gz`; VOLUMES has single files of both kinds. What the

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.training_data import main
-from napari_lowlat_seg.training.volumes import read_labelled_picture, read_labelled_volume
+from napari_lowlat_seg.training.data.volumes import read_labelled_picture, read_labelled_volume
 
 
 @pytest.fixture
