@@ -23,7 +23,7 @@ from napari_lowlat_seg.inference.predictor import load_predictor
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import sample_path
 from napari_lowlat_seg.propagation.propagate import propagate_many
-from napari_lowlat_seg.propagation.seeds import seed_anchors
+from napari_lowlat_seg.propagation.seeds import object_anchors
 
 
 def measure(count: int, planes: int, enlarge: int) -> dict[str, float]:
@@ -37,8 +37,9 @@ def measure(count: int, planes: int, enlarge: int) -> dict[str, float]:
     side = int(np.ceil(np.sqrt(count)))
     rows, cols = (np.linspace(0.05, 0.95, side) * length for length in cut.shape[1:])
     points = [(half, row, col) for row in rows for col in cols][:count]
+    seeds = {number: [point] for number, point in enumerate(points, start=1)}
     began = time.perf_counter()
-    anchors = seed_anchors(predictor, volume, points)
+    anchors = object_anchors(predictor, volume, seeds)
     seeded = time.perf_counter()
     steps = sum(1 for _ in propagate_many(predictor, volume, anchors, volume.planes()))
     seconds = time.perf_counter() - seeded

@@ -259,8 +259,8 @@ def _runs(shards: Path) -> Iterator[Labelled]:
         ]
         if len(run) < 3:
             continue
-        stack, ids = (np.stack([planes[at][kind] for at in run]) for kind in (0, 1))
-        yield Labelled(f"mito-{start:04d}", stack, label(ids > 0).astype(np.int16), (5.0, 5.0, 5.0))
+        stack, masks = (np.stack([planes[at][kind] for at in run]) for kind in (0, 1))
+        yield Labelled(f"mito-{start:04d}", stack, label(masks > 0).astype(np.int16), (5.0, 5.0, 5.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
