@@ -39,12 +39,12 @@ class Mouse(Hand):
 
 
 @pytest.fixture
-def scene(make_napari_viewer_proxy):
+def scene(shared_viewer):
     """An image in a window, prompt layers, gestures and a mouse; `edits`, `strokes`, `hovers`, `status`."""
     open_scenes = []
 
     def build(axis=0, shape=SHAPE, **place):
-        viewer = make_napari_viewer_proxy(show=True)
+        viewer = shared_viewer
         layer = Image(np.zeros(shape, np.uint8), name="image", **place)
         viewer.add_layer(layer)
         if len(shape) > 2:
