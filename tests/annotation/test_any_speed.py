@@ -270,6 +270,7 @@ def in_any_order(script, seed):
 CLICKS = [((0, 0), False)] * 3 + [((0, 0), True)] + [((0, 3), False)] * 2
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @example([("click", Plane((0, None, None)), *click) for click in CLICKS], 1)
 @given(actions, st.integers(0, 2**32 - 1))

@@ -159,6 +159,7 @@ def test_a_replay_makes_the_session_again(tmp_path_factory, actions):
     assert everything_of(done.session, done.labels) == before
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(actions)
 def test_the_exported_script_makes_the_labels_again(tmp_path_factory, actions):

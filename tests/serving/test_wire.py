@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile.case import sentence
@@ -100,6 +100,7 @@ PLAIN = (
 )
 
 
+@settings(max_examples=40)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)))
 def test_plain_values_arrive_as_they_were(value: Any) -> None:
     """Nested as deep as may be."""
