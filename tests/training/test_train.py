@@ -212,7 +212,14 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("default", 4850), ("default-2", 5576), ("default-3", 5432), ("default-4", 6573), ("candidates", 5000)],
+    [
+        ("default", 4850),
+        ("default-2", 5576),
+        ("default-3", 5432),
+        ("default-4", 6573),
+        ("default-6", 6000),
+        ("candidates", 5000),
+    ],
 )
 def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
     """Its settings exist, its shares of domains sum to 1, and the default's model is the shipped one."""
