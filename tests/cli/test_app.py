@@ -471,6 +471,10 @@ def test_a_second_object_is_added_to_the_first(segment: Call, tmp_path: Path) ->
     mask[2, :20], mask[4, 0, 0] = 7, 3
     write_labels(tmp_path / "out.tif", mask)
     report = json.loads(segment("--box", "2,0,0,39,49", "--json").out)
+    whole = segment("--box", "2,0,0,39,49", "--json", "-o", "alone.tif").out
+    (note,) = report["notes"]
+    left = json.loads(whole)["voxels"] - report["voxels"]
+    assert note == f"other objects in out.tif keep the {left} voxels that this one covers as well"
     found = np.asarray(read_volume(tmp_path / "out.tif").data)
     assert report["label"] == 8
     assert np.array_equal(found[mask > 0], mask[mask > 0])

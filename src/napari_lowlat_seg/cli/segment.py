@@ -98,8 +98,8 @@ def run_segment(
     -------
     dict
         What was done, as JSON values: "input", "output", "model", "device", "label" (of the first object),
-        "objects", "prompts", "planes", "voxels", "notes" (where and why a propagation ended, and damaged
-        planes stepped over) and "seconds".
+        "objects", "prompts", "planes", "voxels", "notes" (where and why a propagation ended, damaged
+        planes stepped over, and voxels left to other objects) and "seconds".
 
     Raises
     ------
@@ -120,7 +120,7 @@ def run_segment(
     existing = None if request.replace else existing_labels(output, volume, [one.label for one in objects])
     saved = _saved(request, volume, objects)
 
-    filled = voxels = 0
+    filled = voxels = taken = 0
     notes: list[str] = []
     with (
         _predictor(model, device, request.closer_look) as (predictor, used),
@@ -135,10 +135,14 @@ def run_segment(
                 predictor, volume, one.prompts, one.planes, request.finish, notes
             ):
                 old = labels.read(plane, BoundingBox.at(corner, mask.shape))
-                mask = mask & ((old == 0) | (old == label))
+                free = (old == 0) | (old == label)
+                taken += int(np.count_nonzero(mask & ~free))
+                mask = mask & free
                 labels.write_mask(plane, mask, label, corner)
                 filled += bool(mask.any())
                 voxels += int(np.count_nonzero(mask))
+    if taken:
+        notes.append(f"other objects in {output} keep the {taken} voxels that this one covers as well")
     _save(request, volume, saved, objects)
     return {
         "input": str(image),
