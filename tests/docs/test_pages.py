@@ -16,7 +16,9 @@ import pytest
 import typer
 
 import napari_lowlat_seg
+from fakes import FakePredictor
 from napari_lowlat_seg.cli.app import app
+from terminal import Call
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -84,6 +86,33 @@ def test_a_command_in_the_documentation_can_be_typed(page: str, line: str) -> No
         command, words = command.commands[words[0]], words[1:]
     if words:
         command.make_context(command.name, words)
+
+
+TYPED = re.compile(r"```(python|sh)\n(.*?)```", re.DOTALL)
+PREDICTS = ("everything", "seeds", "embed")  # run in tests/batch; here only `segment` has a predictor
+
+
+@pytest.mark.parametrize("name", ["em-stack", "mri-tumour", "cells", "dicom"])
+def test_the_commands_of_a_tutorial_find_their_files(
+    name: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their order, in an empty folder, with a predictor that needs no network: nothing else is needed."""
+    monkeypatch.setattr(
+        "napari_lowlat_seg.inference.predictor.load_predictor", lambda *_, **__: FakePredictor()
+    )
+    names: dict[str, Any] = {"__name__": "page"}
+    page = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
+    typed = 0
+    for language, code in TYPED.findall(page):
+        if language == "python" and "load_predictor" not in code:  # makes the data
+            exec(compile(code, name, "exec"), names)
+        for line in code.splitlines() if language == "sh" else ():
+            words = shlex.split(line, comments=True)[1:]
+            if line.startswith("lowlat-seg") and words[0] not in PREDICTS:
+                done = call(*words)
+                assert done.status == 0, (line, done.err)
+                typed += 1
+    assert typed >= 2
 
 
 def test_every_public_name_is_in_the_reference() -> None:
