@@ -131,7 +131,7 @@ def everything(
     stability: Annotated[
         float, typer.Option(min=0, max=1, help="Higher values give fewer, more certain objects.")
     ] = 0.2,
-    min_area: Annotated[int, typer.Option(min=1, help="Least pixels of an object on a plane.")] = 50,
+    min_area: Annotated[int, typer.Option(min=1, help="Leave out objects of fewer pixels on a plane.")] = 50,
     replace: Replace = False,
 ) -> None:
     """Label every object in VOLUME without prompts: a grid of clicks on each plane, linked plane to plane."""

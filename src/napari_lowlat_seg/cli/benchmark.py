@@ -104,7 +104,7 @@ def _check_outputs(root: Path, *outputs: Path | None) -> None:
 @with_options(_settings)
 def quality(
     settings: Any,
-    max_clicks: Annotated[int, typer.Option(help="Length of the curves.")] = 20,
+    max_clicks: Annotated[int, typer.Option(help="Maximum number of clicks on an object.")] = 20,
     first: Annotated[str, typer.Option(help="First prompt: click, box, scribble or polygon.")] = "click",
     json: Json = None,
     plot: Annotated[
@@ -167,12 +167,16 @@ def latency(
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process of its own.")] = True,
     closer_look: CloserLook = "auto",
     device: Device = DEVICE,
-    curves: Annotated[bool, typer.Option(help="Also measure how our cost grows with the work.")] = False,
+    curves: Annotated[
+        bool, typer.Option(help="Also measure cost against prompts, image side, planes and objects.")
+    ] = False,
     busy: Annotated[
         int, typer.Option(min=0, metavar="N", help="Run N busy loops beside it: N processes, one core each.")
     ] = 0,
     json: Json = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw stages, floors, curves.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw stages, lower bounds and curves.")
+    ] = None,
     html: Html = None,
 ) -> None:
     """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
@@ -253,7 +257,7 @@ def labels(
     parts: Annotated[
         bool, typer.Option("--parts", help="Parts of a label that do not touch are separate objects.")
     ] = False,
-    least: Annotated[int, typer.Option(min=1, help="Least voxels of an object that must be found.")] = 1,
+    least: Annotated[int, typer.Option(min=1, help="Objects of fewer voxels need not be found.")] = 1,
     json: Json = None,
 ) -> None:
     """Recall, panoptic quality and Rand error of labels from any source."""

@@ -35,7 +35,9 @@ Scheduler = Annotated[
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure-scheduler", help="Allow a scheduler without TLS: who reaches it can run code."),
+    typer.Option(
+        "--insecure-scheduler", help="Allow a scheduler without TLS: anybody who reaches it can run code."
+    ),
 ]
 
 MODEL = "default"

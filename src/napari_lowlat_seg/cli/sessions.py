@@ -60,13 +60,13 @@ def list_sessions(
 def prune(
     folder: Folder = None,
     keep_mb: Annotated[
-        int | None, typer.Option(min=0, help="Delete the oldest while all have more megabytes.")
+        int | None, typer.Option(min=0, help="Delete the oldest until all take at most so many MB.")
     ] = None,
     keep_count: Annotated[
-        int | None, typer.Option(min=0, help="Delete the oldest while there are more.")
+        int | None, typer.Option(min=0, help="Delete the oldest until so many are left.")
     ] = None,
     keep_days: Annotated[
-        float | None, typer.Option(min=0, help="Delete those that were not changed for so long.")
+        float | None, typer.Option(min=0, help="Delete those that were not changed for so many days.")
     ] = None,
 ) -> None:
     """Delete old journals; those in use stay. Without options, the same bounds as in napari."""
