@@ -164,9 +164,12 @@ def read_classes(path: str | Path) -> Classes:
             classes.append(ObjectClass(row[0], colour))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
-    names = [one.name for one in classes]
+    _check_each_once(path, [one.name for one in classes])
+    return tuple(classes)
+
+
+def _check_each_once(path: Path, names: list[str]) -> None:
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
         found = "none" if twice is None else f"{twice!r} twice"
         raise ValueError(f"{path.name} must name one class in each row, got {found}; columns: name, colour")
-    return tuple(classes)
