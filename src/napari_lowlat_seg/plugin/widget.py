@@ -163,8 +163,7 @@ class LowlatWidget(QWidget):
         self._layers_of = None
         if controller is not None:
             self.form.details.show_view(layer, self.controllers.view)
-            self._show()
-        self._show_situation()
+        self._show()
 
     def _show_situation(self) -> None:
         image = None if self.controller is None else self.controller.situation
