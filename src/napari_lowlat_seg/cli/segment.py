@@ -298,8 +298,8 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
         return None
     found = read_volume(output)
     # A TIFF of one slice is read without the axis of length 1.
-    alike = sorted(n for n in found.shape if n > 1) == sorted(n for n in volume.shape if n > 1)
-    if not alike or found.channel_axis is not None or found.data.dtype.kind not in "bui":
+    ours, theirs = (sorted(n for n in one.shape if n > 1) for one in (volume, found))
+    if ours != theirs or found.channel_axis is not None or found.data.dtype.kind not in "bui":
         raise ValueError(
             f"{output} exists and holds no labels of shape {volume.shape}; give another name, or --replace"
         )
@@ -310,8 +310,8 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
             f"{output} exists and lies elsewhere than the image; give another name, or --replace"
         ) from error
     labels = np.asarray(found.data)
-    for label in new:
-        if label is not None and (labels == label).any():
+    for label in filter(None, new):
+        if (labels == label).any():
             raise ValueError(
                 f"label {label} is in {output} already; leave out --label for the next free one, or give "
                 "--replace"

@@ -208,8 +208,9 @@ class MemoryPropagation:
         absent = 0
         least = agreement = 1.0  # a mask that has once been lost is not trusted again
         gray = to_gray(self.volume.plane(planes[start]), self.volume.window)
-        usual = None if beside.any() else Brightness.of(gray, mask)
-        sought = self.min_presence if usual is not None else self.min_presence_between
+        usual, sought = None, self.min_presence_between
+        if not beside.any():
+            usual, sought = Brightness.of(gray, mask), self.min_presence
         for place in route:
             plane = planes[place]
             if cancelled():
@@ -225,12 +226,11 @@ class MemoryPropagation:
                 frame, entries = needed, {}
             slots = (start, start if other is None else other, before, earlier)
             described = self._slot_features(place, slots, start, other, plane, frame)
-            for slot in set(slots) - entries.keys():
-                entries[slot] = self._entry(planes[slot], known[slot], frame)
+            entries |= self._entries(set(slots) - entries.keys(), planes, known, frame)
+            here = to_gray(pixels, self.volume.window)
             remembered = [entries[slot] for slot in slots]
             presence, step = self._step(plane, frame, remembered, described)
-            here = to_gray(pixels, self.volume.window)
-            if step is not None and presence > sought and self.network_share:
+            if step is not None and presence > sought:
                 step = self._mixed(step, frame, (gray, mask, known[before]), here)
             problem = self._problem(presence, sought, step, usual, here)
             if step is None or problem:  # a plane or two may be damaged
@@ -306,6 +306,8 @@ class MemoryPropagation:
 
         `before` holds that plane's gray levels, its mask, and its probability, `here` this one's gray levels.
         """
+        if not self.network_share:
+            return step
         plane, features = step.plane, self._embed(step.plane, frame)
         gray, mask, soft = before
         click = Click(click_position(mask, gray, here, self.volume.plane_spacing(plane)))
@@ -350,6 +352,12 @@ class MemoryPropagation:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(key)
         return self._embeddings[key]
+
+    def _entries(
+        self, slots: set[int], planes: Sequence[Plane], known: Mapping[int, np.ndarray], frame: Frame
+    ) -> dict[int, MemoryEntry]:
+        """What the memory keeps of these planes, whose masks are known."""
+        return {slot: self._entry(planes[slot], known[slot], frame) for slot in slots}
 
     def _entry(self, plane: Plane, soft: np.ndarray, frame: Frame) -> MemoryEntry:
         """What the memory keeps of a plane with this probability (H, W), seen through a frame."""

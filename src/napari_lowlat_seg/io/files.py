@@ -254,20 +254,25 @@ def _with_single_axes(volume: Volume, like: Volume) -> Volume:
         return volume
     if ours.unit is not None and theirs.unit is not None:
         ours = ours.in_unit(theirs.unit)
-    count, size = len(added), volume.ndim
-    affine = np.eye(size + count + 1)
-    affine[:count, :count] = np.diag([ours.spacing[i] for i in added])
-    affine[:count, -1] = [ours.translation[ours.nearest[i]] for i in added]
-    affine[count:, count:] = theirs.affine
-    geometry = Geometry((*(ours.axes[i] for i in added), *theirs.world), affine, theirs.patient)
+    count = len(added)
     axis = volume.channel_axis
     return replace(
         volume,
         data=np.asarray(volume.data)[(None,) * count],
         spacing=None if volume.spacing is None else (*(ours.spacing[i] for i in added), *volume.spacing),
         channel_axis=None if axis is None else axis + count,
-        geometry=geometry,
+        geometry=_extended(theirs, ours, added),
     )
+
+
+def _extended(theirs: Geometry, ours: Geometry, added: Sequence[int]) -> Geometry:
+    """A geometry with some axes of another before its own."""
+    count = len(added)
+    affine = np.eye(theirs.ndim + count + 1)
+    affine[:count, :count] = np.diag([ours.spacing[i] for i in added])
+    affine[:count, -1] = [ours.translation[ours.nearest[i]] for i in added]
+    affine[count:, count:] = theirs.affine
+    return Geometry((*(ours.axes[i] for i in added), *theirs.world), affine, theirs.patient)
 
 
 def _placed_as(theirs: Geometry, ours: Geometry) -> np.ndarray:

@@ -38,16 +38,24 @@ def read_rows(text: str) -> list[list[str]]:
     """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     first = next((line for line in lines if line.strip()), "")
-    if "," not in first and len(first.split()) > 1 and all(is_number(part) for part in first.split()):
+    divider = _divider(first)
+    if divider == " ":
         return [line.split() for line in lines]
-    semicolons = ";" in first and all(_has_no_comma(cell) for cell in first.split(";"))
-    divider = ";" if semicolons else "\t" if "\t" in first and "," not in first else ","
     try:
         table = csv.reader(lines, delimiter=divider, skipinitialspace=True, strict=True)
         rows = [[cell.strip() for cell in row] for row in table]
     except csv.Error as error:
         raise ValueError(f"it is no table ({error})") from error
-    return [[cell.replace(",", ".") for cell in row] for row in rows] if semicolons else rows
+    return [[cell.replace(",", ".") for cell in row] for row in rows] if divider == ";" else rows
+
+
+def _divider(first: str) -> str:
+    """What divides the cells of a table with this first line; " " for any spaces."""
+    if "," not in first and len(first.split()) > 1 and all(is_number(part) for part in first.split()):
+        return " "
+    if ";" in first and all(_has_no_comma(cell) for cell in first.split(";")):
+        return ";"
+    return "\t" if "\t" in first and "," not in first else ","
 
 
 def _has_no_comma(cell: str) -> bool:

@@ -76,19 +76,8 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         For several series in a folder, slices that do not lie on one grid, and a compression whose library is
         not installed.
     """
-    import pydicom
-
-    series: dict[str, list[Any]] = {}
-    folder = path if path.is_dir() else path.parent
     wanted = None if path.is_dir() else _series_of(_header(path))
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            dataset = _header(file)
-        except pydicom.errors.InvalidDicomError:
-            continue
-        # A DICOMDIR and reports have no rows.
-        if "Rows" in dataset and wanted in (None, _series_of(dataset)):
-            series.setdefault(_series_of(dataset), []).append((file, dataset))
+    series = _all_series(path if path.is_dir() else path.parent, wanted)
     if not series and wanted is not None:
         kind = getattr(_header(path).file_meta.get("MediaStorageSOPClassUID"), "name", "no image")
         raise Unreadable(f"it holds no pixels, but {kind}")
@@ -100,6 +89,22 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     frames = [frame for file, one in files for frame in _frames(file, one)]
     colours = int(dataset.get("SamplesPerPixel", 1)) > 1
     return _stack(frames, 3 if colours else None)
+
+
+def _all_series(folder: Path, wanted: str | None) -> dict[str, list[tuple[Path, Any]]]:
+    """The files of each series in a folder with their data sets, or of one series."""
+    import pydicom
+
+    series: dict[str, list[tuple[Path, Any]]] = {}
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            dataset = _header(file)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        # A DICOMDIR and reports have no rows.
+        if "Rows" in dataset and wanted in (None, _series_of(dataset)):
+            series.setdefault(_series_of(dataset), []).append((file, dataset))
+    return series
 
 
 def _header(path: Path) -> Any:
@@ -210,12 +215,7 @@ def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     """The slices sorted along their normal, with the affine of the stack."""
     first = frames[0]
     if any(frame.position is None or frame.directions is None or frame.spacing is None for frame in frames):
-        data = FrameStack(frames)
-        unit = None if first.spacing is None else "mm"
-        geometry = Geometry.from_scale("tyx", (1.0, *(first.spacing or (1.0, 1.0))), units=(None, unit, unit))
-        if len(frames) == 1:
-            return Loaded(data[0], geometry.squeeze([0]), None if colours is None else 2)
-        return Loaded(data, geometry, colours)
+        return _unplaced(frames, colours)
     assert first.position is not None
     assert first.directions is not None
     assert first.spacing is not None
@@ -231,6 +231,16 @@ def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     affine[:3, :3] = np.stack([step, down * first.spacing[0], along * first.spacing[1]], axis=1)
     affine[:3, 3] = positions[0]
     return Loaded(FrameStack(frames), Geometry.from_lps(affine), colours)
+
+
+def _unplaced(frames: list[Frame], colours: int | None) -> Loaded:
+    """Pictures one after the other, of which no place is known, as of a film."""
+    data, spacing = FrameStack(frames), frames[0].spacing
+    unit = None if spacing is None else "mm"
+    geometry = Geometry.from_scale("tyx", (1.0, *(spacing or (1.0, 1.0))), units=(None, unit, unit))
+    if len(frames) == 1:
+        return Loaded(data[0], geometry.squeeze([0]), None if colours is None else 2)
+    return Loaded(data, geometry, colours)
 
 
 def _step(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:

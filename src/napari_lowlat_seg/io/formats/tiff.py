@@ -184,16 +184,7 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         about |= _ome_about(labels.shape, letters, steps, start, units)
         tifffile.imwrite(path, labels, ome=True, metadata=about, compression="zlib", photometric="minisblack")
         return
-    if "Z" in steps:
-        about["spacing"] = steps["Z"]
-    unit = geometry.unit or ""
-    if unit:
-        about["unit"] = _IMAGEJ_UNITS.get(unit, unit)
-    for letter in "XYZ":
-        if start.get(letter):
-            about[f"{letter.lower()}origin"] = -start[letter] / steps[letter]
-    if "T" in steps and find_unit(units["T"] or "") is not None:
-        about["finterval"], about["tunit"] = steps["T"], _IMAGEJ_UNITS.get(units["T"] or "", units["T"])
+    about |= _imagej_about(geometry.unit or "", steps, start, units.get("T") or "")
     # ImageJ knows neither 32-bit integers, nor other axes, nor files of 4 GB; tifffile's own form knows all.
     # Of columns of one pixel tifffile takes rows for columns in ImageJ's form.
     plain = letters in ("YX", "ZYX", "TYX", "TZYX") and labels.shape[-1] > 1
@@ -208,6 +199,23 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         compression="zlib",
         photometric="minisblack",
     )
+
+
+def _imagej_about(
+    unit: str, steps: Mapping[str, float], start: Mapping[str, float], time: str
+) -> dict[str, Any]:
+    """ImageJ's metadata, for lengths in one unit and times in another."""
+    about: dict[str, Any] = {}
+    if "Z" in steps:
+        about["spacing"] = steps["Z"]
+    if unit:
+        about["unit"] = _IMAGEJ_UNITS.get(unit, unit)
+    for letter in "XYZ":
+        if start.get(letter):
+            about[f"{letter.lower()}origin"] = -start[letter] / steps[letter]
+    if "T" in steps and find_unit(time) is not None:
+        about["finterval"], about["tunit"] = steps["T"], _IMAGEJ_UNITS.get(time, time)
+    return about
 
 
 def _ome_about(

@@ -236,13 +236,13 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
         said = pixels.get(f"PhysicalSize{letter}Unit", "µm")
         units[letter] = unit = standard_unit(said)
         steps[letter] = size
-        if said == "pixel" and first is not None and first.get(f"Position{letter}Unit") == said:
-            start[letter] = float(first.get(f"Position{letter}", 0))  # as we write sizes without a unit
+        place = None
         if find_unit(unit or "") is not None:
             steps[letter], units[letter] = size * unit_ratio(unit, "µm"), "µm"
             place = _plane_place(first, letter)
-            if place is not None:
-                start[letter] = place
+        elif said == "pixel":
+            place = _place_in_pixels(first, letter)
+        start |= {} if place is None else {letter: place}
     step = float(pixels.get("TimeIncrement", 0))
     if np.isfinite(step) and step > 0:
         steps["T"], units["T"] = step, standard_unit(pixels.get("TimeIncrementUnit", "s"))
@@ -254,6 +254,13 @@ def _check_sides(pixels: Any, series: Any) -> None:
         declared = int(pixels.get(f"Size{letter}", length))
         if letter in "XYZT" and declared != length:
             raise ValueError(f"its OME metadata say {declared} along {letter}, its pixels {length}")
+
+
+def _place_in_pixels(plane: Any, letter: str) -> float | None:
+    """Where a plane lies along an axis without a unit, as we write it; None where it does not say."""
+    if plane is None or plane.get(f"Position{letter}Unit") != "pixel":
+        return None
+    return float(plane.get(f"Position{letter}", 0))
 
 
 def _plane_place(plane: Any, letter: str) -> float | None:
