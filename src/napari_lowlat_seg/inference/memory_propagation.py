@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -196,8 +196,9 @@ class MemoryPropagation:
         mask = anchors[planes[start]].mask
         if not mask.any():
             return
-        beside = np.zeros_like(mask)
+        beside, end = np.zeros_like(mask), start
         if other is not None:
+            end = other
             known[other] = anchors[planes[other]].probability
             beside = anchors[planes[other]].mask  # in view too, or the memory would learn that it is absent
         frame: Frame | None = None
@@ -224,7 +225,7 @@ class MemoryPropagation:
             needed = self._frame(plane, mask | beside, frame)
             if needed != frame:
                 frame, entries = needed, {}
-            slots = (start, start if other is None else other, before, earlier)
+            slots = (start, end, before, earlier)
             described = self._slot_features(place, slots, start, other, plane, frame)
             entries |= self._entries(set(slots) - entries.keys(), planes, known, frame)
             here = to_gray(pixels, self.volume.window)
@@ -247,9 +248,7 @@ class MemoryPropagation:
             yield step
             mask, known[place], gray = step.prediction.mask, step.prediction.probability, here
             earlier, before = before, place
-            for old in known.keys() - {start, other, before, earlier}:
-                known.pop(old)
-                entries.pop(old, None)
+            _keep_only({start, end, before, earlier}, known, entries)
         yield from _noted(last, "ends here", passed)
 
     def _problem(
@@ -491,6 +490,12 @@ def _beginning(plane: Plane, probability: np.ndarray, mask: np.ndarray) -> Propa
     """An anchor as a step, in case that a note is all there is to say."""
     sides = (int(mask.shape[0]), int(mask.shape[1]))
     return PropagatedMask(plane, Prediction(probability, None, Frame.whole(sides, 1), None, mask), 1.0)
+
+
+def _keep_only(places: set[int], *dictionaries: dict[int, Any]) -> None:
+    for one in dictionaries:
+        for old in one.keys() - places:
+            del one[old]
 
 
 def _noted(
