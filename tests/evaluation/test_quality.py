@@ -207,22 +207,17 @@ def test_the_worst_objects_are_listed_and_drawn(root: Path, specs: list[str], tm
 
 
 @pytest.mark.slow
-def test_workers_draw_the_same_gallery(root: Path, specs: list[str], tmp_path: Path) -> None:
-    """Byte for byte, in the order of the ranks; a second run writes over the first."""
+def test_workers_give_the_same_curves_and_gallery(root: Path, specs: list[str], tmp_path: Path) -> None:
+    """Byte for byte, in the order of the data set and of the ranks; a second run writes over the first."""
+    curves = []
     for workers, folder in ((1, "alone"), (2, "shared"), (1, "shared")):
-        run_quality(
+        found = run_quality(
             evaluation(specs, root, workers=workers), max_clicks=2, gallery=tmp_path / folder, show=None
         )
+        curves.append(found["curves"])
         for path in (tmp_path / "alone").iterdir():
             assert path.read_bytes() == (tmp_path / folder / path.name).read_bytes()
-
-
-@pytest.mark.slow
-def test_workers_give_the_same_curves(root: Path, specs: list[str]) -> None:
-    """Two processes, in the order of the data set all the same."""
-    alone = run_quality(evaluation(specs, root), max_clicks=2, show=None)
-    shared = run_quality(evaluation(specs, root, workers=2), max_clicks=2, show=None)
-    assert shared["curves"] == alone["curves"]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.slow
