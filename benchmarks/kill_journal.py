@@ -5,10 +5,11 @@
 
 A child process does random actions of a user (`KINDS`): prompts of every kind, predictions, other
 candidates, edits of the mask, brush strokes, accepts, corrections, propagation runs, undo, redo, settings,
-limits, classes, the table of objects; with `--window` in napari, with the dock widget. Labels lie in memory,
-in a file and in a pyramid by turns (`PLACES`). The parent plays the same actions itself and knows what the
-session holds after each event; what is restored must be exactly one of these states, and no old one. Labels
-on disk must be right on all levels of their pyramid, and the highest label that is noted there too.
+limits, classes of a file, the table of objects, proposals; with `--window` in napari, with the dock widget.
+Labels lie in memory, in a file and in a pyramid by turns (`PLACES`). The parent plays the same actions itself
+and knows what the session holds after each event; what is restored must be exactly one of these states, and
+no old one. Labels on disk must be right on all levels of their pyramid, and the highest label that is noted
+there too.
 
 A process is stopped (SIGSTOP) at random instants, and its files are copied as they are then: this is what a
 kill at that instant would leave. The last instant of each process is a kill.
@@ -42,7 +43,15 @@ from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.mask_edits import MaskEdit, edited_masks, masks_along
 from napari_lowlat_seg.annotation.objects.actions import delete, describe, merge, split
 from napari_lowlat_seg.annotation.objects.counts import count_labels
-from napari_lowlat_seg.annotation.objects.facts import ObjectClass
+from napari_lowlat_seg.annotation.objects.facts import read_classes
+from napari_lowlat_seg.annotation.objects.proposals import (
+    Proposal,
+    accept_proposal,
+    correct_proposal,
+    masks_of,
+    propose,
+    reject_proposals,
+)
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.propagation_run import PropagationRun, stack_of
 from napari_lowlat_seg.annotation.session import Session
@@ -202,6 +211,34 @@ def play_objects(session: Session, rng: np.random.Generator) -> None:
         describe(session, chosen, name="one" if on else "", category="cell", hidden=on)
 
 
+def play_proposals(session: Session, plane: Plane, rng: np.random.Generator) -> None:
+    """Find all, and what a person does with the objects that were found."""
+    waiting = [number for number in sorted(session.contents.records) if masks_of(session, number)]
+    kind = rng.integers(4) if waiting else 0
+    if kind == 0:
+        sides, planes = session.volume.sides(plane), stack_of(session.volume, plane)[:2]
+        shown = [{one: predicted(rng.random(sides) > 0.7) for one in planes} for _ in range(2)]
+        propose(session, [Proposal(float(rng.random()), masks) for masks in shown])
+    elif kind == 1:
+        accept_proposal(session, waiting[0])
+    elif kind == 2:
+        correct_proposal(session, waiting[-1])
+    else:
+        reject_proposals(session, waiting[:2])
+
+
+CLASSES = (None, "name,colour\ncell,#4477aa\naxon\n", "a 'class' of \"{one}\"\n")
+
+
+def classes_of_a_file(content: str | None) -> Any:
+    """The classes in a CSV file of this content; none without one."""
+    if content is None:
+        return ()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "classes.csv").write_text(content)
+        return read_classes(Path(folder) / "classes.csv")
+
+
 def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: int) -> None:
     """One random action of a user, or its refusal."""
     try:
@@ -211,7 +248,9 @@ def play(session: Session, labels: np.ndarray, action: str, plane: Plane, seed: 
             raise
 
 
-REFUSALS = "is locked|in progress|one piece|still to come|two or more|is chosen|of the list|needs|nothing has"
+REFUSALS = (
+    "is locked|in progress|one piece|still to come|two or more|is chosen|of the list|needs|nothing (has|was)"
+)
 
 
 def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: Any) -> None:
@@ -247,6 +286,8 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
         propagate(session, plane, rng, action)
     elif action == "objects":
         play_objects(session, rng)
+    elif action == "proposals":
+        play_proposals(session, plane, rng)
     else:
         play_settings(session, action, plane, rng)
 
@@ -284,7 +325,7 @@ def play_settings(session: Session, action: str, plane: Plane, rng: np.random.Ge
     elif action == "policy":
         session.policy = Policy(("keep", "overwrite", "within")[rng.integers(3)], int(rng.integers(4)))
     elif action == "classes":
-        session.classes = (ObjectClass("cell", "#4477aa"), ObjectClass("axon", "#ee6677"))[: rng.integers(3)]
+        session.classes = classes_of_a_file(CLASSES[rng.integers(len(CLASSES))])
     elif action == "limits":
         low = float(rng.integers(99))
         ring = ((0.0, 0.0), (0.0, 7.5), (6.0, 2.0 + low / 20))
@@ -296,7 +337,7 @@ def play_settings(session: Session, action: str, plane: Plane, rng: np.random.Ge
         session.finish = PostProcessing(threshold, 0.0, some, grow=grow, smallest=smallest)
 
 
-TIMES = {"add": 2, "apply": 2, "accept": 2, "choose": 2, "objects": 3}
+TIMES = {"add": 2, "apply": 2, "accept": 2, "choose": 2, "objects": 3, "proposals": 3}
 KINDS = (
     *(kind for kind, times in TIMES.items() for _ in range(times)),
     *("remove", "paint", "clear", "edit", "brush", "undo", "redo", "label", "semantic", "policy", "finish"),
@@ -439,7 +480,9 @@ def kills(
         process.kill()
         process.wait()
     digests = expected_digests(seed, count, place)
-    return [_lost(copy, seed, digests, place) for copy in [*copies[:-1], work]]
+    # A layer over a file is one in memory for the window: the journal has all of it.
+    known = place == "file" and window
+    return [_lost(copy, seed, digests, place, known=known) for copy in [*copies[:-1], work]]
 
 
 def _reached(log: Path, moment: float) -> bool:
@@ -454,17 +497,19 @@ def _stopped(process: int) -> bool:
     return all(task.read_text().rsplit(")", 1)[1].split()[0] in "TtZX" for task in tasks)
 
 
-def _lost(folder: Path, seed: int, digests: list[str], place: str) -> int:
+def _lost(folder: Path, seed: int, digests: list[str], place: str, *, known: bool) -> int:
     lines = (folder / "log").read_text().split("\n")[:-1]
     finished = int([line for line in lines if line != "end"][-1])
     journals = list(folder.rglob("[!.]*.journal"))
     found = list_journals(journals[0].parent, volume()) if journals else []
     store = store_in(folder, place)
     assert len(found) == bool(journals), found  # none if nothing was done that would be worth a file
-    session = open_session(found[0].path, volume(), [store]) if found else Session(volume(), store)
+    stores = [] if known else [store]
+    session = open_session(found[0].path, volume(), stores) if found else Session(volume(), store)
     if place == "pyramid":
         check_pyramid(store, session.highest)
-    restored = digest_of(session, np.asarray(store.data))
+    labels: Any = session.labels
+    restored = digest_of(session, np.asarray(labels.data))
     places = [number for number, digest in enumerate(digests) if digest == restored]
     assert places, f"seed {seed}: what was restored was never there, {finished} events were finished"
     # The same state may come back; the nearest one is meant.
@@ -495,9 +540,8 @@ def main() -> None:
     parser.add_argument("--instants", type=int, default=10, help="stops of each process")
     given = parser.parse_args()
     lost, killed, wrong = Counter[int](), Counter[str](), list[str]()
-    usable = ("memory", "pyramid") if given.window else PLACES
     for seed in range(given.first_seed, given.first_seed + -(-given.kills // given.instants)):
-        place = usable[seed % len(usable)]
+        place = PLACES[seed % len(PLACES)]
         with tempfile.TemporaryDirectory() as folder:
             try:
                 counts = kills(Path(folder), seed, place, window=given.window, instants=given.instants)

@@ -50,11 +50,11 @@ def child(folder: Path, seed: int, count: int, place: str) -> None:
     controller = widget.controller
     session = controller.session
     labels = fresh_labels()  # brush strokes are left out on disk
+    store = store_in(folder, place, new=True)
     if place == "pyramid":
-        store_in(folder, place, new=True)
         controller.labels.keep_at(folder / "labels.ome.zarr")
     else:
-        controller.labels.use(viewer.add_labels(labels, name="mine"))
+        controller.labels.use(viewer.add_labels(labels if place == "memory" else store.data, name="mine"))
     wait_until(lambda: not controller.labels.reading)
     assert session.highest == 3, session.highest
     journal = controller.files._journal

@@ -643,6 +643,11 @@ HOSTILE = {
     **{f"limit {v!r}": set_in(1, "limit", v) for v in (None, -1, "1", 0.5)},
     **{f"store {v!r}": set_in(1, "store", v) for v in (-1, 1, "0", 0.0, True)},
     **{f"settings {v!r}": set_in(1, "settings", v) for v in (None, [], {"policy": 3}, {"volume": 1})},
+    **{f"model {v!r}": set_in(1, "settings", "model", v) for v in (
+        {"model": 3}, {"device": ["ssh://x"]}, {"closer_look": {}}, {"threads": "8; x"},
+        {"x": {"y": [[[[1]]]]}})},
+    **{f"preprocessing {v!r}": set_in(1, "settings", "preprocessing", v) for v in (
+        {"window=None), print(": 1}, {"window": "x", "spacing": None}, {"window": None, "spacing": ["1"]})},
     "an unknown policy": set_in(1, "settings", {"policy": {"kind": "all", "within": 0}}),
     "no threshold": set_in(1, "settings", {"finish": {"threshold": "nan", "smooth": 0}}),
     **{f"states {v!r}": set_in(1, "states", v) for v in (None, 1, [[1, 2]], [[1, [1, None, None], 99]])},

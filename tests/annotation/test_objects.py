@@ -1,10 +1,13 @@
 """All objects of a session: counted, described, merged, split, deleted, locked."""
 
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from napari_lowlat_seg.annotation.journal import Journal, open_session, read_session
@@ -379,7 +382,11 @@ def test_a_proposal_that_is_covered_by_now_is_refused(labels):
 STEPS = ("describe", "delete", "merge", "split", "paint", "accept", "undo", "redo", "lock")
 
 
+CROSSING = [("paint", Plane((0, None, None)), 0), ("paint", Plane((None, 4, None)), 0)]
+
+
 @settings(max_examples=15, deadline=None)
+@example([*CROSSING, ("accept", PLANES[0], 0), ("undo", PLANES[0], 0)])
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(PLANES), st.integers(0, 999)), max_size=25))
 def test_any_actions_keep_rows_voxels_and_locks_in_step(actions):
     """Rows equal what is read from the array, and a locked voxel never changes but by undo and redo."""
@@ -451,6 +458,11 @@ def test_classes_are_read_from_a_table(tmp_path):
         (b"a,red\n", "a colour is #rrggbb"),
         (b",#000000\n", "a class needs a name"),
         (b"\xff\xfe\x00", "is no table of text in UTF-8"),
+        (b"<b>\n" + b"x" * 201, "a class is one line of up to 200 letters, got 201"),
+        (b"a\0b\n", "(is no table of text|a class is one line)"),
+        (b'"a\nb"\n', "a class is one line"),
+        (b"\n".join(b"%d" % n for n in range(1001)), "at most 1000 classes in .* got 1001 rows"),
+        (b"," * 2**20 + b"a", "at most 1000 classes in 1048576 bytes, got .* rows in 1048577"),
     ],
 )
 def test_a_wrong_table_of_classes_is_refused(tmp_path, content, sentence):
@@ -459,3 +471,12 @@ def test_a_wrong_table_of_classes_is_refused(tmp_path, content, sentence):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
         read_classes(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such files")
+def test_classes_are_read_from_a_file_and_nothing_else(tmp_path):
+    """A pipe would be waited for, a device has no end."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    for place in (tmp_path / "pipe.csv", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ValueError, match="is no file; choose a table of classes as CSV"):
+            read_classes(place)

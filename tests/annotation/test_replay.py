@@ -1,5 +1,6 @@
 """Sessions done again, by the replay and by the exported script: the same labels and the same undo stack."""
 
+import ast
 import runpy
 import subprocess
 import sys
@@ -235,6 +236,51 @@ def test_a_script_calls_what_the_table_of_objects_did(tmp_path):
     assert np.array_equal(np.load(tmp_path / "again.npy"), labels)
     assert (done["session"].facts, len(session.facts)) == (session.facts, 1)
     assert {3, 6, 8, 9, 10} <= set(np.unique(labels))
+
+
+def shape_of(code):
+    """A program without the texts in it."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return ast.dump(tree)
+
+
+def exported(folder, text, *, printable):
+    """The script of a session that has a text wherever it may have one."""
+    session = Session(Volume(PIXELS, name=text), ArrayLabels(fresh_labels()))
+    journal = Journal(session, folder, image=text)
+    session.model = {"model": text, "device": text, "closer_look": text, text: text}
+    if printable:
+        session.classes = (ObjectClass(text, "#112233"),)
+        describe(session, [3], name=text, category=text)
+    session.set_prompts(FIRST, (Click((1, 1)),))
+    journal.save(folder / "hostile.lowlat")
+    journal.close(discard=True)
+    return exported_script(read_session(folder / "hostile.lowlat", volume()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            '"""\nimport os\nos.abort()\n"""',
+            "'; import os #",
+            "\\",
+            '\\"""',
+            "{0} {name!r} {",
+            "\r\nx = 1\n",
+        ),
+        *("\u2028x = 1", "\x85x = 1", "a\0b", "\udcff", "#\nx = 1", 3 * "'" + "\\"),
+    ],
+)
+def test_texts_of_a_session_are_literals_in_its_script(tmp_path, text):
+    """Name and place of the image, model, objects, classes: a stranger's session adds no code."""
+    printable = text.isprintable()
+    code = exported(tmp_path, text, printable=printable)
+    assert shape_of(code) == shape_of(exported(tmp_path, "plain", printable=printable))
+    code.encode()
 
 
 def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):

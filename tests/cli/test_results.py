@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,32 @@ def test_objects_are_measured_into_a_table(call: Call, labels: Path, tmp_path: P
     assert first.startswith("label,name,axis-0,axis-1,axis-2,centroid-z,centroid-y,centroid-x,unit,")
     assert second.startswith("1,,1.5,2.5,2.5,1.5,2.5,2.5,,8,8,")
     assert third.endswith(",7,0")
+
+
+NAMES = ("a\"b'c", "<script>x", "a\nb", "a\\b{0}", "=1+1", "a,b;c", "\udcff", "\u2028", "-x", "%s")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_is_text_in_what_is_written(
+    name: str, call: Call, labels: Path, tmp_path: Path
+) -> None:
+    """Tables, pages, outlines and meshes; also a name that is no UTF-8."""
+    given = labels.rename(tmp_path / f"{name}.tif")
+    done = call("measure", given, "--html", tmp_path / f"{name}.html", "-o", tmp_path / f"{name}.csv")
+    assert (done.status, done.err) == (0, "")
+    page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("<h1>") == 1
+    with (tmp_path / f"{name}.csv").open(newline="", encoding="utf-8") as table:
+        assert [row["label"] for row in csv.DictReader(table)] == ["1", "5"]
+    for suffix in ("geojson", "json", "ply"):
+        done = call("export", given, "-o", tmp_path / f"{name}.{suffix}")
+        assert (done.status, done.err) == (0, ""), suffix
+    outlines, coco = (json.loads((tmp_path / f"{name}.{end}").read_text()) for end in ("geojson", "json"))
+    assert outlines["image"]["name"] == given.name
+    assert coco["images"][0]["file_name"].startswith(given.name)
+    assert (tmp_path / f"{name}.ply").read_bytes().count(b"end_header\n") == 1
 
 
 def test_without_a_file_the_table_is_on_stdout(call: Call, labels: Path) -> None:

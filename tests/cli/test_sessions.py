@@ -10,6 +10,7 @@ from benchmarks.kill_journal import PIXELS, volume
 from napari_lowlat_seg import Click, Session, sample_path
 from napari_lowlat_seg.annotation.journal import Journal, list_journals
 from napari_lowlat_seg.cli.app import main
+from napari_lowlat_seg.serving import process
 
 
 @pytest.fixture
@@ -84,6 +85,42 @@ def test_what_is_no_session_of_this_image_is_refused(capsys, three, tmp_path, co
         assert (status, out) == (2, "")
         assert words in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"),
+    [("ssh://far.example", None), ("cpu of gpu1, 5 ms away", "cpu"), ("cuda:1", "cuda:1")],
+)
+def test_a_session_never_sends_its_image_to_another_machine(
+    capsys, journals, tmp_path, monkeypatch, device, asked
+):
+    """The device in it may be a stranger's wish; one of another machine is given by the user."""
+    np.save(tmp_path / "stack.npy", PIXELS)
+    session = Session(volume())
+    journal = Journal(session, journals, image=tmp_path / "stack.npy")
+    session.model = {"model": "default", "device": device}
+    session.add(session.volume.planes()[0], Click((1, 1)))
+    journal.close()
+    made = []
+
+    class Noting:
+        def __init__(self, model, device, *rest, **more):
+            made.append(device)
+
+        def describe(self):
+            return {}
+
+        def close(self):
+            """Nothing runs."""
+
+    monkeypatch.setattr(process, "PredictionProcess", Noting)
+    status, _, err = run(capsys, "replay", journal.path)
+    if asked is None:
+        assert status == 2
+        assert "a device of another machine, ssh://far.example; say with --device" in err
+        assert run(capsys, "replay", journal.path, "--device", device)[0] == 0
+        asked = device
+    assert made == [asked]
 
 
 def test_labels_of_a_replay_never_take_the_place_of_the_session(capsys, three):

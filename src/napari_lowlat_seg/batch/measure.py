@@ -214,7 +214,10 @@ def write_measurements(
     if path is None:
         write(sys.stdout)
         return
-    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_file(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         write(file)
 
 

@@ -166,11 +166,19 @@ class _Services:
 
     def make(self, facts: Mapping[str, Any]) -> Any:
         """The service that these facts describe."""
+        from napari_lowlat_seg.annotation.journal import JournalError
         from napari_lowlat_seg.serving.process import PredictionProcess
+        from napari_lowlat_seg.serving.remote import is_remote
 
         self.close()
-        name, device = self._model or facts.get("model", "default"), self._device or facts.get("device")
-        threads = facts.get("threads")
+        name, threads = self._model or facts.get("model", "default"), facts.get("threads")
+        # "cuda of gpu1, 5 ms away" was said of another machine.
+        device = self._device or facts.get("device", "auto").partition(" of ")[0]
+        if self._device is None and is_remote(device):
+            raise JournalError(
+                f"the session names a device of another machine, {device:.80}; "
+                "say with --device where it is to be repeated, as its image would be sent there"
+            )
         self._service = PredictionProcess(
             name, device or "auto", facts.get("closer_look", "auto"), threads=threads or None
         )

@@ -86,7 +86,8 @@ def write_page(path: str | Path, title: str, parts: Sequence[str]) -> Path:
         f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     )
     with atomic_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # File names in another encoding have characters that UTF-8 lacks.
+        part.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
     return Path(path)
 
 

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QComboBox, QLineEdit
 from napari_lowlat_seg.annotation.objects.table import Row
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.objects.model import CLASS, FEW, NAME, SIZE, STATE, ObjectModel, number
+from napari_lowlat_seg.plugin.objects.model import CLASS, FEW, NAME, SIZE, STATE, ObjectModel, number, tip_of
 from napari_lowlat_seg.plugin.objects.panel import ObjectPanel
 from widget_page import WidgetPage
 
@@ -86,6 +86,7 @@ def test_a_row_says_what_it_shows(panel):
     assert model.headerData(SIZE, Qt.Orientation.Horizontal) == "Size (µm³)"
     assert model.index(0, CLASS).data(Qt.ItemDataRole.DecorationRole) == QColor("#112233")
     assert model.index(0, 0).data(Qt.ItemDataRole.ToolTipRole) == "object 1: a, axon; 30 voxels on 2 planes"
+    assert tip_of(Row(1, "<img src=x>")).startswith("<p>object 1: &lt;img src=x&gt;;")
     assert model.index(0, NAME).data(Qt.ItemDataRole.AccessibleTextRole) == "Name a"
     assert model.index(0, 0).data(Qt.ItemDataRole.FontRole).italic()
     assert number(0.5) == "0.5"

@@ -400,8 +400,10 @@ def decoded_settings(value: Any) -> dict[str, Any]:
     for name, content in as_dict(value).items():
         if name == "semantic":
             settings[name] = as_bool(content)
-        elif name in ("model", "preprocessing"):
-            settings[name] = {as_text(key): _plain(part) for key, part in as_dict(content).items()}
+        elif name == "model":
+            settings[name] = _model(as_dict(content))
+        elif name == "preprocessing":
+            settings[name] = {key: _numbers(content[key]) for key in ("window", "spacing")}
         elif name == "policy":
             locked = frozenset(as_int(label, 1) for label in as_list(content.get("locked", [])))
             kind, within = as_text(content["kind"]), as_int(content["within"])
@@ -456,6 +458,19 @@ def _limits(entry: dict[str, Any]) -> Limits:
         tuple(tuple((as_number(row), as_number(col)) for row, col in ring) for ring in rings),
         (axes[0], axes[1]),
     )
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    return None if value is None else tuple(as_number(part) for part in as_list(value))
+
+
+def _model(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a model; those that load it again are texts, and a number of threads."""
+    found = {key: _plain(part) for key, part in facts.items()}
+    for name in ("model", "device", "closer_look"):
+        as_text(found.get(name, ""))
+    as_int(found.get("threads", 0), 0, 2**16)
+    return found
 
 
 def _plain(value: Any, depth: int = 3) -> Any:

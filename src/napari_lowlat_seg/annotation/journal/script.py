@@ -20,7 +20,7 @@ from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.prompts import Mask, Prompt
 from napari_lowlat_seg.core.volume import Plane
 
-HEAD = '''"""Repeats an annotation of {name} through the network.
+HEAD = '''"""Repeats an annotation through the network.
 
     python THIS_FILE [IMAGE] [LABELS]
 
@@ -33,6 +33,7 @@ import zlib
 from base64 import b85decode
 from dataclasses import replace
 from itertools import islice
+from math import inf
 
 import numpy as np
 
@@ -66,6 +67,7 @@ from napari_lowlat_seg.core.labels import LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import as_shown, read_volume
 
+# The image that was annotated: {name!r}
 image = sys.argv[1] if len(sys.argv) > 1 else {image!r}
 volume = read_volume(image, channel={channel!r})
 if volume.identity != {identity!r}:
@@ -142,6 +144,8 @@ print(f"{{np.count_nonzero(labels)}} voxels in {{len(np.unique(labels[labels > 0
 
 def exported_script(found: FoundSession) -> str:
     """The Python code that repeats a session.
+
+    A session may be a stranger's: each text of it becomes a literal of Python, and nothing else.
 
     Raises
     ------
@@ -268,7 +272,7 @@ class _Lines:
     def _settings(self, action: Action) -> Iterator[str]:
         for name, value in action.settings.items():
             if name == "preprocessing":
-                given = ", ".join(f"{key}={part!r}" for key, part in value.items())
+                given = f"window={value.get('window')!r}, spacing={value.get('spacing')!r}"
                 yield f"session.volume = replace(session.volume, {given})"
             elif name != "model":
                 yield f"session.{name} = {value!r}"

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 LONGEST = 200
 """Letters of a name."""
+
+MOST_CLASSES = 1000
+"""Classes in a list; a person chooses one in a box."""
+
+LARGEST_TABLE = 2**20
+"""Bytes of a table of classes."""
 
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99")
 """Colours of classes without one; people with any colour vision tell them apart (after Paul Tol)."""
@@ -142,20 +150,30 @@ def read_classes(path: str | Path) -> Classes:
     Raises
     ------
     ValueError
-        For a file without a class, a name that comes twice, a wrong colour and text that is not UTF-8.
+        For a file without a class, a name that comes twice, a wrong colour, text that is not UTF-8, what is
+        no file, and more than `MOST_CLASSES` rows or `LARGEST_TABLE` bytes.
     OSError
         If it cannot be read.
     """
     path = Path(path)
     classes: list[ObjectClass] = []
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise ValueError(f"{path.name} is no file; choose a table of classes as CSV UTF-8")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TABLE + 1)
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{path.name} is no table of text in UTF-8 ({error}); save it as CSV UTF-8"
         ) from None
     rows = [row for row in rows if any(row)]
+    if len(rows) > MOST_CLASSES or len(content) > LARGEST_TABLE:
+        raise ValueError(
+            f"{path.name} must name at most {MOST_CLASSES} classes in {LARGEST_TABLE} bytes, got "
+            f"{len(rows)} rows in {len(content)} or more; choose a list of classes"
+        )
     if rows and rows[0][0].lower() in ("name", "class"):
         rows = rows[1:]
     for row in rows:

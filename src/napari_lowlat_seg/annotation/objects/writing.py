@@ -86,13 +86,16 @@ class _Writing:
     now, beneath
         The labels, and those without the object.
     mask
-        Where the object is; it and `beneath` are changed by `_agree`.
+        Where the object is.
+    crossed
+        Voxels of older planes, whose edits write them. This, `mask` and `beneath` are changed by `_agree`.
     """
 
     box: BoundingBox
     now: np.ndarray
     beneath: np.ndarray
     mask: np.ndarray
+    crossed: np.ndarray
 
     @classmethod
     def of(
@@ -112,13 +115,13 @@ class _Writing:
             before = old.copy()
             written.reversed().apply(before)
             old[:] = np.where(old == written.highest, before, old)
-        return cls(box, now, beneath, part.shown_in(box))
+        return cls(box, now, beneath, part.shown_in(box), np.zeros(box.shape, np.bool_))
 
     def edits(self, plane: Plane, label: int, policy: Policy) -> tuple[LabelEdit | None, LabelEdit | None]:
         """The edit to write, and the one that writes the whole object over the labels below it."""
         after = self.beneath.copy()
         after[self.mask & policy.allows(self.beneath)] = label
-        now = LabelEdit.between(plane, self.box, self.now, after)
+        now = LabelEdit.between(plane, self.box, np.where(self.crossed, after, self.now), after)
         return now, LabelEdit.between(plane, self.box, self.beneath, after)
 
     def along(self, line: Line) -> tuple[int, int, tuple[slice | int, slice | int] | None]:
@@ -149,6 +152,7 @@ def _agree(older: _Writing, newer: _Writing | None, lines: tuple[Line, Line]) ->
     mask[mine] = newer.mask[other][theirs]
     one, two = older.beneath[key][mine], newer.beneath[other][theirs]
     one[:] = two[:] = np.where(one != older.now[key][mine], one, two)
+    newer.crossed[other][theirs] = True  # else it is counted twice
 
 
 def volume_edits(

@@ -27,7 +27,8 @@ def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
 
 def write(path: Path, suffix: str, labels: Slabs, names: Mapping[int, str], image: Volume | None) -> None:
     """Write outlines or run lengths of every object on every plane where it is, plane by plane."""
-    with path.open("w", encoding="utf-8") as file:
+    # A file name in another encoding has characters that UTF-8 lacks: they become JSON's \udcff.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines((_geojson if suffix == ".geojson" else _coco)(labels, names))
 
 

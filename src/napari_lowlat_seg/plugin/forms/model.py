@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QInputDialog, QLabel, QProgressBar, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
@@ -58,6 +59,7 @@ class ModelForm(QWidget):
         self.closer_look = control(SETTING["closer_look"])
         self.found = described(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
         self.found.setWordWrap(True)
+        self.found.setTextFormat(Qt.TextFormat.PlainText)  # another machine may say it
         self.import_button = described(
             action_button("Import checkpoint…", self._ask_for_file),
             "Import checkpoint",
@@ -88,7 +90,7 @@ class ModelForm(QWidget):
         """Show that the model is loaded, and its device, precision and licence."""
         self.loading, self._running = False, self.value
         self.found.setText(f"{facts['device']}, {facts['precision']}")
-        self.found.setToolTip(f"Licence of the weights: {facts['licence']}")
+        self.found.setToolTip(f"<p>Licence of the weights: {escape(str(facts['licence']))}</p>")
         self._show()
 
     def show_failed(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt, Signal
@@ -235,7 +236,8 @@ def text_of(row: Row, column: int) -> str:
 
 
 def tip_of(row: Row) -> str:
-    """The whole row in words."""
+    """The whole row in words; markup in a name, which may be a stranger's, stays text."""
     what = "proposal" if row.proposed else f"object {row.key}"
     names = ", ".join(part for part in (row.name, row.category) if part)
-    return f"{what}{names and ': '}{names}; {row.voxels} voxels on {row.planes} planes"
+    tip = f"{what}{names and ': '}{names}; {row.voxels} voxels on {row.planes} planes"
+    return f"<p>{escape(tip)}</p>" if "<" in tip else tip  # Qt guesses from it whether a tooltip is HTML
