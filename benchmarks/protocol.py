@@ -1,9 +1,11 @@
 """What a click costs by the process that answers it: this one, a child, and a machine behind ssh.
 
 Pictures of 1024 x 1024, in one run and in turn, so that other work on the machine meets all alike. `--host`
-names the machine; each picture gets eight clicks.
+names the machine, `--loopback` starts an sshd of its own on this one, with keys made for it; each picture
+gets eight clicks. With `--loopback` the login is then cut in the middle of an answer, and the masks that come
+after that must be those of the child.
 
-Run: python benchmarks/protocol.py [--clicks 40] [--host HOST] [--json FILE]
+Run: python -m benchmarks.protocol [--clicks 40] [--host HOST | --loopback] [--json FILE]
 """
 
 from __future__ import annotations
@@ -11,10 +13,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import pickle
+import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import lru_cache, partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +85,29 @@ def clicks(services: dict[str, Any], count: int) -> dict[str, dict[str, float]]:
     }
 
 
+def login_of(process: int) -> int:
+    """The process of sshd that a program runs under."""
+    while True:
+        facts = Path(f"/proc/{process}/status").read_text().split("\n")
+        found = {name: value.strip() for name, _, value in (line.partition(":") for line in facts)}
+        if found["Name"].startswith("sshd"):
+            return process
+        process = int(found["PPid"])
+
+
+def cut(services: dict[str, Any]) -> dict[str, Any]:
+    """Kill sshd after the first mask of a click; whether all masks are the child's, and how long it took."""
+    source = PlaneSource("cut", partial(picture, 0))
+    request = Request(1, 1, PLANE, (Click((500, 500)),), None)
+    expected = [mask.packed for mask, _ in services["child"].predict(request, source)]
+    remote = services["ssh"]
+    answers = remote.predict(request, source)
+    came = [next(answers)[0].packed]
+    os.kill(login_of(remote.describe()["process"]), signal.SIGKILL)
+    rest = milliseconds(lambda: came.extend(mask.packed for mask, _ in answers))
+    return {"masks": len(came), "as the child's": came == expected, "rest of the answer ms": round(rest)}
+
+
 def formats(count: int = 300) -> dict[str, float]:
     """Milliseconds to write and read pixels and an answer, by pickle as it was and by the closed format."""
     pixels = picture(0)
@@ -112,19 +144,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clicks", type=int, default=40)
     parser.add_argument("--host", help="as in ssh://HOST")
+    parser.add_argument("--loopback", action="store_true", help="an sshd of its own on this machine")
     parser.add_argument("--model", default="default")
     parser.add_argument("--json")
     given = parser.parse_args()
-    services: dict[str, Any] = {"child": PredictionProcess(given.model, "cpu", threads=1)}
-    if given.host:
-        services["ssh"] = PredictionProcess(given.model, f"ssh://{given.host}/cpu")
-    report: dict[str, Any] = {"formats": formats()}
-    try:
+    report: dict[str, Any] = {"formats": formats(), "load before": os.getloadavg()}
+    with ExitStack() as stack:
+        if given.loopback:
+            sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            os.environ |= stack.enter_context(import_module("sshd").sshd(Path(folder)))
+            given.host = "localhost"
+        services: dict[str, Any] = {"child": PredictionProcess(given.model, "cpu", threads=1)}
+        if given.host:
+            services["ssh"] = PredictionProcess(given.model, f"ssh://{given.host}/cpu")
+        for service in services.values():
+            stack.callback(service.close)
         report["facts"] = {name: service.describe()["device"] for name, service in services.items()}
         report["clicks"] = clicks(services, given.clicks)
-    finally:
-        for service in services.values():
-            service.close()
+        report["load after"] = os.getloadavg()
+        report["cut"] = cut(services) if given.loopback else None
     print(json.dumps(report, indent=1))
     if given.json:
         with open(given.json, "w") as file:

@@ -4,7 +4,8 @@
 
 The model errs, is out of memory, dies or is slow, the journal's disk is full for a while, layers are removed.
 After each settling the mask on the screen must be the session's, and at the end the journal must give back
-the session with its labels.
+the session with its labels. What an action takes is said by kind, with the line at which the window's thread
+was found while one took long; a bare napari with as many layers does the same clicks and planes afterwards.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 import errno
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +40,62 @@ FAULTS: list[Callable[[], Exception]] = [
     lambda: OSError(errno.EIO, "the image cannot be read"),
     lambda: WorkerProcessEnded("the model's process has ended"),
 ]
+
+
+LONG = 0.25
+"""Seconds after which it is noted what an action is at."""
+
+
+class Watcher(threading.Thread):
+    """Looks at the stack of the window's thread while an action takes long."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.action, self.began = "", 0.0
+        self.found: Counter[str] = Counter()
+        self._thread = threading.get_ident()
+
+    def run(self) -> None:
+        """Look until the program ends."""
+        while True:
+            time.sleep(0.05)
+            if self.action and time.monotonic() - self.began > LONG:
+                stack = traceback.extract_stack(sys._current_frames()[self._thread])
+                ours = [frame for frame in stack if "napari_lowlat_seg" in frame.filename] or stack
+                places = (f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in (ours[-1], stack[-1]))
+                self.found[" / ".join((self.action, *places))] += 1
+
+
+def quantiles(gaps: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Median, 99th percentile and maximum in milliseconds, by kind."""
+    return {
+        kind: [round(1000 * float(np.percentile(times, q)), 1) for q in (50, 99, 100)]
+        for kind, times in sorted(gaps.items())
+    }
+
+
+def napari_alone(image: np.ndarray, count: int = 200) -> dict[str, list[float]]:
+    """The times of a click and of another plane in a napari with such layers and nothing of ours."""
+    import napari
+    from qtpy.QtWidgets import QApplication
+
+    viewer = napari.Viewer()
+    viewer.window.resize(1400, 1000)
+    viewer.add_image(image)
+    viewer.add_labels(np.zeros(SHAPE, np.uint16))
+    viewer.add_labels(np.zeros(SHAPE, np.uint8))
+    points, rng = viewer.add_points(ndim=3), np.random.default_rng(0)
+    viewer.add_shapes(ndim=3)
+    gaps: dict[str, list[float]] = {"click": [], "plane": []}
+    for turn in range(count):
+        began = time.monotonic()
+        if turn % 4:
+            points.add([viewer.dims.current_step[0], *rng.integers(SHAPE[1:])])
+        else:
+            viewer.dims.set_current_step(0, int(rng.integers(SHAPE[0])))
+        QApplication.processEvents()
+        gaps["click" if turn % 4 else "plane"].append(time.monotonic() - began)
+    return quantiles(gaps)
 
 
 class FaultyService:
@@ -162,14 +221,18 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     ]
     weights = np.array([weight for _, weight, _ in actions])
     weights /= weights.sum()
-    start, gaps = facts(viewer), []
+    start, gaps, load = facts(viewer), dict[str, list[float]](), os.getloadavg()[0]
+    watcher = Watcher()
+    watcher.start()
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         name, _, act = actions[rng.choice(len(actions), p=weights)]
-        began = time.monotonic()
+        began = watcher.began = time.monotonic()
+        watcher.action = name
         act()
         QApplication.processEvents()
-        gaps.append(time.monotonic() - began)
+        gaps.setdefault(name, []).append(time.monotonic() - began)
+        watcher.action = ""
         done[name] += 1
         if sum(done.values()) % 25 == 0:
             wait_until(lambda: not controller.propagation.running and not widget.worker.busy)
@@ -195,7 +258,10 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         "faults": dict(faults),
         "start": start,
         "end": facts(viewer),
-        "gap_p99_ms": round(1000 * float(np.percentile(gaps, 99)), 1),
+        "load at start and end": [load, os.getloadavg()[0]],
+        "gap_p99_ms": round(1000 * float(np.percentile(np.concatenate([*gaps.values()]), 99)), 1),
+        "ms p50, p99, max": quantiles(gaps),
+        "long actions were at": dict(watcher.found.most_common(25)),
     }
 
 
@@ -208,6 +274,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_STATE_HOME"] = folder
         print(json.dumps(soak(options.minutes, options.seed)), flush=True)
+        image = np.random.default_rng(0).integers(0, 255, SHAPE, dtype=np.uint8)
+        print(json.dumps({"napari alone, ms p50, p99, max": napari_alone(image)}), flush=True)
         os._exit(0)  # napari need not be taken down
 
 
