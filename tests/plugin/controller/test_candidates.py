@@ -1,4 +1,4 @@
-"""Candidates of a plane in tiles: asked for in the tile of the click, placed on the plane."""
+"""Masks that are not kept: candidates of a plane in tiles, and what a stroke under way would give."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ from psygnal import Signal
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox, Tiling
+from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -63,3 +64,19 @@ def test_candidates_of_a_huge_plane_lie_where_the_click_is():
     shown = session.mask(PLANE)
     assert np.array_equal(shown[tile.slices], part > 0.5)
     assert np.count_nonzero(shown) == 400
+
+
+def test_a_stroke_under_way_shows_what_its_end_will_write():
+    """Within the limits that hold, as the mask after it."""
+    worker, seen = Asked(), []
+    session = Session(Volume(np.zeros((3, 8, 9), np.uint8), window=(0, 255)))
+    labels = np.zeros((3, 8, 9), np.uint16)
+    labels[2, :, :4] = 7
+    session.use_labels(ArrayLabels(labels), 7)
+    predictions = Predictions(session, worker, "stack")
+    predictions.attach()
+    predictions.previewed.connect(lambda reason, plane, mask: seen.append(mask.on((8, 9))))
+    predictions.ask_preview(PLANE, [Click((4, 6))], "stroke")
+    request, _ = worker.asked.pop()
+    worker.predicted.emit(request, SoftMask.of(np.full((8, 9), 0.9, np.float32)), True, 0.1)
+    assert np.array_equal(seen[0], labels[2] == 0)

@@ -305,6 +305,7 @@ class Predictions(Listener):
             self._requested = None
         if self._preview is not None and request is self._preview[0]:
             mask = postprocess_patch(prediction, self.session.finish, request.prompts)
+            mask = self.session.within(self.session.limits, mask, request.plane, request.prompts)
             self.previewed.emit(self._preview[1], request.plane, mask)
             return
         if self.session.apply(request, prediction, tile, final=final):
