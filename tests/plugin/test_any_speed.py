@@ -89,16 +89,19 @@ def test_opening_an_object_waits_for_the_masks_and_later_clicks_belong_to_it(it)
 
 
 def test_escape_then_enter_asks_for_the_mask_again(it):
-    """Escape stops the prediction; the prompts stay, and Enter wants their object."""
-    it.service.gate.clear()
+    """Escape stops the prediction; the prompts stay, and Enter wants their object, accepted before or not."""
     hand = it.hand()
-    hand.click(FIRST)
-    hand.key("Escape")
-    it.service.gate.set()
-    it.qtbot.waitUntil(lambda: not it.worker.busy)
-    hand.key("Enter")
-    it.settle()
-    assert np.array_equal(labels_of(it)[6] == 1, ball(1, 6))
+    for number, (place, keys) in enumerate([(FIRST, ["Escape"]), (SECOND, ["Enter", "Escape"])], 1):
+        it.service.gate.clear()
+        hand.click(place)
+        for key in keys:
+            hand.key(key)
+        it.service.gate.set()
+        it.qtbot.waitUntil(lambda: not it.worker.busy)
+        assert ("object 2 is not written yet: Enter asks" in it.widget.sentence) is (number == 2)
+        hand.key("Enter")
+        it.settle()
+        assert np.array_equal(labels_of(it)[6] == number, ball(number, 6))
 
 
 def test_a_click_during_a_propagation_that_was_accepted_belongs_to_a_new_object(it):

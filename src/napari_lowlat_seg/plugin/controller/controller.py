@@ -375,7 +375,9 @@ class AnnotationController:
 
     def _accept(self) -> None:
         if not self.session.planes:
-            self.status.emit("Nothing to accept: click on an object first.")
+            waits = bool(self.session.accepting)  # whose mask was cancelled, and is wanted again
+            self.status.emit("" if waits else "Nothing to accept: click on an object first.")
+            self.predictions.ask(again=waits)
             return
         ready = self._try(self.labels.ensure)
         if not ready:
@@ -470,7 +472,8 @@ class AnnotationController:
             self._refresh()
             self.status.emit(f"object {label} is as it was")
         else:
-            self.status.emit("cancelled")
+            # What is accepted and not written is said by the state line, with the way out.
+            self.status.emit("" if self.session.accepting else "cancelled")
 
     # What the layers and the parts report
 
