@@ -207,7 +207,11 @@ def test_the_wheel_carries_samples_manifest_weights_and_licences(wheel):
     expected |= {f"napari_lowlat_seg/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.py")}
     expected |= {f"napari_lowlat_seg/models/weights/{path.name}" for path in WEIGHTS}
     assert expected - names == set()
-    assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+    assert {Path(name).name for name in names if "/licenses/" in name} == {
+        "LICENSE",
+        "NOTICE",
+        "Apache-2.0.txt",
+    }
     assert wheel.stat().st_size < WHEEL_LIMIT
     (described,) = [name for name in names if name.endswith(".dist-info/METADATA")]
     metadata = zipfile.ZipFile(wheel).read(described).decode()
