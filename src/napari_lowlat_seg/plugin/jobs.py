@@ -7,9 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from napari_lowlat_seg.core.requests import (
-    PlaneSource,
-)
+from napari_lowlat_seg.core.requests import PlaneSource
 
 URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "find", "embed_ahead")
 """Kinds of jobs, the most urgent first."""

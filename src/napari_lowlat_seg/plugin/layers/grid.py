@@ -70,22 +70,25 @@ class Grid:
     @property
     def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
         """`matrix` and its inverse, made anew where the layer has moved: a click asks for them ten times."""
-        corners = np.vstack([np.zeros(self.ndim), np.eye(self.ndim)])
-        place = tuple(self.layer.data_to_world(corner) for corner in corners)
+        place = self._corners
         if self._kept.get("place") != place:
             world = _matrix(self.place, self.ndim)
             self._kept.update(place=place, matrices=(world, np.linalg.inv(world)))
         matrices: tuple[np.ndarray, np.ndarray] = self._kept["matrices"]
         return matrices
 
+    @property
+    def _corners(self) -> tuple[tuple[float, ...], ...]:
+        """The world positions of a voxel and its neighbours: they differ where the layer lies elsewhere."""
+        corners = np.vstack([np.zeros(self.ndim), np.eye(self.ndim)])
+        return tuple(self.layer.data_to_world(corner) for corner in corners)
+
     def plane(self, dims: Any) -> Plane | None:
         """The plane that the viewer shows; does not mutate.
 
         None in 3-D display, where a displayed axis is none of the volume's, and outside the image.
         """
-        layer = self.layer
-        place = layer.scale, layer.translate, layer.rotate, layer.shear, layer.affine.affine_matrix
-        seen = dims.ndisplay, dims.order, dims.point, dims.units, layer.units, *map(np.ndarray.tobytes, place)
+        seen = dims.ndisplay, dims.order, dims.point, dims.units, self.layer.units, self._corners
         if self._kept.get("seen") != seen:  # a click asks for the plane some twenty times
             self._kept.update(seen=seen, plane=self._plane(dims))
         plane: Plane | None = self._kept["plane"]
