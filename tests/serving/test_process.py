@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,62 @@ def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None
     for soft_mask, _ in process.predict(request(), source, lambda: bool(shown)):
         shown.append(soft_mask)
     assert len(shown) == 2  # this fake yields its last prediction when it is cancelled
+
+
+def test_a_second_call_at_once_is_refused(make, source) -> None:
+    """From another thread, and from the same one while an iterator is open; both would wait for ever."""
+    process, second = make("endless"), []
+    refused = r"^the model process is at work for another call; wait until that one has ended"
+    process.describe()
+
+    def meanwhile() -> None:
+        for call in (process.describe, partial(process.embed, replace(source, key=2))):
+            with pytest.raises(RuntimeError, match=refused):
+                call()
+            second.append(call)
+
+    other = threading.Thread(target=meanwhile)
+
+    def cancelled() -> bool:
+        if not other.ident:
+            other.start()
+        return len(second) == 2
+
+    with pytest.raises(Interrupted):
+        process.embed(source, cancelled)
+    other.join()
+    process = make()
+    process.embed(source)
+    predictions = process.predict(request(), source)
+    next(predictions)
+    with pytest.raises(RuntimeError, match=refused):
+        next(process.predict(request(6), source))
+    assert len(list(predictions)) == 1
+    assert len(list(process.predict(request(6), source))) == 2
+
+
+def test_two_users_of_one_process_are_never_stuck(make) -> None:
+    """Each gets its own masks, or the sentence: as a replay and embedding ahead did that shared one."""
+    pixels = np.random.default_rng(0).integers(0, 9, (40, 3, 4)).astype(np.uint8)
+    process, refusals = make(), []
+
+    def use(first: int) -> None:
+        for place in range(first, len(pixels), 2):
+            plane = PlaneSource(place, lambda place=place: pixels[place])  # type: ignore[misc]
+            try:
+                process.embed(plane)
+                (mask, _), _ = process.predict(request(4), plane)
+                assert np.array_equal(mask.mask, pixels[place] > 4)
+            except RuntimeError as error:
+                refusals.append(str(error))
+
+    users = [threading.Thread(target=use, args=(first,), daemon=True) for first in (0, 1)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(120)
+        assert not user.is_alive()
+    assert all("at work for another call" in sentence for sentence in refusals)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -53,8 +53,9 @@ class PredictionProcess:
 
     The child starts with the first call. When it ends in a call, another is started, once, and the call goes
     on where it was; when it has ended otherwise, the next call starts another. A new child computes its
-    embeddings again. Call `embed`, `predict`, `candidates`, `propagate`, `find_objects` and
-    `describe` from one thread, one at a time; `restart` and `close` from any thread.
+    embeddings again. `embed`, `predict`, `candidates`, `propagate`, `find_objects` and `describe` are called
+    one at a time: one that is called before another has ended raises RuntimeError, whatever its thread.
+    What they return ends when it is exhausted or closed. `restart` and `close` are called from any thread.
 
     Parameters
     ----------
@@ -93,6 +94,7 @@ class PredictionProcess:
         self._facts: dict[str, Any] = {}
         self._lock = threading.Lock()  # between starting a child and closing for good
         self._closed = False
+        self._under_way = threading.Lock()  # held by the call that the child works for
 
     def embed(self, source: PlaneSource, cancelled: Cancelled = never) -> float:
         """As `PredictionService.embed`; `source.read` is called here, if the child lacks the embedding."""
@@ -132,8 +134,9 @@ class PredictionProcess:
         Loads the model if need be. Raises what loading raises, and `WorkerProcessEnded`, a RuntimeError, if
         the child ends or this was closed. What `progress` raises cancels a download.
         """
-        self._running(progress)
-        return self._facts
+        with self._one_at_a_time():
+            self._running(progress)
+            return self._facts
 
     @property
     def pid(self) -> int | None:
@@ -164,6 +167,31 @@ class PredictionProcess:
 
         A child that dies is replaced once: the next one is asked the same, and what was there is left out.
         """
+        with self._one_at_a_time():
+            yield from self._replies(kind, message, sources, cancelled, expected)
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Two calls at once would take each other's messages, and both would wait for ever."""
+        if not self._under_way.acquire(blocking=False):
+            raise RuntimeError(
+                "the model process is at work for another call; wait until that one has ended (an iterator: "
+                "until it is exhausted or closed), or open a PredictionProcess for each thread"
+            )
+        try:
+            yield
+        finally:
+            self._under_way.release()
+
+    def _replies(
+        self,
+        kind: str,
+        message: Any,
+        sources: Sequence[PlaneSource],
+        cancelled: Cancelled,
+        expected: tuple[type[Any], type[Any]],
+    ) -> Iterator[Any]:
+        """As `_request`, which holds the child."""
         numbered = [self._numbered(source) for source in sources]
         delivered, again = 0, False
         while True:
