@@ -1,5 +1,7 @@
 """A session driven as a window drives it, with made-up masks in place of a network's predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from benchmarks.kill_journal import KINDS, PLANES, SHAPE, play, predicted
 from napari_lowlat_seg.annotation.history import Step
 from napari_lowlat_seg.annotation.limits import Limits
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.labels import ArrayLabels, Policy
+from napari_lowlat_seg.core.boxes import BoundingBox
+from napari_lowlat_seg.core.labels import ArrayLabels, LabelEdit, Policy
 from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -502,6 +505,12 @@ actions = st.lists(
 )
 
 
+def filled(labels, plane, label):
+    """An edit that gives a whole plane a label."""
+    before = labels[plane.key()]
+    return LabelEdit.between(plane, BoundingBox.at((0, 0), before.shape), before, np.full_like(before, label))
+
+
 def shown_of(session, labels):
     """Everything that a session shows."""
     masks = {plane.index: session.mask(plane) for plane in PLANES}
@@ -527,6 +536,86 @@ def test_any_script_undoes_to_a_bit_identical_volume_and_redoes_to_where_it_was(
     for expected in reversed(shown[:-1]):
         session.redo()
         assert shown_of(session, labels) == expected
+
+
+class DiskLabels(ArrayLabels):
+    """Labels on a disk that takes `room` more boxes, and of the one after these a part."""
+
+    room = 10**6
+
+    def put(self, plane, box, region, changed=None):
+        if self.room <= 0:
+            raise OSError(28, "No space left on device")
+        self.room -= 1
+        if self.room == 0:
+            super().put(plane, box, np.where(np.indices(region.shape)[1] < 2, region, self.read(plane, box)))
+            raise OSError(28, "No space left on device")
+        super().put(plane, box, region, changed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions, st.lists(st.integers(0, 6), max_size=12), st.integers(1, 4))
+def test_a_disk_that_fails_at_any_write_leaves_labels_and_steps_in_agreement(script, rooms, patience):
+    """A write that fails is taken back, then or when there is room again; what was annotated stays."""
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[:, :3, :3] = 3
+    first, store = labels.copy(), DiskLabels(labels)
+    session, rooms = Session(Volume(np.zeros(SHAPE, np.uint8)), store), iter(rooms)
+    for place, (action, plane, seed) in enumerate(script):
+        if action == "brush":  # napari's own, which has written already
+            continue
+        if place % patience == 0:
+            store.room = next(rooms, 10**6)
+        try:
+            play(session, labels, action, plane, seed)
+        except OSError as error:
+            assert "No space left" in str(error) or "were mended" in str(error)
+    store.room = 10**6
+    while session.undo():
+        pass
+    assert np.array_equal(labels, first)
+
+
+def test_an_accept_on_a_full_disk_can_be_repeated(session, labels):
+    """Nothing of it is in the labels until there is room; then it is as if the disk had never been full."""
+    store = DiskLabels(labels)
+    session.use_labels(store)
+    for plane in (FIRST, SECOND):
+        add(session, plane, Click((3, 3)), block(2, 2, 6, 6))
+    store.room = 2
+    with pytest.raises(OSError, match="No space left"):
+        session.accept()
+    assert session.label == 1
+    assert np.array_equal(session.mask(SECOND), block(2, 2, 6, 6))
+    assert len(session.undo_stack.done) == 2
+    with pytest.raises(OSError, match="No space left"):  # nothing could be taken back yet
+        session.undo()
+        session.accept()
+    store.room = 100
+    session.redo()
+    assert session.accept()
+    assert np.array_equal(labels == 1, np.stack([block(2, 2, 6, 6) * (z in (1, 2)) for z in range(4)]))
+    session.undo()
+    assert not labels.any()
+
+
+def test_edits_of_labels_that_were_mended_meanwhile_are_refused(session, labels):
+    """They were made from labels with a part of an earlier write in them; once more, they are right."""
+    store = DiskLabels(labels)
+    session.use_labels(store)
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    store.room = 1
+    with pytest.raises(OSError, match="No space left"):
+        session.accept()
+    assert labels.any()
+    store.room = 100
+    step = Step("paint", FIRST, (1, 1), edits=(filled(labels, FIRST, 7),), store=store)
+    with pytest.raises(OSError, match="the labels were mended after a write that had failed; do this once"):
+        session.do_step(step)
+    assert not labels.any()
+    session.do_step(replace(step, edits=(filled(labels, FIRST, 7),)))
+    session.undo()
+    assert not labels.any()
 
 
 @settings(max_examples=150, deadline=None)

@@ -113,9 +113,10 @@ class Accepting:
         accept, contents = step.accept, self._contents
         assert accept is not None
         waits = bool(self.numbers) or self.waits(accept.number)
-        written = step if waits else self.completed(step)
+        with self._recorder.all_or_none():
+            written = step if waits else self.completed(step)
+            self._recorder.write(written.store, written.edits)
         contents.highest = max(contents.highest, contents.records[accept.number].label)
-        self._recorder.write(written.store, written.edits)
         self._recorder.do(written)
         if waits:
             self.settle()
@@ -139,20 +140,20 @@ class Accepting:
 
         The labels and the undo stack are then as if its predictions had been there when it was accepted.
         """
-        for step in reversed(later):
-            self._recorder.write(step.store, [edit.reversed() for edit in reversed(step.edits)])
-        error = ""
         try:
-            written = self.completed(accept)
-            self._recorder.write(written.store, written.edits)
+            with self._recorder.all_or_none():
+                for step in reversed(later):
+                    self._recorder.write(step.store, [edit.reversed() for edit in reversed(step.edits)])
+                written = self.completed(accept)
+                self._recorder.write(written.store, written.edits)
+                steps = (written, *(self._rewritten(step) for step in later))
         except (ValueError, OSError) as cannot:
-            written, error = accept, str(cannot)
-        steps = (written, *(self._rewritten(step) for step in later))
-        if not error:
-            self._contents.amend(number, steps)
-            self._recorder.tell("amended", steps=steps)
-        self.report(number, written, error)
-        return not error
+            self.report(number, accept, str(cannot))
+            return False
+        self._contents.amend(number, steps)
+        self._recorder.tell("amended", steps=steps)
+        self.report(number, written)
+        return True
 
     def completed(self, step: Step) -> Step:
         """A step that accepts an object, with what it writes; nothing is written here."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import Event, EventKind, ObjectRecord, Step, Transaction
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane
+
+Written = tuple[LabelStore, Sequence[LabelEdit]]
 
 
 class Recorder:
@@ -32,6 +35,8 @@ class Recorder:
         self.observer: Callable[[Event], object] | None = None
         self.listeners: list[Callable[[Event], object]] = []
         self._open: Transaction | None = None
+        self._block: list[Written] | None = None  # what was written in the block that is under way
+        self._owed: list[Written] = []  # what takes back writes that have failed
 
     def tell(self, kind: EventKind, **facts: Any) -> None:
         """Tell the observer what has changed: the fields of an `Event`."""
@@ -40,10 +45,47 @@ class Recorder:
             hear(event)
 
     def write(self, store: LabelStore | None, edits: Sequence[LabelEdit]) -> None:
-        """Write edits into labels; the observer hears of it before."""
+        """Write edits into labels, all or none; the observer hears of it before.
+
+        Raises what the store raises, such as OSError on a full disk; and OSError for edits of labels that
+        had a part of an earlier write in them until now.
+        """
         if edits and store is not None:
-            self.tell("writing", store=store, edits=tuple(edits))
+            if self._owed and self._block is None:
+                self._take_back()
+                raise OSError("the labels were mended after a write that had failed; do this once more")
+            with self.all_or_none() as block:
+                self.tell("writing", store=store, edits=tuple(edits))
+                block.append((store, edits))
+                store.write(edits)
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[list[Written]]:
+        """A block whose writes are taken back if it raises; one inside another belongs to that one.
+
+        Where the labels take no writing at all, what a write has left there is taken back at the beginning
+        of the next block, which raises OSError until that is possible.
+        """
+        if self._block is not None:
+            yield self._block
+            return
+        self._take_back()
+        self._block = []
+        try:
+            yield self._block
+        except BaseException:
+            self._owed = [(store, _reversed(edits)) for store, edits in reversed(self._block)]
+            with suppress(Exception):
+                self._take_back()
+            raise
+        finally:
+            self._block = None
+
+    def _take_back(self) -> None:
+        while self._owed:
+            store, edits = self._owed[0]
             store.write(edits)
+            del self._owed[0]
 
     def do(self, step: Step) -> None:
         """Do a step whose edits are in the labels already; it can be undone."""
@@ -55,21 +97,29 @@ class Recorder:
     def undo(self) -> Step | None:
         """Undo the newest step and return it; None if there is none."""
         self.close()
-        step = self.contents.undo_stack.undo()
-        if step is not None:
-            self.write(step.store, [edit.reversed() for edit in reversed(step.edits)])
-            self.contents.revert(step)
-            self.tell("undo")
+        stack = self.contents.undo_stack
+        if not stack.done:
+            return None
+        step = stack.done[-1]
+        with self.all_or_none():  # if that fails, nothing is undone
+            self.write(step.store, _reversed(step.edits))
+        stack.undo()
+        self.contents.revert(step)
+        self.tell("undo")
         return step
 
     def redo(self) -> Step | None:
         """Redo the step that was undone last and return it; None if there is none."""
         self.close()
-        step = self.contents.undo_stack.redo()
-        if step is not None:
+        stack = self.contents.undo_stack
+        if not stack.undone:
+            return None
+        step = stack.undone[-1]
+        with self.all_or_none():
             self.write(step.store, step.edits)
-            self.contents.apply(step)
-            self.tell("redo")
+        stack.redo()
+        self.contents.apply(step)
+        self.tell("redo")
         return step
 
     # Transactions
@@ -124,3 +174,8 @@ class Recorder:
             if not transaction.is_empty:
                 self.contents.undo_stack.push(step)
                 self.tell("closed", step=news)
+
+
+def _reversed(edits: Sequence[LabelEdit]) -> list[LabelEdit]:
+    """The edits that take these back."""
+    return [edit.reversed() for edit in reversed(edits)]

@@ -96,8 +96,8 @@ class LabelPyramid(ArrayLabels):
             )
         known, highest = self._noted if self._highest is None else self._highest, int(region.max(initial=0))
         if known is not None and highest > known:
+            self._note(highest)  # may fail on a full disk: then it is not known either
             self._highest = highest
-            self._note(highest)
 
     def highest(self) -> int:
         """The highest label; may take as long as reading all chunks that exist, the first time."""
@@ -105,14 +105,15 @@ class LabelPyramid(ArrayLabels):
             noted = self._noted
             # The coarsest level is read anyway: another program may have drawn what was never noted.
             found = highest_label(self.levels[0 if noted is None else -1])
-            self._highest = max(found, noted or 0)
-            self._note(self._highest)
+            highest = max(found, noted or 0)
+            self._note(highest)
+            self._highest = highest
         return self._highest
 
     def take_back(self, highest: int) -> None:
         """Note that labels above `highest`, which were written and taken back, are not in use."""
-        self._highest = highest
         self._note(highest)
+        self._highest = highest
 
     def uncounted(self) -> None:
         """From now on others write here, who keep no count: what is noted is struck out."""
