@@ -109,13 +109,17 @@ class Person:
             self._key("Enter")
             self.done["Enter twice"] += 1
         if rng.random() < 0.05:  # opens what is there when it is there, and leaves it as it was
-            session = self.controller.session
-            wait_until(lambda: session.answered)
+            self.rest()
             self._go(plane)
             self._key("W")
             self._key("Escape")
             self.done["opened and left"] += 1
         self.meant.append(one)
+
+    def rest(self) -> None:
+        """Wait until all that was done has its answer and nothing waits."""
+        session, actions = self.controller.session, self.controller.actions
+        wait_until(lambda: not len(actions) and not session.accepting and session.answered, 400)
 
     def _inside(self, plane: int, neuron: int) -> tuple[float, float]:
         """A place well inside a neuron, with a hand's jitter."""
@@ -275,7 +279,7 @@ def run(objects: int, seed: int, *, windowed: bool, seconds: float) -> int:
         if len(person.meant) % 50 == 0:
             print(f"{len(person.meant)} objects in {time.perf_counter() - begun:.0f} s", flush=True)
     session = controller.session
-    wait_until(lambda: not session.accepting and not session.requests(), 400)
+    person.rest()
     taken = time.perf_counter() - begun
     print(
         f"{len(person.meant)} objects, {len(session.undo_stack.done)} steps, all answered after {taken:.0f} s"

@@ -459,7 +459,7 @@ def test_leaving_an_edited_object_keeps_it_as_it_was(labels):
 
 
 def test_a_queue_does_what_waits_in_order():
-    """What comes behind something that waits, waits as well; `clear` drops it."""
+    """What comes behind something that waits, waits as well; `give_up` drops it, or what is optional alone."""
     queue, done, ready = ActionQueue(), [], []
     assert queue.do(lambda: done.append(1))
     assert not queue.do(lambda: done.append(2), lambda: bool(ready))
@@ -471,7 +471,14 @@ def test_a_queue_does_what_waits_in_order():
     assert done == [1, 2, 3]
     ready.clear()
     queue.do(lambda: done.append(4), lambda: bool(ready))
-    queue.clear()
+    queue.do(lambda: done.append(5))
+    assert queue.give_up() == 2
+    queue.do(lambda: done.append(6), lambda: bool(ready), optional=True)
+    queue.do(lambda: done.append(7))
+    queue.do(lambda: done.append(8), lambda: bool(ready), optional=True)
+    queue.do(lambda: done.append(9), lambda: bool(ready))
+    queue.do(lambda: done.append(10))
+    assert queue.give_up() == 4
     ready.append(True)
     queue.go_on()
-    assert done == [1, 2, 3]
+    assert done == [1, 2, 3, 7]

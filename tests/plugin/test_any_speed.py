@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bright_service import balls
+from widget_page import WidgetPage
 
 IMAGE, TRUTH = balls()
 FIRST, SECOND = (20, 25), (9, 9)
@@ -86,6 +87,60 @@ def test_opening_an_object_waits_for_the_masks_and_later_clicks_belong_to_it(it)
     assert session.label == 1
     assert [len(prompts) for prompts in session.prompted().values()] == [2]
     assert np.array_equal(session.mask(it.controller().plane), TRUTH[6] > 0)
+
+
+@pytest.mark.parametrize(("key", "clicks"), [("Tab", 1), ("W", 0)], ids=["other-meaning", "open-object"])
+def test_escape_merges_nothing_that_waited(it, key, clicks):
+    """What does not depend on the key that waited is done; what does is taken back, points too."""
+    it.service.gate.clear()
+    hand = it.hand()
+    hand.click(FIRST)
+    if key == "W":
+        hand.key("Enter")
+        it.viewer.cursor.position = it.controller().layer.data_to_world((6, *FIRST))
+        hand.key("W")
+    else:
+        hand.key("Tab")
+        hand.key("Enter")
+    hand.click(SECOND)
+    assert len(it.controller().actions)
+    hand.key("Escape")
+    session = it.controller().session
+    assert not len(it.controller().actions)
+    assert session.accepting == (1,)
+    assert sum(map(len, session.prompted().values())) == clicks
+    assert len(it.controller().prompts.points.data) == clicks
+    assert f"what waited ({1 if key == 'Tab' else 2} action" in it.widget.sentence
+    assert "Enter asks again" in it.widget.sentence
+    it.service.gate.set()
+    hand.key("Enter")
+    it.settle()
+    labels = labels_of(it)
+    assert np.array_equal(labels == 1, (TRUTH == 1) & (np.arange(len(TRUTH)) == 6)[:, None, None])
+    assert np.array_equal(labels[6] == 2, ball(2, 6) & bool(clicks))
+
+
+def test_what_waits_is_kept_while_another_image_is_chosen(it):
+    """Tab, Enter and a click wait for the first mask; the image is left and chosen again."""
+    it.service.gate.clear()
+    hand = it.hand()
+    hand.click(FIRST)
+    hand.key("Tab")
+    hand.key("Shift+Tab")
+    hand.key("Enter")
+    hand.click(SECOND)
+    first = it.controller()
+    it.viewer.add_image(IMAGE, name="other")
+    page = WidgetPage(it.widget)
+    it.qtbot.waitUntil(lambda: "other" in page.options("Image"))
+    page.choose("Image", "other")
+    assert it.controller() is not first
+    it.service.gate.set()
+    page.choose("Image", "balls")
+    it.settle()
+    hand.key("Enter")
+    it.settle()
+    assert np.array_equal(labels_of(it)[6], TRUTH[6])
 
 
 def test_escape_then_enter_asks_for_the_mask_again(it):

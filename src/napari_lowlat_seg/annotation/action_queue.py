@@ -9,36 +9,53 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
+
+
+class _Waiting(NamedTuple):
+    """An action that waits."""
+
+    action: Callable[[], object]
+    ready: Callable[[], bool]
+    optional: bool
 
 
 class ActionQueue:
     """Does actions at once or, behind one that has to wait, later and in order. Use it from one thread."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Callable[[], object], Callable[[], bool]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._going_on = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def do(self, action: Callable[[], object], ready: Callable[[], bool] = lambda: True) -> bool:
+    def do(
+        self,
+        action: Callable[[], object],
+        ready: Callable[[], bool] = lambda: True,
+        *,
+        optional: bool = False,
+    ) -> bool:
         """Do an action as soon as it and all before it are ready; False if that is later.
 
         Parameters
         ----------
         action
-            Called once, unless `clear` comes first.
+            Called once, unless `give_up` comes first.
         ready
             Whether the action can be done now; asked again by every `go_on`.
+        optional
+            Whether what follows means the same without it, as after the choice of another mask.
         """
-        self._waiting.append((action, ready))
+        self._waiting.append(_Waiting(action, ready, optional))
         before = len(self._waiting)
         self.go_on()
         return len(self._waiting) < before
 
     def do_first(self, action: Callable[[], object], ready: Callable[[], bool]) -> None:
         """Do an action before all that waits, as soon as it is ready; for an action that cannot finish."""
-        self._waiting.appendleft((action, ready))
+        self._waiting.appendleft(_Waiting(action, ready, False))
         self.go_on()
 
     def go_on(self) -> None:
@@ -47,11 +64,23 @@ class ActionQueue:
             return  # an action has called this; the loop below goes on when it is done
         self._going_on = True
         try:
-            while self._waiting and self._waiting[0][1]():
-                self._waiting.popleft()[0]()
+            while self._waiting and self._waiting[0].ready():
+                self._waiting.popleft().action()
         finally:
             self._going_on = False
 
-    def clear(self) -> None:
-        """Drop what waits."""
-        self._waiting.clear()
+    def give_up(self) -> int:
+        """Wait for nothing any more; the number of actions that were dropped.
+
+        An optional action is dropped alone: what follows it is done, in order. Any other takes all that
+        follows with it: a click behind an object that was not opened would land in another object.
+        """
+        dropped = 0
+        self.go_on()
+        while self._waiting:
+            dropped += 1
+            if not self._waiting.popleft().optional:
+                dropped += len(self._waiting)
+                self._waiting.clear()
+            self.go_on()
+        return dropped

@@ -129,7 +129,7 @@ class Candidates(Listener):
         if plane is None:
             return
         self._asked = None  # it may have been dropped for another image
-        if not self._actions.do(lambda: self._choose(plane, way), lambda: self._ready(plane)):
+        if not self._actions.do(lambda: self._choose(plane, way), lambda: self._ready(plane), optional=True):
             self._predictions.ask(again=True)
             self.known.emit()
 

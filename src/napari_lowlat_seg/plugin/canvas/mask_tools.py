@@ -119,7 +119,9 @@ class MaskTools:
             return
         if edit.edit == "between":
             self._interpolate()
-        elif not self._actions.do(lambda: self._do(plane, edit), lambda: self._session.answered):
+        elif not self._actions.do(
+            lambda: self._do(plane, edit), lambda: self._session.answered, optional=True
+        ):
             self.changed.emit()
 
     def limit_area(self) -> None:

@@ -27,7 +27,11 @@ from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
 from napari_lowlat_seg.plugin.controller.predictions import LivePreview, Predictions
 from napari_lowlat_seg.plugin.controller.propagation import PropagationController
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
-from napari_lowlat_seg.plugin.controller.situation import ImageSituation, accepted_sentence
+from napari_lowlat_seg.plugin.controller.situation import (
+    ImageSituation,
+    accepted_sentence,
+    cancelled_sentence,
+)
 from napari_lowlat_seg.plugin.controller.view_state import PARTS, Settings, ViewState
 from napari_lowlat_seg.plugin.keys import KeyTable, LayerKeys
 from napari_lowlat_seg.plugin.labels.disk_labels import fit_memory
@@ -205,13 +209,13 @@ class AnnotationController:
         self.prompts.replaced.connect(self._bind_keys)
         self.files.begin()
         self._refresh()
+        self.actions.go_on()
 
     def detach(self) -> None:
-        """Take our layers out of the viewer and stop listening; the session is kept."""
+        """Take our layers out of the viewer and stop listening; the session and what waits are kept."""
         if not self.attached:
             return
         self.attached = False
-        self.actions.clear()
         self.mask_tools.end_preview()
         self.prompts.replaced.disconnect(self._bind_keys)
         self._keys.unbind()
@@ -450,7 +454,8 @@ class AnnotationController:
     def cancel(self) -> None:
         """Stop what is running; prompts stay. An object that is being edited is left as it was.
 
-        While something is drawn, only that is given up.
+        While something is drawn, only that is given up. Prompts that would land in another object, as what
+        they waited for is given up, are taken back.
         """
         if self.gestures.give_up():
             self.changed.emit()
@@ -464,16 +469,18 @@ class AnnotationController:
             self.predictions.cancel()
             self.propagation.stop()
             return
-        self.actions.clear()
+        dropped = self.actions.give_up()
         self.predictions.cancel()
         self.candidates.forget()
         label = self.session.label
         if self.session.leave_object():
             self._refresh()
             self.status.emit(f"object {label} is as it was")
-        else:
-            # What is accepted and not written is said by the state line, with the way out.
-            self.status.emit("" if self.session.accepting else "cancelled")
+            return
+        if dropped:
+            self._refresh()
+        # What is accepted and not written is said by the state line, with the way out.
+        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting)))
 
     # What the layers and the parts report
 
@@ -547,8 +554,10 @@ class AnnotationController:
             self._go_on()
 
     def _labels_failed(self, sentence: str) -> None:
-        self.actions.clear()
+        dropped = self.actions.give_up()
         self.propagation.stop()
+        if dropped:
+            self._refresh()
         show_warning(sentence)
         self.status.emit(sentence)
 

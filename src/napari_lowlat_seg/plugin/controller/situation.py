@@ -218,3 +218,14 @@ def _download(now: Situation) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def cancelled_sentence(dropped: int, accepting: bool) -> str:
+    """What Escape has stopped: how many actions that waited, and whether accepted objects are still unwritten.
+
+    Objects that are not written are said by the state line, with the way out.
+    """
+    if dropped:
+        then = "; Enter asks again for what is accepted" if accepting else ""
+        return f"cancelled, with what waited ({dropped} action{'s' if dropped > 1 else ''}){then}"
+    return "" if accepting else "cancelled"
