@@ -459,7 +459,7 @@ def test_leaving_an_edited_object_keeps_it_as_it_was(labels):
 
 
 def test_a_queue_does_what_waits_in_order():
-    """What comes behind something that waits, waits as well; `give_up` drops it, or what is optional alone."""
+    """What comes behind something that waits, waits as well; `give_up` drops it, or an optional one alone."""
     queue, done, ready = ActionQueue(), [], []
     assert queue.do(lambda: done.append(1))
     assert not queue.do(lambda: done.append(2), lambda: bool(ready))

@@ -221,7 +221,7 @@ def _time(seconds: float) -> str:
 
 
 def cancelled_sentence(dropped: int, accepting: bool) -> str:
-    """What Escape has stopped: how many actions that waited, and whether accepted objects are still unwritten.
+    """What Escape has stopped: how many waiting actions, and whether accepted objects are still unwritten.
 
     Objects that are not written are said by the state line, with the way out.
     """
