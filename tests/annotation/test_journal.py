@@ -424,6 +424,29 @@ def test_a_full_disk_is_said_once_and_the_session_goes_on(tmp_path, session, lab
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("gone", ["file", "folder", "replaced"])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_journal_that_is_taken_away_is_written_anew(tmp_path, session, labels, gone, flushed, until):
+    """What is written to a file without a name would be lost without a word."""
+    journal = Journal(session, tmp_path / "journals", sync_seconds=0)
+    click(session)
+    assert journal.flush()
+    if gone == "folder":
+        shutil.rmtree(journal.path.parent)
+    else:
+        journal.path.unlink()
+    if gone == "replaced":
+        journal.path.write_bytes(b"something else")
+    click(session, SECOND)
+    if flushed:
+        assert journal.flush()
+    until(lambda: journal.path.exists() and journal.path.read_bytes() != b"something else")
+    until(lambda: restored_from(journal.path) == everything_of(session, labels))
+    click(session)
+    journal.close()
+    assert restored_from(journal.path) == everything_of(session, labels)
+
+
 def test_a_file_that_may_not_grow_keeps_its_last_whole_action(tmp_path, run_python):
     """The system's own limit on the size of files, which takes a part of a write before it refuses."""
     code = f"""

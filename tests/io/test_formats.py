@@ -97,6 +97,69 @@ def test_bytes_of_imod_have_no_sign_where_it_says_so(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(read_volume(tmp_path / "a.mrc").data), NOISE)
 
 
+def fei_mrc(path: Path, kind: str, pixel: float, cell: tuple[float, ...] | None, order: str = "<") -> Path:
+    """An MRC as FEI's microscopes write it: sizes in metres in a header for each section."""
+    dtype = mrcfile.dtypes.get_ext_header_dtype(kind.encode(), order)
+    sections = np.zeros(SHAPE[0], dtype)
+    sections["Metadata size"], sections["Pixel size X"], sections["Pixel size Y"] = (
+        dtype.itemsize,
+        pixel,
+        pixel,
+    )
+    with mrcfile.new(path) as file:
+        file.set_data(NOISE)
+        file.set_volume()
+        file.set_extended_header(sections)
+        file.header.exttyp = kind.encode()
+        if cell is not None:
+            file.voxel_size = cell
+    return path
+
+
+@pytest.mark.parametrize("kind", ["FEI1", "FEI2"])
+@pytest.mark.parametrize("cell", [None, (1.0, 1.0, 1.0)])
+def test_sizes_in_the_extended_header_of_fei_are_metres(tmp_path: Path, kind: str, cell: Any) -> None:
+    """Where the cell names none: 3.42e-10 m are 3.42 Å."""
+    volume = read_volume(fei_mrc(tmp_path / "a.mrc", kind, 3.42e-10, cell))
+    assert volume.geometry.unit == "Å"
+    assert volume.spacing == pytest.approx((3.42, 3.42, 3.42))
+    np.testing.assert_array_equal(np.asarray(volume.data), NOISE)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "cell", "spacing"),
+    [
+        (3.42e-10, (6.84, 6.84, 6.84), 6.84),  # binned by a program that kept the extended header
+        (float("nan"), (1.0, 1.0, 1.0), 1.0),
+        (-1.0, (1.0, 1.0, 1.0), 1.0),
+        (3.42, (1.0, 1.0, 1.0), 1.0),  # no microscope has pixels of metres
+    ],
+)
+def test_a_cell_with_sizes_and_impossible_sizes_of_fei(
+    tmp_path: Path, pixel: float, cell: Any, spacing: float
+) -> None:
+    """The cell is right wherever it says something, and what cannot be is no size."""
+    volume = read_volume(fei_mrc(tmp_path / "a.mrc", "FEI1", pixel, cell))
+    assert volume.spacing == pytest.approx((spacing,) * 3)
+
+
+@pytest.mark.parametrize("cut", ["kind", "length", "size"])
+def test_an_extended_header_that_is_not_what_it_says_is_left_out(tmp_path: Path, cut: str) -> None:
+    """The image is read all the same."""
+    path = fei_mrc(tmp_path / "a.mrc", "FEI1", 3.42e-10, None)
+    raw = bytearray(path.read_bytes())
+    if cut == "kind":
+        raw[104:108] = b"CCP4"
+    elif cut == "size":
+        raw[1024:1028] = b"\x01\0\0\0"
+    else:
+        length = int.from_bytes(raw[92:96], "little")
+        raw[92:96] = (100).to_bytes(4, "little")
+        del raw[1024 + 100 : 1024 + length]
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(np.asarray(read_volume(path).data), NOISE)
+
+
 def test_packed_and_unplaced_mrc_is_read(tmp_path: Path) -> None:
     """gzip; a voxel size of 0 says nothing; four axes are volumes of a stack."""
     with mrcfile.new(tmp_path / "a.mrc.gz", compression="gzip") as file:

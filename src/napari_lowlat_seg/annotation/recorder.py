@@ -40,6 +40,8 @@ class Recorder:
 
     def tell(self, kind: EventKind, **facts: Any) -> None:
         """Tell the observer what has changed: the fields of an `Event`."""
+        if self._owed and self._block is None:
+            self.mend()
         event = Event(kind, self.contents.highest, **facts)
         for hear in (*self.listeners, *([self.observer] if self.observer is not None else [])):
             hear(event)
@@ -63,8 +65,8 @@ class Recorder:
     def all_or_none(self) -> Iterator[list[Written]]:
         """A block whose writes are taken back if it raises; one inside another belongs to that one.
 
-        Where the labels take no writing at all, what a write has left there is taken back at the beginning
-        of the next block, which raises OSError until that is possible.
+        Where the labels take no writing at all, what a write has left there is taken back with the next
+        change of the session for which there is room; a block raises OSError until then.
         """
         if self._block is not None:
             yield self._block
@@ -75,11 +77,15 @@ class Recorder:
             yield self._block
         except BaseException:
             self._owed = [(store, _reversed(edits)) for store, edits in reversed(self._block)]
-            with suppress(Exception):
-                self._take_back()
+            self.mend()
             raise
         finally:
             self._block = None
+
+    def mend(self) -> None:
+        """Take back what writes that failed have left in labels, if the disk lets it."""
+        with suppress(Exception):  # the next block raises it
+            self._take_back()
 
     def _take_back(self) -> None:
         while self._owed:
@@ -99,6 +105,7 @@ class Recorder:
         self.close()
         stack = self.contents.undo_stack
         if not stack.done:
+            self.mend()
             return None
         step = stack.done[-1]
         with self.all_or_none():  # if that fails, nothing is undone
@@ -113,6 +120,7 @@ class Recorder:
         self.close()
         stack = self.contents.undo_stack
         if not stack.undone:
+            self.mend()
             return None
         step = stack.undone[-1]
         with self.all_or_none():

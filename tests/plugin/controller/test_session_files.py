@@ -18,6 +18,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import blobs
+from napari_lowlat_seg.plugin.controller import session_files
 from napari_lowlat_seg.plugin.controller.session_files import SUFFIX
 from napari_lowlat_seg.plugin.labels.disk_labels import claim
 from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -408,6 +409,93 @@ def test_autosave_writes_the_labels_after_each_accept(open_window, tmp_path):
     assert "labels.tif: saved" in it.widget.form.session._status.text()
     it.widget.form.session.buttons["autosave"].click()
     assert it.files.state.autosave == ""
+
+
+FAILURES = {
+    "full": (OSError(28, "No space left on device", "x.tif"), "No space left on device"),
+    "read-only": (OSError(30, "Read-only file system", "x.tif"), "Read-only file system"),
+    "drive gone": (OSError(5, "Input/output error", "x.tif"), "Input/output error"),
+    "folder gone": (FileNotFoundError("no folder at /away; make it first"), "no folder at /away; make it"),
+    "memory": (MemoryError("out of memory"), "out of memory"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_cannot_be_saved_is_said_once_and_saved_when_the_disk_lets_it(
+    open_window, tmp_path, monkeypatch, kind
+):
+    """Autosave and Save session: the files are as before, what was annotated stays, and saving goes on."""
+    error, why = FAILURES[kind]
+    it, path, save = open_window(), tmp_path / "labels.tif", session_files.save_labels
+    monkeypatch.setattr(session_files, "RETRY_MS", 50)
+    click(it)
+    it.controller.accept()
+    it.files.autosave.to(path)
+    it.until(lambda: "saved" in it.files.state.autosave)
+    before, warned, tries = path.read_bytes(), len(notification_manager.records), []
+
+    def refused(*_):
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(session_files, "save_labels", refused)
+    monkeypatch.setattr(it.files._journal, "save", refused)
+    for turn in range(2):
+        click(it, SECOND, (20, 20 + 20 * turn), 4)
+        it.controller.accept()
+    it.until(lambda: len(tries) > 3)
+    assert why in it.widget.form.session._status.text()
+    (said,) = (one.message for one in notification_manager.records[warned:])
+    assert said.startswith("the labels are not saved to labels.tif: ")
+    assert why in said
+    assert said.endswith("; what was annotated is kept")
+    it.files.save(tmp_path / "mine")
+    it.until(lambda: "the session is not saved as mine.lowlat" in it.widget.sentence)
+    assert why in it.widget.sentence
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob("mine*")) == []
+    monkeypatch.setattr(session_files, "save_labels", save)
+    it.until(lambda: "labels.tif: saved" in it.files.state.autosave)
+    assert np.array_equal(read_volume(path).data, np.asarray(it.controller.labels.layer.data))
+    assert len(it.session.undo_stack.done) == 6
+
+
+def test_autosave_does_not_write_over_what_another_window_has_saved_there(open_window, tmp_path):
+    """It says so; chosen again, the file is replaced."""
+    it, path = open_window(), tmp_path / "labels.tif"
+    it.files.autosave.to(path)
+    click(it)
+    it.controller.accept()
+    it.until(lambda: "saved" in it.files.state.autosave and not it.files.autosave._running)
+    path.write_bytes(b"labels of another window")
+    click(it, SECOND)
+    it.controller.accept()
+    it.until(lambda: "Not saved: another program or window has written it since" in it.files.state.autosave)
+    assert path.read_bytes() == b"labels of another window"
+    it.files.autosave.to(path)
+    it.until(lambda: "saved" in it.files.state.autosave and not it.files.autosave._running)
+    assert np.array_equal(read_volume(path).data, np.asarray(it.controller.labels.layer.data))
+
+
+def test_an_undo_that_cannot_be_written_is_said_and_nothing_is_undone(open_window, monkeypatch):
+    """As an accept: labels and steps stay as they are."""
+    it = open_window()
+    click(it)
+    it.controller.accept()
+    before = everything(it)
+
+    def full(edits):
+        raise OSError(28, "No space left on device")
+
+    store = it.session.undo_stack.done[-1].store
+    monkeypatch.setattr(store, "write", full)
+    warned = len(notification_manager.records)
+    it.controller.undo()
+    assert "No space left on device" in notification_manager.records[warned].message
+    assert everything(it) == before
+    monkeypatch.undo()
+    it.controller.undo()
+    assert not np.asarray(it.controller.labels.layer.data).any()
 
 
 def test_a_file_that_labels_cannot_be_saved_to_is_refused(open_window, tmp_path):

@@ -1,5 +1,6 @@
 """Labels on disk in napari: a pyramid that is shown, written and undone; made beside the image, or found."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,6 +176,89 @@ def test_labels_that_the_user_opened_are_written_to(viewer, grid, session, label
     assert np.count_nonzero(zarr.open_group(place)["1"][2] == 2) == 400
     assert np.count_nonzero(np.asarray(layer.data[0][2]) == 2) == 1600
     assert zarr.open_group(place).attrs[HIGHEST] == 2
+
+
+@pytest.mark.parametrize("levels", ["many", "one"])
+def test_labels_whose_drive_was_pulled_take_nothing_until_it_is_back(viewer, grid, tmp_path, levels):
+    """Nothing is made where the drive was; what was annotated is kept, and written when it is back."""
+    place = tmp_path / "drive" / "l.ome.zarr"
+    place.parent.mkdir()
+    store = shown(viewer, grid, opening(grid, place)())
+    if levels == "one":
+        viewer.layers.remove(store.layer)
+        store = store_of(viewer.add_labels(zarr.open_group(place)["0"], **grid.place), grid)
+    session = Session(grid.volume, store)
+    accepted(session, square(100, 200))
+    place.parent.rename(tmp_path / "pulled")
+    session.paint(PLANE, square(300, 300))
+    with pytest.raises(OSError, match=r"l.ome.zarr/0 are not there any more .*; what was annotated is kept"):
+        session.accept()
+    with pytest.raises(OSError, match="not there any more"):
+        session.undo_stack.done[-2].edits and (session.undo(), session.undo())
+    assert not (tmp_path / "drive").exists()
+    (tmp_path / "pulled").rename(tmp_path / "drive")
+    while session.redo():
+        pass
+    assert session.accept()
+    assert np.unique(zarr.open_group(place)["0"][2]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("levels", ["many", "one"])
+def test_a_disk_that_is_full_at_any_chunk_leaves_nothing_of_an_object(
+    viewer, grid, tmp_path, monkeypatch, levels
+):
+    """On no level; the same accept works when there is room."""
+    place, put, room = tmp_path / "l.ome.zarr", zarr.storage._local._put, 10**6
+    store = shown(viewer, grid, opening(grid, place)())
+    if levels == "one":
+        viewer.layers.remove(store.layer)
+        store = store_of(viewer.add_labels(zarr.open_group(place)["0"], **grid.place), grid)
+    session = Session(grid.volume, store)
+    accepted(session, square(100, 200))
+
+    def full(path, value, exclusive=False):
+        nonlocal room
+        room -= 1
+        if room == 0:
+            raise OSError(28, "No space left on device", str(path))
+        return put(path, value, exclusive)
+
+    def everything():
+        group = zarr.open_group(place)
+        return [np.asarray(group[key][...]) for key in sorted(group.array_keys())]
+
+    monkeypatch.setattr(zarr.storage._local, "_put", full)
+    before, done, refused = everything(), False, 0
+    session.paint(PLANE, square(0, 0, 500))
+    while not done:
+        room = refused + 1
+        try:
+            done = session.accept()
+        except OSError as error:
+            refused += 1
+            said = str(error)
+            assert session.label == 2
+            assert all(map(np.array_equal, everything(), before))
+    assert refused >= (2 if levels == "many" else 1)
+    assert "l.ome.zarr/0 cannot be written (No space left on device); what was annotated is kept" in said
+    assert np.count_nonzero(everything()[0] == 2) == 250_000 - 1600
+    room = 10**6
+    session.undo()
+    assert all(map(np.array_equal, everything(), before))
+
+
+def test_labels_that_another_window_writes_are_refused(viewer, grid, labels, tmp_path):
+    """Also where the user has opened them: each would write over what the other has written."""
+    fcntl = pytest.importorskip("fcntl")
+    place = tmp_path / "theirs.ome.zarr"
+    pyramid = LabelPyramid.at(place, grid.volume)
+    other = os.open(place, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    layer = viewer.add_labels(list(pyramid.levels), multiscale=True, **grid.place)
+    with pytest.raises(ValueError, match=r"theirs.ome.zarr is written by another window; close it there"):
+        store_of(layer, grid)
+    os.close(other)
+    assert store_of(layer, grid)
 
 
 def test_labels_of_one_level_stay_what_they_were(viewer, grid):

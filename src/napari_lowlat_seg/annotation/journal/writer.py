@@ -257,12 +257,15 @@ class Journal:
         due = time.monotonic() - self._synced_at >= self._sync_seconds
         if self._unsynced and due and self._syncing is None and not self._failing and self._file is not None:
             self._unsynced, self._synced_at = False, time.monotonic()
+            if not _same_file(self._file, self.path):  # somebody has removed it, or its drive is gone
+                self._compact()
+                return
             self._syncing = self._pool.submit(_sync_and_close, os.dup(self._file.fileno()))
 
     def _flush(self) -> bool:
         if self._failing:
             self._try_again()
-        elif self._file is None:
+        elif self._file is None or not _same_file(self._file, self.path):
             self._compact()
         if self._failing or self._file is None:
             return False
@@ -435,6 +438,14 @@ def _write(file: IO[bytes], content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
+
+
+def _same_file(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _sync_and_close(handle: int) -> None:

@@ -11,13 +11,14 @@ import asyncio
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.labels import ArrayLabels, Key
+from napari_lowlat_seg.core.labels import ArrayLabels, Key, LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.chunked.ome_zarr import (
     HIGHEST,
@@ -82,6 +83,11 @@ class LabelPyramid(ArrayLabels):
         other.key = key
         return other
 
+    def write(self, edits: Sequence[LabelEdit]) -> None:
+        """Make the edits; raises as `writing_to`."""
+        with writing_to(*self.levels):
+            super().write(edits)
+
     def put(
         self, plane: Plane, box: BoundingBox, region: np.ndarray, changed: np.ndarray | None = None
     ) -> None:
@@ -128,6 +134,43 @@ class LabelPyramid(ArrayLabels):
     def _note(self, label: int) -> None:
         if self._group is not None and label != self._noted:
             self._group.attrs[HIGHEST] = label
+
+
+@contextmanager
+def writing_to(*levels: Any) -> Iterator[None]:
+    """A block that writes to arrays on disk, which says in one sentence what the disk refuses.
+
+    zarr would make a folder that is gone anew: of labels on a drive that was pulled, a part would lie where
+    the drive was, and all that was in them before would seem empty.
+
+    Raises
+    ------
+    OSError
+        If an array of a folder is not there any more, or the disk takes nothing.
+    """
+    places = [place for place in map(folder_of, levels) if place is not None]
+    for place in places:
+        if not any((place / name).is_file() for name in ("zarr.json", ".zarray")):
+            raise FileNotFoundError(
+                f"the labels at {place} are not there any more (was a drive pulled, or a folder renamed?); "
+                "what was annotated is kept: bring them back and do this again, or choose other labels"
+            )
+    try:
+        yield
+    except OSError as error:
+        if not places:
+            raise
+        raise OSError(
+            f"the labels at {places[0]} cannot be written ({error.strerror or error}); what was annotated is "
+            "kept: make room, or see to the disk, and do this again"
+        ) from error
+
+
+def folder_of(array: Any) -> Path | None:
+    """The folder of an open zarr array on a disk of this machine; None for other arrays."""
+    array = array.array if isinstance(array, TurnedArray) else array
+    root = getattr(getattr(array, "store", None), "root", None)
+    return None if root is None else Path(root) / array.path
 
 
 def highest_label(array: Any) -> int:

@@ -7,6 +7,7 @@ import gzip
 import math
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from napari_lowlat_seg.io.placed import Loaded, Turn, geometry_of, upright, usua
 
 MODE_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 6: 2, 12: 2}
 """Bytes of a pixel by the mode of the header."""
+
+FEI_LEAST, FEI_MOST = 1e-3, 1e7
+"""Å that a pixel of an electron microscope may have; other numbers are none."""
 
 _IMOD_STAMP = 1146047817
 """What IMOD writes into its files; then a flag says whether bytes have a sign."""
@@ -38,10 +42,10 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         from napari_lowlat_seg.io.formats.nibabel_formats import read as read_parrec
 
         return read_parrec(parrec, choice)
-    header, voxel_size, data = _opened(path)
+    header, sizes, data = _opened(path)
     if data.dtype == np.int8 and _bytes_are_unsigned(header):
         data = data.view(np.uint8)
-    return Loaded(data, _geometry(header, voxel_size, data.ndim))
+    return Loaded(data, _geometry(header, sizes, data.ndim))
 
 
 def _parrec_of(path: Path) -> Path | None:
@@ -52,7 +56,7 @@ def _parrec_of(path: Path) -> Path | None:
 
 
 def _opened(path: Path) -> tuple[Any, Any, np.ndarray]:
-    """Header, sizes of a voxel and the pixels, mapped where they are not compressed."""
+    """Header, sizes of a voxel in Å by axis, and the pixels, mapped where they are not compressed."""
     import mrcfile
 
     packed = path.suffix.lower() in (".gz", ".bz2")
@@ -61,16 +65,35 @@ def _opened(path: Path) -> tuple[Any, Any, np.ndarray]:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         file: Any = (mrcfile.open if packed else mrcfile.mmap)(path, mode="r", permissive=True)
-    if file.data is None:
-        raise ValueError(str(warned[-1].message) if warned else "no data")
-    return file.header, file.voxel_size, file.data
+        if file.data is None:
+            raise ValueError(str(warned[-1].message) if warned else "no data")
+        sizes = {name: float(file.voxel_size[name]) for name in "xyz"}
+        return file.header, _fei_sizes(file) if _unsaid(sizes) else sizes, file.data
 
 
-def _geometry(header: Any, voxel_size: Any, ndim: int) -> Geometry:
+def _unsaid(sizes: Mapping[str, float]) -> bool:
+    """Whether the cell names no sizes: none at all, or the 1 Å that programs write which do not know them."""
+    return not all(np.isfinite(size) and size > 0 for size in sizes.values()) or set(sizes.values()) == {1.0}
+
+
+def _fei_sizes(file: Any) -> dict[str, float]:
+    """Sizes in Å by the extended header of FEI's microscopes, which has metres; else what the cell says.
+
+    It knows those of rows and columns only; the distance of sections is taken to be the same.
+    """
+    sizes = {name: float(file.voxel_size[name]) for name in "xyz"}
+    sections = file.indexed_extended_header if bytes(file.header.exttyp) in (b"FEI1", b"FEI2") else None
+    if sections is None or not len(sections):
+        return sizes
+    x, y = (1e10 * float(sections[f"Pixel size {name}"][0]) for name in "XY")
+    return {"x": x, "y": y, "z": x} if FEI_LEAST <= min(x, y) <= max(x, y) <= FEI_MOST else sizes
+
+
+def _geometry(header: Any, sizes: Mapping[str, float], ndim: int) -> Geometry:
     """Where sections, rows and columns lie; stacks of volumes have one axis more, pictures one less."""
     letters = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     names = ["xyz"[i - 1] for i in letters] if sorted(letters) == [1, 2, 3] else list("zyx")
-    steps = [float(voxel_size[name]) for name in names]
+    steps = [sizes[name] for name in names]
     if not all(np.isfinite(step) and step > 0 for step in steps):
         return usual_geometry(ndim)
     start = [float(header["origin"][name]) for name in names]

@@ -415,11 +415,17 @@ class AnnotationController:
 
     def undo(self) -> None:
         """Undo the newest step, on whatever plane it was, and show that plane."""
-        self.actions.do(lambda: self._show_step(self.session.undo(), "Undo", "nothing to undo"))
+        self.actions.do(lambda: self._try(self._undo))
 
     def redo(self) -> None:
         """Redo the step that was undone last, and show its plane."""
-        self.actions.do(lambda: self._show_step(self.session.redo(), "Redo", "nothing to redo"))
+        self.actions.do(lambda: self._try(self._redo))
+
+    def _undo(self) -> None:
+        self._show_step(self.session.undo(), "Undo", "nothing to undo")
+
+    def _redo(self) -> None:
+        self._show_step(self.session.redo(), "Redo", "nothing to redo")
 
     def clear(self) -> None:
         """Remove the prompts and masks of the current object from all planes; can be undone."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from napari.utils.notifications import show_warning
 from psygnal import Signal
+from qtpy.QtCore import QTimer
 
 from napari_lowlat_seg.annotation.history import Event
 from napari_lowlat_seg.annotation.journal import (
@@ -42,6 +43,8 @@ SUFFIX = ".lowlat"
 
 PLACE = ("scale", "translate", "rotate", "shear", "affine", "axis_labels", "units")
 PAUSE = 0.02
+RETRY_MS = 15_000
+"""Milliseconds until labels that could not be saved are saved again, if no change comes before."""
 
 _own: set[Path] = set()  # journals that this process writes
 
@@ -129,7 +132,8 @@ class SessionFiles:
         self.status.emit(f"saving the session as {path.name}")
 
         def saved(failed: Exception | None) -> None:
-            self._say(f"session saved as {path.name}" if failed is None else sentence(failed), failed)
+            why = "" if failed is None else f"the session is not saved as {path.name}: {cause(failed)}"
+            self._say(why or f"session saved as {path.name}", failed)
 
         self._worker.run(lambda: tried(partial(journal.save, path)), saved)
 
@@ -254,7 +258,9 @@ class SessionFiles:
 class Autosave:
     """Saves the labels of a session after every accept, brush stroke, undo and redo that changes them.
 
-    A file is complete or as it was before. What comes while one is written is saved together afterwards.
+    A file is complete or as it was before. What comes while one is written is saved together afterwards. What
+    cannot be saved is said once, and tried again. A file that another program, or another window, has written
+    since it was saved here is left alone.
 
     Parameters
     ----------
@@ -277,6 +283,8 @@ class Autosave:
         self._version = 0  # counts changes of the labels
         self._writing = False  # the session is about to change them
         self._running = self._again = False
+        self._failing = False
+        self._left: tuple[int, ...] | None = None  # the file as it was saved last
 
     def to(self, path: Path | None) -> None:
         """Save to this file from now on; None ends it.
@@ -293,7 +301,7 @@ class Autosave:
                 raise ValueError("these labels lie on disk and are saved as they are written")
             image = self._grid.layer.source.path
             check_labels_path(path, [("image", Path(image))] if image else [])
-        self._path = path
+        self._path, self._failing, self._left = path, False, None
         self._show("" if path is None else f"Autosave to {path.name}")
         self._save()
 
@@ -325,9 +333,15 @@ class Autosave:
     def _work(self, layer: Any, path: Path, place: dict[str, Any]) -> str:
         """On the thread: the labels between two changes, written; an error as a sentence."""
         try:
+            if self._left is not None and path.exists() and file_state(path) != self._left:
+                return (
+                    "another program or window has written it since; choose it again to replace it, or "
+                    "another file"
+                )
             save_labels(str(path), self._snapshot(layer), place)
+            self._left = file_state(path)
         except Exception as error:
-            return sentence(error)
+            return cause(error)
         return ""
 
     def _snapshot(self, layer: Any) -> np.ndarray:
@@ -343,14 +357,36 @@ class Autosave:
         self._running = False
         if path == self._path:
             now = time.strftime("%H:%M:%S")
+            if failed and not self._failing:
+                show_warning(f"the labels are not saved to {path.name}: {failed}; what was annotated is kept")
+            self._failing = bool(failed)
             self._show(f"Not saved: {failed}" if failed else f"Autosave to {path.name}: saved {now}")
+            if failed:
+                QTimer.singleShot(RETRY_MS, self._save_if_failing)
         if self._again:
             self._again = False
+            self._save()
+
+    def _save_if_failing(self) -> None:
+        if self._failing:
             self._save()
 
     def _show(self, status: str) -> None:
         self.status = status
         self.changed.emit()
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """What tells whether a file was written since."""
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def cause(error: Exception) -> str:
+    """Why something could not be saved, without the number that a system gives its errors."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
+    return sentence(error)
 
 
 def _search(volume: Volume) -> tuple[list[JournalInfo], str]:

@@ -21,7 +21,7 @@ from napari_lowlat_seg.annotation.limits import RecentParts
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
+from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid, folder_of
 from napari_lowlat_seg.io.placed import usual_geometry
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on, written_pyramid
 from napari_lowlat_seg.plugin.labels.lazy_array import LazyArray
@@ -67,6 +67,11 @@ class DiskLabels:
         if not all(isinstance(level, LazyArray) for level in self.layer.data):
             self._show()
 
+    @property
+    def finest(self) -> Any:
+        """The array that objects are written to."""
+        return self._pyramid.levels[0]
+
     def attach(self, on_stroke: Callable[[Sequence[LabelEdit]], None]) -> None:
         """Nothing: napari does not paint on a pyramid."""
 
@@ -103,8 +108,19 @@ class DiskLabels:
 
 
 def store_of(layer: Any, grid: Grid) -> LabelLayer | DiskLabels:
-    """What writes to a Labels layer; raises ValueError, in one sentence, where it does not fit the grid."""
-    return DiskLabels(layer, grid) if layer.multiscale else LabelLayer(layer, grid)
+    """What writes to a Labels layer.
+
+    Raises
+    ------
+    ValueError
+        In one sentence, where it does not fit the grid, and as `claim` where it lies on disk.
+    """
+    store = DiskLabels(layer, grid) if layer.multiscale else LabelLayer(layer, grid)
+    finest = store.finest if isinstance(store, DiskLabels) else layer.data
+    place = folder_of(finest)
+    if place is not None and place.is_dir():
+        claim(place.parent)
+    return store
 
 
 def opening(grid: Grid, path: Path) -> Callable[[], LabelPyramid]:
@@ -157,7 +173,8 @@ def restored(viewer: Any, grid: Grid, labels: LabelStore, about: AboutLabels) ->
     return in_new_layer(viewer, grid, data, about)
 
 
-_claims: dict[Path, int] = {}
+_claims: dict[tuple[int, int], int] = {}
+"""Open handles of the folders that this process writes to, by device and inode: a name may change."""
 
 
 def claim(path: Path) -> None:
@@ -172,10 +189,11 @@ def claim(path: Path) -> None:
         import fcntl
     except ImportError:
         return
-    path = path.resolve()
-    if path in _claims:
-        return
     handle = os.open(path, os.O_RDONLY)
+    facts = os.fstat(handle)
+    if (facts.st_dev, facts.st_ino) in _claims:
+        os.close(handle)
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -186,7 +204,7 @@ def claim(path: Path) -> None:
     except OSError:  # a file system without locks
         os.close(handle)
         return
-    _claims[path] = handle
+    _claims[facts.st_dev, facts.st_ino] = handle
 
 
 def fit_memory(shape: Sequence[int]) -> bool:

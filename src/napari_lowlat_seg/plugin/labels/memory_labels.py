@@ -21,7 +21,7 @@ from napari_lowlat_seg.annotation.journal.encoding import AboutLabels, packed_co
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.io.chunked.zarr_labels import highest_label
+from napari_lowlat_seg.io.chunked.zarr_labels import highest_label, writing_to
 from napari_lowlat_seg.plugin.labels.alignment import fits, laid_on
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import add_quietly, redraw
@@ -122,6 +122,7 @@ class LabelLayer:
         self._undone: deque[_Written] = deque(maxlen=HISTORY)
         self._on_stroke: OnStroke | None = None
         self._writing = False
+        self._failed = False  # the disk has cut the last write short
         self.about = AboutLabels(np.dtype(layer.dtype), layer.name, "labels that were not looked through")
 
     def attach(self, on_stroke: OnStroke) -> None:
@@ -143,18 +144,23 @@ class LabelLayer:
         """Make the edits as one step of napari's own undo; napari's own protection of labels does not count.
 
         Edits that take back or repeat napari's newest step undo or redo that one, so its history stays as
-        short as ours.
+        short as ours. Raises as `writing_to`.
         """
-        edits = tuple(edits)
+        with writing_to(self.layer.data):
+            self._write(tuple(edits))
+
+    def _write(self, edits: tuple[LabelEdit, ...]) -> None:
         if not edits or self._retraced(edits):
             return
-        before = self._newest()
+        before, after_failure, self._failed = self._newest(), self._failed, True
         with self._quiet(), self.layer.block_history():
             for edit in edits:
                 for value, mask in edit.parts():
                     self._paint(edit, value, mask)
+        self._failed = False
         redraw(self.layer)
-        if self._newest() is not before:
+        # What takes back a write that failed changes less than it says: undoing it would not redo the write.
+        if self._newest() is not before and not after_failure:
             self._remember(self._newest(), edits)
 
     def highest(self) -> int:
