@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 from skimage.measure import points_in_poly
 
 from napari_lowlat_seg.batch.measure import measure
+from napari_lowlat_seg.core.atomic_file import ABANDONED, PREFIX, remove_leftovers
 from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.raster import from_run_lengths
 from napari_lowlat_seg.core.volume import Volume
@@ -309,6 +314,98 @@ def test_an_export_counts_its_planes_and_can_be_cancelled(name: str, tmp_path: P
         with pytest.raises(KeyboardInterrupt):
             write_export(tmp_path / f"b{name}", placed(blocks(), np.eye(3)), progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from napari_lowlat_seg.core import atomic_file
+from napari_lowlat_seg.core.geometry import Geometry
+from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.exports import slabs
+from napari_lowlat_seg.io.exports.export import write_export
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+slabs.VOXELS = 1
+labels = np.zeros((7, 300, 300), np.uint16)
+labels[1:6, 20:250, 30:280] = 7
+labels = Volume(labels, geometry=Geometry.from_scale("zyx", (3, 2, 2), units=["nm"] * 3))
+for name in sys.argv[2:]:
+    for when in ("half", "before the rename"):
+        if os.fork():
+            os.wait()
+            continue
+        path = Path(sys.argv[1]) / f"{when}" / name
+        path.parent.mkdir(exist_ok=True)
+        if when == "half":
+            write_export(path, labels, progress=lambda done, total: done == 4 and kill())
+        else:
+            atomic_file.os.replace = Path.rename = kill
+            write_export(path, labels)
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_conversion_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    """In the middle and just before the end; the next one works, and removes old leftovers."""
+    names = [
+        "a.ome.zarr",
+        "a.tif",
+        "a.ome.tif",
+        "a.nii.gz",
+        "a.nrrd",
+        "a.mrc",
+        "a.stl",
+        "a.geojson",
+        "a.json",
+    ]
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path, *names], check=True, timeout=300)
+    for when in ("half", "before the rename"):
+        left = list((tmp_path / when).iterdir())
+        assert [path.name for path in left if not path.name.startswith(PREFIX)] == []
+        for path in left:
+            for one in (path, *path.rglob("*")):
+                os.utime(one, (time.time() - ABANDONED - 60,) * 2)
+        assert any(path.is_dir() for path in left)
+        write_export(tmp_path / when / "a.tif", placed(blocks(), np.eye(3)))
+        assert [path.name for path in (tmp_path / when).iterdir()] == ["a.tif"]
+        write_export(tmp_path / when / "a.ome.zarr", placed(blocks(), np.eye(3)))
+        assert np.array_equal(read_volume(tmp_path / when / "a.ome.zarr").data, blocks())
+
+
+def test_a_leftover_in_which_something_is_still_written_stays(tmp_path: Path) -> None:
+    """A long conversion changes files deep inside its folder, and not the folder."""
+    left = tmp_path / f"{PREFIX}0123456789ab-a.ome.zarr"
+    (left / "0" / "c").mkdir(parents=True)
+    (left / "0" / "c" / "0").touch()
+    for one in (left, left / "0", left / "0" / "c"):
+        os.utime(one, (time.time() - ABANDONED - 60,) * 2)
+    remove_leftovers(tmp_path)
+    assert (left / "0" / "c" / "0").exists()
+
+
+def test_labels_in_an_image_are_listed_when_they_are_complete(tmp_path: Path) -> None:
+    """Under their own name, and not before."""
+    zarr = pytest.importorskip("zarr")
+    write_export(tmp_path / "i.ome.zarr", placed(blocks(), np.eye(3)))
+    place = tmp_path / "i.ome.zarr" / "labels" / "mine"
+
+    def listed() -> list[str]:
+        return list(zarr.open_group(place.parent).attrs.asdict().get("ome", {}).get("labels", []))
+
+    def stop(done: int, total: int | None) -> None:
+        assert listed() == []
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_export(place, placed(blocks(), np.eye(3)), progress=stop)
+    assert [path.name for path in place.parent.iterdir() if path.is_dir()] == []
+    write_export(place, placed(blocks(), np.eye(3)))
+    assert listed() == ["mine"]
 
 
 def test_every_level_of_an_exported_ome_zarr_is_written(tmp_path: Path) -> None:

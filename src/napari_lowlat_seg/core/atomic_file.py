@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -137,13 +138,29 @@ def check_not_input(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> Non
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of `atomic_file` that have not changed for `ABANDONED` seconds."""
+    """Remove temporary files and folders of ours in which nothing has changed for `ABANDONED` seconds."""
     with suppress(OSError), os.scandir(folder) as entries:  # a folder of others may only be read
         for entry in entries:
             if _LEFTOVER.match(entry.name):
                 with suppress(OSError):  # another process was quicker
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED:
+                    if entry.is_dir(follow_symlinks=False):
+                        if _abandoned(entry, *_all_in(entry.path)):
+                            shutil.rmtree(entry.path)
+                    elif _abandoned(entry):
                         os.unlink(entry.path)
+
+
+def _abandoned(*entries: os.DirEntry[str]) -> bool:
+    newest = max(entry.stat(follow_symlinks=False).st_mtime for entry in entries)
+    return time.time() - newest > ABANDONED
+
+
+def _all_in(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _all_in(entry.path)
 
 
 def _sync(path: Path) -> None:

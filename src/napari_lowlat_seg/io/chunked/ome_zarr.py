@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.atomic_file import PREFIX
+from napari_lowlat_seg.core.atomic_file import PREFIX, remove_leftovers
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
 from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
@@ -347,7 +348,34 @@ def found_labels(path: str | Path, name: str, shape: tuple[int, ...]) -> Any | N
 
 
 def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -> Any:
-    """A new group of labels; it is made under another name and gets its own when it is complete.
+    """A new, empty group of labels."""
+    with _creating(zarr, path, shape, geometry):
+        pass
+    return zarr.open_group(path, mode="r+")
+
+
+@contextmanager
+def creating(path: str | Path, like: Volume) -> Iterator[Any]:
+    """A new zarr group of labels for a volume, which gets its name when the block ends without an error.
+
+    Until then it has a temporary name, which begins with a dot: what a killed process has left looks like
+    nothing that is whole, and a later writer to the folder removes it. Axes are those of `labels_plan`.
+
+    Raises
+    ------
+    OSError
+        With `path` in place of the temporary name.
+    ValueError, ImportError
+        As `labels_group`.
+    """
+    turn, geometry = labels_plan(like)
+    with _creating(_zarr(), Path(path), turn.shape(like.shape), geometry) as group:
+        yield group
+
+
+@contextmanager
+def _creating(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -> Iterator[Any]:
+    """As `creating`.
 
     Labels in the `labels` folder of an image are of the image's zarr version and entered in the folder's
     list, where readers look for them.
@@ -356,9 +384,11 @@ def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) ->
     version = 3 if image is None else int(zarr.open_group(image, mode="r").metadata.zarr_format)
     if image is not None and not path.parent.exists():
         zarr.open_group(path.parent, mode="w-", zarr_format=version)
+    remove_leftovers(path.parent)
     part = path.with_name(f"{PREFIX}{secrets.token_hex(6)}-{path.name[-56:]}")
     try:
         _make(zarr, part, path.stem, shape, geometry, version)
+        yield zarr.open_group(part, mode="r+")
         part.rename(path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -370,7 +400,6 @@ def _created(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) ->
         raise
     if image is not None:
         _list(zarr.open_group(path.parent, mode="r+"), path.name)
-    return zarr.open_group(path, mode="r+")
 
 
 def image_of(path: str | Path) -> Path | None:

@@ -22,6 +22,7 @@ from napari_lowlat_seg.core.labels import ArrayLabels, Key, LabelEdit
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.io.chunked.ome_zarr import (
     HIGHEST,
+    creating,
     group_around,
     label_levels,
     labels_group,
@@ -66,7 +67,20 @@ class LabelPyramid(ArrayLabels):
 
         Raises as `ome_zarr.labels_group` does.
         """
-        group = labels_group(path, like)
+        return cls._in(labels_group(path, like), like)
+
+    @classmethod
+    @contextmanager
+    def complete(cls, path: str | Path, like: Volume) -> Iterator[LabelPyramid]:
+        """New OME-Zarr labels, which are at the path when the block ends without an error, or never.
+
+        Raises as `ome_zarr.creating` does.
+        """
+        with creating(path, like) as group:
+            yield cls._in(group, like)
+
+    @classmethod
+    def _in(cls, group: Any, like: Volume) -> LabelPyramid:
         turn, _ = labels_plan(like)
         levels = label_levels(group)
         return cls(levels if turn.is_identity else [TurnedArray(level, turn) for level in levels], group)

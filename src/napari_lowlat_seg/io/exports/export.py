@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     is_ome_zarr,
-    label_output,
     read_aligned,
     read_volume,
     write_labels,
@@ -127,14 +125,13 @@ def write_export(
 
 
 def _write_pyramid(path: Path, labels: Volume, slabs: Slabs, only: Collection[int]) -> int:
-    """The labels as a new OME-Zarr; nothing is left of one that is not complete."""
-    try:
-        with label_output(path, labels) as output:
-            fill(output, slabs)
-            return _exported(slabs, only)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+    """The labels as a new OME-Zarr, complete or not there; as `label_output`, it has no highest label."""
+    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
+
+    with LabelPyramid.complete(path, labels) as output:
+        output.uncounted()
+        fill(output, slabs)
+        return _exported(slabs, only)
 
 
 def fill(output: ArrayLabels, slabs: Slabs) -> None:

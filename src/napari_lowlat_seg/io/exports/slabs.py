@@ -86,14 +86,17 @@ class Slabs:
 
     def whole(self) -> np.ndarray:
         """All labels in the order of the volume's own axes, in the smallest type."""
-        labels = np.zeros(self._labels.shape, np.uint32)
-        turned = labels.transpose(self.order)
+        labels = np.zeros(self._labels.shape, np.uint8)
         for start, block in self.slabs():
+            needed = np.min_scalar_type(int(block.max(initial=0)))
+            if needed.itemsize > labels.itemsize:
+                labels = labels.astype(needed)
+            turned = labels.transpose(self.order)
             if start:
                 turned[start[:-1]][start[-1] : start[-1] + len(block)] = block
             else:
                 turned[...] = block[0]
-        return labels.astype(np.min_scalar_type(int(labels.max(initial=0))), copy=False)
+        return labels
 
     def _thickness(self, count: int, plane: int) -> int:
         """Planes of a slab: whole chunks where the labels have some that are not too thick."""
