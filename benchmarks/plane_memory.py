@@ -23,7 +23,8 @@ import numpy as np
 
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.volume import Case, Masks, Propagation, dice, measure
-from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation, MemorySteps, load_memory
+from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
+from napari_lowlat_seg.inference.memory.steps import MemorySteps, load_memory
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.models.plane_memory import PlaneMemory

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import Runtime

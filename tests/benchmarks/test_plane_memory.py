@@ -19,7 +19,7 @@ from benchmarks.plane_memory import (
     summary,
     synthetic_object,
 )
-from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.compact import Compact

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 from napari_lowlat_seg.models.compact import Compact
 from small_memory import anchor, small_network, sure_propagation
 
@@ -103,6 +103,6 @@ def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagatio
 
 @pytest.mark.slow
 def test_embeddings_of_a_sweep_are_bounded(propagation, monkeypatch):
-    monkeypatch.setattr("napari_lowlat_seg.inference.memory_propagation.MAX_EMBEDDINGS", 4)
+    monkeypatch.setattr("napari_lowlat_seg.inference.memory.propagation.MAX_EMBEDDINGS", 4)
     list(propagation.propagate(anchor(propagation, 4), propagation.volume.planes(0)))
     assert len(propagation._embeddings) <= 4

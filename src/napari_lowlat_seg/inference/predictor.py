@@ -50,7 +50,7 @@ from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.propagation.sweep import iou
 
 if TYPE_CHECKING:
-    from napari_lowlat_seg.inference.memory_propagation import MemorySteps
+    from napari_lowlat_seg.inference.memory.steps import MemorySteps
     from napari_lowlat_seg.models.plane_memory import PlaneMemory
     from napari_lowlat_seg.propagation.sweep import ProbabilityMask, PropagatedMask
 
@@ -372,7 +372,7 @@ class Predictor:
         """
         if self._load_memory is None:
             return None
-        from napari_lowlat_seg.inference.memory_propagation import MemoryPropagation
+        from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 
         if self._memory is None:
             self._memory = self._load_memory(self)
@@ -475,7 +475,7 @@ def load_predictor(
 
 
 def _load_memory(predictor: Predictor) -> MemorySteps:
-    from napari_lowlat_seg.inference.memory_propagation import load_memory
+    from napari_lowlat_seg.inference.memory.steps import load_memory
 
     return load_memory(predictor)
 
