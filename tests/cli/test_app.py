@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -814,6 +815,36 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(
     done = segment("--click", "2,20,25")
     assert done == Done(2, "", "out.tif: no space left on device; make room there and try again\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-16-le", "utf-8"])
+@pytest.mark.parametrize("handler", ["strict", "surrogateescape"])
+def test_a_terminal_without_the_letters_of_a_name_says_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, handler: str
+) -> None:
+    """Results, warnings and refusals of files of any name: one line, never a traceback."""
+    names = ["naïve µm", "日本語 🧠", "a\u202eb", *(["lone\udcff"] if sys.platform == "linux" else [])]
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write_labels(folder / f"{name}.tif", np.ones((3, 4), int))
+        for arguments, status in (
+            (["measure", path], 0),
+            (["export", path, "-o", folder / f"{name}.json"], 0),
+            (["measure", folder / f"{name} gone.tif"], 2),
+            (["segment", path, "-o", path, "--click", "1,1"], 2),
+        ):
+            out, err = io.BytesIO(), io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, handler))
+            monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding, handler))
+            with pytest.raises(SystemExit) as left:
+                app.main([str(one) for one in arguments])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            said = err.getvalue().decode(encoding, "replace")
+            assert (left.value.code or 0) == status, said
+            assert len(said.splitlines()) <= 1, said
+            assert out.getvalue() or said
 
 
 def test_a_warning_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

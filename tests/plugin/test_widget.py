@@ -12,9 +12,10 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Labels, Points, Shapes
 from napari.utils._proxies import PublicOnlyProxy
+from napari.utils.notifications import notification_manager
 from psygnal import Signal as PySignal
 from qtpy.QtCore import QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
-from qtpy.QtGui import QKeySequence, QWheelEvent
+from qtpy.QtGui import QKeySequence, QTextDocument, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
     QAbstractItemView,
@@ -26,6 +27,7 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QFormLayout,
     QKeySequenceEdit,
+    QLabel,
     QLineEdit,
     QProgressBar,
     QScrollBar,
@@ -37,9 +39,10 @@ from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.situation import CHOOSE, NO_IMAGE, ImageSituation
-from napari_lowlat_seg.plugin.controller.view_state import Settings, StackState, View, ViewState
+from napari_lowlat_seg.plugin.controller.view_state import FilesState, Settings, StackState, View, ViewState
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
+from napari_lowlat_seg.plugin.notices import plain
 from napari_lowlat_seg.plugin.settings import PLUGIN, settings
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from widget_page import WidgetPage
@@ -351,6 +354,46 @@ def test_the_state_is_one_big_line(on_image):
     on_image.worker.idle.emit()
     on_image.controller.status.emit("a < b")
     assert "a &lt; b" in on_image.part("State: a < b").text()
+
+
+MARKUP = "<b>big</b> <img src='file:///etc/x.png'> &lt;i> a < b"
+"""What a file, a model or another machine may say."""
+
+
+def test_what_a_model_or_a_file_says_is_no_markup(viewer, on_image, settle):
+    """In the state line, the facts of the model, the autosave, tooltips, and napari's notifications."""
+    before = len(notification_manager.records)
+    on_image.worker.failed.emit(MARKUP)
+    on_image.worker.loaded.emit(dict.fromkeys(("model", "device", "precision", "licence"), MARKUP))
+    settle()
+    on_image.widget.form.session.show_status(FilesState("", f"Autosave to {MARKUP}.tif"))
+    on_image.widget.form.offer.show_offer(MARKUP)
+    (notice,) = (one.message for one in notification_manager.records[before:])
+    assert notice.replace("\u200b", "") == MARKUP
+    assert not Qt.mightBeRichText(notice)
+    seen = 0
+    for label in on_image.widget.findChildren(QLabel):
+        document, words, kind = QTextDocument(), label.text(), label.textFormat()
+        rich = kind == Qt.TextFormat.RichText
+        if rich or (kind == Qt.TextFormat.AutoText and Qt.mightBeRichText(words)):
+            document.setHtml(words)
+        else:
+            document.setPlainText(words)
+        shown = document.toPlainText().replace("\u200b", "")
+        assert MARKUP in shown or "img" not in words, words
+        seen += MARKUP in shown
+    assert seen >= 3
+    for part in on_image.widget.findChildren(QWidget):
+        assert not (Qt.mightBeRichText(part.toolTip()) and "<img" in part.toolTip()), part.toolTip()
+
+
+@pytest.mark.parametrize(
+    "words", [MARKUP, "<!-- x", "<?xml version", "</p>", "&amp; &#60;b>", "plain", "a < b <b>", "<br/>"]
+)
+def test_plain_words_look_the_same_and_are_no_markup(words):
+    """Whatever Qt would take for it."""
+    assert plain(words).replace("\u200b", "") == words
+    assert not Qt.mightBeRichText(plain(words))
 
 
 @pytest.mark.parametrize("name", ["accept", "new_object", "undo"])

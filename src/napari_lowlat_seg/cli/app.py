@@ -54,8 +54,11 @@ _WrongCall: Any = typer.BadParameter.__mro__[2]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends with SystemExit, or with the traceback of an unexpected error."""
-    if getattr(sys.stdout, "errors", None) == "strict":  # the terminal may lack a letter of a file's name
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        errors, unicode = getattr(stream, "errors", None), getattr(stream, "encoding", "") == "utf-8"
+        # The terminal may lack a letter of a file's name; what is no UTF-8 in a name is given back by it.
+        if errors == "strict" or (errors == "surrogateescape" and not unicode):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # These libraries log what they then raise: it would be shown twice.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)

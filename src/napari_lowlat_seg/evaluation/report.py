@@ -336,7 +336,7 @@ def save_json(report: Mapping[str, Any], path: str | Path) -> None:
     """Write a report of plain values and dataclasses as JSON."""
     text = json.dumps(report, indent=1, default=asdict) + "\n"
     with atomic_file(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def save_plot(report: Mapping[str, Any], path: str | Path) -> None:

@@ -11,6 +11,7 @@ from napari.utils import cancelable_progress
 from qtpy.QtCore import QObject, Qt, QTimer
 
 from napari_lowlat_seg.core.requests import Progress
+from napari_lowlat_seg.plugin.notices import plain
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.plugin.worker import Worker
@@ -56,12 +57,12 @@ class WorkerProgressBar(QObject):
     def _start(self, what: str) -> None:
         self._what = what
         if self._bar is not None:
-            self._bar.set_description(what)
+            self._bar.set_description(plain(what))
         else:
             self._delay.start()  # again: one long step gets a bar, many short ones get none
 
     def _show(self) -> None:
-        self._bar = _Bar(desc=self._what, total=0, cancel_callback=self._cancel)
+        self._bar = _Bar(desc=plain(self._what), total=0, cancel_callback=self._cancel)
 
     def _show_download(self, done: int, total: int | None) -> None:
         if self._bar is not None:
@@ -77,7 +78,7 @@ class WorkerProgressBar(QObject):
         bar = self._bar
         if total:
             bar.total = total
-        bar.set_description(what)
+        bar.set_description(plain(what))
         if bar is self._bar:  # `set_description` runs the event loop, in which the work may have ended
             bar.update(done - bar.n)
 
@@ -108,7 +109,7 @@ def saving_bar(what: str) -> Iterator[Progress]:
         if not bars:
             if 1000 * (time.monotonic() - began) < DELAY_MS:
                 return
-            bars.append(cancelable_progress(desc=what, total=total))
+            bars.append(cancelable_progress(desc=plain(what), total=total))
         bars[0].update(done - bars[0].n)  # runs the event loop
         if bars[0].is_canceled:
             raise SavingCancelled(f"{what} was cancelled; nothing was written")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from napari.settings import get_plugin_settings
-from napari.utils.notifications import show_warning
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.io.files import embeddings_folder
 from napari_lowlat_seg.plugin.keys import ACTIONS, KeyTable
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.serving.service import CACHE_BYTES
 
 PLUGIN = "napari-lowlat-seg"

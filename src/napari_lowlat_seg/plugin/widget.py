@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import show_error
 from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
@@ -30,6 +29,7 @@ from napari_lowlat_seg.plugin.forms.session import connect_files
 from napari_lowlat_seg.plugin.forms.shortcuts import FocusKeys, KeysDialog
 from napari_lowlat_seg.plugin.keys import ACTION
 from napari_lowlat_seg.plugin.labels.disk_labels import beside
+from napari_lowlat_seg.plugin.notices import show_error
 from napari_lowlat_seg.plugin.objects.binding import ObjectsInFront
 from napari_lowlat_seg.plugin.settings import (
     remember,

@@ -25,6 +25,8 @@ MODE_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 6: 2, 12: 2}
 FEI_LEAST, FEI_MOST = 1e-3, 1e7
 """Å that a pixel of an electron microscope may have; other numbers are none."""
 
+COMPRESSION = {".gz": "gzip", ".bz2": "bzip2"}
+
 _IMOD_STAMP = 1146047817
 """What IMOD writes into its files; then a flag says whether bytes have a sign."""
 
@@ -59,7 +61,7 @@ def _opened(path: Path) -> tuple[Any, Any, np.ndarray]:
     """Header, sizes of a voxel in Å by axis, and the pixels, mapped where they are not compressed."""
     import mrcfile
 
-    packed = path.suffix.lower() in (".gz", ".bz2")
+    packed = _packed(path)
     (_check_packed if packed else _check_extended_header)(path)
     # Many programs write headers that are slightly wrong; mrcfile warns and reads on.
     with warnings.catch_warnings(record=True) as warned:
@@ -155,19 +157,18 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     ValueError
         For higher labels, and as `plan`.
     """
-    import mrcfile
-
     turn, geometry = plan(path, labels.shape, like)
     highest = int(labels.max())
     if highest > np.iinfo(np.uint16).max:
         raise ValueError(f"MRC holds labels up to 65535, these go up to {highest}")
     # Mode 0 has a sign, as mode 1 has; mode 6, which has none, is known to fewer programs.
     dtype = np.int8 if highest < 128 else np.int16 if highest < 32768 else np.uint16
-    compression = {".gz": "gzip", ".bz2": "bzip2"}.get(path.suffix.lower())
-    with mrcfile.new(path, compression=compression, overwrite=True) as file:
-        file.set_data(np.ascontiguousarray(turn.array(labels)).astype(dtype))
+    turned = turn.array(labels)
+    with _new(path, turned, np.dtype(dtype)) as file:
         if labels.ndim == 3:
             file.set_volume()
+        file.header.dmin, file.header.dmax, file.header.dmean = labels.min(), highest, labels.mean()
+        file.header.rms = -1  # not known
         if geometry.calibrated:
             names = geometry.names
             file.voxel_size = tuple(
@@ -176,6 +177,35 @@ def write(path: Path, labels: np.ndarray, like: Volume | None) -> None:
             start = dict(zip(names, geometry.translation.tolist()))
             for name in "xyz":
                 file.header.origin[name] = start.get(name, 0.0)
+        begin = 1024 + int(file.header.nsymbt)
+    if not _packed(path):
+        _fill(path, begin, turned, np.dtype(dtype))
+
+
+def _packed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSION
+
+
+def _new(path: Path, labels: np.ndarray, dtype: np.dtype[Any]) -> Any:
+    """A new file with a header for these labels; with the labels themselves where it is packed."""
+    import mrcfile
+
+    if not _packed(path):
+        return mrcfile.new_mmap(path, labels.shape, mrcfile.utils.mode_from_dtype(dtype), overwrite=True)
+    file = mrcfile.new(path, compression=COMPRESSION[path.suffix.lower()], overwrite=True)
+    file.set_data(np.ascontiguousarray(labels).astype(dtype))
+    return file
+
+
+def _fill(path: Path, begin: int, labels: np.ndarray, dtype: np.dtype[Any]) -> None:
+    """Write labels plane by plane: a copy of large ones has no room.
+
+    Not through the map of the file: a full disk would end the process.
+    """
+    with path.open("r+b") as file:
+        file.seek(begin)
+        for place in np.ndindex(labels.shape[:-2]):
+            file.write(np.ascontiguousarray(labels[place], dtype))
 
 
 def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[Turn, Geometry]:

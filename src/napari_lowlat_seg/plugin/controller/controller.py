@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.accepting import Accepted
@@ -40,6 +39,7 @@ from napari_lowlat_seg.plugin.layers.gestures import Gestures
 from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.objects.controller import ObjectsController
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.cross_section import CrossSection

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.session import Session
@@ -18,6 +17,7 @@ from napari_lowlat_seg.io.placed import Held, geometry_of
 from napari_lowlat_seg.io.prompt_files import ObjectPrompts, load_prompts, save_prompts
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.saving import layer_geometry
 from napari_lowlat_seg.plugin.worker import Worker, sentence, tried
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
@@ -31,6 +30,7 @@ from napari_lowlat_seg.plugin.controller.view_state import StackState
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import Listener
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 

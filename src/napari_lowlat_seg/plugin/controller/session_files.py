@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from napari.utils.notifications import show_warning
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
@@ -36,6 +35,7 @@ from napari_lowlat_seg.plugin.controller.view_state import FilesState
 from napari_lowlat_seg.plugin.labels.disk_labels import DiskLabels, beside, opening
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.saving import save_labels
 from napari_lowlat_seg.plugin.worker import Worker, sentence, tried
 

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QWidget
 
 from napari_lowlat_seg.plugin.controller.view_state import FilesState
 from napari_lowlat_seg.plugin.forms.controls import action_button, described
+from napari_lowlat_seg.plugin.notices import plain
 
 SESSIONS = "Sessions (*.lowlat);;All files (*)"
 PROMPTS = "Prompts (*.json);;All files (*)"
@@ -51,7 +52,7 @@ class OfferRow(QFrame):
     def show_offer(self, text: str) -> None:
         """Show what is offered; nothing hides the row."""
         self._text.setText(text)
-        described(self, f"Offer: {text}" if text else "Offer", text)
+        described(self, f"Offer: {text}" if text else "Offer", plain(text))
         self.setVisible(bool(text))
 
 
@@ -171,6 +172,7 @@ class SessionForm(QWidget):
         }
         self._status = described(QLabel(), "Autosave", "Where the labels are saved, and when they were.")
         self._status.setWordWrap(True)
+        self._status.setTextFormat(Qt.TextFormat.PlainText)  # a file's name may be anything
         self._saving = False
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)

@@ -13,7 +13,6 @@ from typing import Any
 
 from napari.layers import Points
 from napari.layers.base import ActionType
-from napari.utils.notifications import show_info
 from psygnal import Signal
 
 from napari_lowlat_seg.core.prompts import Prompt
@@ -31,6 +30,7 @@ from napari_lowlat_seg.plugin.layers.prompt_rows import (
     turn,
 )
 from napari_lowlat_seg.plugin.layers.prompt_table import Prompted, PromptTable, joined
+from napari_lowlat_seg.plugin.notices import show_info
 
 
 class PromptLayers:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from napari.utils.colormaps import DirectLabelColormap
-from napari.utils.notifications import show_warning
 from psygnal import Signal
 from qtpy.QtGui import QColor
 
@@ -28,6 +27,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane
 from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.grid import Grid
+from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.objects.proposals import ProposalLayer, Search
 from napari_lowlat_seg.plugin.worker import Worker
 
