@@ -205,7 +205,7 @@ def _fill(path: Path, begin: int, labels: np.ndarray, dtype: np.dtype[Any]) -> N
     with path.open("r+b") as file:
         file.seek(begin)
         for place in np.ndindex(labels.shape[:-2]):
-            file.write(np.ascontiguousarray(labels[place], dtype))
+            file.write(labels[place].astype(dtype).tobytes())
 
 
 def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[Turn, Geometry]:
