@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _foreseen(error: RuntimeError) -> str:
-    """What is told of an error that needs no traceback; "" for all others."""
+    """The message for an error that needs no traceback; "" for all others."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if "WorkerProcessEnded" in kinds:
         return str(error)

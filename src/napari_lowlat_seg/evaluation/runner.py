@@ -217,7 +217,7 @@ def over_models(
 
 
 def check_names(models: Sequence[Segmenter]) -> None:
-    """Raise ValueError for models whose results could not be told apart: two of one name, or none at all."""
+    """Raise ValueError for models whose results look alike (two of one name), or none at all."""
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
         raise ValueError(

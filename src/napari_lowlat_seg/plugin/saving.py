@@ -86,7 +86,7 @@ def _pyramid(path: str, like: Volume) -> Iterator[ArrayLabels]:
 def layer_geometry(labels: Sequence[Any], units: Sequence[Any], matrix: np.ndarray) -> Geometry:
     """The geometry of a layer.
 
-    napari's axes are told by their order: names that say another order than the world's are not kept.
+    napari's axes are known by their order: names that say another order than the world's are not kept.
 
     Parameters
     ----------

@@ -345,7 +345,7 @@ class Worker(QObject):
         except WorkerProcessEnded:
             self._ahead_allowed = False  # the next one might end the process again, and so on for ever
             raise
-        except (ValueError, OSError) as error:  # the user is told when this plane comes into view
+        except (ValueError, OSError) as error:  # shown when this plane comes into view
             LOG.debug("%s was not embedded ahead: %s", job.source.name, error)
         except Exception as error:
             LOG.warning("planes are not embedded ahead: %s", sentence(error))
@@ -475,7 +475,7 @@ class Worker(QObject):
 
 
 def sentence(error: Exception) -> str:
-    """The sentence that users are told of an error."""
+    """The sentence that users read of an error."""
     words = str(error) or type(error).__name__
     if isinstance(error, USER_ERRORS):
         return words

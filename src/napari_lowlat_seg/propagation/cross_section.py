@@ -52,7 +52,7 @@ class CrossSection:
 
     @property
     def whole(self) -> bool:
-        """Whether the cut shows all of the object, as far as can be told from itself.
+        """Whether the cut shows all of the object, as far as the cut alone shows.
 
         Its known lines are neighbours, `FEWEST_LINES` of them or more, and at both ends the object has become
         narrow (`TAPERED`), or the plane ends. Fewer lines will do if the object is gone at both ends. The

@@ -241,7 +241,7 @@ class WorkerProcess:
 
     def _next(self, between: Callable[[], None] | None) -> Message:
         """The next message; `between` is called while there is none. Raises WorkerProcessEnded."""
-        heard, asked = time.monotonic(), False
+        quiet_since, asked = time.monotonic(), False
         while True:
             if between is not None:
                 between()
@@ -249,15 +249,15 @@ class WorkerProcess:
             if message is not None and (message.kind != "pong" or not asked):
                 return message
             if message is not None:
-                heard, asked = time.monotonic(), False
+                quiet_since, asked = time.monotonic(), False
             elif self._replies.closed:
                 raise self._dead()
             elif not self._greeted:  # it is still starting, however long that takes
-                heard = time.monotonic()
-            elif not asked and time.monotonic() > heard + QUIET_SECONDS:
+                quiet_since = time.monotonic()
+            elif not asked and time.monotonic() > quiet_since + QUIET_SECONDS:
                 asked = True
                 self._send(Message(0, "ping"))
-            elif time.monotonic() > heard + QUIET_SECONDS + HUNG_SECONDS:
+            elif time.monotonic() > quiet_since + QUIET_SECONDS + HUNG_SECONDS:
                 self._end(f"has not answered for {QUIET_SECONDS + HUNG_SECONDS:.0f} s and was ended")
 
     def _dead(self) -> WorkerProcessEnded:

@@ -371,7 +371,7 @@ class Journal:
 
 
 class _Inbox:
-    """A queue whose `put` wakes nobody: the reader looks for items by itself, or is told to at once."""
+    """A queue whose `put` wakes nobody: the reader looks for items by itself, or is woken at once."""
 
     def __init__(self) -> None:
         self._items: deque[Event | _Task] = deque()

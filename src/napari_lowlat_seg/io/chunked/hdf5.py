@@ -33,7 +33,7 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     node = file.get(choice.inside) if choice.inside else file
     if node is not None and Path(node.file.filename) != path:  # a link to another file
         sibling(path, str(node.file.filename))
-    series = choice.inside if node is None else choice.series  # one that is not there is told with all
+    series = choice.inside if node is None else choice.series  # the error for one that is not there lists all
     if isinstance(node, h5py.Dataset):
         return _placed(node)
     place = file if node is None else node

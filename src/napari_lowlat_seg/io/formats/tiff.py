@@ -140,7 +140,7 @@ def _large(path: Path, index: int, number: int, level: Any) -> Any:
 
 @contextmanager
 def _codecs(level: Any) -> Iterator[None]:
-    """In this block a compression whose library is missing is told with what to install."""
+    """In this block the error for a compression whose library is missing says what to install."""
     try:
         yield
     except ValueError as error:

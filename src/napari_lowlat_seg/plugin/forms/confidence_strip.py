@@ -93,7 +93,7 @@ class Strip(QWidget):
             height = 1.0 if confidence is None else 0.15 + 0.85 * confidence
             bar = self._columns(position, 1, height)
             painter.fillRect(bar, QColor(_colour(confidence)))
-            # Amber alone can hardly be told from a light background.
+            # Amber alone hardly shows on a light background.
             painter.fillRect(QRectF(bar.topLeft(), QSizeF(bar.width(), 1)), text)
         if self._here >= 0:
             column = self._columns(self._here, 1, 1.0)

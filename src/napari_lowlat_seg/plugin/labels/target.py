@@ -42,7 +42,7 @@ class ChosenLabels:
     session
         Writes, and takes note of the user's own brush strokes.
     worker
-        Looks for the highest label of a large layer.
+        Reads a large layer to find its highest label.
     keys, controller
         Keys bound to the layer, so that undo there is undo of the session; the controller that they call.
     fit
@@ -126,7 +126,7 @@ class ChosenLabels:
     ) -> dict[LabelStore, LabelLayer | DiskLabels]:
         """Show labels of an earlier session in layers, by what writes to them; `current` ones are chosen.
 
-        The session is not told: it is restored together with them.
+        The session does not notice: it is restored together with them.
         """
         shown = {one: restored(self._viewer, self._grid, one, about) for one, about in stores.items()}
         self._opening = None

@@ -1,4 +1,4 @@
-"""*Find all*: objects of a plane, a range or the volume, proposed without a prompt and drawn until judged."""
+"""*Find all*: objects of a plane, a range or the volume, proposed without a prompt until the user decides."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ AGENT = (6.0, 50.0)  # gray values by which a contrast agent changes the object,
 def contrast_agent(image: Tensor, cover: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Return views (B, 3, S, S) in 0..255 whose object is brighter or darker; does not mutate them.
 
-    An organ without an outline of its own cannot be told from the tissue around it, and teaches to take all
+    An organ without an outline of its own looks like the tissue around it, and teaches to take all
     that has its gray value. The slight change gives it an outline, as a contrast agent does.
 
     Parameters
