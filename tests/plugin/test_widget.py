@@ -353,6 +353,7 @@ def test_the_state_is_one_big_line(on_image):
     assert on_image.sentence == "embedding plane 12"
     on_image.worker.idle.emit()
     on_image.controller.status.emit("a < b")
+    assert on_image.sentence == "a < b"
     assert "a &lt; b" in on_image.part("State: a < b").text()
 
 

@@ -102,6 +102,7 @@ class LowlatWidget(QWidget):
 
     def _connect(self) -> None:
         form, details = self.form, self.form.details
+        form.state.look = self._situation
         connect_files(form.session, form.offer, lambda: self.controller, self._try)
         for signal, slot in (
             (form.image.changed, self.turn_to),
@@ -122,7 +123,7 @@ class LowlatWidget(QWidget):
             (self.keys.changed, lambda: remember_keys(self.keys.keys)),
             (self.controllers.swapped, self._swapped),
             (self._layers.changed, self._follow),
-            (self.worker.idle, self._show_situation),
+            (self.worker.idle, form.state.update_situation),
             (self.destroyed, self.worker.close),
         ):
             signal.connect(slot)
@@ -150,7 +151,7 @@ class LowlatWidget(QWidget):
         for controller, verb in ((before, "disconnect"), (after, "connect")):
             if controller is not None:
                 getattr(controller.changed, verb)(self._show)
-                getattr(controller.status, verb)(self._say)
+                getattr(controller.status, verb)(self.form.state.say)
                 getattr(controller.propagation.progressed, verb)(self._redraw_soon)
         self.objects.show(None if after is None else after.all_objects)
         self._show_all()
@@ -165,16 +166,12 @@ class LowlatWidget(QWidget):
             self.form.details.show_view(layer, self.controllers.view)
         self._show()
 
-    def _show_situation(self) -> None:
+    def _situation(self) -> dict[str, Any]:
         image = None if self.controller is None else self.controller.situation
-        self.form.state.update_situation(image=image, images=len(self.controllers.images))
-
-    def _say(self, news: str) -> None:
-        """What the controller tells, which may have changed the situation as well."""
-        self.form.state.update_situation(image=self.controller.situation, news=news)
+        return {"image": image, "images": len(self.controllers.images)}
 
     def _show(self) -> None:
-        self._show_situation()
+        self.form.state.update_situation()
         if self.controller is not None:
             state, before = self.controller.state, self._layers_of
             if before is None or (before.labels, before.prompts) != (state.labels, state.prompts):

@@ -5,7 +5,9 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QLineEdit, QSlider, QVBoxLayout, QWidget
 
+from napari_lowlat_seg.plugin.controller.situation import ImageSituation
 from napari_lowlat_seg.plugin.forms.controls import Chooser, control, show
+from napari_lowlat_seg.plugin.forms.main import StateLine
 from napari_lowlat_seg.plugin.forms.volume import PlaneRange
 from napari_lowlat_seg.plugin.settings import SETTING
 
@@ -192,3 +194,27 @@ def test_the_range_of_planes_is_shown_silently_and_typed_aloud(shown, qtbot):
     assert values == [(1200, 4999), (1200, 3456)]
     planes.show_range(0, (0, 0))
     assert planes.value() == (0, 0)
+
+
+def test_what_is_going_on_is_worked_out_once_per_turn(qtbot):
+    """However often it changes; whoever asks for the sentence earlier gets it as it is now."""
+    line, looked = StateLine(), []
+
+    def look():
+        looked.append(line.situation.news)
+        return {"image": ImageSituation()}
+
+    line.look = look
+    for news in ("", "Undo: click", "object 1 accepted"):
+        line.say(news)
+    line.update_situation(working="")
+    assert looked == []
+    qtbot.waitUntil(lambda: "object 1 accepted" in line.text())
+    assert looked == ["object 1 accepted"]
+    line.say("<b>")
+    assert line.sentence == "<b>"
+    assert "&lt;b&gt;" in line.text()
+    assert line.sentence == "<b>"
+    qtbot.wait(20)
+    assert looked == ["object 1 accepted", "<b>"]
+    line.deleteLater()

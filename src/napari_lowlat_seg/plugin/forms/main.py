@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from html import escape
 from typing import Any
 
-from qtpy.QtCore import QEvent, Qt, Signal
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.plugin.canvas.hints import first_hint
@@ -163,8 +163,8 @@ class MainForm(QWidget):
         self.buttons["redo"].setEnabled(state.can_redo)
         if before is None or before.settings != state.settings:
             self._show_settings(state.settings)
-        told = first_hint(begun=state.begun, accepted=state.accepted, volume=state.stack.volume)
-        self.hint.show_hint(told)
+        hint = first_hint(begun=state.begun, accepted=state.accepted, volume=state.stack.volume)
+        self.hint.show_hint(hint)
         if before is None or before.hand.mode != state.hand.mode:
             self.mode.show_value(state.hand.mode)
         if state.window is not None and (before is None or before.window != state.window):
@@ -194,8 +194,8 @@ class MainForm(QWidget):
             button.show_key(keys[name])
             described(button, ACTION[name].title, f"Key: {keys[name] or 'none'}")
         self.polarity.explain(f"The sign of the next click or stroke. Key: {keys['toggle_polarity']}")
-        told = ", ".join(f"{ACTION[action].title.lower()} {keys[action]}" for action in MODES.values())
-        self.mode.explain(f"What the mouse does. Keys: {told}")
+        modes = ", ".join(f"{ACTION[action].title.lower()} {keys[action]}" for action in MODES.values())
+        self.mode.explain(f"What the mouse does. Keys: {modes}")
         self.tool.explain(f"What dragging the mouse draws. Key: {keys['next_tool']}")
 
 
@@ -229,12 +229,15 @@ class ResetButton(QPushButton):
 class StateLine(QLabel):
     """What is going on, in one sentence of large text.
 
+    The sentence is worked out once per turn of the event loop, or when it is asked for: a click changes the
+    situation some ten times.
+
     Attributes
     ----------
-    sentence
-        What it says, without markup; a function of `situation`.
     situation
-        See `Situation`; changed by `update_situation` only.
+        See `Situation`; changed by `update_situation` and `look` only.
+    look
+        Gives the fields of the situation that nobody reports, as they are now.
     """
 
     def __init__(self) -> None:
@@ -242,8 +245,11 @@ class StateLine(QLabel):
         described(self, "State", "What is going on, or how long the last prediction took.")
         self.setWordWrap(True)
         self.setTextFormat(Qt.TextFormat.RichText)
-        self.sentence = ""
+        self._sentence = ""
         self.situation = Situation()
+        self.look: Callable[[], Mapping[str, Any]] = dict
+        self._later = QTimer(self, singleShot=True)
+        self._later.timeout.connect(self._work_out)
         self.setAlignment(Qt.AlignmentFlag.AlignTop)
         self._keep_room()
 
@@ -257,12 +263,25 @@ class StateLine(QLabel):
         """Three lines, so that the buttons below stay where they are whatever is said."""
         self.setFixedHeight(round(3 * 1.25 * self.fontMetrics().lineSpacing()))
 
+    @property
+    def sentence(self) -> str:
+        """What it says, without markup; a function of `situation`."""
+        if self._later.isActive():
+            self._work_out()
+        return self._sentence
+
     def update_situation(self, **changes: Any) -> None:
-        """Change fields of the situation and say what it is now; markup in it stays text."""
+        """Change fields of the situation; what it is now is said in this turn of the event loop."""
         self.situation = replace(self.situation, **changes)
+        self._later.start()
+
+    def _work_out(self) -> None:
+        """Say what is going on; markup in it stays text."""
+        self._later.stop()
+        self.situation = replace(self.situation, **self.look())
         sentence = sentence_of(self.situation)
-        if sentence != self.sentence:
-            self.sentence = sentence
+        if sentence != self._sentence:
+            self._sentence = sentence
             self.setText(f"<big><b>{escape(sentence)}</b></big>")
             self.setAccessibleName(f"State: {sentence}")
 

@@ -81,7 +81,7 @@ class Grid:
     def _corners(self) -> tuple[tuple[float, ...], ...]:
         """The world positions of a voxel and its neighbours: they differ where the layer lies elsewhere."""
         corners = np.vstack([np.zeros(self.ndim), np.eye(self.ndim)])
-        return tuple(self.layer.data_to_world(corner) for corner in corners)
+        return tuple(map(self.layer.data_to_world, corners))
 
     def plane(self, dims: Any) -> Plane | None:
         """The plane that the viewer shows; does not mutate.
