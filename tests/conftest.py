@@ -48,9 +48,27 @@ KINDS = ("UserWarning", "RuntimeWarning", "FutureWarning")
 STRICT = (*(f"error::{kind}" for kind in KINDS), "ignore:Non-orthogonal slicing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests with a window as `gui`; without a screen they skip, or fail if REQUIRE_GUI is set."""
-    window = [item for item in items if {"plugin", "window"} & set(item.path.relative_to(TESTS).parts[:-1])]
+WINDOWS = {"plugin", "window"}
+"""Folders whose tests need a window."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the tests that need a window their files are not read: importing napari takes seconds."""
+    without = "not gui" in config.option.markexpr
+    return True if without and collection_path.is_dir() and collection_path.name in WINDOWS else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests with a window as `gui`; without a screen they skip, or fail if REQUIRE_GUI is set.
+
+    Tests marked `thorough` run where they are asked for, by that word or one by one.
+    """
+    asked = "thorough" in config.option.markexpr or any("::" in argument for argument in config.args)
+    thorough = [] if asked else [item for item in items if item.get_closest_marker("thorough")]
+    if thorough:
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if item not in set(thorough)]
+    window = [item for item in items if WINDOWS & set(item.path.relative_to(TESTS).parts[:-1])]
     lacking = _lacking()
     if window and lacking and os.environ.get("REQUIRE_GUI"):
         raise pytest.UsageError(f"REQUIRE_GUI is set but there is {lacking}")

@@ -83,6 +83,7 @@ class SharedWindow:
         get_settings().reset()
         QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
         QApplication.processEvents()
+        gc.collect()  # what napari would have done at each layer: see `quick_removal`
         left = self._borrowed()
         if left != self._before:
             self.close()

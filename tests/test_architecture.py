@@ -80,6 +80,7 @@ def test_every_engine_module_imports_without_napari_and_qt(run_python):
     assert run_python(f"{block}{imports}\nprint('all')") == "all"
 
 
+@pytest.mark.slow
 def test_the_vocabulary_imports_without_torch(run_python):
     """Volumes, prompts, files and the simulated annotator are numpy only."""
     imports = "\n".join(f"import {name}" for name in VOCABULARY)
@@ -95,6 +96,7 @@ def test_importing_the_package_imports_nothing_heavy(run_python):
     assert heavy == "[]"
 
 
+@pytest.mark.slow
 def test_importing_the_contributions_imports_no_torch(run_python):
     """Opening sample data does not wait for the network's library."""
     imported = run_python(
@@ -132,6 +134,7 @@ def test_the_version_is_that_of_the_metadata():
     assert napari_lowlat_seg.__version__ == project["version"]
 
 
+@pytest.mark.slow
 def test_the_import_rules_hold():
     """The contracts of pyproject.toml: layers, the plugin wall, a vocabulary without torch."""
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
@@ -227,6 +230,7 @@ def test_the_default_weights_are_shipped_with_a_model_card():
     assert any(weights.glob("*.md"))
 
 
+@pytest.mark.slow
 def test_no_heavy_or_unused_dependency_is_in_the_base():
     """A cluster gets no Qt and no napari, and nothing is asked for that no module imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -244,6 +244,7 @@ def test_a_write_that_failed_is_not_taken_back_once_the_session_has_gone_on(tmp_
 # Kills and cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_every_whole_part_of_a_journal_restores_the_session_after_that_event(tmp_path, seed):
     """Wherever a kill falls: in a run, between the end of a run and the accept that ended it."""
@@ -338,6 +339,7 @@ def test_a_saved_session_that_is_cut_or_has_more_is_refused(tmp_path, session, l
             restored_from(tmp_path / "torn")
 
 
+@pytest.mark.slow
 def test_compaction_bounds_the_file_and_loses_nothing(tmp_path, session, labels):
     """Undone and repeated for ever, an annotation takes no more than twice what a compacted file does."""
     journal = Journal(session, tmp_path, compact_bytes=30_000)
@@ -447,6 +449,7 @@ def test_a_journal_that_is_taken_away_is_written_anew(tmp_path, session, labels,
     assert restored_from(journal.path) == everything_of(session, labels)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_keeps_its_last_whole_action(tmp_path, run_python):
     """The system's own limit on the size of files, which takes a part of a write before it refuses."""
     code = f"""
@@ -833,6 +836,7 @@ def test_bytes_changed_at_random_give_an_earlier_state_or_a_sentence(tmp_path, s
 # Merged edits
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLANES), st.integers(0, 2**32 - 1)), max_size=12))
 def test_merged_edits_write_what_the_edits_write_one_after_the_other(script):

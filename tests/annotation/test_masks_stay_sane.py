@@ -3,6 +3,7 @@
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -64,6 +65,7 @@ def test_what_a_person_drew_is_kept():
     assert np.array_equal(finished_mask(state, PostProcessing()).on(SHAPE), two_blobs(1))
 
 
+@pytest.mark.slow
 @given(probabilities, clicks)
 def test_only_small_parts_without_a_positive_prompt_are_dropped(probability, prompts):
     """Nothing is added; doing it twice changes nothing."""
@@ -84,6 +86,7 @@ def test_only_small_parts_without_a_positive_prompt_are_dropped(probability, pro
             assert not any(one.positive and parts[tuple(map(int, one.at))] == part for one in prompts)
 
 
+@pytest.mark.slow
 @given(probabilities, probabilities, places, places)
 def test_a_negative_click_never_makes_a_mask_grow(first, second, at, against):
     """Wherever the network would now see the object, too."""

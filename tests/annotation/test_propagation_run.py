@@ -105,6 +105,7 @@ def test_a_correction_is_propagated_only_between_its_neighbours() -> None:
         assert (session.state(plane) is before[plane]) == (plane.position not in (7, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.sets(st.integers(2, 10), min_size=1, max_size=4), st.integers(3, 9))
 def test_outside_the_interval_of_its_anchors_a_correction_changes_no_state(

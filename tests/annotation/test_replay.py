@@ -147,6 +147,7 @@ actions = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(actions)
 def test_a_replay_makes_the_session_again(tmp_path_factory, actions):
@@ -414,7 +415,9 @@ def test_planes_are_written_as_ranges(axis):
 # The shipped model and session
 
 
+# `test_a_chosen_candidate_is_chosen_again` has the mechanism, the tutorial's replay the shipped model.
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_candidate_of_the_shipped_model_is_chosen_again(tmp_path):
     """Its masks, and what a later click makes of them, to the voxel; by the replay and by the script."""
     image = sample_path("em_fly_medulla.tif")
@@ -460,7 +463,9 @@ def test_the_tutorial_is_replayed_without_a_voxel_that_differs(capsys):
     assert '"differing": 0, "voxels": 3000000, "predictions": 15, "objects": 3' in printed
 
 
+# `test_the_exported_script_makes_the_labels_again` has scripts of any actions, the replay above the tutorial.
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_script_of_the_tutorial_makes_its_labels(tmp_path):
     """Through the public API, in a Python of its own."""
     with pytest.raises(SystemExit) as ended:

@@ -519,6 +519,7 @@ def shown_of(session, labels):
     return labels.tobytes(), session.current, session.label, session.prompted(), shown
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(actions)
 def test_any_script_undoes_to_a_bit_identical_volume_and_redoes_to_where_it_was(script):
@@ -615,6 +616,7 @@ def test_edits_of_labels_that_were_mended_meanwhile_are_refused(session, labels)
     assert not labels.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(actions)
 def test_with_the_policy_keep_no_voxel_of_another_object_ever_changes(script):

@@ -61,6 +61,7 @@ def test_objects_run_through_the_volume(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([output, "rods.tif"])
 
 
+@pytest.mark.slow
 def test_any_axis_will_do(rods: Path, bright: FakePredictor, tmp_path: Path) -> None:
     """Planes of 6 rows are small, so small objects count."""
     run_automatic(rods, tmp_path / "l.tif", BatchSettings(axis=2), MaskGeneratorSettings(least_area=5))
@@ -87,6 +88,7 @@ def test_a_plane_of_nan_has_no_objects(bright: FakePredictor, tmp_path: Path) ->
     assert run_automatic(tmp_path / "a.tif", tmp_path / "l.tif")["planes"] == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed(
     rods: Path, bright: FakePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_more_than_three_axes_are_refused(tmp_path: Path) -> None:
         run_automatic(tmp_path / "a.tif", tmp_path / "l.tif")
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_labels_is_refused(
     rods: Path, bright: FakePredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

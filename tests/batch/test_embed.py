@@ -91,7 +91,9 @@ def test_a_stopped_run_is_resumed(tiny: Path, stack: Path, tmp_path: Path) -> No
     assert _files(folder) == before
 
 
+# The next test has a cluster and every byte too, that of seeds two workers of this machine.
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_cluster_writes_the_same_bytes(tiny: Path, stack: Path, tmp_path: Path) -> None:
     """Two workers, batches of planes, every file equal."""
     pytest.importorskip("distributed")

@@ -152,6 +152,7 @@ def test_no_workers_is_no_cluster() -> None:
         assert client is None
 
 
+@pytest.mark.slow
 def test_an_address_without_a_scheduler_is_refused() -> None:
     """And a negative number of workers."""
     pytest.importorskip("distributed")

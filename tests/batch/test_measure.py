@@ -91,6 +91,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 arrays = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(rng=arrays, count=st.integers(2, 3), block=st.sampled_from([8, 64, 1000]))
 def test_objects_are_those_of_regionprops_whatever_the_blocks(

@@ -20,6 +20,7 @@ def test_the_rows_of_a_table_are_read_by_their_columns() -> None:
         rows(PAGES / "quality.md", "a", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_plot_finds_its_table(name: str) -> None:
     """A page that is changed still has what is drawn, and shows the picture."""

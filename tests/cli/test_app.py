@@ -102,6 +102,7 @@ ARE_WHOLE = (
 """Commands that need no argument."""
 
 
+@pytest.mark.slow
 def test_the_table_has_all_commands() -> None:
     """So that the tests below are of something."""
     assert len(commands()) > 15
@@ -139,6 +140,7 @@ def test_post_processing_out_of_range_is_one_sentence(option: str, segment: Call
     assert not (tmp_path / "out.tif").exists()
 
 
+@pytest.mark.slow
 def test_post_processing_changes_the_labels_as_it_says(
     segment: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +205,7 @@ def test_every_kind_of_prompt_is_accepted(segment: Call, tmp_path: Path) -> None
     assert json.loads(done.out)["prompts"] == 4 + 3 + 1 + 2
 
 
+@pytest.mark.slow
 def test_prompts_are_kept_beside_the_labels_and_give_them_again(segment: Call, tmp_path: Path) -> None:
     """All kinds, of several objects, with the planes that they reach."""
     (tmp_path / "s.csv").write_text("2,20,20\n2,20,30\n")
@@ -270,6 +273,7 @@ def test_propagation_stays_in_its_range(segment: Call, tmp_path: Path) -> None:
     assert segment("--click", "2,20,25", "--propagate", ":").status == 0
 
 
+@pytest.mark.slow
 def test_nifti_planes_are_axial_by_default(call: Call, tiny: Path, tmp_path: Path) -> None:
     """Z counts along the third axis; the labels have the affine of the image."""
     affine = np.diag([-2.0, 1, 3, 1])
@@ -313,6 +317,7 @@ def test_a_constant_image_is_an_image(value: int, call: Call, tiny: Path, tmp_pa
     assert call("segment", "a.tif", "-o", "b.tif", "--model", tiny, "--click", "3,4").status == 0
 
 
+@pytest.mark.slow
 def test_a_picture_of_one_pixel_is_an_image(call: Call, tiny: Path, tmp_path: Path) -> None:
     """Also as a volume of thin planes."""
     Image.fromarray(np.full((1, 1), 9, np.uint8)).save(tmp_path / "a.png")
@@ -466,6 +471,7 @@ def test_an_existing_result_survives_a_wrong_call(segment: Call, tmp_path: Path)
     assert (tmp_path / "out.tif").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_second_object_is_added_to_the_first(segment: Call, tmp_path: Path) -> None:
     """With the next free label; pixels of other objects stay, and the report counts those written."""
     mask = np.zeros((5, 40, 50), np.uint16)
@@ -548,6 +554,7 @@ def test_models_are_listed_described_and_imported(
     assert call("models", "import", tmp_path / "no.pth").status == 2
 
 
+@pytest.mark.slow
 def test_info_has_what_an_error_report_needs(
     run_python: Callable[[str], str], tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def movie(tmp_path: Path) -> Path:
     return tmp_path / "a.tif"
 
 
+@pytest.mark.slow
 def test_a_time_and_a_series_are_chosen(call: Call, tiny: Path, movie: Path, tmp_path: Path) -> None:
     """Clicks have three numbers then, and labels the shape of what was chosen."""
     click = ("--click", "1,20,25", "--model", tiny)

@@ -24,6 +24,7 @@ def labels(tmp_path: Path) -> Path:
     return write_labels(tmp_path / "labels.tif", data)
 
 
+@pytest.mark.slow
 def test_objects_are_measured_into_a_table(call: Call, labels: Path, tmp_path: Path) -> None:
     """With intensities where there is an image; the last line says how many."""
     tifffile.imwrite(tmp_path / "image.tif", np.full((4, 6, 8), 7, np.uint8), photometric="minisblack")
@@ -40,6 +41,7 @@ def test_objects_are_measured_into_a_table(call: Call, labels: Path, tmp_path: P
 NAMES = ("a\"b'c", "<script>x", "a\nb", "a\\b{0}", "=1+1", "a,b;c", "\udcff", "\u2028", "-x", "%s")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_is_text_in_what_is_written(

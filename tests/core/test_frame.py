@@ -30,6 +30,7 @@ def frames(draw: st.DrawFn) -> Frame:
     return Frame((rows, cols), draw(st.sampled_from([1, 64, 448, 1024])), crop, fit, draw(spacings))
 
 
+@pytest.mark.slow
 @given(frames(), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
 def test_to_network_and_back_is_the_same_point(frame: Frame, where: list[tuple[float, float]]) -> None:
     """Within rounding, everywhere on the plane."""
@@ -37,6 +38,7 @@ def test_to_network_and_back_is_the_same_point(frame: Frame, where: list[tuple[f
     np.testing.assert_allclose(frame.to_plane(frame.to_network(points)), points, atol=1e-7)
 
 
+@pytest.mark.slow
 @given(frames())
 def test_the_edges_of_the_crop_are_the_edges_of_the_content(frame: Frame) -> None:
     """Half a pixel before the first and after the last, in both grids."""
@@ -58,6 +60,7 @@ def test_letterbox_makes_network_pixels_square_in_the_world(
     np.testing.assert_allclose(frame.content, np.maximum(512 * world / world.max(), 1), atol=0.5 + 1e-9)
 
 
+@pytest.mark.slow
 @given(frames(), st.data())
 def test_every_letterbox_point_of_the_crop_falls_on_a_content_pixel(
     frame: Frame, data: st.DataObject

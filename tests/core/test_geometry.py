@@ -91,6 +91,7 @@ def test_an_array_that_was_turned_is_turned_back(data: st.DataObject) -> None:
     np.testing.assert_array_equal(np.flip(turned.transpose(found[0]), found[1]), array)
 
 
+@pytest.mark.slow
 @given(geometries(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_an_array_of_another_place_is_not_turned(geometry: Geometry, data: st.DataObject) -> None:
@@ -104,6 +105,7 @@ def test_an_array_of_another_place_is_not_turned(geometry: Geometry, data: st.Da
     assert geometry.turn_from(fewer, shape, shape[:-1]) is None
 
 
+@pytest.mark.slow
 @given(geometries(straight=True), st.data())
 @settings(max_examples=100, deadline=None)
 def test_an_axis_of_length_1_can_be_left_out(geometry: Geometry, data: st.DataObject) -> None:
@@ -117,6 +119,7 @@ def test_an_axis_of_length_1_can_be_left_out(geometry: Geometry, data: st.DataOb
     assert rest.names == tuple(name for i, name in enumerate(geometry.names) if i != axis)
 
 
+@pytest.mark.slow
 @given(geometries(ndim=3), st.sampled_from(LENGTHS))
 @settings(max_examples=100, deadline=None)
 def test_another_unit_means_the_same_places(geometry: Geometry, unit: str) -> None:
@@ -131,6 +134,7 @@ def test_another_unit_means_the_same_places(geometry: Geometry, unit: str) -> No
     assert changed.unit == unit
 
 
+@pytest.mark.slow
 @given(geometries(ndim=3))
 @settings(max_examples=100, deadline=None)
 def test_the_patient_s_two_worlds_mean_the_same_places(geometry: Geometry) -> None:
@@ -145,6 +149,7 @@ def test_the_patient_s_two_worlds_mean_the_same_places(geometry: Geometry) -> No
         assert len(made.orientation) == 3
 
 
+@pytest.mark.slow
 @given(geometries(straight=True))
 @settings(max_examples=100, deadline=None)
 def test_as_a_viewer_shows_it_the_array_has_the_world_s_order(geometry: Geometry) -> None:

@@ -17,6 +17,7 @@ BOX = (2, 3, 8, 11)
 regions = arrays.arrays(np.uint16, (6, 8), elements=st.integers(0, 3))
 
 
+@pytest.mark.slow
 @given(regions, regions)
 def test_an_edit_and_its_reverse_are_exact(before, after):
     """Forth gives what was to be, back gives what was; equal labels are no edit."""
@@ -34,6 +35,7 @@ def test_an_edit_and_its_reverse_are_exact(before, after):
     assert edit.highest == after[before != after].max()
 
 
+@pytest.mark.slow
 @given(regions, regions)
 def test_parts_paint_the_same_one_label_at_a_time(before, after):
     """For layers that can only paint."""
@@ -67,6 +69,7 @@ def test_labels_in_any_orientation_and_in_zarr():
     assert np.array_equal(whole.changed, edit.changed)
 
 
+@pytest.mark.slow
 @given(arrays.arrays(np.uint16, (3, 4), elements=st.integers(0, 5)), st.randoms(use_true_random=False))
 def test_the_lowest_label_keeps_a_pixel_in_whatever_order_masks_are_written(labels, random):
     """`lowest` makes the result independent of which job was done first; without it the last one wins."""

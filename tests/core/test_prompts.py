@@ -146,6 +146,7 @@ def test_maps_hold_each_prompt_where_it_belongs(items: list[Prompt], frame: Fram
     np.testing.assert_array_equal(maps, expected)
 
 
+@pytest.mark.slow
 @given(st.lists(prompts(), min_size=1, max_size=4), frames())
 @settings(max_examples=50, deadline=None)
 def test_asking_twice_gives_the_same_maps_and_changes_nothing(items: list[Prompt], frame: Frame) -> None:
@@ -162,6 +163,7 @@ def test_asking_twice_gives_the_same_maps_and_changes_nothing(items: list[Prompt
             assert repr(item) == content
 
 
+@pytest.mark.slow
 @given(prompts())
 @settings(deadline=None)
 def test_a_prompt_is_never_invisible_on_the_whole_plane(item: Prompt) -> None:
@@ -190,6 +192,7 @@ def test_a_box_covers_the_pixels_between_its_corners() -> None:
 corners = st.tuples(st.integers(-4, 40), st.integers(-4, 40))
 
 
+@pytest.mark.slow
 @given(st.lists(corners, min_size=3, max_size=7))
 @settings(deadline=None)
 def test_polygon_fill_equals_the_even_odd_rule_pixel_by_pixel(outline: list[tuple[int, int]]) -> None:

@@ -55,6 +55,7 @@ def test_planes_are_hashable_values() -> None:
     assert {Plane((np.int64(3), None, None)): 1}[Plane((3, None, None))] == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap", [np.asarray, dask.array.from_array, zarr.array], ids=["numpy", "dask", "zarr"]
 )
@@ -262,6 +263,7 @@ def test_the_window_of_a_huge_image_is_that_of_a_sample() -> None:
     assert intensity_window(pixels) == (5.0, 6.0)
 
 
+@pytest.mark.slow
 @given(
     pixels=hnp.arrays(
         st.sampled_from(
@@ -283,6 +285,7 @@ def test_every_real_type_becomes_8_bit_without_being_changed(pixels: np.ndarray)
     np.testing.assert_array_equal(pixels, before)
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.float32, (5, 5), elements=st.floats(-1e3, 1e3, width=32)))
 def test_brighter_stays_brighter(pixels: np.ndarray) -> None:
     """to_uint8 never reorders intensities."""

@@ -92,6 +92,7 @@ TYPED = re.compile(r"```(python|sh)\n(.*?)```", re.DOTALL)
 PREDICTS = ("everything", "seeds", "embed")  # run in tests/batch; here only `segment` has a predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["em-stack", "mri-tumour", "cells", "dicom"])
 def test_the_commands_of_a_tutorial_find_their_files(
     name: str, call: Call, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def test_nobody_goes_on_for_a_trifle() -> None:
     assert Choice("m", "g", "o", (0.80, 0.83, 0.84), (None,) * 3).tabs == 1
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_from_files(tmp_path, nested, capsys) -> None:
     """A table is shown and everything is written."""
     save_model(Compact(TINY), tmp_path / "m.safetensors")

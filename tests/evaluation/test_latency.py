@@ -165,6 +165,7 @@ def test_a_busy_loop_takes_processor_time(until: Callable[..., None]) -> None:
         until(lambda: int(Path(f"/proc/{loop}/stat").read_text().split()[13]) > 10)  # user time, 10 ms each
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_busy_loops_end_with_a_process_that_is_killed(until: Callable[..., None]) -> None:
     """No process is left."""
@@ -206,6 +207,7 @@ def test_a_busy_loop_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.slow
 def test_the_report_names_busy_loops(export_sam: Export, tmp_path: Path) -> None:
     """In its title and in the file, with how threads waited."""
     encoder, decoder = export_sam()

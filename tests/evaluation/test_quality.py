@@ -181,6 +181,7 @@ def test_without_predicted_iou_there_is_no_calibration(root: Path, tiny: Path, t
     assert len(report["sha256"][str(tiny)]) == 64
 
 
+@pytest.mark.slow
 def test_the_worst_objects_are_listed_and_drawn(root: Path, specs: list[str], tmp_path: Path) -> None:
     """One picture a model and domain; in JSON with or without pictures."""
     file = tmp_path / "o.json"
@@ -247,6 +248,7 @@ def test_an_interrupt_keeps_what_is_done(
     assert "interrupted: part of the objects" in shown[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_gallery_is_not_written(
     root: Path, specs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_json_is_written_whole(report: dict[str, Any], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
+@pytest.mark.slow
 def test_a_plot_has_a_panel_a_set(report: dict[str, Any], tmp_path: Path) -> None:
     """As SVG, where the titles can be counted."""
     pytest.importorskip("matplotlib")
@@ -139,6 +140,7 @@ def whole(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "kind": "quality", "calibration": [], "worst": worst, "machine": machine()}
 
 
+@pytest.mark.slow
 def test_a_page_has_tables_plots_and_worst_objects_and_nothing_from_elsewhere(
     report: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_without_matplotlib_a_page_has_tables_only(
     assert page.count("<table>") == 3
 
 
+@pytest.mark.slow
 def test_each_kind_of_report_becomes_a_page(tmp_path: Path) -> None:
     """Candidates, latency and volumes; another kind is refused."""
     choice = Choice("ours", "em", "1", (0.4, 0.8), (0.5, 0.6))
@@ -185,6 +188,7 @@ def test_each_kind_of_report_becomes_a_page(tmp_path: Path) -> None:
         write_html({"kind": "x"}, tmp_path / "c.html")
 
 
+@pytest.mark.slow
 def test_objects_have_a_summary_page(tmp_path: Path) -> None:
     """Sizes, the largest and the smallest; also of nothing."""
     labels = np.zeros((4, 40, 40), np.uint8)

@@ -132,6 +132,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (400, 300), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_the_first_prediction_comes_from_the_whole_plane(predictor, image):
     """Two answers to the first click on a small object; the second is drawn in the crop, finer."""
     first, second = predictor.answers(predictor.embed(image), [Click((200, 150))])
@@ -206,6 +207,7 @@ def test_a_prompt_outside_the_crop_uses_the_whole_plane_again(predictor, image):
     assert first.mask[200, 150]
 
 
+@pytest.mark.slow
 def test_what_the_crop_does_not_show_stays(predictor, image):
     """The crop's answer is pasted; the rest of the plane is byte for byte the whole plane's answer."""
     first, second = predictor.answers(predictor.embed(image), [Click((200, 150))])
@@ -223,6 +225,7 @@ def test_a_closer_look_at_another_image_is_not_used(predictor, image):
     assert first.look is None
 
 
+@pytest.mark.slow
 def test_off_takes_no_closer_look(image):
     """One answer, from the whole plane."""
     predictor = Predictor(Disk(SMALL), Runtime(), "off")
@@ -260,6 +263,7 @@ class Contrary(Disk):
         return super().fuse(features, maps[:, [0, 2, 1]])
 
 
+@pytest.mark.slow
 def test_an_object_too_large_for_any_crop_is_predicted_from_the_whole_plane():
     """It is not left cut off at the border of the last crop."""
     image = np.zeros((60, 50), np.uint8)
@@ -274,6 +278,7 @@ def test_an_object_too_large_for_any_crop_is_predicted_from_the_whole_plane():
     assert second.mask.all()
 
 
+@pytest.mark.slow
 def test_negative_prompts_alone_get_no_closer_look(image):
     """A crop around what the whole plane suggests may hold no prompt: the answer there would be a guess."""
     predictor = Predictor(Contrary(SMALL), Runtime())

@@ -126,6 +126,7 @@ def test_crops_show_the_uncertain_outline_the_nearest_first():
     assert uncertain_crops(frame, *thinned((ramp() > 0.5).astype(np.float32)), (0.0, 0.0)) == []
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**16))
 @settings(deadline=None, max_examples=25)
 def test_a_mixture_keeps_what_all_its_sources_say(seed) -> None:
@@ -186,6 +187,7 @@ def test_strokes_that_meet_a_crop_are_given_to_it():
     assert strokes_inside(crop, [inside, away, across, Box((50, 100), (90, 160))]) == [inside, across]
 
 
+@pytest.mark.slow
 def test_a_correction_of_a_large_object_is_refined(predictor) -> None:
     """On a processor one crop is embedded where a prompt is in none yet; it is kept and used again."""
     embedding = predictor.embed(image())
@@ -217,6 +219,7 @@ def test_a_new_crop_shows_the_newest_prompt(row: int, col: int) -> None:
     assert new_at_prompt([], [], (row, col)) == []
 
 
+@pytest.mark.slow
 def test_what_was_left_out_follows_while_idle(predictor) -> None:
     """The third prediction has all crops, each embedded once."""
     embedding = predictor.embed(image())
@@ -227,6 +230,7 @@ def test_what_was_left_out_follows_while_idle(predictor) -> None:
     assert max(predictor.embedded.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [(150, 150), (40, 190), (260, 195)])
 def test_no_crop_undoes_what_the_user_said(predictor, at) -> None:
     """The fake network draws the left half of each crop, so crops contradict clicks; none is lost."""

@@ -93,6 +93,7 @@ def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
     assert (place, note) == (2, "stepped over: plane 3 has no finite pixel")
 
 
+@pytest.mark.slow
 def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagation):
     planes = propagation.volume.planes(0)
     assert list(propagation.propagate(anchor(propagation, 4, (0, 0, 0, 0)), planes)) == []

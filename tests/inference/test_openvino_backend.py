@@ -127,6 +127,7 @@ def test_a_correction_of_the_predicted_iou_is_converted_too(image) -> None:
     assert found[1] == pytest.approx(3 * found[0] + 0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_many_objects_equal_one_by_one(network, image) -> None:
     """Steps have a fixed shape, so objects take turns."""
     predictor = Predictor(network, FULL, "off")
@@ -137,6 +138,7 @@ def test_many_objects_equal_one_by_one(network, image) -> None:
         np.testing.assert_array_equal(found.probability, expected.probability)
 
 
+@pytest.mark.slow
 def test_embeddings_serve_either_way(network, image) -> None:
     """They have one fingerprint, and differ by less than a cache in half precision rounds."""
     ours, theirs = Predictor(network, FULL, "off"), Predictor(network, Runtime(), "off")
@@ -148,6 +150,7 @@ def test_embeddings_serve_either_way(network, image) -> None:
     np.testing.assert_allclose(crossed[0].probability, crossed[1].probability, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_embeddings_of_two_images_do_not_share_memory(network, image) -> None:
     """The next picture is computed where the last one was."""
     predictor = Predictor(network, FULL, "off")
@@ -229,6 +232,7 @@ class Stop(Exception):
     """The request is cancelled."""
 
 
+@pytest.mark.slow
 def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> None:
     """And leaves the next answer as it would have been."""
     predictor = Predictor(network, FULL, "off")
@@ -250,6 +254,7 @@ def test_what_is_not_wanted_stops_in_the_middle(network, image, monkeypatch) -> 
         assert torch.equal(found, feature)
 
 
+@pytest.mark.slow
 def test_other_numbers_than_torchs_are_refused(cache) -> None:
     """A converter's mistake must not draw masks."""
     with pytest.raises(ConversionError, match=r"its encode differs from torch's by 1 at values up to 0\."):

@@ -279,6 +279,7 @@ def choosing() -> Predictor:
     return Predictor(Compact(config).eval(), Runtime())
 
 
+@pytest.mark.slow
 def test_the_first_candidate_is_the_prediction(choosing) -> None:
     """The others follow by predicted IoU, are masks of the whole image, and differ from each other."""
     embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))
@@ -296,6 +297,7 @@ def test_the_first_candidate_is_the_prediction(choosing) -> None:
         assert choosing.predict(embedding, [*prompts, correction], chosen).mask.shape == (150, 200)
 
 
+@pytest.mark.slow
 def test_candidates_do_not_depend_on_what_is_kept(choosing) -> None:
     """With the first mask given, the others are the same whether its closer look is still there or not."""
     embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))

@@ -137,6 +137,7 @@ def fresh(code: str, stream: str = "stdout", **environment: str) -> str:
     return printed.strip()
 
 
+@pytest.mark.slow
 def test_importing_the_package_sets_it_before_torch_is_there():
     """At the moment when torch is looked for, by whichever module."""
     code = """

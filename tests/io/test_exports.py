@@ -66,6 +66,7 @@ def joined(labels: Volume) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     rng=rngs,
@@ -159,6 +160,7 @@ def test_geojson_says_plane_label_name_and_place(tmp_path: Path) -> None:
     assert [axis["name"] for axis in content["image"]["world"]] == ["z", "y", "x"]
 
 
+@pytest.mark.slow
 @given(rng=rngs)
 def test_coco_gives_every_mask_back(
     rng: np.random.Generator, tmp_path_factory: pytest.TempPathFactory
@@ -220,6 +222,7 @@ def write_series(folder: Path) -> None:
         slice_.save_as(folder / f"{(i * 3) % 4}.dcm", enforce_file_format=True)
 
 
+@pytest.mark.slow
 def test_a_dicom_segmentation_lies_on_its_series(tmp_path: Path) -> None:
     """Each segment voxel by voxel where the object is, with its name and its label."""
     from highdicom.seg import segread

@@ -272,6 +272,7 @@ def npy(folder: Path, draw: Draw) -> Written:
 IMAGES: tuple[Writer, ...] = (nifti, mgz, nrrd_file, mha, ome_zarr, imagej, ome_tiff, mrc, hdf5, npy)
 
 
+@pytest.mark.slow
 @settings(max_examples=int(os.environ.get("PAIR_EXAMPLES", 60)), deadline=None)
 @given(st.data())
 def test_a_voxel_stays_where_it_is_between_any_two_formats(data: st.DataObject) -> None:

@@ -81,6 +81,7 @@ def world_of(prompt: Prompt, plane: Plane, volume: Volume) -> np.ndarray:
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
+@pytest.mark.slow
 @given(rng=rngs)
 def test_what_is_written_comes_back(
     rng: np.random.Generator, tmp_path_factory: pytest.TempPathFactory
@@ -93,6 +94,7 @@ def test_what_is_written_comes_back(
         assert load_prompts(path, volume) == objects
 
 
+@pytest.mark.slow
 @given(rng=rngs, order=st.permutations(range(3)), flips=st.sets(st.integers(0, 2)))
 def test_prompts_lie_on_another_file_of_the_same_image(
     rng: np.random.Generator,
@@ -257,6 +259,7 @@ def test_files_that_are_missing_or_huge_are_refused(tmp_path: Path, monkeypatch:
         load_prompts(tmp_path / "p.json", scan())
 
 
+@pytest.mark.slow
 @given(rng=rngs)
 def test_a_file_with_damaged_bytes_is_read_or_refused(
     rng: np.random.Generator, tmp_path_factory: pytest.TempPathFactory

@@ -142,6 +142,7 @@ def test_damaged_bytes_are_read_or_refused(
         read_seeds(path, EM, unit="nm" if kind == "swc" else None)
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
     """Before it is unpacked."""
     pytest.importorskip("roifile")

@@ -463,6 +463,7 @@ def test_a_model_of_ours_is_downloaded_as_it_is(release, cache) -> None:
     assert load_predictor("ours", "cpu").network.config == TINY_OURS
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_is_downloaded_at_first_use(release, cache) -> None:
     """By its name alone."""
     assert same_weights(load_model("ours"), load_model(release))
@@ -480,6 +481,7 @@ def test_a_cancelled_download_of_ours_leaves_nothing(release, cache) -> None:
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_file_than_the_table_s_is_refused(release, cache) -> None:
     """On its way, and where the download should lie."""
     other = save_model(Compact(TINY_OURS).eval(), release)

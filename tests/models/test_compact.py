@@ -85,6 +85,7 @@ def test_shapes_follow_the_side(size: int) -> None:
     assert 0 <= float(quality) <= 1
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_images_of_one_batch_do_not_see_each_other(network: Compact) -> None:
     """Two at once answer as one by one."""
@@ -182,6 +183,7 @@ def test_windows_may_come_as_the_list_that_json_has() -> None:
     assert hash(CompactConfig(windows=[8, 16, 8])) == hash(CompactConfig())
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_half_precision_file_gives_back_the_rounded_network(network: Compact, tmp_path: Path) -> None:
     """Config and every parameter, rounded to float16; on the same weights the same answer, bit for bit."""
@@ -230,6 +232,7 @@ def test_a_file_without_a_correction_gives_the_same_masks(network: Compact, tmp_
     assert all(torch.equal(a, b) for other in answers[1:] for a, b in zip(answers[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_files_keep_their_name_of_the_iou_head(network: Compact, tmp_path: Path) -> None:
     """It is "judge": files written before it was renamed load, and what is saved again is equal."""
     old = Path(model_path("default"))
@@ -289,6 +292,7 @@ def test_one_click_shows_a_neuron(
     assert iou(truth, answer(predictor, em_embedding, deepest(truth))) > 0.8
 
 
+@pytest.mark.slow
 def test_a_click_elsewhere_shows_another_neuron(
     predictor: Predictor, em: tuple[np.ndarray, np.ndarray], em_embedding: Embedding
 ) -> None:
@@ -300,6 +304,7 @@ def test_a_click_elsewhere_shows_another_neuron(
     assert iou(masks[0].astype(np.int8), masks[1]) < 0.05
 
 
+@pytest.mark.slow
 def test_a_negative_click_removes_what_it_hits(
     predictor: Predictor, em: tuple[np.ndarray, np.ndarray], em_embedding: Embedding
 ) -> None:
@@ -317,6 +322,7 @@ def test_a_negative_click_removes_what_it_hits(
 FLOORS = {"click": 0.65, "box": 0.72, "scribble": 0.65, "polygon": 0.75}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FLOORS)
 def test_every_kind_of_prompt_shows_the_tumour(
     predictor: Predictor, tumour: tuple[np.ndarray, np.ndarray], tumour_embedding: Embedding, kind: str
@@ -327,6 +333,7 @@ def test_every_kind_of_prompt_shows_the_tumour(
     assert iou(truth, answer(predictor, tumour_embedding, draw(truth))) > FLOORS[kind]
 
 
+@pytest.mark.slow
 def test_candidates_change_nothing_else() -> None:
     """With the head the network's own mask and predicted IoU are the same to the last bit."""
     torch.manual_seed(0)

@@ -67,6 +67,7 @@ def test_a_torch_from_2_10_on_reads_both(version: str, monkeypatch) -> None:
     archives.check_torch()
 
 
+@pytest.mark.slow
 def test_a_fingerprint_covers_every_weight() -> None:
     """Any one number of any tensor, and what the config says beside the shapes."""
     torch.manual_seed(0)

@@ -47,9 +47,9 @@ def make_viewer(monkeypatch):
 
 
 @pytest.fixture
-def bright_window(make_napari_viewer_proxy, qtbot):
+def bright_window(shared_viewer, qtbot):
     """A viewer and the widget beside it: `bright_window(lambda viewer: viewer.add_image(...))`."""
-    viewer = make_napari_viewer_proxy(show=True)
+    viewer = shared_viewer
     viewer.window.resize(1200, 850)
 
     def open_window(prepare):

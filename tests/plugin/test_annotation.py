@@ -13,6 +13,7 @@ from napari_lowlat_seg.annotation.journal import read_session
 from napari_lowlat_seg.annotation.journal.replay import replay
 from napari_lowlat_seg.core.prompts import Box, Click, Polygon, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.plugin.settings import settings
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.serving.process import PredictionProcess
@@ -79,6 +80,7 @@ def window(make_napari_viewer_proxy, qtbot, process):
     """A viewer with an image of any kind, the widget beside it, and a hand: `window(data, **settings)`."""
     viewer = make_napari_viewer_proxy(show=True)
     viewer.window.resize(1300, 900)
+    settings().embeddings.ahead = 1  # eight planes of the real model each way would be most of the work
 
     def open_image(data=None, *, sample=None, plane=None, **place):
         if sample is not None:
@@ -147,6 +149,7 @@ def neurons():
     return image, np.asarray(read_volume(sample_path("em_fly_medulla_labels.tif")).data)
 
 
+@pytest.mark.qt
 def test_click_correct_accept_undo_redo_edit(window, neurons):
     """The whole round on the EM stack, with mouse and keys alone."""
     it = window(sample="em")
@@ -195,6 +198,7 @@ def test_click_correct_accept_undo_redo_edit(window, neurons):
     assert np.array_equal(labels.data[23] == 1, corrected)
 
 
+@pytest.mark.qt
 def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(window):
     """The MRI volume: the preview shows a mask before the button comes up, and keeps the final one."""
     it = window(sample="mri", plane=Plane((90, None, None)))
@@ -215,6 +219,7 @@ def test_a_scribble_on_the_tumour_is_answered_while_it_is_drawn(window):
     assert mask_of(it) is None
 
 
+@pytest.mark.qt
 def test_a_box_and_a_lasso_without_leaving_the_tool(window, neurons):
     """Shift-drag draws a box, Q changes what a drag draws; clicks still click."""
     it = window(neurons[0][:30], plane=Plane((23, None, None)))
@@ -237,6 +242,7 @@ def test_a_box_and_a_lasso_without_leaving_the_tool(window, neurons):
     assert isinstance(prompts_of(it)[1], Click)
 
 
+@pytest.mark.qt
 def test_the_polarity_key_and_what_shows_it(window, neurons):
     """T turns the next prompt; colour and symbol differ; selected points are turned round."""
     it = window(neurons[0][:2])
@@ -255,6 +261,7 @@ def test_the_polarity_key_and_what_shows_it(window, neurons):
     mask_of(it)
 
 
+@pytest.mark.qt
 def test_points_moved_and_deleted_change_the_mask(window, neurons):
     """Edits with napari's own tools are recognised, one undo step each."""
     it = window(neurons[0][:2])
@@ -279,21 +286,27 @@ def test_points_moved_and_deleted_change_the_mask(window, neurons):
 
 TURNED = [[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]
 TILTED = [[3, 0, 0, 5], [0, 0.6, 0.8, -20], [0, -0.8, 0.6, 40], [0, 0, 0, 1]]
+# The affine ones scale, turn and move; of the others `layers/test_grid.py` shows the places for any voxel.
+PLACED = pytest.mark.thorough
 UPENDED = [[0.6, 0, 0.8, 5], [0, 2, 0, -20], [-0.8, 0, 0.6, 40], [0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(
     ("axis", "place"),
     [
-        (0, {}),
-        (0, {"scale": (5, 2, 1)}),
-        (0, {"scale": (4, 1, 1), "translate": (10, -30, 7), "rotate": TURNED}),
-        (0, {"affine": TILTED}),
-        (1, {}),
-        (1, {"scale": (5, 2, 1)}),
-        (1, {"affine": UPENDED}),
+        pytest.param(0, {}, marks=pytest.mark.qt, id="axial"),
+        pytest.param(0, {"scale": (5, 2, 1)}, marks=PLACED, id="anisotropic"),
+        pytest.param(
+            0,
+            {"scale": (4, 1, 1), "translate": (10, -30, 7), "rotate": TURNED},
+            marks=PLACED,
+            id="rotated",
+        ),
+        pytest.param(0, {"affine": TILTED}, id="affine"),
+        pytest.param(1, {}, marks=PLACED, id="coronal"),
+        pytest.param(1, {"scale": (5, 2, 1)}, marks=PLACED, id="coronal-anisotropic"),
+        pytest.param(1, {"affine": UPENDED}, id="coronal-affine"),
     ],
-    ids=["axial", "anisotropic", "rotated", "affine", "coronal", "coronal-anisotropic", "coronal-affine"],
 )
 def test_prompt_and_mask_land_on_the_right_voxel(window, neurons, axis, place):
     """Wherever the image lies, however it is cut: the voxel under the mouse is in mask and labels."""
@@ -390,6 +403,7 @@ def test_one_channel_of_several(window, neurons):
         assert shown == 1
 
 
+@pytest.mark.qt
 def test_the_brush_takes_away_and_the_model_continues(window, neurons):
     """Erase a part of the mask by hand; a later click keeps that, and undo goes through it in order."""
     it = window(neurons[0][:2])
@@ -414,6 +428,7 @@ def test_the_brush_takes_away_and_the_model_continues(window, neurons):
     assert np.array_equal(mask_of(it), first)
 
 
+@pytest.mark.qt
 def test_a_brush_stroke_on_the_labels_is_on_the_same_undo_stack(window, neurons):
     """napari's own paint, then an accept, undone in order by one key on any of the layers."""
     it = window(neurons[0][:2])
@@ -451,6 +466,7 @@ def test_accept_pressed_before_the_answer_waits_for_it(window, neurons):
     assert set(np.unique(it.controller().labels.layer.data)) == {0, 1}
 
 
+@pytest.mark.qt
 def test_planes_by_key_and_each_its_own_state(window, neurons):
     """J and K look at the neighbours; coming back shows the mask again."""
     it = window(neurons[0][:4], plane=Plane((1, None, None)))
@@ -526,6 +542,7 @@ def test_what_was_done_in_the_window_is_replayed_to_the_voxel(window, neurons, p
     assert np.array_equal(done.labels, labels)
 
 
+@pytest.mark.qt
 def test_holding_postpones_and_cancel_drops(window, neurons):
     """H down: prompts gather. H up: one answer for all of them."""
     it = window(neurons[0][:2])
@@ -543,6 +560,7 @@ def test_holding_postpones_and_cancel_drops(window, neurons):
     assert len(prompts_of(it)) == 3
 
 
+@pytest.mark.qt
 def test_three_dimensional_display_asks_for_a_2d_view(window, neurons):
     """Back in 2-D, prompts work again."""
     it = window(neurons[0][:4])
@@ -554,6 +572,7 @@ def test_three_dimensional_display_asks_for_a_2d_view(window, neurons):
     assert np.array_equal(mask_of(it), mask)
 
 
+@pytest.mark.qt
 def test_hovering_outlines_and_writes_nothing(window, neurons):
     """Behind a setting; the contour goes with the mouse, the click accepts it as a prompt."""
     it = window(neurons[0][:2])
@@ -611,6 +630,7 @@ def test_an_error_is_shown_in_the_services_words(window, neurons):
     assert mask_of(it).any()
 
 
+@pytest.mark.qt
 def test_layers_deleted_and_renamed_mid_flight(window, neurons):
     """Ours come back when they are needed, a rename changes nothing, deleted labels are made anew."""
     it = window(neurons[0][:2])
@@ -650,6 +670,7 @@ def test_an_image_that_is_moved_takes_prompts_and_masks_along(window, neurons):
         assert np.allclose(layer.data_to_world((0, 120, 88))[1:], it.image.data_to_world((0, 120, 88))[1:])
 
 
+@pytest.mark.qt
 def test_the_image_deleted_while_predicting(window, neurons):
     """The widget goes back to its beginning; nothing of ours stays but the labels."""
     it = window(neurons[0][:2])
@@ -676,6 +697,7 @@ def test_swapping_images_and_back(window, neurons):
     assert prompts_of(it) == ()
 
 
+@pytest.mark.qt
 def test_two_widgets_at_once(window, neurons):
     """On two images of one viewer; neither hears the other's answers or keys."""
     it = window(neurons[0][:2], name="first")
@@ -698,6 +720,7 @@ def test_two_widgets_at_once(window, neurons):
     assert len(prompts_of(it)) == 1
 
 
+@pytest.mark.qt
 def test_closing_the_viewer_while_predicting(window, neurons):
     """Nothing raises, nothing stays."""
     it = window(neurons[0][:2])

@@ -146,6 +146,7 @@ def test_an_image_in_use_keeps_its_identity(tmp_path: Path) -> None:
     assert again.image is look.image
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=60),

@@ -148,6 +148,7 @@ def test_predictions_come_from_the_child(make, source) -> None:
     assert process.pid not in (None, os.getpid())
 
 
+@pytest.mark.slow
 def test_pixels_travel_once(make, source) -> None:
     """A key may be any object: it is the parent that knows what is equal."""
     read: list[int] = []
@@ -185,6 +186,7 @@ def planes_of(pixels: np.ndarray) -> tuple[PropagationRequest, list[PlaneSource]
     return request, [PlaneSource(z, lambda z=z: pixels[z]) for z in range(len(pixels))]  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_propagation_reads_its_planes_here(make) -> None:
     """The sources keep their order."""
     pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
@@ -193,6 +195,7 @@ def test_propagation_reads_its_planes_here(make) -> None:
     assert all(np.array_equal(item.prediction.mask, pixels[i] > 5) for i, (_, item) in enumerate(found))
 
 
+@pytest.mark.slow
 def test_a_cancelled_propagation_ends(make) -> None:
     """And the child serves on."""
     process, found = make("slow"), []
@@ -228,6 +231,7 @@ def test_an_error_unknown_here_arrives_as_the_nearest_known_one(make, source, mo
     assert process.embed(source) == 0.0
 
 
+@pytest.mark.slow
 def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
     """It is raised here, where it happened, and the child goes on to serve."""
 
@@ -243,6 +247,7 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
     assert process.pid == before
 
 
+@pytest.mark.slow
 def test_a_cancelled_embedding_stops(make, source) -> None:
     """The child stops while it works, and serves the next request."""
     process = make("endless")
@@ -255,6 +260,7 @@ def test_a_cancelled_embedding_stops(make, source) -> None:
     assert process.pid == before
 
 
+@pytest.mark.slow
 def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None:
     """Also when the caller simply stops to listen."""
     process = make("slow")
@@ -392,6 +398,7 @@ def test_a_child_killed_at_rest_is_started_again(make, source, until) -> None:
     assert process.embed(source) == 0.5
 
 
+@pytest.mark.slow
 def test_a_child_that_ends_while_it_loads_raises_its_exit_status(make, source) -> None:
     """With its exit status."""
     with pytest.raises(WorkerProcessEnded, match="has ended with exit status 3; your prompts are kept"):
@@ -414,6 +421,7 @@ def test_a_child_that_does_not_react_is_restarted_from_another_thread(make, sour
     assert gone(first)
 
 
+@pytest.mark.slow
 def test_a_closed_process_refuses(make, source) -> None:
     """Nothing starts by accident."""
     process = make()
@@ -520,6 +528,7 @@ def test_where_no_interpreter_can_be_started_the_service_is_in_this_process(monk
     assert call_in_process("os:getpid") == os.getpid()
 
 
+@pytest.mark.slow
 def test_the_service_is_opened_in_a_process() -> None:
     """It starts with the first call only."""
     process = open_prediction_service("default", "cpu")

@@ -398,6 +398,7 @@ def test_a_missing_model_is_downloaded_with_progress(monkeypatch, tmp_path) -> N
         load_prediction_service("segnext-sax1", progress=cancel)
 
 
+@pytest.mark.slow
 def test_importing_the_service_imports_no_torch(run_python) -> None:
     """A window may know its doors."""
     code = "import sys, napari_lowlat_seg.serving.process; print('torch' in sys.modules)"

@@ -100,6 +100,7 @@ PLAIN = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)))
 def test_plain_values_arrive_as_they_were(value: Any) -> None:

@@ -51,6 +51,7 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
+@pytest.mark.slow
 def test_only_the_head_learns(config) -> None:
     """The network's own mask is the same to the last bit, and the file grows by the head alone."""
     path = train(config)
@@ -62,6 +63,7 @@ def test_only_the_head_learns(config) -> None:
     assert not torch.equal(fresh["candidate_head.draw.weight"], after["candidate_head.draw.weight"])
 
 
+@pytest.mark.slow
 def test_a_trained_head_goes_on(config) -> None:
     """A second run starts from the first one's head; another number of masks is refused."""
     path = train(config)
@@ -72,6 +74,7 @@ def test_a_trained_head_goes_on(config) -> None:
         start_candidates(str(path), 3, seed=5)
 
 
+@pytest.mark.slow
 def test_a_view_has_the_clicked_part_the_object_and_the_whole(config) -> None:
     """Part is within the object, the object within the whole; each is as large as it was drawn."""
     network = start_candidates(config.start, 2, 0)

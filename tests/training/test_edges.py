@@ -91,6 +91,7 @@ def annotators() -> BatchAnnotator:
     return made
 
 
+@pytest.mark.slow
 def test_a_child_gets_its_parents_mask_and_prompts(annotators: BatchAnnotator) -> None:
     """Clicks at their places in the crop, with whole disks; the child's own ones are gone."""
     maps = torch.zeros_like(annotators.maps)

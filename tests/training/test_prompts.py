@@ -308,6 +308,7 @@ def test_later_scribbles_and_outlines_have_the_sign_that_repairs(
     assert bool(annotators.maps[:, 2].flatten(1).any(1).all())
 
 
+@pytest.mark.slow
 def test_the_probability_becomes_the_first_channel(generator: torch.Generator) -> None:
     """Mostly the answer itself, bilinear; in about one of ten coarse, in one of twenty gone."""
     torch.manual_seed(1)

@@ -355,6 +355,7 @@ def test_a_run_starts_from_a_whole_model(tiny: TrainConfig, tmp_path: Path) -> N
     assert same(dict(network.state_dict()), dict(trained.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_smaller_model_and_predicts_as_it_does(tiny: TrainConfig, tmp_path: Path) -> None:
     """A further block is new; what it adds is nothing until it learns."""
     torch.manual_seed(4)
@@ -389,6 +390,7 @@ def test_weights_of_another_width_are_refused(tiny: TrainConfig, tmp_path: Path)
         Run(replace(tiny, start=str(tmp_path / "part.safetensors")), "cpu")
 
 
+@pytest.mark.slow
 def test_another_run_is_not_written_over(tiny: TrainConfig) -> None:
     """Unless it is resumed or the caller insists."""
     out = Path(tiny.out)

@@ -60,8 +60,9 @@ def test_a_row_holds_shares_and_medians():
     assert Counts().row() == "- | - | - | - | - | -"
 
 
-def test_the_embedded_model_takes_another_side():
-    """The same weights, four times the tokens."""
+def test_the_embedded_model_takes_another_side(monkeypatch):
+    """The same weights, four times the tokens; converting them for OpenVINO would take most of the time."""
+    monkeypatch.setattr("napari_lowlat_seg.inference.runtime.has_openvino", lambda: False)
     assert load_sized("1024", "cpu").describe()["size"] == 1024
 
 

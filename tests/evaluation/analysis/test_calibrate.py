@@ -151,6 +151,7 @@ def test_a_calibrated_model_predicts_the_corrected_iou(
     assert f"slope 2.0000, shift -1.0000 on top of what the model had: {out}" in shown[1]
 
 
+@pytest.mark.slow
 def test_a_second_correction_comes_on_top_of_the_first(model: Path, tmp_path: Path) -> None:
     """Three times (2 x + 1), less 1."""
     first = save_corrected(model, tmp_path / "a.safetensors", 2.0, 1.0, "one")

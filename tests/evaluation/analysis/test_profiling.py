@@ -26,6 +26,7 @@ def predictor() -> Predictor:
     return Predictor(SegNext(TINY), Runtime(), "off", name="tiny")
 
 
+@pytest.mark.slow
 def test_operations_and_values_of_the_encoder_are_counted(predictor) -> None:
     """4 tokens of 8 through a patch embedding and one block, by hand."""
     tokens, dim, hidden = 4, 8, 32
@@ -38,6 +39,7 @@ def test_operations_and_values_of_the_encoder_are_counted(predictor) -> None:
     assert values == products + biases_and_norms + position + 3 * 32 * 32 + tokens * dim
 
 
+@pytest.mark.slow
 def test_the_floor_is_the_larger_of_two_times(predictor, monkeypatch) -> None:
     """Arithmetic on a device that moves at once, bytes on one that reckons at once."""
     monkeypatch.setattr(profiling, "ceilings", lambda runtime: (100.0, 1e30))

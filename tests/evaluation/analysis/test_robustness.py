@@ -279,6 +279,7 @@ def test_a_run_shows_and_writes_its_results(root: Path, specs: list[str]) -> Non
     assert run_robustness(evaluation(specs, root, workers=2), show=None)["objects"] == report["objects"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(
     root: Path, specs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

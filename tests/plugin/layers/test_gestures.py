@@ -20,6 +20,8 @@ from napari_lowlat_seg.plugin.layers.gestures import Gestures
 from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 
+pytestmark = pytest.mark.qt
+
 SHAPE = (12, 48, 64)
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
 
