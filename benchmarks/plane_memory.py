@@ -1,10 +1,12 @@
 """Benchmark of a memory of other planes against propagation as it is: the same objects, clicks, corrections.
 
     python -m benchmarks.plane_memory OBJECTS MEMORY OUT --device cuda --processes 6
+    python -m benchmarks.plane_memory OBJECTS OTHER OUT2 --against OUT
 
 MEMORY is a file that `training.memory` has left, or "default"; "" takes no memory at all.
+The second measures another memory and also prints how it differs from the first, object by object.
 OBJECTS is a folder of .npz files: image, labels, spacing, axis, planes (first, last), and `objects`, texts as
-`benchmark volume` takes them; `roles` says what each may be used for: report, new or develop.
+`benchmark volume` takes them; `roles` says what each may be used for: report, other or develop.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import sem
+from scipy.stats import t as student
 
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.evaluation.volume import Case, Masks, Propagation, dice, measure
@@ -301,6 +305,31 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
+def differences(
+    rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return mean difference and half of its 95 % interval (t, over objects) from `base`, by method and Dice.
+
+    Objects and methods that are not in both, and methods with fewer than two objects, are left out.
+    """
+    before = {(row["file"], row["object"], row["method"]): row for row in base if "method" in row}
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if (other := before.get((row.get("file"), row.get("object"), row.get("method")))) is not None:
+            of_method = found.setdefault(row["method"], {})
+            for key in ("dice_one", "dice_ten", "dice_c1", "dice_c3"):
+                if key in row and key in other:
+                    of_method.setdefault(key, []).append(row[key] - other[key])
+    return {
+        method: {
+            key: (float(np.mean(some)), float(student.ppf(0.975, len(some) - 1) * sem(some)))
+            for key, some in of_method.items()
+            if len(some) > 1
+        }
+        for method, of_method in found.items()
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see the module's text."""
     parser = argparse.ArgumentParser()
@@ -314,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--corrections", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--against", type=Path, help="rows of another run, to print the differences from")
     given = parser.parse_args(arguments)
     jobs: list[Job] = []
     for role in given.role or ["report"]:
@@ -322,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
             jobs += [
                 Job("", f"{name}{step}", tuple(methods), min(1, given.corrections))
                 for name in SYNTHETIC
-                for step in ("", ":3")
+                for step in ("", ":2", ":3", ":5")
             ]
         else:
             jobs += jobs_of(given.objects, role, methods, given.corrections)
@@ -331,6 +361,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for method, means in summary(rows).items():
         print(method, means, flush=True)
+    if given.against is not None:
+        base = [json.loads(line) for line in given.against.read_text().splitlines()]
+        for method, by_dice in differences(rows, base).items():
+            shown = (f"{key} {mean:+.4f} ± {half:.4f}" for key, (mean, half) in by_dice.items())
+            print("difference,", method, *shown, flush=True)
     if problems := [row for row in rows if "error" in row]:
         print(f"{len(problems)} problems, the first: {problems[0]}", flush=True)
 

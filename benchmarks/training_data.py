@@ -17,8 +17,8 @@ import io
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,35 +126,37 @@ def memory_data(shards: Path, volumes: Path, out: Path, limit: int | None = None
 
 
 def benchmark_objects(shards: Path, volumes: Path, out: Path) -> list[str]:
-    """Write the 31 objects of the volume benchmark, and 14 of volumes held out; return their files' names.
+    """Write the objects of the memory's benchmark, none of which trains it; return their files' names.
 
-    Roles are "report" for the 31, "develop" for the others.
+    Roles are "report" for the 31 of the volume benchmark, "other" for further ones that are reported too, and
+    "develop" for those that may choose settings. Names of the latter with "thick" are planes that lie further
+    apart than they did.
     """
     out.mkdir(parents=True, exist_ok=True)
     written = []
 
-    def write(one: Labelled, axis: int, planes: tuple[int, int], objects: Sequence[str], role: str) -> None:
+    def write(one: Labelled, roles: Mapping[str, str]) -> None:
         np.savez_compressed(
             out / f"{one.name}.npz",
             image=one.image,
             labels=one.labels.astype(np.int32),
             spacing=np.array(one.spacing),
-            axis=axis,
-            planes=np.array(planes),
-            objects=np.array(objects),
-            roles=np.array([role] * len(objects)),
+            axis=0,
+            planes=np.array((0, len(one.image) - 1)),
+            objects=np.array(list(roles)),
+            roles=np.array(list(roles.values())),
         )
         written.append(f"{one.name}.npz")
 
-    image, labels = (read_volume(volumes / f"medulla_{kind}.tif") for kind in ("image", "label"))
-    medulla = np.asarray(labels.data)
-    write(
-        Labelled("medulla", np.asarray(image.data), medulla, (10.0, 10.0, 10.0)),
-        0,
-        (200, 249),
-        _largest(medulla[200:250], 12),
-        "report",
+    image, labels = (
+        np.asarray(read_volume(volumes / f"medulla_{kind}.tif").data) for kind in ("image", "label")
     )
+    largest = _largest(labels[200:250], 18)
+    of_end = [text for text in _largest(labels[180:200], 24) if text not in largest][:6]
+    size = (10.0, 10.0, 10.0)
+    roles = dict.fromkeys(largest[:12], "report") | dict.fromkeys(largest[12:], "other")
+    write(Labelled("medulla", image[200:250], labels[200:250], size), roles)
+    write(Labelled("medulla-180", image[180:200], labels[180:200], size), dict.fromkeys(of_end, "develop"))
     for name, mask, objects in (
         ("HG0015_image_FLAIR", "HG0015_label", ["1+2"]),
         ("HG0015_image_T1C", "HG0015_label", ["2"]),
@@ -164,12 +166,39 @@ def benchmark_objects(shards: Path, volumes: Path, out: Path) -> list[str]:
         ("ct_image", "ct_label", ["1", "2", "3", "5", "6", "14", "20", "30", "31", "86"]),
     ):
         one = _read(name.replace("_image", ""), volumes / f"{name}.nii.gz", volumes / f"{mask}.nii.gz")
-        write(one, 0, (0, len(one.image) - 1), objects, "report")
-    for one in _scans(shards, None, held_out=True):
-        if one.name.removeprefix("other-") in ("t2", "mr") or one.name.startswith("hippocampus"):
-            count = 6 if one.name == "other-mr" else 2
-            write(one, 0, (0, len(one.image) - 1), _largest(one.labels, count), "develop")
+        roles = dict.fromkeys(objects, "report")
+        if name == "ct_image":
+            rest = [text for text in _largest(one.labels, 41) if text not in objects][:12]
+            roles |= dict(zip(rest, 6 * ("develop", "other"), strict=True))
+        write(one, roles)
+    lesions = _read("patient07", volumes / "patient07_image_FLAIR.nii.gz", volumes / "patient07_label.nii.gz")
+    lesions = replace(lesions, image=lesions.image[30:150], labels=label(lesions.labels > 0)[30:150])
+    write(lesions, dict(zip(_largest(lesions.labels, 4), ("other", "develop", "develop", "other"))))
+    held_out = {one.name: one for one in _scans(shards, None, held_out=True)}
+    for name, role, every, count in _roles_of_scans(list(held_out)):
+        one = held_out[name]
+        thick = Labelled(
+            f"{name}-thick" if every > 1 else name,
+            one.image[::every],
+            one.labels[::every],
+            (one.spacing[0] * every, *one.spacing[1:]),
+        )
+        write(thick, dict.fromkeys(_largest(one.labels, count), role))
     return written
+
+
+def _roles_of_scans(names: Sequence[str]) -> list[tuple[str, str, int, int]]:
+    """Names of scans held out, role, every how many planes, and how many of their largest objects."""
+    found = [("other-mr", "develop", 1, 6), ("other-mr", "develop", 3, 4), ("other-t2", "develop", 1, 1)]
+    of_benchmark = ("_001", "_003", "_004")
+    hippocampi = [
+        name for name in names if name.startswith("hippocampus-") and not name.endswith(of_benchmark)
+    ]
+    for place, name in enumerate(hippocampi):
+        found.append((name, "other" if place % 2 else "develop", 1, 2))
+        if place % 4 == 0:
+            found.append((name, "develop", 4, 2))
+    return [one for one in found if one[0] in names]
 
 
 def _largest(labels: np.ndarray, count: int) -> list[str]:

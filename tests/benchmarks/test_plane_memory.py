@@ -11,6 +11,7 @@ from benchmarks.plane_memory import (
     Job,
     MemoryMethod,
     case_of,
+    differences,
     ends,
     jobs_of,
     measure_job,
@@ -112,3 +113,15 @@ def test_objects_that_time_leaves_no_room_for_are_named_in_the_rows(tmp_path, mo
     )
     assert rows == [{"error": "time is up with 2 objects to go"}]
     assert summary(rows) == {}
+
+
+def test_differences_are_paired_by_object_and_method_with_their_interval():
+    def row(name: str, one: float, method: str = "memory") -> dict[str, object]:
+        return {"file": "a", "object": name, "method": method, "dice_one": one}
+
+    base = [row("1", 0.5), row("2", 0.7), row("3", 0.6), {"error": "time is up"}]
+    rows = [row("3", 0.7), row("1", 0.7), row("4", 0.9), row("2", 0.7, "propagate"), {"error": "time is up"}]
+    ((mean, half),) = differences(rows, base)["memory"].values()
+    assert mean == pytest.approx(0.15)
+    assert half == pytest.approx(12.706 * 0.05, abs=1e-3)  # t of one degree of freedom
+    assert "propagate" not in differences(rows, base)

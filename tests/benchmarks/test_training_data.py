@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.training_data import main
+from benchmarks.training_data import _roles_of_scans, main
 from napari_lowlat_seg.training.data.volumes import read_labelled_picture, read_labelled_volume
 
 
@@ -64,3 +64,18 @@ def test_shards_become_pictures_and_volumes_without_those_held_out(shards, tmp_p
     picture = read_labelled_picture(out / "pictures" / "liver_us-a_image.png", "cpu")
     assert picture is not None
     assert picture.objects[0][:2] == (3, 400)
+
+
+def test_objects_that_choose_settings_are_none_of_those_that_are_reported():
+    names = [
+        "hippocampus-hippocampus_003",
+        *(f"hippocampus-hippocampus_{n}" for n in range(100, 108)),
+        "other-t2",
+    ]
+    found = _roles_of_scans(names)
+    assert "hippocampus-hippocampus_003" not in {name for name, *_ in found}  # of the 31
+    assert "other-mr" not in {name for name, *_ in found}  # there is none
+    roles = {role: {name for name, own, *_ in found if own == role} for role in ("other", "develop")}
+    assert len(roles["other"]) == 4
+    assert not roles["other"] & roles["develop"]
+    assert sum(every > 1 for *_, every, _ in found) == 2

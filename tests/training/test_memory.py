@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from concurrent.futures import Future
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from napari_lowlat_seg.models.compact import Compact
+from napari_lowlat_seg.models.plane_memory import FROM_NETWORK, PlaneMemory
 from napari_lowlat_seg.training.data.groups import SyntheticVolumes
 from napari_lowlat_seg.training.data.prefetch import Prefetcher
 from napari_lowlat_seg.training.data.sequences import PLANES, SequenceSampler, plan_sequence
@@ -22,7 +24,7 @@ from napari_lowlat_seg.training.data.volumes import (
     read_labelled_volume,
     synthetic_volume,
 )
-from napari_lowlat_seg.training.memory import Trainer, train_memory
+from napari_lowlat_seg.training.memory import Trainer, _network, train_memory
 from small_memory import SMALL, small_network
 
 
@@ -147,6 +149,31 @@ def test_training_goes_on_from_its_checkpoint(tmp_path, network, quick_volumes):
     assert "done" in log[-1]
     train_memory(data, tmp_path / "next", minutes=0.01, start=path, **given)
     assert (tmp_path / "next" / "done").exists()
+
+
+def test_a_memory_follows_its_network_to_new_weights(tmp_path, network):
+    before = copy.deepcopy(network)
+    untrained = PlaneMemory(before, SMALL)
+    with torch.no_grad():
+        untrained.match.near += 1  # what is not the network's stays
+    path = untrained.save(tmp_path / "memory.safetensors")
+    after = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter += 0.25
+    trainer = Trainer(after, "cpu", SMALL, 1e-2, 1e-2, half=False)
+    trainer.start_from(path, before)
+    new = PlaneMemory(after, SMALL)
+    for name, value in trainer.memory.state_dict().items():
+        if name.split(".")[0] in FROM_NETWORK:
+            assert torch.allclose(value, new.state_dict()[name], atol=1e-3), name
+    assert trainer.memory.match.near.eq(1).all()
+
+
+def test_a_memory_is_trained_beside_a_compact_network_only(monkeypatch):
+    monkeypatch.setattr("napari_lowlat_seg.training.memory.load_model", lambda _: torch.nn.Identity())
+    with pytest.raises(ValueError, match="compact network; other is none"):
+        _network("other")
 
 
 def test_a_synthetic_volume_that_fails_is_logged_and_left_out(quick_volumes):

@@ -43,6 +43,10 @@ POSITION = 8
 """Dimensions that carry a token's position in queries and keys: four, and zeros, as fast kernels want it."""
 
 
+FROM_NETWORK = ("maps4", "maps8", "maps16", "norm", "up8", "refine8", "up4", "refine4", "draw")
+"""Parts that begin as the network's own."""
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """What the shape of a `PlaneMemory` depends on, beside its network; all are whole numbers.
@@ -394,6 +398,15 @@ class PlaneMemory(nn.Module):
                 weight = blocks.get_parameter(f"{name.replace('/', '.')}.weight")
                 weight.copy_(change(weight))
         object.__setattr__(self, "folded", blocks.eval())
+
+    def follow(self, before: Compact) -> None:
+        """Add to the parts that began as the network's what it has changed by since it was `before`."""
+        now, then = self.network.state_dict(), before.state_dict()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.partition(".")[0] in FROM_NETWORK:
+                    own = parameter[:, :3] if name == "maps4.weight" else parameter  # more channels here
+                    own += now[name] - then[name]
 
     def _fuse_blocks(self, x: Tensor) -> Tensor:
         """The network's fusion blocks with this memory's changes, and its norm."""

@@ -31,6 +31,7 @@ from napari_lowlat_seg.models.archives import read_torch_file
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.compact import Compact
 from napari_lowlat_seg.models.plane_memory import (
+    FROM_NETWORK,
     SLOTS,
     MemoryConfig,
     MemoryOutput,
@@ -49,9 +50,6 @@ from napari_lowlat_seg.training.data.sequences import (
     rgb,
 )
 from napari_lowlat_seg.training.losses import dice_loss, normalized_focal_loss
-
-FROM_NETWORK = ("maps4", "maps8", "maps16", "norm", "up8", "refine8", "up4", "refine4", "draw")
-"""Parts that start as the network's own and learn more slowly."""
 
 MAX_SYNTHETIC = 1200
 """Synthetic volumes kept at a time."""
@@ -87,7 +85,7 @@ class Trainer:
     config
         Of the memory.
     rate, slow
-        Peak learning rates of new parts and of `FROM_NETWORK`.
+        Peak learning rates of new parts and of `FROM_NETWORK`, which learn more slowly.
     half
         Whether the encoder runs in half precision.
     """
@@ -134,9 +132,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
 
-    def start_from(self, path: Path) -> None:
-        """Begin with the weights of a memory's file, which `PlaneMemory.load` checks."""
+    def start_from(self, path: Path, before: Compact | None = None) -> None:
+        """Begin with the weights of a memory's file, which `PlaneMemory.load` checks.
+
+        `before` is the network that it was trained for, if not this one.
+        """
         started = PlaneMemory.load(path, self.network.cpu())
+        if before is not None:
+            started.follow(before)
         self.memory.load_state_dict(started.state_dict())
         self.network.to(self.device)
         self.average = {name: value.detach().clone() for name, value in self.memory.state_dict().items()}
@@ -329,6 +332,7 @@ def train_memory(
     config: MemoryConfig | None = None,
     seed: int = 1,
     network: Compact | None = None,
+    before: Compact | None = None,
 ) -> Path:
     """Train for so many minutes, earlier runs in `out` included; return the file of averaged weights.
 
@@ -357,6 +361,8 @@ def train_memory(
         Of what is drawn.
     network
         The frozen network; the default model's if None.
+    before
+        The network that `start` was trained for, if it is another one.
 
     Raises
     ------
@@ -365,13 +371,13 @@ def train_memory(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = _Log(out / "log.jsonl")
-    network = network or _default_network()
+    network = network or _network("default")
     trainer = Trainer(network, device, config or MemoryConfig(), 6e-4, 2e-4, half=device.startswith("cuda"))
     if (out / "last.pt").exists():
         trainer.load(out / "last.pt")
         log.write(resumed=trainer.step, seconds=trainer.seconds)
     elif start is not None:
-        trainer.start_from(start)
+        trainer.start_from(start, before)
         log.write(started=start.name)
     groups, found = load_groups(data, device)
     runs = log.path.read_text().count('"found"')
@@ -435,9 +441,10 @@ def _train(
             saved = now
 
 
-def _default_network() -> Compact:
-    network = load_model("default")
-    assert isinstance(network, Compact)
+def _network(name: str) -> Compact:
+    network = load_model(name)
+    if not isinstance(network, Compact):
+        raise ValueError(f"a memory is trained beside a compact network; {name} is none")
     return network
 
 
@@ -484,6 +491,10 @@ def _arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--start", type=Path)
+    parser.add_argument(
+        "--network", type=_network, help="a file of the frozen network; the default's if none"
+    )
+    parser.add_argument("--before", type=_network, help="the network that START was trained for, if another")
     parser.add_argument("--checkpoint-every", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args(arguments)
