@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import faulthandler
 import json
 import os
-import sys
+import re
 import tempfile
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,23 +47,36 @@ LONG = 0.25
 
 
 class Watcher(threading.Thread):
-    """Looks at the stack of the window's thread while an action takes long."""
+    """Looks at the stack of the window's thread while an action takes long.
+
+    By faulthandler, which makes no frame objects: one that is held here keeps what the window's thread paints
+    with, and lets go of it on this thread and in another order, which ends the process.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.action, self.began = "", 0.0
         self.found: Counter[str] = Counter()
-        self._thread = threading.get_ident()
+        self._thread = f"0x{threading.get_ident():016x}"
 
     def run(self) -> None:
         """Look until the program ends."""
         while True:
             time.sleep(0.05)
             if self.action and time.monotonic() - self.began > LONG:
-                stack = traceback.extract_stack(sys._current_frames()[self._thread])
-                ours = [frame for frame in stack if "napari_lowlat_seg" in frame.filename] or stack
-                places = (f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in (ours[-1], stack[-1]))
+                stack = self._stack()
+                ours = [frame for frame in stack if "napari_lowlat_seg" in frame[0]] or stack
+                places = (f"{Path(name).name}:{line} {call}" for name, line, call in (ours[0], stack[0]))
                 self.found[" / ".join((self.action, *places))] += 1
+
+    def _stack(self) -> list[tuple[str, str, str]]:
+        """File, line and function of each call of the window's thread, the innermost first."""
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            threads = file.read().split("\n\n")
+        own = next(one for one in threads if self._thread in one.split("\n")[0])
+        return re.findall(r'File "(.+)", line (\d+) in (.+)', own)
 
 
 def quantiles(gaps: dict[str, list[float]]) -> dict[str, list[float]]:
