@@ -17,15 +17,9 @@ from fakes import FakePrediction, FakePredictor, same_brightness
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.propagation.neighbours import BLUR, click_position
 from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
-from napari_lowlat_seg.propagation.sweep import (
-    BLUR,
-    MaskPredictor,
-    PropagatedMask,
-    affected,
-    click_position,
-    embed_plane,
-)
+from napari_lowlat_seg.propagation.sweep import MaskPredictor, PropagatedMask, affected, embed_plane
 
 
 @pytest.fixture

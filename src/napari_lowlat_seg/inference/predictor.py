@@ -47,7 +47,7 @@ from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
-from napari_lowlat_seg.propagation.sweep import iou
+from napari_lowlat_seg.propagation.neighbours import iou
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.memory.steps import MemorySteps

@@ -19,13 +19,13 @@ from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PropagationRequest, never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray
 from napari_lowlat_seg.propagation.interpolate import interpolate
+from napari_lowlat_seg.propagation.neighbours import iou
 from napari_lowlat_seg.propagation.sweep import (
     M,
     MaskPredictor,
     PropagatedMask,
     Sweep,
     embed_plane,
-    iou,
     without_looks,
 )
 

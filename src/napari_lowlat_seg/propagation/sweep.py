@@ -13,38 +13,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-import edt
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import never
-from napari_lowlat_seg.core.volume import Plane, PlaneReader, any_finite
-
-BLUR = 2.0
-"""Pixels (standard deviation) over which two planes are compared: noise differs, structures do not."""
+from napari_lowlat_seg.core.volume import Plane, PlaneReader
+from napari_lowlat_seg.propagation.neighbours import (
+    Brightness,
+    click_position,
+    damage_of,
+    iou,
+    stands_out,
+)
 
 MIN_OVERLAP = 0.3
 """The object has ended, or the prediction is another object, when its IoU with the plane before is lower."""
 
-MAX_DEVIATIONS = 1.0
-"""The object has ended, too, when its mean brightness leaves that on the anchor by more than this many of the
-anchor's standard deviations plus `TOLERANCE`: a mask that finds no edge any more would creep on for ever."""
-
-TOLERANCE = 4.0
-"""Gray levels of 255 that the mean brightness may always change."""
-
-CONTRAST = 0.5
-"""It may always change by this share of the contrast between the object and its surroundings on the anchor,
-too: the tip of a bright ball is blurred, and less bright than its middle."""
 
 MAX_SKIPPED = 3
 """Damaged planes in a row that a sweep steps over."""
-
-DAMAGED = 0.2
-"""A plane is taken for damaged or shifted when its neighbours are that much more alike, as a correlation
-around the object, than the plane and the one before it."""
 
 FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its prediction from the other side."""
@@ -359,12 +347,7 @@ class Sweep(Generic[M]):
         pixels = self.volume.plane(self.planes[beyond])
         if damage_of(pixels, before, known.mask):
             return False
-        box = BoundingBox.of(known.mask)
-        around = box.grown(round(max(*box.shape, 16) / 2)).clipped(here.shape).slices
-        first, middle, third = (
-            gaussian_filter(plane[around], BLUR).ravel() for plane in (before, here, self._gray(beyond))
-        )
-        return _alike(first, third) > _alike(first, middle) + DAMAGED
+        return stands_out(here, (before, self._gray(beyond)), known.mask)
 
     def _check(self) -> None:
         if self.cancelled():
@@ -379,36 +362,6 @@ class _Visit:
     prediction: Any
     agreement: float
     note: str | None = None
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """The object's mean brightness on its anchor, and by how much it may change, in gray levels of 255."""
-
-    usual: float
-    change: float
-
-    @classmethod
-    def of(cls, plane: np.ndarray, mask: np.ndarray) -> Brightness:
-        """That of a mask (rows, cols), not empty, on a plane of gray levels."""
-        inside = plane[mask]
-        usual = float(inside.mean())
-        change = MAX_DEVIATIONS * float(inside.std()) + TOLERANCE
-        around = _surroundings(mask)
-        if around.any():
-            change = max(change, CONTRAST * abs(usual - float(plane[around].mean())))
-        return cls(usual, change)
-
-    def objection(self, plane: np.ndarray, mask: np.ndarray, times: float = 1.0) -> str:
-        """Say how a mask differs by more than `times` what is allowed; empty if it does not."""
-        change = float(plane[mask].mean()) - self.usual
-        if abs(change) <= times * self.change:
-            return ""
-        how = "brighter" if change > 0 else "darker"
-        return (
-            f"it would be {abs(change):.0f} gray levels {how} than where it was prompted, "
-            f"{times * self.change:.0f} are allowed"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,75 +385,11 @@ class _Compressed:
         return replace(self.visit, prediction=self.visit.prediction.with_probability(probability))
 
 
-def click_position(
-    mask: np.ndarray, before: np.ndarray, here: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
-) -> tuple[int, int]:
-    """(row, col) of the pixel deep inside a mask where two images, smoothed, look alike.
-
-    It is the pixel with the largest depth * exp(-(difference / spread)^2). The spread is the standard
-    deviation of the first image inside the mask, plus one gray level.
-
-    Parameters
-    ----------
-    mask
-        (rows, cols) bool, not empty.
-    before, here
-        (rows, cols) float32, gray levels from 0 to 255: the plane of the mask, and the next one.
-    spacing
-        Size of a pixel along rows and columns; depth is measured in it.
-    """
-    # Blurring reaches four standard deviations: a box with that rim gives what the whole plane would.
-    box = BoundingBox.of(mask).grown(round(4 * BLUR)).clipped(mask.shape)
-    inside = np.ascontiguousarray(mask[box.slices])
-    depth = edt.edt(inside, anisotropy=spacing, black_border=True, parallel=1)
-    first, second = (gaussian_filter(plane[box.slices], BLUR) for plane in (before, here))
-    spread = float(first[inside].std()) + 1.0
-    score = depth * np.exp(-(((second - first) / spread) ** 2))
-    # Where nothing looks alike the score may underflow; depth alone decides then.
-    row, col = np.unravel_index(int(np.argmax(score if score.max() > 0 else depth)), inside.shape)
-    return int(row) + box.corner[0], int(col) + box.corner[1]
-
-
-def _surroundings(mask: np.ndarray) -> np.ndarray:
-    """What lies 2 to about r pixels outside a mask, r the radius of a disk of its area, at least 4."""
-    radius = max(4.0, (np.count_nonzero(mask) / np.pi) ** 0.5)
-    box = BoundingBox.of(mask).grown(round(radius) + 1).clipped(mask.shape)
-    distance = edt.edt(np.ascontiguousarray(~mask[box.slices]), black_border=False, parallel=1)
-    around = np.zeros_like(mask)
-    around[box.slices] = (distance >= 2) & (distance <= radius)
-    return around
-
-
-def damage_of(pixels: np.ndarray, before: np.ndarray, mask: np.ndarray) -> str:
-    """What is wrong with the pixels of a plane; empty if nothing is.
-
-    A plane of one intensity is blank, unless the plane before was so, too, beside the object.
-    """
-    if not any_finite(pixels):
-        return "has no finite pixel"
-    outside = before[~mask]
-    if pixels.min() == pixels.max() and outside.size and outside.min() != outside.max():
-        return "is blank"
-    return ""
-
-
-def _alike(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two flat images; 0 where one of them is constant."""
-    if one.std() == 0 or other.std() == 0:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
 def _confidence(prediction: ProbabilityMask, quality: float | None, agreement: float) -> float:
     """See `PropagatedMask`; without a predicted IoU the probability counts twice. 0 for an empty mask."""
     mask = prediction.mask
     sure = float(prediction.probability[mask].mean()) if mask.any() else 0.0
     return float(sure * (sure if quality is None else quality) * agreement**0.25)
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two bool masks of one shape, of which at least one is not empty."""
-    return float(np.count_nonzero(first & second) / np.count_nonzero(first | second))
 
 
 def without_looks(prediction: Any) -> Any:

@@ -29,16 +29,8 @@ from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.runtime import DTYPES
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
-from napari_lowlat_seg.propagation.sweep import (
-    MAX_SKIPPED,
-    Brightness,
-    ProbabilityMask,
-    PropagatedMask,
-    anchor_gaps,
-    click_position,
-    damage_of,
-    iou,
-)
+from napari_lowlat_seg.propagation.neighbours import Brightness, click_position, damage_of, iou
+from napari_lowlat_seg.propagation.sweep import MAX_SKIPPED, ProbabilityMask, PropagatedMask, anchor_gaps
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.predictor import Predictor
@@ -57,8 +49,8 @@ MIN_QUALITY = 0.3
 """when its predicted IoU is above this,"""
 
 BRIGHTNESS = 1.5
-"""and when its mean brightness has changed by at most this times what `sweep.Brightness` allows: presence
-alone goes on, sure of itself, on what lies behind the object."""
+"""and when its mean brightness has changed by at most this times what `neighbours.Brightness` allows:
+presence alone goes on, sure of itself, on what lies behind the object."""
 
 MIN_PRESENCE_BETWEEN = 0.3
 """The same between two anchors that both show the object."""
