@@ -441,7 +441,8 @@ def test_cancel_restarts_a_service_that_does_not_stop(qtbot, worker, service, ev
     ("error", "words"),
     [
         (ValueError("expected this, got that"), "expected this, got that"),
-        (MemoryError(), "MemoryError"),
+        (MemoryError(), "not enough memory; close other programs, or open a smaller image"),
+        (MemoryError("Unable to allocate 3.00 GiB"), "Unable to allocate 3.00 GiB"),
         (KeyError("x"), "KeyError: 'x'"),
     ],
 )

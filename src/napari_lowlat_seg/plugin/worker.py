@@ -477,6 +477,8 @@ class Worker(QObject):
 def sentence(error: Exception) -> str:
     """The sentence that users read of an error."""
     words = str(error) or type(error).__name__
+    if isinstance(error, MemoryError) and not str(error):  # Python's own says nothing
+        return "not enough memory; close other programs, or open a smaller image"
     if isinstance(error, USER_ERRORS):
         return words
     LOG.error("unexpected %s", type(error).__name__, exc_info=error)

@@ -53,8 +53,8 @@ class PredictionProcess:
 
     The child starts with the first call. When it ends in a call, another is started, once, and the call goes
     on where it was; when it has ended otherwise, the next call starts another. A new child computes its
-    embeddings again. `embed`, `predict`, `candidates`, `propagate`, `find_objects` and `describe` are called
-    one at a time: one that is called before another has ended raises RuntimeError, whatever its thread.
+    embeddings again. `embed`, `predict`, `candidates`, `propagate`, `find_objects` and loading by `describe`
+    come one at a time: one that is called before another has ended raises RuntimeError, whatever its thread.
     What they return ends when it is exhausted or closed. `restart` and `close` are called from any thread.
 
     Parameters
@@ -134,6 +134,9 @@ class PredictionProcess:
         Loads the model if need be. Raises what loading raises, and `WorkerProcessEnded`, a RuntimeError, if
         the child ends or this was closed. What `progress` raises cancels a download.
         """
+        facts = self._facts
+        if facts and self.pid is not None:  # known, also while the child works
+            return facts
         with self._one_at_a_time():
             self._running(progress)
             return self._facts
@@ -218,6 +221,7 @@ class PredictionProcess:
         with self._lock:
             if self._closed:
                 raise WorkerProcessEnded("the process that runs the model was closed; open another one")
+            self._facts = {}
             child = self._child = self._started()
         try:
             (facts,) = child.request("load", self._load, {"progress": progress or (lambda *_: None)})

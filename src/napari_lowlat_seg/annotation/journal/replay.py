@@ -6,9 +6,8 @@ anew. What was done in a session is in `actions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -134,7 +133,7 @@ class _Again:
         self._asked: dict[tuple[int, Plane], tuple[Request, Iterator[tuple[SoftMask, bool]]]] = {}
         self._tiles: WeakKeyDictionary[SoftMask, BoundingBox] = WeakKeyDictionary()  # of a huge plane
         self._run: PropagationRun | None = None
-        self._found: Iterator[tuple[int, PropagatedMask[SoftMask]]] = iter(())
+        self._found: Iterator[tuple[int, PropagatedMask[SoftMask]]] = iter(())  # of a run, one by one
 
     def array_of(self, store: LabelStore) -> np.ndarray:
         """The labels made here in place of those of the session."""
@@ -232,7 +231,7 @@ class _Again:
         request, key = session.request(plane, action.number), (action.number, plane)
         if request is not None and (key not in self._asked or self._asked[key][0].ticket != request.ticket):
             asked = self._in_tile(request, action.tile)
-            self._asked[key] = request, repeated(partial(self._loaded().predict, *asked))
+            self._asked[key] = request, repeated(lambda: list(self._loaded().predict(*asked)))
         request, masks = self._asked[key]
         mask, last = next(masks)
         if last and not action.final:  # it was interrupted, and asked again
@@ -273,7 +272,7 @@ class _Again:
 
     def _begin(self, run: PropagationRun) -> None:
         sources = [self.session.source(plane) for plane in run.request.planes]
-        self._run, self._found = run, iter(self._loaded().propagate(run.request, sources))
+        self._run, self._found = run, self._loaded().propagate(run.request, sources)
 
     def _masks(self, action: Action) -> None:
         left = action.count
@@ -294,6 +293,9 @@ class _Again:
         return self._run
 
     def _loaded(self) -> ReplayService:
+        """The service, which does one thing at a time: whatever is asked ends what is left of a run."""
+        if isinstance(self._found, Generator):
+            self._found.close()
         if self._service is None:
             if self._make_service is None:
                 raise ValueError("there is no model")
@@ -305,7 +307,7 @@ REPEATED = 1000
 """How often a request may have been interrupted."""
 
 
-def repeated(predict: Callable[[], Iterator[tuple[SoftMask, bool]]]) -> Iterator[tuple[SoftMask, bool]]:
+def repeated(predict: Callable[[], Iterable[tuple[SoftMask, bool]]]) -> Iterator[tuple[SoftMask, bool]]:
     """The masks for a request, over and over: one that was interrupted was asked again."""
     for _ in range(REPEATED):
         yield from predict()
