@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_data start OUT                      # the default's weights for `start`
     python -m benchmarks.training_data pictures SHARDS OUT            # OUT/train/DOMAIN/images/SET/NAME.*
+    python -m benchmarks.training_data regions OUT/train              # OUT/train/regions/ from med
     python -m benchmarks.training_data memory SHARDS VOLUMES OUT      # OUT/volumes/*.npz, OUT/pictures/*
     python -m benchmarks.training_data objects SHARDS VOLUMES OUT     # OUT/*.npz for plane_memory
 
@@ -24,7 +25,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 from skimage.measure import label
+from skimage.segmentation import felzenszwalb
 
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.models.checkpoints import load_model
@@ -85,6 +88,71 @@ def extract_pictures(shards: Path, out: Path, limit: int | None = None) -> int:
                     to = out / split / domain / member
                     to.parent.mkdir(parents=True, exist_ok=True)
                     to.write_bytes(_bytes(tar, member))
+                count += 1
+    return count
+
+
+# fmt: off
+REGION_SETS = (
+    "aorta_ct", "bhsd_hemorrhage", "breast_lesions_usg", "brisc_brain_tumor", "busuc_breast_us", "carotid_us",
+    "chd_heart_ct", "chest_xray_lungs", "hocm_heart_ct", "kidney_t2w_mri", "liver_us", "ms_lesions",
+    "ms_mendeley_flair", "msd_hepatic_vessel", "msd_lung_tumor", "msd_spleen", "pd25_subcortical",
+    "serebrum_7t_brain", "totalseg_ct", "totalseg_mr",
+)
+# fmt: on
+"""Sets of domain med whose pictures, not their labels, give region targets: little in them is labelled."""
+
+LEAST_REGION = (0.001, 0.03)
+"""Share of a picture that its smallest region covers, drawn evenly by logarithm."""
+
+LARGEST_REGION = 0.3
+"""Larger regions are none, as are those in a corner of the picture, which are background."""
+
+ROUND = 0.12
+"""Share of a region that its largest inscribed circle covers at least: others are seams, and are none."""
+
+
+def region_targets(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return regions (H, W) uint16 of a picture (H, W, 3) uint8 by its colours alone, 0 for none.
+
+    Superpixels of Felzenszwalb & Huttenlocher ("Efficient Graph-Based Image Segmentation", 2004) of the
+    smoothed picture; small ones are merged into their most similar neighbours.
+    """
+    area = pixels.shape[0] * pixels.shape[1]
+    low, high = LEAST_REGION
+    size = max(1, round(low * (high / low) ** rng.random() * area))
+    scale, sigma = 30 * 10 ** rng.random(), rng.uniform(1, 2.5)
+    ids = felzenszwalb(pixels, scale=scale, sigma=sigma, min_size=size, channel_axis=-1) + 1
+    areas = np.bincount(ids.ravel())
+    depth = np.zeros(len(areas))
+    inner = distance_transform_edt(minimum_filter(ids, 3) == maximum_filter(ids, 3))  # a pixel too little
+    np.maximum.at(depth, ids.ravel(), inner.ravel() + 1)
+    none = (areas > LARGEST_REGION * area) | (np.pi * depth**2 < ROUND * areas)
+    none[ids[[0, 0, -1, -1], [0, -1, 0, -1]]] = True
+    ids[none[ids]] = 0
+    narrow: np.ndarray = ids.astype(np.uint16)
+    return narrow
+
+
+def write_regions(train: Path, limit: int | None = None) -> int:
+    """Write TRAIN/regions from the pictures of `REGION_SETS` in TRAIN; return how many have a region.
+
+    A set is named like the one it is made from, with `_regions`; its pictures are links.
+    """
+    count = 0
+    for group in REGION_SETS:
+        folder = train / "med" / "images" / group
+        images, masks = (train / "regions" / kind / f"{group}_regions" for kind in ("images", "masks"))
+        images.mkdir(parents=True, exist_ok=True)
+        masks.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(sorted(folder.iterdir())[:limit]):
+            rng = np.random.default_rng(number)
+            ids = region_targets(np.asarray(Image.open(path).convert("RGB")), rng)
+            if ids.any():
+                link = images / path.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(Path("../../..", "med", "images", group, path.name))
+                Image.fromarray(ids).save(masks / f"{path.stem}.png")
                 count += 1
     return count
 
@@ -295,17 +363,19 @@ def _runs(shards: Path) -> Iterator[Labelled]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; see the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=("start", "pictures", "memory", "objects"))
+    parser.add_argument("kind", choices=("start", "pictures", "regions", "memory", "objects"))
     parser.add_argument("folders", nargs="+", type=Path, help="SHARDS and VOLUMES as above, and OUT")
     parser.add_argument("--limit", type=int, help="at most so many pictures or volumes of a set, to try out")
     given = parser.parse_args(arguments)
-    expected = {"start": 1, "pictures": 2}.get(given.kind, 3)
+    expected = {"start": 1, "regions": 1, "pictures": 2}.get(given.kind, 3)
     if len(given.folders) != expected:
         parser.error(f"{given.kind} needs {expected} folders; got {len(given.folders)}")
     if given.kind == "start":
         print(f"{trunk(given.folders[0])} tensors")
     elif given.kind == "pictures":
         print(f"{extract_pictures(given.folders[0], given.folders[1], given.limit)} pictures")
+    elif given.kind == "regions":
+        print(f"{write_regions(given.folders[0], given.limit)} pictures with regions")
     elif given.kind == "memory":
         shards, volumes, out = given.folders
         print(memory_data(shards, volumes, out, given.limit))

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.training_data import _roles_of_scans, main
+from benchmarks.training_data import (
+    LARGEST_REGION,
+    REGION_SETS,
+    _roles_of_scans,
+    main,
+    region_targets,
+)
 from napari_lowlat_seg.training.data.volumes import read_labelled_picture, read_labelled_volume
 
 
@@ -79,3 +85,44 @@ def test_objects_that_choose_settings_are_none_of_those_that_are_reported():
     assert len(roles["other"]) == 4
     assert not roles["other"] & roles["develop"]
     assert sum(every > 1 for *_, every, _ in found) == 2
+
+
+@pytest.fixture
+def organs() -> np.ndarray:
+    """(120, 160, 3) uint8: a dark background, a body of one gray value, two round organs in it, noise."""
+    rows, cols = np.mgrid[:120, :160]
+    picture = np.where((rows - 60) ** 2 / 50**2 + (cols - 80) ** 2 / 70**2 < 1, 90.0, 5.0)
+    picture[(rows - 50) ** 2 + (cols - 50) ** 2 < 15**2] = 160
+    picture[(rows - 70) ** 2 + (cols - 110) ** 2 < 20**2] = 220
+    picture += np.random.default_rng(0).normal(0, 3, picture.shape)
+    return np.repeat(picture.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
+
+
+def test_region_targets_are_what_has_a_gray_value_of_its_own(organs) -> None:
+    """Both organs are found, the background is none; a plain picture has no region."""
+    for seed in range(5):
+        ids = region_targets(organs, np.random.default_rng(seed))
+        assert ids.dtype == np.uint16
+        assert ids[0, 0] == ids[-1, 0] == ids[0, -1] == ids[-1, -1] == 0
+        for row, col, radius in ((50, 50, 15), (70, 110, 20)):
+            assert ids[row, col] > 0
+            assert 0.4 < (ids == ids[row, col]).sum() / (np.pi * radius**2) < 1.4  # less a seam around it
+        areas = np.bincount(ids.ravel())[1:]
+        assert areas.max() <= LARGEST_REGION * ids.size
+    assert not region_targets(np.full((40, 40, 3), 7, np.uint8), np.random.default_rng(0)).any()
+
+
+def test_regions_are_sets_beside_the_pictures_that_they_are_made_from(organs, tmp_path) -> None:
+    """A domain of their own, whose pictures are links; a picture without a region is left out."""
+    for group in REGION_SETS:
+        folder = tmp_path / "med" / "images" / group
+        folder.mkdir(parents=True)
+        Image.fromarray(organs).save(folder / "a.png")
+        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(folder / "b.png")
+    main(["regions", str(tmp_path)])
+    main(["regions", str(tmp_path)])
+    images = sorted((tmp_path / "regions" / "images").glob("*/*"))
+    assert [path.parent.name for path in images] == sorted(f"{group}_regions" for group in REGION_SETS)
+    assert all(path.is_symlink() and np.array_equal(np.asarray(Image.open(path)), organs) for path in images)
+    for path in images:
+        assert np.asarray(Image.open(tmp_path / "regions" / "masks" / path.parent.name / "a.png")).max() > 1

@@ -20,6 +20,7 @@ from napari_lowlat_seg.training.prompts import (
     depth,
     jittered_boxes,
     loose_lasso,
+    on_lines,
     stamp,
     stroke,
 )
@@ -379,3 +380,49 @@ def test_the_same_seed_gives_the_same_prompts(blobs: Tensor) -> None:
         return annotators.maps
 
     assert torch.equal(said(), said())
+
+
+def extent(region: np.ndarray, axis: int) -> int:
+    """Lines across an axis from the first to the last that a bool region (H, W) crosses."""
+    return int(np.ptp(np.flatnonzero(region.any(axis)))) + 1
+
+
+def test_a_region_on_lines_is_all_of_the_region_on_a_run_of_rows_or_columns(
+    blobs: Tensor, generator: torch.Generator
+) -> None:
+    """At most three quarters of the lines that it crosses, and nothing of an empty region."""
+    turned = set()
+    for _ in range(10):
+        known = on_lines(blobs, generator)
+        assert not bool((known & ~blobs).any())
+        assert not bool(known[0].any())
+        for region, part in zip(blobs.numpy()[1:], known.numpy()[1:], strict=True):
+            if not part.any():
+                continue
+            axes = [
+                axis
+                for axis in (0, 1)
+                if np.array_equal(part, region & part.any(axis, keepdims=True))
+                and extent(part, axis) <= np.ceil(0.75 * extent(region, axis))
+            ]
+            assert axes
+            turned.update(axes if len(axes) == 1 else [])
+    assert turned == {0, 1}
+
+
+def test_some_begin_with_a_previous_mask_on_lines_beside_their_prompt(
+    blobs: Tensor, generator: torch.Generator
+) -> None:
+    """All of them or none; a correction replaces it by the prediction."""
+    truth = blobs[1:]
+    people = annotator(truth, only("click", lines=1.0), generator)
+    people.begin()
+    shown = people.maps[:, 0, ::2, ::2] > 0
+    assert not bool((shown & ~truth).any())
+    assert float(shown.any(2).any(1).float().mean()) > 0.6
+    assert bool(people.maps[:, 1].any(2).any(1).all())
+    people.correct(torch.zeros_like(truth[:, None], dtype=torch.float32))
+    assert not bool(people.maps[:, 0].any())
+    people = annotator(truth, only("click"), generator)
+    people.begin()
+    assert not bool(people.maps[:, 0].any())

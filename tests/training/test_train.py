@@ -217,7 +217,7 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path, text: 
         ("default-2", 5576),
         ("default-3", 5432),
         ("default-4", 6573),
-        ("default-6", 6000),
+        ("default-6", 3886),
         ("candidates", 5000),
     ],
 )

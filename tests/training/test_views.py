@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
+from napari_lowlat_seg.inference.closer_look import MARGIN, MAX_SHARE, MIN_PIXELS, MIN_SHARE
 from napari_lowlat_seg.training.data.pictures import (
     Crop,
     Picture,
@@ -107,6 +108,27 @@ def test_a_view_lies_in_the_picture_and_shows_some_of_the_object() -> None:
             assert start <= (low + high) / 2 <= start + side
         assert 24 <= side <= max(24, 1.08 * max(shape))
     assert whole > 90
+
+
+def test_a_view_may_be_cut_as_a_closer_look_cuts_it() -> None:
+    """Around the object with its margin, but for misjudged lengths; never where no closer look is taken."""
+    rng = np.random.default_rng(2)
+    lengths, whole = [], 0
+    for shape, box, area in boxes_and_shapes(2):
+        top, left, side = choose_view(rng, shape, box, area, closer=1.0)
+        reach = max(box[2] - box[0], box[3] - box[1])
+        if side > MAX_SHARE * max(shape):
+            whole += 1
+            continue
+        for start, low, high, length in ((top, box[0], box[2], shape[0]), (left, box[1], box[3], shape[1])):
+            assert start == 0 if side >= length else 0 <= start <= length - side
+            assert start < high
+            assert low < start + side
+        if side > max(MIN_PIXELS, MIN_SHARE * max(shape)):
+            lengths.append(side / reach)
+    assert whole > 50
+    assert 0.8 * (1 + 2 * MARGIN) < np.median(lengths) < 1.2 * (1 + 2 * MARGIN)
+    assert np.std(np.log(lengths)) > 0.1
 
 
 def test_views_of_one_object_differ_in_scale() -> None:

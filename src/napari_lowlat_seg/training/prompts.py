@@ -38,6 +38,8 @@ class PromptMix:
     as_prior
         Of the samples: their positive regions enter as the previous mask, those of the others at half
         strength in the positive channel. A network that saw both can be asked which works better.
+    lines
+        Of the samples: those whose first previous mask is the object on a run of lines only (`on_lines`).
     """
 
     click: float = 0.62
@@ -50,6 +52,7 @@ class PromptMix:
     deepest: float = 0.5
     slip: float = 0.0
     as_prior: float = 0.5
+    lines: float = 0.0
 
 
 def depth(region: Tensor) -> Tensor:
@@ -186,6 +189,27 @@ def jittered_boxes(region: Tensor, generator: torch.Generator) -> Tensor:
     return sides[0][:, :, None] & sides[1][:, None, :]
 
 
+def on_lines(region: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a bool region (B, H, W) on a run of its lines only: rows or columns, at most three quarters.
+
+    So much is known of an object on a plane across the planes on which it is annotated so far.
+    """
+    device, batch = region.device, len(region)
+    dice = torch.rand(3, batch, 1, 1, device=device, generator=generator)
+    columns = dice[0] < 0.5
+    runs = []
+    for axis in (2, 1):
+        along = region.any(axis)  # (B, L)
+        at = torch.arange(along.shape[1], device=device, dtype=torch.float32)
+        low = torch.where(along, at, FAR).amin(1, keepdim=True)
+        high = torch.where(along, at, -FAR).amax(1, keepdim=True)
+        length = (high - low + 1).clamp(0)
+        run = (0.75 * dice[1, :, :, 0] * length).ceil()
+        first = low + (dice[2, :, :, 0] * (length - run + 1)).floor()
+        runs.append((at >= first) & (at < first + run))
+    return region & torch.where(columns, runs[1][:, None, :], runs[0][:, :, None])
+
+
 class BatchAnnotator:
     """One simulated annotator per sample of a batch.
 
@@ -264,6 +288,11 @@ class BatchAnnotator:
         self._fill_region(
             loose_lasso(truth, self.generator) & self.valid, (kind == 3) | (kind == 4), positive
         )
+        if mix.lines:
+            chance = torch.rand(len(truth), 1, 1, device=truth.device, generator=self.generator)
+            known = on_lines(truth, self.generator) & (chance < mix.lines)
+            known = known.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            self.maps[:, 0] = torch.maximum(self.maps[:, 0], known)
 
     def correct(self, probability: Tensor) -> None:
         """Add a correction to each sample, given the probability (B, 1, S/2, S/2), which becomes channel 0.

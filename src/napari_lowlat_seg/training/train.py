@@ -121,6 +121,8 @@ class TrainConfig:
     edges, synthetic
         Shares of the views, in [0, 1], that are crops along outlines and synthetic anatomies; see
         `training.data.views` and `training.data.synthetic`.
+    closer
+        Share of the views cut from pictures, in [0, 1], that are cut as a closer look would.
     model, prompts, looks, loss
         Fields of `CompactConfig`, `PromptMix`, `ColourAugmentation` and `LossMix`.
     """
@@ -149,6 +151,7 @@ class TrainConfig:
     shares: dict[str, float] = field(default_factory=dict)
     edges: float = 0.0
     synthetic: float = 0.0
+    closer: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, float] = field(default_factory=dict)
     looks: dict[str, float] = field(default_factory=dict)
@@ -459,8 +462,9 @@ def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Prefetcher[
     sets = read_sets(Path(config.data), config.domains, config.shares, config.limit)
     colours, pad = ColourAugmentation(**config.looks), torch.tensor(run.network.pad)
     views = Views(
-        sets, run.network.size, config.batch, seed, pad, device, colours, config.edges, config.synthetic
-    )
+        sets, run.network.size, config.batch, seed, pad, device, colours,
+        config.edges, config.synthetic, config.closer,
+    )  # fmt: skip
     return Prefetcher(views.next, views.device, 10)
 
 

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_lowlat_seg.inference.closer_look import MARGIN, MAX_SHARE, MIN_PIXELS, MIN_SHARE
 from napari_lowlat_seg.training.data.pictures import MAX_STEP, Crop, PictureSet, PictureStore, part_geometry
 from napari_lowlat_seg.training.data.synthetic import SyntheticAnatomies
 from napari_lowlat_seg.training.prompts import BatchAnnotator, argmax_pixel, stamp
 
 SIDES = (0.2, 0.6)  # of the parent's side, drawn evenly on a logarithmic scale
 UNCORRECTED = 0.5  # share of the children that at first get the parent's prompts only
+MISJUDGED = 0.25  # deviation of the logarithm of the length that a closer look takes an object for
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,17 @@ class Batch:
 
 
 def choose_view(
-    rng: np.random.Generator, shape: tuple[int, int], box: NDArray[np.float64], area: float
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    box: NDArray[np.float64],
+    area: float,
+    closer: float = 0.0,
 ) -> tuple[float, float, float]:
     """Choose a square view (top, left, side) in picture pixels that shows an object.
 
-    About a third of the views are the whole picture, one in thirteen cuts through the object. A view that is
-    wider than the picture in one direction starts at 0 there; otherwise it lies inside.
+    Of those that are no closer looks, about a third are the whole picture, and one in thirteen cuts through
+    the object. A view that is wider than the picture in one direction starts at 0 there; otherwise it lies
+    inside.
 
     Parameters
     ----------
@@ -154,9 +161,15 @@ def choose_view(
         Rows and columns of the picture.
     box, area
         Of the object, in pixels: (top, left, bottom, right), bottom and right exclusive.
+    closer
+        Share of the views, in [0, 1], that are `closer_look` where the object is small enough for one.
     """
     rows, cols = shape
     longest = float(max(rows, cols))
+    if closer and rng.random() < closer:
+        view = closer_look(rng, shape, box)
+        if view[2] <= MAX_SHARE * longest:
+            return view
     if rng.random() < 0.35:
         return 0.0, 0.0, longest
     reach = max(box[2] - box[0], box[3] - box[1])
@@ -173,6 +186,30 @@ def choose_view(
         first, last = (middle - side, middle) if cut_through else (high - side, low)
         corner.append(float(np.clip(rng.uniform(first, last), 0, length - side)))
     return corner[0], corner[1], side
+
+
+def closer_look(
+    rng: np.random.Generator, shape: tuple[int, int], box: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Return the square (top, left, side) that a closer look shows of an object whose extent is misjudged.
+
+    The margin and the smallest crop are those of `inference.closer_look`. It looks at a coarse mask, not at
+    the object, so the length of the box is off by a factor and its middle by a few tenths of the length.
+
+    Parameters
+    ----------
+    shape, box
+        As in `choose_view`.
+    """
+    reach = max(box[2] - box[0], box[3] - box[1])
+    taken_for = reach * math.exp(rng.normal(0, MISJUDGED))
+    side = float(max(taken_for * (1 + 2 * MARGIN), MIN_PIXELS, MIN_SHARE * max(shape)))
+    middle = (box[:2] + box[2:]) / 2 + rng.normal(0, MISJUDGED / 2, 2) * reach
+    top, left = (
+        float(np.clip(at - side / 2, 0, max(0.0, length - side)))
+        for at, length in zip(middle, shape, strict=True)
+    )
+    return top, left, side
 
 
 def warp(rng: np.random.Generator, free: bool) -> NDArray[np.float64]:
@@ -294,6 +331,8 @@ class Views:
         Shares of the views, in [0, 1], that are crops along outlines (`EdgeCrops`) and synthetic
         anatomies (`training.data.synthetic`). The others are cut from pictures, at least as many as there are
         edge crops.
+    closer
+        Share of those cut from pictures, in [0, 1], that are cut as a closer look would (`choose_view`).
 
     Raises
     ------
@@ -312,8 +351,9 @@ class Views:
         colours: ColourAugmentation = ColourAugmentation(),
         edges: float = 0.0,
         synthetic: float = 0.0,
+        closer: float = 0.0,
     ) -> None:
-        self.colours = colours
+        self.colours, self.closer = colours, closer
         self.edges, self.synthetic = round(edges * batch), round(synthetic * batch)
         self.plain = batch - self.edges - self.synthetic
         if min(edges, synthetic) < 0 or self.plain < max(1, self.edges):
@@ -348,7 +388,8 @@ class Views:
             apart[index] = np.inf
             members.append(int(apart.argmin()))
         box = np.concatenate([picture.boxes[members, :2].min(0), picture.boxes[members, 2:].max(0)])
-        view = choose_view(rng, self.store.shapes[number], box, float(picture.areas[members].sum()))
+        area = float(picture.areas[members].sum())
+        view = choose_view(rng, self.store.shapes[number], box, area, self.closer)
         targets = tuple(int(target) for target in picture.objects[members])
         return Crop(number, targets, view, warp(rng, self.free[number]))
 
