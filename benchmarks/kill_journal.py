@@ -273,10 +273,8 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
         kinds = ("grow", "shrink", "smooth", "fill_holes", "largest", "drop_small", "between")
         change = MaskEdit(kinds[rng.integers(7)], 1.0, bool(rng.integers(2)))
         session.reshape(edited_masks(masks_along(session, plane, whole=change.whole), change))
-    elif action == "accept":
-        session.accept()
-    elif action == "clear":
-        session.clear()
+    elif action in ("accept", "clear"):
+        getattr(session, action)()
     elif action == "edit":
         if session.answered:
             session.edit_object(plane, at)

@@ -55,10 +55,7 @@ _WrongCall: Any = typer.BadParameter.__mro__[2]
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends with SystemExit, or with the traceback of an unexpected error."""
     for stream in (sys.stdout, sys.stderr):
-        errors, unicode = getattr(stream, "errors", None), getattr(stream, "encoding", "") == "utf-8"
-        # The terminal may lack a letter of a file's name; what is no UTF-8 in a name is given back by it.
-        if errors == "strict" or (errors == "surrogateescape" and not unicode):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        _take_any_letter(stream)
     # These libraries log what they then raise: it would be shown twice.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
@@ -89,6 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
         more = f" ({error})" if str(error) else ""
         _exit(f"not enough memory{more}; give a smaller part, or convert the image to OME-Zarr", 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _take_any_letter(stream: Any) -> None:
+    """The terminal may lack a letter of a file's name; what is no UTF-8 in a name is given back by it."""
+    errors, unicode = getattr(stream, "errors", None), getattr(stream, "encoding", "") == "utf-8"
+    if errors == "strict" or (errors == "surrogateescape" and not unicode):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _foreseen(error: RuntimeError) -> str:

@@ -157,6 +157,21 @@ def read_classes(path: str | Path) -> Classes:
     """
     path = Path(path)
     classes: list[ObjectClass] = []
+    rows = _rows_of(path)
+    if rows and rows[0][0].lower() in ("name", "class"):
+        rows = rows[1:]
+    for row in rows:
+        colour = row[1] if len(row) > 1 and row[1] else PALETTE[len(classes) % len(PALETTE)]
+        try:
+            classes.append(ObjectClass(row[0], colour))
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+    _check_each_once(path, [one.name for one in classes])
+    return tuple(classes)
+
+
+def _rows_of(path: Path) -> list[list[str]]:
+    """The cells of a table of classes, without empty rows."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
         raise ValueError(f"{path.name} is no file; choose a table of classes as CSV UTF-8")
     try:
@@ -174,16 +189,7 @@ def read_classes(path: str | Path) -> Classes:
             f"{path.name} must name at most {MOST_CLASSES} classes in {LARGEST_TABLE} bytes, got "
             f"{len(rows)} rows in {len(content)} or more; choose a list of classes"
         )
-    if rows and rows[0][0].lower() in ("name", "class"):
-        rows = rows[1:]
-    for row in rows:
-        colour = row[1] if len(row) > 1 and row[1] else PALETTE[len(classes) % len(PALETTE)]
-        try:
-            classes.append(ObjectClass(row[0], colour))
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from None
-    _check_each_once(path, [one.name for one in classes])
-    return tuple(classes)
+    return rows
 
 
 def _check_each_once(path: Path, names: list[str]) -> None:
