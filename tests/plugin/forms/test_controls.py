@@ -218,3 +218,18 @@ def test_what_is_going_on_is_worked_out_once_per_turn(qtbot):
     qtbot.wait(20)
     assert looked == ["object 1 accepted", "<b>"]
     line.deleteLater()
+
+
+@pytest.mark.parametrize("points", [9, 18, 27])
+def test_the_numbers_of_the_range_are_as_wide_as_their_digits(shown, qapp, points):
+    """Also when the letters grow while they are shown; too narrow, 4999 would become 5e+03."""
+    planes = PlaneRange()
+    window = shown(planes)
+    planes.show_range(5000, (0, 4999))
+    window.setStyleSheet(f"QWidget {{ font-size: {points}pt; }}")
+    qapp.processEvents()
+    last = planes.layout().itemAt(2).widget()
+    planes.show_range(5000, (3, 4999))
+    assert last.text() == "4999"
+    assert last.width() > last.fontMetrics().horizontalAdvance("4999")
+    assert last.height() >= last.fontMetrics().height()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import QFormLayout, QHBoxLayout, QVBoxLayout, QWidget
 from superqt import QLabeledRangeSlider
 
@@ -112,7 +112,14 @@ class PlaneRange(QLabeledRangeSlider):
         described(last, "Last plane", "Objects are not propagated to planes after this one.")
         for number in (first, last):
             number.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+            number.installEventFilter(self)
         self.valueChanged.connect(lambda planes: self.changed.emit(tuple(map(int, planes))))
+
+    def eventFilter(self, number: QObject, event: QEvent) -> bool:
+        """Make a number as wide as its digits in another font; superqt does so when it is shown only."""
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+            number.setDecimals(number.decimals())
+        return bool(super().eventFilter(number, event))
 
     def show_range(self, count: int, planes: tuple[int, int]) -> None:
         """Show these two of so many planes, without emitting anything."""
