@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from fakes import FakePredictor
 from napari_lowlat_seg.batch import jobs, seeds
+from napari_lowlat_seg.batch.jobs import BatchSettings
 from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds, write_disputes
 from napari_lowlat_seg.cli import app
 from napari_lowlat_seg.core.masks import PostProcessing
@@ -84,6 +87,26 @@ def test_the_lower_number_keeps_a_pixel_that_two_objects_claim(
     volume = read_volume(tmp_path / output)
     labels = np.stack([volume.plane(plane) for plane in volume.planes()])
     assert np.unique(labels).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("workers", "sizes"), [(0, [5]), (1, [5]), (2, [3, 2]), (9, [1] * 5)])
+def test_few_seeds_are_shared_among_the_processes(
+    rods: Path, tmp_path: Path, workers: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job of all of them would leave the others idle; the labels are the same."""
+    (tmp_path / "p.csv").write_text("2,10,10\n3,25,30\n1,11,11\n4,30,30\n5,6,6\n")
+    seen: list[int] = []
+
+    def here(_: object, work: Any, some: Any) -> Any:
+        seen.extend(len(job.items) for job in some)
+        return ((job, work(job)) for job in some)
+
+    monkeypatch.setattr(jobs, "map_jobs", here)
+    monkeypatch.setattr(jobs, "connected", lambda *_: nullcontext())
+    run_seeds(rods, tmp_path / "p.csv", tmp_path / "l.tif", BatchSettings(workers=workers))
+    assert seen == sizes
+    labels = np.asarray(read_volume(tmp_path / "l.tif").data)
+    assert np.bincount(labels.ravel()).tolist() == [6 * (40 * 50 - 400), 600, 1800]
 
 
 def test_a_consensus_lists_where_the_axes_disagree(rods: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import object_anchors, object_clicks
 
 BATCH = 16
-"""Seeds of a job: enough to share embeddings, few enough for a cluster to be busy."""
+"""Seeds of a job at most: enough to share embeddings, few enough for a cluster to be busy."""
 
 DISPUTES = ".disputes.csv"
 """What is added to the name of the labels for the table of places where the axes disagree."""
@@ -191,10 +191,12 @@ def run_seeds(
         tile=EMPTY_BOX,
         finish=finish,
     )
+    by_tile = _by_tile(seeds, volume, axis)
+    shares = -(-settings.workers // max(1, len(by_tile))) or 1  # of a tile, so that every process has one
     jobs = [
         part
-        for tile, some in _by_tile(seeds, volume, axis).items()
-        for part in replace(job, tile=tile, items=tuple(some)).split(BATCH)
+        for tile, some in by_tile.items()
+        for part in replace(job, tile=tile, items=tuple(some)).split(min(BATCH, -(-len(some) // shares)))
     ]
     voxels, disputes = 0, []
 
