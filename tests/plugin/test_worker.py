@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QApplication
 
 from bright_service import BrightService
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.prompts import Click
+from napari_lowlat_seg.core.prompts import Click, Scribble
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin import progress_bar
@@ -233,6 +233,98 @@ def test_a_preview_waits_for_a_request_and_never_interrupts_one(qtbot, worker, s
         ("preview", False),
         ("preview", True),
     ]
+
+
+def asked(name: str, *at: tuple[float, float], ticket: int = 1, previous: SoftMask | None = None) -> Any:
+    """A request with clicks."""
+    prompts = tuple(Click(one) for one in at)
+    return SimpleNamespace(name=name, ticket=ticket, object=1, prompts=prompts, previous=previous)
+
+
+@pytest.fixture
+def embedded(qtbot, worker, service, events) -> None:
+    """Plane 1 is embedded, and nothing is written down of it."""
+    with qtbot.waitSignal(worker.idle):
+        worker.embed(plane("1"))
+    service.done.clear()
+    events.clear()
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_mask_predicted_ahead_is_there_when_it_is_requested(qtbot, worker, service, events) -> None:
+    """At once, and only once; what refines it comes as always. Nobody is told of it before."""
+    worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
+    qtbot.waitUntil(lambda: service.done == ["predict ahead"] and worker._foretold is not None)
+    assert not worker.busy
+    assert events == []
+    service.first_door.clear()  # the network is not there yet with the request itself
+    worker.predict(asked("a", (4, 5 + 1e-12)), plane("1"))
+    qtbot.waitUntil(lambda: ("a", False) in events)
+    with qtbot.waitSignal(worker.idle):
+        service.first_door.set()
+    assert [one for one in events if one[0] != "embedded"] == [("a", False), ("a", True)]
+    assert service.done == ["predict ahead", "embed 1", "predict a"]
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_mask_that_is_still_predicted_ahead_is_waited_for(qtbot, worker, service, events) -> None:
+    """What is under way for the same click is not begun again before its first mask is there."""
+    service.first_door.clear()
+    worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
+    qtbot.waitUntil(lambda: busy_with(worker, "1"))
+    worker.predict(asked("a", (4, 5)), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        service.first_door.set()
+    assert service.done == ["predict ahead", "embed 1", "predict a"]
+    assert [one for one in events if one[0] != "embedded"] == [("a", False), ("a", True)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        asked("a", (4, 6)),
+        asked("a", (1, 1), (4, 5)),
+        asked("a", (4, 5), previous=MASK),
+        SimpleNamespace(**vars(asked("a")) | {"prompts": (Click((4, 5), False),)}),
+        SimpleNamespace(**vars(asked("a")) | {"prompts": (Scribble([(4, 5)]),)}),
+        SimpleNamespace(**vars(asked("a", (4, 5))) | {"object": 2}),
+    ],
+    ids=["elsewhere", "another before it", "another mask", "another sign", "a scribble", "another object"],
+)
+@pytest.mark.parametrize("done", [False, True], ids=["under way", "done"])
+@pytest.mark.usefixtures("embedded")
+def test_a_mask_predicted_ahead_answers_nothing_else(qtbot, worker, service, events, other, done) -> None:
+    """What is under way for a click that did not come is left."""
+    (service.last_door if done else service.first_door).clear()
+    worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
+    qtbot.waitUntil(lambda: worker._foretold is not None if done else busy_with(worker, "1"))
+    worker.predict(other, plane("1"))
+    qtbot.waitUntil(lambda: not busy_with(worker, "1") or worker._busy.request is other)
+    with qtbot.waitSignal(worker.idle):
+        service.first_door.set()
+        service.last_door.set()
+    assert service.done == ["predict ahead"] * done + ["embed 1", "predict a"]
+    assert [one for one in events if one[0] != "embedded"] == [("a", False), ("a", True)]
+
+
+@pytest.mark.usefixtures("embedded")
+def test_what_is_predicted_ahead_fails_silently(qtbot, worker, service, events) -> None:
+    """The request for it says why, if it comes."""
+    service.error = ValueError("no such pixel")
+    worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        worker.embed(plane("2"))
+    assert [one for one in events if one[0] == "failed"] == []
+    with qtbot.waitSignal(worker.failed):
+        worker.predict(asked("a", (4, 5)), plane("1"))
+
+
+def test_on_a_plane_that_is_not_embedded_nothing_is_predicted_ahead(qtbot, worker, service) -> None:
+    """Embedding it is what takes long."""
+    worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
+    with qtbot.waitSignal(worker.idle):
+        worker.embed(plane("1"))
+    assert service.done == ["embed 1"]
 
 
 def test_planes_in_view_come_after_requests_and_the_newest_replaces_older_ones(

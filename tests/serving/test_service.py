@@ -251,6 +251,36 @@ def test_the_previous_mask_is_fed_back_also_a_drawn_one(service, network, source
     assert network.priors[0] == 1.0
 
 
+CLICK, BESIDE = Click((200, 200)), Click((200, 240))
+
+
+@pytest.mark.parametrize(
+    ("before", "spared"),
+    [
+        ([FakeRequest((CLICK,), ticket=0)], 1),
+        ([FakeRequest((CLICK,), ticket=0), FakeRequest((BESIDE,), ticket=0)], 0),
+        ([FakeRequest((CLICK,), ticket=0), FakeRequest((BESIDE,))], 0),
+        ([FakeRequest((CLICK,), object=2, ticket=0)], 0),
+        ([FakeRequest((CLICK,), SoftMask.from_mask(np.ones((400, 400), bool)), ticket=0)], 1),
+        ([FakeRequest((CLICK,), SoftMask.from_mask(np.eye(400, dtype=bool)), ticket=0)], 0),
+    ],
+    ids=["same", "elsewhere", "a request between", "another object", "same mask", "another mask"],
+)
+def test_a_request_goes_on_from_the_preview_of_the_same(service, network, source, before, spared) -> None:
+    """Its masks are those that it would have given; the first of them is not predicted twice."""
+    other = Disk()
+    fresh = PredictionService(Predictor(other, Runtime()), 2**24)
+    ones = SoftMask.from_mask(np.ones((400, 400), bool))
+    asked = FakeRequest((CLICK,), ones if before[0].previous is not None else None)
+    expected = [(mask.value, final) for mask, final in fresh.predict(asked, source)]
+    predicted = len(other.priors)
+    for one in before:
+        list(service.predict(one, source))
+    network.priors.clear()
+    assert [(mask.value, final) for mask, final in service.predict(asked, source)] == expected
+    assert predicted - len(network.priors) == spared
+
+
 def test_a_preview_gets_the_quick_prediction_only(service, network, source) -> None:
     """A stroke under way and a hovering mouse come too often for more."""
     predictions = list(service.predict(FakeRequest((Click((200, 200)),), ticket=0), source))

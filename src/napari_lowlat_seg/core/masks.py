@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -70,6 +70,11 @@ class SoftMask:
         box = BoundingBox.of(steps)
         packed = zlib.compress(steps[box.slices].tobytes(), 1)
         return cls((steps.shape[0], steps.shape[1]), box, packed, quality, drawn)
+
+    @property
+    def value(self) -> tuple[Any, ...]:
+        """Equal for masks of equal probabilities, which are compared by identity otherwise."""
+        return (self.shape, self.box, self.packed, self.quality, self.drawn)
 
     @cached_property
     def _steps(self) -> np.ndarray:

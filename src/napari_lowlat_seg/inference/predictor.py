@@ -189,6 +189,7 @@ class Predictor:
         prompts: Sequence[Prompt],
         previous: Prediction | SoftMask | None = None,
         idle: bool = False,
+        first: Prediction | None = None,
     ) -> Iterator[Prediction]:
         """One, two or three predictions, the quicker first, for callers that show each as it comes.
 
@@ -201,13 +202,16 @@ class Predictor:
         Of an object too large for a crop, each later prediction is refined along its outline: crops there
         are embedded, and kept in `Prediction.edges`. On a processor one new crop at most is embedded a
         prompt, where the prompt lies in none yet; with `idle`, a third prediction has all of them.
+
+        `first` is what came first for the same parameters before, to spare predicting it.
         The other parameters and the errors are those of `predict`.
         """
         if isinstance(previous, SoftMask):
             previous = Prediction.of(previous, embedding.frame)
         self._check(embedding, prompts, previous)
         look = self._usable_look(embedding, prompts, previous)
-        first = self._predict(embedding if look is None else look, prompts, previous, previous, look)
+        if first is None:
+            first = self._predict(embedding if look is None else look, prompts, previous, previous, look)
         yield first
         new = previous is None
         if not self._looks_closer(prompts, new):

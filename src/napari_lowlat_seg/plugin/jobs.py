@@ -7,12 +7,27 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from napari_lowlat_seg.core.requests import PlaneSource
 
-URGENCY = ("load", "predict", "preview", "embed", "candidates", "propagate", "find", "embed_ahead")
+URGENCY = (
+    "load",
+    "predict",
+    "preview",
+    "predict_ahead",
+    "embed",
+    "candidates",
+    "propagate",
+    "find",
+    "embed_ahead",
+)
 """Kinds of jobs, the most urgent first."""
 
-QUIET = frozenset({"candidates", "embed_ahead"})
+LESS_URGENT = frozenset(URGENCY[4:])
+"""Kinds that a prediction ahead of its request does not stop for."""
+
+QUIET = frozenset({"predict_ahead", "candidates", "embed_ahead"})
 """Kinds that nobody has asked for yet: no signal `started` or `idle` for them."""
 
 
@@ -65,10 +80,24 @@ class Job:
         """Identity of its plane's source; None for a job without one."""
         return None if self.source is None else self.source.identity
 
+    def foretells(self, asked: Job) -> bool:
+        """Whether the first mask of this job is that of another one: a click where the button went down.
+
+        A point that has gone through a layer of napari may come back different in the last digit.
+        """
+        mine, theirs = self.request, asked.request
+        same = (self.epoch, self.identity, mine.object) == (asked.epoch, asked.identity, theirs.object)
+        if not same or mine.previous is not theirs.previous or mine.prompts[:-1] != theirs.prompts[:-1]:
+            return False
+        one, other = mine.prompts[-1], theirs.prompts[-1]
+        if type(one) is not type(other) or one.positive != other.positive:
+            return False
+        return bool(np.allclose(one.points, other.points, rtol=0, atol=1e-6))
+
 
 _PREEMPTING = {
     "predict": ("predict",),
-    "embed_ahead": ("predict", "preview", "embed", "candidates", "embed_ahead"),
+    "embed_ahead": ("predict", "preview", "predict_ahead", "embed", "candidates", "embed_ahead"),
 }
 """By the kind of an embedding under way, for which kinds of jobs it may be abandoned, in their order."""
 

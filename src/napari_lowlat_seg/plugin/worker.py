@@ -17,7 +17,7 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest
-from napari_lowlat_seg.plugin.jobs import QUIET, URGENCY, Job, should_yield
+from napari_lowlat_seg.plugin.jobs import LESS_URGENT, QUIET, URGENCY, Job, should_yield
 from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
@@ -110,6 +110,7 @@ class Worker(QObject):
         self._ready: set[Hashable] = set()  # identities of planes that are embedded
         self._typical = 0.0  # seconds that the last embedding took
         self._ahead_allowed = True
+        self._foretold: tuple[Job, SoftMask] | None = None  # the newest first mask that nobody asked for yet
         self._progress_bar = WorkerProgressBar(self)
         self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
         self._thread.start()
@@ -127,7 +128,17 @@ class Worker(QObject):
         with self._wake:
             if request.ticket:
                 self._waiting.pop("preview", None)
+                self._waiting.pop("predict_ahead", None)
             self._want(Job("predict" if request.ticket else "preview", self._epoch, source, request))
+
+    def predict_ahead(self, request: Any, source: PlaneSource) -> None:
+        """Predict the first mask of what will probably be requested; it is kept until that is.
+
+        Nothing is done on a plane that is not embedded: its embedding comes first.
+        """
+        with self._wake:
+            if source.identity in self._ready:
+                self._want(Job("predict_ahead", self._epoch, source, request))
 
     def embed(self, source: PlaneSource) -> None:
         """Embed the plane in view when nothing more urgent is left; a newer one replaces an older one."""
@@ -265,6 +276,7 @@ class Worker(QObject):
             "load": self._load,
             "predict": self._predict,
             "preview": self._predict,
+            "predict_ahead": self._predict_ahead,
             "embed": self._embed,
             "candidates": self._candidates,
             "propagate": self._propagate,
@@ -356,20 +368,47 @@ class Worker(QObject):
                 self._want(Job("embed_ahead", self._epoch, rest[0], after=rest[1:]))
 
     def _predict(self, job: Job) -> None:
+        known = self._foreknown(job)
+        if known is not None:
+            self._show(job, known, False)
         self._embed(job)
         self._post(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
         for mask, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
-            seconds = time.perf_counter() - job.requested
-            self._post(job.epoch, self.predicted.emit, job.request, mask, final, seconds)
-            job.shown = True
+            if final or known is None or mask.value != known.value:
+                self._show(job, mask, final)
+            known = None  # only the first one can be
+
+    def _show(self, job: Job, mask: SoftMask, final: bool) -> None:
+        seconds = time.perf_counter() - job.requested
+        self._post(job.epoch, self.predicted.emit, job.request, mask, final, seconds)
+        job.shown = True
+
+    def _predict_ahead(self, job: Job) -> None:
+        """Errors are those of the request, if it comes."""
+        self._foretold = None
+        assert job.source is not None
+        try:
+            for mask, _ in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
+                self._foretold = job, mask
+        except (Interrupted, WorkerProcessEnded):
+            raise
+        except Exception as error:
+            LOG.debug("not predicted ahead: %s", sentence(error))
+
+    def _foreknown(self, job: Job) -> SoftMask | None:
+        """The first mask of a request, if it was predicted ahead."""
+        foretold, self._foretold = self._foretold, None
+        return foretold[1] if foretold is not None and foretold[0].foretells(job) else None
 
     def _candidates(self, job: Job) -> None:
         """Find candidates; interrupted by what is more urgent, they are found after it."""
         found: tuple[SoftMask, ...] = ()
 
         def interrupted() -> bool:
-            return job.epoch != self._epoch or bool(self._waiting.keys() & {"predict", "preview", "embed"})
+            return job.epoch != self._epoch or bool(
+                self._waiting.keys() & {"predict", "preview", "predict_ahead", "embed"}
+            )
 
         assert job.source is not None
         try:
@@ -444,6 +483,10 @@ class Worker(QObject):
         """
         if job.epoch != self._epoch:
             return True
+        if job.kind == "predict_ahead":
+            with self._wake:
+                urgent = [one for kind, one in self._waiting.items() if kind not in LESS_URGENT]
+            return any(one.kind != "predict" or not job.foretells(one) for one in urgent)
         return "predict" in self._waiting and (job.shown or job.kind == "preview")
 
     def _fail(self, job: Job, error: Exception) -> None:

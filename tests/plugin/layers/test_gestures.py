@@ -134,6 +134,42 @@ def _drag_a_scribble(it):
     assert prompts == (scribble,)
 
 
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_what_a_click_will_give_is_known_when_the_button_goes_down(scene, place):
+    """And again wherever the mouse goes before it is a drag; it is what the edit says at its release."""
+    it, pressed = scene(**place), []
+    it.gestures.pressed.connect(lambda plane, prompts: pressed.append((plane, prompts)))
+    QTest.qWait(50)  # until the canvas has its size
+    for sign in (True, False):
+        it.layers.positive = sign
+        pressed.clear()
+        it.mouse.press((7, 9))
+        assert len(pressed) == 1
+        assert not it.edits
+        it.mouse.move((7, 9), (7, 9.05))
+        assert len(pressed) > 1
+        it.mouse.release((7, 9.05))
+        plane, (said,) = pressed[-1]
+        *_, click = it.edits.pop()[it.plane]
+        assert (plane, said.positive) == (it.plane, click.positive)
+        assert np.allclose(said.at, click.at, rtol=0, atol=1e-6)
+
+
+def test_what_is_no_click_is_not_announced(axial):
+    """The right button, a place beside the plane, and a drag once it is one."""
+    pressed = []
+    axial.gestures.pressed.connect(lambda *said: pressed.append(said))
+    axial.mouse.right_click((7, 9))
+    axial.mouse.click((-3, 9))
+    assert not pressed
+    axial.mouse.press((2, 3))
+    axial.mouse.move((2, 3), (20, 3))
+    announced = len(pressed)
+    axial.mouse.move((20, 3), (30, 30))
+    axial.mouse.release((30, 30))
+    assert len(pressed) == announced
+
+
 def test_the_tool_in_hand_decides_what_a_drag_draws(axial):
     """A box from corner to corner, and an outline that may come back to where it began without a click."""
     axial.gestures.tool = "box"

@@ -162,6 +162,7 @@ class AnnotationController:
         for signal, slot in (
             (self.prompts.sign_changed, self._emit_changed),
             (self.gestures.changed, self._emit_changed),
+            (self.gestures.pressed, self.predictions.ask_ahead),
             (self.predictions.postponed, self._emit_changed),
             (self.files.changed, self._emit_changed),
             (self.files.restored, self._restored),

@@ -210,6 +210,15 @@ class Predictions(Listener):
             self._preview = (request, reason)
             self._send(request)
 
+    def ask_ahead(self, plane: Plane, prompts: Sequence[Prompt]) -> None:
+        """Predict what `prompts` would give on top of those given, before they are: the button is down.
+
+        napari needs as long to add a point as the model to predict a mask, and so both are done at once.
+        """
+        if self._ready and not self._postpone:
+            sent, source, _ = self.sources.of_request(self.session.preview_request(plane, prompts))
+            self._worker.predict_ahead(sent, source)
+
     def forget_preview(self) -> None:
         """Drop the preview under way."""
         self._preview = None

@@ -101,6 +101,9 @@ class Gestures:
     changed = Signal()
     """`tool` or `hover` is another one."""
 
+    pressed = Signal(object, object)
+    """A plane, and the prompts that a click would give if the left button were released now."""
+
     def __init__(
         self,
         viewer: Any,
@@ -278,18 +281,29 @@ class Gestures:
         kind = "box" if "Shift" in event.modifiers else self._tool
         stroke = Stroke(kind, plane, self.layers.next_positive, [at])
         pressed = np.array(event.pos)
+        if left:
+            self._press(stroke, at)
         yield
         while event.type == "mouse_move" and event.is_dragging:
             if not self.layers.stroking and np.linalg.norm(np.array(event.pos) - pressed) >= DRAG_PIXELS:
                 self._stroke, self.layers.stroking = stroke, True
             if self._stroke is stroke:
                 self._go_on(event)
+            elif left:
+                self._press(stroke, self._place(event)[1])
             yield
         # The canvas leaves out moves that come within 10 ms: the last one may be known only from the release.
         if event.type == "mouse_release" and self._extended(stroke, event):
             self._finish()
             self.layers.add(plane, *stroke.prompts(self.grid.sides(plane)))
         self._let_go()
+
+    def _press(self, stroke: Stroke, at: tuple[float, float]) -> None:
+        """Report what napari would make of a click here; it may become a stroke yet."""
+        sides = self.grid.sides(stroke.plane)
+        prompts = prompts_of("point", np.array([at]), stroke.positive, sides)
+        if prompts:
+            self.pressed.emit(stroke.plane, prompts)
 
     def _go_on(self, event: Any) -> None:
         """Add a point to the stroke under way, and report it."""
