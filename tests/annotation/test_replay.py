@@ -477,16 +477,14 @@ def test_a_candidate_of_the_shipped_model_is_chosen_again(tmp_path):
 
 @pytest.mark.slow
 def test_the_tutorial_is_replayed_without_a_voxel_that_differs(capsys):
-    """With the shipped model, in a process of its own, as in napari; another precision is named."""
+    """With the shipped model and the session's precision, in a process of its own, as in napari."""
     with pytest.raises(SystemExit) as ended:
         main(["replay", str(sample_path("tutorial.lowlat")), "--json"])
     assert ended.value.code == 0
     done = json.loads(capsys.readouterr().out)
     assert (done["voxels"], done["predictions"], done["objects"]) == (3_000_000, 15, 3)
-    if any(one.startswith("precision: bf16 in the session") for one in done["other"]):
-        assert done["differing"] < 100  # a processor without bf16 rounds differently: 3 voxels
-    else:
-        assert done["differing"] == 0
+    assert done["differing"] == 0
+    assert not any(one.startswith("precision") for one in done["other"])
 
 
 # `test_the_exported_script_makes_the_labels_again` has scripts of any actions, the replay above the tutorial.

@@ -20,6 +20,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.inference.processors import usable
+from napari_lowlat_seg.inference.runtime import Precision, has_bf16
 from napari_lowlat_seg.serving import wire, worker_process
 from napari_lowlat_seg.serving.process import PredictionProcess, call_in_process, open_prediction_service
 from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
@@ -543,16 +544,19 @@ def test_pixels_cannot_be_read_in_the_other_process() -> None:
 
 @pytest.mark.slow
 def test_the_default_model_predicts_as_in_this_process() -> None:
-    """The same masks from both sides, over several clicks."""
+    """The same masks from both sides, in the precision that this processor would not choose."""
+    precision: Precision = "fp32" if has_bf16() else "bf16"
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)
     pixels[30:50, 40:70] += 100
     source = PlaneSource("plane", lambda: pixels)
-    process, here = PredictionProcess("default", "cpu", threads=1), load_prediction_service("default", "cpu")
+    process = PredictionProcess("default", "cpu", threads=1, precision=precision)
+    here = load_prediction_service("default", "cpu", precision=precision)
     try:
         for service in (process, here):
             service.embed(source)
         there, mine = ([a for a, _ in r.predict(request(50), source)] for r in (process, here))
         assert process.describe()["parameters"] == here.describe()["parameters"]
+        assert process.describe()["precision"] == here.describe()["precision"] == precision
     finally:
         process.close()
     assert len(there) == len(mine)

@@ -179,8 +179,13 @@ class _Services:
                 f"the session names a device of another machine, {device:.80}; "
                 "say with --device where it is to be repeated, as its image would be sent there"
             )
+        precision = facts.get("precision") if self._device is None else None  # others round otherwise
         self._service = PredictionProcess(
-            name, device or "auto", facts.get("closer_look", "auto"), threads=threads or None
+            name,
+            device or "auto",
+            facts.get("closer_look", "auto"),
+            threads=threads or None,
+            precision=precision,
         )
         here = self._service.describe()
         for key in ("weights", "device", "precision", "versions", "threads"):

@@ -43,7 +43,7 @@ from napari_lowlat_seg.inference.edge_looks import (
     worthwhile,
 )
 from napari_lowlat_seg.inference.prediction import Embedding, Prediction
-from napari_lowlat_seg.inference.runtime import Runtime
+from napari_lowlat_seg.inference.runtime import Precision, Runtime
 from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
@@ -451,7 +451,10 @@ class Predictor:
 
 
 def load_predictor(
-    model: str = "default", device: str = "auto", closer_look: CloserLook = "auto"
+    model: str = "default",
+    device: str = "auto",
+    closer_look: CloserLook = "auto",
+    precision: Precision | None = None,
 ) -> Predictor:
     """The predictor for a model on a device; a model that is not on this machine is downloaded.
 
@@ -463,13 +466,16 @@ def load_predictor(
         "auto", "cpu", "cuda", "cuda:1" or "mps"; "auto" takes a CUDA device, else Apple's, else the CPU.
     closer_look
         "auto" or "off"; see `Predictor`.
+    precision
+        "fp32", "tf32", "bf16" or "fp16"; None for what suits the device, see `Runtime.find`. They round
+        differently: a few voxels at the edges of masks can differ.
 
     Raises
     ------
     ValueError
-        For an unknown name, an unusable file or a device that is not there.
+        For an unknown name, an unusable file, a device that is not there or an unknown precision.
     """
-    runtime = Runtime.find(device)  # first, because it is the cheaper one to fail
+    runtime = Runtime.find(device, precision)  # first, because it is the cheaper one to fail
     network = load_model(model)
     memory = _load_memory if str(model) == "default" and closer_look == "auto" else None
     predictor = Predictor(network, suited(runtime, network), closer_look, name=str(model), memory=memory)

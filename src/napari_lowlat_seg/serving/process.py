@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
@@ -42,6 +42,9 @@ from napari_lowlat_seg.serving.worker_process import (
     python_command,
 )
 
+if TYPE_CHECKING:
+    from napari_lowlat_seg.inference.runtime import Precision
+
 LOAD = "napari_lowlat_seg.serving.service:load_prediction_service"
 
 NUMBERED = 10_000
@@ -67,6 +70,8 @@ class PredictionProcess:
     threads
         Processor threads of the network; None for OMP_NUM_THREADS if the user has set it, else all but one of
         those that `processors.usable` counts, so that the window keeps one.
+    precision
+        As `load_predictor` has it.
     load
         "module:function" that makes the service in the child, called as `load_prediction_service` is.
     """
@@ -80,13 +85,15 @@ class PredictionProcess:
         cache_bytes: int = CACHE_BYTES,
         disk_bytes: int = 0,
         threads: int | None = None,
+        precision: Precision | None = None,
         load: str = LOAD,
     ) -> None:
         limits = {"cache_bytes": cache_bytes, "disk_bytes": disk_bytes}
         self._there = RemoteDevice.parse(device) if is_remote(device) else None
         if self._there is not None:
             device = self._there.device
-        self._load = (load, (model, device, closer_look), limits)
+        how = (model, device, closer_look, *(() if precision is None else (precision,)))
+        self._load = (load, how, limits)
         self._environment = _threads(threads)
         self._planes: LRUCache[Any, int] = LRUCache(NUMBERED)
         self._numbers = itertools.count(1)

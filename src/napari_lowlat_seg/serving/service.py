@@ -40,6 +40,7 @@ from napari_lowlat_seg.serving.worker_process import Interrupted
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.prediction import Embedding, Prediction
     from napari_lowlat_seg.inference.predictor import CloserLook, Predictor
+    from napari_lowlat_seg.inference.runtime import Precision
     from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 
@@ -388,6 +389,7 @@ def load_prediction_service(
     model: str = "default",
     device: str = "auto",
     closer_look: CloserLook = "auto",
+    precision: Precision | None = None,
     *,
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = 0,
@@ -397,7 +399,7 @@ def load_prediction_service(
 
     Parameters
     ----------
-    model, device, closer_look
+    model, device, closer_look, precision
         As `load_predictor` has them; it also raises its errors.
     cache_bytes
         Memory for embeddings.
@@ -413,7 +415,9 @@ def load_prediction_service(
     if row is not None and row.url and not model_info(model)["downloaded"]:
         download_model(model, progress)
     folder = _embeddings_folder() if disk_bytes else None
-    return PredictionService(load_predictor(model, device, closer_look), cache_bytes, folder, disk_bytes)
+    return PredictionService(
+        load_predictor(model, device, closer_look, precision), cache_bytes, folder, disk_bytes
+    )
 
 
 def _embeddings_folder() -> Path | None:

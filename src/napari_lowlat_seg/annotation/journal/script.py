@@ -277,9 +277,9 @@ class _Lines:
             elif name != "model":
                 yield f"session.{name} = {value!r}"
             elif value:
-                look = f", closer_look={value['closer_look']!r}" if "closer_look" in value else ""
+                how = "".join(f", {k}={value[k]!r}" for k in ("closer_look", "precision") if k in value)
                 device = str(value.get("device", "auto"))
-                yield f"predictor = load_predictor({value.get('model', 'default')!r}, {device!r}{look})"
+                yield f"predictor = load_predictor({value.get('model', 'default')!r}, {device!r}{how})"
                 yield "service = PredictionService(predictor)"
 
     def _labels(self, action: Action) -> Iterator[str]:
