@@ -44,6 +44,14 @@ class SharedService:
         with self.turn:
             yield from self._service.propagate(*asked)
 
+    def candidates(self, *asked):
+        with self.turn:
+            yield from self._service.candidates(*asked)
+
+    def find_objects(self, *asked):
+        with self.turn:
+            yield from self._service.find_objects(*asked)
+
     def describe(self, *asked):
         with self.turn:
             return self._service.describe(*asked)
