@@ -145,7 +145,7 @@ def test_the_tile_in_view_is_embedded_before_the_click(it):
     it.hand.click((650, 800), key="Ctrl")
     it.quiet()
     assert it.service.embedded == [(200, 200)]
-    (_, second) = it.service.asked
+    (_, second) = [request for request in it.service.asked if request.ticket]  # the rest is ahead of them
     assert [prompt.positive for prompt in second.prompts] == [True, False]
     assert second.previous.shape == (200, 200)
     zoom(it.viewer, (200, 200))
