@@ -24,7 +24,7 @@ URGENCY = (
 )
 """Kinds of jobs, the most urgent first."""
 
-LESS_URGENT = frozenset(URGENCY[4:])
+LESS_URGENT = frozenset(URGENCY[URGENCY.index("predict_ahead") + 1 :])
 """Kinds that a prediction ahead of its request does not stop for."""
 
 QUIET = frozenset({"predict_ahead", "candidates", "embed_ahead"})

@@ -79,7 +79,6 @@ def _pyramid(path: str, like: Volume) -> Iterator[ArrayLabels]:
     from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 
     with LabelPyramid.complete(path, like) as output:
-        output.uncounted()
         yield output
 
 

@@ -178,16 +178,21 @@ def test_labels_that_the_user_opened_are_written_to(viewer, grid, session, label
     assert zarr.open_group(place).attrs[HIGHEST] == 2
 
 
+def labels_at(place, viewer, grid, levels):
+    """New labels at a place, shown with "many" levels as we do, or the finest "one" as napari opens it."""
+    store = shown(viewer, grid, opening(grid, place)())
+    if levels == "many":
+        return store
+    viewer.layers.remove(store.layer)
+    return store_of(viewer.add_labels(zarr.open_group(place)["0"], **grid.place), grid)
+
+
 @pytest.mark.parametrize("levels", ["many", "one"])
 def test_labels_whose_drive_was_pulled_take_nothing_until_it_is_back(viewer, grid, tmp_path, levels):
     """Nothing is made where the drive was; what was annotated is kept, and written when it is back."""
     place = tmp_path / "drive" / "l.ome.zarr"
     place.parent.mkdir()
-    store = shown(viewer, grid, opening(grid, place)())
-    if levels == "one":
-        viewer.layers.remove(store.layer)
-        store = store_of(viewer.add_labels(zarr.open_group(place)["0"], **grid.place), grid)
-    session = Session(grid.volume, store)
+    session = Session(grid.volume, labels_at(place, viewer, grid, levels))
     accepted(session, square(100, 200))
     place.parent.rename(tmp_path / "pulled")
     session.paint(PLANE, square(300, 300))
@@ -209,11 +214,7 @@ def test_a_disk_that_is_full_at_any_chunk_leaves_nothing_of_an_object(
 ):
     """On no level; the same accept works when there is room."""
     place, put, room = tmp_path / "l.ome.zarr", zarr.storage._local._put, 10**6
-    store = shown(viewer, grid, opening(grid, place)())
-    if levels == "one":
-        viewer.layers.remove(store.layer)
-        store = store_of(viewer.add_labels(zarr.open_group(place)["0"], **grid.place), grid)
-    session = Session(grid.volume, store)
+    session = Session(grid.volume, labels_at(place, viewer, grid, levels))
     accepted(session, square(100, 200))
 
     def full(path, value, exclusive=False):

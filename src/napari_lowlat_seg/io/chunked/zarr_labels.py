@@ -74,10 +74,12 @@ class LabelPyramid(ArrayLabels):
     def complete(cls, path: str | Path, like: Volume) -> Iterator[LabelPyramid]:
         """New OME-Zarr labels, which are at the path when the block ends without an error, or never.
 
-        Raises as `ome_zarr.creating` does.
+        They are for results of others and note no highest label. Raises as `ome_zarr.creating` does.
         """
         with creating(path, like) as group:
-            yield cls._in(group, like)
+            labels = cls._in(group, like)
+            labels.uncounted()
+            yield labels
 
     @classmethod
     def _in(cls, group: Any, like: Volume) -> LabelPyramid:

@@ -129,7 +129,6 @@ def _write_pyramid(path: Path, labels: Volume, slabs: Slabs, only: Collection[in
     from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 
     with LabelPyramid.complete(path, labels) as output:
-        output.uncounted()
         fill(output, slabs)
         return _exported(slabs, only)
 
