@@ -73,7 +73,7 @@ class Accepting:
     @property
     def numbers(self) -> list[int]:
         """The numbers of the objects that were accepted and are not written yet, oldest first."""
-        return [step.accept.number for step in self._contents.undo_stack.done if step.accept is not None]
+        return [accept.number for accept in self._contents.undo_stack.waiting]
 
     def unfinished(self, state: PlaneState) -> bool:
         """Whether the last prediction for a state has not come."""
@@ -125,14 +125,13 @@ class Accepting:
 
     def settle(self) -> None:
         """Write the accepted objects whose predictions are there, until one has to wait."""
-        while True:
-            done = self._contents.undo_stack.done
-            first = next((i for i, step in enumerate(done) if step.accept is not None), None)
-            if first is None:
+        while waiting := self._contents.undo_stack.waiting:
+            number = waiting[0].number
+            if self.waits(number):
                 return
-            accept = done[first].accept
-            assert accept is not None
-            if self.waits(accept.number) or not self._amend(accept.number, done[first], done[first + 1 :]):
+            done = self._contents.undo_stack.done
+            first = next(place for place, step in enumerate(done) if step.accept is waiting[0])
+            if not self._amend(number, done[first], done[first + 1 :]):
                 return
 
     def _amend(self, number: int, accept: Step, later: Sequence[Step]) -> bool:

@@ -104,10 +104,10 @@ class Recorder:
         """Undo the newest step and return it; None if there is none."""
         self.close()
         stack = self.contents.undo_stack
-        if not stack.done:
+        step = stack.to_undo
+        if step is None:
             self.mend()
             return None
-        step = stack.done[-1]
         with self.all_or_none():  # if that fails, nothing is undone
             self.write(step.store, _reversed(step.edits))
         stack.undo()
@@ -119,10 +119,10 @@ class Recorder:
         """Redo the step that was undone last and return it; None if there is none."""
         self.close()
         stack = self.contents.undo_stack
-        if not stack.undone:
+        step = stack.to_redo
+        if step is None:
             self.mend()
             return None
-        step = stack.undone[-1]
         with self.all_or_none():
             self.write(step.store, step.edits)
         stack.redo()

@@ -317,12 +317,12 @@ class Session:
     @property
     def can_undo(self) -> bool:
         """Whether there is a step to undo."""
-        return self._recorder.changing or bool(self.undo_stack.done)
+        return self._recorder.changing or self.undo_stack.to_undo is not None
 
     @property
     def can_redo(self) -> bool:
         """Whether there is a step to redo."""
-        return bool(self.undo_stack.undone)
+        return self.undo_stack.to_redo is not None
 
     # Changes by the user
 

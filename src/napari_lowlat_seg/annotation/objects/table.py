@@ -182,8 +182,8 @@ class ObjectTable:
         elif event.kind == "step" and step is not None and step.kind == "stroke":
             self._count(step.edits)
         if event.kind in ("undo", "redo"):
-            done, undone = self._session.undo_stack.done, self._session.undo_stack.undone
-            step = undone[-1] if event.kind == "undo" and undone else done[-1] if done else None
+            stack = self._session.undo_stack
+            step = stack.to_redo if event.kind == "undo" else stack.to_undo
         if step is not None:
             self._dirty |= {label for label, _, _ in step.facts}
             self._dirty |= {-n for n, _, record in step.records if record.score is not None}

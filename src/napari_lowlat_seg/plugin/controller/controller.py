@@ -532,9 +532,9 @@ class AnnotationController:
 
     def _restored(self) -> None:
         """Another session is in place of this one: show what was done last."""
-        done = self.session.undo_stack.done
-        if done and done[-1].plane is not None:
-            self.current_plane.look_at(done[-1].plane)
+        newest = self.session.undo_stack.to_undo
+        if newest is not None and newest.plane is not None:
+            self.current_plane.look_at(newest.plane)
         self.all_objects.look_through(again=True)
         self._refresh()
 

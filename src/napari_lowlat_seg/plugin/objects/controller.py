@@ -200,7 +200,9 @@ class ObjectsController:
 
         def describe() -> None:
             if self._try(lambda: actions.describe(self._session, keys, **changes)):
-                self.done.emit(f"Done: {self._session.undo_stack.done[-1].title}")
+                newest = self._session.undo_stack.to_undo
+                assert newest is not None  # it was done
+                self.done.emit(f"Done: {newest.title}")
                 self._show_hidden()
 
         self._queue.do(describe)
@@ -362,11 +364,11 @@ class ObjectsController:
 
     def _change(self, work: Callable[[], object]) -> None:
         def change() -> None:
-            before = self._session.undo_stack.done
+            before = self._session.undo_stack.to_undo
             work()
-            done = self._session.undo_stack.done
-            if done and done is not before:
-                self.done.emit(f"Done: {done[-1].title}")
+            newest = self._session.undo_stack.to_undo
+            if newest is not None and newest is not before:
+                self.done.emit(f"Done: {newest.title}")
 
         self._when_answered(change)
 
