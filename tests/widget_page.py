@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QItemSelectionModel
+from qtpy.QtCore import QItemSelectionModel, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import (
     QAbstractButton,
     QAbstractItemDelegate,
     QAbstractSpinBox,
+    QApplication,
     QComboBox,
+    QLineEdit,
     QTableView,
     QWidget,
 )
@@ -149,5 +151,9 @@ class WidgetPage:
         view = self.part("Objects", QTableView)
         (editor,) = [one for one in view.viewport().findChildren(kind) if one.parent() == view.viewport()]
         (editor.setCurrentText if isinstance(editor, QComboBox) else editor.setText)(text)
-        view.commitData(editor)
-        view.closeEditor(editor, QAbstractItemDelegate.EndEditHint.NoHint)
+        if isinstance(editor, QLineEdit):
+            QTest.keyClick(editor, Qt.Key.Key_Return)
+            QApplication.processEvents()  # Qt commits it in the next turn
+        else:
+            view.commitData(editor)
+            view.closeEditor(editor, QAbstractItemDelegate.EndEditHint.NoHint)

@@ -132,6 +132,36 @@ def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
     assert not box.hasFocus()
 
 
+def test_tab_says_once_that_there_is_no_other_meaning(it):
+    """Enter comes next, and must not press the button to which Tab has moved the focus."""
+    hand, page = it.hand(), WidgetPage(it.widget)
+    it.viewer.window.activate()
+    hand.canvas.setFocus()
+    hand.click((9, 30), "Ctrl")  # a second prompt: only the first can mean something else
+    it.settle()
+    for key in ("Tab", "Shift+Tab"):
+        hand.click((9, 30 + len(key)), "Ctrl")
+        it.settle()
+        assert not it.controller().candidates.at_hand
+        hand.key(key)
+        assert hand.canvas.hasFocus()
+        assert page.sentence == (
+            "Other meanings are offered after the first click on an object. "
+            "The same key again leaves the image."
+        )
+    hand.key("Tab")
+    assert not hand.canvas.hasFocus()
+    # The panel has all the room of its dock: nothing is scrolled beside empty space.
+    assert it.widget.height() > it.widget.parentWidget().height() - 50
+    # The brush says what it does, and Escape speaks of nothing that was not there.
+    it.controller().preview.brush()
+    hand.drag((30, 30), (32, 34))
+    assert page.sentence == "mask painted by hand"
+    it.controller().prompts.activate()
+    hand.key("Escape")
+    assert page.sentence == "ready"
+
+
 def test_the_mask_is_edited_with_a_preview(it):
     """Outlined first, then applied as one step; in 3-D on all planes; brush and eraser show which is on."""
     page, session = WidgetPage(it.widget), it.controller().session

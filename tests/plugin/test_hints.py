@@ -1,5 +1,6 @@
 """What is said of mouse and keys: functions of the state, without a window."""
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -47,7 +48,10 @@ def test_a_key_that_is_not_set_is_not_told():
 
 def test_what_to_do_first():
     """Click, correct and accept, go on."""
-    assert first_hint(begun=False, accepted=False, volume=True).startswith("Click on an object in the image")
-    assert "Enter accepts. Shift+J follows" in first_hint(begun=True, accepted=False, volume=True)
-    assert "Shift+J" not in first_hint(begun=True, accepted=True, volume=False)
-    assert first_hint(begun=False, accepted=True, volume=False).startswith("The next click begins another")
+    keys, said = DEFAULTS, partial(first_hint, volume=True)
+    assert said(keys, begun=False, accepted=False).startswith("Click on an object in the image")
+    assert "Enter accepts. Shift+J follows" in said(keys, begun=True, accepted=False)
+    assert "Shift+J" not in first_hint(keys, begun=True, accepted=True, volume=False)
+    assert said(keys, begun=False, accepted=True).startswith("The next click begins another")
+    assert "Ctrl+E accepts" in said({**keys, "accept": "Ctrl+E", "carry": ""}, begun=True, accepted=True)
+    assert "follows" not in said({**keys, "carry": ""}, begun=True, accepted=True)

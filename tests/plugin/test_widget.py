@@ -37,6 +37,7 @@ from qtpy.QtWidgets import (
 
 from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
+from napari_lowlat_seg.plugin.canvas.hints import first_hint
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.situation import CHOOSE, NO_IMAGE, ImageSituation
 from napari_lowlat_seg.plugin.controller.view_state import FilesState, Settings, StackState, View, ViewState
@@ -414,11 +415,16 @@ def test_buttons_show_whether_there_is_something_to_undo(on_image):
     assert [on_image.button(name).isEnabled() for name in ("undo", "redo")] == [False, True]
 
 
-def test_clicking_a_button_leaves_the_keyboard_to_the_canvas(on_image):
-    """Else the next key would go nowhere; Tab still gets there."""
+def test_clicking_the_panel_leaves_the_keyboard_to_the_canvas(on_image):
+    """Qt gives it to what lies around a button that does not want it; Tab still gets to the buttons."""
     buttons = [*on_image.buttons(), *on_image.part("Tool").findChildren(QAbstractButton)]
     assert len(buttons) == 12
-    assert {one.focusPolicy() for one in buttons} == {Qt.FocusPolicy.TabFocus}
+    for button in buttons:
+        assert button.focusPolicy() == Qt.FocusPolicy.TabFocus
+        around = button.parentWidget()
+        while around is not None:
+            assert not around.focusPolicy() & Qt.FocusPolicy.ClickFocus, around
+            around = around.parentWidget()
 
 
 def test_polarity_and_tool_follow_both_ways(on_image):
@@ -554,7 +560,7 @@ def test_the_panel_fits_300_pixels_and_nothing_jumps(on_image, settle):
         assert form.minimumSizeHint().width() == least
     button, corner = form.buttons["accept"], QPoint(0, 0)
     places = set()
-    for news in ("", "ready", "a very long sentence " * 6):
+    for news in ("", "ready", "a very long sentence " * 6, "for ever " * 60):
         form.state.say(news)
         for loading in (True, False):
             form.model.loading = loading
@@ -564,6 +570,16 @@ def test_the_panel_fits_300_pixels_and_nothing_jumps(on_image, settle):
                 settle()
                 at = button.mapTo(form, corner)
                 places.add((at.x(), at.y()))
+        for width in (least, 500):
+            form.resize(width, 900)
+            settle()
+            assert form.state.heightForWidth(form.state.width()) <= form.state.height(), (width, news)
+        form.resize(least, 900)
+    for begun, accepted in itertools.product((False, True), repeat=2):
+        form.hint.show_hint(first_hint(on_image.keys.keys, begun=begun, accepted=accepted, volume=True))
+        settle()
+        at = button.mapTo(form, corner)
+        places.add((at.x(), at.y()))
     assert len(places) == 1
 
 

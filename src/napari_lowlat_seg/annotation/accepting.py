@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from napari_lowlat_seg.annotation.contents import Contents
 from napari_lowlat_seg.annotation.history import ObjectRecord, PendingAccept, Step
 from napari_lowlat_seg.annotation.limits import Limits
@@ -36,12 +38,15 @@ class Accepted:
         By plane, why its newest prompts could not be predicted there; the mask shown before was written.
     error
         Why it could not be written; it stays accepted and is tried again with the next accept. "" if it was.
+    share
+        Of its pixels that were written, 0 to 1: other labels may keep theirs.
     """
 
     label: int
     planes: tuple[Plane, ...] = ()
     unanswered: Mapping[Plane, str] = field(default_factory=dict)
     error: str = ""
+    share: float = 1.0
 
 
 class Accepting:
@@ -67,6 +72,7 @@ class Accepting:
         self._within = within
         self._refining: set[int] = set()  # tickets with a first mask whose last one is still to come
         self._refused: dict[int, str] = {}  # tickets that cannot be answered, and why
+        self._shares: dict[int, float] = {}  # of objects whose accept is not reported yet; see `Accepted`
 
     # Predictions
 
@@ -173,6 +179,9 @@ class Accepting:
             for plane in (*(plane for plane in before if plane in gone), *known)
         }
         edits, written = volume_edits(store, masks, record.label, accept.policy, before)
+        asked = sum(int(np.count_nonzero(mask.pixels)) for mask in masks.values())
+        got = sum(int(np.count_nonzero(edit.changed)) for edit in written.values())
+        self._shares[number] = min(1.0, got / max(1, asked))
         return replace(
             step,
             # New tickets, in the old order: a late prediction must not change what has been written.
@@ -209,7 +218,8 @@ class Accepting:
             for (_, plane), before, _ in step.states
             if before.pending and before.ticket in refused
         }
-        self._report(Accepted(record.label, tuple(record.written), missing, error))
+        share = self._shares.pop(number, 1.0)
+        self._report(Accepted(record.label, tuple(record.written), missing, error, share))
 
 
 # Steps that accept an object, open it again, and leave it

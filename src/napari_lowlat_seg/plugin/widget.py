@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
 
 from napari_lowlat_seg.plugin.canvas.events import CanvasEvents, canvas_beside
@@ -82,6 +82,8 @@ class LowlatWidget(QWidget):
         self.form = MainForm(Wanted(**stored("model")), rooms, hints=settings().prompts.hints)
         QVBoxLayout(self).addWidget(self.form)
         self.layout().setContentsMargins(0, 0, 0, 0)
+        # Else napari puts empty space below, and what there would be room for is scrolled.
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         self.canvas_events = CanvasEvents(napari_viewer, lambda: self.controller)
         self._open = True
         self._layers_of: ViewState | None = None  # the state whose layers are offered

@@ -142,12 +142,20 @@ def test_every_key_of_the_table_does_what_it_says(window, qtbot, tmp_path):
     assert page.object_row(3) == ["3", "", "done", "", "2", "33.5"]
     assert page.part("Objects").model().headerData(SIZE, Qt.Orientation.Horizontal) == "Size (µm³)"
     # Enter goes there, and accepts nothing.
+    it.viewer.scene.camera.zoom *= 3
+    it.viewer.scene.camera.center = (18, 3)
     page.object_key(3, Qt.Key.Key_Return)
     assert it.controller().plane == Plane((2, None, None))
     assert np.allclose(np.asarray(it.viewer.scene.camera.center)[-2:], (8 / 2, 33 / 2 - 0.25), atol=0.5)
+    # What is well in view is not moved; F2 and its Enter name it and go nowhere.
+    it.viewer.scene.camera.center = (5, 17)
+    page.object_key(3, Qt.Key.Key_Return)
+    assert np.allclose(np.asarray(it.viewer.scene.camera.center)[-2:], (5, 17))
+    it.look((0, None, None))
     # F2 names it, C gives a class to all that are chosen.
     page.object_key(3, Qt.Key.Key_F2)
     page.type_into(QLineEdit, "left one")
+    assert it.controller().plane == FIRST
     page.choose_objects(3, 7)
     page.object_key(None, Qt.Key.Key_C)
     page.type_into(QComboBox, "axon")
@@ -183,7 +191,10 @@ def test_every_key_of_the_table_does_what_it_says(window, qtbot, tmp_path):
     assert page.part("Filter objects").window().focusWidget() is page.part("Filter objects")
     page.part("Filter objects").setText("review")
     it.see("7")
+    page.part("Filter objects").setText("no such")
+    it.see()
     page.part("Filter objects").clear()
+    assert page.part("Objects").horizontalScrollBar().value() == 0
     # N goes to the next of the same state.
     page.object_key(3, Qt.Key.Key_R)
     page.object_key(3, Qt.Key.Key_N)
@@ -260,13 +271,15 @@ def test_find_all_proposes_and_single_keys_accept_reject_and_correct(window, qtb
     it.see("3", "7", "8")
     qtbot.waitUntil(lambda: it.controller().all_objects.proposals.layer is None)
     it.controller().undo()
+    it.controller().all_objects.look_through(again=True)  # as after a restored session
     it.see("3", "7", "8", "?")
     view = page.part("Objects")
     view.choose(view.model().keys[-1])
     page.object_key(None, Qt.Key.Key_E)
     it.see("3", "7", "8", "9")
     assert page.object_row(9)[2] == "in progress"
-    it.controller().accept()
+    assert view.window().focusWidget() is it.hand().canvas  # "Enter accepts it"
+    it.hand().key("Enter")
     it.settle()
     assert (it.labels[0] == 9).sum() == 100
     # Cancel keeps what was found so far; here it comes before the first plane is done.

@@ -98,8 +98,10 @@ class ObjectTable:
         spacing = self._session.volume.spacing
         return 1.0 if spacing is None else float(prod(spacing[-3:]))
 
-    def forget_counts(self) -> None:
-        """Begin with no labels: others are in use, and are to be counted."""
+    def follow_labels(self) -> None:
+        """Begin with no labels if others are in use, which are to be counted."""
+        if self._session.labels is self._store:
+            return
         self.counts, self.counted = LabelCounts(self._session.volume.shape), False
         self._store, self._missed, self._all_dirty = self._session.labels, [], True
 
@@ -118,9 +120,7 @@ class ObjectTable:
 
     def update(self) -> tuple[set[int], set[int]]:
         """Bring the rows up to date: the keys whose rows are other ones, and those that came or went."""
-        session = self._session
-        if session.labels is not self._store:
-            self.forget_counts()
+        self.follow_labels()
         keys = self._touched()
         changed: set[int] = set()
         moved: set[int] = set()

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
+from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.masks import SoftMask
@@ -107,6 +108,18 @@ class Candidates(Listener):
         first = state.pending and state.begun
         masks = self._masks(plane)
         return bool(self._actions) or first or len(masks) > 1 or (state.ambiguous and not masks)
+
+    @property
+    def without_choice(self) -> PlaneState | None:
+        """The state of the plane in view if it has prompts; None else. For planes not `at_hand`."""
+        plane = self._current_plane.plane
+        state = None if plane is None else self._session.state(plane)
+        return state if state is not None and state.prompts else None
+
+    def refuse(self) -> None:
+        """Say why there is no other meaning on the plane in view, and how to leave it by keyboard."""
+        if (plane := self._current_plane.plane) is not None:
+            self.status.emit(f"{self._why_not(plane)} The same key again leaves the image.")
 
     def next(self) -> None:
         """Show what the prompts can mean next."""

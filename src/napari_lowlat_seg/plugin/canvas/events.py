@@ -56,6 +56,7 @@ class CanvasEvents(QObject):
         super().__init__()
         self._viewer, self._controller = viewer, controller
         self._canvas: QWidget | None = None
+        self._refused: Any = None  # the state of a plane that has no other meaning, as the user was told
 
     def watch(self, canvas: QWidget | None) -> None:
         """Look at the events of this canvas from now on; None looks at none."""
@@ -105,16 +106,32 @@ class CanvasEvents(QObject):
         return True
 
     def _tab(self, canvas: Any, event: Any) -> bool:
-        """Hand the key to napari, which calls what the active layer has for it; else Qt moves the focus."""
+        """Hand the key to napari, which calls what the active layer has for it; else Qt moves the focus.
+
+        A prompt that means one thing only holds the key once, which says so: who asks for another meaning
+        goes on with Enter, and would press the button that has got the focus.
+        """
         held = event.modifiers()
         back = event.key() == Qt.Key.Key_Backtab or bool(held & Qt.KeyboardModifier.ShiftModifier)
         active = self._viewer.layers.selection.active
         bound = coerce_keybinding("Shift+Tab" if back else "Tab") in getattr(active, "keymap", ())
-        if not bound or self._candidates is None:
+        if not bound:
             return False
+        if self._candidates is None:
+            return self._refuse()
         if back:
             held |= Qt.KeyboardModifier.ShiftModifier
         canvas.keyPressEvent(QKeyEvent(QEvent.Type.KeyPress, Qt.Key.Key_Tab, held))
+        return True
+
+    def _refuse(self) -> bool:
+        """Say once that there is no other meaning; False where nothing is begun, and at the next key."""
+        controller = self._controller()
+        begun = None if controller is None else controller.candidates.without_choice
+        told, self._refused = self._refused, begun
+        if begun is None or begun is told:
+            return False
+        controller.candidates.refuse()
         return True
 
     def _wheel(self, event: Any) -> bool:

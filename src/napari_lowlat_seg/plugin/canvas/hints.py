@@ -85,26 +85,38 @@ def _key(keys: Mapping[str, str], action: str, does: str) -> str:
     return f"; {key}: {does}" if key else ""
 
 
-def first_hint(*, begun: bool, accepted: bool, volume: bool) -> str:
+def first_hint(keys: Mapping[str, str], *, begun: bool, accepted: bool, volume: bool) -> str:
     """What somebody who has never used the widget may do next.
 
     Parameters
     ----------
+    keys
+        The key of each action; one that has none is left out.
     begun
         Whether the current object has a prompt.
     accepted
         Whether an object was accepted.
     volume
         Whether the image has planes to propagate through.
+
+    >>> first_hint({"reopen": "W"}, begun=False, accepted=True, volume=False)
+    'The next click begins another object. W opens the object under the mouse again.'
     """
+
+    def told(action: str, does: str) -> str:
+        key = keys.get(action, "")
+        return f" {key} {does}." if key else ""
+
     if begun:
-        follow = " Shift+J follows the object through the planes." if volume else ""
         return (
-            "Click what is missing, Control-click what is too much; Tab shows what else the click can mean. "
-            f"Enter accepts.{follow}"
+            "Click what is missing, Control-click what is too much."
+            + told("next_candidate", "shows what else the first click can mean")
+            + told("accept", "accepts")
+            + (told("carry", "follows the object through the planes") if volume else "")
         )
     if accepted:
-        return "The next click begins another object. W opens the object under the mouse again."
+        opens = told("reopen", "opens the object under the mouse again")
+        return f"The next click begins another object.{opens}"
     return "Click on an object in the image: amber is what the model takes for it. Drag to scribble."
 
 
@@ -138,8 +150,8 @@ class StatusHints:
     def hold(self, shift: bool, control: bool) -> None:
         """Note which keys are held."""
         self._held = (shift, control)
-        if hint := self._show():
-            self._viewer.status = hint  # where napari tells the position until the mouse moves on
+        if self._show():
+            self._viewer.status = ""  # napari tells the position in place of the hint until the mouse moves
 
     def close(self) -> None:
         """Say nothing more."""
@@ -159,4 +171,6 @@ class StatusHints:
         active = self._viewer.layers.selection.active
         if hint and active is not None:
             active.help = self._viewer.help = hint
+            if self._viewer.status == "Ready":  # beside its first word napari shows no help
+                self._viewer.status = ""
         return hint

@@ -476,6 +476,7 @@ class AnnotationController:
             self.predictions.cancel()
             self.propagation.stop()
             return
+        running = self.predictions.pending
         dropped = self.actions.give_up()
         self.predictions.cancel()
         self.candidates.forget()
@@ -487,12 +488,13 @@ class AnnotationController:
         if dropped:
             self._refresh()
         # What is accepted and not written is said by the state line, with the way out.
-        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting)))
+        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting), running))
 
     # What the layers and the parts report
 
     def _painted(self, plane: Plane, mask: Patch) -> None:
         self.session.paint(plane, mask.pixels, mask.corner)
+        self.status.emit("mask painted by hand")
         if self._cut is not None:
             self._show_mask()  # the stroke has added to it
         self.changed.emit()

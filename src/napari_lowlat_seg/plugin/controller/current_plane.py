@@ -15,6 +15,9 @@ from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 SETTLED_MS = 200
 """After a change of contrast or pixels, until it is taken in."""
 
+EDGE = 0.1
+"""Share of the canvas at each edge: what lies there is not well in view."""
+
 
 class CurrentPlane(Listener):
     """A viewer's sliders and camera, as a plane of one image.
@@ -67,14 +70,22 @@ class CurrentPlane(Listener):
         if self._viewer.dims.ndisplay == 2:
             self._grid.look_at(self._viewer.dims, plane)
 
-    def centre(self, plane: Plane, at: tuple[float, float]) -> None:
-        """Move the camera to (row, col) of the plane in view, at the same zoom; 3-D views stay."""
+    def bring_into_view(self, plane: Plane, at: tuple[float, float]) -> None:
+        """Move the camera to (row, col) of the plane in view, at the same zoom, unless that is well in view.
+
+        A picture that jumps with every object that is looked at is lost from sight. 3-D views stay.
+        """
         camera, dims, grid = self._viewer.scene.camera, self._viewer.dims, self._grid
-        if dims.ndisplay == 2 and self.plane == plane:
+        if dims.ndisplay == 2 and self.plane == plane and not self._well_in_view(plane, at):
             data = grid.to_layer(plane, np.array([at]))[0]
             world = np.asarray(grid.layer.data_to_world(data * np.asarray(grid.factors)))
             middle = world[[axis - dims.ndim for axis in dims.displayed]]
             camera.center = (*camera.center[:-2], *(float(value) for value in middle))
+
+    def _well_in_view(self, plane: Plane, at: tuple[float, float]) -> bool:
+        field = np.reshape(self.field(plane), (2, 2))
+        margin = EDGE * (field[1] - field[0])
+        return bool(np.all((field[0] + margin <= at) & (at <= field[1] - margin)))
 
     def next(self) -> None:
         """Show the following plane, if there is one."""

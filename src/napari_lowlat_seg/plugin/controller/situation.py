@@ -13,6 +13,9 @@ NO_IMAGE = "Open an image, or try File ▸ Open Sample ▸ Low-latency segmentat
 CHOOSE = "Choose an image"
 NO_PLANE = "Prompts need a 2-D view: press the 2D/3D button."
 OUTSIDE = "The sliders are beside the image: move them back onto it."
+MOSTLY = 0.5
+"""Of an object's pixels, the share that is written without a word."""
+
 RESTARTING = "The model's process has ended and is started again; your prompts are kept."
 
 
@@ -141,6 +144,12 @@ def accepted_sentence(accepted: Accepted) -> str:
             f"{name} is empty, or other labels cover it (Existing labels: keep): nothing was written, "
             "Ctrl+Z brings it back"
         )
+    if accepted.share < MOSTLY:
+        written = max(1, int(100 * accepted.share))
+        return (
+            f"{name} accepted, but only {written} % of it: the rest is covered by other labels "
+            "(Existing labels: keep). Ctrl+Z brings it back"
+        )
     return f"{name} accepted"
 
 
@@ -220,12 +229,16 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def cancelled_sentence(dropped: int, accepting: bool) -> str:
+def cancelled_sentence(dropped: int, accepting: bool, running: bool) -> str:
     """What Escape has stopped: how many waiting actions, and whether accepted objects are still unwritten.
+
+    `running` is whether anything was under way.
 
     Objects that are not written are said by the state line, with the way out.
     """
     if dropped:
         then = "; Enter asks again for what is accepted" if accepting else ""
         return f"cancelled, with what waited ({dropped} action{'s' if dropped > 1 else ''}){then}"
-    return "" if accepting else "cancelled"
+    if accepting:
+        return ""
+    return "cancelled" if running else ""

@@ -186,6 +186,8 @@ class Scrolled(QScrollArea):
         self.setFrameShape(QScrollArea.Shape.NoFrame)
         self.setStyleSheet("QScrollArea { border: 0 }")  # napari's style draws one, which takes room
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        # Else a click on a button, which leaves the keyboard to the canvas, gives it to the scroll area.
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.setWidget(content)
 
     def minimumSizeHint(self) -> QSize:

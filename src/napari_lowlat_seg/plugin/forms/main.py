@@ -34,6 +34,9 @@ from napari_lowlat_seg.plugin.objects.panel import ObjectPanel
 
 BUTTONS = {"accept": "Accept", "new_object": "New object", "undo": "Undo", "redo": "Redo"}
 
+TYPES = ("<big><b>{}</b></big>", "<b>{}</b>", "{}", "<small>{}</small>")
+"""How the state line is written, the largest first."""
+
 Named = Iterable[tuple[str, Any]]
 
 
@@ -66,6 +69,7 @@ class MainForm(QWidget):
         self.offer = OfferRow()
         self.session = SessionForm()
         self.hint = HintRow(hints)
+        self._keys: Mapping[str, str] = {}
         self.polarity = Choice(
             "Polarity", "The sign of the next prompt", [("+ object", True), ("− background", False)]
         )
@@ -110,6 +114,7 @@ class MainForm(QWidget):
         form.addRow("Labels", self.labels.native)
         for index, button in enumerate(self.buttons.values()):
             grid.addWidget(button, index // 2, index % 2)
+            grid.setColumnStretch(index % 2, 1)
         column.addLayout(form)
         column.addWidget(self.state)
         column.addWidget(self.reset)
@@ -163,8 +168,7 @@ class MainForm(QWidget):
         self.buttons["redo"].setEnabled(state.can_redo)
         if before is None or before.settings != state.settings:
             self._show_settings(state.settings)
-        hint = first_hint(begun=state.begun, accepted=state.accepted, volume=state.stack.volume)
-        self.hint.show_hint(hint)
+        self._show_hint(state)
         if before is None or before.hand.mode != state.hand.mode:
             self.mode.show_value(state.hand.mode)
         if state.window is not None and (before is None or before.window != state.window):
@@ -174,6 +178,11 @@ class MainForm(QWidget):
             self.session.show_status(state.files)
         if before is None or before.stack != state.stack:
             self.volume.show_stack(state.stack)
+
+    def _show_hint(self, state: ViewState) -> None:
+        self.hint.show_hint(
+            first_hint(self._keys, begun=state.begun, accepted=state.accepted, volume=state.stack.volume)
+        )
 
     def _reset(self) -> None:
         """Set everything that changes results as it was delivered."""
@@ -189,7 +198,16 @@ class MainForm(QWidget):
         self.mask_tools.show_settings(settings)
 
     def show_keys(self, keys: Mapping[str, str]) -> None:
-        """Write the keys of all actions onto the buttons and into the tooltips."""
+        """Write the keys of all actions onto the buttons, into the tooltips and the hints."""
+        self._keys = dict(keys)
+        flags = (False, True)
+        self.hint.keep_room(
+            first_hint(keys, begun=begun, accepted=accepted, volume=True)
+            for begun in flags
+            for accepted in flags
+        )
+        if self._shown is not None:
+            self._show_hint(self._shown)
         for name, button in (self.buttons | self.volume.buttons).items():
             button.show_key(keys[name])
             described(button, ACTION[name].title, f"Key: {keys[name] or 'none'}")
@@ -254,14 +272,30 @@ class StateLine(QLabel):
         self._keep_room()
 
     def changeEvent(self, event: QEvent) -> None:
-        """Keep room for three lines of another font."""
+        """Keep room for lines of another font."""
         super().changeEvent(event)
         if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
             self._keep_room()
+            self._fit()
+
+    def resizeEvent(self, event: Any) -> None:
+        """Say it as large as there is room for."""
+        super().resizeEvent(event)
+        self._fit()
 
     def _keep_room(self) -> None:
-        """Three lines, so that the buttons below stay where they are whatever is said."""
-        self.setFixedHeight(round(3 * 1.25 * self.fontMetrics().lineSpacing()))
+        """Four lines, three of large text: the buttons below stay where they are whatever is said."""
+        self.setFixedHeight(round(4.2 * self.fontMetrics().lineSpacing()))
+
+    def _fit(self) -> None:
+        """Write the sentence in the largest type in which it is not cut off; the tooltip has it all."""
+        words = self._sentence.split(" ")
+        sizes = [(words, template) for template in TYPES]
+        shorter = [([*words[:count], "…"], TYPES[-1]) for count in range(len(words) - 1, 0, -1)]
+        for said, template in (*sizes, *shorter):
+            self.setText(template.format(escape(" ".join(said))))
+            if self.heightForWidth(self.width()) <= self.height():
+                break
 
     @property
     def sentence(self) -> str:
@@ -282,7 +316,8 @@ class StateLine(QLabel):
         sentence = sentence_of(self.situation)
         if sentence != self._sentence:
             self._sentence = sentence
-            self.setText(f"<big><b>{escape(sentence)}</b></big>")
+            self._fit()
+            self.setToolTip(f"<qt>{escape(sentence)}</qt>")  # markup, so that it is wrapped
             self.setAccessibleName(f"State: {sentence}")
 
     def say(self, news: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QRect, Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QWidget
 
 from napari_lowlat_seg.plugin.controller.view_state import FilesState
@@ -56,6 +56,17 @@ class OfferRow(QFrame):
         self.setVisible(bool(text))
 
 
+class _OneOf(QLabel):
+    """Wrapped text, as high as the longest of the `texts` that it may show."""
+
+    texts: tuple[str, ...] = ()
+
+    def heightForWidth(self, width: int) -> int:
+        room, wrapped = QRect(0, 0, width, 0), Qt.TextFlag.TextWordWrap
+        heights = (self.fontMetrics().boundingRect(room, wrapped, text).height() for text in self.texts)
+        return max(int(super().heightForWidth(width)), *heights)
+
+
 class HintRow(QFrame):
     """What somebody who has never used the widget may do next; "Got it" takes it away for good.
 
@@ -68,7 +79,7 @@ class HintRow(QFrame):
     def __init__(self, shown: bool) -> None:
         super().__init__()
         self.setFrameShape(QFrame.Shape.StyledPanel)
-        self._text = QLabel()
+        self._text = _OneOf()
         self._text.setWordWrap(True)
         self.dismissed = described(
             action_button("Got it", self.hide), "Got it", "No more hints; Preferences shows them again."
@@ -76,10 +87,13 @@ class HintRow(QFrame):
         column = QGridLayout(self)
         column.addWidget(self._text, 0, 0, 1, 2)
         column.addWidget(self.dismissed, 1, 1)
-        # Three lines, so that the controls below stay where they are whatever it says.
-        self._text.setMinimumHeight(3 * self._text.fontMetrics().lineSpacing())
         self._text.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.setVisible(shown)
+
+    def keep_room(self, texts: Iterable[str]) -> None:
+        """Keep room for any of these, so that the controls below stay where they are whichever it says."""
+        self._text.texts = tuple(texts)
+        self._text.updateGeometry()
 
     def show_hint(self, text: str) -> None:
         """Say this."""

@@ -49,6 +49,7 @@ class ObjectsInFront:
         self._panel.setEnabled(controller is not None)
         if controller is None:
             self._panel.show_rows({})
+            self._panel.show_count("")
             return
         controller.changed.connect(self._soon)
         controller.search.proposed.connect(self._proposed)

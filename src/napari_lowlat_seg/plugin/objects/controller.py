@@ -109,7 +109,7 @@ class ObjectsController:
         self._counted, ticket = store, object()
         self._count = ticket if store is not None else None
         self.counting = ""
-        self.table.update()
+        self.table.follow_labels()  # the panel shows what `update` says, and must hear it all
         if store is None:
             return
         if not self._session.highest:
@@ -176,7 +176,7 @@ class ObjectsController:
             getattr(self, name)([key for key in known if (key < 0) == proposed])
 
     def go_to(self, keys: Sequence[int]) -> None:
-        """Show the plane with most of an object, with the object in the middle."""
+        """Show the plane with most of an object, and the object on it."""
         self._try(lambda: self._look(*self._place_of(keys[0])))
 
     def edit_again(self, keys: Sequence[int]) -> None:
@@ -360,7 +360,7 @@ class ObjectsController:
 
     def _look(self, plane: Any, at: tuple[int, int]) -> None:
         self._current_plane.look_at(plane)
-        self._current_plane.centre(plane, at)
+        self._current_plane.bring_into_view(plane, at)
 
     def _change(self, work: Callable[[], object]) -> None:
         def change() -> None:

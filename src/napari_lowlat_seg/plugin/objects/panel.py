@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lowlat_seg.annotation.objects.table import STATES, Row
+from napari_lowlat_seg.plugin.canvas.events import canvas_beside
 from napari_lowlat_seg.plugin.forms.controls import action_button, described, let_wheel_scroll, narrow
 from napari_lowlat_seg.plugin.forms.session import TABLES, ask_for_file
 from napari_lowlat_seg.plugin.keys import OBJECT_ACTIONS
@@ -217,7 +218,10 @@ class ObjectPanel(QWidget):
             self.pressed.emit(name, self.view.chosen())
             self._next_proposal(place)
         else:
-            self.pressed.emit(name, self.view.chosen())
+            chosen = self.view.chosen()
+            self.pressed.emit(name, chosen)
+            if name == "edit_again" and chosen and (canvas := canvas_beside(self)) is not None:
+                canvas.setFocus()  # where Enter accepts it: in the table Enter goes to a row
 
     def _next_proposal(self, place: int) -> None:
         """Go to the proposal that has come to this place, or to the first one."""
@@ -331,7 +335,9 @@ class ObjectView(QTableView):
     def keeping_choice(self, *, only: bool = True) -> Iterator[None]:
         """Around a change of all rows: what was chosen is chosen again, and the rows stay where they were."""
         chosen = self.chosen() if only else []
-        scrolled = self.verticalScrollBar().value()
+        column = max(0, self.currentIndex().column())  # none while no row is the current one
+        bars = self.verticalScrollBar(), self.horizontalScrollBar()
+        scrolled = [bar.value() for bar in bars]
         yield
         if not chosen:
             return
@@ -343,10 +349,11 @@ class ObjectView(QTableView):
                 rows.select(model.index(places[key], 0), model.index(places[key], len(COLUMNS) - 1))
         flags = QItemSelectionModel.SelectionFlag
         if chosen[0] in places:
-            at = model.index(places[chosen[0]], self.currentIndex().column() % len(COLUMNS))
+            at = model.index(places[chosen[0]], column)
             selection.setCurrentIndex(at, flags.NoUpdate)
         selection.select(rows, flags.ClearAndSelect)
-        self.verticalScrollBar().setValue(scrolled)
+        for bar, value in zip(bars, scrolled, strict=True):
+            bar.setValue(value)
 
     def next_of_state(self) -> None:
         """Choose the next row whose state is that of the current one, and go there."""
@@ -366,7 +373,9 @@ class ObjectView(QTableView):
     def keyPressEvent(self, event: Any) -> None:
         """Do the action of the key, if it has one; Up, Down, Home, Ctrl+A and others are Qt's."""
         name = action_of(event)
-        if name:
+        if self.state() == QAbstractItemView.State.EditingState:
+            event.accept()  # Enter has ended an edit, and is not a key of the table as well
+        elif name:
             event.accept()
             self.pressed_key.emit(name)
         elif event.text().strip() and event.text().isprintable():
