@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qtpy.QtWidgets import QApplication
 
 from bright_service import BrightService
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click, Scribble
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin import progress_bar
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.process import PredictionProcess
@@ -651,53 +649,10 @@ def test_a_child_process_ends_with_its_worker(qtbot) -> None:
     qtbot.waitUntil(ended)
 
 
-def test_long_work_has_a_progress_bar_whose_button_cancels(qtbot, worker, service) -> None:
-    """napari's own, named after what is going on; it goes when that is over."""
-    worker._progress_bar._delay.setInterval(10)
-    service.embed_door.clear()
-    worker.embed(plane("1"))
-    qtbot.waitUntil(lambda: worker._progress_bar._bar is not None)
-    bar = worker._progress_bar._bar
-    assert bar in progress_bar.cancelable_progress._all_instances
-    assert bar.desc.startswith("embedding plane 1")
-    with qtbot.waitSignal(worker.idle):
-        bar.cancel()
-    qtbot.waitUntil(lambda: bar not in progress_bar.cancelable_progress._all_instances)
-
-
-def test_a_download_moves_the_bar(qtbot, worker, service) -> None:
-    """By bytes, once it is there."""
-    bars = worker._progress_bar
-    worker.progressed.emit(1, 4)
-    bars._delay.setInterval(10)
-    service.embed_door.clear()
-    worker.embed(plane("1"))
-    qtbot.waitUntil(lambda: bars._bar is not None)
-    worker.progressed.emit(3_000_000, 4_000_000)
-    qtbot.waitUntil(lambda: (bars._bar.n, bars._bar.total) == (3_000_000, 4_000_000))
-    assert "3 MB" in bars._bar.desc
-    service.embed_door.set()
-    qtbot.waitUntil(lambda: bars._bar is None)
-
-
 def test_importing_the_worker_imports_no_torch(run_python) -> None:
     """The window's process never does."""
     code = "import sys, napari_lowlat_seg.plugin.worker; print('torch' in sys.modules)"
     assert run_python(code) == "False"
-
-
-def test_a_bar_that_runs_the_event_loop_does_not_change_the_order_of_messages(qtbot, worker, service) -> None:
-    """napari's bars do that: an error shown right after "predicting" stays shown."""
-    words: list[str] = []
-    worker._progress_bar._bar = SimpleNamespace(
-        set_description=lambda _: QApplication.processEvents(), close=list
-    )
-    worker.started.connect(words.append)
-    worker.failed.connect(words.append)
-    service.error = ValueError("no answer")
-    with qtbot.waitSignal(worker.idle):
-        worker.predict(FakeRequest("a"), plane("1"))
-    assert words[-1] == "no answer"
 
 
 def test_a_search_goes_on_after_a_click_and_stops_when_it_is_cancelled(qtbot):

@@ -18,7 +18,6 @@ from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest
 from napari_lowlat_seg.plugin.jobs import LESS_URGENT, QUIET, URGENCY, Job, should_yield
-from napari_lowlat_seg.plugin.progress_bar import WorkerProgressBar
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
 if TYPE_CHECKING:
@@ -111,7 +110,6 @@ class Worker(QObject):
         self._typical = 0.0  # seconds that the last embedding took
         self._ahead_allowed = True
         self._foretold: tuple[Job, SoftMask] | None = None  # the newest first mask that nobody asked for yet
-        self._progress_bar = WorkerProgressBar(self)
         self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
         self._thread.start()
 
@@ -220,7 +218,6 @@ class Worker(QObject):
     def close(self) -> None:
         """End thread and service and return at once. No signal comes any more."""
         self._grace.stop()
-        self._progress_bar.close()
         with self._wake:
             self._closed = True
             self._epoch += 1
