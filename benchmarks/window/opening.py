@@ -10,7 +10,7 @@ import itertools
 import os
 import time
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks.window.common import print_load, wait, wait_until
 

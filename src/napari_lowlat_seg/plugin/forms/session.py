@@ -64,7 +64,7 @@ class _OneOf(QLabel):
     def heightForWidth(self, width: int) -> int:
         room, wrapped = QRect(0, 0, width, 0), Qt.TextFlag.TextWordWrap
         heights = (self.fontMetrics().boundingRect(room, wrapped, text).height() for text in self.texts)
-        return max(int(super().heightForWidth(width)), *heights)
+        return int(max(super().heightForWidth(width), *heights))
 
 
 class HintRow(QFrame):
