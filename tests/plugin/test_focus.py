@@ -7,6 +7,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QAbstractButton, QApplication, QComboBox, QLineEdit, QWidget
 
 from bright_service import balls
+from napari_lowlat_seg.plugin.canvas.events import TEXT_FIELDS
 
 IMAGE, TRUTH = balls()
 FIRST, SECOND = (20, 25), (9, 9)
@@ -25,7 +26,12 @@ def it(bright_window):
 
 def focusable(it):
     """All controls of the widget that the Tab key reaches."""
-    controls = [one for one in it.widget.findChildren(QWidget) if one.isVisible() and one.isEnabled()]
+    return reached(it.widget)
+
+
+def reached(widget):
+    """All controls of a widget that the Tab key reaches."""
+    controls = [one for one in widget.findChildren(QWidget) if one.isVisible() and one.isEnabled()]
     return [
         one for one in controls if one.focusPolicy() & Qt.FocusPolicy.TabFocus and one.focusProxy() is None
     ]
@@ -84,3 +90,33 @@ def test_letters_in_a_number_are_no_shortcuts(it):
     assert len(session.prompted()) == 1
     assert session.label == 1
     assert np.array_equal(session.mask(it.controller().plane), TRUTH[6] == 1)
+
+
+def test_what_is_typed_into_a_field_of_napari_is_no_shortcut(it):
+    """Enter after the number of a plane accepted the object; letters began another and Escape left it."""
+    session, viewer, ours = it.controller().session, it.viewer, set(focusable(it))
+    accepted, left = [], []
+    session.on_accepted = accepted.append
+    session.listeners.append(lambda event: left.append(event.step) if event.kind == "step" else None)
+    window = it.widget.window()
+    others = [one for one in reached(window) if one not in ours and isinstance(one, TEXT_FIELDS)]
+    names = {one.objectName() for one in others}
+    assert "slice_label" in names
+    assert len(others) > 3
+    for field in others:
+        plane = viewer.dims.current_step
+        for key in (Qt.Key.Key_N, Qt.Key.Key_U, Qt.Key.Key_Return, Qt.Key.Key_Escape):
+            field.setFocus()  # the one before may give its focus to napari's sliders when it loses it
+            press(field, key)
+            assert not accepted, (field, key)
+            assert not left, (field, key)
+        viewer.dims.current_step = plane
+    number = next(one for one in others if one.objectName() == "slice_label")
+    number.setFocus()
+    number.selectAll()
+    QTest.keyClicks(number, "4")
+    QTest.keyClick(number, Qt.Key.Key_Return)
+    assert viewer.dims.current_step[0] == 4
+    assert not accepted
+    it.hand().key("Enter")  # on the canvas
+    assert len(accepted) == 1

@@ -2,6 +2,7 @@
 
 Qt takes Tab to move the focus before a widget sees it, and napari zooms with the wheel whatever key is held.
 Only events of the canvas itself are looked at: everywhere else Tab moves the focus as it always does.
+napari hands to the canvas what its text fields leave over: Enter after the number of a plane, for one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any
 from napari.utils.key_bindings import coerce_keybinding
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QKeyEvent
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
+    QComboBox,
+    QDockWidget,
+    QLineEdit,
+    QPlainTextEdit,
+    QTextEdit,
+    QWidget,
+)
 
 
 def canvas_beside(widget: QWidget) -> QWidget | None:
@@ -36,6 +46,69 @@ MODIFIERS = (Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.ControlModif
 HELD = {Qt.Key.Key_Shift: "shift", Qt.Key.Key_Control: "control"}
 
 
+TEXT_FIELDS = (QLineEdit, QAbstractSpinBox, QComboBox, QPlainTextEdit, QTextEdit)
+ENTER = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+
+
+class TypedKeys(QObject):
+    """Keeps keys for a field or button of napari's window from being shortcuts on the canvas.
+
+    A field leaves Enter, Escape and letters that it does not take to the widgets around it, and those around
+    the canvas, like docks, hand them to the canvas: Enter after the number of a plane would accept an object.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: list[QWidget] = []
+        self._focus: QWidget | None = (
+            None  # where the key was pressed: a field may give it up before it leaves Enter
+        )
+
+    def watch(self, canvas: QWidget | None) -> None:
+        """Look at the widgets around this canvas and at all docks from now on; None looks at none."""
+        for widget in self._watched:
+            widget.removeEventFilter(self)
+        self._watched = []
+        if canvas is None:
+            return
+        around = canvas.parentWidget()
+        while around is not None:
+            self._add(around)
+            around = around.parentWidget()
+        for dock in canvas.window().findChildren(QDockWidget):
+            self._add(dock)
+
+    def eventFilter(self, around: Any, event: QEvent) -> bool:
+        """Whether the event was used here."""
+        kind = event.type()
+        if kind == QEvent.Type.ChildPolished and isinstance(event.child(), QDockWidget):
+            self._add(event.child())
+        elif kind == QEvent.Type.ShortcutOverride:  # comes before the key, and goes the same way
+            self._focus = around.window().focusWidget()
+        elif kind == QEvent.Type.KeyPress:
+            focus, self._focus = self._focus or around.window().focusWidget(), None
+            if self._belongs(event, focus):
+                event.accept()
+                return True
+        return False
+
+    @staticmethod
+    def _belongs(event: Any, focus: QWidget | None) -> bool:
+        """Whether a key is that of a field or button, also if it does nothing with it."""
+        if isinstance(focus, TEXT_FIELDS):
+            text = event.text()
+            return event.key() in (*ENTER, Qt.Key.Key_Escape) or (bool(text) and text.isprintable())
+        return isinstance(focus, QAbstractButton) and event.key() in ENTER
+
+    def _add(self, widget: QWidget) -> None:
+        widget.installEventFilter(self)
+        widget.destroyed.connect(lambda: self._forget(widget))
+        self._watched.append(widget)
+
+    def _forget(self, widget: QWidget) -> None:
+        self._watched = [one for one in self._watched if one is not widget]
+
+
 class CanvasEvents(QObject):
     """Gives Tab to the layer's keys and Shift+wheel to the candidates, where there is something to choose.
 
@@ -57,6 +130,7 @@ class CanvasEvents(QObject):
         self._viewer, self._controller = viewer, controller
         self._canvas: QWidget | None = None
         self._refused: Any = None  # the state of a plane that has no other meaning, as the user was told
+        self._typed = TypedKeys()
 
     def watch(self, canvas: QWidget | None) -> None:
         """Look at the events of this canvas from now on; None looks at none."""
@@ -65,6 +139,7 @@ class CanvasEvents(QObject):
         if self._canvas is not None:
             self._canvas.removeEventFilter(self)
         self._canvas = canvas
+        self._typed.watch(canvas)
         if canvas is not None:
             canvas.installEventFilter(self)
             canvas.destroyed.connect(self._gone)
