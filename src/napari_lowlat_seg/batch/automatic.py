@@ -109,8 +109,7 @@ def run_automatic(
     volume = volume.with_window()
     planes = volume.planes(default_axis(volume) if settings.axis is None else settings.axis)
     folder = output.resolve().with_name(f".{output.name}.planes")
-    if not folder.exists():  # else an earlier run is resumed
-        check_new(output, settings.replace)
+    check_new(output, settings.replace)  # a run that was stopped has left planes, and no output
     job = AutomaticJob(
         image=image.resolve(),
         settings=settings,
@@ -121,9 +120,9 @@ def run_automatic(
     )
     files: dict[Plane, Path] = {}
     folder.mkdir(exist_ok=True)
+    jobs = job.split(BATCH if settings.on_cluster else 1)
+    run_jobs(run_automatic_job, jobs, lambda done: files.update(done), settings, unit="plane")
     with label_output(output, volume) as labels:
-        jobs = job.split(BATCH if settings.on_cluster else 1)
-        run_jobs(run_automatic_job, jobs, lambda done: files.update(done), settings, unit="plane")
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
     for path in files.values():
         path.unlink(missing_ok=True)

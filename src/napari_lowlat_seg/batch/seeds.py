@@ -211,8 +211,8 @@ def run_seeds(
     work = run_consensus_job if agreed else run_seed_job
     with label_output(output, volume) as labels:
         run_jobs(work, jobs, write, settings, unit="seed")
-    if agreed:
-        write_disputes(table, disputes, shown)
+        if agreed:  # before the labels have their name: there are none without the table
+            write_disputes(table, disputes, shown)
     seconds = round(time.perf_counter() - started, 3)
     return {"objects": len(seeds), "voxels": voxels, "disputes": len(disputes), "seconds": seconds}
 

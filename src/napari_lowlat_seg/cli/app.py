@@ -281,7 +281,8 @@ def segment(
         prompts=prompts,
         save_prompts=save_prompts,
     )
-    kept = "what is in LABELS so far is kept" if is_ome_zarr(output) else "nothing was written"
+    adding = is_ome_zarr(output) and output.exists()
+    kept = "what is in LABELS so far is kept" if adding else "nothing was written"
     with extras(), on_interrupt(kept):
         done = run_segment(image, output, request, model=model, device=device)
     if as_json:

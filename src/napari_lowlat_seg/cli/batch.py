@@ -103,14 +103,8 @@ def seeds(
     (.swc, .nml of webKnossos, .csv of CATMAID), each tree of which is one object.
     """
     from napari_lowlat_seg.batch.seeds import DISPUTES, run_seeds
-    from napari_lowlat_seg.io.files import is_ome_zarr
 
-    kept = (
-        "what is in LABELS so far is kept; remove it to begin again"
-        if is_ome_zarr(output)
-        else "nothing was written"
-    )
-    with on_interrupt(kept):
+    with on_interrupt("nothing was written"):
         settings = dataclasses.replace(settings, replace=replace)
         done = run_seeds(image, points, output, settings, agreed=consensus, unit=unit, finish=finish)
     print(

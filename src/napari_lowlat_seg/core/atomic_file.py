@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -66,7 +67,8 @@ def atomic_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         # O_EXCL: a file or link that is already there is never written through.
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            yield part
+            with in_use(part):
+                yield part
             if durable:
                 _sync(part)
             with suppress(FileNotFoundError):
@@ -135,6 +137,28 @@ def check_not_input(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> Non
     for name, one in inputs:
         if path.exists() and one.exists() and path.samefile(one):
             raise ValueError(f"{path} is the {name} itself; give the output another name")
+
+
+@contextmanager
+def in_use(part: Path) -> Iterator[None]:
+    """A block in which nobody takes a temporary file or folder for abandoned, however long nothing is written.
+
+    The hours in which a network works are such a time.
+    """
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(ABANDONED / 4):
+            with suppress(OSError):  # the disk may be away for a while
+                os.utime(part)
+
+    thread = threading.Thread(target=renew, name="temporary file in use", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def remove_leftovers(folder: Path) -> None:

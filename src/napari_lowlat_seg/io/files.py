@@ -167,8 +167,8 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume | None = Non
 def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
     """Labels of a volume to be written plane by plane, in any format of `write_labels` or as OME-Zarr.
 
-    An OME-Zarr is written at once; labels that are there already are kept and added to. Any other file is
-    written when the block ends without an error.
+    A new file or OME-Zarr is at the path when the block ends without an error, or never. Labels of an
+    OME-Zarr that is there already are kept and added to, each plane at once.
 
     Yields
     ------
@@ -178,13 +178,17 @@ def label_output(path: str | Path, like: Volume) -> Iterator[ArrayLabels]:
     Raises
     ------
     ValueError, OSError
-        As `write_labels`; for an OME-Zarr as `ome_zarr.labels_group`.
+        As `write_labels`; for an OME-Zarr as `ome_zarr.labels_group` and `ome_zarr.creating`.
     ImportError
         For an OME-Zarr without zarr and ome-zarr.
     """
     if is_ome_zarr(path):
         from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
 
+        if not Path(path).exists():
+            with LabelPyramid.complete(path, like) as pyramid:
+                yield pyramid
+            return
         pyramid = LabelPyramid.at(path, like)
         pyramid.uncounted()
         yield pyramid

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from napari.utils.transforms import CompositeAffine
 
 from napari_lowlat_seg.core.geometry import Axis, Geometry
-from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.exports.export import find_export, write_export
 from napari_lowlat_seg.io.files import label_output, write_labels
@@ -57,7 +55,7 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     kind = find_format(Path(path), writing=True)
     if kind is None:
         like = Volume(np.broadcast_to(np.uint8(0), shape), geometry.spacing, geometry=geometry)
-        with _pyramid(path, like) as output:
+        with label_output(path, like) as output:
             for plane in like.planes():  # not all at once: so every level of the pyramid is written
                 output.fill(plane, np.asarray(finest[plane.key()]))
         return [path]
@@ -67,19 +65,6 @@ def save_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     like = Volume(np.broadcast_to(np.uint8(0), labels.shape), geometry.spacing, geometry=geometry)
     write_labels(path, labels, like)
     return [path]
-
-
-@contextmanager
-def _pyramid(path: str, like: Volume) -> Iterator[ArrayLabels]:
-    """A new OME-Zarr, complete or not there; or the labels that are there, to be written over."""
-    if Path(path).exists():
-        with label_output(path, like) as output:
-            yield output
-        return
-    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
-
-    with LabelPyramid.complete(path, like) as output:
-        yield output
 
 
 def layer_geometry(labels: Sequence[Any], units: Sequence[Any], matrix: np.ndarray) -> Geometry:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.atomic_file import PREFIX, remove_leftovers
+from napari_lowlat_seg.core.atomic_file import PREFIX, in_use, remove_leftovers
 from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume, intensity_window
 from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
@@ -312,6 +312,9 @@ def labels_group(path: str | Path, like: Volume) -> Any:
             raise ValueError(
                 f"the labels in {path} lie elsewhere than the image; give the new ones another name"
             )
+    if image_of(path) is not None:
+        with suppress(OSError):  # a folder that is no group has no list
+            _list(zarr, path)  # whoever made them may have been killed before
     return group
 
 
@@ -388,7 +391,8 @@ def _creating(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -
     part = path.with_name(f"{PREFIX}{secrets.token_hex(6)}-{path.name[-56:]}")
     try:
         _make(zarr, part, path.stem, shape, geometry, version)
-        yield zarr.open_group(part, mode="r+")
+        with in_use(part):
+            yield zarr.open_group(part, mode="r+")
         part.rename(path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -399,7 +403,7 @@ def _creating(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -
         shutil.rmtree(part, ignore_errors=True)
         raise
     if image is not None:
-        _list(zarr.open_group(path.parent, mode="r+"), path.name)
+        _list(zarr, path)
 
 
 def image_of(path: str | Path) -> Path | None:
@@ -410,13 +414,16 @@ def image_of(path: str | Path) -> Path | None:
     return image if inside and path.parent.name == "labels" and image.is_dir() else None
 
 
-def _list(folder: Any, name: str) -> None:
-    """Enter a name in the list of a `labels` folder; in version 0.5 it stands under "ome"."""
+def _list(zarr: Any, path: Path) -> None:
+    """Enter labels in the list of the `labels` folder that they lie in; in version 0.5 it stands under "ome"."""
+    folder = zarr.open_group(path.parent, mode="r+")
     about = dict(folder.attrs)
     modern = folder.metadata.zarr_format == 3
     ome = dict(about.get("ome", {"version": "0.5"})) if modern else about
-    names = [*ome.get("labels", ()), *([] if name in ome.get("labels", ()) else [name])]
-    folder.attrs.update({"ome": {**ome, "labels": names}} if modern else {"labels": names})
+    names = list(ome.get("labels", ()))
+    if path.name not in names:
+        names.append(path.name)
+        folder.attrs.update({"ome": {**ome, "labels": names}} if modern else {"labels": names})
 
 
 def _make(zarr: Any, path: Path, name: str, full: Sequence[int], geometry: Geometry, version: int) -> None:

@@ -15,6 +15,7 @@ from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.files import (
     check_labels_path,
     is_ome_zarr,
+    label_output,
     read_aligned,
     read_volume,
     write_labels,
@@ -117,20 +118,13 @@ def write_export(
             kind.function("write")(part, kind.suffix, slabs, names or {}, image)
             return _exported(slabs, only)
     if is_ome_zarr(path):
-        return _write_pyramid(path, labels, slabs, only)
+        with label_output(path, labels) as output:  # new, says `check_export`
+            fill(output, slabs)
+            return _exported(slabs, only)
     data = slabs.whole()
     count = _exported(slabs, only)
     write_labels(path, data, labels)
     return count
-
-
-def _write_pyramid(path: Path, labels: Volume, slabs: Slabs, only: Collection[int]) -> int:
-    """The labels as a new OME-Zarr, complete or not there; as `label_output`, it has no highest label."""
-    from napari_lowlat_seg.io.chunked.zarr_labels import LabelPyramid
-
-    with LabelPyramid.complete(path, labels) as output:
-        fill(output, slabs)
-        return _exported(slabs, only)
 
 
 def fill(output: ArrayLabels, slabs: Slabs) -> None:
