@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from scipy import ndimage
 
 from napari_lowlat_seg.plugin.contributions import (
     get_scan_reader,
@@ -246,6 +247,11 @@ def test_scans_of_one_patient_lie_on_each_other(viewer, patient):
         found.append(layer.world_to_data(layers[0].data_to_world(grid)))
         assert parts[tuple(np.round(found[-1]).astype(int))], lie
     assert not np.allclose(found[0], found[1])
+    centres = [(12.0, 20.0, 25.0), (10.0, 9.0, 9.0)]  # (z, y, x) in mm
+    for layer in layers[:2]:
+        parts, _ = ndimage.label(np.asarray(layer.data) > 120)
+        lie = [layer.data_to_world(np.argwhere(parts == n).mean(axis=0)) for n in (1, 2)]
+        assert np.allclose(sorted(map(tuple, lie)), sorted(centres), atol=0.02)
 
 
 def test_mirrored_labels_are_not_taken_for_the_image_s(viewer, patient):

@@ -1,5 +1,6 @@
 """What happens to the image layers of an open window: new data, changed pixels, other places."""
 
+import nibabel
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
@@ -57,21 +58,29 @@ def test_data_of_another_shape_begin_anew(it, shape):
     other = np.full(shape, 60, np.uint8)
     other[..., 8:14, 8:14] = 200
     it.viewer.layers["balls"].data = other
+    right = other[0] == 200 if len(shape) == 3 else other == 200
     it.settle()
     controller = it.controller()
     assert controller.grid.shape == shape
     if len(shape) == 3:  # the old labels are still there, and with them planes that the image does not have
         assert ("beside the image" in it.widget.sentence) == (shape[0] < 7)
-        it.look((2, None, None))
+        it.look((min(15, shape[0] - 1), None, None))  # of the largest a plane that the old image had not
         it.settle()
     assert controller.labels.layer is None
     it.hand().click((10, 10))
     it.settle()
-    assert controller.session.mask(controller.plane).sum() == 36
+    assert np.array_equal(controller.session.mask(controller.plane), right)
     it.hand().key("Enter")
     it.settle()
     assert controller.labels.layer != old
-    assert controller.labels.layer.data.shape == shape
+    written = controller.labels.layer.data
+    assert written.shape == shape
+    assert np.array_equal(written[-1 if shape[0] < 16 else 15] if len(shape) == 3 else written, right)
+    assert (written != 0).sum() == 36
+    assert (old.data != 0).sum() == (TRUTH[6] == 1).sum() == 69  # what was written before stays as it was
+    it.widget.turn_to(it.viewer.layers["balls"])  # chosen again: nothing to change
+    it.settle()
+    assert it.controller().grid.shape == shape
 
 
 def test_pixels_changed_in_place_are_read_anew(it):
@@ -174,13 +183,16 @@ def test_a_plane_without_pixels_does_not_keep_an_object_from_being_accepted(brig
     it.look((7, None, None))
     it.hand().click(FIRST)
     it.settle()
+    if lost == "one":
+        it.look((6, None, None))
+        it.settle()
     it.hand().key("Enter")
     it.settle()
     assert "plane 7" in it.widget.sentence
     assert "no finite pixel" in it.widget.sentence
     labels = it.controller().labels.layer.data
     assert np.array_equal(labels[6] == 1, (TRUTH[6] == 1) & (lost == "one"))
-    assert (labels != 0).sum() == (labels[6] != 0).sum()
+    assert (labels != 0).sum() == (69 if lost == "one" else 0)
     assert it.controller().session.label == 2
     it.hand().key("Ctrl+Z")
     assert it.controller().session.label == 1
@@ -199,3 +211,32 @@ def test_an_object_with_a_negative_label_is_not_opened(it):
     it.hand().key("W")
     assert it.controller().session.label == 1
     assert "label -1 here is negative" in warnings_of()
+    it.hand().click((20, 25))
+    it.settle()
+    it.hand().key("Enter")
+    it.settle()
+    assert np.array_equal(labels.data == -1, TRUTH == 2)
+    assert np.array_equal(labels.data[5] == 1, TRUTH[5] == 1)
+    assert set(np.unique(labels.data)) == {-1, 0, 1}
+
+
+def test_an_object_of_a_scan_is_saved_from_the_window_as_it_lies(bright_window, tmp_path):
+    """Opened, clicked, accepted and saved as NIfTI: voxels, affine and unit of the scan."""
+    affine = np.diag([0.7, 0.8, 3.0, 1])
+    affine[:3, 3] = (5, 6, 7)
+    scan = nibabel.Nifti1Image(IMAGE.transpose(2, 1, 0), affine)
+    scan.header.set_xyzt_units("mm")
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    it = bright_window(lambda viewer: viewer.open(tmp_path / "scan.nii.gz", plugin="napari-lowlat-seg"))
+    it.look((6, None, None))
+    it.settle()
+    it.hand().click(FIRST)
+    it.settle()
+    it.hand().key("Enter")
+    it.settle()
+    it.controller().labels.layer.save(str(tmp_path / "labels.nii.gz"), plugin="napari-lowlat-seg")
+    back = nibabel.load(tmp_path / "labels.nii.gz")
+    right = (TRUTH == 1) & (np.arange(12) == 6)[:, None, None]
+    assert np.array_equal(np.asarray(back.dataobj) == 1, right.transpose(2, 1, 0))
+    assert np.allclose(back.affine, affine)
+    assert back.header.get_xyzt_units()[0] == "mm"

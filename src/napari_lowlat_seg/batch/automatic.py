@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, check_new, run_jobs
-from napari_lowlat_seg.core.atomic_file import atomic_file
+from napari_lowlat_seg.core.atomic_file import PREFIX, atomic_file
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.volume import Plane, any_finite
 from napari_lowlat_seg.inference.mask_generator import DEFAULT, MaskGeneratorSettings, label_plane
@@ -124,7 +124,7 @@ def run_automatic(
     run_jobs(run_automatic_job, jobs, lambda done: files.update(done), settings, unit="plane")
     with label_output(output, volume) as labels:
         objects = _link(labels, [(plane, files[plane]) for plane in planes])
-    for path in files.values():
+    for path in (*files.values(), *folder.glob(f"{PREFIX}*")):  # and what a killed try was writing
         path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty: files of others, and of other settings, are left alone
         folder.rmdir()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import Geometry, standard_unit
+from napari_lowlat_seg.core.geometry import Geometry, find_unit, standard_unit
 from napari_lowlat_seg.io.bounds import check_chunk, check_regular
 from napari_lowlat_seg.io.choice import WHOLE, Choice, SeveralImages, pick_level, pick_series
 from napari_lowlat_seg.io.placed import Held, Loaded, Unreadable
@@ -80,7 +80,7 @@ def _n5_images(root: Path) -> dict[str, list[str]]:
         pyramid = last[:1] == "s" and last[1:].isdigit()
         images.setdefault(above if pyramid else name, []).append(name)
     return {
-        name: sorted(levels, key=lambda one: int(one.rpartition("/s")[2]) if len(levels) > 1 else 0)
+        name: sorted(levels, key=lambda one: int(one.rpartition("/")[2][1:]) if len(levels) > 1 else 0)
         for name, levels in images.items()
     }
 
@@ -112,12 +112,12 @@ def _n5_level(root: Path, levels: Sequence[str], number: int) -> Loaded:
     data = Blocks(store)
     place = root / levels[number]
     geometry = _n5_geometry(
-        _attributes(place), _attributes(place.parent), _attributes(root / levels[0]), data
+        _attributes(place), _attributes(place.parent), _attributes(root / levels[0]), number, data
     )
     return Loaded(data, geometry)
 
 
-def _n5_geometry(own: Any, group: Any, finest: Any, data: Blocks) -> Geometry:
+def _n5_geometry(own: Any, group: Any, finest: Any, number: int, data: Blocks) -> Geometry:
     """Steps and start along (..., z, y, x): N5 counts its axes from the fastest."""
     ndim = data.ndim
     names = ["xyztc"[i] if i < 5 else f"d{i}" for i in range(ndim)][::-1]
@@ -125,28 +125,46 @@ def _n5_geometry(own: Any, group: Any, finest: Any, data: Blocks) -> Geometry:
     if isinstance(transform, dict) and len(transform.get("scale", ())) == ndim:
         units = [standard_unit(unit) for unit in transform.get("units", [None] * ndim)]
         return Geometry.from_scale(names, _floats(transform["scale"]), _floats(transform["translate"]), units)
-    sizes, unit = _resolution({**group, **finest, **own}, ndim)
+    said = {**group, **finest, **own}
     factor = _floats(own.get("downsamplingFactors") or [1] * ndim)
     if "downsamplingFactors" not in own and own["dimensions"] != finest["dimensions"]:
+        scales = group.get("scales") or ()
         pairs = zip(finest["dimensions"], own["dimensions"], strict=True)
-        factor = [float(round(n / m)) for n, m in pairs]
-        sizes, unit = _resolution({**group, **own, **finest}, ndim)
+        factor = _floats(scales[number]) if number < len(scales) else [_factor(n, m) for n, m in pairs]
+        said = {**group, **own, **finest}
+    sizes, units = _resolution(said, ndim)
+    listed = said.get("axes")
+    if isinstance(listed, list) and len(listed) == ndim and len(set(map(str, listed))) == ndim:
+        names = [str(name) for name in listed][::-1]
     scale = [size * f for size, f in zip(sizes, factor, strict=True)][::-1]
     # A voxel of a coarser level is the mean of those that it covers, and lies in their middle.
     start = [size * (f - 1) / 2 for size, f in zip(sizes, factor, strict=True)][::-1]
-    return Geometry.from_scale(names, scale, start, [unit if name in "zyx" else None for name in names])
+    known = [find_unit(unit or "") for unit in units][::-1]
+    kinds = [None if unit is None else unit.kind for unit in known]
+    return Geometry.from_scale(names, scale, start, units[::-1], kinds)
 
 
-def _resolution(about: dict[str, Any], ndim: int) -> tuple[list[float], str | None]:
-    """Size of a voxel of the finest level along (x, y, z, ...), and its unit."""
+def _factor(fine: int, coarse: int) -> float:
+    """How many voxels one of a coarser level covers along an axis, from both lengths: a power of two if any."""
+    powers = (2**k for k in range(int(fine).bit_length() + 1))
+    return float(next((n for n in powers if coarse in (-(-fine // n), fine // n)), round(fine / coarse)))
+
+
+def _resolution(about: dict[str, Any], ndim: int) -> tuple[list[float], list[str | None]]:
+    """Size of a voxel of the finest level along (x, y, z, ...), and the unit of each axis.
+
+    One unit is that of the three axes of space.
+    """
     said: Any = about.get("pixelResolution", about.get("resolution"))
     unit: Any = about.get("units")
     if isinstance(said, dict):
         said, unit = said.get("dimensions"), said.get("unit")
-    unit = unit[0] if isinstance(unit, list) and unit else unit
     if not isinstance(said, list) or len(said) != ndim:
-        return [1.0] * ndim, None
-    return _floats(said), standard_unit(unit) if isinstance(unit, str) else None
+        return [1.0] * ndim, [None] * ndim
+    if not isinstance(unit, list) or len(unit) != ndim:
+        one = unit[0] if isinstance(unit, list) and unit else unit
+        unit = [one if i < 3 else None for i in range(ndim)]
+    return _floats(said), [standard_unit(one) if isinstance(one, str) else None for one in unit]
 
 
 def read_precomputed(path: Path, choice: Choice = WHOLE) -> Loaded:

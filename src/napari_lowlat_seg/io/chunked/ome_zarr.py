@@ -215,7 +215,9 @@ def _placed_axes(
     if not own:
         scale = [n / m for n, m in zip(finest, shape, strict=True)]
         translation = [(step - 1) / 2 for step in scale]
-    for change in (*own, *image.get("coordinateTransformations", ())):
+    # From 0.6 on those of the image lead on from its own world to others, and are not asked for.
+    beyond = () if "coordinateSystems" in image else image.get("coordinateTransformations", ())
+    for change in (*_in_turn(own), *beyond):
         # One after the other: a scale enlarges what was translated before it.
         if change["type"] == "scale":
             scale = [a * float(b) for a, b in zip(scale, change["scale"], strict=True)]
@@ -227,8 +229,30 @@ def _placed_axes(
     return axes, scale, translation
 
 
+def _in_turn(changes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Transformations one after the other, those of a sequence (version 0.6) in their order."""
+    for change in changes:
+        if change["type"] == "sequence":
+            yield from _in_turn(change["transformations"])
+        else:
+            yield change
+
+
+def _system_axes(image: dict[str, Any]) -> list[Any] | None:
+    """The axes of the coordinate system that the finest level is placed in (version 0.6), None without one."""
+    systems = image.get("coordinateSystems") or ()
+    changes = image["datasets"][0].get("coordinateTransformations") or ({},)
+    output = changes[-1].get("output")
+    name = output.get("name") if isinstance(output, dict) else output
+    known = [one for one in systems if one.get("name") == name]
+    if systems and not known:
+        raise ValueError(f"its level is placed in the coordinate system {name!r}, which it does not describe")
+    return list(known[0]["axes"]) if known else None
+
+
 def _named_axes(image: dict[str, Any], ndim: int) -> list[dict[str, Any]]:
-    listed = image.get("axes") or list("tczyx"[-ndim:])  # version 0.1 and 0.2 have no axes, 0.3 has names
+    # Versions 0.1 and 0.2 have no axes, 0.3 has names.
+    listed = image.get("axes") or _system_axes(image) or list("tczyx"[-ndim:])
     axes = [dict(axis) if isinstance(axis, dict) else {"name": axis} for axis in listed]
     if len(axes) != ndim:
         raise ValueError(f"it names {len(axes)} axes, its arrays have {ndim}")
@@ -385,8 +409,8 @@ def _creating(zarr: Any, path: Path, shape: Sequence[int], geometry: Geometry) -
     """
     image = image_of(path)
     version = 3 if image is None else int(zarr.open_group(image, mode="r").metadata.zarr_format)
-    if image is not None and not path.parent.exists():
-        zarr.open_group(path.parent, mode="w-", zarr_format=version)
+    if image is not None and not any((path.parent / name).exists() for name in ("zarr.json", ".zgroup")):
+        zarr.open_group(path.parent, mode="a", zarr_format=version)  # also in a folder that a kill left empty
     remove_leftovers(path.parent)
     part = path.with_name(f"{PREFIX}{secrets.token_hex(6)}-{path.name[-56:]}")
     try:

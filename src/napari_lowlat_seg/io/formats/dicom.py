@@ -32,7 +32,8 @@ EVEN = 0.02
 class Frame:
     """One slice: where its pixels are, where it lies (LPS+, mm) and how its values are scaled.
 
-    `position`, `directions` (of columns, then of rows) and `spacing` are None where the file does not say.
+    `position`, `directions` (of columns, then of rows) and `spacing` are None where the file does not say;
+    `sides` are rows and columns.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Frame:
     thickness: float
     slope: float
     intercept: float
+    sides: tuple[int, int]
 
 
 class FrameStack(SliceStack):
@@ -208,12 +210,17 @@ def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
         abs(float(thickness)) or 1.0,
         float(tag("RescaleSlope") if tag("RescaleSlope") is not None else 1),
         float(tag("RescaleIntercept") or 0),
+        (int(tag("Rows")), int(tag("Columns"))),
     )
 
 
 def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     """The slices sorted along their normal, with the affine of the stack."""
     first = frames[0]
+    sides = {frame.sides for frame in frames}
+    if len(sides) > 1:
+        low, high = min(sides), max(sides)
+        raise Unreadable(f"its slices have {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels; a volume needs one")
     if any(frame.position is None or frame.directions is None or frame.spacing is None for frame in frames):
         return _unplaced(frames, colours)
     assert first.position is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.core.geometry import TOLERANCE, Geometry
+from napari_lowlat_seg.core.geometry import TOLERANCE, Axis, Geometry
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.bounds import DEFLATED, check_held, check_memory, mapped, nbytes_of, sibling
 from napari_lowlat_seg.io.choice import WHOLE, Choice
@@ -19,6 +19,9 @@ TYPES = {
     "MET_UINT": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
 """Types of pixels, by the header's word."""
+
+LENGTHS = {"": "mm", "?": "mm", "mm": "mm", "um": "µm", "cm": "cm"}
+"""Units of length, by the header's word in lower case; without one ITK counts in mm."""
 
 MOST_LINES = 1000
 """Lines of a header."""
@@ -46,15 +49,29 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     data = _pixels(path, header, start, shape)
     channel_axis = ndim if components != 1 else None
     spacing = _numbers(_first(header, "elementspacing", "elementsize") or [1] * ndim, float)
-    if ndim > 3:
-        return Loaded(data, usual_geometry(ndim, tuple(spacing)[::-1]), channel_axis)
-    affine = np.eye(4)
+    unit = LENGTHS.get(header.get("distanceunits", "").lower())
+    if unit is None:
+        raise Unreadable(f"its lengths are in {header['distanceunits']!r}; a MetaImage has um, mm or cm")
     # A row of the header's matrix is the direction of an axis; the array's axes are ITK's, reversed.
     rows = _numbers(_first(header, "transformmatrix", "rotation", "orientation") or np.eye(ndim).flat, float)
     direction = np.reshape(rows, (ndim, ndim)).T
-    affine[:ndim, :ndim] = (direction * spacing)[:, ::-1]
-    affine[:ndim, 3] = _numbers(_first(header, "offset", "position", "origin") or [0] * ndim, float)
-    return Loaded(data, Geometry.from_lps(affine, ndim), channel_axis)
+    start = _numbers(_first(header, "offset", "position", "origin") or [0] * ndim, float)
+    space = min(3, ndim)
+    if ndim > 4 or np.abs(direction[space:, :space]).any() or np.abs(direction[:space, space:]).any():
+        raise Unreadable(f"its {ndim} axes are more than those of space and one of time")
+    affine = np.eye(4)
+    affine[:space, :space] = (direction[:space, :space] * spacing[:space])[:, ::-1]
+    affine[:space, 3] = start[:space]
+    geometry = Geometry.from_lps(affine, space, unit)
+    return Loaded(data, geometry if ndim < 4 else _in_time(geometry, spacing[3], start[3]), channel_axis)
+
+
+def _in_time(geometry: Geometry, step: float, start: float) -> Geometry:
+    """The geometry of volumes one after the other, the slowest axis, whose unit the format does not say."""
+    affine = np.zeros((5, 5))
+    affine[0, [0, -1]] = step, start
+    affine[1:, 1:] = geometry.affine
+    return Geometry((Axis.of("t"), *geometry.world), affine, geometry.patient)
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:

@@ -85,6 +85,8 @@ class NrrdHeader:
 def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     """The array of a file, slowest axis first; an axis without a direction holds channels or layers.
 
+    Segments are those of the chosen layer, of which a file has several where segments overlap.
+
     Raises
     ------
     ValueError
@@ -92,7 +94,8 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         pynrrd raises.
     """
     data, header = _opened(path)
-    return Loaded(data, *_placed(header, data.ndim), NrrdHeader(_segments(header)))
+    geometry, channels = _placed(header, data.ndim)
+    return Loaded(data, geometry, channels, NrrdHeader(_segments(header, choice.channel)))
 
 
 def _opened(path: Path) -> tuple[np.ndarray, Any]:
@@ -156,7 +159,19 @@ def _spaced(header: Any, ndim: int) -> tuple[Geometry, int | None]:
     kept = [axis for axis in range(ndim) if axis not in channels]
     scale = [steps[axis] if np.isfinite(steps[axis]) and steps[axis] else 1.0 for axis in kept]
     names = usual_geometry(len(kept)).names
-    return Geometry.from_scale(names, scale, units=[units[axis] for axis in kept]), _only(channels)
+    start = _least(header, ndim, steps)
+    geometry = Geometry.from_scale(
+        names, scale, [start[axis] for axis in kept], [units[axis] for axis in kept]
+    )
+    return geometry, _only(channels)
+
+
+def _least(header: Any, ndim: int, steps: list[float]) -> list[float]:
+    """Where the first voxel lies along each axis, slowest first, by the "axis mins" of the header."""
+    least = [float(at) for at in header.get("axis mins", header.get("axismins", [math.nan] * ndim))][::-1]
+    centred = header.get("centerings", header.get("centers", ["???"] * ndim))
+    inside = [0.5 * step if str(one) == "cell" else 0.0 for one, step in zip(centred[::-1], steps)]
+    return [at + half if math.isfinite(at + half) else 0.0 for at, half in zip(least, inside)]
 
 
 def _directed(header: Any, directions: list[np.ndarray]) -> Geometry:
@@ -171,12 +186,18 @@ def _directed(header: Any, directions: list[np.ndarray]) -> Geometry:
     affine[:-1, :-1] = np.stack(directions, axis=1)
     affine[:-1, -1] = origin
     units = [str(unit) for unit in header.get("space units", ())]
-    signs = _SPACES.get(str(header.get("space", "")).lower())
+    said = str(header.get("space", "")).lower()
+    space = said.removesuffix("-time") if said.endswith("-time") or len(said) != 4 else said.removesuffix("t")
+    signs = _SPACES.get(space)
     if signs is not None and count == 3:
         return Geometry.from_nifti(np.diag([*signs, 1, 1]) @ affine, 3, unit=units[0] if units else "mm")
+    patient = signs is not None and count == 4
+    if patient and signs is not None:
+        affine = np.diag([*signs, 1, 1, 1]) @ affine
+        units = units or ["mm"] * 3
     names = "xyzt"[:count]
     return Geometry(
-        tuple(Axis.of(n, u) for n, u in zip(names, [*units, *(None,) * count], strict=False)), affine
+        tuple(Axis.of(n, u) for n, u in zip(names, [*units, *(None,) * count], strict=False)), affine, patient
     )
 
 
@@ -186,11 +207,13 @@ def _only(channels: list[int]) -> int | None:
     return channels[0] if channels else None
 
 
-def _segments(header: Any) -> tuple[Segment, ...]:
+def _segments(header: Any, layer: int | None) -> tuple[Segment, ...]:
     found = []
     for key in header:
         if match := re.fullmatch(r"Segment(\d+)_LabelValue", str(key)):
             about = f"Segment{match[1]}_"
+            if layer is not None and int(header.get(about + "Layer", layer)) != layer:
+                continue  # another segment has this value on another layer
             red, green, blue = (float(part) for part in str(header.get(about + "Color", "1 0 0")).split())
             found.append(Segment(int(header[key]), str(header.get(about + "Name", "")), (red, green, blue)))
     return tuple(sorted(found, key=lambda segment: segment.label))

@@ -236,7 +236,8 @@ def _ome_about(
     places: dict[str, list[Any]] = {}
     for letter, at in start.items():
         if letter in "XYZ" and at:
-            places[f"Position{letter}"] = [at] * planes
+            z = np.indices(shape[:-2]).reshape(len(shape) - 2, planes)[letters.index("Z")] if letter == "Z" else 0
+            places[f"Position{letter}"] = (at + steps.get(letter, 1.0) * np.broadcast_to(z, planes)).tolist()
             places[f"Position{letter}Unit"] = [units[letter] or "pixel"] * planes
     return about | ({"Plane": places} if places else {})
 

@@ -165,7 +165,9 @@ def tag_scale(file: Any, index: int, series: Any) -> Scale:
     # ImageJ's origin is the pixel that lies at 0.
     origin = {letter: float(about.get(f"{letter.lower()}origin", 0)) for letter in "XYZ"}
     start = {letter: -at * steps.get(letter, 1.0) for letter, at in origin.items() if at}
-    return Scale(steps | times[0], start, dict.fromkeys("XYZ", standard_unit(unit)) | times[1], unit)
+    # ImageJ names the units of y and z where they are not that of x.
+    units = {letter: standard_unit(str(about.get(f"{letter.lower()}unit", unit))) for letter in "XYZ"}
+    return Scale(steps | times[0], start, units | times[1], unit)
 
 
 def _frame_interval(about: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str | None]]:
@@ -225,7 +227,9 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
         return Scale({}, {}, {})
     pixels = images[index]
     _check_sides(pixels, series)
-    first = next((e for e in pixels if e.tag.endswith("}Plane")), None)
+    planes = [element for element in pixels if element.tag.endswith("}Plane")]
+    # They may stand in any order; where one lies in z is where the first of the stack lies.
+    first = min(planes, key=lambda one: [int(one.get(f"The{a}", 0)) for a in "TZC"], default=None)
     steps: dict[str, float] = {}
     start: dict[str, float] = {}
     units: dict[str, str | None] = {}
