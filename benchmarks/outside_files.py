@@ -37,7 +37,9 @@ def images(place: Path) -> Iterator[Path]:
     """The images at a place: itself, or those in the folder."""
     from napari_lowlat_seg.io.format_table import PAGES, find_format, locate
 
-    if place.is_file():
+    if locate(place)[1]:  # a data set in a file or folder
+        yield place
+    elif place.is_file():
         if find_format(place) is not None:
             yield place
     elif place.suffix in FOLDERS or (place / "info").is_file():

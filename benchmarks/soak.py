@@ -11,8 +11,10 @@ was found while one took long; a bare napari with as many layers does the same c
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import faulthandler
+import gc
 import json
 import os
 import re
@@ -167,11 +169,28 @@ class FaultyService:
             raise error
 
 
+def resident() -> int:
+    """MiB of this process that lie in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def trimmed() -> int:
+    """The same after the allocator has given back what it can: the rest is in use, or lies between what is."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident()
+
+
+def kinds() -> Counter[str]:
+    """Python's objects by type."""
+    return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
+
+
 def facts(viewer: Any) -> dict[str, int]:
     """What must not grow."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
-        "rss_mb": pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "rss_mb": resident(),
         "threads": threading.active_count(),
         "layers": len(viewer.layers),
         "files": len(os.listdir("/proc/self/fd")),
@@ -235,6 +254,8 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     weights = np.array([weight for _, weight, _ in actions])
     weights /= weights.sum()
     start, gaps, load = facts(viewer), dict[str, list[float]](), os.getloadavg()[0]
+    course: list[list[int]] = []
+    before_kinds: Counter[str] = Counter()
     watcher = Watcher()
     watcher.start()
     end = time.monotonic() + 60 * minutes
@@ -253,8 +274,12 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
             shown = np.asarray(controller.preview.layer.data).reshape(SHAPE[1:]) == 1
             mask = session.mask(controller.plane)
             assert np.array_equal(shown, np.zeros_like(shown) if mask is None else mask), "a stale mask"
+        if sum(done.values()) % 200 == 0:
+            stack = session.undo_stack
+            course.append([sum(done.values()), resident(), trimmed(), len(stack.done), stack.nbytes // 2**10])
         if sum(done.values()) == 200:
             start = facts(viewer)  # what is loaded once is there now
+            before_kinds = kinds()
     full_until[0] = 0.0
     session.close_transaction()
     journal = controller.files._journal
@@ -271,6 +296,8 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         "faults": dict(faults),
         "start": start,
         "end": facts(viewer),
+        "actions, MiB, MiB trimmed, steps to undo, their KiB": course,
+        "objects that are more": dict((kinds() - before_kinds).most_common(25)),
         "load at start and end": [load, os.getloadavg()[0]],
         "gap_p99_ms": round(1000 * float(np.percentile(np.concatenate([*gaps.values()]), 99)), 1),
         "ms p50, p99, max": quantiles(gaps),

@@ -86,7 +86,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def killed(command: Command, folder: Path, at: int) -> int:
-    """How many steps on the disk a copy of this process has made with a command; it is killed at step `at`."""
+    """Steps on the disk that a copy of this process has made with a command; it is killed at step `at`."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the threads of libraries are not asked for anything in the copy

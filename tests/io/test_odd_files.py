@@ -47,7 +47,7 @@ def found(volume: Volume) -> dict[str, float]:
     return {name: round(place, 4) for name, place in places.items()}
 
 
-# NIfTI -------------------------------------------------------------------------------------------------------
+# NIfTI ----------
 
 
 def nifti(
@@ -153,7 +153,7 @@ NIFTI |= {
     ),
 }
 
-# MetaImage -----------------------------------------------------------------------------------------------------
+# MetaImage ----------
 
 
 def meta(*lines: str, data: np.ndarray | None = None, newline: str = "\n", local: bool = True) -> Make:
@@ -232,7 +232,7 @@ META: dict[str, tuple[Make, World]] = {
     ),
 }
 
-# NRRD ----------------------------------------------------------------------------------------------------------
+# NRRD ----------
 
 
 def nrrd_of(data: np.ndarray | None = None, name: str = "a.nrrd", **header: Any) -> Make:
@@ -312,7 +312,7 @@ NRRD: dict[str, tuple[Make, World]] = {
     "nrrd detached": (nrrd_of(name="a.nhdr", space="LPS", **DIRECTED), LPS),
 }
 
-# TIFF and OME-TIFF ---------------------------------------------------------------------------------------------
+# TIFF and OME-TIFF ----------
 
 
 def imagej(data: np.ndarray | None = None, axes: str = "ZYX", resolution: Any = (2, 2), **about: Any) -> Make:
@@ -345,8 +345,8 @@ def ome(change: Callable[[str], str] = lambda xml: xml, data: np.ndarray | None 
 def planes_backwards(xml: str) -> str:
     """Planes listed from the last to the first, as some microscopes do."""
     listed = "".join(
-        f'<Plane TheZ="{z}" TheT="0" TheC="0" PositionX="7" PositionXUnit="µm" PositionY="8" PositionYUnit="µm" '
-        f'PositionZ="{30 + 2 * z}" PositionZUnit="µm"/>'
+        f'<Plane TheZ="{z}" TheT="0" TheC="0" PositionX="7" PositionXUnit="µm" '
+        f'PositionY="8" PositionYUnit="µm" PositionZ="{30 + 2 * z}" PositionZUnit="µm"/>'
         for z in (3, 2, 1, 0)
     )
     return xml.replace("</Pixels>", f"{listed}</Pixels>")
@@ -366,7 +366,10 @@ TIFF: dict[str, tuple[Make, World]] = {
         imagej(marked(at=(1, 1, 2)), spacing=2000.0, unit="um", zunit="nm"),
         {"x": 1.0, "y": 0.5, "z": 2.0, "unit": "µm"},
     ),
-    "imagej negative spacing": (imagej(marked(at=(1, 1, 2)), spacing=-2.0, unit="um"), {"z": 2.0, "unit": "µm"}),
+    "imagej negative spacing": (
+        imagej(marked(at=(1, 1, 2)), spacing=-2.0, unit="um"),
+        {"z": 2.0, "unit": "µm"},
+    ),
     "imagej spacing nan": (imagej(spacing=float("nan"), unit="um"), SMALL | {"unit": "µm"}),
     "imagej time": (
         imagej(marked(np.uint8, (2, *SHAPE), (1, *AT)), "TZYX", spacing=2.0, unit="um", finterval=3.0),
@@ -390,10 +393,13 @@ TIFF: dict[str, tuple[Make, World]] = {
     "ome size 0": (ome(PhysicalSizeZ=0.0), SMALL),
     "ome size nan": (ome(PhysicalSizeZ=float("nan")), SMALL),
     "ome fewer planes than pages": (ome(lambda xml: xml.replace('SizeZ="4"', 'SizeZ="2"')), SMALL),
-    "ome more planes than pages": (ome(lambda xml: xml.replace('SizeZ="4"', 'SizeZ="8"')), "declare 8 planes"),
+    "ome more planes than pages": (
+        ome(lambda xml: xml.replace('SizeZ="4"', 'SizeZ="8"')),
+        "declare 8 planes",
+    ),
 }
 
-# OME-Zarr ------------------------------------------------------------------------------------------------------
+# OME-Zarr ----------
 
 
 def zarr_of(
@@ -409,7 +415,9 @@ def zarr_of(
         zarr = pytest.importorskip("zarr")
         path, pixels = folder / "a.ome.zarr", marked() if data is None else data
         root = zarr.open_group(path, mode="w", zarr_format=version)
-        array = root.create_array("0", shape=pixels.shape, dtype=pixels.dtype, **{"chunks": (2, 4, 4), **stored})
+        array = root.create_array(
+            "0", shape=pixels.shape, dtype=pixels.dtype, **{"chunks": (2, 4, 4), **stored}
+        )
         array[...] = pixels
         about = {
             "version": "0.5" if version == 3 else "0.4",
@@ -511,7 +519,7 @@ ZARR: dict[str, tuple[Make, World]] = {
     "zarr 0.6 rotation": (zarr_of(systems("rotation"), version=3), "of type 'rotation'"),
 }
 
-# MRC -----------------------------------------------------------------------------------------------------------
+# MRC ----------
 
 
 def mrc(change: Callable[[bytearray], object] = lambda raw: None, dtype: Any = np.int8) -> Make:
@@ -548,13 +556,13 @@ MRC: dict[str, tuple[Make, World]] = {
     "mrc float16": (mrc(dtype=np.float16), IN_A),
     "mrc uint16": (mrc(dtype=np.uint16), IN_A),
     "mrc stack of pictures": (mrc(over(88, "<i", 0)), IN_A),
-    "mrc axes that are none": (mrc(over(64, "<3i", 0, 0, 0)), IN_A),
+    "mrc axes that do not exist": (mrc(over(64, "<3i", 0, 0, 0)), IN_A),
     "mrc cell nan": (mrc(over(40, "<f", float("nan"))), {"x": 2.0, "y": 1.0, "z": 0.0}),
     "mrc negative cell": (mrc(over(40, "<f", -12.0)), {"x": 2.0, "y": 1.0, "z": 0.0}),
     "mrc mode 101": (mrc(over(12, "<i", 101)), "."),
 }
 
-# N5 ------------------------------------------------------------------------------------------------------------
+# N5 ----------
 
 
 def n5(about: dict[str, Any], sizes: tuple[tuple[int, ...], ...] = ((6, 5, 4),), below: str = "v/") -> Make:

@@ -13,6 +13,8 @@ from typing import Any
 
 from napari_lowlat_seg.core.prompts import Box, Click, Point, Polygon, Scribble
 from napari_lowlat_seg.core.volume import Plane, Volume
+from napari_lowlat_seg.io.files import shown_axes
+from napari_lowlat_seg.io.points import named_columns
 from napari_lowlat_seg.io.tables import read_rows, read_text
 
 Placed = tuple[Plane, Click | Box | Scribble | Polygon]
@@ -68,13 +70,14 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
     ValueError
         If it holds something else.
     """
-    read = {".csv": _csv_strokes, ".json": _json_strokes}.get(path.suffix.lower())
-    if read is None:
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".json"):
         raise ValueError(f"a point file is .csv or .json; got {path.name!r}")
     if not path.is_file():
         raise FileNotFoundError(f"no point file at {path}; check the path")
     try:
-        strokes = read(read_text(path))
+        text = read_text(path)
+        strokes = _json_strokes(text) if suffix == ".json" else _csv_strokes(text, path, volume, axis)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         expected = _form(volume, "R,C")
         raise ValueError(
@@ -96,18 +99,21 @@ def read_strokes(path: Path, kind: type[Scribble] | type[Polygon], volume: Volum
 _Stroke = tuple[list[list[float]], bool]
 
 
-def _csv_strokes(text: str) -> list[_Stroke]:
+def _csv_strokes(text: str, path: Path, volume: Volume, axis: int) -> list[_Stroke]:
+    """Strokes of a table; columns with names are put in the order of the command line."""
     strokes: list[_Stroke] = []
-    fresh = True
+    fresh, order = True, None
     for number, cells in enumerate(read_rows(text)):
         if not any(cells):
             fresh = True
             continue
         positive = cells[-1] != "-"
         try:
-            point = [float(cell) for cell in (cells[:-1] if cells[-1] in ("+", "-") else cells)]
-        except ValueError:
-            if number == 0:  # column names
+            named = cells if order is None else [cells[i] for i in order]
+            point = [float(cell) for cell in (named[:-1] if named[-1] in ("+", "-") else named)]
+        except (ValueError, IndexError):
+            if number == 0:
+                order = _named_order(cells, path, volume, axis)
                 continue
             raise
         # A line that continues in another plane is another stroke there.
@@ -116,6 +122,14 @@ def _csv_strokes(text: str) -> list[_Stroke]:
         strokes[-1][0].append(point)
         fresh = False
     return strokes
+
+
+def _named_order(names: Sequence[str], path: Path, volume: Volume, axis: int) -> list[int] | None:
+    """The columns with these names in the order position, row, column; None for names that say no order."""
+    first = volume.planes(axis)[0]
+    plain = [*(i for i, at in enumerate(first.index) if at is not None), *first.axes]
+    columns, axes = named_columns(path, names, plain, shown_axes(volume, path))
+    return None if columns is None else [columns[axes.index(one)] for one in plain]
 
 
 def _json_strokes(text: str) -> list[_Stroke]:

@@ -310,6 +310,11 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
             f"{output} exists and lies elsewhere than the image; give another name, or --replace"
         ) from error
     labels = np.asarray(found.data)
+    most, low, high = 2**32 - 1, int(labels.min()), int(labels.max())
+    if low < 0 or high > most:
+        raise ValueError(
+            f"{output} must hold labels from 0 to {most}; got {low} to {high}; use another name or --replace"
+        )
     for label in filter(None, new):
         if (labels == label).any():
             raise ValueError(

@@ -141,9 +141,9 @@ def check_not_input(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> Non
 
 @contextmanager
 def in_use(part: Path) -> Iterator[None]:
-    """A block in which nobody takes a temporary file or folder for abandoned, however long nothing is written.
+    """A block in which nobody takes a temporary file or folder for abandoned.
 
-    The hours in which a network works are such a time.
+    However long nothing is written: networks work for hours.
     """
     over = threading.Event()
 

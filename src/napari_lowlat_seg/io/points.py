@@ -11,6 +11,7 @@ How cells are divided: `tables`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from napari_lowlat_seg.io.tables import is_number, read_rows, read_text
 
 PLAIN = (("slice", "row", "column"), ("slice", "row", "col"), ("plane", "row", "col"), ("z", "r", "c"))
 """Names of columns that count as the command line does."""
+
+COORDINATES = {"x", "y", "z", "t", "position", "axis", "slice", "plane", "row", "col", "column"}
+"""Words in the names of columns that say an order of axes, also where we do not know which."""
 
 
 def read_seeds(
@@ -88,17 +92,26 @@ def read_points(
         raise ValueError(f"{path} cannot be read as points: {error}") from error
     columns, axes = None, [axis, *(one for one in range(volume.ndim) if one != axis)]
     if rows and not any(is_number(cell) for cell in rows[0]):
-        columns, axes = _named_columns(path, rows.pop(0), axes, shown or range(volume.ndim))
+        columns, axes = named_columns(path, rows.pop(0), axes, shown or range(volume.ndim))
     points = [_point(path, row, volume, columns, axes) for row in rows]
     if not points:
         raise ValueError(f"{path} must hold at least one point; it has none")
     return points
 
 
-def _named_columns(
+def named_columns(
     path: Path, names: Sequence[str], plain: Sequence[int], shown: Sequence[int]
 ) -> tuple[list[int] | None, list[int]]:
     """The columns that hold coordinates (None for all), and the axis of the volume for each of them.
+
+    Parameters
+    ----------
+    path
+        Of the table, for the sentence.
+    names
+        Of all columns.
+    plain, shown
+        The axes of the volume in the order of the command line, and in that of napari.
 
     Raises
     ------
@@ -116,8 +129,10 @@ def _named_columns(
     for wanted, axes in expected:
         if len(wanted) == count and all(name in names for name in wanted):
             return [names.index(name) for name in wanted], list(axes)
-    known = {name for wanted, _ in expected for name in wanted} | {"x", "y", "z", "t"}
-    if known & set(names):
+    known = {name for wanted, _ in expected for name in wanted}
+    # "X (µm)", "Position X": an order that is not ours, or another unit.
+    words = {word for name in names for word in re.findall("[a-z]+", name)}
+    if known & set(names) or COORDINATES & words:
         raise ValueError(
             f"{path} must have columns for all {count} axes, such as {','.join(expected[1][0])}; "
             f"got {','.join(names)}"

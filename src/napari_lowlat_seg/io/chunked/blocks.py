@@ -145,7 +145,7 @@ def _n5_geometry(own: Any, group: Any, finest: Any, number: int, data: Blocks) -
 
 
 def _factor(fine: int, coarse: int) -> float:
-    """How many voxels one of a coarser level covers along an axis, from both lengths: a power of two if any."""
+    """Voxels that one of a coarser level covers along an axis, from both lengths: a power of two if any."""
     powers = (2**k for k in range(int(fine).bit_length() + 1))
     return float(next((n for n in powers if coarse in (-(-fine // n), fine // n)), round(fine / coarse)))
 

@@ -225,7 +225,7 @@ def _placed_axes(
         elif change["type"] == "translation":
             translation = [a + float(b) for a, b in zip(translation, change["translation"], strict=True)]
         elif change["type"] != "identity":
-            raise ValueError(f"its transformation of type {change['type']!r} cannot be read")
+            raise Unreadable(f"its transformation of type {change['type']!r} cannot be read")
     return axes, scale, translation
 
 
@@ -239,9 +239,9 @@ def _in_turn(changes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _system_axes(image: dict[str, Any]) -> list[Any] | None:
-    """The axes of the coordinate system that the finest level is placed in (version 0.6), None without one."""
+    """The axes of the coordinate system that the finest level lies in (version 0.6), None without one."""
     systems = image.get("coordinateSystems") or ()
-    changes = image["datasets"][0].get("coordinateTransformations") or ({},)
+    changes: Sequence[dict[str, Any]] = image["datasets"][0].get("coordinateTransformations") or ({},)
     output = changes[-1].get("output")
     name = output.get("name") if isinstance(output, dict) else output
     known = [one for one in systems if one.get("name") == name]
@@ -439,7 +439,7 @@ def image_of(path: str | Path) -> Path | None:
 
 
 def _list(zarr: Any, path: Path) -> None:
-    """Enter labels in the list of the `labels` folder that they lie in; in version 0.5 it stands under "ome"."""
+    """Enter labels in the list of their `labels` folder; in version 0.5 it stands under "ome"."""
     folder = zarr.open_group(path.parent, mode="r+")
     about = dict(folder.attrs)
     modern = folder.metadata.zarr_format == 3

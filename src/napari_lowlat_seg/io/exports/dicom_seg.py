@@ -117,14 +117,19 @@ def _header(path: Path, distance: float) -> Any:
 def _numbered(labels: Slabs) -> tuple[list[int], np.ndarray]:
     """The objects in the order of their labels, and (slices, rows, cols) with 1, 2, ... for each of them."""
     found: dict[int, int] = {}
-    pixels = np.zeros(labels.shape, np.uint16)
+    pixels: np.ndarray = np.zeros(labels.shape, np.uint8)  # the library takes all of them
     for (start,), block in labels.slabs():
-        values, at = np.unique(block, return_inverse=True)
-        numbers = [found.setdefault(value, len(found) + 1) if value else 0 for value in values.tolist()]
-        if len(found) > MOST:
-            raise ValueError(f"a DICOM segmentation has up to {MOST} segments, these labels have more")
-        pixels[start : start + len(block)] = np.array(numbers, np.uint16)[at].reshape(block.shape)
+        for at, plane in enumerate(block, start):
+            values = np.unique(plane)
+            numbers = [found.setdefault(value, len(found) + 1) if value else 0 for value in values.tolist()]
+            if len(found) > MOST:
+                raise ValueError(f"a DICOM segmentation has up to {MOST} segments, these labels have more")
+            if len(found) > np.iinfo(pixels.dtype).max:
+                pixels = pixels.astype(np.uint16)
+            pixels[at] = np.array(numbers, pixels.dtype)[np.searchsorted(values, plane)]
     ordered = sorted(found)
-    turned = np.zeros(len(found) + 1, np.uint8 if len(found) < 256 else np.uint16)
+    turned = np.zeros(len(found) + 1, pixels.dtype)
     turned[[found[value] for value in ordered]] = np.arange(1, len(found) + 1)
-    return ordered, turned[pixels]
+    for plane in pixels:
+        plane[...] = turned[plane]
+    return ordered, pixels

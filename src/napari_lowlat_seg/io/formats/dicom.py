@@ -220,7 +220,9 @@ def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     sides = {frame.sides for frame in frames}
     if len(sides) > 1:
         low, high = min(sides), max(sides)
-        raise Unreadable(f"its slices have {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels; a volume needs one")
+        raise Unreadable(
+            f"its slices have {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels; a volume needs one"
+        )
     if any(frame.position is None or frame.directions is None or frame.spacing is None for frame in frames):
         return _unplaced(frames, colours)
     assert first.position is not None

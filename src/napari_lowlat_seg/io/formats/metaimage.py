@@ -55,15 +55,15 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     # A row of the header's matrix is the direction of an axis; the array's axes are ITK's, reversed.
     rows = _numbers(_first(header, "transformmatrix", "rotation", "orientation") or np.eye(ndim).flat, float)
     direction = np.reshape(rows, (ndim, ndim)).T
-    start = _numbers(_first(header, "offset", "position", "origin") or [0] * ndim, float)
+    corner = _numbers(_first(header, "offset", "position", "origin") or [0] * ndim, float)
     space = min(3, ndim)
     if ndim > 4 or np.abs(direction[space:, :space]).any() or np.abs(direction[:space, space:]).any():
         raise Unreadable(f"its {ndim} axes are more than those of space and one of time")
     affine = np.eye(4)
     affine[:space, :space] = (direction[:space, :space] * spacing[:space])[:, ::-1]
-    affine[:space, 3] = start[:space]
+    affine[:space, 3] = corner[:space]
     geometry = Geometry.from_lps(affine, space, unit)
-    return Loaded(data, geometry if ndim < 4 else _in_time(geometry, spacing[3], start[3]), channel_axis)
+    return Loaded(data, geometry if ndim < 4 else _in_time(geometry, spacing[3], corner[3]), channel_axis)
 
 
 def _in_time(geometry: Geometry, step: float, start: float) -> Geometry:

@@ -236,8 +236,9 @@ def _ome_about(
     places: dict[str, list[Any]] = {}
     for letter, at in start.items():
         if letter in "XYZ" and at:
-            z = np.indices(shape[:-2]).reshape(len(shape) - 2, planes)[letters.index("Z")] if letter == "Z" else 0
-            places[f"Position{letter}"] = (at + steps.get(letter, 1.0) * np.broadcast_to(z, planes)).tolist()
+            indices = np.indices(shape[:-2]).reshape(len(shape) - 2, planes)
+            away = indices[letters.index("Z")] * steps["Z"] if letter == "Z" else np.zeros(planes)
+            places[f"Position{letter}"] = (at + away).tolist()
             places[f"Position{letter}Unit"] = [units[letter] or "pixel"] * planes
     return about | ({"Plane": places} if places else {})
 
