@@ -176,7 +176,7 @@ def resident() -> int:
 
 
 def trimmed() -> int:
-    """The same after the allocator has given back what it can: the rest is in use, or lies between what is."""
+    """The same after the allocator has given back what it can."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return resident()

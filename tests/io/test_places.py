@@ -377,6 +377,25 @@ def test_a_mask_of_another_orientation_is_turned(scan: Callable[..., Path]) -> N
         np.testing.assert_array_equal(np.asarray(mask.data), marked())
 
 
+def test_what_is_not_loaded_is_turned_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file of labels is turned onto the image plane by plane."""
+    labels, affine = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4), np.diag([2, 3, 5, 1])
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "labels.nii")
+    mirrored = affine @ np.array([[-1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    image = np.ascontiguousarray(labels[::-1].transpose(2, 0, 1))
+    nibabel.save(nibabel.Nifti1Image(image, mirrored[:, [2, 0, 1, 3]]), tmp_path / "image.nii")
+    like = read_volume(tmp_path / "image.nii")
+    loaded = read_aligned(tmp_path / "labels.nii", like, "file")
+    monkeypatch.setattr("napari_lowlat_seg.io.formats.nifti.LARGE", 0)
+    lazy = read_aligned(tmp_path / "labels.nii", like, "file")
+    assert isinstance(lazy.data, TurnedArray)
+    assert np.array_equal(np.asarray(lazy.data), image)
+    assert np.array_equal(np.asarray(loaded.data), image)
+    assert lazy.spacing == loaded.spacing
+    for plane in like.planes(1):
+        assert np.array_equal(lazy.plane(plane), image[plane.key()])
+
+
 def test_a_mask_from_elsewhere_is_refused(scan: Callable[..., Path], tmp_path: Path) -> None:
     """30 mm away, of another size, of another shape."""
     image = read_volume(scan(STRAIGHT))

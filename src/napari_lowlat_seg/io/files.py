@@ -21,7 +21,7 @@ from napari_lowlat_seg.io.bounds import check_regular
 from napari_lowlat_seg.io.choice import Choice, SeveralImages, at_time
 from napari_lowlat_seg.io.format_table import Format, find_format, locate, suffixes
 from napari_lowlat_seg.io.formats.nifti import is_nifti
-from napari_lowlat_seg.io.placed import Loaded, Turn, Unreadable, first_line, geometry_of
+from napari_lowlat_seg.io.placed import Loaded, Turn, TurnedArray, Unreadable, first_line, geometry_of
 
 
 def read_volume(
@@ -241,6 +241,10 @@ def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | No
     turn = Turn(*fit)
     if turn.is_identity:
         return volume
+    if volume.channel_axis is None and not isinstance(volume.data, np.ndarray):  # not loaded: turned in parts
+        spacing = None if volume.spacing is None else tuple(volume.spacing[axis] for axis in turn.order)
+        lazy = TurnedArray(volume.data, turn.inverse)
+        return replace(volume, data=lazy, spacing=spacing, header=None, geometry=like.geometry)
     turned = _transposed(volume, turn.order)
     data = np.flip(np.asarray(turned.data), turn.flips)  # channels are the last axis, which has no part in it
     return replace(turned, data=data, header=None, geometry=like.geometry)

@@ -74,6 +74,14 @@ class Turn:
         """Whether nothing is turned."""
         return not self.flips and self.order == tuple(range(len(self.order)))
 
+    @property
+    def inverse(self) -> Turn:
+        """What turns a turned array back: its axes are reversed first here, which comes to the same."""
+        return Turn(
+            tuple(int(axis) for axis in np.argsort(self.order)),
+            tuple(sorted(self.order[axis] for axis in self.flips)),
+        )
+
     def array(self, data: np.ndarray) -> np.ndarray:
         """A view of an array, turned."""
         turned: np.ndarray = np.flip(data.transpose(self.order), self.flips)
@@ -118,6 +126,9 @@ class TurnedArray:
         # Axes cut by an int stay until now, so that the order of all is known.
         turned: np.ndarray = block.transpose(np.argsort(self.turn.order))[kept]
         return turned
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
 
     def __setitem__(self, key: Any, values: Any) -> None:
         there, kept, flips = self._keys(key)
