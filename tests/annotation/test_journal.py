@@ -557,11 +557,26 @@ def test_old_journals_are_pruned_but_none_in_use(tmp_path, session):
         at = time.time() - (100 - 30 * age) * 86400
         os.utime(journal.path, (at, at))
     os.utime(journals[3].path, (1, 1))
-    assert prune_journals(tmp_path) == [journals[0].path]
+    assert prune_journals(tmp_path, spared=0) == [journals[0].path]
     assert [info.in_use for info in list_journals(tmp_path)] == [False, False, True]
     assert prune_journals(tmp_path, keep_bytes=0) == [journals[1].path, journals[2].path]
     journals[3].close()
-    assert prune_journals(tmp_path) == [journals[3].path]
+    assert prune_journals(tmp_path, spared=0) == [journals[3].path]
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_clock_that_goes_wrong_deletes_no_session(tmp_path, session, monkeypatch, years):
+    """The newest are of any age; of more than those the oldest go."""
+    for number in range(3):
+        journal = Journal(Session(volume()), tmp_path)
+        journal.flush()
+        journal.close()
+        os.utime(journal.path, (number + 1, number + 1))
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + years * 365 * 86400)
+    assert prune_journals(tmp_path) == []
+    assert len(prune_journals(tmp_path, spared=2)) == (years > 0)
+    assert [info.changed for info in list_journals(tmp_path)][:2] == [3, 2]
 
 
 def test_a_session_in_which_nothing_was_done_has_no_file(tmp_path, labels):

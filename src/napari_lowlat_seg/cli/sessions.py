@@ -75,6 +75,8 @@ def prune(
     bounds: dict[str, Any] = {"keep_count": keep_count, "keep_days": keep_days}
     bounds["keep_bytes"] = None if keep_mb is None else keep_mb * 10**6
     given = {name: value for name, value in bounds.items() if value is not None}
+    if keep_days is not None:
+        given["spared"] = 0  # who names an age means it
     deleted = prune_journals(folder or journal_folder(), **given)
     for path in deleted:
         print(path)

@@ -34,6 +34,8 @@ from napari_lowlat_seg.core.volume import Volume
 KEEP_BYTES = 4 * 2**30
 KEEP_DAYS = 90.0
 KEEP_COUNT = 200
+SPARED = 20
+"""The newest journals, which no age deletes: a clock that goes wrong makes every one of them old."""
 
 
 def journal_folder() -> Path:
@@ -95,18 +97,20 @@ def prune_journals(
     keep_bytes: int = KEEP_BYTES,
     keep_days: float = KEEP_DAYS,
     keep_count: int = KEEP_COUNT,
+    spared: int = SPARED,
 ) -> list[Path]:
     """Delete journals that were not changed for `keep_days`, and the oldest while there are too many.
 
-    Too many are more than `keep_count`, and more than `keep_bytes` together.
+    Too many are more than `keep_count`, and more than `keep_bytes` together. The newest `spared` may be of
+    any age.
 
     Journals in use stay. Returns what was deleted.
     """
     journals = list_journals(folder)
     held, count = sum(info.nbytes for info in journals), len(journals)
     deleted = []
-    for info in reversed(journals):
-        too_old = time.time() - info.changed > keep_days * 86400
+    for rank, info in reversed(list(enumerate(journals))):
+        too_old = rank >= spared and time.time() - info.changed > keep_days * 86400
         if not info.in_use and (too_old or held > keep_bytes or count > keep_count):
             with suppress(OSError):  # another process was quicker
                 info.path.unlink()
