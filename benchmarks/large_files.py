@@ -101,7 +101,8 @@ def series(folder: Path) -> None:
             "AccessionNumber": "", "ReferringPhysicianName": "", "ImagePositionPatient": [0, 0, 2 * at],
             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1], "SliceThickness": 2,
             "Rows": LABELS[1], "Columns": LABELS[2], "SamplesPerPixel": 1, "BitsAllocated": 8,
-            "BitsStored": 8, "PhotometricInterpretation": "MONOCHROME2", "HighBit": 7, "PixelRepresentation": 0,
+            "BitsStored": 8, "PhotometricInterpretation": "MONOCHROME2", "HighBit": 7,
+            "PixelRepresentation": 0,
             "PixelData": bytes(LABELS[1] * LABELS[2]),
         }  # fmt: skip
         for name, value in about.items():
