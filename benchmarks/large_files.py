@@ -92,7 +92,7 @@ def series(folder: Path) -> None:
         meta = FileMetaDataset()
         meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
         meta.MediaStorageSOPInstanceUID = generate_uid()
-        one = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         about = {
             **numbers, "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
             "Modality": "CT", "SeriesNumber": 1, "InstanceNumber": at + 1, "PatientID": "a",
@@ -117,7 +117,7 @@ def objects(path: Path, image: Path) -> None:
 
     rng, radius = np.random.default_rng(0), (20, 200, 200)
     squares = np.ogrid[tuple(slice(-r, r) for r in radius)]
-    ball = sum((x / r) ** 2 for x, r in zip(squares, radius, strict=True)) < 1
+    ball = np.asarray(sum((x / r) ** 2 for x, r in zip(squares, radius, strict=True)) < 1)
     with label_output(path, read_volume(image)) as labels:
         for number in range(300, 330):
             corner = [int(rng.integers(0, n - 2 * r)) for n, r in zip(LABELS, radius, strict=True)]
