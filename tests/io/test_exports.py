@@ -26,7 +26,7 @@ from napari_lowlat_seg.core.geometry import Axis, Geometry
 from napari_lowlat_seg.core.raster import from_run_lengths
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.exports import dicom_seg, meshes, slabs
-from napari_lowlat_seg.io.exports.export import EXPORTS, run_export, write_export
+from napari_lowlat_seg.io.exports.export import EXPORTS, check_export, run_export, write_export
 from napari_lowlat_seg.io.exports.meshes import surfaces
 from napari_lowlat_seg.io.exports.outlines import polygons
 from napari_lowlat_seg.io.exports.slabs import Slabs
@@ -479,6 +479,17 @@ def test_what_a_format_cannot_say_is_refused(labels: Volume, name: str, message:
     with pytest.raises(ValueError, match=message):
         write_export(tmp_path / name, labels)
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_memory_has_no_room_for_are_no_segmentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the work, with the size: the library makes the file in memory."""
+    write_series(tmp_path / "ct")
+    image = read_volume(tmp_path / "ct")
+    monkeypatch.setattr("napari_lowlat_seg.io.exports.dicom_seg.free_memory", lambda: 100)
+    with pytest.raises(ValueError, match=r"shape \(4, 5, 6\) is made in memory, .* about .*; .* are free"):
+        check_export(tmp_path / "a.dcm", Volume(np.ones((4, 5, 6)), geometry=image.geometry), image=image)
 
 
 def test_labels_beside_a_series_are_no_segmentation_of_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.io.bounds import free_memory, size_text
 from napari_lowlat_seg.io.exports.slabs import Slabs
 from napari_lowlat_seg.io.placed import Turn, geometry_of
 
 MOST = 65535
 """Segments of a segmentation."""
 
+BYTES = 3
+"""Of memory for each voxel, about: the labels, and the file as the library makes it."""
+
 
 def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
-    """Refuse labels that do not lie voxel by voxel on a DICOM series."""
+    """Refuse labels that do not lie voxel by voxel on a DICOM series, or that memory has no room for."""
     if image is None or not hasattr(image.data, "frames"):
         raise ValueError(
             "a DICOM segmentation belongs to a DICOM series; give the folder of that series with --image"
@@ -30,6 +35,12 @@ def check(suffix: str, labels: Volume, image: Volume | None = None) -> None:
         raise ValueError(
             f"the labels of shape {labels.shape} do not lie voxel by voxel on the series of shape "
             f"{image.shape}"
+        )
+    needed, free = BYTES * math.prod(labels.shape), free_memory()
+    if needed > free:
+        raise ValueError(
+            f"a DICOM segmentation of labels of shape {labels.shape} is made in memory, where it takes about "
+            f"{size_text(needed)}; {size_text(free)} are free: close other programs, or write .nii.gz"
         )
 
 
