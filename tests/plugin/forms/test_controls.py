@@ -8,6 +8,7 @@ from qtpy.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QLineEdit, Q
 from napari_lowlat_seg.plugin.controller.situation import ImageSituation
 from napari_lowlat_seg.plugin.forms.controls import Chooser, control, show
 from napari_lowlat_seg.plugin.forms.main import StateLine
+from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
 from napari_lowlat_seg.plugin.forms.volume import PlaneRange
 from napari_lowlat_seg.plugin.settings import SETTING
 
@@ -233,3 +234,20 @@ def test_the_numbers_of_the_range_are_as_wide_as_their_digits(shown, qapp, point
     assert last.text() == "4999"
     assert last.width() > last.fontMetrics().horizontalAdvance("4999")
     assert last.height() >= last.fontMetrics().height()
+
+
+def test_where_the_model_runs_takes_one_line_and_is_told_whole(qapp):
+    """A row of the form has one line: a second one was cut through the middle of its letters."""
+    form = ModelForm(Wanted("default"))
+    before = form.found.sizeHint().height()
+    facts = {
+        "device": "cuda:1 of <b>a machine & its name</b>, 100 ms away",
+        "precision": "bf16",
+        "licence": "MIT",
+    }
+    form.show_loaded(facts)
+    assert form.found.sizeHint().height() == before
+    assert form.found.heightForWidth(80) in (-1, before)
+    assert form.found.text() == f"{facts['device']}, bf16"
+    assert "cuda:1 of &lt;b&gt;a machine &amp; its name&lt;/b&gt;, 100 ms away, bf16" in form.found.toolTip()
+    form.deleteLater()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFileDialog, QInputDialog, QLabel, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QInputDialog, QProgressBar, QVBoxLayout, QWidget
+from superqt import QElidingLabel
 
 from napari_lowlat_seg.models.registry import WEIGHTS, known_names, known_path
 from napari_lowlat_seg.plugin.forms.controls import Chooser, action_button, control, described, show
@@ -57,8 +58,10 @@ class ModelForm(QWidget):
         self.models = Chooser(SETTING["name"].label, SETTING["name"].explanation)
         self.device = Chooser(SETTING["device"].label, SETTING["device"].explanation)
         self.closer_look = control(SETTING["closer_look"])
-        self.found = described(QLabel("not loaded yet"), "Runs on", "The device and the precision found.")
-        self.found.setWordWrap(True)
+        # Not wrapped: the row of a form does not grow with its text.
+        self.found = described(
+            QElidingLabel("not loaded yet"), "Runs on", "The device and the precision found."
+        )
         self.found.setTextFormat(Qt.TextFormat.PlainText)  # another machine may say it
         self.import_button = described(
             action_button("Import checkpoint…", self._ask_for_file),
@@ -89,8 +92,10 @@ class ModelForm(QWidget):
     def show_loaded(self, facts: Mapping[str, Any]) -> None:
         """Show that the model is loaded, and its device, precision and licence."""
         self.loading, self._running = False, self.value
-        self.found.setText(f"{facts['device']}, {facts['precision']}")
-        self.found.setToolTip(f"<p>Licence of the weights: {escape(str(facts['licence']))}</p>")
+        runs_on = f"{facts['device']}, {facts['precision']}"
+        self.found.setText(runs_on)
+        licence = f"Licence of the weights: {facts['licence']}"
+        self.found.setToolTip(f"<p>{escape(runs_on)}</p><p>{escape(licence)}</p>")
         self._show()
 
     def show_failed(self) -> None:
