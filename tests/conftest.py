@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +80,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings(rule), append=False)  # a test may know better
         if lacking:
             item.add_marker(pytest.mark.skip(reason=lacking))
+    # Files with the most long tests first: of several processes none is left alone with them at the end.
+    long = Counter(item.path for item in items if {"gui", "slow"} & item.keywords.keys())
+    items.sort(key=lambda item: -long[item.path])
 
 
 if find_spec("pytestqt") is not None:
@@ -161,10 +166,16 @@ def settings_of_the_test(
     of_napari._clear_plugin_settings_cache()
 
 
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each test has its journals: pytest would search all folders before it makes the next one."""
+    return tmp_path_factory.mktemp("states")
+
+
 @pytest.fixture(autouse=True)
-def journals(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def journals(monkeypatch: pytest.MonkeyPatch, states: Path) -> Path:
     """The folder of the journals of this test alone: no window offers the session of another one."""
-    state = tmp_path_factory.mktemp("state")
+    state = Path(mkdtemp(dir=states))
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     return state / "napari-lowlat-seg" / "journals"
 

@@ -37,6 +37,9 @@ class SharedWindow:
         if self.viewer is None:
             self._open()
             qtbot.wait_exposed(self.viewer.window._qt_window)
+        # Drawn once: drawing in software takes a third of the time of these tests, none of which looks at the
+        # canvas. Those with `make_napari_viewer_proxy` draw everything.
+        self.viewer.window._qt_viewer.canvas.native.setUpdatesEnabled(False)
         get_settings().reset()
         return self.viewer
 

@@ -555,6 +555,7 @@ class DiskLabels(ArrayLabels):
         super().put(plane, box, region, changed)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(actions, st.lists(st.integers(0, 6), max_size=12), st.integers(1, 4))
 def test_a_disk_that_fails_at_any_write_leaves_labels_and_steps_in_agreement(script, rooms, patience):

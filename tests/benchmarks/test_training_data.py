@@ -112,6 +112,7 @@ def test_region_targets_are_what_has_a_gray_value_of_its_own(organs) -> None:
     assert not region_targets(np.full((40, 40, 3), 7, np.uint8), np.random.default_rng(0)).any()
 
 
+@pytest.mark.slow
 def test_regions_are_sets_beside_the_pictures_that_they_are_made_from(organs, tmp_path) -> None:
     """A domain of their own, whose pictures are links; a picture without a region is left out."""
     for group in REGION_SETS:

@@ -110,18 +110,39 @@ def test_first_prompts_lie_in_their_objects(scene: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scene", "names"),
+    ("scene", "names", "near"),
     [
-        (replace(EM, targets=EM.targets[:1]), ["demo-em.png", "em_labels.tif"]),
-        # The same steps on more planes; `models/test_compact.py` has the model on this scan.
-        pytest.param(MRI, ["demo-mri.png", "mri_labels.nii.gz"], marks=pytest.mark.thorough),
+        pytest.param(replace(EM, targets=EM.targets[:1]), ["demo-em.png", "em_labels.tif"], 6, id="em-near"),
+        # The same steps on more planes; `models/test_compact.py` has the model on the MRI scan.
+        pytest.param(
+            replace(EM, targets=EM.targets[:1]),
+            ["demo-em.png", "em_labels.tif"],
+            None,
+            marks=pytest.mark.thorough,
+            id="em",
+        ),
+        pytest.param(MRI, ["demo-mri.png", "mri_labels.nii.gz"], None, marks=pytest.mark.thorough, id="mri"),
     ],
-    ids=["em", "mri"],
 )
-def test_the_default_model_does_the_main_job(tmp_path: Path, scene: Any, names: list[str]) -> None:
-    """As a newcomer runs it, with one neuron of three: files, and objects much as the reference has."""
+def test_the_default_model_does_the_main_job(
+    tmp_path: Path, scene: Any, names: list[str], near: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a newcomer runs it, with one neuron of three: files, and objects much as the reference has.
+
+    `near` leaves so many planes on either side of that of the prompts.
+    """
+    if near is not None:
+        kept = slice(scene.position - near, scene.position + near + 1)
+
+        def read_near(path: Path) -> Any:
+            volume = read_volume(path)
+            return replace(volume, data=np.asarray(volume.data)[kept])
+
+        monkeypatch.setattr("napari_lowlat_seg.cli.demo.read_volume", read_near)
+        scene = replace(scene, position=near)
     (row,) = run_demo(tmp_path, device="cpu", scenes=[scene], show=lambda _: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert near is None or row["planes"] == 2 * near + 1
     assert row["plane_dice"] >= 0.85, row
     assert row["volume_dice"] >= 0.7, row
 

@@ -25,8 +25,9 @@ def default() -> Predictor:
     return load_predictor("default", "cpu")
 
 
+# The branching body grows, splits and ends at several places; a ball only grows and ends.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ball6", "branching:3"])
+@pytest.mark.parametrize("name", [pytest.param("ball6", marks=pytest.mark.thorough), "branching:3"])
 def test_bodies_are_propagated_to_their_true_ends(default: Predictor, name: str) -> None:
     """From one plane; only a tip of a few pixels may be left out, and the last planes say why they are."""
     volume, truth = synthetic_object(name)

@@ -352,6 +352,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_conversion_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     """In the middle and just before the end; the next one works, and removes old leftovers."""

@@ -78,6 +78,7 @@ def settle(it):
             it.controller().session.volume.window is not None
             and not it.worker.busy
             and not it.controller().session.requests()
+            and not it.controller().actions
             and not it.controller().labels.reading
         )
     )

@@ -76,8 +76,19 @@ class SharedWorker(Worker):
 
 @pytest.fixture(scope="module")
 def process():
-    """The embedded model in a child process."""
-    one = PredictionProcess("default", "cpu", "auto")
+    """The embedded model in a child process; without closer looks, which are most of the work."""
+    yield from started("off")
+
+
+@pytest.fixture(scope="module")
+def closer():
+    """The same with closer looks, as users have it."""
+    yield from started("auto")
+
+
+def started(closer_look):
+    """A child process with the embedded model; it ends with the tests of this file."""
+    one = PredictionProcess("default", "cpu", closer_look)
     one.describe()
     yield one
     one.close()
@@ -88,19 +99,21 @@ def window(make_napari_viewer_proxy, qtbot, process):
     """A viewer with an image of any kind, the widget beside it, and a hand: `window(data, **settings)`."""
     viewer = make_napari_viewer_proxy(show=True)
     viewer.window.resize(1300, 900)
-    settings().embeddings.ahead = 1  # eight planes of the real model each way would be most of the work
 
-    def open_image(data=None, *, sample=None, plane=None, **place):
+    def open_image(data=None, *, sample=None, plane=None, ahead=0, served=process, **place):
+        settings().embeddings.ahead = (
+            ahead  # eight planes of the real model each way would be most of the work
+        )
         if sample is not None:
             layer = viewer.open_sample(PLUGIN, sample)[0]
         elif data is None:
             layer = None
         else:
             layer = viewer.add_image(data, **place)
-        return dock(viewer, layer, plane)
+        return dock(viewer, layer, plane, served)
 
-    def dock(viewer, layer, plane=None):
-        worker, embedded = SharedWorker(SharedService(process)), []
+    def dock(viewer, layer, plane=None, served=process):
+        worker, embedded = SharedWorker(SharedService(served)), []
         worker.embedded.connect(lambda key, seconds: embedded.append(key[1]))
         widget = LowlatWidget(viewer, worker)
         viewer.window.add_dock_widget(widget, name="Segment")
@@ -250,7 +263,6 @@ def test_a_box_and_a_lasso_without_leaving_the_tool(window, neurons):
     assert isinstance(prompts_of(it)[1], Click)
 
 
-@pytest.mark.qt
 def test_the_polarity_key_and_what_shows_it(window, neurons):
     """T turns the next prompt; colour and symbol differ; selected points are turned round."""
     it = window(neurons[0][:2])
@@ -474,10 +486,9 @@ def test_accept_pressed_before_the_answer_waits_for_it(window, neurons):
     assert set(np.unique(it.controller().labels.layer.data)) == {0, 1}
 
 
-@pytest.mark.qt
 def test_planes_by_key_and_each_its_own_state(window, neurons):
     """J and K look at the neighbours; coming back shows the mask again."""
-    it = window(neurons[0][:4], plane=Plane((1, None, None)))
+    it = window(neurons[0][:4], plane=Plane((1, None, None)), ahead=1)
     it.hand.click((120, 88))
     mask = mask_of(it)
     it.hand.key("J")
@@ -492,9 +503,14 @@ def test_planes_by_key_and_each_its_own_state(window, neurons):
     assert it.controller().plane == Plane((1, None, None))  # undo shows where it happens
 
 
-def test_a_neuron_is_propagated_through_its_neighbours(window, neurons):
-    """One click, one key: the planes beside it follow the neuron; accepted and undone as a whole."""
-    it = window(neurons[0][21:26], plane=Plane((2, None, None)))
+def test_a_neuron_is_propagated_and_all_that_was_done_is_replayed_to_the_voxel(
+    window, neurons, closer, tmp_path
+):
+    """One click, one key: the planes beside it follow the neuron; accepted and undone as a whole.
+
+    Then a second object, clicked and corrected, accepted, undone, accepted: every mask comes out again.
+    """
+    it = window(neurons[0][21:26], plane=Plane((2, None, None)), served=closer)
     it.hand.click((228, 95))
     first = mask_of(it)
     it.hand.key("Shift+J")
@@ -511,19 +527,14 @@ def test_a_neuron_is_propagated_through_its_neighbours(window, neurons):
     it.hand.key("Ctrl+Z")
     it.hand.key("Ctrl+Z")
     assert [z for z, _ in it.controller().propagation.state.marks] == [2]
+    for _ in range(2):
+        it.hand.key("Ctrl+Shift+Z")
+    assert np.array_equal(it.controller().labels.layer.data == 1, np.stack(found))
 
-
-def test_what_was_done_in_the_window_is_replayed_to_the_voxel(window, neurons, process, tmp_path):
-    """Clicks, a correction, a run through planes, accepts, undo: every mask comes out again."""
-    it = window(neurons[0][21:26], plane=Plane((2, None, None)))
-    it.hand.click((228, 95))
+    it.controller().grid.look_at(it.viewer.dims, Plane((2, None, None)))
+    it.hand.click((120, 88))
     mask_of(it)
     it.hand.click((180, 60), "Shift")
-    mask_of(it)
-    it.hand.key("Shift+J")
-    it.until(lambda: not it.controller().propagation.running and not it.worker.busy)
-    it.hand.key("Enter")
-    it.hand.click((120, 88))
     mask_of(it)
     it.hand.key("Enter")
     it.hand.key("Ctrl+Z")
@@ -533,11 +544,11 @@ def test_what_was_done_in_the_window_is_replayed_to_the_voxel(window, neurons, p
     it.controller().files.save(tmp_path / "mine.lowlat")
     it.until(lambda: "session saved" in it.widget.sentence)
     volume = Volume(neurons[0][21:26])
-    found = read_session(tmp_path / "mine.lowlat", volume)
-    assert found.mirror.settings["model"]["weights"] == it.worker.facts["weights"]
+    saved = read_session(tmp_path / "mine.lowlat", volume)
+    assert saved.mirror.settings["model"]["weights"] == it.worker.facts["weights"]
 
     class InTurn(SharedService):
-        """Takes all masks in its turn: the window may be embedding ahead in the same process."""
+        """Takes all masks in its turn: the window may be embedding in the same process."""
 
         def predict(self, *asked):
             return iter(list(super().predict(*asked)))
@@ -545,7 +556,7 @@ def test_what_was_done_in_the_window_is_replayed_to_the_voxel(window, neurons, p
         def propagate(self, *asked):
             return iter(list(super().propagate(*asked)))
 
-    done = replay(found, volume, lambda facts: InTurn(process))
+    done = replay(saved, volume, lambda facts: InTurn(closer))
     assert (done.differing, done.voxels) == (0, labels.size)
     assert np.array_equal(done.labels, labels)
 
@@ -568,7 +579,6 @@ def test_holding_postpones_and_cancel_drops(window, neurons):
     assert len(prompts_of(it)) == 3
 
 
-@pytest.mark.qt
 def test_three_dimensional_display_asks_for_a_2d_view(window, neurons):
     """Back in 2-D, prompts work again."""
     it = window(neurons[0][:4])
@@ -638,7 +648,6 @@ def test_an_error_is_shown_in_the_services_words(window, neurons):
     assert mask_of(it).any()
 
 
-@pytest.mark.qt
 def test_layers_deleted_and_renamed_mid_flight(window, neurons):
     """Ours come back when they are needed, a rename changes nothing, deleted labels are made anew."""
     it = window(neurons[0][:2])

@@ -274,6 +274,7 @@ def test_no_prediction_follows_once_a_request_is_cancelled(make, source) -> None
     assert len(shown) == 2  # this fake yields its last prediction when it is cancelled
 
 
+@pytest.mark.slow
 def test_a_second_call_at_once_is_refused(make, source) -> None:
     """From another thread, and from the same one while an iterator is open; both would wait for ever."""
     process, second = make("endless"), []

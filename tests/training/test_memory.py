@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from concurrent.futures import Future
 
@@ -27,6 +28,9 @@ from napari_lowlat_seg.training.data.volumes import (
 from napari_lowlat_seg.training.memory import Trainer, _network, train_memory
 from small_memory import SMALL, small_network
 
+made = functools.cache(synthetic_volume)
+"""Volumes that nobody writes to: making one takes a second."""
+
 
 @pytest.fixture(scope="module")
 def network() -> Compact:
@@ -38,14 +42,14 @@ def quick_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synthetic volumes of one ball: making real ones takes seconds each."""
     z, y, x = np.ogrid[-12:12, -24:24, -24:24]
     labels = (z**2 + y**2 + x**2 < 90).astype(np.uint8)
-    made = (60 + 100 * labels, labels, extents(labels, (0, 1, 2)))
-    monkeypatch.setattr("napari_lowlat_seg.training.data.groups.measured_synthetic_volume", lambda _: made)
+    ball = (60 + 100 * labels, labels, extents(labels, (0, 1, 2)))
+    monkeypatch.setattr("napari_lowlat_seg.training.data.groups.measured_synthetic_volume", lambda _: ball)
 
 
 @pytest.mark.slow
 def test_synthetic_volumes_have_objects_and_are_the_same_for_a_seed():
     for seed in (4, 6):
-        image, labels = synthetic_volume(seed)
+        image, labels = made(seed)
         assert image.dtype == labels.dtype == np.uint8
         assert image.shape == labels.shape
         assert labels.max() >= 1
@@ -69,8 +73,9 @@ def test_a_sequence_begins_at_an_anchor_with_the_object_and_keeps_its_order():
     assert plan_sequence(rng, np.zeros(5, int), 1) is None
 
 
+@functools.cache
 def _groups() -> dict[str, tuple[float, list[object]]]:
-    image, labels = synthetic_volume(4)
+    image, labels = made(4)
     volume = LabelledVolume.of(image[:40], labels[:40], (2.0, 1.0, 1.0), (0, 1), "cpu")
     flat = LabelledPicture.of(image[20].copy(), labels[20].astype(np.int32), "cpu")
     assert flat is not None
@@ -91,7 +96,7 @@ def test_sampler_gives_sequences_whose_truth_lies_inside_the_picture():
 
 @pytest.mark.slow
 def test_volumes_and_pictures_are_read_from_files(tmp_path):
-    image, labels = synthetic_volume(4)
+    image, labels = made(4)
     np.savez(tmp_path / "a.npz", image=image, labels=labels, spacing=np.ones(3), axes=np.array([0]))
     assert read_labelled_volume(tmp_path / "a.npz", "cpu").axes == (0,)
     files = []
@@ -122,7 +127,7 @@ def test_training_moves_every_part_and_leaves_the_network_alone(network):
     start = {name: value.clone() for name, value in trainer.memory.state_dict().items()}
     sampler = SequenceSampler(_groups(), 256, "cpu", 2)
     for _ in range(3):  # what is zero at first lets gradients through from the second step on
-        measured = trainer.train_step(sampler.batch(2), 0.0)
+        measured = trainer.train_step(sampler.batch(1), 0.0)
     assert torch.isfinite(measured["loss"])
     moved = trainer.memory.state_dict()
     still = [name for name, value in moved.items() if torch.equal(value, start[name])]
@@ -134,7 +139,7 @@ def test_training_moves_every_part_and_leaves_the_network_alone(network):
 def test_training_goes_on_from_its_checkpoint(tmp_path, network, quick_volumes):
     data = tmp_path / "data"
     (data / "volumes").mkdir(parents=True)
-    image, labels = synthetic_volume(4)
+    image, labels = made(4)
     facts = {"spacing": np.ones(3), "axes": np.array([0])}
     np.savez(data / "volumes" / "other_a.npz", image=image, labels=labels, **facts)
     given = {"batch": 1, "workers": 0, "config": SMALL, "network": network, "checkpoint_every": 0.0}

@@ -208,6 +208,8 @@ def test_a_drag_pans_in_another_mode(axial):
     """Space switches to it while it is held; nothing is drawn."""
     before = axial.viewer.scene.camera.center
     axial.layers.points.mode = "pan_zoom"
+    axial.mouse.canvas.setUpdatesEnabled(True)  # vispy looks up what is drawn under the mouse
+    QTest.qWait(50)
     axial.mouse.drag((10, 10), (20, 20))
     assert axial.viewer.scene.camera.center != before
     assert axial.edits == axial.strokes == []
