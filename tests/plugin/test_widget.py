@@ -14,7 +14,7 @@ from napari.layers import Labels, Points, Shapes
 from napari.utils._proxies import PublicOnlyProxy
 from napari.utils.notifications import notification_manager
 from psygnal import Signal as PySignal
-from qtpy.QtCore import QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QPoint, QPointF, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeySequence, QTextDocument, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -581,6 +581,27 @@ def test_the_panel_fits_300_pixels_and_nothing_jumps(on_image, settle):
         at = button.mapTo(form, corner)
         places.add((at.x(), at.y()))
     assert len(places) == 1
+
+
+def test_a_new_sentence_lays_out_nothing_around_the_panel(on_image, settle):
+    """The layout of napari's window takes milliseconds, and a click changes the sentence three times."""
+    asked = []
+
+    class Layouts(QObject):
+        def eventFilter(self, watched, event):
+            asked.extend([event] if event.type() == QEvent.Type.LayoutRequest else [])
+            return False
+
+    settle()
+    layouts = Layouts()
+    on_image.widget.installEventFilter(layouts)
+    for sentence in ("predicting", "a long sentence " * 9, "52 ms"):
+        on_image.widget.form.state.say(sentence)
+        settle()
+    assert asked == []
+    on_image.show_details()  # which needs another height
+    settle()
+    assert asked
 
 
 def test_there_is_one_cancel(on_image):

@@ -188,6 +188,7 @@ class Scrolled(QScrollArea):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         # Else a click on a button, which leaves the keyboard to the canvas, gives it to the scroll area.
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self._needed: tuple[QSize, QSize] | None = None
         self.setWidget(content)
 
     def minimumSizeHint(self) -> QSize:
@@ -200,9 +201,15 @@ class Scrolled(QScrollArea):
         return QSize(self.minimumSizeHint().width(), self.widget().sizeHint().height())
 
     def event(self, event: QEvent) -> bool:
-        """Follows content that needs another width, as after a change of font or keys."""
+        """Follows content that needs another size; where it needs the same, napari's window is left alone.
+
+        Each new sentence asks for a layout, and that of the whole window takes milliseconds.
+        """
         if event.type() == QEvent.Type.LayoutRequest:
-            self.updateGeometry()
+            needed = self.minimumSizeHint(), self.sizeHint()
+            if needed != self._needed:
+                self._needed = needed
+                self.updateGeometry()
         return bool(super().event(event))
 
 
