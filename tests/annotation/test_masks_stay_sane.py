@@ -1,7 +1,5 @@
 """What is never shown or written: specks far from what is meant, and growth after a negative click."""
 
-from unittest.mock import patch
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,16 +72,17 @@ def test_only_small_parts_without_a_positive_prompt_are_dropped(probability, pro
     assert not (kept & ~mask).any()
     again = without_specks(Patch((0, 0), kept), prompts, SHAPE).on(SHAPE)
     assert np.array_equal(kept, again)
-    with patch("napari_lowlat_seg.annotation.plane_state.PAIRS", 0):  # by a distance transform
-        assert np.array_equal(kept, without_specks(Patch((0, 0), mask), prompts, SHAPE).on(SHAPE))
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(parts.ravel())
+    meant = {int(parts[tuple(np.rint(one.at).astype(int))]) for one in prompts if one.positive} - {0}
+    meant = meant or ({int(np.argmax(areas[1:])) + 1} if count else set())
+    largest = max((areas[part] for part in meant), default=0)
+    far = ndimage.distance_transform_edt(~np.isin(parts, list(meant))) > 2 * np.sqrt(largest / np.pi)
     for part in range(1, count + 1):
         gone = not kept[parts == part].any()
         assert gone or kept[parts == part].all()
-        if gone:
-            assert areas[part] < SPECK * areas[1:].max()
-            assert not any(one.positive and parts[tuple(map(int, one.at))] == part for one in prompts)
+        small = part not in meant and areas[part] < SPECK * largest
+        assert gone == (small and bool(far[parts == part].all()))
 
 
 @pytest.mark.slow

@@ -100,7 +100,8 @@ class MaskTools:
 
     def follow(self) -> None:
         """Make the preview anew if the masks that it was made from have changed."""
-        plane, edit = self._current_plane.plane, self._wanted
+        edit = self._wanted
+        plane = None if edit is None else self._current_plane.plane  # which takes longer to find out
         if plane is None or edit is None:
             return
         key = self._state(plane, edit)

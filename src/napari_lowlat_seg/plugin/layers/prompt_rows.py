@@ -250,12 +250,12 @@ def chosen(rows: Rows) -> list[int]:
 
 
 def expect(rows: Rows, positive: bool) -> None:
-    """Prepare the layer for the next row that the user draws."""
-    defaults = rows.layer.feature_defaults
+    """Prepare the layer for the next row that the user draws; napari's controls follow what is changed."""
+    table = rows.layer.feature_defaults
+    defaults = {name: table[name].iat[0] for name in rows.layer.features.columns}
     wanted = {"polarity": _word(positive), "order": NEW}
-    others = {name: defaults[name][0] for name in rows.layer.features.columns if name not in wanted}
-    if {"polarity", "order"} <= set(rows.layer.features.columns):
-        rows.layer.feature_defaults = others | wanted
+    if wanted.keys() <= defaults.keys() and wanted != {name: defaults[name] for name in wanted}:
+        rows.layer.feature_defaults = defaults | wanted
     rows.arm(positive)
 
 
