@@ -279,6 +279,19 @@ def test_accept_writes_all_planes_in_one_step_and_begins_the_next_object(session
     assert session.label == 2
 
 
+def test_it_is_told_how_much_of_an_object_other_labels_keep(session):
+    """A click inside a finished object would else leave a rim of it, and nobody knew."""
+    heard = []
+    session.on_accepted = heard.append
+    add(session, FIRST, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    add(session, FIRST, Click((3, 3)), block(2, 2, 7, 6))
+    session.accept()
+    add(session, SECOND, Click((3, 3)), block(2, 2, 6, 6))
+    session.accept()
+    assert [(one.label, one.share) for one in heard] == [(1, 1), (2, 0.2), (3, 1)]
+
+
 def test_accept_without_anything_changes_nothing(session):
     """Enter twice is Enter once."""
     assert not session.accept()

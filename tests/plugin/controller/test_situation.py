@@ -5,6 +5,8 @@ from itertools import product
 
 import pytest
 
+from napari_lowlat_seg.annotation.accepting import Accepted
+from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.controller.situation import (
     CHOOSE,
     NO_IMAGE,
@@ -14,6 +16,8 @@ from napari_lowlat_seg.plugin.controller.situation import (
     ImageSituation,
     Progress,
     Situation,
+    accepted_sentence,
+    cancelled_sentence,
     sentence_of,
 )
 
@@ -133,3 +137,27 @@ def test_what_was_done_last_is_told_when_nothing_is_under_way():
 def test_sentences(now, expected):
     """Word by word."""
     assert sentence_of(now) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (1, "object 4 accepted"),
+        (0.5, "object 4 accepted"),
+        (0.2, "object 4 accepted, but only 20 % of it: the rest is covered by other labels "),
+        (1e-4, "object 4 accepted, but only 1 % of it: the rest is covered by other labels "),
+    ],
+)
+def test_an_object_that_other_labels_cover_is_said_to_be_accepted_in_part(share, said):
+    """With what to change, and the way back."""
+    sentence = accepted_sentence(Accepted(4, (Plane((1, None, None)),), share=share))
+    ending = "(Existing labels: keep). Ctrl+Z brings it back" if "only" in said else ""
+    assert sentence == said + ending
+
+
+def test_escape_says_what_it_has_stopped():
+    """And nothing where nothing was under way."""
+    assert cancelled_sentence(0, accepting=False, running=False) == ""
+    assert cancelled_sentence(0, accepting=False, running=True) == "cancelled"
+    assert cancelled_sentence(0, accepting=True, running=True) == ""
+    assert cancelled_sentence(2, accepting=False, running=False) == "cancelled, with what waited (2 actions)"
