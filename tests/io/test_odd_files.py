@@ -21,7 +21,7 @@ import pytest
 import tifffile
 
 from napari_lowlat_seg.core.volume import Volume
-from napari_lowlat_seg.io.files import label_output, read_volume
+from napari_lowlat_seg.io.files import check_labels_path, label_output, read_volume
 
 SHAPE, AT = (4, 5, 6), (0, 1, 2)
 Make = Callable[[Path], Path]
@@ -631,12 +631,13 @@ def test_an_odd_file_lies_where_it_says_or_is_refused(name: str, tmp_path: Path)
         assert volume.geometry.unit == unit
     if volume.channel_axis is not None or set(volume.geometry.names) != set("zyx"):
         return
-    output = tmp_path / "labels.nrrd"
+    units = set(volume.geometry.units)
+    output = tmp_path / ("labels.tif" if len(units) > 1 else "labels.nrrd")
     with label_output(output, volume) as labels:
         labels.data[...] = np.asarray(volume.data) == np.asarray(volume.data).max()
     again = read_volume(output)
     assert again.geometry is not None
-    assert again.geometry.unit == volume.geometry.unit
+    assert {again.geometry.unit} == units - ({None} if len(units) > 1 else set())
     assert found(again) == pytest.approx(place, abs=1e-3)
 
 
@@ -739,6 +740,24 @@ def test_an_odd_series_lies_where_it_says_or_is_refused(change: Any, world: Worl
     data = np.asarray(volume.data)
     assert np.array_equal(volume.plane(volume.planes(0)[0]), data[0])
     assert data.max() == (200 if change is scaled_apart else 100)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mrc", "a.mha", "a.tif", "a.ome.tif", "a.ome.zarr"])
+def test_a_size_along_some_axes_only_is_kept_or_refused(name: str, tmp_path: Path) -> None:
+    """Many microscopes say none along z: µm along x must not become a number without a unit."""
+    path = ome(PhysicalSizeZ=0.0)(tmp_path)
+    volume = read_volume(path)
+    if not name.endswith((".tif", ".zarr")):
+        with pytest.raises(ValueError, match=r"no size along z; write|names no unit"):
+            check_labels_path(tmp_path / "out" / name, like=volume)
+        return
+    output = tmp_path / f"labels-{name}"
+    with label_output(output, volume) as labels:
+        labels.data[...] = np.asarray(volume.data) == 100
+    again = read_volume(output)
+    assert again.geometry is not None
+    assert dict(zip(again.geometry.names, again.geometry.units))["x"] == "µm"
+    assert found(again) == pytest.approx(SMALL)
 
 
 def test_segments_of_a_layer_are_its_own(tmp_path: Path) -> None:

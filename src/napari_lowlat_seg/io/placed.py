@@ -326,6 +326,22 @@ def upright(geometry: Geometry, shape: Sequence[int], what: str) -> tuple[Turn, 
     return Turn(order, flips), turned
 
 
+def check_one_unit(geometry: Geometry, what: str) -> None:
+    """Refuse an image that says its size along some axes of space only, for a format with one unit for all.
+
+    Raises
+    ------
+    ValueError
+        With the axis that lacks a unit.
+    """
+    lacking = [axis.name for axis in geometry.world if axis.kind == "space" and axis.unit is None]
+    if lacking and any(axis.unit for axis in geometry.world if axis.kind == "space"):
+        raise ValueError(
+            f"{what} has one unit for all axes, and the image names no size along {lacking[0]}; "
+            "write .tif, .ome.tif or .ome.zarr"
+        )
+
+
 def in_known_unit(geometry: Geometry, known: Sequence[str], what: str) -> Geometry:
     """The geometry in a unit of length that a format knows; unchanged if it has none or one of these.
 

@@ -14,7 +14,7 @@ from napari_lowlat_seg.core.geometry import Geometry
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.bounds import LARGE, check_held, check_memory, nbytes_of, unpacked
 from napari_lowlat_seg.io.choice import WHOLE, Choice
-from napari_lowlat_seg.io.placed import Held, Loaded, geometry_of, in_known_unit
+from napari_lowlat_seg.io.placed import Held, Loaded, check_one_unit, geometry_of, in_known_unit
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -206,6 +206,7 @@ def _plan(like: Volume) -> tuple[tuple[int, ...], Geometry]:
             f"NIfTI has axes x, y, z before time, the image has {', '.join(geometry.names)}; "
             "write .ome.tif or .ome.zarr"
         )
+    check_one_unit(geometry, "NIfTI")
     order = (*space, *rest)
     geometry = in_known_unit(geometry.transpose(order), ("µm", "mm"), "NIfTI")
     times = [axis.unit for axis in geometry.world if axis.kind == "time" and axis.unit]

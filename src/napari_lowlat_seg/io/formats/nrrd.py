@@ -18,7 +18,7 @@ from napari_lowlat_seg.core.geometry import Axis, Geometry, find_unit
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.io.bounds import DEFLATED, check_held, mapped, nbytes_of, sibling, unpacked
 from napari_lowlat_seg.io.choice import WHOLE, Choice
-from napari_lowlat_seg.io.placed import Loaded, geometry_of, usual_geometry
+from napari_lowlat_seg.io.placed import Loaded, check_one_unit, geometry_of, usual_geometry
 
 SEGMENTATION = ".seg.nrrd"
 
@@ -294,6 +294,7 @@ def plan(path: Path, shape: tuple[int, ...], like: Volume | None) -> tuple[tuple
         raise ValueError(
             f"NRRD has axes of space only, the image has {', '.join(geometry.names)}; write .nii.gz"
         )
+    check_one_unit(geometry, "NRRD")
     if geometry.unit is not None and find_unit(geometry.unit) is None:
         raise ValueError(f"NRRD cannot hold lengths in {geometry.unit!r}, a unit that is not known")
     order = geometry.shown_order

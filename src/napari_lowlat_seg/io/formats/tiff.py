@@ -184,7 +184,11 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         about |= _ome_about(labels.shape, letters, steps, start, units)
         tifffile.imwrite(path, labels, ome=True, metadata=about, compression="zlib", photometric="minisblack")
         return
-    about |= _imagej_about(geometry.unit or "", steps, start, units.get("T") or "")
+    spatial = {letter: units[letter] for letter in "XYZ" if letter in units}
+    unit = geometry.unit or next(filter(None, spatial.values()), "")
+    # What has no size counts one pixel of the unit there, as ImageJ does.
+    steps = {letter: step for letter, step in steps.items() if not unit or spatial.get(letter, unit)}
+    about |= _imagej_about(unit, steps, start, units.get("T") or "")
     # ImageJ knows neither 32-bit integers, nor other axes, nor files of 4 GB; tifffile's own form knows all.
     # Of columns of one pixel tifffile takes rows for columns in ImageJ's form.
     plain = letters in ("YX", "ZYX", "TYX", "TZYX") and labels.shape[-1] > 1
@@ -212,7 +216,7 @@ def _imagej_about(
         about["unit"] = _IMAGEJ_UNITS.get(unit, unit)
     for letter in "XYZ":
         if start.get(letter):
-            about[f"{letter.lower()}origin"] = -start[letter] / steps[letter]
+            about[f"{letter.lower()}origin"] = -start[letter] / steps.get(letter, 1.0)
     if "T" in steps and find_unit(time) is not None:
         about["finterval"], about["tunit"] = steps["T"], _IMAGEJ_UNITS.get(time, time)
     return about
