@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from napari_lowlat_seg.core import masks as module
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import (
+    RECENT,
     THRESHOLD,
     PostProcessing,
     SoftMask,
@@ -175,3 +177,18 @@ def test_the_patch_of_a_mask_equals_the_whole_mask() -> None:
     np.testing.assert_array_equal(patch.on((3, 5), (2, 8)), probability[2:5, 8:13] > 0.5)
     assert not patch.on((3, 5), (20, 30)).any()
     assert postprocess_patch(SoftMask.of(probability * 0), PostProcessing()).pixels.size == 0
+
+
+def test_masks_that_were_looked_at_do_not_keep_their_pixels():
+    """A long day's undo stack holds thousands: their size is that of the packed pixels."""
+    rng = np.random.default_rng(0)
+    masks = [SoftMask.of(rng.random((40, 50), np.float32)) for _ in range(3 * RECENT)]
+    before = [np.array(mask.probability) for mask in masks]
+    held = sum(one.nbytes for mask in masks for one in vars(mask).values() if isinstance(one, np.ndarray))
+    assert held == 0
+    assert module._recently_unpacked.cache_info().currsize == RECENT
+    assert all(np.array_equal(mask.probability, seen) for mask, seen in zip(masks, before, strict=True))
+    kept = masks[0].unpacked()
+    assert np.array_equal(kept.line(0, 7), masks[0].line(0, 7))
+    assert pickle.loads(pickle.dumps(kept)).value == masks[0].value
+    assert "_kept" not in kept.__getstate__()

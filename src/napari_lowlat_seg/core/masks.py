@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +25,9 @@ THRESHOLD = 0.49
 LEVELS = 200
 """Steps of probability. The threshold falls between two of them: rounding moves no pixel across it."""
 
+
+RECENT = 16
+"""Masks whose pixels stay unpacked, of all that there are: those that are looked at."""
 
 _TABLE = np.concatenate([[0], (np.arange(1, LEVELS) - 0.5) / LEVELS, [1]]).astype(np.float32)
 
@@ -76,9 +79,11 @@ class SoftMask:
         """Equal for masks of equal probabilities, which are compared by identity otherwise."""
         return (self.shape, self.box, self.packed, self.quality, self.drawn)
 
-    @cached_property
+    @property
     def _steps(self) -> np.ndarray:
-        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.box.shape)
+        """The unpacked pixels of the box, which few masks keep: a session has thousands of masks to undo."""
+        kept: np.ndarray | None = vars(self).get("_kept")
+        return _recently_unpacked(self.packed, self.box.shape) if kept is None else kept
 
     @property
     def probability(self) -> np.ndarray:
@@ -90,7 +95,7 @@ class SoftMask:
     def unpacked(self) -> SoftMask:
         """An equal mask whose pixels are unpacked, which makes `line` quick and takes a byte a pixel."""
         mask = replace(self)
-        _ = mask._steps
+        vars(mask)["_kept"] = self._steps
         return mask
 
     def line(self, side: int, at: int) -> np.ndarray:
@@ -102,8 +107,8 @@ class SoftMask:
         rows, cols = self.box.slices
         across, along = (rows, cols) if side == 0 else (cols, rows)
         if across.start <= at < across.stop:
-            unpacked = replace(self) if "_steps" not in vars(self) else self
-            whole[along] = _TABLE[unpacked._steps.take(at - across.start, axis=side)]
+            steps = self._steps if "_kept" in vars(self) else _unpack(self.packed, self.box.shape)
+            whole[along] = _TABLE[steps.take(at - across.start, axis=side)]
         return whole
 
     @property
@@ -171,7 +176,14 @@ class SoftMask:
         return len(self.packed) + 200
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_steps"}
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+
+def _unpack(packed: bytes, shape: tuple[int, int]) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
+
+
+_recently_unpacked = lru_cache(maxsize=RECENT)(_unpack)
 
 
 @dataclass(frozen=True)
