@@ -55,58 +55,47 @@ class TypedKeys(QObject):
 
     A field leaves Enter, Escape and letters that it does not take to the widgets around it, and those around
     the canvas, like docks, hand them to the canvas: Enter after the number of a plane would accept an object.
+
+    Parameters
+    ----------
+    canvas
+        The widgets around it and all docks of its window are looked at for as long as this is referred to.
+        They are not held, nor by a slot: with PyQt6 that would keep the window for good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, canvas: QWidget) -> None:
         super().__init__()
-        self._watched: list[QWidget] = []
-        self._focus: QWidget | None = (
-            None  # where the key was pressed: a field may give it up before it leaves Enter
-        )
-
-    def watch(self, canvas: QWidget | None) -> None:
-        """Look at the widgets around this canvas and at all docks from now on; None looks at none."""
-        for widget in self._watched:
-            widget.removeEventFilter(self)
-        self._watched = []
-        if canvas is None:
-            return
+        # In what kind of widget the key was pressed: a field may give up the focus before it leaves Enter.
+        # Not in which one: that would be held for as long as no key comes, and its window with it.
+        self._focus: type | None = None
         around = canvas.parentWidget()
         while around is not None:
-            self._add(around)
+            around.installEventFilter(self)
             around = around.parentWidget()
         for dock in canvas.window().findChildren(QDockWidget):
-            self._add(dock)
+            dock.installEventFilter(self)
 
     def eventFilter(self, around: Any, event: QEvent) -> bool:
         """Whether the event was used here."""
         kind = event.type()
         if kind == QEvent.Type.ChildPolished and isinstance(event.child(), QDockWidget):
-            self._add(event.child())
+            event.child().installEventFilter(self)
         elif kind == QEvent.Type.ShortcutOverride:  # comes before the key, and goes the same way
-            self._focus = around.window().focusWidget()
+            self._focus = type(around.window().focusWidget())
         elif kind == QEvent.Type.KeyPress:
-            focus, self._focus = self._focus or around.window().focusWidget(), None
+            focus, self._focus = self._focus or type(around.window().focusWidget()), None
             if self._belongs(event, focus):
                 event.accept()
                 return True
         return False
 
     @staticmethod
-    def _belongs(event: Any, focus: QWidget | None) -> bool:
+    def _belongs(event: Any, focus: type) -> bool:
         """Whether a key is that of a field or button, also if it does nothing with it."""
-        if isinstance(focus, TEXT_FIELDS):
+        if issubclass(focus, TEXT_FIELDS):
             text = event.text()
             return event.key() in (*ENTER, Qt.Key.Key_Escape) or (bool(text) and text.isprintable())
-        return isinstance(focus, QAbstractButton) and event.key() in ENTER
-
-    def _add(self, widget: QWidget) -> None:
-        widget.installEventFilter(self)
-        widget.destroyed.connect(lambda: self._forget(widget))
-        self._watched.append(widget)
-
-    def _forget(self, widget: QWidget) -> None:
-        self._watched = [one for one in self._watched if one is not widget]
+        return issubclass(focus, QAbstractButton) and event.key() in ENTER
 
 
 class CanvasEvents(QObject):
@@ -130,7 +119,7 @@ class CanvasEvents(QObject):
         self._viewer, self._controller = viewer, controller
         self._canvas: QWidget | None = None
         self._refused: Any = None  # the state of a plane that has no other meaning, as the user was told
-        self._typed = TypedKeys()
+        self._typed: TypedKeys | None = None
 
     def watch(self, canvas: QWidget | None) -> None:
         """Look at the events of this canvas from now on; None looks at none."""
@@ -139,7 +128,7 @@ class CanvasEvents(QObject):
         if self._canvas is not None:
             self._canvas.removeEventFilter(self)
         self._canvas = canvas
-        self._typed.watch(canvas)
+        self._typed = None if canvas is None else TypedKeys(canvas)
         if canvas is not None:
             canvas.installEventFilter(self)
             canvas.destroyed.connect(self._gone)
