@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QAbstractButton, QAbstractScrollArea, QWidget
+from napari.settings import get_settings
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractScrollArea,
+    QAbstractSpinBox,
+    QHeaderView,
+    QLineEdit,
+    QTableView,
+    QWidget,
+)
 from scipy import ndimage
 
 from bright_service import balls
@@ -135,6 +144,8 @@ def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
 def test_tab_says_once_that_there_is_no_other_meaning(it):
     """Enter comes next, and must not press the button to which Tab has moved the focus."""
     hand, page = it.hand(), WidgetPage(it.widget)
+    accept = it.widget.form.buttons["accept"]
+    place = accept.mapTo(it.widget, QPoint(0, 0))
     it.viewer.window.activate()
     hand.canvas.setFocus()
     hand.click((9, 30), "Ctrl")  # a second prompt: only the first can mean something else
@@ -160,6 +171,27 @@ def test_tab_says_once_that_there_is_no_other_meaning(it):
     it.controller().prompts.activate()
     hand.key("Escape")
     assert page.sentence == "ready"
+    # Another hint, of another length, moves nothing.
+    hint = it.widget.form.hint.accessibleName()
+    hand.key("Enter")
+    it.settle()
+    assert it.widget.form.hint.accessibleName() != hint
+    assert accept.mapTo(it.widget, QPoint(0, 0)) == place
+
+
+def test_all_text_of_the_panel_grows_with_the_font(it):
+    """What is typed and the table too, which napari's style leaves as they are."""
+    appearance, form = get_settings().appearance, it.widget.form
+    kinds = (QLineEdit, QTableView, QHeaderView)
+    texts = [one for one in form.findChildren(QWidget) if isinstance(one, kinds)]
+    texts = [one for one in texts if not isinstance(one.parent(), QAbstractSpinBox)]
+    assert len(texts) >= 5
+    before = form.state.font().pointSizeF()
+    appearance.font_size *= 2
+    try:
+        it.qtbot.waitUntil(lambda: {one.font().pointSizeF() for one in texts} == {2 * before})
+    finally:
+        appearance.font_size //= 2
 
 
 def test_the_mask_is_edited_with_a_preview(it):

@@ -103,6 +103,8 @@ class MainForm(QWidget):
         self.mask_tools.setting.connect(self.setting)
         self.mask_tools.pressed.connect(self.pressed)
         self.volume.pressed.connect(self.pressed)
+        self._font_later = QTimer(self, singleShot=True)
+        self._font_later.timeout.connect(self._match_font)
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -128,6 +130,19 @@ class MainForm(QWidget):
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addWidget(Scrolled(inner))
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow napari's font when all parts have it."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange) and hasattr(self, "_font_later"):
+            self._font_later.start()
+
+    def _match_font(self) -> None:
+        """Write what is typed, and tables, as large as labels: napari's style leaves them small (0.9.2)."""
+        size = self.state.font().pointSizeF()
+        style = f"QLineEdit, QTableView, QHeaderView {{ font-size: {size:g}pt }}" if size > 0 else ""
+        if style != self.styleSheet():
+            self.setStyleSheet(style)
 
     def show_images(self, images: Named, current: Any) -> None:
         """Offer these image layers; without a current one nothing that needs it can be used.

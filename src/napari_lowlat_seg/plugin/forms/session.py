@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QRect, Qt, Signal
-from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QWidget
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QFileDialog, QFrame, QGridLayout, QLabel, QStackedLayout, QWidget
 
 from napari_lowlat_seg.plugin.controller.view_state import FilesState
 from napari_lowlat_seg.plugin.forms.controls import action_button, described
@@ -56,17 +56,6 @@ class OfferRow(QFrame):
         self.setVisible(bool(text))
 
 
-class _OneOf(QLabel):
-    """Wrapped text, as high as the longest of the `texts` that it may show."""
-
-    texts: tuple[str, ...] = ()
-
-    def heightForWidth(self, width: int) -> int:
-        room, wrapped = QRect(0, 0, width, 0), Qt.TextFlag.TextWordWrap
-        heights = (self.fontMetrics().boundingRect(room, wrapped, text).height() for text in self.texts)
-        return int(max(super().heightForWidth(width), *heights))
-
-
 class HintRow(QFrame):
     """What somebody who has never used the widget may do next; "Got it" takes it away for good.
 
@@ -79,26 +68,39 @@ class HintRow(QFrame):
     def __init__(self, shown: bool) -> None:
         super().__init__()
         self.setFrameShape(QFrame.Shape.StyledPanel)
-        self._text = _OneOf()
-        self._text.setWordWrap(True)
+        self._pages = QStackedLayout()  # as high as the highest of its pages
         self.dismissed = described(
             action_button("Got it", self.hide), "Got it", "No more hints; Preferences shows them again."
         )
         column = QGridLayout(self)
-        column.addWidget(self._text, 0, 0, 1, 2)
+        column.addLayout(self._pages, 0, 0, 1, 2)
         column.addWidget(self.dismissed, 1, 1)
-        self._text.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.setVisible(shown)
 
     def keep_room(self, texts: Iterable[str]) -> None:
         """Keep room for any of these, so that the controls below stay where they are whichever it says."""
-        self._text.texts = tuple(texts)
-        self._text.updateGeometry()
+        while (page := self._pages.currentWidget()) is not None:
+            self._pages.removeWidget(page)
+            page.deleteLater()
+        for text in dict.fromkeys(texts):
+            self._page(text)
 
     def show_hint(self, text: str) -> None:
         """Say this."""
-        self._text.setText(text)
+        pages = (self._pages.widget(index) for index in range(self._pages.count()))
+        found = next((page for page in pages if isinstance(page, QLabel) and page.text() == text), None)
+        self._pages.setCurrentWidget(found or self._page(text))
         described(self, f"Hint: {text}", text)
+
+    def _page(self, text: str) -> QLabel:
+        page = QLabel(text)
+        page.setWordWrap(True)
+        page.setAlignment(Qt.AlignmentFlag.AlignTop)
+        policy = page.sizePolicy()
+        policy.setRetainSizeWhenHidden(True)  # else pages that are not shown take no room
+        page.setSizePolicy(policy)
+        self._pages.addWidget(page)
+        return page
 
 
 @dataclass(frozen=True)
