@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from napari.settings import get_settings
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -181,17 +180,15 @@ def test_tab_says_once_that_there_is_no_other_meaning(it):
 
 def test_all_text_of_the_panel_grows_with_the_font(it):
     """What is typed and the table too, which napari's style leaves as they are."""
-    appearance, form = get_settings().appearance, it.widget.form
+    form, dock = it.widget.form, it.widget.parentWidget()
     kinds = (QLineEdit, QTableView, QHeaderView)
     texts = [one for one in form.findChildren(QWidget) if isinstance(one, kinds)]
     texts = [one for one in texts if not isinstance(one.parent(), QAbstractSpinBox)]
     assert len(texts) >= 5
-    before = form.state.font().pointSizeF()
-    appearance.font_size *= 2
-    try:
-        it.qtbot.waitUntil(lambda: {one.font().pointSizeF() for one in texts} == {2 * before})
-    finally:
-        appearance.font_size //= 2
+    for points in (9, 20):  # as napari's style does; its setting is in a file that other tests read
+        dock.setStyleSheet(f"QLabel {{ font-size: {points}pt }}")
+        it.qtbot.wait(100)
+        assert {one.font().pointSizeF() for one in (form.state, *texts)} == {points}
 
 
 def test_the_mask_is_edited_with_a_preview(it):
