@@ -760,6 +760,20 @@ def test_a_size_along_some_axes_only_is_kept_or_refused(name: str, tmp_path: Pat
     assert found(again) == pytest.approx(SMALL)
 
 
+@pytest.mark.parametrize("name", ["labels.tif", "labels.ome.tif"])
+def test_rows_from_bottom_to_top_are_so_in_labels(name: str, tmp_path: Path) -> None:
+    """Programs that follow the tag turn both, those that do not neither."""
+    tags = [("Orientation", "H", 1, 4, True)]
+    tifffile.imwrite(tmp_path / "a.tif", marked(), extratags=tags, photometric="minisblack")
+    volume = read_volume(tmp_path / "a.tif")
+    assert found(volume) == {"z": 0, "y": 1, "x": 2}
+    with label_output(tmp_path / name, volume) as labels:
+        labels.data[...] = np.asarray(volume.data) == 100
+    with tifffile.TiffFile(tmp_path / name) as file:
+        assert [int(page.tags["Orientation"].value) for page in file.pages] == [4] * len(file.pages)
+    assert found(read_volume(tmp_path / name)) == {"z": 0, "y": 1, "x": 2}
+
+
 def test_segments_of_a_layer_are_its_own(tmp_path: Path) -> None:
     """Slicer counts overlapping segments anew on each layer: one value has several names."""
     data = np.zeros((4, 5, 6, 2), np.uint8)

@@ -48,10 +48,22 @@ _KINDS = dict.fromkeys("XYZIQ", "space") | {"T": "time"} | dict.fromkeys("CS", "
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Of a TIFF: one letter per spatial axis, slowest first, and the unit of the spacing, "" if unknown."""
+    """Of a TIFF.
+
+    Attributes
+    ----------
+    axes
+        One letter per spatial axis, slowest first.
+    unit
+        Of the spacing, "" if unknown.
+    orientation
+        The tag that says where a viewer of pictures puts the first row and column, 1 for the top left. Fiji
+        and napari show arrays as they are stored, whatever it says; labels get the same tag.
+    """
 
     axes: str
     unit: str
+    orientation: int = 1
 
 
 def read(path: Path, choice: Choice = WHOLE) -> Loaded:
@@ -76,6 +88,8 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         number = pick_level(choice.level, [one.shape for one in series.levels])
         level, axes = series.levels[number], series.axes
         check_series(path, level)
+        tag = series.keyframe.tags.get("Orientation")
+        orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
         scale = ome_scale(file.ome_metadata, index, series) if file.is_ome else tag_scale(file, index, series)
         scale = scale.coarser({a: n / m for a, n, m in zip(axes, series.shape, level.shape, strict=True)})
         data: Any = _large(path, index, number, level) if level.nbytes > LARGE else _pixels(level)
@@ -93,7 +107,7 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     if len(long) > 1:
         raise ValueError(f"axes {axes} mix channels and colours; save one channel")
     spatial = "".join(letter for letter in axes if letter not in "CS")
-    return placed(data, about, header=TiffHeader(spatial, scale.text))
+    return placed(data, about, header=TiffHeader(spatial, scale.text, orientation))
 
 
 def _names(letters: str) -> list[str]:
@@ -180,9 +194,20 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     start = dict(zip(letters, geometry.translation.tolist())) if known else {}
     units = dict(zip(letters, geometry.units))
     about: dict[str, Any] = {"axes": letters}
+    known_as = like.header if like is not None and isinstance(like.header, TiffHeader) else None
+    turned = known_as is not None and turn.is_identity and known_as.orientation != 1
+    tags = [("Orientation", "H", 1, known_as.orientation, False)] if known_as is not None and turned else ()
     if path.name.lower().endswith(OME_SUFFIXES):
         about |= _ome_about(labels.shape, letters, steps, start, units)
-        tifffile.imwrite(path, labels, ome=True, metadata=about, compression="zlib", photometric="minisblack")
+        tifffile.imwrite(
+            path,
+            labels,
+            ome=True,
+            metadata=about,
+            compression="zlib",
+            photometric="minisblack",
+            extratags=tags,
+        )
         return
     spatial = {letter: units[letter] for letter in "XYZ" if letter in units}
     unit = geometry.unit or next(filter(None, spatial.values()), "")
@@ -202,6 +227,7 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         metadata=about,
         compression="zlib",
         photometric="minisblack",
+        extratags=tags,
     )
 
 
