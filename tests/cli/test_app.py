@@ -721,7 +721,12 @@ def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatc
     ("arguments", "function", "sentence"),
     [
         (("segment", "a.tif", "-o", "l.tif"), "cli.segment.run_segment", "nothing was written"),
-        (("segment", "a.tif", "-o", "l.zarr"), "cli.segment.run_segment", "what is in LABELS so far is kept"),
+        (("segment", "a.tif", "-o", "l.zarr"), "cli.segment.run_segment", "nothing was written"),
+        (
+            ("segment", "a.tif", "-o", "there.zarr"),
+            "cli.segment.run_segment",
+            "what is in LABELS so far is kept",
+        ),
         (("seeds", "a.tif", "p.csv", "-o", "l.tif"), "batch.seeds.run_seeds", "nothing was written"),
         (("embed", "a.tif"), "batch.embed.run_embed", "the same command resumes"),
         (("everything", "a.tif", "-o", "l.tif"), "batch.automatic.run_automatic", "the same command resumes"),
@@ -735,6 +740,7 @@ def test_an_interrupt_says_what_is_kept(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    Path("there.zarr").mkdir()
     monkeypatch.setattr(f"napari_lowlat_seg.{function}", interrupted)
     done = call(*arguments)
     assert done.status == 130
