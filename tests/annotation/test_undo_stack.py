@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lowlat_seg.annotation.history import PendingAccept, Step, UndoStack
+from napari_lowlat_seg.annotation.contents import UndoStack
+from napari_lowlat_seg.annotation.history import PendingAccept, Step
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.labels import ArrayLabels, Policy

@@ -1,15 +1,15 @@
-"""One undo stack of prompts, masks, accepted objects and brush strokes, in the order in which they came.
+"""What can be undone: steps, the events that tell of them, and the transaction that collects one.
+
+Prompts, masks, accepted objects and brush strokes come in one order, whatever kind they are.
 
 A step holds what it changed, before and after, as frozen values. The session applies steps.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -22,9 +22,6 @@ from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
-
-LIMIT_BYTES = 256 * 2**20
-"""Memory for all steps together; a step of one click on a megapixel plane takes some 20 KiB."""
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
@@ -373,136 +370,3 @@ class Transaction:
             tuple(edits),
             self._store if edits else None,
         )
-
-
-class UndoStack:
-    """Steps done and undone. Over `limit` bytes the oldest steps are dropped; the newest always stays.
-
-    A prediction finds the steps that wait for it by its ticket: it costs the same after ten thousand steps.
-    """
-
-    def __init__(self, limit: int = LIMIT_BYTES) -> None:
-        self.limit = limit
-        self._serials = count()
-        self._done: dict[int, Step] = {}  # by a serial number, in the order of the steps
-        self._undone: dict[int, Step] = {}
-        self._of_ticket: defaultdict[int, set[int]] = defaultdict(set)  # serial numbers
-        self._accepts: set[int] = set()  # those of steps whose accept waits
-        self._nbytes = 0
-
-    @property
-    def done(self) -> Sequence[Step]:
-        """The steps that can be undone, oldest first."""
-        return tuple(self._done.values())
-
-    @property
-    def undone(self) -> Sequence[Step]:
-        """The steps that can be redone, the next one last."""
-        return tuple(self._undone.values())
-
-    @property
-    def to_undo(self) -> Step | None:
-        """The newest step."""
-        return next(reversed(self._done.values()), None)
-
-    @property
-    def to_redo(self) -> Step | None:
-        """The step that was undone last."""
-        return next(reversed(self._undone.values()), None)
-
-    @property
-    def waiting(self) -> list[PendingAccept]:
-        """The accepts among the steps done that still wait for predictions, oldest first."""
-        steps = (self._done.get(serial) for serial in sorted(self._accepts))
-        return [step.accept for step in steps if step is not None and step.accept is not None]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that all steps take, about, in bytes."""
-        return self._nbytes
-
-    def load(self, done: Sequence[Step], undone: Sequence[Step]) -> None:
-        """Take over the steps of another stack, as its `done` and `undone` are."""
-        self._clear(self._done)
-        self._clear(self._undone)
-        for step in done:
-            self._put(self._done, next(self._serials), step)
-        for step in undone:
-            self._put(self._undone, next(self._serials), step)
-
-    def push(self, step: Step) -> None:
-        """Add a step that has been done; steps undone before it can no longer be redone."""
-        self._clear(self._undone)
-        self._put(self._done, next(self._serials), step)
-        self._drop_oldest()
-
-    def undo(self) -> Step | None:
-        """Pop and return the newest step so that the caller can undo it; None if there is none."""
-        return self._move(self._done, self._undone)
-
-    def redo(self) -> Step | None:
-        """Return the step that the caller shall redo; None if there is none."""
-        return self._move(self._undone, self._done)
-
-    def amend(self, steps: Sequence[Step]) -> None:
-        """Replace the newest steps by as many others.
-
-        Steps that were undone are dropped if they change labels: what they hold of the labels before is not
-        true any more.
-        """
-        newest = [serial for serial, _ in zip(reversed(self._done), steps)]
-        for serial, step in zip(reversed(newest), steps, strict=True):
-            self._replace(self._done, serial, step)
-        if any(step.edits for step in self._undone.values()):
-            self._clear(self._undone)
-        self._drop_oldest()
-
-    def replace(self, old: PlaneState, new: PlaneState) -> None:
-        """Put a state with its prediction in the place of the one that waited for it, in all steps."""
-        for serial in tuple(self._of_ticket.get(old.ticket, ())):
-            steps = self._done if serial in self._done else self._undone
-            states = tuple(
-                (key, new if before is old else before, new if after is old else after)
-                for key, before, after in steps[serial].states
-            )
-            self._replace(steps, serial, replace(steps[serial], states=states))
-        self._drop_oldest()
-
-    def _put(self, steps: dict[int, Step], serial: int, step: Step) -> None:
-        steps[serial] = step
-        self._nbytes += step.nbytes
-        for ticket in step.tickets:
-            self._of_ticket[ticket].add(serial)
-        if step.accept is not None:
-            self._accepts.add(serial)
-
-    def _forget(self, serial: int, step: Step) -> None:
-        self._nbytes -= step.nbytes
-        self._accepts.discard(serial)
-        for ticket in step.tickets:
-            self._of_ticket[ticket].discard(serial)
-            if not self._of_ticket[ticket]:
-                del self._of_ticket[ticket]
-
-    def _replace(self, steps: dict[int, Step], serial: int, step: Step) -> None:
-        self._forget(serial, steps[serial])
-        self._put(steps, serial, step)
-
-    def _clear(self, steps: dict[int, Step]) -> None:
-        for serial, step in steps.items():
-            self._forget(serial, step)
-        steps.clear()
-
-    def _move(self, from_: dict[int, Step], to: dict[int, Step]) -> Step | None:
-        if not from_:
-            return None
-        serial, step = from_.popitem()
-        to[serial] = step
-        return step
-
-    def _drop_oldest(self) -> None:
-        while self._nbytes > self.limit and len(self._done) > 1:
-            serial, step = next(iter(self._done.items()))
-            if step.accept is not None:
-                return
-            self._forget(serial, self._done.pop(serial))

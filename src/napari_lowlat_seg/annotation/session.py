@@ -27,16 +27,14 @@ from napari_lowlat_seg.annotation.accepting import (
     label_at,
     leave_step,
 )
-from napari_lowlat_seg.annotation.contents import Contents
+from napari_lowlat_seg.annotation.contents import LIMIT_BYTES, Contents, UndoStack
 from napari_lowlat_seg.annotation.history import (
-    LIMIT_BYTES,
     Event,
     ObjectRecord,
     PendingAccept,
     Step,
     StepKind,
     Transaction,
-    UndoStack,
 )
 from napari_lowlat_seg.annotation.limits import Limits, RecentParts, Surroundings, limited
 from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels

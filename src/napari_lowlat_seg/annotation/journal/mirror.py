@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.contents import Contents
-from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step, Transaction, UndoStack
+from napari_lowlat_seg.annotation.contents import Contents, UndoStack
+from napari_lowlat_seg.annotation.history import Event, ObjectRecord, Step, Transaction
 from napari_lowlat_seg.annotation.journal.actions import Action, add_actions
 from napari_lowlat_seg.annotation.journal.decoding import Decoder, decoded_facts, decoded_settings
 from napari_lowlat_seg.annotation.journal.encoding import (

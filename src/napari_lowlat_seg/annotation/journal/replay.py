@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from napari_lowlat_seg.annotation.history import LIMIT_BYTES, ObjectRecord
+from napari_lowlat_seg.annotation.contents import LIMIT_BYTES
+from napari_lowlat_seg.annotation.history import ObjectRecord
 from napari_lowlat_seg.annotation.journal.actions import METHODS, Action
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
