@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from hostile.bombs import bomb, gzip_bomb, zlib_bomb
+
 Maker = Callable[[Path], Path]
 CASES: dict[str, tuple[Maker, str]] = {}
 NOISE = np.random.default_rng(0).integers(0, 200, (3, 8, 10)).astype(np.uint8)
@@ -59,12 +61,6 @@ def pipe(name: str) -> None:
     case(f"pipe: {name}", "no regular file|no image file")(make)
 
 
-def bomb(size: int) -> bytes:
-    """Deflated zeros, so many MiB of them: one piece that ends at a byte, over and over."""
-    packer = zlib.compressobj(9, wbits=-15)
-    return (packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)) * size + b"\x03\0"
-
-
 # Any format: empty, text, and pipes ----------------------------------------------------------------------
 
 SUFFIXES = ("nii", "nii.gz", "tif", "ome.tif", "svs", "png", "jpg", "gif", "bmp", "webp", "jp2", "nrrd",
@@ -100,7 +96,7 @@ raw(
 )
 raw(
     "nifti: far more behind the pixels.nii.gz",
-    gzip.compress(nifti() + bytes(200_000_000)),
+    gzip_bomb(nifti(), 190),
     "unpacks to far more",
 )
 raw(
@@ -248,7 +244,7 @@ raw("picture: two billion squared.png", png(2**31 - 1, 2**31 - 1, bytes(100)))
 raw("picture: more than it holds.png", png(10_000, 10_000, bytes(100)), "cannot hold them")
 raw(
     "picture: text that unpacks.png",
-    png(10, 8, bytes(88), (b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+    png(10, 8, bytes(88), (b"zTXt", b"a\0\0" + zlib_bomb(76))),
 )
 raw("picture: cut.png", png(10, 8, bytes(88))[:45])
 raw("picture: wrong sum.png", png(10, 8, bytes(88)).replace(b"IDAT", b"IDAT\1", 1))
@@ -353,7 +349,7 @@ NRRDS: dict[str, tuple[bytes, str]] = {
         "declares 240 bytes of pixels and holds 99",
     ),
     "short text": (nrrd(b"1 2 3 " * 90, encoding="ascii", sizes="10 8 9"), "cannot be read"),
-    "far more behind": (nrrd(gzip.compress(bytes(200_000_000)), encoding="gzip"), "unpacks to far more"),
+    "far more behind": (nrrd(gzip_bomb(b"", 190), encoding="gzip"), "unpacks to far more"),
     "no gzip": (nrrd(encoding="gzip"), "cannot be read"),
     "unknown encoding": (nrrd(encoding="zrl"), "cannot be read"),
     "unknown type": (nrrd(type="quaternion"), "holds no numbers"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from hostile.bombs import zlib_bomb
 from hostile.case import Attempt, Case
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, Request
@@ -137,7 +138,7 @@ FRAMES = {
     "a soft mask that is cut": row(soft_mask(packed=zlib.compress(bytes(6))[:-2]), UNPACK),
     "a soft mask of too much": row(soft_mask(packed=zlib.compress(bytes(7))), UNPACK),
     "a soft mask of too little": row(soft_mask(packed=zlib.compress(bytes(5))), UNPACK),
-    "a soft mask that is a bomb": row(soft_mask(packed=zlib.compress(bytes(2**28))), UNPACK),
+    "a soft mask that is a bomb": row(soft_mask(packed=zlib_bomb(256)), UNPACK),
     "a soft mask of 255": row(soft_mask(packed=zlib.compress(b"\xff" * 6)), UNPACK),
     "a soft mask beside its plane": row(soft_mask(box=ext(3, [1, 1, 9, 9])), r"a soft mask with the box"),
     "a soft mask backwards": row(soft_mask(box=ext(3, [3, 4, 1, 1])), r"a soft mask with the box"),
