@@ -68,7 +68,7 @@ def quality(pages: Path) -> Any:
     )
     bars.set_ylabel("clicks to an IoU of 0.90")
     clicks = (1, 3, 5, 10, 20)
-    for model, colour in (("default", OURS), ("default@off", "#63b3ed"), ("MobileSAM", OTHERS)):
+    for model, colour in (("default", OURS), ("fourth run@off", "#63b3ed"), ("MobileSAM", OTHERS)):
         values = [float(by["all", model][f"{n}-mIoU"]) for n in clicks]
         curve.plot(clicks, values, "o-", label=model, color=colour)
     curve.set_xlabel("clicks")
