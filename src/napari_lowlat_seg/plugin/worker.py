@@ -371,10 +371,14 @@ class Worker(QObject):
         self._embed(job)
         self._post(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
+        shown, ahead = known, known is not None
         for mask, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
-            if final or known is None or mask.value != known.value:
-                self._show(job, mask, final)
-            known = None  # only the first one can be
+            same = shown is not None and mask.value == shown.value
+            if final or not (ahead and same):  # only the first one can have been shown ahead
+                # The last mask comes twice; as one object it is finished and drawn once.
+                shown = shown if same else mask
+                self._show(job, shown, final)
+            ahead = False
 
     def _show(self, job: Job, mask: SoftMask, final: bool) -> None:
         seconds = time.perf_counter() - job.requested

@@ -354,8 +354,8 @@ class AnnotationController:
         if edited:
             self.status.emit("")
             self.live_preview.drop()
+            self.predictions.ask()  # before anything is drawn: another thread takes it from here
             self._show_mask()
-            self.predictions.ask()
             self.changed.emit()
 
     def _predicted(self, plane: Plane, final: bool) -> None:

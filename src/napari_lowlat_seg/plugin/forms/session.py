@@ -69,6 +69,7 @@ class HintRow(QFrame):
         super().__init__()
         self.setFrameShape(QFrame.Shape.StyledPanel)
         self._pages = QStackedLayout()  # as high as the highest of its pages
+        self._said: str | None = None
         self.dismissed = described(
             action_button("Got it", self.hide), "Got it", "No more hints; Preferences shows them again."
         )
@@ -82,11 +83,15 @@ class HintRow(QFrame):
         while (page := self._pages.currentWidget()) is not None:
             self._pages.removeWidget(page)
             page.deleteLater()
+        self._said = None
         for text in dict.fromkeys(texts):
             self._page(text)
 
     def show_hint(self, text: str) -> None:
         """Say this."""
+        if text == self._said:
+            return  # asked at every click; naming a control for screen readers takes milliseconds
+        self._said = text
         pages = (self._pages.widget(index) for index in range(self._pages.count()))
         found = next((page for page in pages if isinstance(page, QLabel) and page.text() == text), None)
         self._pages.setCurrentWidget(found or self._page(text))
