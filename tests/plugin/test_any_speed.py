@@ -168,7 +168,7 @@ def test_a_click_during_a_propagation_that_was_accepted_belongs_to_a_new_object(
     hand.key("Shift+J")
     assert it.controller().propagation.running
     hand.key("Enter")
-    assert "Enter was pressed: accepted at the end" in it.widget.sentence
+    assert "; accepted at the end, Escape stops here" in it.widget.sentence
     hand.click(SECOND)
     it.service.gate.set()
     it.qtbot.waitUntil(lambda: not it.controller().propagation.running)

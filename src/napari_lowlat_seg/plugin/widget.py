@@ -21,6 +21,7 @@ from napari_lowlat_seg.plugin.canvas.hints import StatusHints
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.current_plane import LayerChanges
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
+from napari_lowlat_seg.plugin.controller.situation import WaysOut
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
 from napari_lowlat_seg.plugin.forms.controls import FOLDERS, ask_for_folder
 from napari_lowlat_seg.plugin.forms.main import MainForm
@@ -123,6 +124,7 @@ class LowlatWidget(QWidget):
             (details.view, lambda view: self.turn_to(self.controller.layer, view)),
             (self.keys.changed, lambda: form.show_keys(self.keys.keys)),
             (self.keys.changed, lambda: remember_keys(self.keys.keys)),
+            (self.keys.changed, form.state.update_situation),
             (self.controllers.swapped, self._swapped),
             (self._layers.changed, self._follow),
             (self.worker.idle, form.state.update_situation),
@@ -170,7 +172,8 @@ class LowlatWidget(QWidget):
 
     def _situation(self) -> dict[str, Any]:
         image = None if self.controller is None else self.controller.situation
-        return {"image": image, "images": len(self.controllers.images)}
+        ways = WaysOut.of(self.keys.keys)
+        return {"image": image, "images": len(self.controllers.images), "ways": ways}
 
     def _show(self) -> None:
         self.form.state.update_situation()

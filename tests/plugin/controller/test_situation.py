@@ -1,6 +1,7 @@
 """The sentence of every situation: all combinations of what can be going on."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -16,6 +17,7 @@ from napari_lowlat_seg.plugin.controller.situation import (
     ImageSituation,
     Progress,
     Situation,
+    WaysOut,
     accepted_sentence,
     cancelled_sentence,
     sentence_of,
@@ -150,14 +152,35 @@ def test_sentences(now, expected):
 )
 def test_an_object_that_other_labels_cover_is_said_to_be_accepted_in_part(share, said):
     """With what to change, and the way back."""
-    sentence = accepted_sentence(Accepted(4, (Plane((1, None, None)),), share=share))
+    sentence = accepted_sentence(Accepted(4, (Plane((1, None, None)),), share=share), WaysOut())
     ending = "(Existing labels: keep). Ctrl+Z brings it back" if "only" in said else ""
     assert sentence == said + ending
 
 
 def test_escape_says_what_it_has_stopped():
     """And nothing where nothing was under way."""
-    assert cancelled_sentence(0, accepting=False, running=False) == ""
-    assert cancelled_sentence(0, accepting=False, running=True) == "cancelled"
-    assert cancelled_sentence(0, accepting=True, running=True) == ""
-    assert cancelled_sentence(2, accepting=False, running=False) == "cancelled, with what waited (2 actions)"
+    said = partial(cancelled_sentence, ways=WaysOut())
+    assert said(0, accepting=False, running=False) == ""
+    assert said(0, accepting=False, running=True) == "cancelled"
+    assert said(0, accepting=True, running=True) == ""
+    assert said(2, accepting=False, running=False) == "cancelled, with what waited (2 actions)"
+
+
+def test_sentences_name_the_keys_that_the_user_has_chosen():
+    """In every situation; where an action has no key, its button."""
+    accept, cancel, undo = ways = "F4", "F5", "F6"
+    chosen, none = WaysOut(*ways), WaysOut.of(dict.fromkeys(("accept", "cancel", "undo"), ""))
+    seen = set()
+    for now in SITUATIONS:
+        usual, ours = sentence_of(now), sentence_of(replace(now, ways=chosen))
+        for key, other in zip(("Enter", "Escape", "Ctrl+Z"), ways, strict=True):
+            seen |= {other} & {*ours.replace(",", "").split()}
+            usual = usual.replace(key, other)
+        assert ours == usual
+    assert seen == {accept, cancel, undo}
+    nothing = Accepted(4, ())
+    assert "F6 brings it back" in accepted_sentence(nothing, chosen)
+    assert "the Undo button brings it back" in accepted_sentence(nothing, none)
+    assert cancelled_sentence(1, True, False, chosen).endswith("; F4 asks again for what is accepted")
+    editing = sentence_of(Situation(ImageSituation(editing=2), ways=none))
+    assert editing == "Editing object 2. The Accept button accepts, the Cancel button keeps it as it was."

@@ -195,7 +195,7 @@ def _changeable(session: Session, counts: LabelCounts, labels: Iterable[int]) ->
         if label not in counts:
             raise ValueError(f"no voxel has label {label}; count the labels again")
         if label == session.label and session.begun:
-            raise ValueError(f"object {label} is in progress; accept it or press Escape first")
+            raise ValueError(f"object {label} is in progress; accept it or cancel it first")
     if not chosen:
         raise ValueError("no object is chosen; choose a row of the table first")
     return chosen

@@ -28,6 +28,7 @@ from napari_lowlat_seg.plugin.controller.propagation import PropagationControlle
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
 from napari_lowlat_seg.plugin.controller.situation import (
     ImageSituation,
+    WaysOut,
     accepted_sentence,
     cancelled_sentence,
 )
@@ -95,7 +96,7 @@ class AnnotationController:
         tiling: Tiling = TILING,
     ) -> None:
         self.viewer, self.layer = viewer, layer
-        self._keys = LayerKeys(keys, self)
+        self._keys, self._key_table = LayerKeys(keys, self), keys
         window = tuple(layer.contrast_limits) if intensities == "displayed" and not layer.rgb else None
         self.grid = grid_of(layer, level=level, channel_axis=channel_axis, channel=channel, window=window)
         self.session = Session(self.grid.volume)
@@ -268,6 +269,10 @@ class AnnotationController:
         )
 
     @property
+    def _ways(self) -> WaysOut:
+        return WaysOut.of(self._key_table.keys)
+
+    @property
     def state(self) -> ViewState:
         """All that the widget shows; its cost does not grow with the number of planes."""
         session = self.session
@@ -402,7 +407,7 @@ class AnnotationController:
 
     def _accepted(self, accepted: Accepted) -> None:
         """Say what became of an object that was accepted, at once or later."""
-        sentence = accepted_sentence(accepted)
+        sentence = accepted_sentence(accepted, self._ways)
         if accepted.error or accepted.unanswered:
             show_warning(sentence)
         self._show_mask()  # beside what has been written, if that was later
@@ -453,9 +458,7 @@ class AnnotationController:
         if found is False:
             self.status.emit("no object under the cursor")
         elif found:
-            self.status.emit(
-                f"Editing object {self.session.label}. Enter accepts, Escape keeps it as it was."
-            )
+            self.status.emit("")  # what is edited, and how that ends, is part of the situation
         self._refresh()
 
     def cancel(self) -> None:
@@ -488,7 +491,7 @@ class AnnotationController:
         if dropped:
             self._refresh()
         # What is accepted and not written is said by the state line, with the way out.
-        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting), running))
+        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting), running, self._ways))
 
     # What the layers and the parts report
 

@@ -5,6 +5,7 @@ Nothing writes the state line but `sentence_of`, so it cannot say what is no lon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from napari_lowlat_seg.annotation.accepting import Accepted
@@ -17,6 +18,25 @@ MOSTLY = 0.5
 """Of an object's pixels, the share that is written without a word."""
 
 RESTARTING = "The model's process has ended and is started again; your prompts are kept."
+
+
+@dataclass(frozen=True)
+class WaysOut:
+    """What the user presses to accept, cancel and undo: a key, or the button of an action without one."""
+
+    accept: str = "Enter"
+    cancel: str = "Escape"
+    undo: str = "Ctrl+Z"
+
+    @classmethod
+    def of(cls, keys: Mapping[str, str]) -> WaysOut:
+        """Those of a table with the key of each action.
+
+        >>> WaysOut.of({"accept": "F4", "cancel": "", "undo": "Ctrl+Z"})
+        WaysOut(accept='F4', cancel='the Cancel button', undo='Ctrl+Z')
+        """
+        buttons = {"accept": "Accept", "cancel": "Cancel", "undo": "Undo"}
+        return cls(**{name: keys[name] or f"the {button} button" for name, button in buttons.items()})
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,8 @@ class Situation:
         Whether the model's process has ended by itself and is being started again.
     news
         What the last action has done, or why it could not be; "" for nothing to tell.
+    ways
+        What the user presses, as the sentence names it.
     """
 
     image: ImageSituation | None = None
@@ -117,6 +139,7 @@ class Situation:
     download: tuple[int, int | None] | None = None
     ended: bool = False
     news: str = ""
+    ways: WaysOut = WaysOut()
 
 
 def sentence_of(now: Situation) -> str:
@@ -128,10 +151,10 @@ def sentence_of(now: Situation) -> str:
         return NO_PLANE
     if image.outside:
         return OUTSIDE
-    return _under_way(now, image) or _needs_user(image, now.news) or _done(now.news, image)
+    return _under_way(now, image) or _needs_user(now, image) or _done(now, image)
 
 
-def accepted_sentence(accepted: Accepted) -> str:
+def accepted_sentence(accepted: Accepted, ways: WaysOut) -> str:
     """What became of an object that was accepted, at once or later."""
     name = f"object {accepted.label}"
     if accepted.error:
@@ -142,20 +165,20 @@ def accepted_sentence(accepted: Accepted) -> str:
     if not accepted.planes:
         return (
             f"{name} is empty, or other labels cover it (Existing labels: keep): nothing was written, "
-            "Ctrl+Z brings it back"
+            f"{ways.undo} brings it back"
         )
     if accepted.share < MOSTLY:
         written = max(1, int(100 * accepted.share))
         return (
             f"{name} accepted, but only {written} % of it: the rest is covered by other labels "
-            "(Existing labels: keep). Ctrl+Z brings it back"
+            f"(Existing labels: keep). {_begin(ways.undo)} brings it back"
         )
     return f"{name} accepted"
 
 
 def _under_way(now: Situation, image: ImageSituation) -> str:
     if image.run is not None:
-        then = "; Enter was pressed: accepted at the end, Escape stops here" if image.waiting else ""
+        then = f"; accepted at the end, {now.ways.cancel} stops here" if image.waiting else ""
         return f"{image.run}{then}"
     if image.postponed and image.awaited:
         return "Predictions are postponed; your prompts are kept."
@@ -178,20 +201,22 @@ def _then(image: ImageSituation) -> str:
     return ""
 
 
-def _needs_user(image: ImageSituation, news: str) -> str:
+def _needs_user(now: Situation, image: ImageSituation) -> str:
+    ways = now.ways
     if image.unanswered:
         places = ", ".join(str(position) for position, _ in image.unanswered)
         planes = "Plane" if len(image.unanswered) == 1 else "Planes"
-        way_out = "Enter accepts without it, Ctrl+Z takes the prompt back."
+        way_out = f"{_begin(ways.accept)} accepts without it, {ways.undo} takes the prompt back."
         return f"{planes} {places} could not be answered: {image.unanswered[-1][1]}. {way_out}"
     if image.waiting:
-        return "What you did waits for a mask: Escape drops it."
-    if image.accepting and not news:
-        return f"{_objects(image.accepting)} not written yet: Enter asks for the mask, Ctrl+Z takes it back."
+        return f"What you did waits for a mask: {ways.cancel} drops it."
+    if image.accepting and not now.news:
+        way_out = f"{ways.accept} asks for the mask, {ways.undo} takes it back."
+        return f"{_objects(image.accepting)} not written yet: {way_out}"
     return ""
 
 
-def _done(news: str, image: ImageSituation) -> str:
+def _done(now: Situation, image: ImageSituation) -> str:
     """What was done last, or what one can do, and which candidate or whose cut is shown."""
     if image.candidate is not None:
         shown = "candidate {} of {}".format(*image.candidate)
@@ -199,17 +224,23 @@ def _done(news: str, image: ImageSituation) -> str:
         known = int(100 * image.cut[0] / image.cut[1])  # not 100 before it is all
         shown = f"outline: cut of the masks on other axes, known on {max(1, known)} % of this plane"
     else:
-        return news or _standing(image)
-    said = news or _standing(image)
+        return now.news or _standing(now, image)
+    said = now.news or _standing(now, image)
     return shown if said == "ready" else f"{said.removesuffix('.')}; {shown}"
 
 
-def _standing(image: ImageSituation) -> str:
+def _standing(now: Situation, image: ImageSituation) -> str:
     if image.postponed:
         return "predictions are postponed"
     if image.editing is not None:
-        return f"Editing object {image.editing}. Enter accepts, Escape keeps it as it was."
+        way_out = f"{_begin(now.ways.accept)} accepts, {now.ways.cancel} keeps it as it was."
+        return f"Editing object {image.editing}. {way_out}"
     return "ready"
+
+
+def _begin(way: str) -> str:
+    """As the first words of a sentence."""
+    return way[:1].upper() + way[1:]
 
 
 def _objects(labels: tuple[int, ...]) -> str:
@@ -229,15 +260,15 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def cancelled_sentence(dropped: int, accepting: bool, running: bool) -> str:
-    """What Escape has stopped: how many waiting actions, and whether accepted objects are still unwritten.
+def cancelled_sentence(dropped: int, accepting: bool, running: bool, ways: WaysOut) -> str:
+    """What was cancelled: how many waiting actions, and whether accepted objects are still unwritten.
 
     `running` is whether anything was under way.
 
     Objects that are not written are said by the state line, with the way out.
     """
     if dropped:
-        then = "; Enter asks again for what is accepted" if accepting else ""
+        then = f"; {ways.accept} asks again for what is accepted" if accepting else ""
         return f"cancelled, with what waited ({dropped} action{'s' if dropped > 1 else ''}){then}"
     if accepting:
         return ""

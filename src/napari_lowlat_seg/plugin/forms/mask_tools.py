@@ -58,9 +58,7 @@ class MaskToolsForm(QWidget):
             QPushButton("Preview"), "Preview the edit", "Outlines what the edit makes of the mask."
         )
         self.preview.setCheckable(True)
-        self.apply = described(
-            QPushButton("Apply"), "Apply the edit", "Edits the mask; Ctrl+Z takes it back."
-        )
+        self.apply = described(QPushButton("Apply"), "Apply the edit", "Edits the mask; Undo takes it back.")
         self.area = KeyButton("Area", partial(self.pressed.emit, "limit_area"))
         described(
             self.area,

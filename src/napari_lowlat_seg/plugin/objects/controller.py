@@ -188,11 +188,11 @@ class ObjectsController:
             if keys[0] < 0:
                 correct_proposal(self._session, -keys[0])
                 self._look(plane, at)
-                self.done.emit("Correct the proposal by clicks; Enter accepts it.")
+                self.done.emit("Correct the proposal by clicks, then accept it.")
                 return
             if self._session.edit_object(plane, at):
                 self._look(plane, at)
-                self.done.emit(f"Editing object {keys[0]}. Enter accepts, Escape keeps it as it was.")
+                self.done.emit("")
 
         self._when_answered(edit)
 
