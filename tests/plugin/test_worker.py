@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +67,7 @@ class ScriptedService:
         self.done.append(f"predict {request.name}")
         yield MASK, False
         self._wait(self.last_door, cancelled)
-        yield MASK, True
+        yield replace(MASK), True  # another process sends it once more
 
     def propagate(
         self, request: PropagationRequest, sources: Any, cancelled: Callable[[], bool]
@@ -127,13 +127,16 @@ def plane(key: str) -> PlaneSource:
 
 
 def test_masks_arrive_on_the_main_thread(qtbot, worker, events) -> None:
-    """Each mask as it comes, with the seconds since the request."""
+    """Each mask as it comes, with the seconds since the request; one that comes twice is one object."""
     threads: list[Any] = []
+    masks: list[Any] = []
+    worker.predicted.connect(lambda _request, mask, *_: masks.append(mask))
     worker.predicted.connect(lambda *_: threads.append(threading.current_thread()))
     with qtbot.waitSignal(worker.idle):
         worker.predict(FakeRequest("a"), plane("1"))
     assert events == [("embedded", "1", 0.25), ("a", False), ("a", True)]
     assert set(threads) == {threading.main_thread()}
+    assert masks[0] is masks[1]
 
 
 @pytest.fixture

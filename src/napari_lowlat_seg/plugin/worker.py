@@ -371,14 +371,13 @@ class Worker(QObject):
         self._embed(job)
         self._post(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
-        shown, ahead = known, known is not None
+        last, ahead = known, known is not None
         for mask, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
-            same = shown is not None and mask.value == shown.value
-            if final or not (ahead and same):  # only the first one can have been shown ahead
-                # The last mask comes twice; as one object it is finished and drawn once.
-                shown = shown if same else mask
-                self._show(job, shown, final)
-            ahead = False
+            if last is not None and mask.value == last.value:
+                mask = last  # the last one comes twice; as one object it is finished and drawn once
+            if final or not (ahead and mask is last):  # only the first one can have been shown
+                self._show(job, mask, final)
+            last, ahead = mask, False
 
     def _show(self, job: Job, mask: SoftMask, final: bool) -> None:
         seconds = time.perf_counter() - job.requested
