@@ -6,6 +6,8 @@ The model errs, is out of memory, dies or is slow, the journal's disk is full fo
 After each settling the mask on the screen must be the session's, and at the end the journal must give back
 the session with its labels. What an action takes is said by kind, with the line at which the window's thread
 was found while one took long; a bare napari with as many layers does the same clicks and planes afterwards.
+napari's notifications are closed as a user would, because those in a window that is not active, as here, stay
+for ever (`--notifications`: they are left open).
 """
 
 from __future__ import annotations
@@ -187,9 +189,29 @@ def kinds() -> Counter[str]:
     return Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
 
 
+def notifications_closed() -> int:
+    """Close napari's notifications that are open, and say how many these were."""
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
+
+    shown = list(NapariQtNotification._instances)
+    for one in shown:
+        one.close()
+    return len(shown)
+
+
+def qt_objects() -> int:
+    """Objects of Qt below the windows and the application."""
+    from qtpy.QtCore import QObject
+    from qtpy.QtWidgets import QApplication
+
+    roots = [*QApplication.topLevelWidgets(), QApplication.instance()]
+    return sum(len(root.findChildren(QObject)) for root in roots)
+
+
 def facts(viewer: Any) -> dict[str, int]:
     """What must not grow."""
     return {
+        "qt_objects": qt_objects(),
         "rss_mb": resident(),
         "threads": threading.active_count(),
         "layers": len(viewer.layers),
@@ -197,7 +219,7 @@ def facts(viewer: Any) -> dict[str, int]:
     }
 
 
-def soak(minutes: float, seed: int) -> dict[str, Any]:
+def soak(minutes: float, seed: int, notifications: bool = False) -> dict[str, Any]:
     """Act until the time is over; raises AssertionError for a stale mask or a lost edit."""
     from qtpy.QtWidgets import QApplication
 
@@ -255,10 +277,12 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
     weights /= weights.sum()
     start, gaps, load = facts(viewer), dict[str, list[float]](), os.getloadavg()[0]
     course: list[list[int]] = []
+    closed = 0
     before_kinds: Counter[str] = Counter()
     watcher = Watcher()
     watcher.start()
-    end = time.monotonic() + 60 * minutes
+    begin = time.monotonic()
+    end = begin + 60 * minutes
     while time.monotonic() < end:
         name, _, act = actions[rng.choice(len(actions), p=weights)]
         began = watcher.began = time.monotonic()
@@ -269,14 +293,17 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         watcher.action = ""
         done[name] += 1
         if sum(done.values()) % 25 == 0:
+            if not notifications:
+                closed += notifications_closed()
             wait_until(lambda: not controller.propagation.running and not widget.worker.busy)
             QApplication.processEvents()
             shown = np.asarray(controller.preview.layer.data).reshape(SHAPE[1:]) == 1
             mask = session.mask(controller.plane)
             assert np.array_equal(shown, np.zeros_like(shown) if mask is None else mask), "a stale mask"
-        if sum(done.values()) % 200 == 0:
-            stack = session.undo_stack
-            course.append([sum(done.values()), resident(), trimmed(), len(stack.done), stack.nbytes // 2**10])
+        if time.monotonic() - begin > 60 * (len(course) + 1):
+            stack, removed = session.undo_stack, faults["labels removed"]
+            now = [resident(), trimmed(), removed, len(stack.done), stack.nbytes // 2**10]
+            course.append([sum(done.values()), *now])
         if sum(done.values()) == 200:
             start = facts(viewer)  # what is loaded once is there now
             before_kinds = kinds()
@@ -296,7 +323,8 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         "faults": dict(faults),
         "start": start,
         "end": facts(viewer),
-        "actions, MiB, MiB trimmed, steps to undo, their KiB": course,
+        "notifications closed": closed,
+        "by minute: actions, MiB, MiB trimmed, labels removed, steps to undo, their KiB": course,
         "objects that are more": dict((kinds() - before_kinds).most_common(25)),
         "load at start and end": [load, os.getloadavg()[0]],
         "gap_p99_ms": round(1000 * float(np.percentile(np.concatenate([*gaps.values()]), 99)), 1),
@@ -310,10 +338,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--notifications", action="store_true", help="leave napari's notifications open")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_STATE_HOME"] = folder
-        print(json.dumps(soak(options.minutes, options.seed)), flush=True)
+        print(json.dumps(soak(options.minutes, options.seed, options.notifications)), flush=True)
         image = np.random.default_rng(0).integers(0, 255, SHAPE, dtype=np.uint8)
         print(json.dumps({"napari alone, ms p50, p99, max": napari_alone(image)}), flush=True)
         os._exit(0)  # napari need not be taken down
