@@ -171,17 +171,17 @@ class FaultyService:
             raise error
 
 
-def resident() -> int:
-    """MiB of this process that lie in memory."""
+def resident(unit: int = 2**20) -> int:
+    """MiB of this process that lie in memory, or other units of so many bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") // unit
 
 
-def trimmed() -> int:
+def trimmed(unit: int = 2**20) -> int:
     """The same after the allocator has given back what it can."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return resident()
+    return resident(unit)
 
 
 def kinds() -> Counter[str]:

@@ -43,7 +43,7 @@ def a_round(it):
 
 @pytest.mark.slow
 def test_actions_that_are_over_leave_no_widget_node_layer_or_thread(bright_window):
-    """After four more rounds as many things of Qt and vispy live as after the first two, and as many layers."""
+    """After six rounds no more of Qt and vispy lives than after two, and no layer but what undo needs."""
     image = np.zeros((3, 40, 60), np.uint8)
     image[:, 5:20, 5:30] = 200
     it = bright_window(lambda viewer: viewer.add_image(image, name="image"))
