@@ -221,8 +221,12 @@ def test_the_mask_is_edited_with_a_preview(it):
     assert "planes" in page.sentence
     for _ in range(2):
         it.hand().key("Ctrl+Z")
+        assert it.controller().plane == PLANE  # which both edits have changed
     assert np.array_equal(shown(it), BALL)
     assert "Prompts" in page.pressed()
+    it.hand().key("U")
+    assert page.sentence == "ready"  # and nothing of an object that is no more
+    it.hand().key("Ctrl+Z")
     it.hand().key("G")
     assert "Brush" in page.pressed()
     page.press("Eraser")

@@ -111,6 +111,7 @@ def test_a_file_of_prompts_makes_its_objects_again(window, tmp_path):
         first, second = csv.DictReader(file)
     assert (first["label"], first["voxels"], first["unit"], first["first-1"]) == ("4", "48", "mm", "10")
     assert float(first["volume"]) == pytest.approx(48 * 0.75)
+    assert first["state"] == second["state"] == "done"  # as the table of objects has it
     assert float(second["centroid-x"]) == pytest.approx(43.5 * 0.5)
     assert float(second["mean"]) == pytest.approx(IMAGE[0, 30:36, 40:48].mean())
 

@@ -130,7 +130,7 @@ def test_a_killed_session_is_offered_and_goes_on(open_window, journals, name):
     before = everything(first)
     path = killed(first)
     second = open_window(IMAGE.copy(), name)
-    assert "2 objects, 5 steps to undo" in offered(second)
+    assert "2 accepted objects, 5 steps to undo" in offered(second)
     second.offer.go_on.click()
     second.until(lambda: len(second.session.undo_stack.done) == 5)
     assert everything(second) == before

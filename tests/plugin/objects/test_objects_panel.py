@@ -158,6 +158,8 @@ def test_every_key_of_the_table_does_what_it_says(window, qtbot, tmp_path):
     assert it.controller().plane == FIRST
     page.choose_objects(3, 7)
     page.object_key(None, Qt.Key.Key_C)
+    view = it.widget.form.objects.view  # narrower than its columns: the cell comes into view
+    assert view.viewport().rect().intersects(view.visualRect(view.model().index(0, 3)))
     page.type_into(QComboBox, "axon")
     assert page.object_row(3)[1:4] == ["left one", "done", "axon"]
     assert page.object_row(7)[3] == "axon"

@@ -439,6 +439,7 @@ class AnnotationController:
 
     def _clear(self) -> None:
         self.session.clear()
+        self.status.emit("")  # what was said was about the object
         self._refresh()
 
     def edit_object(self) -> None:
@@ -629,8 +630,8 @@ class AnnotationController:
         if step is None:
             self.status.emit(nothing)
             return
-        if step.plane is not None:
-            self.current_plane.look_at(step.plane)
+        if step.plane is not None and self.plane not in {plane for (_, plane), *_ in step.states}:
+            self.current_plane.look_at(step.plane)  # what it changed is not in view
         self.all_objects.refresh_hidden()
         self._refresh()
         self.status.emit(f"{verb}: {step.title}")

@@ -114,6 +114,8 @@ class ObjectFiles:
 
         def work() -> None:
             found = measure(labels, image, names=names)
+            # As the table of objects has it: one of which nothing is said is done.
+            said["state"] = {one.label: said["state"].get(one.label, "done") for one in found}
             write_measurements(path, found, geometry_of(labels), said)
 
         self.status.emit("measuring")

@@ -420,4 +420,5 @@ def _contents(found: FoundSession) -> str:
     mirror = found.mirror
     objects = sum(bool(record.written) for record in mirror.contents.records.values())
     steps = len(mirror.undo_stack.done)
-    return f"{objects} object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"
+    # Pieces of a split and labels that were there before have no record: they do not count.
+    return f"{objects} accepted object{'s' * (objects != 1)}, {steps} step{'s' * (steps != 1)} to undo"

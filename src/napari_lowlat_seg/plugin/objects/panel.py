@@ -366,7 +366,9 @@ class ObjectView(QTableView):
         """Edit a cell of the current row."""
         at = self.currentIndex().row()
         if at >= 0:
-            self.edit(self._model.index(at, column))
+            cell = self._model.index(at, column)
+            self.scrollTo(cell)  # in a narrow panel it may be beside what is shown
+            self.edit(cell)
 
     # Keys
 
