@@ -209,7 +209,7 @@ def test_a_session_is_saved_and_opened_under_another_name(open_window, tmp_path,
     second.files.open(tmp_path / f"mine{SUFFIX}")
     second.until(lambda: len(second.session.undo_stack.done) == 5)
     assert everything(second) == before
-    assert second.widget.sentence.startswith("going on: 2 objects")
+    assert second.widget.sentence.startswith("going on: 2 accepted objects")
     assert (tmp_path / "mine.lowlat").exists()
 
 
