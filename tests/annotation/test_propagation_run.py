@@ -18,7 +18,6 @@ from napari_lowlat_seg.annotation.propagation_run import (
     stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
-from napari_lowlat_seg.core.boxes import Patch
 from napari_lowlat_seg.core.labels import ArrayLabels
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Click
@@ -174,18 +173,6 @@ def test_a_second_run_without_a_change_is_refused_and_a_wider_range_is_not() -> 
     _run(session, PropagationRun.propagation(session, PLANES[4:]), predictor)
     assert {plane.position for plane, *_ in predictor.calls} == {7, 8, 9, 10, 11}
     assert not session.state(_plane(3)).soft_mask
-
-
-def test_a_run_with_no_plane_to_propagate_to_is_refused() -> None:
-    """As after an edit of all planes; it is not said that the object ends. A wider range goes on."""
-    session, predictor = _session(), FakePredictor(known_objects(_ball()))
-    _click(session, 6, _ball()[6])
-    _run(session, PropagationRun.propagation(session, PLANES[4:9]), predictor)
-    session.reshape({plane: Patch((0, 0), session.mask(plane)) for plane in PLANES[4:9]})
-    with pytest.raises(ValueError, match="nothing to propagate to: every plane there has prompts or a mask"):
-        PropagationRun.propagation(session, PLANES[4:9])
-    assert session.undo_stack.done[-1].title == "edit of the mask"
-    assert _run(session, PropagationRun.propagation(session, PLANES[3:9]), predictor) == [3]
 
 
 def test_a_plane_whose_click_was_removed_is_propagated_again() -> None:

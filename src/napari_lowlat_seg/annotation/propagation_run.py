@@ -75,8 +75,8 @@ class PropagationRun:
     def propagation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
         """Begin to propagate the current object through `planes`, in spatial order, from its anchors there.
 
-        Raises ValueError if none of the planes shows the object, if nothing has changed since the last run,
-        and if no plane is left to propagate to.
+        Raises ValueError if none of the planes shows the object, and if nothing has changed since the last
+        run.
         """
         anchors = _anchors(session, planes)
         if not any(soft_mask.pixels for soft_mask in anchors.values()):
@@ -91,13 +91,8 @@ class PropagationRun:
                 "nothing has changed since the last propagation; correct the object on a plane, or widen "
                 "the range"
             )
-        open_planes = affected(anchors, planes, changed)
-        if not open_planes:
-            raise ValueError(
-                "nothing to propagate to: every plane there has prompts or a mask drawn or edited by hand; "
-                "widen the range"
-            )
         step = session.open_transaction("propagate", next(iter(anchors)))
+        open_planes = affected(anchors, planes, changed)
         old = [plane for plane in open_planes if session.state(plane).confidence is not None]
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
         return cls(session, step, request, count=len(open_planes), old=old)

@@ -238,6 +238,16 @@ def test_escape_stops_it_and_keeps_what_is_there(window):
     assert len(window.propagation.state.marks) == 1
 
 
+def test_where_no_plane_is_left_to_propagate_to_that_is_said(window):
+    """As after an edit of all planes: the object does not end there."""
+    clicked(window)
+    session = window.controller.session
+    known = session.patch(window.controller.plane)
+    session.reshape(dict.fromkeys(window.propagation.stack, known))
+    window.hand.key("Shift+J")
+    window.qtbot.waitUntil(lambda: "nothing to propagate to: every plane there" in window.widget.sentence)
+
+
 def test_a_run_that_fails_ends_with_a_message(window):
     """In the engine's words."""
     clicked(window)

@@ -326,7 +326,9 @@ def _axis(stack: Sequence[Plane]) -> int:
 def _reached(run: PropagationRun) -> str:
     """What a complete run tells: "propagated to 25 planes (planes 48-72)", and why it ended there."""
     positions = sorted(plane.position for plane in run.reached)
-    if not positions:
+    if not run.count:
+        said = "nothing to propagate to: every plane there has prompts, or a mask drawn or edited by hand"
+    elif not positions:
         said = "the object ends here"
     elif len(positions) == 1:
         said = f"propagated to 1 plane (plane {positions[0]})"
