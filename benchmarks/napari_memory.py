@@ -14,20 +14,17 @@ import numpy as np
 from benchmarks.soak import SHAPE, trimmed
 from benchmarks.window.common import print_load, wait
 
-TURNS = 100
-"""Actions between two looks at the memory."""
 
-
-def growth(act: Callable[[], object], seconds: float, looks: int = 3) -> list[float]:
-    """KiB an action, for each `TURNS` actions after as many to warm up; Qt's loop runs after each."""
+def growth(act: Callable[[], object], turns: int, seconds: float = 0.1, looks: int = 3) -> list[float]:
+    """KiB an action, for each `turns` actions after as many to warm up; Qt's loop runs after each."""
     course = []
     for _ in range(looks + 1):
-        for _ in range(TURNS):
+        for _ in range(turns):
             act()
             wait(0.005)
         wait(seconds)
         course.append(trimmed(1))
-    return [round((now - before) / 1024 / TURNS, 1) for before, now in itertools.pairwise(course)]
+    return [round((now - before) / 1024 / turns, 1) for before, now in itertools.pairwise(course)]
 
 
 def main() -> None:
@@ -45,19 +42,19 @@ def main() -> None:
     viewer.add_points(ndim=3)
     viewer.add_shapes(ndim=3)
     found: dict[str, object] = {
-        "KiB a plane": growth(lambda: viewer.dims.set_current_step(0, int(rng.integers(SHAPE[0]))), 0),
-        "KiB a notification": growth(lambda: show_warning("a warning"), 6),
+        "KiB a plane": growth(lambda: viewer.dims.set_current_step(0, int(rng.integers(SHAPE[0]))), 100),
+        "KiB a notification": growth(lambda: show_warning("a warning"), 25, 6),
         "window active": viewer.window._qt_window.isActiveWindow(),
         "open 6 s after": len(NapariQtNotification._instances),
     }
     for one in list(NapariQtNotification._instances):
         one.close()
     QWidget.isActiveWindow = lambda _: True  # as on a desk
-    for _ in range(TURNS):
+    for _ in range(25):
         show_warning("a warning")
         wait(0.005)
     wait(6)
-    found["of 100 in an active window, open 6 s after"] = len(NapariQtNotification._instances)
+    found["of 25 in an active window, open 6 s after"] = len(NapariQtNotification._instances)
     print(json.dumps(found), flush=True)
     print_load("at the end")
 
