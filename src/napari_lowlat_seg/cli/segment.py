@@ -310,11 +310,7 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
             f"{output} exists and lies elsewhere than the image; give another name, or --replace"
         ) from error
     labels = np.asarray(found.data)
-    most, low, high = 2**32 - 1, int(labels.min()), int(labels.max())
-    if low < 0 or high > most:
-        raise ValueError(
-            f"{output} must hold labels from 0 to {most}; got {low} to {high}; use another name or --replace"
-        )
+    _check_labels(output, labels)
     for label in filter(None, new):
         if (labels == label).any():
             raise ValueError(
@@ -322,6 +318,14 @@ def existing_labels(output: Path, volume: Volume, new: Sequence[int | None]) -> 
                 "--replace"
             )
     return labels
+
+
+def _check_labels(output: Path, labels: np.ndarray) -> None:
+    most, low, high = 2**32 - 1, int(labels.min()), int(labels.max())
+    if low < 0 or high > most:
+        raise ValueError(
+            f"{output} must hold labels from 0 to {most}; got {low} to {high}; use another name or --replace"
+        )
 
 
 def _refuse_taken(output: Path, volume: Volume, new: Sequence[int]) -> None:

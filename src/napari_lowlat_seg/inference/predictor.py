@@ -213,9 +213,20 @@ class Predictor:
         if first is None:
             first = self._predict(embedding if look is None else look, prompts, previous, previous, look)
         yield first
+        if self._looks_closer(prompts, previous is None):
+            yield from self._closer(embedding, prompts, first, previous, look, idle)
+
+    def _closer(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        first: Prediction,
+        previous: Prediction | None,
+        look: Embedding | None,
+        idle: bool,
+    ) -> Iterator[Prediction]:
+        """What follows the first prediction: from a crop, from the whole plane, or along the outline."""
         new = previous is None
-        if not self._looks_closer(prompts, new):
-            return
         shown = None if look is None else look.frame  # the object may have outgrown it
         box = object_box(prompts, first.mask)
         closer = closer_frame(embedding.frame, box, shown)

@@ -238,7 +238,11 @@ def read_aligned(path: str | Path, like: Volume, what: str, *, channel: int | No
             f"the {what} {path} lies elsewhere in the world than the image {like.name}; "
             "resample it onto the image"
         )
-    turn = Turn(*fit)
+    return _turned_onto(volume, like, Turn(*fit))
+
+
+def _turned_onto(volume: Volume, like: Volume, turn: Turn) -> Volume:
+    """A volume turned so that it lies voxel by voxel on another."""
     if turn.is_identity:
         return volume
     if volume.channel_axis is None and not isinstance(volume.data, np.ndarray):  # not loaded: turned in parts

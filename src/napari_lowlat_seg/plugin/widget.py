@@ -232,9 +232,9 @@ class LowlatWidget(QWidget):
 
     def event(self, event: Any) -> bool:
         """Leave when it is closed, or taken out of its dock, which napari does without closing it."""
-        undocked = event.type() == QEvent.Type.ParentChange and self._open and self.parent() is None
+        undocked = event.type() == QEvent.Type.ParentChange and self.parent() is None
         if undocked or event.type() == QEvent.Type.Close:
-            self.give_back()
+            self.give_back()  # once
         return bool(super().event(event))
 
     def give_back(self) -> None:

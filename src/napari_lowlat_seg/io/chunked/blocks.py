@@ -125,23 +125,36 @@ def _n5_geometry(own: Any, group: Any, finest: Any, number: int, data: Blocks) -
     if isinstance(transform, dict) and len(transform.get("scale", ())) == ndim:
         units = [standard_unit(unit) for unit in transform.get("units", [None] * ndim)]
         return Geometry.from_scale(names, _floats(transform["scale"]), _floats(transform["translate"]), units)
-    said = {**group, **finest, **own}
-    factor = _floats(own.get("downsamplingFactors") or [1] * ndim)
     if "downsamplingFactors" not in own and own["dimensions"] != finest["dimensions"]:
-        scales = group.get("scales") or ()
-        pairs = zip(finest["dimensions"], own["dimensions"], strict=True)
-        factor = _floats(scales[number]) if number < len(scales) else [_factor(n, m) for n, m in pairs]
-        said = {**group, **own, **finest}
+        factor, said = _factors(own, group, finest, number), {**group, **own, **finest}
+    else:
+        factor, said = _floats(own.get("downsamplingFactors") or [1] * ndim), {**group, **finest, **own}
     sizes, units = _resolution(said, ndim)
-    listed = said.get("axes")
-    if isinstance(listed, list) and len(listed) == ndim and len(set(map(str, listed))) == ndim:
-        names = [str(name) for name in listed][::-1]
+    names = _listed(said.get("axes"), ndim) or names
     scale = [size * f for size, f in zip(sizes, factor, strict=True)][::-1]
     # A voxel of a coarser level is the mean of those that it covers, and lies in their middle.
     start = [size * (f - 1) / 2 for size, f in zip(sizes, factor, strict=True)][::-1]
-    known = [find_unit(unit or "") for unit in units][::-1]
-    kinds = [None if unit is None else unit.kind for unit in known]
-    return Geometry.from_scale(names, scale, start, units[::-1], kinds)
+    return Geometry.from_scale(names, scale, start, units[::-1], [_kind(unit) for unit in units[::-1]])
+
+
+def _listed(axes: Any, ndim: int) -> list[str]:
+    """The names of axes that a file lists, slowest first; none unless there is one for each axis."""
+    said = [str(name) for name in axes] if isinstance(axes, list) else []
+    return said[::-1] if len(said) == ndim == len(set(said)) else []
+
+
+def _kind(unit: str | None) -> Any:
+    """What a unit measures; None without one that is known."""
+    known = find_unit(unit or "")
+    return None if known is None else known.kind
+
+
+def _factors(own: Any, group: Any, finest: Any, number: int) -> list[float]:
+    """Voxels of the finest level that one of this level covers along each axis, which it does not say."""
+    scales = group.get("scales") or ()
+    if number < len(scales):
+        return _floats(scales[number])
+    return [_factor(n, m) for n, m in zip(finest["dimensions"], own["dimensions"], strict=True)]
 
 
 def _factor(fine: int, coarse: int) -> float:

@@ -217,12 +217,7 @@ def _frame(path: Path, number: int, places: Sequence[Any]) -> Frame:
 def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     """The slices sorted along their normal, with the affine of the stack."""
     first = frames[0]
-    sides = {frame.sides for frame in frames}
-    if len(sides) > 1:
-        low, high = min(sides), max(sides)
-        raise Unreadable(
-            f"its slices have {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels; a volume needs one"
-        )
+    _check_sides(frames)
     if any(frame.position is None or frame.directions is None or frame.spacing is None for frame in frames):
         return _unplaced(frames, colours)
     assert first.position is not None
@@ -240,6 +235,15 @@ def _stack(frames: list[Frame], colours: int | None) -> Loaded:
     affine[:3, :3] = np.stack([step, down * first.spacing[0], along * first.spacing[1]], axis=1)
     affine[:3, 3] = positions[0]
     return Loaded(FrameStack(frames), Geometry.from_lps(affine), colours)
+
+
+def _check_sides(frames: Sequence[Frame]) -> None:
+    sides = {frame.sides for frame in frames}
+    if len(sides) > 1:
+        low, high = min(sides), max(sides)
+        raise Unreadable(
+            f"its slices have {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels; a volume needs one"
+        )
 
 
 def _unplaced(frames: list[Frame], colours: int | None) -> Loaded:

@@ -47,7 +47,11 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
         raise ValueError(f"its {components} components of {header['elementtype']!r} cannot be read")
     shape = [*sides[::-1], *([components] if components != 1 else [])]
     data = _pixels(path, header, start, shape)
-    channel_axis = ndim if components != 1 else None
+    return Loaded(data, _geometry(header, ndim), ndim if components != 1 else None)
+
+
+def _geometry(header: dict[str, str], ndim: int) -> Geometry:
+    """Where the pixels lie, in ITK's world (LPS+), whose unit is mm unless the header says another."""
     spacing = _numbers(_first(header, "elementspacing", "elementsize") or [1] * ndim, float)
     unit = LENGTHS.get(header.get("distanceunits", "").lower())
     if unit is None:
@@ -63,7 +67,7 @@ def read(path: Path, choice: Choice = WHOLE) -> Loaded:
     affine[:space, :space] = (direction[:space, :space] * spacing[:space])[:, ::-1]
     affine[:space, 3] = corner[:space]
     geometry = Geometry.from_lps(affine, space, unit)
-    return Loaded(data, geometry if ndim < 4 else _in_time(geometry, spacing[3], corner[3]), channel_axis)
+    return geometry if ndim < 4 else _in_time(geometry, spacing[3], corner[3])
 
 
 def _in_time(geometry: Geometry, step: float, start: float) -> Geometry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,9 +194,7 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
     start = dict(zip(letters, geometry.translation.tolist())) if known else {}
     units = dict(zip(letters, geometry.units))
     about: dict[str, Any] = {"axes": letters}
-    known_as = like.header if like is not None and isinstance(like.header, TiffHeader) else None
-    turned = known_as is not None and turn.is_identity and known_as.orientation != 1
-    tags = [("Orientation", "H", 1, known_as.orientation, False)] if known_as is not None and turned else ()
+    tags = _orientation(like) if turn.is_identity else ()
     if path.name.lower().endswith(OME_SUFFIXES):
         about |= _ome_about(labels.shape, letters, steps, start, units)
         tifffile.imwrite(
@@ -209,10 +207,7 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
             extratags=tags,
         )
         return
-    spatial = {letter: units[letter] for letter in "XYZ" if letter in units}
-    unit = geometry.unit or next(filter(None, spatial.values()), "")
-    # What has no size counts one pixel of the unit there, as ImageJ does.
-    steps = {letter: step for letter, step in steps.items() if not unit or spatial.get(letter, unit)}
+    unit, steps = _in_one_unit(geometry.unit, units, steps)
     about |= _imagej_about(unit, steps, start, units.get("T") or "")
     # ImageJ knows neither 32-bit integers, nor other axes, nor files of 4 GB; tifffile's own form knows all.
     # Of columns of one pixel tifffile takes rows for columns in ImageJ's form.
@@ -229,6 +224,26 @@ def write_tiff(path: Path, labels: np.ndarray, like: Volume | None) -> None:
         photometric="minisblack",
         extratags=tags,
     )
+
+
+def _orientation(like: Volume | None) -> Sequence[tuple[str, str, int, int, bool]]:
+    """The tag of orientation that the image has, for labels that are stored as it is."""
+    header = None if like is None else like.header
+    if not isinstance(header, TiffHeader) or header.orientation == 1:
+        return ()
+    return [("Orientation", "H", 1, header.orientation, False)]
+
+
+def _in_one_unit(
+    unit: str | None, units: Mapping[str, str | None], steps: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """The unit of all axes of space, and the steps that are in it.
+
+    What has no size counts one pixel of the unit there, as ImageJ does.
+    """
+    spatial = {letter: units[letter] for letter in "XYZ" if letter in units}
+    unit = unit or next(filter(None, spatial.values()), "")
+    return unit, {letter: step for letter, step in steps.items() if not unit or spatial.get(letter, unit)}
 
 
 def _imagej_about(

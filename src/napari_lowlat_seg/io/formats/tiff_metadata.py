@@ -227,9 +227,7 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
         return Scale({}, {}, {})
     pixels = images[index]
     _check_sides(pixels, series)
-    planes = [element for element in pixels if element.tag.endswith("}Plane")]
-    # They may stand in any order; where one lies in z is where the first of the stack lies.
-    first = min(planes, key=lambda one: [int(one.get(f"The{a}", 0)) for a in "TZC"], default=None)
+    first = _first_plane(pixels)
     steps: dict[str, float] = {}
     start: dict[str, float] = {}
     units: dict[str, str | None] = {}
@@ -251,6 +249,12 @@ def ome_scale(xml: str | None, index: int, series: Any) -> Scale:
     if np.isfinite(step) and step > 0:
         steps["T"], units["T"] = step, standard_unit(pixels.get("TimeIncrementUnit", "s"))
     return Scale(steps, start, units, "µm" if "µm" in units.values() else "")
+
+
+def _first_plane(pixels: Any) -> Any:
+    """The element of the first plane, wherever it stands; None without any."""
+    planes = [element for element in pixels if element.tag.endswith("}Plane")]
+    return min(planes, key=lambda one: [int(one.get(f"The{a}", 0)) for a in "TZC"], default=None)
 
 
 def _check_sides(pixels: Any, series: Any) -> None:
