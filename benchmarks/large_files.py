@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from napari_lowlat_seg.evaluation.latency import peak_ram
 
 SHAPE = (5000, 2048, 2048)
 LABELS = (200, 2048, 2048)
@@ -73,12 +74,7 @@ def opened(path: Path, results: Any) -> None:
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     volume.plane(volume.planes(0)[SHAPE[0] // 2])
-    results.put({"open": seconds, "plane": time.perf_counter() - began, "peak": peak()})
-
-
-def peak() -> float:
-    """MiB that this process has had in memory at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results.put({"open": seconds, "plane": time.perf_counter() - began, "peak": peak_ram() or 0.0})
 
 
 def series(folder: Path) -> None:
@@ -132,7 +128,7 @@ def converted(labels: Path, output: Path, image: Path | None, results: Any) -> N
     began = time.perf_counter()
     run_export(labels, output, image=image)
     size = output.stat().st_size / 2**20
-    results.put({"seconds": time.perf_counter() - began, "peak": peak(), "file": size})
+    results.put({"seconds": time.perf_counter() - began, "peak": peak_ram() or 0.0, "file": size})
 
 
 def apart(work: Callable[..., None], *arguments: Any) -> dict[str, float]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from napari_lowlat_seg.core.volume import Volume
+from napari_lowlat_seg.evaluation.latency import peak_ram
 from napari_lowlat_seg.inference.predictor import load_predictor
 from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import sample_path
@@ -50,7 +50,7 @@ def measure(count: int, planes: int, enlarge: int) -> dict[str, float]:
         "seconds per plane": round(seconds / max(1, planes - 1), 3),
         "seconds per prediction": round(seconds / max(1, steps), 4),
         "predictions": steps,
-        "MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "MB": round(peak_ram() or 0),
     }
 
 

@@ -285,9 +285,7 @@ def _near(parts: np.ndarray, small: np.ndarray, meant: np.ndarray, reach: float)
     padded = np.pad(inside, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge = np.argwhere(inside & ~inner)  # the nearest pixel is one of these
-    farther = np.nextafter(
-        reach, np.inf
-    )  # what is as far as `reach` counts, what is farther is not looked for
+    farther = np.nextafter(reach, np.inf)  # as far as `reach` counts; the bound itself does not
     near = np.isfinite(KDTree(edge).query(few, distance_upper_bound=farther)[0])
     return np.unique(parts[tuple(few.T)][near])
 

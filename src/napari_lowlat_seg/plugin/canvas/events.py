@@ -192,8 +192,8 @@ class CanvasEvents(QObject):
         """Say once that there is no other meaning; False where nothing is begun, and at the next key."""
         controller = self._controller()
         begun = None if controller is None else controller.candidates.without_choice
-        told, self._refused = self._refused, begun
-        if begun is None or begun is told:
+        last, self._refused = self._refused, begun
+        if begun is None or begun is last:
             return False
         controller.candidates.refuse()
         return True

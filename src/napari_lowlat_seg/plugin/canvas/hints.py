@@ -103,19 +103,19 @@ def first_hint(keys: Mapping[str, str], *, begun: bool, accepted: bool, volume: 
     'The next click begins another object. W opens the object under the mouse again.'
     """
 
-    def told(action: str, does: str) -> str:
+    def sentence(action: str, does: str) -> str:
         key = keys.get(action, "")
         return f" {key} {does}." if key else ""
 
     if begun:
         return (
             "Click what is missing, Control-click what is too much."
-            + told("next_candidate", "shows what else the first click can mean")
-            + told("accept", "accepts")
-            + (told("carry", "follows the object through the planes") if volume else "")
+            + sentence("next_candidate", "shows what else the first click can mean")
+            + sentence("accept", "accepts")
+            + (sentence("carry", "follows the object through the planes") if volume else "")
         )
     if accepted:
-        opens = told("reopen", "opens the object under the mouse again")
+        opens = sentence("reopen", "opens the object under the mouse again")
         return f"The next click begins another object.{opens}"
     return "Click on an object in the image: amber is what the model takes for it. Drag to scribble."
 

@@ -9,8 +9,6 @@ from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt
 from qtpy.QtGui import QIcon, QKeySequence
 from qtpy.QtWidgets import (
     QAbstractButton,
-    QAbstractSpinBox,
-    QComboBox,
     QDialog,
     QDialogButtonBox,
     QGridLayout,
@@ -22,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_lowlat_seg.plugin.canvas.events import ENTER, TEXT_FIELDS
 from napari_lowlat_seg.plugin.forms.controls import action_button, described
 from napari_lowlat_seg.plugin.keys import ACTIONS, OBJECT_ACTIONS, QT_NAMES, Action, KeyTable
 
@@ -183,10 +182,10 @@ class FocusKeys(QObject):
         if control is not self._widget:
             return False
         focus = self._widget.focusWidget()
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+        if event.key() in ENTER:
             if isinstance(focus, QAbstractButton):
                 focus.click()
-        elif not (isinstance(focus, QAbstractSpinBox | QLineEdit | QComboBox) and event.text().isprintable()):
+        elif not (isinstance(focus, TEXT_FIELDS) and event.text().isprintable()):
             return False
         event.accept()
         return True
