@@ -26,9 +26,9 @@ from napari_lowlat_seg.propagation.propagate import propagate_many
 from napari_lowlat_seg.propagation.seeds import object_anchors
 
 
-def measure(count: int, planes: int, enlarge: int) -> dict[str, float]:
+def measure(count: int, planes: int, enlarge: int, device: str) -> dict[str, float]:
     """Return seconds for seeds and planes, predictions, and the peak memory of this process in MB."""
-    predictor = load_predictor("default", "cpu")
+    predictor = load_predictor("default", device)
     data = np.asarray(read_volume(sample_path("em_fly_medulla.tif")).data)
     half = planes // 2
     middle = len(data) // 2
@@ -60,13 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[10, 100, 500])
     parser.add_argument("--planes", type=int, default=4)
     parser.add_argument("--enlarge", type=int, default=1, help="repeat every pixel so many times")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--here", action="store_true", help="measure the first number in this process")
     given = parser.parse_args(arguments)
     if given.here:
-        print(json.dumps(measure(given.objects[0], given.planes, given.enlarge)))
+        print(json.dumps(measure(given.objects[0], given.planes, given.enlarge, given.device)))
         return
     for count in [1, *given.objects]:
-        sizes = ["--planes", str(given.planes), "--enlarge", str(given.enlarge)]
+        sizes = ["--planes", str(given.planes), "--enlarge", str(given.enlarge), "--device", given.device]
         command = [sys.executable, "-m", "benchmarks.many_objects", "--here", "--objects", str(count), *sizes]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
 
