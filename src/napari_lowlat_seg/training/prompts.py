@@ -300,8 +300,8 @@ class BatchAnnotator:
         It lies at the deepest error and has the sign that repairs it; a sample without an error gets none.
         """
         mask = probability[:, 0] > THRESHOLD
-        missed = depth(self.truth & ~mask & self.valid)
-        wrong = depth(mask & ~self.truth & self.valid)
+        errors = torch.cat([self.truth & ~mask, mask & ~self.truth]) & self.valid.repeat(2, 1, 1)
+        missed, wrong = depth(errors).chunk(2)
         # a tie is negative, as in the evaluation
         positive = missed.flatten(1).amax(1) > wrong.flatten(1).amax(1)
         depths = torch.where(positive[:, None, None], missed, wrong)
