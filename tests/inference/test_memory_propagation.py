@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_sweep_ends_where_a_sure_memory_is_contradicted(propagation, quality, 
     """By its own predicted IoU, or by the brightness; not between two anchors that show the object."""
     data = np.asarray(propagation.volume.data) // 4 + 40
     data[5:] += offset
-    propagation.volume = Volume(data.astype(np.uint8)).with_window()
+    propagation = replace(propagation, volume=Volume(data.astype(np.uint8)).with_window())
     planes, anchors = propagation.volume.planes(0)[4:], anchor(propagation, 4)
     propagation.memory.quality = quality
     (only,) = propagation.propagate(anchors, planes)
@@ -86,7 +87,7 @@ def test_planes_between_two_anchors_are_predicted_twice_and_others_stay(propagat
 def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
     data = propagation.volume.data.astype(np.float32)
     data[3] = np.nan
-    propagation.volume = Volume(data).with_window()
+    propagation = replace(propagation, volume=Volume(data).with_window())
     steps = list(propagation.propagate(anchor(propagation, 1), propagation.volume.planes(0)))
     assert sorted(step.plane.position for step in steps if step.note is None) == [0, 2, 4, 5, 6, 7, 8]
     ((place, note),) = [(step.plane.position, step.note) for step in steps if step.note is not None]
@@ -104,6 +105,6 @@ def test_nothing_is_propagated_from_an_empty_anchor_or_when_cancelled(propagatio
 
 @pytest.mark.slow
 def test_embeddings_of_a_sweep_are_bounded(propagation, monkeypatch):
-    monkeypatch.setattr("napari_lowlat_seg.inference.memory.propagation.MAX_EMBEDDINGS", 4)
+    monkeypatch.setattr("napari_lowlat_seg.inference.memory.embeddings.MAX_EMBEDDINGS", 4)
     list(propagation.propagate(anchor(propagation, 4), propagation.volume.planes(0)))
     assert len(propagation._embeddings) <= 4

@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,9 @@ POLL_MS = 10
 """How often a running network is checked for cancellation. A result that arrives is returned at once."""
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+CALLS = 2
+"""Calls of a divided step at a time."""
 
 MAX_CONVERTED = 8
 """Compiled networks in the cache folder; the least recently used are removed."""
@@ -47,8 +52,54 @@ class ConversionError(RuntimeError):
     """OpenVINO cannot be loaded, cannot convert this network, or computes something else with it."""
 
 
+class StepUnderWay:
+    """A step that was started; ask for its `result`, or `cancel` it.
+
+    Parameters
+    ----------
+    request
+        OpenVINO's request, which nothing else uses until this has ended.
+    inputs
+        Arrays that it reads.
+    check
+        As for `CompiledStep`.
+    end
+        Called once, when it has ended either way.
+    """
+
+    def __init__(
+        self, request: Any, inputs: Sequence[np.ndarray], check: Check, end: Callable[[], object]
+    ) -> None:
+        self._request, self._check, self._end = request, check, end
+        self._inputs = inputs  # kept here until the work is done
+        tensor = openvino().Tensor
+        for index, array in enumerate(inputs):
+            request.set_input_tensor(index, tensor(array, shared_memory=True))
+        request.start_async()
+
+    def result(self) -> tuple[Tensor, ...]:
+        """Wait for the output tensors, which are copies: the next call does not change them. Call it once."""
+        request = self._request
+        try:
+            while not request.wait_for(POLL_MS):
+                self._check()
+        except BaseException:
+            self.cancel()
+            raise
+        found = tuple(torch.from_numpy(output.data.copy()) for output in request.output_tensors)
+        self._end()
+        return found
+
+    def cancel(self) -> None:
+        """Stop before the network's next layer, and wait until then."""
+        self._request.cancel()
+        while not _over(self._request):
+            pass
+        self._end()
+
+
 class CompiledStep:
-    """A step of fixed shapes, compiled for this processor. One call at a time.
+    """A step of fixed shapes, compiled for this processor.
 
     Parameters
     ----------
@@ -56,31 +107,37 @@ class CompiledStep:
         OpenVINO's compiled model.
     check
         Called before the step and every 10 ms during it; an exception that it raises stops the step.
+    again
+        Reads it once more, for several calls at a time; None if it was kept nowhere.
     """
 
-    def __init__(self, compiled: Any, check: Check) -> None:
-        self._tensor = openvino().Tensor
-        self._request = compiled.create_infer_request()
-        self._outputs = len(compiled.outputs)
+    def __init__(self, compiled: Any, check: Check, again: Callable[[], Any] | None = None) -> None:
+        self._compiled = compiled
         self._check = check
+        self._again = again
+        self._idle = [compiled.create_infer_request()]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The step's output tensors, copied, so that the next call does not change them."""
+        """The step's output tensors."""
+        return self.start(*inputs).result()
+
+    def start(self, *inputs: Tensor) -> StepUnderWay:
+        """Start the step and return at once."""
         self._check()
-        request = self._request
-        arrays = [x.float().contiguous().numpy() for x in inputs]  # kept here until the work is done
-        for index, array in enumerate(arrays):
-            request.set_input_tensor(index, self._tensor(array, shared_memory=True))
-        request.start_async()
         try:
-            while not request.wait_for(POLL_MS):
-                self._check()
-        except BaseException:
-            request.cancel()  # it ends before the next layer
-            while not _over(request):
-                pass
-            raise
-        return tuple(torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(self._outputs))
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        arrays = [x.float().contiguous().numpy() for x in inputs]
+        return StepUnderWay(request, arrays, self._check, lambda: self._idle.append(request))
+
+    def divided(self) -> CompiledStep | None:
+        """The same step for `CALLS` calls at a time, which share the threads; None if it was kept nowhere."""
+        return None if self._again is None else CompiledStep(self._again(), self._check, self._again)
+
+    def rest(self) -> None:
+        """Give back the memory that only a step under way needs, while none is."""
+        self._compiled.release_memory()
 
 
 @dataclass(frozen=True)
@@ -187,9 +244,7 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
     folder = cache_dir() / "openvino" / _key(network, hint, core)
 
     def kept() -> dict[str, CompiledStep]:
-        return {
-            name: CompiledStep(_read(core, folder / name, one.hint), check) for name, one in steps.items()
-        }
+        return {name: _read(core, folder / name, one.hint, check) for name, one in steps.items()}
 
     try:
         found = kept()
@@ -221,22 +276,30 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
     return found
 
 
-def _options(hint: str) -> dict[str, Any]:
+def _options(hint: str, calls: int = 1) -> dict[str, Any]:
+    """What OpenVINO is told: `calls` at a time share the threads, each with its part of them."""
     return {
         "INFERENCE_PRECISION_HINT": hint,
-        "PERFORMANCE_HINT": "LATENCY",
+        **({"PERFORMANCE_HINT": "LATENCY"} if calls == 1 else {"NUM_STREAMS": calls}),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
     }
 
 
-def _read(core: Any, path: Path, hint: str) -> Any:
-    """A compiled model that `_store` wrote; raises ValueError where a byte of it was changed since."""
-    data = path.read_bytes()
-    code, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
-    if hashlib.sha256(code).digest() != digest:
+def _read(core: Any, path: Path, hint: str, check: Check) -> CompiledStep:
+    """A step that `_store` wrote; raises ValueError where a byte of it was changed since.
+
+    Its weights stay in the file, so that memory need not hold them as well.
+    """
+    data = np.memmap(path, np.uint8, "c")
+    code, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:].tobytes()
+    if hashlib.sha256(code.data).digest() != digest:
         raise ValueError(f"{path} is damaged")
-    return core.import_model(code, "CPU", _options(hint))
+
+    def read(calls: int = 1) -> Any:
+        return core.import_model(openvino().Tensor(code, shared_memory=True), "CPU", _options(hint, calls))
+
+    return CompiledStep(read(), check, partial(read, CALLS))  # it keeps `code`, which OpenVINO does not
 
 
 class _Traced(nn.Module):

@@ -13,7 +13,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from napari_lowlat_seg.core.prompts import Click, Prompt, Region, dense_maps, do
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import Network
+
+if TYPE_CHECKING:
+    from napari_lowlat_seg.inference.openvino_backend import CompiledStep, StepUnderWay
 
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -116,11 +120,8 @@ class TorchBackend:
 
     def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
         """The encoder's tensors for the frame's crop of a uint8 plane (H, W) or (H, W, 3)."""
-        crop = frame.cut(plane)
         with self._lock, self.runtime.inference(embedding=True):
-            pixels = self._resizing.upload(crop if crop.ndim == 3 else crop[..., None])
-            pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
-            image = on_square(pixels, frame, self._pad)  # (1, 3, S, S)
+            image = self._image(plane, frame)
             if not self.runtime.on_cuda:
                 image = image.contiguous(memory_format=torch.channels_last)
                 return self.encode(image.to(self.runtime.device))
@@ -129,6 +130,28 @@ class TorchBackend:
                 self._encoder = self._recording(self.network.encode, (laid.clone(),))
             self._encoder.inputs[0].copy_(image)
             return tuple(feature.clone() for feature in self._encoder.replay())
+
+    def _image(self, plane: np.ndarray, frame: Frame) -> Tensor:
+        """What the encoder sees of a uint8 plane through a frame, (1, 3, S, S)."""
+        crop = frame.cut(plane)
+        pixels = self._resizing.upload(crop if crop.ndim == 3 else crop[..., None])
+        pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
+        return on_square(pixels, frame, self._pad)
+
+    @cached_property
+    def ahead(self) -> CompiledStep | None:
+        """The encoder for embeddings that are started now and asked for later, two at a time.
+
+        None with one thread, with torch, and on other devices: it would gain nothing there.
+        """
+        divided = getattr(self.encode, "divided", None)
+        return None if divided is None or torch.get_num_threads() == 1 else divided()
+
+    def start(self, plane: np.ndarray, frame: Frame) -> StepUnderWay:
+        """Start `embed` with the encoder `ahead`, if there is one; the result is the same to the byte."""
+        assert self.ahead is not None
+        with self.runtime.inference(embedding=True):
+            return self.ahead.start(self._image(plane, frame))
 
     def predict(
         self, features: tuple[Tensor, ...], frame: Frame, objects: Sequence[Object]

@@ -8,7 +8,6 @@ and of what the network predicts from a click and the mask before: docs/decision
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,22 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import never
-from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray, to_uint8
+from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray
 from napari_lowlat_seg.inference.closer_look import MAX_SHARE, MIN_PIXELS, MIN_SHARE, has_room, object_box
+from napari_lowlat_seg.inference.memory.embeddings import AHEAD, FrameEmbeddings
 from napari_lowlat_seg.inference.memory.steps import MemorySteps
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.runtime import DTYPES
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
 from napari_lowlat_seg.propagation.neighbours import Brightness, click_position, damage_of, iou
-from napari_lowlat_seg.propagation.sweep import MAX_SKIPPED, ProbabilityMask, PropagatedMask, anchor_gaps
+from napari_lowlat_seg.propagation.sweep import (
+    MAX_SKIPPED,
+    Gap,
+    ProbabilityMask,
+    PropagatedMask,
+    anchor_gaps,
+)
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.predictor import Predictor
@@ -61,9 +67,6 @@ NETWORK_SHARE = 0.5
 MAX_ABSENT = 1
 """Planes in a row without the object that a sweep looks past before it ends there."""
 
-MAX_EMBEDDINGS = 24
-"""Embeddings of frames kept at a time."""
-
 
 @dataclass(eq=False)
 class MemoryPropagation:
@@ -91,9 +94,10 @@ class MemoryPropagation:
     brightness: float = BRIGHTNESS
     network_share: float = NETWORK_SHARE
     max_absent: int = MAX_ABSENT
-    _embeddings: OrderedDict[tuple[Plane, tuple[int, int, int, int]], tuple[Tensor, ...]] = field(
-        default_factory=OrderedDict
-    )
+    _embeddings: FrameEmbeddings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._embeddings = FrameEmbeddings(self.predictor, self.volume)
 
     def propagate(
         self,
@@ -114,7 +118,20 @@ class MemoryPropagation:
             When called, if there is no anchor or one is not among the planes.
         """
         gaps = anchor_gaps(anchors, planes, changed)
-        return (step for gap in gaps for step in self._across(anchors, planes, *gap, cancelled))
+        return self._across_all(gaps, anchors, planes, cancelled)
+
+    def _across_all(
+        self,
+        gaps: Sequence[Gap],
+        anchors: Mapping[Plane, ProbabilityMask],
+        planes: Sequence[Plane],
+        cancelled: Callable[[], bool],
+    ) -> Iterator[PropagatedMask[Prediction]]:
+        try:
+            for gap in gaps:
+                yield from self._across(anchors, planes, *gap, cancelled)
+        finally:
+            self._embeddings.drop()
 
     def _across(
         self,
@@ -192,7 +209,7 @@ class MemoryPropagation:
         usual, sought = None, self.min_presence_between
         if not beside.any():
             usual, sought = Brightness.of(gray, mask), self.min_presence
-        for place in route:
+        for visited, place in enumerate(route):
             plane = planes[place]
             if cancelled():
                 return
@@ -205,6 +222,7 @@ class MemoryPropagation:
             needed = self._frame(plane, mask | beside, frame)
             if needed != frame:
                 frame, entries = needed, {}
+            self._embeddings.begin([planes[at] for at in route[visited : visited + 1 + AHEAD]], frame)
             slots = (start, end, before, earlier)
             described = self._slot_features(place, slots, start, other, plane, frame)
             entries |= self._entries(set(slots) - entries.keys(), planes, known, frame)
@@ -263,7 +281,7 @@ class MemoryPropagation:
 
         The mask is None if it would be empty.
         """
-        features = self._embed(plane, frame)
+        features = self._embeddings.of(plane, frame)
         with self._inference():
             output = self.memory(features, entries, described)
             soft = torch.sigmoid(from_square(output.logits, frame, False)[0, 0])
@@ -287,7 +305,7 @@ class MemoryPropagation:
         """
         if not self.network_share:
             return step
-        plane, features = step.plane, self._embed(step.plane, frame)
+        plane, features = step.plane, self._embeddings.of(step.plane, frame)
         gray, mask, soft = before
         click = Click(click_position(mask, gray, here, self.volume.plane_spacing(plane)))
         [alone] = self.predictor.backend.predict(features, frame, [([click], soft)])
@@ -322,16 +340,6 @@ class MemoryPropagation:
         """The smallest side of a frame, in world units."""
         return max(MIN_PIXELS * min(whole.spacing), MIN_SHARE * whole.extent)
 
-    def _embed(self, plane: Plane, frame: Frame) -> tuple[Tensor, ...]:
-        key = (plane, frame.crop)
-        if key not in self._embeddings:
-            pixels = to_uint8(self.volume.plane(plane), self.volume.window)
-            self._embeddings[key] = self.predictor.backend.embed(pixels, frame)
-            while len(self._embeddings) > MAX_EMBEDDINGS:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(key)
-        return self._embeddings[key]
-
     def _entries(
         self, slots: set[int], planes: Sequence[Plane], known: Mapping[int, np.ndarray], frame: Frame
     ) -> dict[int, MemoryEntry]:
@@ -340,7 +348,7 @@ class MemoryPropagation:
 
     def _entry(self, plane: Plane, soft: np.ndarray, frame: Frame) -> MemoryEntry:
         """What the memory keeps of a plane with this probability (H, W), seen through a frame."""
-        features = self._embed(plane, frame)
+        features = self._embeddings.of(plane, frame)
         mask = torch.from_numpy(np.ascontiguousarray(frame.cut(soft)))
         mask = mask.to(features[0].device, torch.float32)[None, None]
         with self._inference():
