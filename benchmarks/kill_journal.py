@@ -127,6 +127,7 @@ def record_of(record: ObjectRecord | None, session: Session) -> object:
         by_plane({plane: mask_of(mask) for plane, mask in last.anchors.items()}),
         last.planes,
         sorted(plane.position for plane in last.reached),
+        last.refused,
     )
     return record.label, record.store is session.labels, by_plane(record.written), propagated, record.score
 

@@ -738,7 +738,10 @@ HOSTILE = {
         None, [[]], [[[1, None, None], 0]])},
     **{f"record's base {v!r}": set_value("record", "base", v) for v in (10**6, -1, "0")},
     **{f"record's propagated {v!r}": set_value("record", "propagated", v) for v in (
-        3, {}, {"anchors": 3, "planes": [], "reached": []}, {"anchors": [], "planes": [3], "reached": []})},
+        3, {}, {"anchors": 3, "planes": [], "reached": []}, {"anchors": [], "planes": [3], "reached": []},
+        *({"anchors": [], "planes": [], "reached": [], "refused": refused} for refused in (
+            3, [[]], [[[1, None, None], 0.5, 1.5, ""]], [[[1, None, None], "0", 1, ""]],
+            [[[99, None, None], 0.5, 1, ""]], [[[1, None, None], 0.5, 1, 3]])))},
     "nothing to undo": lambda frames: frames.extend([({"kind": "undo", "highest": 1, "new": []}, [])] * 9),
     "nothing to redo": lambda frames: frames.extend([({"kind": "redo", "highest": 1, "new": []}, [])] * 9),
     "a blob too many": lambda frames: frames[2][1].append(b"x") or frames[2][0].update(new=[{"is": "mask"}]),

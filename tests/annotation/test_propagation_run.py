@@ -1,6 +1,7 @@
 """Objects of a session propagated through planes, by a predictor that knows the truth."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from napari_lowlat_seg.annotation.propagation_run import (
     most_uncertain_plane,
     next_anchor,
     next_click,
+    refused_planes,
     stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
@@ -24,7 +26,7 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import run_propagation
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 
 SHAPE = (13, 24, 24)
 
@@ -300,6 +302,41 @@ def test_the_most_uncertain_plane_and_the_next_anchor() -> None:
     assert next_anchor(session, PLANES, _plane(3)) == _plane(4)
     assert next_anchor(session, PLANES, _plane(4)) == _plane(8)
     assert next_anchor(session, PLANES, _plane(8)) == _plane(4)
+
+
+def _ended(session: Session, reached: int, refused: RefusedPlane) -> None:
+    """A run that reached one plane and ended at another."""
+    run = PropagationRun.propagation(session, PLANES)
+    found = PropagatedMask(_plane(reached), SoftMask.of(_ball()[reached].astype(np.float32)), 0.9)
+    assert run.apply(session.current, found)
+    note = PropagatedMask(found.plane, found.prediction, 0.9, False, "ends here", (refused,))
+    assert not run.apply(session.current, note)
+    assert refused.plane not in refused_planes(session, PLANES)  # a run that is stopped has not ended
+    run.finish()
+
+
+def test_planes_at_which_a_run_ended_are_offered_until_they_have_a_mask() -> None:
+    """By presence and pixels, beside the masks; undo takes them back; what is far from a change stays."""
+    session = _session()
+    _click(session, 6, _ball()[6])
+    below = RefusedPlane(_plane(4), 0.3, 60, "does not show it")
+    _ended(session, 5, below)
+    assert refused_planes(session, PLANES) == {_plane(4): below}
+    assert most_uncertain_plane(session, PLANES) == _plane(4)  # 9 pixels; of plane 5 about 7 are likely wrong
+    assert next_click(session, PLANES) == (_plane(4), (0, 0))  # of the mask of plane 5, all as sure
+    assert most_uncertain_plane(session, PLANES[5:]) == _plane(5)
+    _click(session, 8, _ball()[8])
+    above = RefusedPlane(_plane(9), 0.2, 30, "is darker")
+    _ended(session, 7, above)
+    assert list(refused_planes(session, PLANES)) == [_plane(4), _plane(9)]
+    session.undo()
+    session.undo()
+    assert list(refused_planes(session, PLANES)) == [_plane(4)]
+    _click(session, 4, _ball()[4])
+    assert not refused_planes(session, PLANES)
+    assert most_uncertain_plane(session, PLANES) == _plane(5)
+    _ended(session, 5, replace(below, plane=_plane(2)))
+    assert list(refused_planes(session, PLANES)) == [_plane(2)]
 
 
 def test_a_stack_keeps_the_other_positions() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from napari_lowlat_seg.evaluation.volume import (
 from napari_lowlat_seg.inference.predictor import Embedding, Prediction
 from napari_lowlat_seg.io.files import write_labels
 from napari_lowlat_seg.propagation.propagate import propagate
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache
 
 
@@ -117,6 +119,27 @@ def test_the_flagging_method_names_its_least_certain_plane(case: Case) -> None:
         method.fill(case, anchors, None)
     assert isinstance(flagged.least_certain(), Plane)
     assert plain.least_certain() is None
+
+
+def test_a_plane_behind_an_end_is_named_until_it_is_annotated(case: Case) -> None:
+    """A sweep that ended at a large mask is in more doubt than a mask that is nearly sure."""
+    planes = case.planes
+    mask = Prediction(np.full((20, 20), 0.9, np.float32), None, case.embed(planes[0]).frame)
+    last = PropagatedMask(planes[11], mask, 0.9)
+    refused = RefusedPlane(planes[10], 0.3, 400, "does not show it")
+    steps = [last, replace(last, final=False, note="ends here", refused=(refused,))]
+
+    class Ending(Propagation):
+        def _steps(self, case, anchors, changed):
+            return steps if changed is None else []
+
+    method = Ending(flagged=True)
+    anchors = {planes[12]: case.annotate(planes[12])[0]}
+    assert planes[10] not in method.fill(case, anchors, None)
+    assert method.least_certain() == planes[10]
+    anchors[planes[10]] = case.annotate(planes[10])[0]
+    method.fill(case, anchors, planes[10])
+    assert method.least_certain() is None
 
 
 @pytest.fixture

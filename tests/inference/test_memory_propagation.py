@@ -45,6 +45,10 @@ def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
     absent = "does not show it: the probability is 0%"
     assert steps[-1].note == f"ends here: plane 4 {absent}; plane 5 {absent}"
     assert not steps[-1].final
+    assert [(one.plane.position, one.reason) for one in steps[-1].refused] == [(4, absent), (5, absent)]
+    last = int(np.count_nonzero(steps[-1].prediction.mask))
+    assert all(one.presence < 0.01 and one.pixels == last for one in steps[-1].refused)
+    assert not any(step.refused for step in steps[:-1])
 
 
 @pytest.mark.slow

@@ -59,10 +59,11 @@ class FakePropagation:
     def __init__(self, called):
         self.called, self.direction, self.points = called, "both", None
         self.range, self.marks = (0, 11), ((3, None), (4, 0.5))
+        self.refused = ((6, "is darker"),)
 
     @property
     def state(self):
-        return StackState(12, self.range, self.direction, 3, self.marks, volume=True)
+        return StackState(12, self.range, self.direction, 3, self.marks, self.refused, volume=True)
 
     def look_at(self, position):
         self.called.append(("look_at", position))
@@ -800,9 +801,9 @@ def test_the_form_for_volumes_tells_what_its_user_wants(viewer, widget, settle, 
         "seeds",
     )
     assert strip.accessibleDescription() == (
-        "planes with prompts: 1, propagated: 1; least certain: plane 4, 50 %"
+        "planes with prompts: 1, propagated: 1; least certain: plane 4, 50 %; plane 6 is darker"
     )
-    propagation.marks = ()
+    propagation.marks = propagation.refused = ()
     propagation.progressed.emit()
     qtbot.waitUntil(lambda: strip.accessibleDescription() == "planes with prompts: 0, propagated: 0")
 

@@ -18,8 +18,14 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.propagation.neighbours import BLUR, click_position
-from napari_lowlat_seg.propagation.propagate import most_uncertain, propagate
-from napari_lowlat_seg.propagation.sweep import MaskPredictor, PropagatedMask, affected, embed_plane
+from napari_lowlat_seg.propagation.propagate import doubts, most_uncertain, propagate
+from napari_lowlat_seg.propagation.sweep import (
+    MaskPredictor,
+    PropagatedMask,
+    RefusedPlane,
+    affected,
+    embed_plane,
+)
 
 
 @pytest.fixture
@@ -160,6 +166,23 @@ def test_the_most_uncertain_plane_has_the_most_uncertain_pixels(ball: np.ndarray
     assert most_uncertain(propagated[1:]) == planes[1]
     assert most_uncertain(propagated[2:]) == planes[2]
     assert most_uncertain([]) is None
+
+
+def test_a_plane_behind_an_end_is_in_doubt_by_its_presence_and_the_last_mask(ball: np.ndarray) -> None:
+    """Half of their product; the larger of two, and none where the other side found a mask."""
+    planes = [Plane((z, None, None)) for z in range(6)]
+    one = RefusedPlane(planes[3], 0.4, 50, "does not show it")
+    again = replace(one, presence=0.6, pixels=40)
+    other = RefusedPlane(planes[1], 1.0, 900, "is darker")
+    assert doubts([(planes[0], 0.75, 100), (planes[1], 1.0, 0)], [one, again, other]) == {
+        planes[0]: 25,
+        planes[1]: 0,
+        planes[3]: 12,
+    }
+    last = PropagatedMask(planes[0], _prediction(ball[8] > 0), 1.0)
+    note = replace(last, final=False, note="ends here", refused=(one,))
+    assert most_uncertain([last]) == planes[0]
+    assert most_uncertain([last, note]) == planes[3]
 
 
 @pytest.mark.slow

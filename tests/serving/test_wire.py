@@ -22,7 +22,7 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 from napari_lowlat_seg.serving import wire, worker_process
 from napari_lowlat_seg.serving.wire import HELLO, MOST_REPLY, Message, ProtocolError, find_hello, read, write
 
@@ -80,6 +80,7 @@ def same(one: Any, other: Any) -> bool:
             (PLANE, PLANE.moved(1)), {2: {PLANE: SOFT}}, {4: (PLANE, PROMPTS[0])}, (PLANE,), True
         ),
         PropagatedMask(PLANE, SOFT, 0.5, False, "ends here: plane 3 is blank"),
+        PropagatedMask(PLANE, SOFT, 0.5, False, "ends here", (RefusedPlane(PLANE, 0.4, 12, "is dark"),)),
         FoundOnPlane(3, 9),
         FoundOnPlane(9, 9, np.array([[0, 2], [1, 1]], np.uint32), np.array([0.5, 0.25], np.float32)),
     ],

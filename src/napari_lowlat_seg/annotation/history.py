@@ -22,6 +22,7 @@ from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.sweep import RefusedPlane
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
@@ -45,11 +46,14 @@ class Propagated:
         The range, in spatial order.
     reached
         The planes that got a mask.
+    refused
+        Those beside them at which a sweep ended.
     """
 
     anchors: Mapping[Plane, SoftMask]
     planes: tuple[Plane, ...]
     reached: frozenset[Plane]
+    refused: tuple[RefusedPlane, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

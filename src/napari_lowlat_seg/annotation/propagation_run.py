@@ -27,8 +27,8 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import doubtful_point, uncertainty
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected
+from napari_lowlat_seg.propagation.propagate import doubtful_point, doubts
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane, affected
 
 
 class PropagationService(Protocol):
@@ -69,6 +69,7 @@ class PropagationRun:
         self._reached: set[tuple[int, Plane]] = set()
         self._old = set(old)
         self._notes: list[str] = []
+        self._refused: list[RefusedPlane] = []
         step.begin(request)
 
     @classmethod
@@ -180,6 +181,7 @@ class PropagationRun:
         if found.note is not None:
             if not self._writes:  # of many objects nobody would read them
                 self._notes.append(f"plane {plane.position}: {found.note}")
+                self._refused += found.refused
             return False
         if number == self._session.current:
             state = self._session.state(plane)
@@ -205,9 +207,12 @@ class PropagationRun:
             # The object no longer reaches the others.
             self._step.change({(number, plane): PlaneState() for plane in self._old})
             record = self._session.contents.records[number]
-            planes = self.request.planes
+            planes, changed = self.request.planes, self.request.changed or ()
             reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
-            propagated = Propagated(anchors, planes, reached)
+            again = {*changed, *affected(anchors, planes, changed)}
+            last = () if record.propagated is None else record.propagated.refused
+            refused = (*(one for one in last if one.plane not in again), *self._refused)
+            propagated = Propagated(anchors, planes, reached, refused)
             self._step.change(records={number: replace(record, propagated=propagated)})
         self._session.close_transaction()
 
@@ -282,27 +287,42 @@ def marks(session: Session, planes: Iterable[Plane]) -> list[Mark]:
     ]
 
 
-def most_uncertain_plane(session: Session, planes: Iterable[Plane]) -> Plane | None:
-    """The propagated plane where a correction is likely to matter most; None if there is none."""
-    uncertainties = {
-        plane: uncertainty(confidence, soft_mask.pixels)
+def refused_planes(session: Session, planes: Sequence[Plane]) -> dict[Plane, RefusedPlane]:
+    """The planes at which a sweep of the current object ended and that still have no mask of it."""
+    last = session.contents.records[session.current].propagated
+    states = session.states()
+    return {
+        one.plane: one
+        for one in (() if last is None else last.refused)
+        if one.plane in planes and (one.plane not in states or states[one.plane].soft_mask is None)
+    }
+
+
+def most_uncertain_plane(session: Session, planes: Sequence[Plane]) -> Plane | None:
+    """The plane where a correction is likely to matter most; None if nothing has been propagated.
+
+    It is one with a propagated mask, or one at which a sweep ended; see `propagate.doubts`.
+    """
+    masks = (
+        (plane, confidence, soft_mask.pixels)
         for plane, soft_mask, confidence in marks(session, planes)
         if confidence is not None
-    }
-    return max(uncertainties, key=lambda plane: uncertainties[plane], default=None)
+    )
+    found = doubts(masks, refused_planes(session, planes).values())
+    return max(found, key=lambda plane: found[plane], default=None)
 
 
-def next_click(session: Session, planes: Iterable[Plane]) -> tuple[Plane, tuple[int, int]] | None:
+def next_click(session: Session, planes: Sequence[Plane]) -> tuple[Plane, tuple[int, int]] | None:
     """Where a click is likely to help most: `most_uncertain_plane`, and (row, col) of its mask in doubt.
 
     Whether the click should be positive is for a person to say. On a plane without a pixel in doubt it is the
-    least certain pixel. None if nothing has been propagated.
+    least certain pixel, on one without a mask that of the nearest mask. None if nothing has been propagated.
     """
     plane = most_uncertain_plane(session, planes)
-    soft_mask = None if plane is None else session.states()[plane].soft_mask
-    if plane is None or soft_mask is None:
+    if plane is None:
         return None
-    probability = soft_mask.probability
+    nearest = min(marks(session, planes), key=lambda mark: abs(mark.plane.position - plane.position))
+    probability = nearest.soft_mask.probability
     point = doubtful_point(probability)
     if point is None:
         row, col = np.unravel_index(int(np.argmin(abs(probability - 0.5))), probability.shape)

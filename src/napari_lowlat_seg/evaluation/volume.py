@@ -24,8 +24,8 @@ from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.propagate import PropagationOptions, most_uncertain, propagate
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, affected, embed_plane
+from napari_lowlat_seg.propagation.propagate import PropagationOptions, doubts, propagate
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane, affected, embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 CLICKS = 5
@@ -118,6 +118,7 @@ class Propagation(Method):
     def __init__(self, flagged: bool = False, **options: Unpack[PropagationOptions]) -> None:
         self._flagged, self._options = flagged, options
         self._propagated: dict[Plane, PropagatedMask[Prediction]] = {}
+        self._refused: list[RefusedPlane] = []
         self.notes: dict[int, str] = {}
 
     def fill(self, case: Case, anchors: Mapping[Plane, Prediction], changed: Plane | None) -> Masks:
@@ -125,8 +126,10 @@ class Propagation(Method):
         outdated = case.planes if changed is None else [changed, *affected(anchors, case.planes, [changed])]
         for plane in outdated:
             self._propagated.pop(plane, None)
+        self._refused = [one for one in self._refused if one.plane not in outdated]
         steps = list(self._steps(case, anchors, new))
         self._propagated.update((step.plane, step) for step in steps if step.final)
+        self._refused += [one for step in steps for one in step.refused]
         self.notes = {step.plane.position: step.note for step in steps if step.note is not None}
         masks = {plane: step.prediction.mask for plane, step in self._propagated.items()}
         return masks | {plane: anchor.mask for plane, anchor in anchors.items()}
@@ -139,7 +142,13 @@ class Propagation(Method):
         return propagate(case.predictor, case.volume, anchors, case.planes, **options)
 
     def least_certain(self) -> Plane | None:
-        return most_uncertain(self._propagated.values()) if self._flagged else None
+        if not self._flagged:
+            return None
+        masks = (
+            (step.plane, step.confidence, step.prediction.mask.sum()) for step in self._propagated.values()
+        )
+        found = doubts(masks, self._refused)
+        return max(found, key=lambda plane: found[plane], default=None)
 
 
 class NearestCopy(Method):

@@ -24,10 +24,14 @@ from napari_lowlat_seg.propagation.sweep import (
     M,
     MaskPredictor,
     PropagatedMask,
+    RefusedPlane,
     Sweep,
     embed_plane,
     without_looks,
 )
+
+REFUSED_SHARE = 0.5
+"""Share of presence times pixels of the last mask that a plane without a mask is worth a look."""
 
 DOUBT = 0.2
 """A pixel is in doubt when its probability is farther than this from both 0 and 1."""
@@ -240,20 +244,38 @@ def _prompts_by_plane(seeds: Mapping[int, tuple[Plane, Prompt]]) -> dict[Plane, 
 
 
 def most_uncertain(propagated: Iterable[PropagatedMask[Any]]) -> Plane | None:
-    """The plane where a correction is likely to matter most, by `uncertainty`; the first of equal ones.
+    """The plane where a correction is likely to matter most, by `doubts`; the first of equal ones.
 
-    Masks that are not final do not count. None if nothing is left.
+    Masks that are not final do not count, but what they say of refused planes does. None if nothing is left.
     """
-    final = [found for found in propagated if found.final]
-    if not final:
-        return None
-    values = [uncertainty(found.confidence, int(found.prediction.mask.sum())) for found in final]
-    return final[int(np.argmax(values))].plane
+    steps = list(propagated)
+    found = doubts(
+        (
+            (one.plane, one.confidence, int(np.count_nonzero(one.prediction.mask)))
+            for one in steps
+            if one.final
+        ),
+        (refused for one in steps for refused in one.refused),
+    )
+    return max(found, key=lambda plane: found[plane], default=None)
 
 
-def uncertainty(confidence: float, pixels: int) -> float:
-    """Expected number of wrong pixels of a mask with this confidence, 0 to 1; an empty mask counts as 1."""
-    return (1 - confidence) * max(1, pixels)
+def doubts(masks: Iterable[tuple[Plane, float, int]], refused: Iterable[RefusedPlane]) -> dict[Plane, float]:
+    """How many pixels are likely to be wrong, by plane: what decides where a correction is worth most.
+
+    Parameters
+    ----------
+    masks
+        (plane, confidence from 0 to 1, pixels) of propagated masks. An empty mask counts as one pixel.
+    refused
+        Planes at which a sweep ended; those that have a mask do not count.
+    """
+    found = {plane: (1 - confidence) * max(1, pixels) for plane, confidence, pixels in masks}
+    behind: dict[Plane, float] = {}
+    for one in refused:
+        if one.plane not in found:
+            behind[one.plane] = max(behind.get(one.plane, 0.0), REFUSED_SHARE * one.presence * one.pixels)
+    return found | behind
 
 
 def doubtful_point(probability: np.ndarray) -> tuple[int, int] | None:

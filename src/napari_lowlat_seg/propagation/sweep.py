@@ -77,6 +77,28 @@ class MaskPredictor(Protocol[M]):
     # It may have `with_memory`, too, as `Predictor.with_memory`.
 
 
+@dataclass(frozen=True)
+class RefusedPlane:
+    """A plane that a sweep looked at and left without a mask: the object may go on there after all.
+
+    Attributes
+    ----------
+    plane
+        Where.
+    presence
+        The probability, 0 to 1, that the object is on it.
+    pixels
+        Of the last mask before it.
+    reason
+        Why it was refused, as the end of a sentence that begins with the plane.
+    """
+
+    plane: Plane
+    presence: float
+    pixels: int
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class PropagatedMask(Generic[M]):
     """The object on a plane to which it was propagated.
@@ -97,6 +119,9 @@ class PropagatedMask(Generic[M]):
         Why the object was not followed beyond this plane, or which planes behind it were stepped over. It
         comes with a repetition of the plane that is not final; an anchor is repeated, too, if the object ends
         beside it. None for all others, and where the range ends.
+    refused
+        With a note: those of its planes of which a memory says how likely they show the object. Between two
+        anchors some of them may get a mask from the other side.
     """
 
     plane: Plane
@@ -104,6 +129,7 @@ class PropagatedMask(Generic[M]):
     confidence: float
     final: bool = True
     note: str | None = None
+    refused: tuple[RefusedPlane, ...] = ()
 
 
 class Cancelled(Exception):

@@ -470,7 +470,4 @@ class _SoftMaskPredictor:
         steps = self.predictor.with_memory(*arguments)
         if steps is None:
             return None
-        return (
-            PropagatedMask(one.plane, one.prediction.soft_mask, one.confidence, one.final, one.note)
-            for one in steps
-        )
+        return (PropagatedMask(**{**vars(one), "prediction": one.prediction.soft_mask}) for one in steps)

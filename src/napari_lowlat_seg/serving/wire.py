@@ -22,10 +22,10 @@ from napari_lowlat_seg.core.masks import LEVELS, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 
 MAGIC = b"LSEG"
-HELLO = b"\0lowlat-seg protocol 2\n"
+HELLO = b"\0lowlat-seg protocol 3\n"
 """What a child says first; whatever a login script has printed before it is skipped."""
 
 MOST_NOISE = 1 << 16
@@ -86,7 +86,9 @@ _FIELDS: dict[type[Any], dict[str, Any]] = {
         "confidence": _NUMBER,
         "final": bool,
         "note": (str, type(None)),
+        "refused": tuple,
     },
+    RefusedPlane: {"plane": Plane, "presence": _NUMBER, "pixels": int, "reason": str},
     FoundOnPlane: {
         "done": int,
         "total": int,

@@ -2,13 +2,16 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
 from napari.utils.theme import get_theme
-from qtpy.QtGui import QColor
+from qtpy.QtCore import QEvent, QPoint
+from qtpy.QtGui import QColor, QHelpEvent
+from qtpy.QtWidgets import QApplication, QToolTip
 
 from hand import Hand
 from napari_lowlat_seg.core.masks import SoftMask
@@ -18,6 +21,7 @@ from napari_lowlat_seg.plugin.controller.situation import NO_PLANE
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
 from napari_lowlat_seg.propagation.propagate import run_propagation
+from napari_lowlat_seg.propagation.sweep import RefusedPlane
 
 SHAPE = (12, 40, 50)
 
@@ -46,6 +50,7 @@ class TruthService:
 
     def __init__(self, *objects):
         self.engine, self.open, self.broken, self.looks = Truth(objects), True, "", None
+        self.refused = {}  # by the position of the plane at which a sweep ended
 
     def describe(self, progress=None):
         return {"model": "truth", "device": "cpu", "precision": "float32", "licence": "none"}
@@ -68,8 +73,9 @@ class TruthService:
             plane=lambda plane: sources[request.planes.index(plane)].read(),
             plane_spacing=lambda plane: sources[0].spacing,
         )
-        for step in run_propagation(self.engine, seen, request, lambda plane: plane, cancelled):
-            yield step
+        for number, found in run_propagation(self.engine, seen, request, lambda plane: plane, cancelled):
+            refused = self.refused.get(found.plane.position) if found.note else None
+            yield number, found if refused is None else replace(found, refused=(refused,))
             while not self.open and not cancelled():
                 time.sleep(0.005)
             if cancelled():
@@ -161,6 +167,35 @@ def test_the_strip_shows_where_the_object_is_and_how_sure_it_is(window):
     assert at is not None
     strip.clicked.emit(strip.position_at(strip.width() * 9.5 / SHAPE[0]))
     assert window.controller.plane.position == 9
+
+
+def test_a_plane_behind_an_end_is_marked_and_offered_as_the_next_to_correct(window):
+    """With the reason of the note; until there are prompts on it."""
+    reason = "does not show it: the probability is 38%"
+    window.truth.refused = {10: RefusedPlane(Plane((11, None, None)), 0.38, 900, reason)}
+    clicked(window)
+    strip = window.widget.form.volume.strip
+    said = strip.toolTip()
+    propagated(window)
+    window.qtbot.waitUntil(lambda: f"; plane 11 {reason}" in strip.accessibleDescription())
+    assert colour(strip, 11, strip.height() - 3) == "#d7301f" != colour(strip, 11, 12)
+
+    def tip(position):
+        """What is shown where the mouse rests."""
+        at = QPoint(round((position + 0.5) * strip.width() / SHAPE[0]), 5)
+        QApplication.sendEvent(strip, QHelpEvent(QEvent.Type.ToolTip, at, strip.mapToGlobal(at)))
+        QToolTip.hideText()
+        return strip.toolTip()
+
+    assert [tip(position) for position in (11, 10)] == [f"Plane 11 {reason}", said]
+    window.hand.key("Shift+W")
+    assert window.controller.plane.position == 11
+    window.qtbot.waitUntil(lambda: window.widget.sentence == f"plane 11: no mask; it {reason}")
+    clicked(window)
+    window.qtbot.waitUntil(lambda: "plane 11" not in strip.accessibleDescription())
+    assert tip(11) == said
+    window.hand.key("Shift+W")
+    assert window.controller.plane.position != 11
 
 
 def test_the_strip_follows_the_theme(window):

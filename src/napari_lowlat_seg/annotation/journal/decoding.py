@@ -37,6 +37,7 @@ from napari_lowlat_seg.core.masks import LEVELS, PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.propagation.sweep import RefusedPlane
 
 STEPS = (*get_args(StepKind), "run")
 
@@ -213,9 +214,13 @@ class Decoder:
                     f"a mask of {anchors[plane].shape} does not fit a plane of {self._sides(plane)}"
                 )
         planes = tuple(self.plane(index) for index in as_list(entry["planes"]))
-        return Propagated(
-            anchors, planes, frozenset(self.plane(index) for index in as_list(entry["reached"]))
-        )
+        reached = frozenset(self.plane(index) for index in as_list(entry["reached"]))
+        refused = tuple(self._refused(as_list(one)) for one in as_list(entry.get("refused", [])))
+        return Propagated(anchors, planes, reached, refused)
+
+    def _refused(self, entry: list[Any]) -> RefusedPlane:
+        index, presence, pixels, reason = entry
+        return RefusedPlane(self.plane(index), as_number(presence), as_int(pixels), as_text(reason))
 
     def record(self, number: Any) -> ObjectRecord | None:
         """The record with a number; None for None."""

@@ -210,6 +210,10 @@ class Encoder:
                     "anchors": [[plane.index, self.mask(mask)] for plane, mask in last.anchors.items()],
                     "planes": [plane.index for plane in last.planes],
                     "reached": [plane.index for plane in last.reached],
+                    "refused": [
+                        [one.plane.index, _number(one.presence), one.pixels, one.reason]
+                        for one in last.refused
+                    ],
                 },
             }, ()
 

@@ -283,6 +283,8 @@ class _Again:
             self.predictions += 1
 
     def _finish(self, action: Action) -> None:
+        for number, found in self._found:  # what is said of the last planes, and no mask
+            self._running().apply(number, found)
         self._running().finish()
 
     def _stop(self, action: Action) -> None:

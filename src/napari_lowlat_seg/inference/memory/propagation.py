@@ -35,6 +35,7 @@ from napari_lowlat_seg.propagation.sweep import (
     Gap,
     ProbabilityMask,
     PropagatedMask,
+    RefusedPlane,
     anchor_gaps,
 )
 
@@ -203,7 +204,7 @@ class MemoryPropagation:
         before = earlier = start
         last = _beginning(planes[start], known[start], mask)
         passed: list[str] = []
-        absent = 0
+        refused: list[RefusedPlane] = []
         least = agreement = 1.0  # a mask that has once been lost is not trusted again
         gray = to_gray(self.volume.plane(planes[start]), self.volume.window)
         usual, sought = None, self.min_presence_between
@@ -233,21 +234,22 @@ class MemoryPropagation:
                 step = self._mixed(step, frame, (gray, mask, known[before]), here)
             problem = self._problem(presence, sought, step, usual, here)
             if step is None or problem:  # a plane or two may be damaged
-                passed.append(f"plane {plane.position} does not show it{problem}")
-                absent += 1
-                if absent > self.max_absent:
+                reason = f"does not show it{problem}"
+                passed.append(f"plane {plane.position} {reason}")
+                refused.append(RefusedPlane(plane, presence, int(np.count_nonzero(mask)), reason))
+                if len(refused) > self.max_absent:
                     break
                 continue
-            yield from _noted(last, "stepped over", passed)
+            yield from _noted(last, "stepped over", passed, refused)
             least = min(least, step.confidence)
             agreement *= iou(mask, step.prediction.mask)
             step = replace(step, confidence=least * agreement**0.25)
-            passed, absent, last = [], 0, step
+            passed, refused, last = [], [], step
             yield step
             mask, known[place], gray = step.prediction.mask, step.prediction.probability, here
             earlier, before = before, place
             _keep_only({start, end, before, earlier}, known, entries)
-        yield from _noted(last, "ends here", passed)
+        yield from _noted(last, "ends here", passed, refused)
 
     def _problem(
         self,
@@ -396,11 +398,11 @@ def _keep_only(places: set[int], *dictionaries: dict[int, Any]) -> None:
 
 
 def _noted(
-    step: PropagatedMask[Prediction], what: str, passed: Sequence[str]
+    step: PropagatedMask[Prediction], what: str, passed: Sequence[str], refused: Sequence[RefusedPlane]
 ) -> Iterator[PropagatedMask[Prediction]]:
     """The step again with a note of the planes that were passed since, if there were any."""
     if passed:
-        yield replace(step, final=False, note=f"{what}: {'; '.join(passed)}")
+        yield replace(step, final=False, note=f"{what}: {'; '.join(passed)}", refused=tuple(refused))
 
 
 def _on_plane(soft: Tensor, inside: np.ndarray, frame: Frame, quality: float) -> Prediction:

@@ -16,6 +16,7 @@ from napari_lowlat_seg.annotation.propagation_run import (
     marks,
     most_uncertain_plane,
     next_anchor,
+    refused_planes,
     stack_of,
 )
 from napari_lowlat_seg.annotation.session import Session
@@ -32,7 +33,7 @@ from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.sweep import PropagatedMask
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 
 ONE_PLANE = "there is one plane only: look along another axis, or open a volume"
 
@@ -108,6 +109,7 @@ class PropagationController(Listener):
             self.direction,
             -1 if plane is None else plane.position,
             tuple((mark.plane.position, mark.confidence) for mark in marks(self._session, stack)),
+            tuple((one.plane.position, one.reason) for one in self._refused(stack)),
             self._grid.volume.ndim > 2,
         )
 
@@ -184,7 +186,7 @@ class PropagationController(Listener):
         self._visit(next_anchor(self._session, stack, plane), "no plane along this axis has prompts yet")
 
     def most_uncertain_plane(self) -> None:
-        """Show the propagated plane of which the model is least certain."""
+        """Show the plane where a correction is likely to matter most; it may be one behind an end."""
         self._visit(most_uncertain_plane(self._session, self.stack), "nothing has been propagated yet")
 
     def look_at(self, position: int) -> None:
@@ -207,6 +209,11 @@ class PropagationController(Listener):
 
     def _range_of(self, stack: Sequence[Plane]) -> tuple[int, int]:
         return self._ranges.get(_axis(stack), (0, len(stack) - 1)) if stack else (0, 0)
+
+    def _refused(self, stack: Sequence[Plane]) -> list[RefusedPlane]:
+        """The planes without a mask at which the object seemed to end, in order."""
+        found = refused_planes(self._session, stack).values()
+        return sorted(found, key=lambda one: one.plane.position)
 
     def _planes(self, stack: Sequence[Plane]) -> Sequence[Plane]:
         """The planes of the range, on the side of the anchors where the direction leads."""
@@ -279,8 +286,11 @@ class PropagationController(Listener):
             return
         self._current_plane.look_at(plane)
         confidence = self._session.state(plane).confidence
-        sure = "prompts" if confidence is None else f"{100 * confidence:.0f} % sure"
-        self.status.emit(f"plane {plane.position}: {sure}")
+        said = "prompts" if confidence is None else f"{100 * confidence:.0f} % sure"
+        reasons = {one.plane: one.reason for one in self._refused(self.stack)}
+        if plane in reasons:
+            said = f"no mask; it {reasons[plane]}"
+        self.status.emit(f"plane {plane.position}: {said}")
 
     def _moved(self) -> None:
         self.progressed.emit()

@@ -139,6 +139,8 @@ class StackState:
     marks
         (position, confidence from 0 to 1) of every plane with a mask, in order; confidence is None where the
         user gave prompts or drew.
+    refused
+        (position, reason) of every plane without a mask at which the object seemed to end.
     volume
         Whether the image has more than two axes.
     """
@@ -148,6 +150,7 @@ class StackState:
     direction: str = "both"
     position: int = -1
     marks: tuple[tuple[int, float | None], ...] = ()
+    refused: tuple[tuple[int, str], ...] = ()
     volume: bool = False
 
 

@@ -79,7 +79,7 @@ class VolumeForm(QWidget):
         """Show this, without emitting anything."""
         self.planes.show_range(stack.count, stack.range)
         self.direction.show_value(stack.direction)
-        self.strip.show_marks(stack.count, stack.range, stack.marks)
+        self.strip.show_marks(stack.count, stack.range, stack.marks, stack.refused)
         self.strip.show_here(stack.position)
         self.setEnabled(stack.count > 0)
         self.setVisible(stack.volume)
