@@ -98,9 +98,18 @@ def test_a_latency_table_marks_extrapolations() -> None:
     row |= {"first_p50_s": 0.01134, "first_p95_s": 0.015}
     row |= {"click_p50_s": 0.0177, "click_p95_s": 0.02, "click_p99_s": 0.03}
     row |= {"sat_s": 12.34, "sat_first_s": 7.891, "sat_batch_s": None, "sat_clicks": 9}
-    row |= {"peak_ram_mib": 100.4, "peak_gpu_mib": None}
+    row |= {"peak_ram_mib": 100.4, "peak_gpu_mib": None, "plane_s": 0.2345}
     table = latency_table({"size": [4, 5], "rows": [row], "machine": {"cores": 2}})
-    for text in ("4 x 5 picture, 2 cores; * extrapolated", "12.3*", "7.89", "11.34", "17.7", "100", " - "):
+    for text in (
+        "4 x 5 picture, 2 cores; * extrapolated",
+        "12.3*",
+        "7.89",
+        "11.34",
+        "17.7",
+        "234.5",
+        "100",
+        " - ",
+    ):
         assert text in table
 
 

@@ -179,7 +179,7 @@ def latency(
     ] = None,
     html: Html = None,
 ) -> None:
-    """Time to embed, click p50 and p95, segment-anything grid, stages, floor, memory."""
+    """Time to embed, to click, to propagate to a plane, segment-anything grid, stages, floor, memory."""
     found = re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", size.strip())
     if found is None:
         raise ValueError(f"a size is rows x columns, such as 1024x768; got {size!r}")

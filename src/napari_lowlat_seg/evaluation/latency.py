@@ -162,8 +162,8 @@ def run_latency(
     -------
     dict
         The content of the JSON file: "rows" as from `latency` with "peak_ram_mib" and "peak_gpu_mib" (None
-        where there is none) and, for our own models, "stages" and "floor" (see `profiling`); "costs", the
-        curves if asked for; "size", "busy" and the machine.
+        where there is none) and, for our own models, "stages", "floor" and "plane_s" (see `profiling`);
+        "costs", the curves if asked for; "size", "busy" and the machine.
 
     Raises
     ------
@@ -191,6 +191,7 @@ def run_latency(
                 from napari_lowlat_seg.evaluation.analysis import profiling  # here, because it needs torch
 
                 row["stages"], row["floor"] = profiling.stages(ours, image), profiling.floor(ours)
+                row["plane_s"] = profiling.plane_seconds(ours)
                 costs += profiling.curves(ours) if curves else []
     for spec, row in zip(models, rows):
         ram, gpu = _peak_memory(spec, size, device, closer_look) if memory else (None, None)

@@ -157,6 +157,7 @@ def latency_table(report: Mapping[str, Any]) -> str:
         (
             *(row[key] for key in ("model", "form", "device")),
             *(f"{1000 * row[key]:.4g}" for key in LATENCIES),
+            f"{1000 * row['plane_s']:.4g}" if "plane_s" in row else "-",
             number(row["sat_s"], ".3g") + ("" if row["sat_s"] is None or row["sat_clicks"] == 256 else "*"),
             *(number(row[key], ".3g") for key in ("sat_first_s", "sat_batch_s")),
             *(number(row[key], ".0f") for key in ("peak_ram_mib", "peak_gpu_mib")),
@@ -169,10 +170,13 @@ def latency_table(report: Mapping[str, Any]) -> str:
         note = f", beside {busy} busy loop{'s' if busy > 1 else ''}{note}"
     return table(
         f"{rows} x {cols} picture, {report['machine']['cores']} cores{note}",
-        ("model", "form", "device", *LATENCIES.values(), "SAT s", "first", "batch", "RAM MiB", "GPU MiB"),
+        (
+            "model", "form", "device", *LATENCIES.values(),
+            "plane ms", "SAT s", "first", "batch", "RAM MiB", "GPU MiB",
+        ),
         cells,
         text=("model", "form", "device"),
-    )
+    )  # fmt: skip
 
 
 DICES = {"dice_one": "1 plane", "dice_ten": "every 10th", "dice_c1": "+1", "dice_c3": "+3", "dice_c5": "+5"}

@@ -51,6 +51,26 @@ def test_the_floor_is_the_larger_of_two_times(predictor, monkeypatch) -> None:
     assert narrow["sat_s"] == narrow["embed_s"] + 256 * narrow["click_s"]
 
 
+@pytest.mark.slow
+def test_embeddings_on_a_processor_are_reckoned_in_full_precision(predictor, monkeypatch) -> None:
+    """Clicks in the precision that they have: half the bytes, and the rate of short products."""
+    rates = {"fp32": (10.0, 1e30), "bf16": (1000.0, 1e30)}
+    monkeypatch.setattr(profiling, "ceilings", lambda runtime: rates[runtime.precision])
+    full = profiling.floor(predictor)
+    predictor.backend.runtime = Runtime("cpu", "bf16")
+    short = profiling.floor(predictor)
+    assert short["embed_s"] == full["embed_s"] == full["embed_operations"] / 10
+    assert short["embed_bytes"] == full["embed_bytes"]
+    assert short["click_s"] == pytest.approx(full["click_s"] / 100)
+    assert short["click_bytes"] == full["click_bytes"] / 2
+
+
+@pytest.mark.slow
+def test_a_plane_of_propagation_has_a_time(predictor) -> None:
+    """Also where nothing is found."""
+    assert profiling.plane_seconds(predictor) > 0
+
+
 def test_every_stage_has_a_time(predictor) -> None:
     """Gray and odd sizes are welcome."""
     found = profiling.stages(predictor, np.zeros((20, 30), np.uint16))
