@@ -110,7 +110,7 @@ def _drawing(
 def plane_seconds(predictor: Predictor) -> float:
     """Return the seconds that a neuron of the shipped volume takes to be propagated by a plane of 250 x 250.
 
-    The mean of 23 planes, from the first plane asked for to the last one given, of the second of two propagations.
+    The mean of 23 planes, from the first one asked for to the last one given; the second of two propagations.
     """
     volume = read_volume(sample_path("em_fly_medulla.tif")).with_window()
     start, *_ = planes = volume.planes(0)[24:]
