@@ -84,6 +84,27 @@ def test_begun_embeddings_are_those_that_are_made_when_asked_for(
 
 @needs_openvino
 @pytest.mark.slow
+def test_images_that_are_begun_together_are_those_embedded_alone(
+    predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the image's own spacing and window; also where nothing can be begun."""
+    images, how = list(volume.data[:3]), ((20, 200), (2.0, 1.0))
+    images[1] = images[1][..., None].repeat(3, 2)
+    expected = [predictor.embed(image, *how) for image in images]
+    for _ in range(2):
+        found = [begun() for begun in [predictor.begin(image, *how) for image in images]]
+        for one, other in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+            assert (one.frame, one.model) == (other.frame, other.model)
+            assert (one.image == other.image).all()
+            assert not any(np.may_share_memory(one.image, image) for image in images)
+        monkeypatch.setattr(predictor.backend, "ahead", None)
+    with pytest.raises(ValueError, match=r"expected an image of shape \(H, W\)"):
+        predictor.begin(np.zeros(3))
+
+
+@needs_openvino
+@pytest.mark.slow
 def test_a_propagation_gives_the_same_with_and_without(
     predictor: Predictor, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,20 +8,25 @@ again at any time, also by force: what is in the folder is not made again, and h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
+from napari_lowlat_seg.inference.prediction import Embedding
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_chosen
 from napari_lowlat_seg.io.placed import geometry_of
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
 BATCH = 8
-"""Planes of a job on a cluster: long enough to be worth a message, short enough to lose."""
+"""Planes of a job: long enough to be worth a message, short enough to lose."""
+
+AHEAD = 2
+"""Planes that are embedded while one is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +52,25 @@ def embed_planes(
     cache
         Gets the embeddings.
     """
+    begun: deque[tuple[EmbeddingKey, Callable[[], Embedding] | None]] = deque()
     for plane in planes:
         pixels, spacing = volume.plane(plane), volume.plane_spacing(plane)
         key = EmbeddingKey.of_pixels(predictor, pixels, plane, volume.window, spacing)
-        if key in cache or not any_finite(pixels):
-            yield None
-            continue
-        embedding = predictor.embed(pixels, volume.window, spacing)
-        cache.ensure(key, lambda embedding=embedding: embedding)  # type: ignore[misc]
-        yield key
+        there = key in cache or not any_finite(pixels)
+        begun.append((key, None if there else predictor.begin(pixels, volume.window, spacing)))
+        if len(begun) > AHEAD:
+            yield _kept(cache, *begun.popleft())
+    for last in begun:
+        yield _kept(cache, *last)
+
+
+def _kept(
+    cache: EmbeddingCache, key: EmbeddingKey, embedding: Callable[[], Embedding] | None
+) -> EmbeddingKey | None:
+    if embedding is None:
+        return None
+    cache.ensure(key, embedding)
+    return key
 
 
 def run_embed_job(job: EmbedJob) -> int:
@@ -118,8 +133,7 @@ def run_embed(
         folder=folder.resolve(),
     )
     made: list[int] = []
-    jobs = job.split(BATCH if settings.on_cluster else 1)
-    run_jobs(run_embed_job, jobs, made.append, settings, unit="plane")
+    run_jobs(run_embed_job, job.split(BATCH), made.append, settings, unit="plane")
     size = EmbeddingCache(0, 0, folder).nbytes.disk
     return {"planes": len(planes), "made": sum(made), "folder": folder, "bytes": size}
 

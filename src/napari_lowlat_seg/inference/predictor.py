@@ -146,14 +146,37 @@ class Predictor:
         ValueError
             For an empty image, a wrong shape, complex numbers, no finite pixel, or a bad window or spacing.
         """
+        return self._embed_frame(*self._seen(image, window, spacing))
+
+    def begin(
+        self,
+        image: np.ndarray,
+        window: tuple[float, float] | None = None,
+        spacing: tuple[float, float] = (1.0, 1.0),
+    ) -> Callable[[], Embedding]:
+        """Begin to `embed` an image; calling the result, once, waits for the embedding, the same to the byte.
+
+        For many images, two or three of them begun at a time: with OpenVINO and more than one thread, two are
+        then embedded at once and do not wait for each other, which is faster on a busy machine. Elsewhere the
+        work is done when the result is called. Parameters are those of `embed`, whose errors are raised here.
+        """
+        plane, frame = self._seen(image, window, spacing)
+        if self.backend.ahead is None:
+            return lambda: self._embed_frame(plane, frame)
+        begun = self.backend.start(plane, frame)
+        return lambda: Embedding(begun.result(), frame, plane, self.model)
+
+    def _seen(
+        self, image: np.ndarray, window: tuple[float, float] | None, spacing: tuple[float, float]
+    ) -> tuple[np.ndarray, Frame]:
+        """The image in 8 bits, which nobody else writes to, and the frame of all of it."""
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
             raise ValueError(f"expected an image of shape (H, W) or (H, W, 3), got {pixels.shape}")
         plane = to_uint8(pixels, window)
-        seen = self._embed_frame(plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing))
         if np.may_share_memory(plane, pixels):  # 8-bit pixels come back as they are,
-            seen = replace(seen, image=plane.copy())  # and a camera writes over its buffer
-        return seen
+            plane = plane.copy()  # and a camera writes over its buffer
+        return plane, Frame.whole(plane.shape[:2], self.size, self.network.fit, spacing)
 
     def predict(
         self,
