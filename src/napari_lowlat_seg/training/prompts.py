@@ -76,7 +76,8 @@ def depth(region: Tensor) -> Tensor:
 def _lower_envelope(along: Tensor, gap: Tensor) -> Tensor:
     """Minimum over r' of along[b, r', c] + gap[r, r'], (B, R, C)."""
     if along.is_cuda:
-        return _fused_envelope(along, gap)
+        # parts, as indices of more than 2 ** 31 places are slow
+        return torch.cat([_fused_envelope(part, gap) for part in along.split(64)])
     return torch.stack([(one[None] + gap[:, :, None]).amin(1) for one in along])
 
 
