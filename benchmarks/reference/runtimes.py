@@ -104,7 +104,10 @@ def _openvino(device: str, name: str, hints: tuple[str, str], quantized: tuple[s
         models[part] = _int8(models[part], list(_inputs(steps, part)))
     core = backend.openvino().Core()
     steps.encode, steps.click = (
-        backend.CompiledStep(core.compile_model(model, "CPU", backend._options(hint)), lambda: None)
+        backend.CompiledStep(
+            core.compile_model(model, "CPU", backend.Conversion(steps.click, tuple, hint).options()),
+            lambda: None,
+        )
         for model, hint in zip(models.values(), hints, strict=True)
     )
     return Ours(name, predictor)

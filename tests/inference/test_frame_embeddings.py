@@ -194,3 +194,24 @@ def test_one_thread_embeds_nothing_ahead(
             assert not found._begun
     finally:
         torch.set_num_threads(before)
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_torch_uses_one_thread_beside_embeddings_and_its_own_number_between(
+    predictor: Predictor, volume: Volume
+) -> None:
+    """What the caller does with a plane has all threads, also after an error."""
+    during = []
+    memory = SureMemory(predictor.network, SMALL).eval()
+    memory.register_forward_hook(lambda *_: during.append(torch.get_num_threads()))
+    anchors = anchor(sure_propagation(predictor.network), 0)
+    propagation = MemoryPropagation(predictor, memory, _Unreadable(volume, 4))
+    steps = propagation.propagate(anchors, volume.planes(0))
+    for _ in range(3):
+        next(steps)
+        assert torch.get_num_threads() == 2
+    with pytest.raises(OSError, match="plane 4"):
+        next(steps)
+    assert torch.get_num_threads() == 2
+    assert set(during) == {1}

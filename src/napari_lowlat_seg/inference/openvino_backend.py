@@ -152,11 +152,23 @@ class Conversion:
         Gives tensors to trace and check it with; called only if nothing is kept from earlier.
     hint
         Precision of its products, "f32" or "bf16".
+    share
+        It gets the threads of torch divided by this: other steps run beside it.
     """
 
     step: Step
     inputs: Callable[[], tuple[Tensor, ...]]
     hint: str = "f32"
+    share: int = 1
+
+    def options(self, calls: int = 1) -> dict[str, Any]:
+        """What OpenVINO is told, for this number of calls at a time, which share the threads."""
+        return {
+            "INFERENCE_PRECISION_HINT": self.hint,
+            **({"PERFORMANCE_HINT": "LATENCY"} if calls == 1 else {"NUM_STREAMS": calls}),
+            "INFERENCE_NUM_THREADS": max(1, torch.get_num_threads() // self.share),
+            "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
+        }
 
 
 def hint_of(precision: str) -> str:
@@ -244,7 +256,7 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
     folder = cache_dir() / "openvino" / _key(network, hint, core)
 
     def kept() -> dict[str, CompiledStep]:
-        return {name: _read(core, folder / name, one.hint, check) for name, one in steps.items()}
+        return {name: _read(core, folder / name, one, check) for name, one in steps.items()}
 
     try:
         found = kept()
@@ -257,9 +269,7 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
         inputs = {name: one.inputs() for name, one in steps.items()}
         expected = {name: one.step(*inputs[name]) for name, one in steps.items()}
         models = {name: _converted(network, one.step, *inputs[name]) for name, one in steps.items()}
-    made = {
-        name: core.compile_model(model, "CPU", _options(steps[name].hint)) for name, model in models.items()
-    }
+    made = {name: core.compile_model(model, "CPU", steps[name].options()) for name, model in models.items()}
     _store(made, folder)
     try:
         found = kept()  # as every later start does
@@ -276,17 +286,7 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
     return found
 
 
-def _options(hint: str, calls: int = 1) -> dict[str, Any]:
-    """What OpenVINO is told: `calls` at a time share the threads, each with its part of them."""
-    return {
-        "INFERENCE_PRECISION_HINT": hint,
-        **({"PERFORMANCE_HINT": "LATENCY"} if calls == 1 else {"NUM_STREAMS": calls}),
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
-    }
-
-
-def _read(core: Any, path: Path, hint: str, check: Check) -> CompiledStep:
+def _read(core: Any, path: Path, step: Conversion, check: Check) -> CompiledStep:
     """A step that `_store` wrote; raises ValueError where a byte of it was changed since.
 
     Its weights stay in the file, so that memory need not hold them as well.
@@ -297,7 +297,7 @@ def _read(core: Any, path: Path, hint: str, check: Check) -> CompiledStep:
         raise ValueError(f"{path} is damaged")
 
     def read(calls: int = 1) -> Any:
-        return core.import_model(openvino().Tensor(code, shared_memory=True), "CPU", _options(hint, calls))
+        return core.import_model(openvino().Tensor(code, shared_memory=True), "CPU", step.options(calls))
 
     return CompiledStep(read(), check, partial(read, CALLS))  # it keeps `code`, which OpenVINO does not
 

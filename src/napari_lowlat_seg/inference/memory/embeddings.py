@@ -8,10 +8,12 @@ begun through a frame that has moved since is dropped. Numbers: docs/decisions/b
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
@@ -84,6 +86,16 @@ class FrameEmbeddings:
             except Exception:
                 return
             self._begun[key] = backend.start(pixels, frame)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside, torch uses one thread if embeddings are begun: the processors are busy with these."""
+        threads, alone = torch.get_num_threads(), self._predictor.backend.ahead is None
+        torch.set_num_threads(threads if alone else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def drop(self) -> None:
         """Stop all that was begun, and give back the memory that it took."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,9 +129,14 @@ class MemoryPropagation:
         planes: Sequence[Plane],
         cancelled: Callable[[], bool],
     ) -> Iterator[PropagatedMask[Prediction]]:
+        steps = chain.from_iterable(self._across(anchors, planes, *gap, cancelled) for gap in gaps)
         try:
-            for gap in gaps:
-                yield from self._across(anchors, planes, *gap, cancelled)
+            while True:
+                with self._embeddings.beside():
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
         finally:
             self._embeddings.drop()
 

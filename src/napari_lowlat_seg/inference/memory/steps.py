@@ -69,7 +69,8 @@ class MemorySteps(nn.Module):
             hint_of,
         )
 
-        step = Conversion(self._on_tensors, self._example, hint_of(precision))
+        # The next planes are embedded meanwhile: with half of the threads the two do not wait for each other.
+        step = Conversion(self._on_tensors, self._example, hint_of(precision), share=2)
         try:
             self._compiled = compiled(self, {"memory": step}, check)["memory"]
         except ConversionError as problem:
