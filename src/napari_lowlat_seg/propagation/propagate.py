@@ -83,8 +83,8 @@ def propagate(
     once more with a `note` that says why the object ends there, `final` False; so does the plane before
     those stepped over.
 
-    The work for a plane is done when the plane is asked for, in the caller's thread; the generator may be
-    closed after any plane.
+    Planes are read, and the work for them is done, when they are asked for, in the caller's thread; only with
+    OpenVINO the next two are read and embedded while you use one. The generator may be closed at any time.
 
     Parameters
     ----------
