@@ -138,6 +138,23 @@ def test_what_is_under_way_stops_with_the_propagation(predictor: Predictor, volu
     assert not propagation._embeddings._begun
 
 
+@needs_openvino
+@pytest.mark.slow
+def test_two_propagations_at_once_share_the_encoder(predictor: Predictor, volume: Volume) -> None:
+    """The one that ends first does not take it from the other."""
+    anchors = anchor(sure_propagation(predictor.network), 0)
+    memory = SureMemory(predictor.network, SMALL).eval()
+    alone, other, third = (
+        MemoryPropagation(predictor, memory, volume).propagate(anchors, volume.planes(0)) for _ in range(3)
+    )
+    expected = [step.prediction.probability for step in alone]
+    found = [next(other).prediction.probability]
+    next(third)
+    del third
+    found += [step.prediction.probability for step in other]
+    np.testing.assert_array_equal(found, expected)
+
+
 class _Stop(Exception):
     pass
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,8 +137,9 @@ class CompiledStep:
         return None if self._again is None else CompiledStep(self._again(), self._check, self._again)
 
     def rest(self) -> None:
-        """Give back the memory that only a step under way needs, while none is."""
-        self._compiled.release_memory()
+        """Give back the memory that only a step under way needs, if none is."""
+        with suppress(RuntimeError):  # raised where one is
+            self._compiled.release_memory()
 
 
 @dataclass(frozen=True)

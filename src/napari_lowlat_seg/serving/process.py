@@ -124,7 +124,7 @@ class PredictionProcess:
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
-        """As `PredictionService.propagate`; each plane is read here when an object reaches it."""
+        """As `PredictionService.propagate`; a plane is read here when the object is two planes before it."""
         with suppress(Interrupted):
             yield from self._request("propagate", request, sources, cancelled, (int, PropagatedMask))
 
