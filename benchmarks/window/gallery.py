@@ -38,7 +38,7 @@ LARGEST = 2_000_000
 
 
 class Scene:
-    """A window with one of the samples and the widget, and a hand that uses it.
+    """A window with one of the samples, or a file, and the widget, and a hand that uses it.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Scene:
         Pictures of a recording, with the milliseconds for which each is shown.
     """
 
-    def __init__(self, sample: str) -> None:
+    def __init__(self, image: str | Path) -> None:
         import napari
 
         from napari_lowlat_seg.plugin.widget import LowlatWidget
@@ -54,7 +54,10 @@ class Scene:
         sys.path.append(str(Path(__file__).parents[2] / "tests"))
         self.viewer: Any = napari.Viewer()
         self.viewer.window.resize(*SIZE)
-        self.viewer.open_sample("napari-lowlat-seg", sample)
+        if isinstance(image, Path):
+            self.viewer.open(str(image), plugin="napari" if image.suffix == ".tif" else "napari-lowlat-seg")
+        else:
+            self.viewer.open_sample("napari-lowlat-seg", image)
         self.widget = LowlatWidget(self.viewer)
         self.viewer.window.add_dock_widget(self.widget, name="Segment by clicking")
         wait_until(lambda: self.widget.controller is not None and self.widget.sentence == "ready", 300)
@@ -152,9 +155,9 @@ def save_recording(frames: list[tuple[Image.Image, int]], path: Path) -> None:
 
 
 @contextmanager
-def window(sample: str) -> Iterator[Scene]:
+def window(image: str | Path) -> Iterator[Scene]:
     """A scene that is closed at the end."""
-    scene = Scene(sample)
+    scene = Scene(image)
     try:
         yield scene
     finally:

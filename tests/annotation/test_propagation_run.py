@@ -304,6 +304,35 @@ def test_the_most_uncertain_plane_and_the_next_anchor() -> None:
     assert next_anchor(session, PLANES, _plane(8)) == _plane(4)
 
 
+def test_what_is_left_of_a_run_is_known_by_ends_and_by_planes_that_come_twice() -> None:
+    """For the time left: nothing behind an end, two masks between anchors; one where an anchor is empty."""
+    session = _session()
+    _click(session, 6, _ball()[6])
+    run = PropagationRun.propagation(session, PLANES)
+    mask = SoftMask.of(_ball()[5].astype(np.float32))
+    found = PropagatedMask(_plane(5), mask, 0.5)
+    assert run.apply(session.current, found)
+    assert (run.came, run.left, run.expected) == (1, 11, 12)
+    run.apply(session.current, replace(found, final=False, note="stepped over: plane 4 is blank"))
+    assert (run.left, run.expected) == (11, 12)
+    run.apply(session.current, replace(found, final=False, note="ends here: too dark"))
+    assert (run.left, run.expected) == (6, 7)  # planes 7 to 12
+    beside = RefusedPlane(_plane(7), 0.1, 9, "is darker")
+    at_anchor = PropagatedMask(_plane(6), mask, 1.0, False, "ends here: plane 7 is darker", (beside,))
+    run.apply(session.current, at_anchor)
+    assert (run.came, run.left, run.expected, run.count) == (1, 0, 1, 12)
+    run.finish()
+    _click(session, 10, np.zeros(SHAPE[1:], bool))
+    assert PropagationRun.propagation(session, PLANES).left == 3 + 2  # planes 7 to 9, 11 and 12
+    session.undo()
+    _click(session, 9, _ball()[9])
+    run = PropagationRun.propagation(session, PLANES)
+    assert (run.count, run.left) == (5, 7)  # planes 7, 8 twice, 10 to 12
+    for note in ("ends here: from one side", "ends here"):
+        run.apply(session.current, PropagatedMask(_plane(7), mask, 0.5, False, note))
+    assert run.expected == 5
+
+
 def _ended(session: Session, reached: int, refused: RefusedPlane) -> None:
     """A run that reached one plane and ended at another."""
     run = PropagationRun.propagation(session, PLANES)

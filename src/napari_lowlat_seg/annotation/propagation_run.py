@@ -28,7 +28,7 @@ from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import doubtful_point, doubts
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane, affected
+from napari_lowlat_seg.propagation.sweep import ENDS, PropagatedMask, RefusedPlane, affected, anchor_gaps
 
 
 class PropagationService(Protocol):
@@ -51,7 +51,9 @@ class PropagationRun:
     request
         What `PredictionService.propagate` takes.
     count
-        How many masks may come.
+        How many planes may get a mask, of all objects.
+    came, left
+        How many masks have come, and how many more may; planes between two anchors get two.
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class PropagationRun:
         request: PropagationRequest,
         *,
         count: int,
+        twice: int = 0,
         old: Iterable[Plane] = (),
         writes: bool = False,
     ) -> None:
         self.request, self.count = request, count
+        self.came, self.left = 0, count + twice
+        self._passed = 0
         self._session, self._step, self._writes = session, step, writes
         self._reached: set[tuple[int, Plane]] = set()
         self._old = set(old)
@@ -94,9 +99,15 @@ class PropagationRun:
             )
         step = session.open_transaction("propagate", next(iter(anchors)))
         open_planes = affected(anchors, planes, changed)
+        places = {place: anchors[plane].pixels for place, plane in enumerate(planes) if plane in anchors}
+        twice = sum(
+            hi - lo - 1
+            for lo, hi in anchor_gaps(anchors, planes, changed)
+            if lo is not None and hi is not None and places[lo] and places[hi]
+        )
         old = [plane for plane in open_planes if session.state(plane).confidence is not None]
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
-        return cls(session, step, request, count=len(open_planes), old=old)
+        return cls(session, step, request, count=len(open_planes), twice=twice, old=old)
 
     @classmethod
     def interpolation(cls, session: Session, planes: Sequence[Plane]) -> PropagationRun:
@@ -158,6 +169,11 @@ class PropagationRun:
         return len(self._reached)
 
     @property
+    def expected(self) -> int:
+        """How many masks may come, less those of planes behind an end that a sweep has found."""
+        return self.count - self._passed
+
+    @property
     def old(self) -> frozenset[Plane]:
         """The planes whose mask of an earlier run has not been replaced so far."""
         return frozenset(self._old)
@@ -182,6 +198,7 @@ class PropagationRun:
             if not self._writes:  # of many objects nobody would read them
                 self._notes.append(f"plane {plane.position}: {found.note}")
                 self._refused += found.refused
+                self._pass(number, found)
             return False
         if number == self._session.current:
             state = self._session.state(plane)
@@ -196,7 +213,19 @@ class PropagationRun:
             self._step.change({key: state})
         self._reached.add(key)
         self._old.discard(plane)
+        self.came, self.left = self.came + 1, max(0, self.left - 1)
         return True
+
+    def _pass(self, number: int, ended: PropagatedMask[SoftMask]) -> None:
+        """Expect no mask behind the end of a sweep from the first or the last anchor."""
+        anchors = [plane.position for plane in self.request.anchors[number]]
+        end = ended.plane.position
+        beside = ended.refused[0].plane.position if ended.refused else end  # an anchor may be the end
+        below, above = beside < min(anchors), beside > max(anchors)
+        if str(ended.note).startswith(ENDS) and (below or above):
+            passed = sum(one.position < end if below else one.position > end for one in self.request.planes)
+            self._passed += passed
+            self.left = max(0, self.left - passed)
 
     def finish(self) -> None:
         """Complete the undo step when all masks have come, and record them for the next run."""

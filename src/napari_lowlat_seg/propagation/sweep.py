@@ -34,6 +34,9 @@ MIN_OVERLAP = 0.3
 MAX_SKIPPED = 3
 """Damaged planes in a row that a sweep steps over."""
 
+ENDS = "ends here"
+"""How the note of a plane begins beyond which the object was not followed."""
+
 FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its prediction from the other side."""
 
@@ -331,7 +334,7 @@ class Sweep(Generic[M]):
                 skipped.append(f"plane {self.planes[place].position} {damage}")
                 problem = "; ".join(skipped) if len(skipped) > MAX_SKIPPED else ""
             if problem:
-                yield replace(last, note=f"ends here: {problem}")
+                yield replace(last, note=f"{ENDS}: {problem}")
                 return
             if damage:
                 continue
@@ -341,7 +344,7 @@ class Sweep(Generic[M]):
             last, before = _Visit(place, following, last.agreement * kept), here
             yield last
         if skipped:
-            yield replace(last, note=f"ends here: {'; '.join(skipped)}")
+            yield replace(last, note=f"{ENDS}: {'; '.join(skipped)}")
 
     def _gray(self, place: int) -> np.ndarray:
         return self.gray(self.planes[place])

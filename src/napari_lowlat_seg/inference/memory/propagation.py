@@ -32,6 +32,7 @@ from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
 from napari_lowlat_seg.propagation.neighbours import Brightness, click_position, damage_of, iou
 from napari_lowlat_seg.propagation.sweep import (
+    ENDS,
     MAX_SKIPPED,
     Gap,
     ProbabilityMask,
@@ -255,7 +256,7 @@ class MemoryPropagation:
             mask, known[place], gray = step.prediction.mask, step.prediction.probability, here
             earlier, before = before, place
             _keep_only({start, end, before, earlier}, known, entries)
-        yield from _noted(last, "ends here", passed, refused)
+        yield from _noted(last, ENDS, passed, refused)
 
     def _problem(
         self,

@@ -139,8 +139,8 @@ class PropagationController(Listener):
         if run is None:
             return None
         spent = time.monotonic() - self._begun
-        left = spent / run.done * (run.count - run.done) if run.done and spent > 2 else None
-        return Progress(self._what, run.done, run.count, left)
+        left = spent / run.came * run.left if run.came and spent > 2 else None
+        return Progress(self._what, run.done, run.expected, left)
 
     @property
     def running(self) -> bool:
@@ -202,7 +202,7 @@ class PropagationController(Listener):
             self._worker.stop_propagation()
             run.stop()
             kept = ", the others keep their masks of before" if run.old else ""
-            self.status.emit(f"stopped after {run.done} of {run.count} planes{kept}")
+            self.status.emit(f"stopped after {run.done} of {run.expected} planes{kept}")
             self.changed.emit()
 
     # Steps
