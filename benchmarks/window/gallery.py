@@ -248,6 +248,24 @@ def mri_pictures(folder: Path) -> None:
         save_recording(scene.frames, folder / "recording-scribble.webp")
 
 
+def end_picture(folder: Path) -> None:
+    """A tumour propagated from one click, and the plane behind its end, which the strip marks."""
+    from napari_lowlat_seg.io.files import as_shown, read_volume
+    from napari_lowlat_seg.io.samples import sample_path
+
+    tumour = np.asarray(as_shown(read_volume(sample_path("mri_glioma_reference.nii.gz"))).data) > 0
+    plane = int(tumour.sum(axis=(1, 2)).argmax())
+    row, col = np.median(np.argwhere(tumour[plane]), axis=0)
+    with window("mri") as scene:
+        scene.go(plane)
+        scene.click((float(row), float(col)))
+        scene.key("Shift+J")
+        (end, _), *_ = scene.controller.propagation.state.marks
+        scene.widget.form.volume.strip.clicked.emit(end - 1)
+        scene.rest()
+        _save(scene.picture(), folder / "guide-end.png")
+
+
 def recording_click(folder: Path) -> None:
     """One click, accept, the next object."""
     with window("em") as scene:
@@ -386,6 +404,7 @@ def stages(folder: Path) -> None:
 SCENES: dict[str, Callable[[Path], None]] = {
     "em": em_pictures,
     "mri": mri_pictures,
+    "end": end_picture,
     "click": recording_click,
     "propagate": recording_propagate,
     "objects": objects_picture,

@@ -159,7 +159,8 @@ def measure(
     position = scene.controller.plane.position
     row["corrected"] = session.annotate(position, CLICKS)
     session.look("corrected")
-    row["corrected once"] = session.propagate("again")
+    if row["corrected"]["clicks"]:
+        row["corrected once"] = session.propagate("again")
     scene.key("Enter")
     session.look("accepted")
     for number, (stage, picture) in enumerate(session.pictures):

@@ -190,9 +190,13 @@ class PropagationController(Listener):
         self._visit(most_uncertain_plane(self._session, self.stack), "nothing has been propagated yet")
 
     def look_at(self, position: int) -> None:
-        """Show the plane at a position of the stack."""
+        """Show the plane at a position of the stack, and say why it has no mask if a sweep ended there."""
         stack = self.stack
-        if 0 <= position < len(stack):
+        if not 0 <= position < len(stack):
+            return
+        if stack[position] in refused_planes(self._session, stack):
+            self._visit(stack[position], "")
+        else:
             self._current_plane.look_at(stack[position])
 
     def stop(self) -> None:
