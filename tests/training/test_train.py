@@ -15,8 +15,6 @@ from torch import Tensor
 from napari_lowlat_seg.models.checkpoints import load_model, save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.tinyvit import UPSTREAM_WINDOWS, TinyViT
-from napari_lowlat_seg.training.data.pictures import read_sets
-from napari_lowlat_seg.training.data.views import Views
 from napari_lowlat_seg.training.losses import (
     LossMix,
     boundary_loss,
@@ -24,7 +22,6 @@ from napari_lowlat_seg.training.losses import (
     normalized_focal_loss,
     round_loss,
 )
-from napari_lowlat_seg.training.steps import LEARNT, SILENT, Parts, drawn_rounds, one_step
 from napari_lowlat_seg.training.train import (
     Run,
     TrainConfig,
@@ -221,7 +218,6 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path: Path, text: 
         ("default-3", 5432),
         ("default-4", 6573),
         ("default-6", 3886),
-        ("default-7", 3400),
         ("candidates", 5000),
     ],
 )
@@ -231,43 +227,6 @@ def test_a_recipe_is_one_that_runs(name: str, steps: int) -> None:
     assert math.isclose(sum(config.domains.values()), 1)
     assert CompactConfig(**config.model) == CompactConfig(candidates=2 if name == "candidates" else 0)
     assert config.steps == steps
-
-
-def test_rounds_follow_from_seed_and_step() -> None:
-    """Without late steps all rounds teach; late ones are a share, and edge crops go on before the last."""
-    drawn = [drawn_rounds(TrainConfig(), step) for step in range(200)]
-    assert {silent for silent, _, _ in drawn} == {0}
-    assert {learnt for _, learnt, _ in drawn} == set(TrainConfig().rounds)
-    some = [drawn_rounds(TrainConfig(late=0.35), step) for step in range(1000)]
-    late = [one for one in some if one[0]]
-    assert 280 < len(late) < 420
-    assert {silent for silent, _, _ in late} == set(range(SILENT[0], SILENT[1] + 1))
-    assert {learnt for _, learnt, _ in late} == set(range(LEARNT[0], LEARNT[1] + 1))
-    assert all(handover < silent + learnt - 1 for silent, learnt, handover in late)
-    assert some == [drawn_rounds(TrainConfig(late=0.35), step) for step in range(1000)]
-
-
-def test_a_late_step_learns_from_its_last_rounds_only(tiny: TrainConfig) -> None:
-    """The rounds before see constant features and have no gradient; clicks gather on the maps."""
-    config = replace(tiny, late=1.0)
-    run = Run(config, "cpu")
-    plain = Parts.of(run.network, compiled=False)
-    silent, learnt, _ = drawn_rounds(config, 0)
-    learns, marked = [], []
-
-    def decode(features: tuple[Tensor, ...], maps: Tensor) -> tuple[Tensor, Tensor]:
-        logits, quality = plain.decode(features, maps)
-        learns.append((features[0].requires_grad, logits.requires_grad))
-        marked.append(float(maps[:, 1:].sum()))
-        return logits, quality
-
-    sets = read_sets(Path(config.data), config.domains, {})
-    views = Views(sets, run.network.size, config.batch, 1, torch.zeros(3))
-    found = one_step(run, views, config, torch.Generator().manual_seed(1), plain._replace(decode=decode))
-    assert learns == [(False, False)] * silent + [(True, True)] * learnt
-    assert marked[-1] > marked[0]
-    assert bool(torch.isfinite(found).all())
-    assert all(parameter.grad is not None for parameter in run.parameters)
 
 
 @pytest.mark.slow

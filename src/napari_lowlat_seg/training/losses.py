@@ -69,13 +69,6 @@ def boundary_loss(logits: Tensor, truth: Tensor, valid: Tensor, width: int = 3, 
     return 1 - 2 * precision * recall / (precision + recall)
 
 
-def mask_iou(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return the IoU (B,) of the masks of logits, without padding; all (B, 1, h, w)."""
-    mask = (logits.detach().float().sigmoid() > THRESHOLD).float() * valid
-    union = torch.maximum(mask, truth).sum((1, 2, 3))
-    return (mask * truth).sum((1, 2, 3)) / union.clamp(min=1)
-
-
 def round_loss(
     logits: Tensor, quality: Tensor, truth: Tensor, valid: Tensor, mix: LossMix
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +85,9 @@ def round_loss(
     """
     logits = logits.float()
     labels = torch.where(valid > 0.5, truth, -1.0)
-    iou = mask_iou(logits, truth, valid)
+    mask = (logits.detach().sigmoid() > THRESHOLD).float() * valid
+    union = torch.maximum(mask, truth).sum((1, 2, 3))
+    iou = (mask * truth).sum((1, 2, 3)) / union.clamp(min=1)
     quality_error = F.mse_loss(quality.float(), iou, reduction="none")
     loss = normalized_focal_loss(logits, labels) + quality_error
     for weight, part in ((mix.dice, dice_loss), (mix.boundary, boundary_loss)):

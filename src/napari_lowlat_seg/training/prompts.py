@@ -76,8 +76,7 @@ def depth(region: Tensor) -> Tensor:
 def _lower_envelope(along: Tensor, gap: Tensor) -> Tensor:
     """Minimum over r' of along[b, r', c] + gap[r, r'], (B, R, C)."""
     if along.is_cuda:
-        # parts, as indices of more than 2 ** 31 places are slow
-        return torch.cat([_fused_envelope(part, gap) for part in along.split(64)])
+        return _fused_envelope(along, gap)
     return torch.stack([(one[None] + gap[:, :, None]).amin(1) for one in along])
 
 
@@ -301,8 +300,8 @@ class BatchAnnotator:
         It lies at the deepest error and has the sign that repairs it; a sample without an error gets none.
         """
         mask = probability[:, 0] > THRESHOLD
-        errors = torch.cat([self.truth & ~mask, mask & ~self.truth]) & self.valid.repeat(2, 1, 1)
-        missed, wrong = depth(errors).chunk(2)
+        missed = depth(self.truth & ~mask & self.valid)
+        wrong = depth(mask & ~self.truth & self.valid)
         # a tie is negative, as in the evaluation
         positive = missed.flatten(1).amax(1) > wrong.flatten(1).amax(1)
         depths = torch.where(positive[:, None, None], missed, wrong)

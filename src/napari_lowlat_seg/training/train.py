@@ -11,8 +11,8 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ from napari_lowlat_seg.models.compact import Compact, CompactConfig, FusionBlock
 from napari_lowlat_seg.models.tinyvit import resize_windows
 from napari_lowlat_seg.training.data.pictures import read_sets
 from napari_lowlat_seg.training.data.prefetch import Prefetcher
-from napari_lowlat_seg.training.data.views import Batch, ColourAugmentation, Views
-from napari_lowlat_seg.training.losses import LossMix
+from napari_lowlat_seg.training.data.views import Batch, ColourAugmentation, Views, continue_from_parents
+from napari_lowlat_seg.training.losses import LossMix, round_loss
 from napari_lowlat_seg.training.processes import Worker
-from napari_lowlat_seg.training.prompts import PromptMix
-from napari_lowlat_seg.training.steps import Parts, one_step
+from napari_lowlat_seg.training.prompts import BatchAnnotator, PromptMix
 
 
 def starting_network(config: CompactConfig, start: str, seed: int) -> Compact:
@@ -117,9 +116,6 @@ class TrainConfig:
         Pictures per set, for short tests; all if None.
     rounds
         Numbers of prompts per step, one drawn for each step.
-    late
-        Share of the steps, in [0, 1], that begin with rounds from which nothing is learnt, so that the others
-        see what is left after many clicks; see `training.steps`.
     domains, shares
         Share of the views per domain, and factors on single sets; see `read_sets`.
     edges, synthetic
@@ -153,7 +149,6 @@ class TrainConfig:
         default_factory=lambda: {"natural": 0.42, "em": 0.24, "med": 0.16, "cells": 0.18}
     )
     shares: dict[str, float] = field(default_factory=dict)
-    late: float = 0.0
     edges: float = 0.0
     synthetic: float = 0.0
     closer: float = 0.0
@@ -307,6 +302,59 @@ class Run:
         torch._foreach_lerp_(list(self.average.values()), [now[name] for name in self.average], 1 - keep)
 
 
+def one_step(
+    run: Run,
+    views: Views | Prefetcher[Batch],
+    config: TrainConfig,
+    generator: torch.Generator,
+    encode: Callable[..., Any],
+    decode: Callable[..., Any],
+) -> Tensor:
+    """Return loss and mean IoU after the first and last round, (3,), of one batch; leaves the gradients.
+
+    Parameters
+    ----------
+    generator
+        Draws the prompts, on the device of the views.
+    encode
+        Features of images (B, 3, S, S).
+    decode
+        Logits (B, 1, S/2, S/2) and predicted IoUs (B,) of features and prompt maps (B, 3, S, S).
+    """
+    batch = views.next()
+    device = batch.image.device.type
+    # A view whose target was warped out of it teaches nothing.
+    weight = (batch.truth.sum((1, 2, 3)) > 8).float()
+    # drawn from the step, so that several devices do the same number of rounds
+    dice = torch.Generator().manual_seed(config.seed + run.step)
+    rounds = config.rounds[int(torch.randint(len(config.rounds), (), generator=dice))]
+    # the round after which the edge crops go on from their parents' masks
+    handover = int(torch.randint(max(1, rounds - 1), (), generator=dice))
+    mix, losses = PromptMix(**config.prompts), LossMix(**config.loss)
+    annotators = BatchAnnotator(batch.truth, batch.valid, run.network.radius, mix, generator)
+    annotators.begin()
+    total = batch.image.new_zeros(())
+    ious = []
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        features = encode(batch.image)
+    for number in range(rounds):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits, quality = decode(features, annotators.maps)
+        loss, iou = round_loss(logits, quality, batch.truth, batch.valid, losses)
+        counted = weight * ~annotators.wrong_clicks
+        total = total + (loss * counted).sum() / counted.sum().clamp(min=1) / rounds
+        ious.append((iou * weight).sum() / weight.sum().clamp(min=1))
+        if number + 1 < rounds:
+            with torch.no_grad():
+                probability = logits.detach().float().sigmoid()
+                if number == handover and len(batch.edge_crops.squares):
+                    continue_from_parents(annotators, probability, batch.edge_crops)
+                else:
+                    annotators.correct(probability)
+    total.backward()
+    return torch.stack([total.detach(), ious[0].detach(), ious[-1].detach()])
+
+
 class Log:
     """Mean losses of the last steps, one line of JSON each time they are written."""
 
@@ -384,14 +432,11 @@ def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Pat
     seed = config.seed + 1_000_000 * worker.rank + run.step  # no two processes see the same views
     views = _views(run, config, seed, worker.device)
     generator = torch.Generator(worker.device).manual_seed(seed)
-    parts = Parts.of(run.network, config.compile)
+    encode, decode = _halves(run.network, config.compile)
     log = Log(out / f"log-{worker.rank}.jsonl", config, worker)
     over = run.step >= config.steps
-    # the first step needs all that is to be compiled, while no view is drawn beside it
-    settings = replace(config, late=1.0) if config.late else config
     while not over:
-        log.add(one_step(run, views, settings, generator, parts))
-        settings = config
+        log.add(one_step(run, views, config, generator, encode, decode))
         run.update(config)
         over = run.step == config.steps
         if run.step % 50 == 0 or over:  # not in every step: both wait for the device
@@ -421,6 +466,18 @@ def _views(run: Run, config: TrainConfig, seed: int, device: str) -> Prefetcher[
         config.edges, config.synthetic, config.closer,
     )  # fmt: skip
     return Prefetcher(views.next, views.device, 10)
+
+
+def _halves(network: Compact, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The network's encoder, and its decoder from features and prompt maps."""
+
+    def decode(features: tuple[Tensor, ...], maps: Tensor) -> Any:
+        return network.decode(network.fuse(features, maps))
+
+    encode: Callable[..., Any] = network.encode
+    if not compiled:
+        return encode, decode
+    return torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
 
 
 def train_from_config(path: Path, resume: bool = False, force: bool = False) -> Path:

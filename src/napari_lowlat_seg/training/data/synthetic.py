@@ -62,6 +62,7 @@ class SyntheticAnatomies:
         """Return random label maps (count, S, S) int64 in 0..LABELS - 1."""
         strength = self._uniform(count, 2, 1, 1, low=0.02, high=0.16)
         at = self.at + strength * self._smooth(count, 2)  # (B, 2, S, S), warped
+        y, x = at[:, 0], at[:, 1]
         # 1. tissue: power diagram, whose cells are convex before the warp and so stay in one piece
         seeds = self._uniform(count, CELLS, 2, low=-0.1, high=1.1)
         spread = self._uniform(count, 1, low=0.0, high=0.06)
@@ -71,17 +72,22 @@ class SyntheticAnatomies:
         nearness = torch.baddbmm(bonus[:, None], at.flatten(2).transpose(1, 2), 2 * seeds.transpose(1, 2))
         labels = FIRST_CELL + nearness.argmax(2).view(count, self.size, self.size)
         # 2. body: in three of four views, with a wall or without
-        body = self._ellipses(1, count, (0.4, 0.6), (0.3, 0.6))[0]
-        whole = self._chance(count, 0.25)
+        level = self._ellipse(y, x, self._uniform(count, 2, low=0.4, high=0.6), (0.3, 0.6))
+        whole = self._chance(count, 0.25)[:, None, None]
         wall = torch.where(self._chance(count, 0.6), self._uniform(count, low=0.02, high=0.15), 0.0)
+        labels = torch.where((level > 1 - wall[:, None, None]) & ~whole, 1, labels)
+        labels = torch.where((level > 1) & ~whole, 0, labels)
         # 3. organs: later ones lie over earlier ones
-        organs = self._ellipses(ORGANS, count, (0.1, 0.9), (0.02, 0.22))
-        shown = self._chance(ORGANS, 0.7, count)
-        thick = self._uniform(ORGANS, count, low=0.15, high=0.6)
-        thick = torch.where(self._chance(ORGANS, 0.5, count), thick, 0.0)
-        lay = _compiled_laid if labels.is_cuda else _laid
-        laid: Tensor = lay(labels, at, body, whole, wall, organs, shown, thick)
-        return laid
+        inside = (level < 1) | whole
+        for number in range(ORGANS):
+            shown = inside & self._chance(count, 0.7)[:, None, None]
+            level = self._ellipse(y, x, self._uniform(count, 2, low=0.1, high=0.9), (0.02, 0.22))
+            thick = torch.where(self._chance(count, 0.5), self._uniform(count, low=0.15, high=0.6), 0.0)
+            thick = thick[:, None, None]
+            first = FIRST_ORGAN + 2 * number
+            labels = torch.where(shown & (level < 1), first, labels)
+            labels = torch.where(shown & (level < 1 - thick), first + 1, labels)
+        return labels
 
     def image(self, labels: Tensor) -> Tensor:
         """Return pictures (B, 3, S, S) float32 in 0..255 of label maps (B, S, S) int64."""
@@ -167,19 +173,19 @@ class SyntheticAnatomies:
             field = field + weight * F.interpolate(noise, (self.size, self.size), mode="bicubic")
         return field
 
-    def _ellipses(
-        self, number: int, count: int, middles: tuple[float, float], radii: tuple[float, float]
-    ) -> Tensor:
-        """Draw `number` ellipses for each view, as `_level` takes them: (number, B, 6).
+    def _ellipse(self, y: Tensor, x: Tensor, middle: Tensor, radii: tuple[float, float]) -> Tensor:
+        """Level (B, S, S) of one random ellipse each in warped coordinates: 1 on its outline, less inside.
 
-        Middles are drawn evenly, radii evenly on a logarithmic scale, in parts of the view's side.
+        `middle` (B, 2), and radii drawn evenly on a logarithmic scale, in parts of the view's side.
         """
         low, high = (math.log(one) for one in radii)
-        middle = self._uniform(number, count, 2, low=middles[0], high=middles[1])
-        radius = self._uniform(number, count, 2, low=low, high=high).exp()
-        radius = torch.maximum(radius, radius.flip(2) * 0.35)  # no needles
-        angle = self._uniform(number, count, 1, high=torch.pi)
-        return torch.cat([middle, radius, angle.cos(), angle.sin()], 2)
+        radius = self._uniform(len(y), 2, low=low, high=high).exp()
+        radius = torch.maximum(radius, radius.flip(1) * 0.35)  # no needles
+        angle = self._uniform(len(y), high=torch.pi)[:, None, None]
+        dy, dx = y - middle[:, 0, None, None], x - middle[:, 1, None, None]
+        along = (dy * angle.cos() + dx * angle.sin()) / radius[:, 0, None, None]
+        across = (dx * angle.cos() - dy * angle.sin()) / radius[:, 1, None, None]
+        return (along.square() + across.square()).sqrt()
 
     def _outline(self, labels: Tensor) -> Tensor:
         """Where a pixel's label differs from that below or to the right, (B, S, S) bool."""
@@ -212,59 +218,3 @@ class SyntheticAnatomies:
         direction = torch.stack([turn.cos(), turn.sin()], 1) * waves[:, None]
         phase = torch.einsum("bk,kyx->byx", direction, self.at)
         return (phase.sin() * part[:, None, None])[:, None]
-
-
-def _level(at: Tensor, ellipse: Tensor) -> Tensor:
-    """Level (B, S, S) of one ellipse each in coordinates (B, 2, S, S): 1 on its outline, less inside.
-
-    An ellipse (B, 6) is its middle, its two radii, and the cosine and sine of its angle.
-    """
-    middle_y, middle_x, along_radius, across_radius, cos, sin = (
-        column[:, None, None] for column in ellipse.unbind(1)
-    )
-    dy, dx = at[:, 0] - middle_y, at[:, 1] - middle_x
-    along = (dy * cos + dx * sin) / along_radius
-    across = (dx * cos - dy * sin) / across_radius
-    return (along.square() + across.square()).sqrt()
-
-
-def _laid(
-    labels: Tensor,
-    at: Tensor,
-    body: Tensor,
-    whole: Tensor,
-    wall: Tensor,
-    organs: Tensor,
-    shown: Tensor,
-    thick: Tensor,
-) -> Tensor:
-    """Lay a body and its organs over tissue, (B, S, S) int64.
-
-    Parameters
-    ----------
-    labels
-        Of the tissue.
-    at
-        Warped coordinates (B, 2, S, S).
-    body, organs
-        Ellipses (B, 6) and (ORGANS, B, 6).
-    whole, wall
-        Which views the tissue fills (B,), and the thickness (B,) of the body's wall.
-    shown, thick
-        Which organs are there, and the thickness of their walls, (ORGANS, B).
-    """
-    whole = whole[:, None, None]
-    level = _level(at, body)
-    labels = torch.where((level > 1 - wall[:, None, None]) & ~whole, 1, labels)
-    labels = torch.where((level > 1) & ~whole, 0, labels)
-    inside = (level < 1) | whole
-    for number in range(ORGANS):
-        level = _level(at, organs[number])
-        there = inside & shown[number, :, None, None]
-        first = FIRST_ORGAN + 2 * number
-        labels = torch.where(there & (level < 1), first, labels)
-        labels = torch.where(there & (level < 1 - thick[number, :, None, None]), first + 1, labels)
-    return labels
-
-
-_compiled_laid = torch.compile(_laid, dynamic=False)

@@ -289,56 +289,25 @@ def recolour(image: Tensor, colours: ColourAugmentation, generator: torch.Genera
         picked = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < share
         return torch.where(picked, values, neutral)
 
-    gray = draw(1, 1, colours.gray, 0)
-    tint = torch.empty(batch, 3, 1, 1, device=device).uniform_(0.8, 1.2, generator=generator)
-    tint = torch.lerp(torch.ones_like(tint), tint, draw(0, 1, colours.tint, 0))
-    inverted = draw(1, 1, colours.inverted, 0)
-    gamma = draw(-0.7, 0.7, colours.gamma, 0).exp()
-    contrast, brightness = draw(0.35, 1.6, colours.contrast, 1), draw(-0.25, 0.25, colours.contrast, 0)
-    blur, coarse = draw(0.3, 1, colours.blur, 0), draw(1, 1, colours.coarse, 0)
-    noise = torch.randn(image.shape, device=device, generator=generator)
-    alike, strength = draw(1, 1, 0.6, 0), draw(0, 0.12, colours.noise, 0)
-    change = _compiled_recoloured if image.is_cuda else _recoloured
-    changed: Tensor = change(
-        image, gray, tint, inverted, gamma, contrast, brightness, blur, coarse, noise, alike, strength
-    )
-    return changed
-
-
-def _recoloured(
-    image: Tensor,
-    gray: Tensor,
-    tint: Tensor,
-    inverted: Tensor,
-    gamma: Tensor,
-    contrast: Tensor,
-    brightness: Tensor,
-    blur: Tensor,
-    coarse: Tensor,
-    noise: Tensor,
-    alike: Tensor,
-    strength: Tensor,
-) -> Tensor:
-    """The views (B, 3, S, S) of `recolour` with changes drawn for each, (B, 1, 1, 1) or (B, 3, 1, 1)."""
     x = image / 255
-    gray_image = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
-    x = torch.lerp(x, gray_image.expand_as(x), gray) * tint
-    x = torch.lerp(x, 1 - x, inverted)
-    x = x.clamp(1e-4, 1) ** gamma
-    x = (x - 0.5) * contrast + 0.5 + brightness
-    ramp = torch.arange(-4, 5, device=x.device, dtype=x.dtype)
+    gray = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(x)
+    x = torch.lerp(x, gray, draw(1, 1, colours.gray, 0))
+    tint = torch.empty(batch, 3, 1, 1, device=device).uniform_(0.8, 1.2, generator=generator)
+    x = x * torch.lerp(torch.ones_like(tint), tint, draw(0, 1, colours.tint, 0))
+    x = torch.lerp(x, 1 - x, draw(1, 1, colours.inverted, 0))
+    x = x.clamp(1e-4, 1) ** draw(-0.7, 0.7, colours.gamma, 0).exp()
+    x = (x - 0.5) * draw(0.35, 1.6, colours.contrast, 1) + 0.5 + draw(-0.25, 0.25, colours.contrast, 0)
+    ramp = torch.arange(-4, 5, device=device, dtype=x.dtype)
     kernel = torch.exp(-(ramp**2) / 4.5)
     kernel = (kernel / kernel.sum()).expand(3, 1, 9)
     smooth = F.conv2d(x, kernel[:, :, None], padding=(0, 4), groups=3)
     smooth = F.conv2d(smooth, kernel[..., None], padding=(4, 0), groups=3)
-    x = torch.lerp(x, smooth, blur)
-    squares = F.interpolate(F.avg_pool2d(x, 4), x.shape[-2:], mode="bilinear")
-    x = torch.lerp(x, squares, coarse)
-    noise = torch.lerp(noise, noise[:, :1].expand_as(noise), alike)
-    return (x + noise * strength).clamp(0, 1) * 255
-
-
-_compiled_recoloured = torch.compile(_recoloured, dynamic=False)
+    x = torch.lerp(x, smooth, draw(0.3, 1, colours.blur, 0))
+    coarse = F.interpolate(F.avg_pool2d(x, 4), x.shape[-2:], mode="bilinear")
+    x = torch.lerp(x, coarse, draw(1, 1, colours.coarse, 0))
+    noise = torch.randn(x.shape, device=device, generator=generator)
+    noise = torch.lerp(noise, noise[:, :1].expand_as(noise), draw(1, 1, 0.6, 0))
+    return (x + noise * draw(0, 0.12, colours.noise, 0)).clamp(0, 1) * 255
 
 
 class Views:
