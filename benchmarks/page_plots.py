@@ -12,6 +12,7 @@ from typing import Any
 
 DOMAINS = ("em", "med", "cells", "natural", "all")
 OURS, OTHERS = "#2b6cb0", "#b7791f"
+CLICKS = (1, 3, 5, 10, 20)
 FIGURES: dict[str, Callable[[Path], Any]] = {}
 
 
@@ -67,14 +68,36 @@ def quality(pages: Path) -> Any:
         [float(by[domain, "MobileSAM"]["NoC90"]) for domain in DOMAINS],
     )
     bars.set_ylabel("clicks to an IoU of 0.90")
-    clicks = (1, 3, 5, 10, 20)
     for model, colour in (("default", OURS), ("fourth run@off", "#63b3ed"), ("MobileSAM", OTHERS)):
-        values = [float(by["all", model][f"{n}-mIoU"]) for n in clicks]
-        curve.plot(clicks, values, "o-", label=model, color=colour)
+        values = [float(by["all", model][f"{n}-mIoU"]) for n in CLICKS]
+        curve.plot(CLICKS, values, "o-", label=model, color=colour)
     curve.set_xlabel("clicks")
     curve.set_ylabel("mean IoU, %")
-    curve.set_xticks(clicks)
+    curve.set_xticks(CLICKS)
     curve.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def by_set(pages: Path) -> Any:
+    """Mean IoU after a number of clicks, a panel for each set."""
+    import matplotlib.pyplot as plt
+
+    sets: dict[str, dict[str, list[float]]] = {}
+    name = ""
+    for row in rows(pages / "quality.md", "set", "objects", "model"):
+        name = row["set"] or name
+        sets.setdefault(name, {})[row["model"]] = [float(row[f"{n}-mIoU"]) for n in CLICKS]
+    panels = [name for name in sets if "/" in name]
+    figure, axes = plt.subplots(3, 4, figsize=(9.5, 6.5), layout="constrained", sharex=True)
+    for one, name in zip(axes.flat, panels, strict=True):
+        for model, colour in (("default", OURS), ("MobileSAM", OTHERS)):
+            one.plot(CLICKS, sets[name][model], "o-", label=model, color=colour, markersize=4)
+        one.set_title(name, fontsize=9)
+        one.set_xticks(CLICKS)
+        one.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("clicks", fontsize=10)
+    figure.supylabel("mean IoU, %", fontsize=10)
+    axes[0, 0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -121,12 +144,13 @@ def robustness(pages: Path) -> Any:
     axes.set_yticks(range(len(kinds)), kinds)
     axes.invert_yaxis()
     axes.set_xlabel("change of the mean IoU, points")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 
 FIGURES |= {
     "quality-domains": quality,
+    "quality-click": by_set,
     "first-prompts": first_prompts,
     "volumes-corrections": volumes,
     "robustness-images": robustness,
