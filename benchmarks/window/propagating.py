@@ -39,7 +39,7 @@ CANCELS = 3
 """Runs cancelled by the key, and as many by the button."""
 
 
-class Session:
+class OneObject:
     """One object in the window, and what of it is right.
 
     Parameters
@@ -146,24 +146,24 @@ def measure(
     """One object from a click to a corrected volume, and cancelled."""
     low, high = span
     start = low + int(truth[low : high + 1].sum(axis=(1, 2)).argmax())
-    session = Session(scene, truth, span)
-    row: dict[str, Any] = {"object": name, "clicked": session.annotate(start, 1)}
-    session.look("clicked")
-    row["cancelled by the key"] = [session.cancel(False) for _ in range(CANCELS)]
-    row["cancelled by the button"] = [session.cancel(True) for _ in range(CANCELS)]
-    row["one click"] = session.propagate("propagated")
+    work = OneObject(scene, truth, span)
+    row: dict[str, Any] = {"object": name, "clicked": work.annotate(start, 1)}
+    work.look("clicked")
+    row["cancelled by the key"] = [work.cancel(False) for _ in range(CANCELS)]
+    row["cancelled by the button"] = [work.cancel(True) for _ in range(CANCELS)]
+    row["one click"] = work.propagate("propagated")
     scene.key("Shift+W")
     wait(0.5)
-    session.look("least-certain")
+    work.look("least-certain")
     row["least certain"] = scene.widget.sentence
     position = scene.controller.plane.position
-    row["corrected"] = session.annotate(position, CLICKS)
-    session.look("corrected")
+    row["corrected"] = work.annotate(position, CLICKS)
+    work.look("corrected")
     if row["corrected"]["clicks"]:
-        row["corrected once"] = session.propagate("again")
+        row["corrected once"] = work.propagate("again")
     scene.key("Enter")
-    session.look("accepted")
-    for number, (stage, picture) in enumerate(session.pictures):
+    work.look("accepted")
+    for number, (stage, picture) in enumerate(work.pictures):
         picture.save(folder / f"{name.replace('+', '-')}-{number:02d}-{stage}.png")
     return row
 

@@ -354,6 +354,11 @@ def test_planes_at_which_a_run_ended_are_offered_until_they_have_a_mask() -> Non
     assert most_uncertain_plane(session, PLANES) == _plane(4)  # 9 pixels; of plane 5 about 7 are likely wrong
     assert next_click(session, PLANES) == (_plane(4), (0, 0))  # of the mask of plane 5, all as sure
     assert most_uncertain_plane(session, PLANES[5:]) == _plane(5)
+    assert most_uncertain_plane(session, PLANES[:5]) == _plane(4)
+    assert next_click(session, PLANES[:5]) is None  # no mask there to say where
+    session.clear()
+    assert not refused_planes(session, PLANES)
+    session.undo()
     _click(session, 8, _ball()[8])
     above = RefusedPlane(_plane(9), 0.2, 30, "is darker")
     _ended(session, 7, above)

@@ -18,7 +18,7 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.propagation.neighbours import BLUR, click_position
-from napari_lowlat_seg.propagation.propagate import doubts, most_uncertain, propagate
+from napari_lowlat_seg.propagation.propagate import most_doubtful, propagate
 from napari_lowlat_seg.propagation.sweep import (
     MaskPredictor,
     PropagatedMask,
@@ -151,38 +151,31 @@ def test_confidence_starts_from_the_predicted_iou(ball: np.ndarray) -> None:
     assert mixed == pytest.approx([0.9 * 0.4 + 0.1 * 0.1, 0.2, 0.9 * 0.4 + 0.1 * 0.1])
 
 
-def test_the_most_uncertain_plane_has_the_most_uncertain_pixels(ball: np.ndarray) -> None:
-    """Half-certain large masks before uncertain small ones; masks that are not final do not count."""
-    planes = Volume(ball).planes()
-    large, small = np.zeros((24, 24), bool), np.zeros((24, 24), bool)
-    large[:10], small[:1, :2] = True, True
-    propagated = [
-        PropagatedMask(planes[0], _prediction(large), 0.9),
-        PropagatedMask(planes[1], _prediction(small), 0.1),
-        PropagatedMask(planes[2], _prediction(np.zeros((24, 24), bool)), 0.0),
-        PropagatedMask(planes[3], _prediction(large), 0.0, final=False),
-    ]
-    assert most_uncertain(propagated) == planes[0]
-    assert most_uncertain(propagated[1:]) == planes[1]
-    assert most_uncertain(propagated[2:]) == planes[2]
-    assert most_uncertain([]) is None
+def test_the_most_doubtful_plane_has_the_most_pixels_that_are_likely_to_be_wrong() -> None:
+    """Half-certain large masks before uncertain small ones; an empty one counts as a pixel."""
+    planes = [Plane((z, None, None)) for z in range(3)]
+    masks = [(planes[0], 0.9, 240), (planes[1], 0.1, 2), (planes[2], 0.0, 0)]
+    assert most_doubtful(masks, []) == planes[0]
+    assert most_doubtful(masks[1:], []) == planes[1]
+    assert most_doubtful(masks[2:], []) == planes[2]
+    assert most_doubtful([], []) is None
 
 
-def test_a_plane_behind_an_end_is_in_doubt_by_its_presence_and_the_last_mask(ball: np.ndarray) -> None:
-    """Half of their product; the larger of two, and none where the other side found a mask."""
-    planes = [Plane((z, None, None)) for z in range(6)]
-    one = RefusedPlane(planes[3], 0.4, 50, "does not show it")
-    again = replace(one, presence=0.6, pixels=40)
-    other = RefusedPlane(planes[1], 1.0, 900, "is darker")
-    assert doubts([(planes[0], 0.75, 100), (planes[1], 1.0, 0)], [one, again, other]) == {
-        planes[0]: 25,
-        planes[1]: 0,
-        planes[3]: 12,
-    }
-    last = PropagatedMask(planes[0], _prediction(ball[8] > 0), 1.0)
-    note = replace(last, final=False, note="ends here", refused=(one,))
-    assert most_uncertain([last]) == planes[0]
-    assert most_uncertain([last, note]) == planes[3]
+def test_a_plane_behind_an_end_is_doubtful_by_its_presence_and_the_last_mask() -> None:
+    """By half of their product; the larger of two, and not where the other side found a mask."""
+    planes = [Plane((z, None, None)) for z in range(4)]
+    one = RefusedPlane(planes[3], 0.4, 50, "does not show it")  # 10 pixels
+    again = replace(one, presence=0.6, pixels=40)  # 12
+    sure = RefusedPlane(planes[1], 1.0, 900, "is darker")
+    for pixels, refused, expected in (
+        (44, [one], 0),
+        (36, [one], 3),
+        (44, [one, again], 3),
+        (52, [again], 0),
+    ):
+        masks = [(planes[0], 0.75, pixels), (planes[1], 1.0, 0)]
+        assert most_doubtful(masks, [*refused, sure]) == planes[expected]
+    assert most_doubtful([], [one]) == planes[3]
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
-from napari_lowlat_seg.propagation.propagate import doubtful_point, doubts
+from napari_lowlat_seg.propagation.propagate import doubtful_point, most_doubtful
 from napari_lowlat_seg.propagation.sweep import ENDS, PropagatedMask, RefusedPlane, affected, anchor_gaps
 
 
@@ -51,7 +51,7 @@ class PropagationRun:
     request
         What `PredictionService.propagate` takes.
     count
-        How many planes may get a mask, of all objects.
+        How many planes may get a mask, of all objects, as far as is known at the start.
     came, left
         How many masks have come, and how many more may; planes between two anchors get two.
     """
@@ -99,11 +99,11 @@ class PropagationRun:
             )
         step = session.open_transaction("propagate", next(iter(anchors)))
         open_planes = affected(anchors, planes, changed)
-        places = {place: anchors[plane].pixels for place, plane in enumerate(planes) if plane in anchors}
+        pixels = {place: anchors[plane].pixels for place, plane in enumerate(planes) if plane in anchors}
         twice = sum(
             hi - lo - 1
             for lo, hi in anchor_gaps(anchors, planes, changed)
-            if lo is not None and hi is not None and places[lo] and places[hi]
+            if lo is not None and hi is not None and pixels[lo] and pixels[hi]
         )
         old = [plane for plane in open_planes if session.state(plane).confidence is not None]
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
@@ -165,12 +165,12 @@ class PropagationRun:
 
     @property
     def done(self) -> int:
-        """How many masks have come."""
+        """How many planes have got a mask, of all objects."""
         return len(self._reached)
 
     @property
     def expected(self) -> int:
-        """How many masks may come, less those of planes behind an end that a sweep has found."""
+        """How many planes may get a mask: `count` without those behind an end that a sweep has found."""
         return self.count - self._passed
 
     @property
@@ -330,27 +330,27 @@ def refused_planes(session: Session, planes: Sequence[Plane]) -> dict[Plane, Ref
 def most_uncertain_plane(session: Session, planes: Sequence[Plane]) -> Plane | None:
     """The plane where a correction is likely to matter most; None if nothing has been propagated.
 
-    It is one with a propagated mask, or one at which a sweep ended; see `propagate.doubts`.
+    It is one with a propagated mask, or one at which a sweep ended; see `propagate.most_doubtful`.
     """
     masks = (
         (plane, confidence, soft_mask.pixels)
         for plane, soft_mask, confidence in marks(session, planes)
         if confidence is not None
     )
-    found = doubts(masks, refused_planes(session, planes).values())
-    return max(found, key=lambda plane: found[plane], default=None)
+    return most_doubtful(masks, refused_planes(session, planes).values())
 
 
 def next_click(session: Session, planes: Sequence[Plane]) -> tuple[Plane, tuple[int, int]] | None:
     """Where a click is likely to help most: `most_uncertain_plane`, and (row, col) of its mask in doubt.
 
     Whether the click should be positive is for a person to say. On a plane without a pixel in doubt it is the
-    least certain pixel, on one without a mask that of the nearest mask. None if nothing has been propagated.
+    least certain pixel, on one without a mask that of the nearest mask. None if nothing has been propagated,
+    or no plane has a mask.
     """
-    plane = most_uncertain_plane(session, planes)
-    if plane is None:
+    plane, known = most_uncertain_plane(session, planes), marks(session, planes)
+    if plane is None or not known:
         return None
-    nearest = min(marks(session, planes), key=lambda mark: abs(mark.plane.position - plane.position))
+    nearest = min(known, key=lambda mark: abs(mark.plane.position - plane.position))
     probability = nearest.soft_mask.probability
     point = doubtful_point(probability)
     if point is None:

@@ -421,7 +421,10 @@ class Session:
         if not planes:
             return False
         states = tuple(self.contents.change(self.current, plane, PlaneState()) for plane in planes)
-        self._recorder.do(Step("clear", planes[-1], (self.current, self.current), states, kind="clear"))
+        record = self.contents.records[self.current]
+        records = ((self.current, record, replace(record, propagated=None)),)
+        here = (self.current, self.current)
+        self._recorder.do(Step("clear", planes[-1], here, states, records, kind="clear"))
         return True
 
     def accept(self) -> bool:

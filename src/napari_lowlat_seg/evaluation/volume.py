@@ -24,7 +24,7 @@ from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.io.files import default_axis, read_volume
 from napari_lowlat_seg.propagation.interpolate import interpolate
-from napari_lowlat_seg.propagation.propagate import PropagationOptions, doubts, propagate
+from napari_lowlat_seg.propagation.propagate import PropagationOptions, most_doubtful, propagate
 from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane, affected, embed_plane
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey
 
@@ -144,11 +144,9 @@ class Propagation(Method):
     def least_certain(self) -> Plane | None:
         if not self._flagged:
             return None
-        masks = (
-            (step.plane, step.confidence, step.prediction.mask.sum()) for step in self._propagated.values()
-        )
-        found = doubts(masks, self._refused)
-        return max(found, key=lambda plane: found[plane], default=None)
+        steps = self._propagated.values()
+        masks = ((one.plane, one.confidence, int(np.count_nonzero(one.prediction.mask))) for one in steps)
+        return most_doubtful(masks, self._refused)
 
 
 class NearestCopy(Method):

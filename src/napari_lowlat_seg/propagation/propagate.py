@@ -31,11 +31,11 @@ from napari_lowlat_seg.propagation.sweep import (
 )
 
 REFUSED_SHARE = 0.5
-"""Share of presence times pixels of the last mask that a plane without a mask is worth a look."""
+"""A plane that a sweep left without a mask is as doubtful as this share of the pixels of the mask before it,
+times the object's presence: docs/decisions/memory.md."""
 
 DOUBT = 0.2
 """A pixel is in doubt when its probability is farther than this from both 0 and 1."""
-
 
 GRAY_PLANES = 3
 """Planes whose gray levels are kept for the objects that come to them: one, and its neighbours."""
@@ -243,39 +243,26 @@ def _prompts_by_plane(seeds: Mapping[int, tuple[Plane, Prompt]]) -> dict[Plane, 
     return prompts
 
 
-def most_uncertain(propagated: Iterable[PropagatedMask[Any]]) -> Plane | None:
-    """The plane where a correction is likely to matter most, by `doubts`; the first of equal ones.
+def most_doubtful(masks: Iterable[tuple[Plane, float, int]], refused: Iterable[RefusedPlane]) -> Plane | None:
+    """The plane where a correction is likely to matter most; the first of equal ones, None without any.
 
-    Masks that are not final do not count, but what they say of refused planes does. None if nothing is left.
-    """
-    steps = list(propagated)
-    found = doubts(
-        (
-            (one.plane, one.confidence, int(np.count_nonzero(one.prediction.mask)))
-            for one in steps
-            if one.final
-        ),
-        (refused for one in steps for refused in one.refused),
-    )
-    return max(found, key=lambda plane: found[plane], default=None)
-
-
-def doubts(masks: Iterable[tuple[Plane, float, int]], refused: Iterable[RefusedPlane]) -> dict[Plane, float]:
-    """How many pixels are likely to be wrong, by plane: what decides where a correction is worth most.
+    It is the one on which most pixels are likely to be wrong: a mask's pixels times what its confidence
+    lacks, or `REFUSED_SHARE` of the pixels that would be missed.
 
     Parameters
     ----------
     masks
         (plane, confidence from 0 to 1, pixels) of propagated masks. An empty mask counts as one pixel.
     refused
-        Planes at which a sweep ended; those that have a mask do not count.
+        Planes that sweeps left without a mask; those that have one do not count.
     """
-    found = {plane: (1 - confidence) * max(1, pixels) for plane, confidence, pixels in masks}
-    behind: dict[Plane, float] = {}
+    wrong = {plane: (1 - confidence) * max(1, pixels) for plane, confidence, pixels in masks}
+    missed: dict[Plane, float] = {}
     for one in refused:
-        if one.plane not in found:
-            behind[one.plane] = max(behind.get(one.plane, 0.0), REFUSED_SHARE * one.presence * one.pixels)
-    return found | behind
+        if one.plane not in wrong:
+            missed[one.plane] = max(missed.get(one.plane, 0.0), REFUSED_SHARE * one.presence * one.pixels)
+    doubt = wrong | missed
+    return max(doubt, key=lambda plane: doubt[plane], default=None)
 
 
 def doubtful_point(probability: np.ndarray) -> tuple[int, int] | None:

@@ -2,8 +2,8 @@
 
 Each plane is predicted from what is known of the anchor, of the anchor at the other end of the gap, and of
 the two planes before it in the sweep. All of them are seen through one frame around the object, so that a
-plane costs one embedding. The memory itself says whether the object is there; the mask is the mean of its own
-and of what the network predicts from a click and the mask before: docs/decisions/memory.md.
+plane costs one embedding. The memory itself says whether the object is there; the mask is its own, mixed with
+a share of what the network predicts from a click and the mask before: docs/decisions/memory.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ presence alone goes on, sure of itself, on what lies behind the object."""
 MIN_PRESENCE_BETWEEN = 0.3
 """The same between two anchors that both show the object."""
 
-NETWORK_SHARE = 0.5
+NETWORK_SHARE = 0.25
 """Share of the network's own prediction, from a click and the mask before, in the probability of a plane."""
 
 MAX_ABSENT = 1
@@ -214,9 +214,7 @@ class MemoryPropagation:
         refused: list[RefusedPlane] = []
         least = agreement = 1.0  # a mask that has once been lost is not trusted again
         gray = to_gray(self.volume.plane(planes[start]), self.volume.window)
-        usual, sought = None, self.min_presence_between
-        if not beside.any():
-            usual, sought = Brightness.of(gray, mask), self.min_presence
+        sought, usual = self._sought(gray, mask, beside)
         for visited, place in enumerate(route):
             plane = planes[place]
             if cancelled():
@@ -258,6 +256,17 @@ class MemoryPropagation:
             _keep_only({start, end, before, earlier}, known, entries)
         yield from _noted(last, ENDS, passed, refused)
 
+    def _sought(
+        self, gray: np.ndarray, mask: np.ndarray, beside: np.ndarray
+    ) -> tuple[float, Brightness | None]:
+        """The presence that is asked for, and the brightness on the anchor, which has this mask.
+
+        None for the brightness where the anchor at the other end shows the object, too: `beside`.
+        """
+        if beside.any():
+            return self.min_presence_between, None
+        return self.min_presence, Brightness.of(gray, mask)
+
     def _problem(
         self,
         presence: float,
@@ -268,8 +277,7 @@ class MemoryPropagation:
     ) -> str:
         """Why a mask is not the object, as the end of a sentence; empty if it is, or there is none.
 
-        `sought` is the presence that is asked for, `usual` the brightness on the anchor; None between two
-        anchors that both show the object.
+        `sought` and `usual` are those of `_sought`.
         """
         if step is None:
             return ""

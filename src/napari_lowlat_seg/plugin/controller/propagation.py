@@ -33,7 +33,7 @@ from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.worker import Worker
-from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
+from napari_lowlat_seg.propagation.sweep import PropagatedMask
 
 ONE_PLANE = "there is one plane only: look along another axis, or open a volume"
 
@@ -103,13 +103,14 @@ class PropagationController(Listener):
     def state(self) -> StackState:
         """What the widget shows along the planes; takes time for planes with a mask, not for the others."""
         plane, stack = self._current_plane.plane, self.stack
+        refused = refused_planes(self._session, stack)
         return StackState(
             len(stack),
             self._range_of(stack),
             self.direction,
             -1 if plane is None else plane.position,
             tuple((mark.plane.position, mark.confidence) for mark in marks(self._session, stack)),
-            tuple((one.plane.position, one.reason) for one in self._refused(stack)),
+            tuple(sorted((one.plane.position, one.reason) for one in refused.values())),
             self._grid.volume.ndim > 2,
         )
 
@@ -191,13 +192,13 @@ class PropagationController(Listener):
 
     def look_at(self, position: int) -> None:
         """Show the plane at a position of the stack, and say why it has no mask if a sweep ended there."""
-        stack = self.stack
-        if not 0 <= position < len(stack):
+        if not 0 <= position < len(self.stack):
             return
-        if stack[position] in refused_planes(self._session, stack):
-            self._visit(stack[position], "")
+        plane = self.stack[position]
+        if refused_planes(self._session, [plane]):
+            self._visit(plane, "")
         else:
-            self._current_plane.look_at(stack[position])
+            self._current_plane.look_at(plane)
 
     def stop(self) -> None:
         """End a run; new masks stay, as one step of undo, and old ones where no new one has come."""
@@ -213,11 +214,6 @@ class PropagationController(Listener):
 
     def _range_of(self, stack: Sequence[Plane]) -> tuple[int, int]:
         return self._ranges.get(_axis(stack), (0, len(stack) - 1)) if stack else (0, 0)
-
-    def _refused(self, stack: Sequence[Plane]) -> list[RefusedPlane]:
-        """The planes without a mask at which the object seemed to end, in order."""
-        found = refused_planes(self._session, stack).values()
-        return sorted(found, key=lambda one: one.plane.position)
 
     def _planes(self, stack: Sequence[Plane]) -> Sequence[Plane]:
         """The planes of the range, on the side of the anchors where the direction leads."""
@@ -291,9 +287,8 @@ class PropagationController(Listener):
         self._current_plane.look_at(plane)
         confidence = self._session.state(plane).confidence
         said = "prompts" if confidence is None else f"{100 * confidence:.0f} % sure"
-        reasons = {one.plane: one.reason for one in self._refused(self.stack)}
-        if plane in reasons:
-            said = f"no mask; it {reasons[plane]}"
+        if (refused := refused_planes(self._session, [plane]).get(plane)) is not None:
+            said = f"no mask; it {refused.reason}"
         self.status.emit(f"plane {plane.position}: {said}")
 
     def _moved(self) -> None:
