@@ -27,8 +27,9 @@ from napari_lowlat_seg.evaluation.inputs.ground_truth import read_picture
 from napari_lowlat_seg.evaluation.inputs.segmenters import Ours
 from napari_lowlat_seg.inference import openvino_backend as backend
 from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.inference.recorded_step import Step
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.inference.torch_backend import Step, TorchBackend
+from napari_lowlat_seg.inference.torch_backend import TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 
 CALIBRATION_PICTURES = 96

@@ -164,23 +164,19 @@ def test_the_first_closer_look_of_clicks_and_scribbles_averages_both_views(predi
     assert second.quality == alone.quality
 
 
-class OnDevice:
+class OnDevice(TorchBackend):
     """A hot path whose probabilities stay tensors, as they do on a GPU."""
 
-    def __init__(self, path: TorchBackend) -> None:
-        self.embed, self.network, self._predict = path.embed, path.network, path.predict
-
     def predict(self, features, frame, objects):  # type: ignore[no-untyped-def]
-        return [
-            replace(one, soft=torch.from_numpy(one.soft)) for one in self._predict(features, frame, objects)
-        ]
+        found = super().predict(features, frame, objects)
+        return [replace(one, soft=torch.from_numpy(one.soft)) for one in found]
 
 
 @pytest.mark.slow
 def test_a_blend_is_the_same_on_a_device(predictor, image):
     """Tensors stay tensors, and the mask is that of what they hold."""
     _, here = predictor.answers(predictor.embed(image), [Click((200, 150))])
-    predictor.backend = OnDevice(predictor.backend)
+    predictor.backend = OnDevice(predictor.network, predictor.runtime)
     _, there = predictor.answers(predictor.embed(image), [Click((200, 150))])
     assert isinstance(there.soft, torch.Tensor)
     assert np.allclose(here.probability, there.probability, atol=1e-6)

@@ -19,6 +19,7 @@ from napari_lowlat_seg.inference.edge_looks import (
     REACH,
     SIDE,
     Mixture,
+    box_mean,
     contradicts,
     fading,
     lattice,
@@ -101,7 +102,7 @@ def test_every_pixel_lies_well_inside_a_crop(shape, spacing) -> None:
 
 def test_small_planes_have_no_crops():
     """Magnifying a few pixels shows nothing new."""
-    assert lattice(Frame.whole((100, 120), 256)) == []
+    assert lattice(Frame.whole((100, 120), 256)) == ()
 
 
 def test_a_crop_fades_towards_its_borders_but_not_at_the_planes():
@@ -262,3 +263,15 @@ def test_a_doubtful_mask_is_not_refined(predictor, monkeypatch) -> None:
     prompts = [Click((150, 100)), Click((20, 120))]
     begun = predictor.predict(embedding, prompts[:1])
     assert len(list(predictor.answers(embedding, prompts, begun))) == 1
+
+
+@pytest.mark.parametrize(("shape", "reach"), [((40, 30), 3), ((5, 90), 8), ((1, 1), 2)])
+def test_running_sums_are_the_mean_over_squares(shape, reach):
+    """Of a mask, pixel by pixel; exactly, since its sums are whole numbers."""
+    mask = np.random.default_rng(0).integers(0, 2, shape)
+    wide = np.pad(mask, reach, mode="edge")
+    expected = [
+        [wide[row : row + 2 * reach + 1, col : col + 2 * reach + 1].mean() for col in range(shape[1])]
+        for row in range(shape[0])
+    ]
+    np.testing.assert_allclose(box_mean(torch.from_numpy(mask).float(), reach), expected, rtol=1e-6)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.reference.segnext import OfficialSegNext
 from napari_lowlat_seg.core.frame import Frame
@@ -15,7 +17,7 @@ from napari_lowlat_seg.core.raster import disks
 from napari_lowlat_seg.inference import runtime
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor, suited
 from napari_lowlat_seg.inference.runtime import Runtime
-from napari_lowlat_seg.inference.torch_backend import BATCH, TorchBackend
+from napari_lowlat_seg.inference.torch_backend import BATCH, STEPS, TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig, _bilinear_matrix
@@ -124,7 +126,7 @@ class Steps:
         self.outputs = step(*inputs)
 
     def replay(self):  # type: ignore[no-untyped-def]
-        for kept, made in zip(self.outputs, self._step(*self.inputs), strict=True):
+        for kept, made in zip(*map(tree_leaves, (self.outputs, self._step(*self.inputs))), strict=True):
             kept.copy_(made)
         return self.outputs
 
@@ -173,7 +175,89 @@ def test_recorded_steps_equal_plain_ones(network, image) -> None:
             expected = plain.predict(embedding, prompts, before)
             np.testing.assert_allclose(prediction.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
             np.testing.assert_array_equal(prediction.mask, prediction.soft.numpy() > 0.49)
-    assert all(not step.inputs[0].any() for step in path._clicks.values())
+    assert all(not path._steps[name].inputs[0].any() for name in ("click", "clicks"))
+
+
+SMALL = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=8, skip4=8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_recorded_closer_look_equals_two_steps(precision) -> None:
+    """Embedded and clicked at once, laid over the whole plane or not, and what is kept of it afterwards."""
+    torch.manual_seed(0)
+    network = Compact(SMALL)
+    image = np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)
+    plain = TorchBackend(network, Runtime())
+    path = Recorded(copy.deepcopy(network), Pretended(precision=precision))
+    whole = Frame.whole(image.shape, 256)
+    features = plain.embed(image, whole)
+    [around] = plain.predict(features, whole, [([Click((20, 30))], None)])
+    there = replace(around, soft=torch.from_numpy(around.soft).to(path.runtime.dtype), host_mask=None)
+    tolerance = 2e-6 if precision == "fp32" else 5e-3
+    for top, share in ((10, 0.4), (25, 0.0), (0, 0.4)):
+        crop = replace(whole, crop=(top, 12, 40, 40))
+        question = ([Click((top + 9.0, 30))], around.soft)
+        for over, ours_over in ((around, there), (None, None)):
+            kept, expected = plain.look(image, crop, question, over, share)
+            made, found = path.look(image, crop, question, ours_over, share)
+            path.look(image, replace(whole, crop=(3, 3, 50, 50)), question)  # the next one, before the wait
+            torch.testing.assert_close(
+                [x.float() for x in made], list(kept), rtol=0, atol=1e-5 if precision == "fp32" else 0.05
+            )
+            ours, theirs = found(), expected()
+            assert ours.frame == theirs.frame
+            assert ours.quality == pytest.approx(theirs.quality, abs=tolerance)
+            assert ours.shape == theirs.shape == (whole.shape if over else (40, 40))
+            np.testing.assert_allclose(ours.probability, theirs.probability, rtol=0, atol=tolerance)
+            np.testing.assert_array_equal(ours.mask, ours.soft.numpy() > 0.49)
+    assert not path._steps["look"].inputs[1].any()
+
+
+@pytest.mark.parametrize("count", [1, 3, BATCH + 2])
+def test_looks_along_an_outline_at_once_equal_one_by_one(count) -> None:
+    """More than a batch, too; of other shapes, and on a processor, there are none."""
+    torch.manual_seed(0)
+    network = Compact(SMALL)
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    plain, path = TorchBackend(network, Runtime()), Recorded(copy.deepcopy(network), Pretended())
+    whole = Frame.whole(image.shape[:2], 256)
+    [before] = plain.predict(plain.embed(image, whole), whole, [([Click((20, 30))], None)])
+    crops = [replace(whole, crop=(at, 2 * at, 60, 40)) for at in range(count)]
+    strokes = [[Click((20.0, 30.0)), Scribble([(12, 25), (30, 31)], False)][: at % 3] for at in range(count)]
+    found = path.looks(image, crops, strokes, torch.from_numpy(before.soft))
+    assert found is not None
+    for crop, own, ours in zip(crops, strokes, found, strict=True):
+        theirs = plain.look(image, crop, (own, before.soft))[1]()
+        assert ours.frame == theirs.frame == crop
+        assert ours.quality == pytest.approx(theirs.quality, abs=1e-5)
+        np.testing.assert_allclose(ours.probability, theirs.probability, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(ours.mask, ours.soft.numpy() > 0.49)
+    assert not path._steps["looks"].inputs[1].any()
+    other = replace(whole, crop=(0, 0, 50, 50))
+    assert path.looks(image, [*crops, other], [*strokes, []], before.soft) is None
+    assert plain.looks(image, crops, strokes, before.soft) is None
+
+
+def test_steps_are_recorded_when_a_model_is_loaded(network, monkeypatch) -> None:
+    """All of them, or none of closer looks where there will be none; the largest may lack memory."""
+    path = Recorded(network, Pretended())
+    path.warm_up(looks=False)
+    assert list(path._steps) == ["embed", "click", "clicks"]
+    record = path._record
+
+    def small(name: str) -> object:
+        if name in lacking:
+            raise torch.cuda.OutOfMemoryError("full")
+        return record(name)
+
+    monkeypatch.setattr(path, "_record", small)
+    lacking = {"looks"}
+    path.warm_up()
+    assert set(path._steps) == set(STEPS) - lacking
+    lacking = {"look"}
+    del path._steps["look"]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        path.warm_up()
 
 
 def test_out_of_memory_in_a_batch_loses_no_prediction(network, image) -> None:

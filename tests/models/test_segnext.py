@@ -15,6 +15,7 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.prompts import Click, dense_maps
 from napari_lowlat_seg.inference.predictor import Prediction, Predictor
 from napari_lowlat_seg.inference.runtime import Runtime
+from napari_lowlat_seg.models import fused
 from napari_lowlat_seg.models.checkpoints import load_file as load_network
 from napari_lowlat_seg.models.compact import distance_maps
 from napari_lowlat_seg.models.segnext import NOMINAL_WINDOW, PlainViT, SegNext, SegNextConfig
@@ -166,6 +167,17 @@ def test_the_head_equals_resizing_before_mixing() -> None:
         ]
         expected = head.seg_conv(head.fusion_conv(torch.cat(same, 1)))
         torch.testing.assert_close(head(levels), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_products_with_their_activation_equal_two_steps(monkeypatch) -> None:
+    """As a GPU takes them in half precision; its GELU is the tanh form, a processor's is not."""
+    torch.manual_seed(0)
+    network, maps = SegNext(TINY).eval(), torch.rand(3, 3, 64, 64)
+    features = network.encode(255 * torch.rand(1, 3, 64, 64))
+    expected = network.head_logits(network.fuse(features, maps))
+    monkeypatch.setattr(fused, "_in_one_kernel", lambda *_: True)
+    torch.testing.assert_close(network.head_logits(network.fuse(features, maps)), expected)
 
 
 def test_distances_equal_the_nearest_of_all_points() -> None:

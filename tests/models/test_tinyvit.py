@@ -160,3 +160,13 @@ def test_a_convolution_in_tiles_is_a_product(side: int, biased: bool) -> None:
         torch.testing.assert_close(found, conv(x), rtol=1e-5, atol=1e-6)
         assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(patch_conv(conv, x), conv(x))
+
+
+@torch.no_grad()
+def test_kept_biases_change_nothing(block: WindowBlock) -> None:
+    """They are gathered once, and are not in a file."""
+    x, names = torch.randn(2, 8, 6, 6), set(block.state_dict())
+    expected = block(x)
+    block.attn.keep_bias()
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=0)
+    assert set(block.state_dict()) == names

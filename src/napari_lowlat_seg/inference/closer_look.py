@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import find_objects, label
+from scipy.ndimage import label
 
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.frame import Frame
@@ -34,18 +34,15 @@ def object_box(prompts: Sequence[Prompt], mask: np.ndarray) -> Bounds | None:
     top, left, bottom, right = BoundingBox.of(coarse)
     if bottom:  # parts are labelled only where there is something: it takes most of the time
         parts, count = label(coarse[top:bottom, left:right])
-        areas = np.bincount(parts.ravel())[1:] if count > 1 else np.ones(1)
-        places = find_objects(parts) if count > 1 else [np.s_[0 : bottom - top, 0 : right - left]]
-        boxes += [
-            (
-                (top + down.start) * step,
-                (left + across.start) * step,
-                (top + down.stop - 1) * step,
-                (left + across.stop - 1) * step,
-            )
-            for area, (down, across) in zip(areas, places, strict=True)
-            if area >= MIN_PART * areas.max()
-        ]
+        if count > 1:
+            areas = np.bincount(parts.ravel())
+            areas[0] = 0
+            kept = areas >= MIN_PART * areas.max()
+            within = BoundingBox.of(kept[parts])
+            top, left, bottom, right = (
+                top + within.top, left + within.left, top + within.bottom, left + within.right
+            )  # fmt: skip
+        boxes.append((top * step, left * step, (bottom - 1) * step, (right - 1) * step))
     if not boxes:
         return None
     low, high = np.min(boxes, axis=0), np.max(boxes, axis=0)

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def worthwhile(prediction: Prediction, prompts: Sequence[Prompt]) -> bool:
     return known and len(prompts) >= MIN_PROMPTS
 
 
-def lattice(frame: Frame) -> list[Frame]:
+@lru_cache(maxsize=16)
+def lattice(frame: Frame) -> tuple[Frame, ...]:
     """All crops of a view that may be looked at, row by row; none if they would be tiny.
 
     They overlap by half, so that every point of the view lies well inside one of them. They depend on the
@@ -55,8 +57,10 @@ def lattice(frame: Frame) -> list[Frame]:
         steps = math.ceil((count - length) / (STRIDE * length))
         spans.append([(first + round(at), length) for at in np.linspace(0, count - length, steps + 1)])
     if max(spans[0][0][1], spans[1][0][1]) < MIN_SIDE:
-        return []
-    return [replace(frame, crop=(top, left, rows, cols)) for top, rows in spans[0] for left, cols in spans[1]]
+        return ()
+    return tuple(
+        replace(frame, crop=(top, left, rows, cols)) for top, rows in spans[0] for left, cols in spans[1]
+    )
 
 
 def uncertain_crops(
@@ -137,6 +141,12 @@ def fading(crop: Frame) -> np.ndarray:
     return np.outer(*sides)
 
 
+@lru_cache(maxsize=16)
+def _fading_there(crop: Frame, device: torch.device) -> Tensor:
+    """`fading` on a device, where it does not change."""
+    return torch.from_numpy(fading(crop)).to(device)
+
+
 def strokes_inside(crop: Frame, prompts: Sequence[Prompt]) -> list[Stroke]:
     """The clicks and scribbles of which a part lies in a crop; the present mask takes account of regions."""
     top, left, rows, cols = crop.crop
@@ -198,7 +208,7 @@ class Mixture:
     def add(self, found: Prediction) -> None:
         """Mix in a prediction over its frame's crop."""
         soft = found.soft if isinstance(found.soft, Tensor) else torch.from_numpy(found.soft)
-        weight = torch.from_numpy(fading(found.frame)).to(self._sum)
+        weight = _fading_there(found.frame, self._sum.device)
         found.frame.cut(self._sum).add_(weight * soft.float())
         found.frame.cut(self._weight).add_(weight)
         self.sources += 1
@@ -214,10 +224,22 @@ class Mixture:
     def _band(self) -> Tensor:
         """(H, W) in [0, 1]: 1 at the outline of the first prediction's mask, 0 from `REACH` on."""
         reach = max(2, round(REACH * SIDE * max(self._weight.shape)))
-        inside = (self._before > THRESHOLD).float()[None, None]
-        inside = F.avg_pool2d(F.pad(inside, (reach, reach, 0, 0), mode="replicate"), (1, 2 * reach + 1), 1)
-        inside = F.avg_pool2d(F.pad(inside, (0, 0, reach, reach), mode="replicate"), (2 * reach + 1, 1), 1)
-        return (2 - 2 * (2 * inside[0, 0] - 1).abs()).clamp(max=1)
+        inside = box_mean((self._before > THRESHOLD).float(), reach)
+        return (2 - 2 * (2 * inside - 1).abs()).clamp(max=1)
+
+
+def box_mean(values: Tensor, reach: int) -> Tensor:
+    """The mean over a square of 2 * `reach` + 1 pixels around each pixel of (H, W); borders are repeated.
+
+    By running sums: torch's average pooling reads the whole side of the square anew for each pixel.
+    """
+    side = 2 * reach + 1
+    sums = values[None, None]
+    for axis, borders in ((-1, (reach + 1, reach, 0, 0)), (-2, (0, 0, reach + 1, reach))):
+        running = F.pad(sums, borders, mode="replicate").cumsum(axis)
+        length = values.shape[axis]
+        sums = running.narrow(axis, side, length) - running.narrow(axis, 0, length)
+    return sums[0, 0] / side**2
 
 
 def middle_of_newest(prompts: Sequence[Prompt], frame: Frame) -> tuple[float, float]:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_lowlat_seg.inference.torch_backend import Step
+from napari_lowlat_seg.inference.recorded_step import Step
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.registry import cache_dir
 

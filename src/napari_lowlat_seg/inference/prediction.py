@@ -104,7 +104,10 @@ class Prediction:
         """(H, W) bool: probability above 0.49."""
         if self.host_mask is not None:
             return self.host_mask
-        mask: np.ndarray = self.probability > THRESHOLD
+        if isinstance(self.soft, Tensor):  # a quarter of the bytes of a probability
+            there: np.ndarray = (self.soft > THRESHOLD).cpu().numpy()
+            return there
+        mask: np.ndarray = self.soft > THRESHOLD
         return mask
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,7 +23,7 @@ import torch
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import SoftMask
-from napari_lowlat_seg.core.prompts import Prompt
+from napari_lowlat_seg.core.prompts import Prompt, Stroke
 from napari_lowlat_seg.core.requests import never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_uint8
 from napari_lowlat_seg.inference.closer_look import (
@@ -117,7 +118,7 @@ class Predictor:
 
     def warm_up(self) -> None:
         """Embed and predict once, so that the first image does not wait; done at load on a GPU."""
-        self.backend.warm_up()
+        self.backend.warm_up(self.closer_look != "off" and self.network.fit == "letterbox")
 
     def interrupt_by(self, check: Callable[[], object]) -> None:
         """Calls `check` between the network's layers; an exception that it raises stops the network there."""
@@ -254,9 +255,11 @@ class Predictor:
         box = object_box(prompts, first.mask)
         closer = closer_frame(embedding.frame, box, shown)
         if closer is not None and closer != shown:
-            look = self._embed_frame(embedding.image, closer)
-            share = whole_plane_share(prompts, new)
-            yield self._predict(look, prompts, None if new else first, first, look, share)
+            question = (prompts, None if new else first.soft)
+            look, found = self._look(
+                embedding.image, closer, question, first, whole_plane_share(prompts, new)
+            )
+            yield replace(found(), look=look)
         elif closer is None and shown is not None and box is not None:
             # Too large for any crop by now: what the old one cuts off needs the whole plane.
             yield self._predict(embedding, prompts, first, first)
@@ -349,14 +352,41 @@ class Predictor:
         mixture = Mixture(first)
         for chosen in ([crop for crop in crops if crop not in later], later if idle else []):
             mixed = mixture.sources
-            for crop in chosen:
-                known[crop] = look = known.get(crop) or self._embed_frame(embedding.image, crop)
-                strokes = strokes_inside(crop, prompts)
-                [found] = self._run(look, [(strokes, first.soft)])
+            seen = [(crop, strokes_inside(crop, prompts)) for crop in chosen]
+            for crop, strokes, found in self._through_crops(embedding, known, seen, first):
                 if not contradicts(crop, found.mask, first.mask, strokes):
                     mixture.add(found)
             if mixture.sources > mixed:
                 yield mixture.prediction(tuple(known.values()))
+
+    def _through_crops(
+        self,
+        embedding: Embedding,
+        known: dict[Frame, Embedding],
+        seen: Sequence[tuple[Frame, Sequence[Stroke]]],
+        first: Prediction,
+    ) -> Iterator[tuple[Frame, Sequence[Stroke], Prediction]]:
+        """What each crop shows, with its prompts.
+
+        A GPU embeds and predicts several at once and keeps nothing: that takes no longer than predicting them
+        one by one. Otherwise `known` gets the embeddings that are made.
+        """
+        together = None
+        if len(seen) > 1:
+            crops, strokes = zip(*seen, strict=True)
+            with suppress(torch.cuda.OutOfMemoryError):  # one by one they need less
+                together = self.backend.looks(embedding.image, crops, strokes, first.soft)
+        for number, (crop, own) in enumerate(seen):
+            if together is not None:
+                yield crop, own, together[number]
+                continue
+            question = (own, first.soft)
+            if crop in known:
+                [found] = self._run(known[crop], [question])
+            else:
+                known[crop], wait = self._look(embedding.image, crop, question)
+                found = wait()
+            yield crop, own, found
 
     def _of_image(self, embedding: Embedding, look: Embedding) -> bool:
         """Whether a closer look shows the image of an embedding, through this network."""
@@ -465,6 +495,25 @@ class Predictor:
         except torch.cuda.OutOfMemoryError:
             self._leave_device()
         return self.backend.predict(seen.features, seen.frame, objects)
+
+    def _look(
+        self,
+        plane: np.ndarray,
+        frame: Frame,
+        question: Object,
+        around: Prediction | None = None,
+        share: float = 0.0,
+    ) -> tuple[Embedding, Callable[[], Prediction]]:
+        """The embedding of a crop and what waits for the prediction from it; see `TorchBackend.look`."""
+        for attempt in (1, 2):
+            try:
+                features, found = self.backend.look(plane, frame, question, around, share)
+                break
+            except torch.cuda.OutOfMemoryError:
+                if attempt == 2:
+                    raise
+            self._leave_device()
+        return Embedding(features, frame, plane, self.model), found
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of the frame's crop of a uint8 plane."""

@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -23,51 +24,22 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
-from napari_lowlat_seg.core.prompts import Click, Prompt, Region, dense_maps, dotted, stroke_pixels
+from napari_lowlat_seg.core.prompts import Click, Prompt, Region, Stroke, dense_maps, dotted, stroke_pixels
 from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.recorded_step import RecordedStep, Step
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import Network
+from napari_lowlat_seg.models.tinyvit import WindowAttention
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.openvino_backend import CompiledStep, StepUnderWay
 
-Step = Callable[..., tuple[Tensor, ...]]
-
-
-class RecordedStep:
-    """A step recorded as a CUDA graph over fixed input tensors.
-
-    Write new values into `inputs`, call `replay`, and read the result, the same tensors every time, before
-    the next replay overwrites it.
-
-    Parameters
-    ----------
-    step
-        Takes the inputs, returns tensors; no shape or branch in it may depend on their values.
-    inputs
-        On one CUDA device. They belong to the recording from now on.
-    """
-
-    def __init__(self, step: Step, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = inputs
-        side_stream = torch.cuda.Stream(inputs[0].device)
-        side_stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(side_stream):
-            for _ in range(2):  # libraries choose their kernels and take their workspaces outside the graph
-                step(*inputs)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(side_stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self.outputs = step(*inputs)
-
-    def replay(self) -> tuple[Tensor, ...]:
-        """The outputs for what `inputs` hold now."""
-        self._graph.replay()
-        return self.outputs
-
-
 BATCH = 8
 """Objects that a recorded step predicts at once."""
+
+STEPS = ("embed", "click", "clicks", "look", "looks")
+"""Steps that are recorded: an embedding, a click, clicks for `BATCH` objects, embedding and click of a closer
+look, and of `BATCH` looks along an outline."""
 
 Object = tuple[Sequence[Prompt], np.ndarray | Tensor | None]
 """All prompts of one object, and its probability (H, W) before the newest of them, if there is one."""
@@ -87,9 +59,12 @@ class TorchBackend:
     def __init__(self, network: Network, runtime: Runtime) -> None:
         self.network = runtime.prepare(network)
         self.runtime = runtime
-        self._encoder: RecordedStep | None = None
-        self._clicks: dict[int, RecordedStep] = {}  # by number of objects
-        self._loaded: dict[int, weakref.ref[Tensor]] = {}  # whose features are in a recorded click's inputs
+        if runtime.on_cuda:  # a tenth of an embedding's kernels would gather what never changes
+            for module in self.network.modules():
+                if isinstance(module, WindowAttention):
+                    module.keep_bias()
+        self._steps: dict[str, RecordedStep] = {}  # by the names of `STEPS`
+        self._loaded: dict[str, weakref.ref[Tensor]] = {}  # whose features are in a recorded click's inputs
         self._lock = threading.Lock()  # recorded steps have one set of inputs
         # Apple's device cannot resize with antialiasing: only CUDA resizes images itself.
         self._resizing = runtime if runtime.on_cuda else Runtime()
@@ -110,33 +85,148 @@ class TorchBackend:
         """Raise what the check of `interrupt_by` raises; for steps that are none of the network's."""
         self._check()
 
-    def warm_up(self) -> None:
-        """Embed and predict once: the first image then waits for no recording and no choice of kernels."""
+    def warm_up(self, looks: bool = True) -> None:
+        """Embed and predict once: the first image then waits for no recording and no choice of kernels.
+
+        `looks` says whether there will be closer looks.
+        """
+        if self.runtime.on_cuda:
+            with self._lock, self.runtime.inference(embedding=True):
+                for name in STEPS[: None if looks else 3]:
+                    with suppress(torch.cuda.OutOfMemoryError) if name == "looks" else nullcontext():
+                        self._step(name)
+            return
         image = np.zeros((self.network.size, self.network.size), np.uint8)
         frame = Frame.whole(image.shape, self.network.size, self.network.fit)
-        features = self.embed(image, frame)
-        for count in (1, BATCH) if self.runtime.on_cuda else (1,):
-            self.predict(features, frame, [([Click((0.0, 0.0))], None)] * count)
+        self.predict(self.embed(image, frame), frame, [([Click((0.0, 0.0))], None)])
 
     def embed(self, plane: np.ndarray, frame: Frame) -> tuple[Tensor, ...]:
         """The encoder's tensors for the frame's crop of a uint8 plane (H, W) or (H, W, 3)."""
         with self._lock, self.runtime.inference(embedding=True):
-            image = self._image(plane, frame)
+            image = self._squares(plane, [frame])
             if not self.runtime.on_cuda:
                 image = image.contiguous(memory_format=torch.channels_last)
                 return self.encode(image.to(self.runtime.device))
-            if self._encoder is None:
-                laid = image.contiguous(memory_format=torch.channels_last)
-                self._encoder = self._recording(self.network.encode, (laid.clone(),))
-            self._encoder.inputs[0].copy_(image)
-            return tuple(feature.clone() for feature in self._encoder.replay())
+            step = self._step("embed")
+            step.inputs[0].copy_(image)
+            return tuple(feature.clone() for feature in step.replay())
 
-    def _image(self, plane: np.ndarray, frame: Frame) -> Tensor:
-        """What the encoder sees of a uint8 plane through a frame, (1, 3, S, S)."""
-        crop = frame.cut(plane)
-        pixels = self._resizing.upload(crop if crop.ndim == 3 else crop[..., None])
-        pixels = pixels.permute(2, 0, 1)[None].float()  # (1, 1 or 3, rows, cols)
-        return on_square(pixels, frame, self._pad)
+    def _squares(self, plane: np.ndarray, frames: Sequence[Frame]) -> Tensor:
+        """Crops of one shape as the encoder takes them, (B, 3, S, S)."""
+        each = [frame.cut(plane) for frame in frames]
+        crops = each[0][None] if len(each) == 1 else np.stack(each)
+        pixels = self._resizing.upload(crops if crops.ndim == 4 else crops[..., None])
+        return on_square(pixels.permute(0, 3, 1, 2).float(), frames[0], self._pad)
+
+    def look(
+        self,
+        plane: np.ndarray,
+        frame: Frame,
+        question: Object,
+        around: Prediction | None = None,
+        share: float = 0.0,
+    ) -> tuple[tuple[Tensor, ...], Callable[[], Prediction]]:
+        """Embed the frame's crop of a plane and start predicting from it.
+
+        Returns the encoder's tensors and what waits for the prediction: over the crop, or with `around` on
+        the whole plane as `Prediction.on_plane` has it. On a CUDA device both are one recorded step, and the
+        host waits once.
+        """
+        if self.runtime.on_cuda:
+            with self._lock, self.runtime.inference():
+                return self._looking(self._step("look"), plane, frame, question, around, share)
+        features = self.embed(plane, frame)
+        [found] = self.predict(features, frame, [question])
+        return features, lambda: found.on_plane(around, share)
+
+    def _looking(
+        self,
+        step: RecordedStep,
+        plane: np.ndarray,
+        frame: Frame,
+        question: Object,
+        around: Prediction | None,
+        share: float,
+    ) -> tuple[tuple[Tensor, ...], Callable[[], Prediction]]:
+        image, maps = step.inputs
+        image.copy_(self._squares(plane, [frame]))
+        try:
+            self.stamp(maps, frame, [question])
+            made, (logits, *quality) = step.replay()
+            soft = self._drawn(logits, frame)[0]  # (rows, cols)
+            if around is not None:
+                whole = torch.as_tensor(around.soft).to(soft, copy=True)
+                crop = frame.cut(whole)
+                crop.copy_(soft + share * (crop - soft) if share else soft)
+                soft, seen = whole, crop
+            else:
+                seen = soft
+            download = self.runtime.downloading(seen > THRESHOLD, *quality)
+            features = tuple(feature.clone() for feature in made)  # behind the mask: nobody waits for them
+        finally:
+            maps.zero_()
+        mask = None if around is None else around.mask.copy()
+
+        def wait() -> Prediction:
+            shown, *quality = download()
+            seen_on = shown if mask is None else frame.place(shown, mask)
+            return Prediction(soft, float(quality[0][0]) if quality else None, frame, None, seen_on)
+
+        return features, wait
+
+    def looks(
+        self,
+        plane: np.ndarray,
+        frames: Sequence[Frame],
+        strokes: Sequence[Sequence[Stroke]],
+        before: np.ndarray | Tensor,
+    ) -> list[Prediction] | None:
+        """Predictions over some crops of one shape, each for its own strokes, given one mask (H, W) before.
+
+        On a CUDA device one recorded step embeds and predicts up to `BATCH` of them; else None.
+        """
+        if not self.runtime.on_cuda or len({frame.crop[2:] for frame in frames}) > 1:
+            return None
+        with self._lock, self.runtime.inference():
+            step = self._step("looks")
+            starts = range(0, len(frames), BATCH)
+            parts = [(frames[at : at + BATCH], strokes[at : at + BATCH]) for at in starts]
+            waits = [self._looking_along(step, plane, *part, before) for part in parts]
+        return [found for wait in waits for found in wait()]
+
+    def _looking_along(
+        self,
+        step: RecordedStep,
+        plane: np.ndarray,
+        frames: Sequence[Frame],
+        strokes: Sequence[Sequence[Stroke]],
+        before: np.ndarray | Tensor,
+    ) -> Callable[[], list[Prediction]]:
+        (images, maps), count = step.inputs, len(frames)
+        images[:count].copy_(self._squares(plane, frames))
+        soft = torch.as_tensor(before).to(self.runtime.device, self.runtime.dtype)
+        seen = torch.stack([frame.cut(soft) for frame in frames])[:, None]
+        try:
+            maps[:count, :1] = on_square(seen, frames[0], seen.new_zeros(1))
+            pixels = [
+                stroke_pixels(dotted(own, self.network.dots, frame), frame, self.network.radius)
+                + at * maps.stride(0)
+                for at, (frame, own) in enumerate(zip(frames, strokes, strict=True))
+            ]
+            maps.view(-1).index_fill_(0, self.runtime.upload(np.concatenate(pixels)), 1.0)
+            logits, *quality = (output[:count] for output in step.replay())
+            drawn = self._drawn(logits, frames[0])
+            download = self.runtime.downloading(drawn > THRESHOLD, *quality)
+        finally:
+            maps.zero_()
+
+        def wait() -> list[Prediction]:
+            masks, *quality = download()
+            qualities = [float(one) for one in quality[0]] if quality else [None] * count
+            each = zip(drawn, qualities, frames, masks, strict=True)
+            return [Prediction(one, iou, frame, None, mask) for one, iou, frame, mask in each]
+
+        return wait
 
     @cached_property
     def ahead(self) -> CompiledStep | None:
@@ -151,7 +241,7 @@ class TorchBackend:
         """Start `embed` with the encoder `ahead`, if there is one; the result is the same to the byte."""
         assert self.ahead is not None
         with self.runtime.inference(embedding=True):
-            return self.ahead.start(self._image(plane, frame))
+            return self.ahead.start(self._squares(plane, [frame]))
 
     def predict(
         self, features: tuple[Tensor, ...], frame: Frame, objects: Sequence[Object]
@@ -174,7 +264,7 @@ class TorchBackend:
             except torch.cuda.OutOfMemoryError:
                 if most == 1:
                     raise
-                self._clicks.pop(BATCH, None)
+                self._steps.pop("clicks", None)
                 torch.cuda.empty_cache()
                 most = 1
                 continue
@@ -208,21 +298,20 @@ class TorchBackend:
     ) -> Callable[[], list[Prediction]]:
         """Start predicting; calling the result waits for the device and returns the predictions."""
         count, size = len(objects), self.network.size
-        if self.runtime.on_cuda:
-            step = self._recorded(1 if count == 1 else BATCH, features)
+        step = self._loaded_click("click" if count == 1 else "clicks", features)
+        if step is not None:
             maps, click = step.inputs[0], step.replay
         else:
-            maps = torch.zeros((count, 3, size, size), device=self.runtime.device)
+            shape = (count, 3, size, size)
+            maps = torch.zeros(shape, device=self.runtime.device, dtype=self.runtime.dtype)
             click = partial(self.click, maps, *features)
         try:
             self.stamp(maps, frame, objects)
             logits, *quality = (output[:count] for output in click())
-            logits = from_square(logits, frame, self.network.aligned)[:, 0]  # (B, rows, cols)
-            # Rounded as it is made, and the rounded values are thresholded: they and the mask always agree.
-            soft = torch.sigmoid(logits, out=logits.new_empty(logits.shape, dtype=self.runtime.dtype))
+            soft = self._drawn(logits, frame)
             download = self.runtime.downloading(soft > THRESHOLD, *quality)
         finally:
-            if self.runtime.on_cuda:
+            if step is not None:
                 maps.zero_()  # for the next click, while this one's mask is being copied
 
         def wait() -> list[Prediction]:
@@ -235,6 +324,14 @@ class TorchBackend:
             return [Prediction(one, quality, frame, None, mask) for one, quality, mask in each]
 
         return wait
+
+    def _drawn(self, logits: Tensor, frame: Frame) -> Tensor:
+        """The probability over the frame's crop, (B, rows, cols).
+
+        Rounded as it is made, and the rounded values are thresholded: they and the mask always agree.
+        """
+        logits = from_square(logits, frame, self.network.aligned)[:, 0]
+        return torch.sigmoid(logits, out=logits.new_empty(logits.shape, dtype=self.runtime.dtype))
 
     def _clicked(self, maps: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, 1, s, s) float32 and, if the network makes one, the quality (B,)."""
@@ -257,18 +354,42 @@ class TorchBackend:
                 stacklevel=4,
             )
 
-    def _recorded(self, count: int, features: tuple[Tensor, ...]) -> RecordedStep:
-        if count not in self._clicks:
-            size = self.network.size
-            maps = torch.zeros((count, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
-            inputs = (maps, *(feature.clone() for feature in features))
-            self._clicks[count] = self._recording(self._clicked, inputs)
-        step, loaded = self._clicks[count], self._loaded.get(count)
+    def _loaded_click(self, name: str, features: tuple[Tensor, ...]) -> RecordedStep | None:
+        """A recorded click with these features in its inputs; None on other devices than CUDA."""
+        if not self.runtime.on_cuda:
+            return None
+        step, loaded = self._step(name), self._loaded.get(name)
         if loaded is None or loaded() is not features[0]:
             for kept, feature in zip(step.inputs[1:], features, strict=True):
                 kept.copy_(feature)
-            self._loaded[count] = weakref.ref(features[0])
+            self._loaded[name] = weakref.ref(features[0])
         return step
+
+    def _step(self, name: str) -> RecordedStep:
+        if name not in self._steps:
+            self._steps[name] = self._record(name)
+        return self._steps[name]
+
+    def _record(self, name: str) -> RecordedStep:
+        size, device = self.network.size, self.runtime.device
+        count = BATCH if name in ("clicks", "looks") else 1
+        images = torch.zeros((count if name == "looks" else 1, 3, size, size), device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if name == "embed":
+            return self._recording(self.network.encode, (images,))
+        maps = torch.zeros((count, 3, size, size), device=device, dtype=self.runtime.dtype)
+        if name == "look":
+            return self._recording(self._looked, (images, maps))
+        if name == "looks":
+            return self._recording(self._looked_along, (images, maps))
+        return self._recording(self._clicked, (maps, *self.network.encode(images)))
+
+    def _looked(self, image: Tensor, maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        features = self.network.encode(image)
+        return features, self._clicked(maps, *features)
+
+    def _looked_along(self, images: Tensor, maps: Tensor) -> tuple[Tensor, ...]:
+        return self._clicked(maps, *self.network.encode(images))
 
     def _recording(self, step: Step, inputs: tuple[Tensor, ...]) -> RecordedStep:
         return RecordedStep(torch.compile(step, dynamic=False) if self.runtime.compiled else step, inputs)
@@ -320,7 +441,7 @@ def _newest_regions(prompts: Sequence[Prompt]) -> list[Region]:
 
 
 def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
-    """Crop pixels (1, C, rows, cols) on the square of a frame, padded with `fill` (F,): (1, F, S, S).
+    """Crop pixels (B, C, rows, cols) on the square of a frame, padded with `fill` (F,): (B, F, S, S).
 
     The original stretches without antialiasing; a letterbox averages when it shrinks, so that thin membranes
     survive. Gray images are resized once and repeated in all F channels.
@@ -330,7 +451,7 @@ def on_square(pixels: Tensor, frame: Frame, fill: Tensor) -> Tensor:
     seen = F.interpolate(pixels, (rows, cols), mode="bilinear", antialias=smooth)
     if rows == cols == frame.size:
         return seen.expand(-1, len(fill), -1, -1)
-    canvas = fill[:, None, None].repeat(1, 1, frame.size, frame.size)  # (1, F, S, S)
+    canvas = fill[:, None, None].repeat(len(pixels), 1, frame.size, frame.size)  # (B, F, S, S)
     canvas[..., :rows, :cols] = seen
     return canvas
 

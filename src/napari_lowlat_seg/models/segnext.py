@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_lowlat_seg.models.compact import distance_maps
+from napari_lowlat_seg.models.fused import linear_gelu, linear_relu
 from napari_lowlat_seg.models.network import MEAN, STD, Fit, Network, Regions
 
 NOMINAL_WINDOW = 14  # tokens; the actual side is the grid divided by the number of these that fit into it
@@ -66,7 +67,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
         return out
 
 
@@ -328,8 +329,13 @@ def _group_norm_conv1x1(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     mean, scale = _moments(x, norm.eps)
     slope = (scale * norm.weight).flatten(1, 2)  # (B, 1, C)
     weight = conv.weight.flatten(1).t()  # (C, D)
-    shift = (norm.bias - mean.flatten(1, 2) * slope) @ weight.to(slope.dtype)  # (B, 1, D)
-    shift = shift if conv.bias is None else shift + conv.bias
+    # The bias of the norm and its mean, through the convolution. Of the mean only a factor depends on the
+    # sample, so the products are one vector each, for a batch too.
+    wide = weight.t().to(scale.dtype)  # (D, C)
+    shift = wide.mv(norm.bias.to(scale.dtype)) - (mean * scale).flatten(1, 2) * wide.mv(
+        norm.weight.to(scale.dtype)
+    )
+    shift = shift if conv.bias is None else shift + conv.bias  # (B, 1, D)
     scaled = (slope.transpose(1, 2) * weight).to(x.dtype)  # (B, C, D)
     if len(x) == 1:  # the product adds the bias at no cost
         return F.linear(x, scaled[0].t(), shift[0, 0].to(x.dtype))
@@ -415,7 +421,7 @@ class Head(nn.Module):
         convs = [cast(ConvReLU, level).conv for level in self.convs]
         biases = (self.fusion_conv.conv.bias, *[None] * (len(levels) - 1))
         parts = [
-            F.linear(F.relu(_conv1x1(x.permute(0, 2, 3, 1), level)), w, b)
+            F.linear(linear_relu(x.permute(0, 2, 3, 1), level.weight.flatten(1), level.bias), w, b)
             for x, level, w, b in zip(levels, convs, columns, biases, strict=True)
         ]
         mixed = F.relu(_sum_resized(parts))  # (B, 4g, 4g, dim)

@@ -71,6 +71,7 @@ class WindowAttention(nn.Module):
     """Self-attention inside one window, with a learned bias per head and absolute offset (|dy|, |dx|)."""
 
     offsets: Tensor
+    bias: Tensor | None
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -84,13 +85,22 @@ class WindowAttention(nn.Module):
         apart = np.abs(where[:, :, None] - where[:, None, :])
         offsets = torch.from_numpy(apart[0] * window + apart[1])
         self.register_buffer("offsets", offsets, persistent=False)  # (N, N)
+        self.register_buffer("bias", None, persistent=False)
+
+    @torch.no_grad()
+    def keep_bias(self) -> None:
+        """Gather the biases once, for weights that do not change any more."""
+        self.bias = self._gathered()
+
+    def _gathered(self) -> Tensor:
+        # Four axes: torch's fused kernel for the CPU needs them.
+        return self.attention_biases[:, self.offsets][None]  # (1, heads, N, N)
 
     def forward(self, x: Tensor) -> Tensor:
         windows, tokens, width = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)  # (windows, heads, N, width / heads); upstream keeps q, k, v per head
-        # Four axes: torch's fused kernel for the CPU needs them.
-        bias = self.attention_biases[:, self.offsets][None]  # (1, heads, N, N)
+        bias = self._gathered() if self.bias is None else self.bias
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         mixed: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, width))
         return mixed
@@ -123,12 +133,20 @@ class WindowBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, width, rows, cols = x.shape
         w = self.window
-        last = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -cols % w, 0, -rows % w))
+        last = x.permute(0, 2, 3, 1)
+        whole = rows % w == cols % w == 0
+        if not whole:
+            last = F.pad(last, (0, 0, 0, -cols % w, 0, -rows % w))
         down, across = last.shape[1] // w, last.shape[2] // w
-        tiles = last.view(batch, down, w, across, w, width).transpose(2, 3).reshape(-1, w * w, width)
-        tiles = self.attn(tiles).view(batch, down, across, w, w, width).transpose(2, 3)
-        mixed = tiles.reshape(batch, down * w, across * w, width)[:, :rows, :cols]
-        x = self.local_conv(x + mixed.permute(0, 3, 1, 2))
+        apart = last.reshape(batch, down, w, across, w, width)
+        tiles = self.attn(apart.transpose(2, 3).reshape(-1, w * w, width))
+        mixed = tiles.view(batch, down, across, w, w, width).transpose(2, 3)
+        if whole:  # the sum puts the windows back in place: no pass over the map for that alone
+            x = (apart + mixed).view(batch, rows, cols, width).permute(0, 3, 1, 2)
+        else:
+            mixed = mixed.reshape(batch, down * w, across * w, width)[:, :rows, :cols]
+            x = x + mixed.permute(0, 3, 1, 2)
+        x = self.local_conv(x)
         last = x.permute(0, 2, 3, 1)
         out: Tensor = (last + self.mlp(last)).permute(0, 3, 1, 2)
         return out

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.window import scrolling
-from benchmarks.window.scrolling import Counts, ScrollingUser, load_sized
+from benchmarks.window.scrolling import PATTERNS, Counts, ScrollingUser, load_sized, stack, way
 from napari_lowlat_seg.core.masks import SoftMask
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.plugin.worker import Worker
@@ -55,9 +55,9 @@ def test_planes_embedded_ahead_are_counted(worker):
 
 def test_a_row_holds_shares_and_medians():
     """Nothing counted gives dashes."""
-    counts = Counts([True, False], [True, True], [True], [0.5], [80.0], [])
-    assert counts.row() == "50 % | 100 % | 100 % | 500 ms | 80 ms | -"
-    assert Counts().row() == "- | - | - | - | - | -"
+    counts = Counts([True, False], [True, True], [True], [7.0, 9.0], [0.5], [80.0], [])
+    assert counts.row() == "50 % | 100 % | 100 % | 9 ms | 500 ms | 80 ms | -"
+    assert Counts().row() == "- | - | - | - | - | - | -"
 
 
 def test_the_embedded_model_takes_another_side(monkeypatch):
@@ -69,3 +69,20 @@ def test_the_embedded_model_takes_another_side(monkeypatch):
 def test_the_sides_compared_are_those_of_the_figures():
     """512 is that of the embedded model."""
     assert scrolling.SIZES == (512, 1024)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_way_stays_in_the_stack(pattern):
+    """Every step is to a neighbour, but for every tenth of the jumps."""
+    positions = way(pattern, 60, 50)
+    assert len(positions) == 50
+    assert 0 <= min(positions) <= max(positions) < 60
+    steps = np.abs(np.diff(positions))
+    assert sum(steps != 1) <= (4 if pattern == "jumps" else 0)
+    assert (np.diff(positions) < 0).any() == (pattern != "straight")
+
+
+def test_no_plane_of_the_stack_equals_another():
+    """Or its embedding would be there already."""
+    planes = np.concatenate([stack(70, 0), stack(70, 1)])
+    assert len({plane.tobytes() for plane in planes}) == 140
