@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.window.common import print_load, wait, wait_until
+from benchmarks.window.common import GapTimer, print_load, wait, wait_until
 from benchmarks.window.gallery import Scene, window
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import read_range
@@ -97,6 +97,8 @@ class OneObject:
         worker, propagation = self.scene.widget.worker, self.scene.controller.propagation
         said: list[str] = []
         count, half = 0, False
+        timer = GapTimer()
+        timer.start()
         began = time.perf_counter()
         self.scene.hand.key("Shift+J")
         while worker.busy or propagation.running:
@@ -109,6 +111,7 @@ class OneObject:
             if not said or said[-1] != self.scene.widget.sentence:
                 said.append(self.scene.widget.sentence)
         seconds = time.perf_counter() - began
+        gaps = np.percentile(timer.stop(), [95, 99, 100])
         self.scene.rest()
         self.look(name)
         if ended := re.search(r"propagated to (\d+) plane", self.scene.widget.sentence):
@@ -117,6 +120,7 @@ class OneObject:
             "seconds": round(seconds, 2),
             "planes": count,
             "seconds a plane": round(seconds / max(1, count), 3),
+            "gaps p95, p99, max ms": [round(float(gap)) for gap in gaps],
             "dice": round(self.dice(), 4),
             "said": [*said[:: max(1, len(said) // 6)], self.scene.widget.sentence],
         }

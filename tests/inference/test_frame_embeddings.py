@@ -14,6 +14,7 @@ from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.memory.embeddings import FrameEmbeddings
 from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.inference.processors import STREAMS
 from napari_lowlat_seg.inference.runtime import Runtime, has_openvino
 from small_memory import SMALL, SureMemory, anchor, small_network, sure_propagation
 
@@ -193,10 +194,11 @@ def test_a_plane_that_cannot_be_read_says_so_in_its_turn(predictor: Predictor, v
 
 @needs_openvino
 @pytest.mark.slow
-def test_one_thread_embeds_nothing_ahead(
+def test_one_thread_embeds_ahead_only_where_streams_are_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, volume: Volume
 ) -> None:
-    """Nor does torch: it would only take time from what is asked for."""
+    """As for a window's model process, whose steps leave a processor to the window. Torch never does."""
+    monkeypatch.delenv(STREAMS, raising=False)
     monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -209,6 +211,16 @@ def test_one_thread_embeds_nothing_ahead(
             found.begin(volume.planes(0), _frames(one)[0])
             found.drop()
             assert not found._begun
+        monkeypatch.setenv(STREAMS, "2")
+        window = Predictor(small_network(), Runtime("cpu", "fp32", openvino=True), "off")
+        ahead = window.backend.ahead
+        assert ahead is not None
+        assert ahead._compiled.get_property("INFERENCE_NUM_THREADS") == 2
+        plane, frame = volume.planes(0)[0], _frames(window)[0]
+        begun = FrameEmbeddings(window, volume)
+        begun.begin([plane], frame)
+        same = zip(begun.of(plane, frame), FrameEmbeddings(alone, volume).of(plane, frame), strict=True)
+        assert all(torch.equal(one, other) for one, other in same)
     finally:
         torch.set_num_threads(before)
 

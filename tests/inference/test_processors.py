@@ -11,8 +11,10 @@ import pytest
 from napari_lowlat_seg.inference import processors
 from napari_lowlat_seg.inference.processors import (
     SPIN_TURNS,
+    STREAMS,
     configure,
     cpu_quota,
+    streams,
     threads_set_by_user,
     usable,
 )
@@ -188,3 +190,12 @@ def test_the_runtime_has_read_it():
     code = "import napari_lowlat_seg, torch; assert 'libgomp' in open('/proc/self/maps').read()"
     printed = fresh(code, "stderr", OMP_DISPLAY_ENV="verbose")
     assert f"GOMP_SPINCOUNT = '{SPIN_TURNS}'" in printed
+
+
+@pytest.mark.parametrize(("value", "count"), [(None, 1), ("2", 2), ("0", 1), ("", 1), ("-3", 1), ("many", 1)])
+def test_streams_are_those_of_the_environment(monkeypatch, value, count) -> None:
+    """Whatever else it may say, one step can be under way."""
+    monkeypatch.delenv(STREAMS, raising=False)
+    if value is not None:
+        monkeypatch.setenv(STREAMS, value)
+    assert streams() == count

@@ -19,10 +19,15 @@ import pytest
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.inference.processors import usable
+from napari_lowlat_seg.inference.processors import STREAMS, usable
 from napari_lowlat_seg.inference.runtime import Precision, has_bf16
 from napari_lowlat_seg.serving import wire, worker_process
-from napari_lowlat_seg.serving.process import PredictionProcess, call_in_process, open_prediction_service
+from napari_lowlat_seg.serving.process import (
+    PredictionProcess,
+    _threads,
+    call_in_process,
+    open_prediction_service,
+)
 from napari_lowlat_seg.serving.service import PredictionService, load_prediction_service
 from napari_lowlat_seg.serving.worker_process import Interrupted, WorkerProcessEnded
 
@@ -459,10 +464,12 @@ def test_a_missing_interpreter_raises(make, source, monkeypatch) -> None:
 def test_threads_are_those_given_or_set_or_all_but_one(make, monkeypatch) -> None:
     """In this order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert STREAMS not in _threads(2) | _threads(None)
     assert make(threads=2).describe()["threads"] == 2
     assert make().describe()["threads"] == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert make().describe()["threads"] == max(1, usable() - 1)
+    assert _threads(None)[STREAMS] == str(usable())  # they wait for nobody, so the window's is not kept free
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ class Conversion:
         return {
             "INFERENCE_PRECISION_HINT": self.hint,
             **({"PERFORMANCE_HINT": "LATENCY"} if calls == 1 else {"NUM_STREAMS": calls}),
-            "INFERENCE_NUM_THREADS": max(1, torch.get_num_threads() // self.share),
+            "INFERENCE_NUM_THREADS": max(calls, torch.get_num_threads() // self.share),
             "ENABLE_CPU_PINNING": False,  # a thread bound to one core would share it with the window's
         }
 

@@ -24,6 +24,11 @@ from pathlib import Path
 SPIN_TURNS = 20_000
 """Turns that a waiting thread spins before it sleeps (GOMP_SPINCOUNT), about a millisecond."""
 
+STREAMS = "LOWLAT_SEG_STREAMS"
+"""Environment variable, set for a window's model process: how many steps may be under way at a time, where
+one step has fewer threads. One step leaves a processor to the window; streams wait for nobody and share it.
+"""
+
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _ours: dict[str, str] = {}
@@ -55,6 +60,12 @@ def threads_set_by_user() -> bool:
     """Whether OMP_NUM_THREADS is set, and not by `configure`."""
     value = os.environ.get("OMP_NUM_THREADS")
     return value is not None and value != _ours.get("OMP_NUM_THREADS")
+
+
+def streams() -> int:
+    """How many steps may be under way at a time beyond the threads of one, at least 1: see `STREAMS`."""
+    value = os.environ.get(STREAMS, "")
+    return max(1, int(value)) if value.isdecimal() else 1
 
 
 def usable() -> int:

@@ -26,6 +26,7 @@ from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Click, Prompt, Region, Stroke, dense_maps, dotted, stroke_pixels
 from napari_lowlat_seg.inference.prediction import Prediction
+from napari_lowlat_seg.inference.processors import streams
 from napari_lowlat_seg.inference.recorded_step import RecordedStep, Step
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.network import Network
@@ -232,10 +233,11 @@ class TorchBackend:
     def ahead(self) -> CompiledStep | None:
         """The encoder for embeddings that are started now and asked for later, two at a time.
 
-        None with one thread, with torch, and on other devices: it would gain nothing there.
+        None with torch, on other devices, and where one thread is all there is: it would gain nothing there.
         """
         divided = getattr(self.encode, "divided", None)
-        return None if divided is None or torch.get_num_threads() == 1 else divided()
+        alone = torch.get_num_threads() == streams() == 1
+        return None if divided is None or alone else divided()
 
     def start(self, plane: np.ndarray, frame: Frame) -> StepUnderWay:
         """Start `embed` with the encoder `ahead`, if there is one; the result is the same to the byte."""

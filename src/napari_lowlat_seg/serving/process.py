@@ -29,7 +29,7 @@ from napari_lowlat_seg.core.requests import (
     Request,
     never,
 )
-from napari_lowlat_seg.inference.processors import threads_set_by_user, usable
+from napari_lowlat_seg.inference.processors import STREAMS, threads_set_by_user, usable
 from napari_lowlat_seg.propagation.sweep import PropagatedMask
 from napari_lowlat_seg.serving.remote import RemoteDevice, is_remote
 from napari_lowlat_seg.serving.service import CACHE_BYTES, PredictionService, load_prediction_service
@@ -360,9 +360,11 @@ def _function(entry: str) -> Callable[..., Any]:
 
 def _threads(count: int | None) -> dict[str, str]:
     """The environment of a child whose networks compute with so many threads."""
-    if count is None and threads_set_by_user():
+    if count is not None:
+        return {"OMP_NUM_THREADS": str(count)}
+    if threads_set_by_user():
         return {}
-    return {"OMP_NUM_THREADS": str(count or max(1, usable() - 1))}
+    return {"OMP_NUM_THREADS": str(max(1, usable() - 1)), STREAMS: str(usable())}
 
 
 def _read(child: WorkerProcess, sources: Sequence[PlaneSource], place: Any) -> Any:
