@@ -1,6 +1,6 @@
 """How much longer a command takes beside busy loops: it runs alone and beside them in turns.
 
-    python -m benchmarks.busy [--loops 2] [--rounds 3] -- lowlat-seg demo OUT
+    python -m benchmarks.busy [--loops 2] [--rounds 3] -- lowlat-seg demo -o OUT
 
 What the command prints goes to standard error, the times to standard output.
 """
