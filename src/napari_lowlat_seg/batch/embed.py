@@ -16,6 +16,7 @@ from typing import Any
 
 from napari_lowlat_seg.batch.jobs import DEFAULTS, BatchJob, BatchSettings, run_jobs
 from napari_lowlat_seg.core.volume import Plane, Volume, any_finite
+from napari_lowlat_seg.inference.openvino_backend import CALLS
 from napari_lowlat_seg.inference.prediction import Embedding
 from napari_lowlat_seg.inference.predictor import Predictor
 from napari_lowlat_seg.io.files import as_shown, default_axis, embeddings_folder, read_chosen
@@ -24,9 +25,6 @@ from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingK
 
 BATCH = 8
 """Planes of a job: long enough to be worth a message, short enough to lose."""
-
-AHEAD = 2
-"""Planes that are embedded while one is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ def embed_planes(
         key = EmbeddingKey.of_pixels(predictor, pixels, plane, volume.window, spacing)
         there = key in cache or not any_finite(pixels)
         begun.append((key, None if there else predictor.begin(pixels, volume.window, spacing)))
-        if len(begun) > AHEAD:
+        if len(begun) > CALLS:  # as many are embedded while one is written
             yield _kept(cache, *begun.popleft())
     for last in begun:
         yield _kept(cache, *last)

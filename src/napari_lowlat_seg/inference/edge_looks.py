@@ -130,6 +130,11 @@ def fading(crop: Frame) -> np.ndarray:
 
     A border that is one of the plane's does not fade: nothing lies beyond it.
     """
+    return np.outer(*_fading_sides(crop))
+
+
+def _fading_sides(crop: Frame) -> list[np.ndarray]:
+    """What `fading` is the outer product of: (rows,) and (cols,)."""
     sides = []
     for axis in (0, 1):
         first, count, length = crop.crop[axis], crop.crop[2 + axis], crop.shape[axis]
@@ -138,13 +143,13 @@ def fading(crop: Frame) -> np.ndarray:
         low = at / width if first > 0 else np.ones(count)
         high = (count - at) / width if first + count < length else np.ones(count)
         sides.append(np.minimum(1, np.minimum(low, high)).astype(np.float32))
-    return np.outer(*sides)
+    return sides
 
 
 @lru_cache(maxsize=16)
-def _fading_there(crop: Frame, device: torch.device) -> Tensor:
-    """`fading` on a device, where it does not change."""
-    return torch.from_numpy(fading(crop)).to(device)
+def _fading_there(crop: Frame, device: torch.device) -> tuple[Tensor, ...]:
+    """`_fading_sides` on a device; whole weights of a large plane would take too much memory to keep."""
+    return tuple(torch.from_numpy(side).to(device) for side in _fading_sides(crop))
 
 
 def strokes_inside(crop: Frame, prompts: Sequence[Prompt]) -> list[Stroke]:
@@ -208,7 +213,7 @@ class Mixture:
     def add(self, found: Prediction) -> None:
         """Mix in a prediction over its frame's crop."""
         soft = found.soft if isinstance(found.soft, Tensor) else torch.from_numpy(found.soft)
-        weight = _fading_there(found.frame, self._sum.device)
+        weight = torch.outer(*_fading_there(found.frame, self._sum.device))
         found.frame.cut(self._sum).add_(weight * soft.float())
         found.frame.cut(self._weight).add_(weight)
         self.sources += 1

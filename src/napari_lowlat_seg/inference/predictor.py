@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from napari_lowlat_seg.propagation.sweep import ProbabilityMask, PropagatedMask
 
 CloserLook = Literal["auto", "off"]
+
+T = TypeVar("T")
 
 SAME = 0.95
 """IoU with another candidate from which a candidate is left out."""
@@ -490,11 +492,7 @@ class Predictor:
         return replace(found, look=look).on_plane(around, share)
 
     def _run(self, seen: Embedding, objects: Sequence[Object]) -> list[Prediction]:
-        try:
-            return self.backend.predict(seen.features, seen.frame, objects)
-        except torch.cuda.OutOfMemoryError:
-            self._leave_device()
-        return self.backend.predict(seen.features, seen.frame, objects)
+        return self._computed(lambda: self.backend.predict(seen.features, seen.frame, objects))
 
     def _look(
         self,
@@ -505,30 +503,28 @@ class Predictor:
         share: float = 0.0,
     ) -> tuple[Embedding, Callable[[], Prediction]]:
         """The embedding of a crop and what waits for the prediction from it; see `TorchBackend.look`."""
-        for attempt in (1, 2):
-            try:
-                features, found = self.backend.look(plane, frame, question, around, share)
-                break
-            except torch.cuda.OutOfMemoryError:
-                if attempt == 2:
-                    raise
-            self._leave_device()
+        features, found = self._computed(lambda: self.backend.look(plane, frame, question, around, share))
         return Embedding(features, frame, plane, self.model), found
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of the frame's crop of a uint8 plane."""
+        features = self._computed(lambda: self.backend.embed(plane, frame))
+        return Embedding(features, frame, plane, self.model)
+
+    def _computed(self, work: Callable[[], T]) -> T:
+        """What `work` returns; where the GPU's memory does not suffice, it is done again on the processor."""
         try:
-            return Embedding(self.backend.embed(plane, frame), frame, plane, self.model)
+            return work()
         except torch.cuda.OutOfMemoryError:
             self._leave_device()
-        return Embedding(self.backend.embed(plane, frame), frame, plane, self.model)
+        return work()
 
     def _leave_device(self) -> None:
         """Move the network from the GPU to the processor; embeddings made on the GPU stay valid."""
         warnings.warn(
             f"{self.runtime.device} is out of memory, so {self.name} continues on the processor; "
             "close what else uses the GPU and load the model again to return to it",
-            stacklevel=4,
+            stacklevel=5,
         )
         self.backend = TorchBackend(self.network.float(), suited(Runtime.find("cpu"), self.network))
 

@@ -360,7 +360,7 @@ def _function(entry: str) -> Callable[..., Any]:
 
 def _threads(count: int | None) -> dict[str, str]:
     """The environment of a child whose networks compute with so many threads."""
-    if count is not None:
+    if count:
         return {"OMP_NUM_THREADS": str(count)}
     if threads_set_by_user():
         return {}

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 MAX_EMBEDDINGS = 24
 """Embeddings of frames kept at a time."""
 
-AHEAD = 2
-"""Planes behind the present one whose embeddings are begun: one for each stream."""
-
 Key = tuple[Plane, tuple[int, int, int, int]]
 
 

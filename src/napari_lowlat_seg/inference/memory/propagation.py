@@ -24,8 +24,9 @@ from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import never
 from napari_lowlat_seg.core.volume import Plane, PlaneReader, to_gray
 from napari_lowlat_seg.inference.closer_look import MAX_SHARE, MIN_PIXELS, MIN_SHARE, has_room, object_box
-from napari_lowlat_seg.inference.memory.embeddings import AHEAD, FrameEmbeddings
+from napari_lowlat_seg.inference.memory.embeddings import FrameEmbeddings
 from napari_lowlat_seg.inference.memory.steps import MemorySteps
+from napari_lowlat_seg.inference.openvino_backend import CALLS
 from napari_lowlat_seg.inference.prediction import Prediction
 from napari_lowlat_seg.inference.runtime import DTYPES
 from napari_lowlat_seg.inference.torch_backend import from_square, on_square
@@ -228,7 +229,8 @@ class MemoryPropagation:
             needed = self._frame(plane, mask | beside, frame)
             if needed != frame:
                 frame, entries = needed, {}
-            self._embeddings.begin([planes[at] for at in route[visited : visited + 1 + AHEAD]], frame)
+            soon = route[visited : visited + 1 + CALLS]  # this plane, and one more for each stream
+            self._embeddings.begin([planes[at] for at in soon], frame)
             slots = (start, end, before, earlier)
             described = self._slot_features(place, slots, start, other, plane, frame)
             entries |= self._entries(set(slots) - entries.keys(), planes, known, frame)
