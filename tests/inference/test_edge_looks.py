@@ -149,6 +149,16 @@ def test_a_mixture_keeps_what_all_its_sources_say(seed) -> None:
     assert np.array_equal(mixed.probability[:, far], before.probability[:, far])
 
 
+def test_a_crop_predicted_on_the_processor_is_mixed_in_where_the_mixture_is():
+    """A GPU can run out of memory between two crops; "meta" stands for it."""
+    whole = Frame.whole((200, 200), 512)
+    mixture = Mixture(Prediction(torch.zeros((200, 200), device="meta"), None, whole))
+    mixture.add(Prediction(np.ones((100, 100), np.float32), None, lattice(whole)[0]))
+    mixed = mixture.prediction(())
+    assert isinstance(mixed.soft, torch.Tensor)
+    assert mixed.soft.device.type == "meta"
+
+
 def test_a_mixture_has_no_seams():
     """From one pixel to the next it changes no faster than its sources and the fading do."""
     before = first(ramp())

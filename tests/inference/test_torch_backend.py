@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from napari_lowlat_seg.core.prompts import Box, Click, Scribble, dense_maps
 from napari_lowlat_seg.core.raster import disks
 from napari_lowlat_seg.inference import runtime
 from napari_lowlat_seg.inference.predictor import Predictor, load_predictor, suited
+from napari_lowlat_seg.inference.recorded_step import RecordedStep
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import BATCH, STEPS, TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
@@ -112,10 +114,36 @@ def test_out_of_memory_goes_on_with_the_processor(network, image) -> None:
     assert len(warned) == 1
     answer = expected.predict(embedding, [Click((10, 20))])
     np.testing.assert_array_equal(found.probability, answer.probability)
-    predictor.backend = Full(network, Runtime())
+    predictor.backend, predictor._memory = Full(network, Runtime()), object()  # type: ignore[assignment]
     with pytest.warns(UserWarning, match="out of memory"):
         again = predictor.predict(embedding, [Click((10, 20))])
     np.testing.assert_array_equal(again.probability, answer.probability)
+    assert predictor._memory is None  # it was where memory has run out, and is loaded again when needed
+
+
+def test_a_step_is_recorded_on_the_device_of_its_inputs(monkeypatch) -> None:
+    """On a stream of that device: torch's own is one of whichever device was used first."""
+    entered = []
+
+    class Stream:
+        def __init__(self, device):  # type: ignore[no-untyped-def]
+            self.device = device
+
+        def wait_stream(self, other):  # type: ignore[no-untyped-def]
+            pass
+
+    @contextmanager
+    def within(*_, stream, **__):  # type: ignore[no-untyped-def]
+        entered.append(stream.device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within(stream=stream))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", within)
+    recorded = RecordedStep(lambda x: (x + 1,), (torch.zeros(2, device="meta"),))
+    assert [output.device for output in recorded.outputs] == entered[:1] == entered[1:]
 
 
 class Steps:
@@ -261,7 +289,7 @@ def test_steps_are_recorded_when_a_model_is_loaded(network, monkeypatch) -> None
 
 
 def test_out_of_memory_in_a_batch_loses_no_prediction(network, image) -> None:
-    """What was started before arrives, in order, and the rest is answered one at a time."""
+    """What was started before arrives, in order, the rest is answered one at a time, later ones at once."""
 
     class Small(Recorded):
         started = 0
@@ -277,7 +305,9 @@ def test_out_of_memory_in_a_batch_loses_no_prediction(network, image) -> None:
     asked = [[Click((float(i), 20))] for i in range(2 * BATCH)]
     predictions = path.predict(embedding.features, embedding.frame, [(prompts, None) for prompts in asked])
     assert path.started == 1 + 1 + BATCH
-    for prompts, prediction in zip(asked, predictions, strict=True):
+    path.started = -1  # memory suffices again, and the step that was given up is recorded anew
+    again = path.predict(embedding.features, embedding.frame, [(prompts, None) for prompts in asked[:BATCH]])
+    for prompts, prediction in zip([*asked, *asked[:BATCH]], [*predictions, *again], strict=True):
         expected = plain.predict(embedding, prompts)
         np.testing.assert_allclose(prediction.soft.numpy(), expected.probability, rtol=0, atol=2e-6)
 

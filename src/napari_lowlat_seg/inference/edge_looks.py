@@ -212,9 +212,9 @@ class Mixture:
 
     def add(self, found: Prediction) -> None:
         """Mix in a prediction over its frame's crop."""
-        soft = found.soft if isinstance(found.soft, Tensor) else torch.from_numpy(found.soft)
+        soft = torch.as_tensor(found.soft).to(self._sum)  # a GPU may have run out of memory since
         weight = torch.outer(*_fading_there(found.frame, self._sum.device))
-        found.frame.cut(self._sum).add_(weight * soft.float())
+        found.frame.cut(self._sum).add_(weight * soft)
         found.frame.cut(self._weight).add_(weight)
         self.sources += 1
 

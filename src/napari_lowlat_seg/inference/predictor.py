@@ -299,9 +299,9 @@ class Predictor:
             look = first.look
         else:
             look = self._first_look(embedding, prompts, first.look)
-        others = self.backend.candidates(embedding.features, embedding.frame, prompts)
+        others = self._candidates(embedding, prompts)
         if look is not None:  # through the closer look of the first, where an object lies within it
-            closer = self.backend.candidates(look.features, look.frame, prompts)
+            closer = self._candidates(look, prompts)
             others = [
                 replace(near, look=look).on_plane(wide, whole_plane_share(prompts, new=True))
                 if has_room(look.frame, object_box(prompts, wide.mask))
@@ -494,6 +494,9 @@ class Predictor:
     def _run(self, seen: Embedding, objects: Sequence[Object]) -> list[Prediction]:
         return self._computed(lambda: self.backend.predict(seen.features, seen.frame, objects))
 
+    def _candidates(self, seen: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        return self._computed(lambda: self.backend.candidates(seen.features, seen.frame, prompts))
+
     def _look(
         self,
         plane: np.ndarray,
@@ -526,6 +529,7 @@ class Predictor:
             "close what else uses the GPU and load the model again to return to it",
             stacklevel=5,
         )
+        self._memory = None  # it is on the GPU, too: the next propagation loads it where the network is
         self.backend = TorchBackend(self.network.float(), suited(Runtime.find("cpu"), self.network))
 
 

@@ -35,7 +35,8 @@ class RecordedStep:
                 step(*inputs)
         torch.cuda.current_stream(inputs[0].device).wait_stream(side_stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # torch's own stream for recording is one of the first device that was used.
+        with torch.cuda.graph(self._graph, stream=side_stream, capture_error_mode="thread_local"):
             self.outputs = step(*inputs)
 
     def replay(self) -> tuple[Any, ...]:

@@ -266,7 +266,8 @@ class TorchBackend:
             except torch.cuda.OutOfMemoryError:
                 if most == 1:
                     raise
-                self._steps.pop("clicks", None)
+                for kept in (self._steps, self._loaded):  # a new recording's inputs hold no features
+                    kept.pop("clicks", None)
                 torch.cuda.empty_cache()
                 most = 1
                 continue
