@@ -271,11 +271,11 @@ def test_a_run_keeps_notes_and_a_note_is_no_mask() -> None:
     run = PropagationRun.propagation(session, PLANES)
     mask = SoftMask.of(_ball()[5].astype(np.float32))
     assert run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5))
-    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, "ends here: too dark"))
+    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, -1, "too dark"))
     assert run.notes == ("plane 5: ends here: too dark",)
     assert run.reached == {_plane(5)}
     run.finish()
-    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, "late"))
+    assert not run.apply(session.current, PropagatedMask(_plane(5), mask, 0.5, False, 0, "late"))
     assert len(run.notes) == 1
 
 
@@ -313,12 +313,11 @@ def test_what_is_left_of_a_run_is_known_by_ends_and_by_planes_that_come_twice() 
     found = PropagatedMask(_plane(5), mask, 0.5)
     assert run.apply(session.current, found)
     assert (run.came, run.left, run.expected) == (1, 11, 12)
-    run.apply(session.current, replace(found, final=False, note="stepped over: plane 4 is blank"))
+    run.apply(session.current, replace(found, final=False, reason="plane 4 is blank"))
     assert (run.left, run.expected) == (11, 12)
-    run.apply(session.current, replace(found, final=False, note="ends here: too dark"))
+    run.apply(session.current, replace(found, final=False, ends=-1, reason="too dark"))
     assert (run.left, run.expected) == (6, 7)  # planes 7 to 12
-    beside = RefusedPlane(_plane(7), 0.1, 9, "is darker")
-    at_anchor = PropagatedMask(_plane(6), mask, 1.0, False, "ends here: plane 7 is darker", (beside,))
+    at_anchor = PropagatedMask(_plane(6), mask, 1.0, False, 1, "plane 7 is darker")
     run.apply(session.current, at_anchor)
     assert (run.came, run.left, run.expected, run.count) == (1, 0, 1, 12)
     run.finish()
@@ -328,8 +327,8 @@ def test_what_is_left_of_a_run_is_known_by_ends_and_by_planes_that_come_twice() 
     _click(session, 9, _ball()[9])
     run = PropagationRun.propagation(session, PLANES)
     assert (run.count, run.left) == (5, 7)  # planes 7, 8 twice, 10 to 12
-    for note in ("ends here: from one side", "ends here"):
-        run.apply(session.current, PropagatedMask(_plane(7), mask, 0.5, False, note))
+    for way in (1, -1):  # between two anchors the other sweep may still come
+        run.apply(session.current, PropagatedMask(_plane(7), mask, 0.5, False, way, "too dark"))
     assert run.expected == 5
 
 
@@ -338,7 +337,7 @@ def _ended(session: Session, reached: int, refused: RefusedPlane) -> None:
     run = PropagationRun.propagation(session, PLANES)
     found = PropagatedMask(_plane(reached), SoftMask.of(_ball()[reached].astype(np.float32)), 0.9)
     assert run.apply(session.current, found)
-    note = PropagatedMask(found.plane, found.prediction, 0.9, False, "ends here", (refused,))
+    note = PropagatedMask(found.plane, found.prediction, 0.9, False, 1, "too dark", (refused,))
     assert not run.apply(session.current, note)
     assert refused.plane not in refused_planes(session, PLANES)  # a run that is stopped has not ended
     run.finish()

@@ -127,7 +127,7 @@ def test_a_plane_behind_an_end_is_named_until_it_is_annotated(case: Case) -> Non
     mask = Prediction(np.full((20, 20), 0.9, np.float32), None, case.embed(planes[0]).frame)
     last = PropagatedMask(planes[11], mask, 0.9)
     refused = RefusedPlane(planes[10], 0.3, 400, "does not show it")
-    steps = [last, replace(last, final=False, note="ends here", refused=(refused,))]
+    steps = [last, replace(last, final=False, ends=1, reason="too dark", refused=(refused,))]
 
     class Ending(Propagation):
         def _steps(self, case, anchors, changed):

@@ -150,7 +150,9 @@ FRAMES = {
     "a soft mask drawn by 1": row(soft_mask(drawn=1), r"a SoftMask whose drawn is a int"),
     "a soft mask of a quality of text": row(soft_mask(quality="good"), r"whose quality is a str"),
     "a propagated mask without a mask": row(
-        message(ext(CODE["PropagatedMask"], [ext(CODE["Plane"], [[None, None]]), None, 0.5, True, None, []])),
+        message(
+            ext(CODE["PropagatedMask"], [ext(CODE["Plane"], [[None, None]]), None, 0.5, True, 0, "", []])
+        ),
         r"whose prediction",
     ),
     "a refused plane without pixels": row(

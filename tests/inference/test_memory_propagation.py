@@ -44,6 +44,7 @@ def test_a_sweep_ends_where_the_memory_sees_no_object(propagation):
     assert [step.plane.position for step in steps] == [1, 2, 3, 3]
     absent = "does not show it: the probability is 0%"
     assert steps[-1].note == f"ends here: plane 4 {absent}; plane 5 {absent}"
+    assert [step.ends for step in steps] == [0, 0, 0, 1]
     assert not steps[-1].final
     assert [(one.plane.position, one.reason) for one in steps[-1].refused] == [(4, absent), (5, absent)]
     last = int(np.count_nonzero(steps[-1].prediction.mask))
@@ -96,6 +97,7 @@ def test_planes_without_a_finite_pixel_are_stepped_over(propagation):
     assert sorted(step.plane.position for step in steps if step.note is None) == [0, 2, 4, 5, 6, 7, 8]
     ((place, note),) = [(step.plane.position, step.note) for step in steps if step.note is not None]
     assert (place, note) == (2, "stepped over: plane 3 has no finite pixel")
+    assert not any(step.ends for step in steps)
 
 
 @pytest.mark.slow

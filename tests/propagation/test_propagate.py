@@ -113,6 +113,7 @@ def test_where_one_sweep_ends_the_other_one_counts_alone() -> None:
         (1, "ends here: plane 2 shows nothing like it"),
         (5, "ends here: plane 4 shows nothing like it"),
     ]
+    assert [step.ends for step in found if step.note is not None] == [1, -1]
     assert [(step.plane.position, step.final) for step in found if step.note is None] == [
         (1, False),
         (1, True),
@@ -304,6 +305,7 @@ def test_damaged_planes_are_stepped_over_and_named(kind: str, count: int) -> Non
     ((place, note),) = _notes(found)
     assert place == 2
     assert note.startswith("stepped over: plane 3 ")
+    assert not any(step.ends for step in found)
     assert kind in note
     assert note.count("plane ") >= count
 

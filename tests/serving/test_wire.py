@@ -79,8 +79,8 @@ def same(one: Any, other: Any) -> bool:
         PropagationRequest(
             (PLANE, PLANE.moved(1)), {2: {PLANE: SOFT}}, {4: (PLANE, PROMPTS[0])}, (PLANE,), True
         ),
-        PropagatedMask(PLANE, SOFT, 0.5, False, "ends here: plane 3 is blank"),
-        PropagatedMask(PLANE, SOFT, 0.5, False, "ends here", (RefusedPlane(PLANE, 0.4, 12, "is dark"),)),
+        PropagatedMask(PLANE, SOFT, 0.5, False, 0, "plane 3 is blank"),
+        PropagatedMask(PLANE, SOFT, 0.5, False, 1, "blank", (RefusedPlane(PLANE, 0.4, 12, "is dark"),)),
         FoundOnPlane(3, 9),
         FoundOnPlane(9, 9, np.array([[0, 2], [1, 1]], np.uint32), np.array([0.5, 0.25], np.float32)),
     ],

@@ -28,7 +28,7 @@ from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.propagation.propagate import doubtful_point, most_doubtful
-from napari_lowlat_seg.propagation.sweep import ENDS, PropagatedMask, RefusedPlane, affected, anchor_gaps
+from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane, affected, anchor_gaps
 
 
 class PropagationService(Protocol):
@@ -198,7 +198,8 @@ class PropagationRun:
             if not self._writes:  # of many objects nobody would read them
                 self._notes.append(f"plane {plane.position}: {found.note}")
                 self._refused += found.refused
-                self._pass(number, found)
+                if found.ends:
+                    self._pass(number, plane, found.ends)
             return False
         if number == self._session.current:
             state = self._session.state(plane)
@@ -216,16 +217,14 @@ class PropagationRun:
         self.came, self.left = self.came + 1, max(0, self.left - 1)
         return True
 
-    def _pass(self, number: int, ended: PropagatedMask[SoftMask]) -> None:
-        """Expect no mask behind the end of a sweep from the first or the last anchor."""
-        anchors = [plane.position for plane in self.request.anchors[number]]
-        end = ended.plane.position
-        beside = ended.refused[0].plane.position if ended.refused else end  # an anchor may be the end
-        below, above = beside < min(anchors), beside > max(anchors)
-        if str(ended.note).startswith(ENDS) and (below or above):
-            passed = sum(one.position < end if below else one.position > end for one in self.request.planes)
-            self._passed += passed
-            self.left = max(0, self.left - passed)
+    def _pass(self, number: int, end: Plane, way: int) -> None:
+        """Expect no mask behind the end of a sweep from the first or the last anchor; `way` is its `ends`."""
+        planes = self.request.planes
+        place = planes.index(end)
+        behind = planes[place + 1 :] if way > 0 else planes[:place]
+        if not self.request.anchors[number].keys() & set(behind):
+            self._passed += len(behind)
+            self.left = max(0, self.left - len(behind))
 
     def finish(self) -> None:
         """Complete the undo step when all masks have come, and record them for the next run."""

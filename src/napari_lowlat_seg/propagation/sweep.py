@@ -34,9 +34,6 @@ MIN_OVERLAP = 0.3
 MAX_SKIPPED = 3
 """Damaged planes in a row that a sweep steps over."""
 
-ENDS = "ends here"
-"""How the note of a plane begins beyond which the object was not followed."""
-
 FAINT = 0.01
 """Probabilities below this are not kept while a plane waits for its prediction from the other side."""
 
@@ -118,12 +115,15 @@ class PropagatedMask(Generic[M]):
         neighbouring planes since the anchor, or between two anchors the IoU of the two predictions.
     final
         False while the sweep from the second anchor is still to come: the plane will be predicted again.
-    note
-        Why the object was not followed beyond this plane, or which planes behind it were stepped over. It
-        comes with a repetition of the plane that is not final; an anchor is repeated, too, if the object ends
-        beside it. None for all others, and where the range ends.
+    ends
+        In which direction of the range the object was not followed beyond this plane: 1 forwards, -1
+        backwards. 0 where the sweep goes on, or the range ends.
+    reason
+        Why it was not followed, or which planes behind this one were stepped over, as the end of a sentence.
+        It comes with a repetition of the plane that is not final; an anchor is repeated, too, if the object
+        ends beside it. "" for all others.
     refused
-        With a note: those of its planes of which a memory says how likely they show the object. Between two
+        With a reason: those of its planes of which a memory says how likely they show the object. Between two
         anchors some of them may get a mask from the other side.
     """
 
@@ -131,8 +131,14 @@ class PropagatedMask(Generic[M]):
     prediction: M
     confidence: float
     final: bool = True
-    note: str | None = None
+    ends: int = 0
+    reason: str = ""
     refused: tuple[RefusedPlane, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """Why the object ends here, or what was stepped over, in words; None without a reason."""
+        return f"{'ends here' if self.ends else 'stepped over'}: {self.reason}" if self.reason else None
 
 
 class Cancelled(Exception):
@@ -254,11 +260,12 @@ class Sweep(Generic[M]):
 
     def _from_one(self, start: int, route: range) -> Iterator[Plane | PropagatedMask[M]]:
         for visit in self._along(start, route):
-            yield visit if isinstance(visit, Plane) else self._found(visit, final=visit.note is None)
+            yield visit if isinstance(visit, Plane) else self._found(visit, final=not visit.reason)
 
     def _found(self, visit: _Visit, *, final: bool = True) -> PropagatedMask[M]:
         confidence = _confidence(visit.prediction, visit.prediction.quality, visit.agreement)
-        return PropagatedMask(self.planes[visit.place], visit.prediction, confidence, final, visit.note)
+        plane = self.planes[visit.place]
+        return PropagatedMask(plane, visit.prediction, confidence, final, visit.ends, visit.reason)
 
     def _from_both(self, lo: int, hi: int) -> Iterator[Plane | PropagatedMask[M]]:
         """Forwards, then backwards with both predictions averaged."""
@@ -268,7 +275,7 @@ class Sweep(Generic[M]):
         for visit in self._along(lo, range(lo + 1, hi)):
             if isinstance(visit, Plane):
                 yield visit
-            elif visit.note is not None:
+            elif visit.reason:
                 notes.append(visit)
             else:
                 first[visit.place] = _Compressed.of(visit)
@@ -278,7 +285,7 @@ class Sweep(Generic[M]):
             if isinstance(visit, Plane):
                 yield visit
                 continue
-            if visit.note is not None:
+            if visit.reason:
                 notes.append(visit)
                 continue
             missing.discard(visit.place)
@@ -308,7 +315,7 @@ class Sweep(Generic[M]):
     def _along(self, start: int, route: range) -> Iterator[Plane | _Visit]:
         """Each plane before it is predicted, and then its prediction, until the object ends.
 
-        A visit with a note repeats the last one.
+        A visit with a reason repeats the last one.
         """
         last = _Visit(start, self._anchor(start), 1.0)
         if not last.prediction.mask.any():
@@ -334,17 +341,17 @@ class Sweep(Generic[M]):
                 skipped.append(f"plane {self.planes[place].position} {damage}")
                 problem = "; ".join(skipped) if len(skipped) > MAX_SKIPPED else ""
             if problem:
-                yield replace(last, note=f"{ENDS}: {problem}")
+                yield replace(last, ends=route.step, reason=problem)
                 return
             if damage:
                 continue
             if skipped:
-                yield replace(last, note=f"stepped over: {'; '.join(skipped)}")
+                yield replace(last, reason="; ".join(skipped))
                 skipped = []
             last, before = _Visit(place, following, last.agreement * kept), here
             yield last
         if skipped:
-            yield replace(last, note=f"{ENDS}: {'; '.join(skipped)}")
+            yield replace(last, ends=route.step, reason="; ".join(skipped))
 
     def _gray(self, place: int) -> np.ndarray:
         return self.gray(self.planes[place])
@@ -385,12 +392,16 @@ class Sweep(Generic[M]):
 
 @dataclass(frozen=True, eq=False)
 class _Visit:
-    """A plane of a sweep: its place, its prediction, the product of overlaps since the anchor, and a note."""
+    """A plane of a sweep: its place, its prediction and the product of overlaps since the anchor.
+
+    `ends` and `reason` are those of `PropagatedMask`.
+    """
 
     place: int
     prediction: Any
     agreement: float
-    note: str | None = None
+    ends: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)

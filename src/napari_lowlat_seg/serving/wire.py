@@ -25,7 +25,7 @@ from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import PropagatedMask, RefusedPlane
 
 MAGIC = b"LSEG"
-HELLO = b"\0lowlat-seg protocol 3\n"
+HELLO = b"\0lowlat-seg protocol 4\n"
 """What a child says first; whatever a login script has printed before it is skipped."""
 
 MOST_NOISE = 1 << 16
@@ -85,7 +85,8 @@ _FIELDS: dict[type[Any], dict[str, Any]] = {
         "prediction": SoftMask,
         "confidence": _NUMBER,
         "final": bool,
-        "note": (str, type(None)),
+        "ends": int,
+        "reason": str,
         "refused": tuple,
     },
     RefusedPlane: {"plane": Plane, "presence": _NUMBER, "pixels": int, "reason": str},

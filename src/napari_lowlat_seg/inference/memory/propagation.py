@@ -33,7 +33,6 @@ from napari_lowlat_seg.inference.torch_backend import from_square, on_square
 from napari_lowlat_seg.models.plane_memory import MemoryEntry, PlaneMemory, slot_features
 from napari_lowlat_seg.propagation.neighbours import Brightness, click_position, damage_of, iou
 from napari_lowlat_seg.propagation.sweep import (
-    ENDS,
     MAX_SKIPPED,
     Gap,
     ProbabilityMask,
@@ -162,14 +161,14 @@ class MemoryPropagation:
         places = {planes[place]: place for place in range(lo, hi + 1)}
         missing = set(range(lo + 1, hi))
         for step in self._along(anchors, planes, lo, hi, range(lo + 1, hi), cancelled):
-            if step.note is not None:
+            if step.reason:
                 notes.append(step)
                 continue
             first[step.plane] = step
             missing.discard(places[step.plane])
             yield replace(step, final=False)
         for step in self._along(anchors, planes, hi, lo, range(hi - 1, lo, -1), cancelled):
-            if step.note is not None:
+            if step.reason:
                 notes.append(step)
                 continue
             missing.discard(places[step.plane])
@@ -247,7 +246,7 @@ class MemoryPropagation:
                 if len(refused) > self.max_absent:
                     break
                 continue
-            yield from _noted(last, "stepped over", passed, refused)
+            yield from _noted(last, 0, passed, refused)
             least = min(least, step.confidence)
             agreement *= iou(mask, step.prediction.mask)
             step = replace(step, confidence=least * agreement**0.25)
@@ -256,7 +255,7 @@ class MemoryPropagation:
             mask, known[place], gray = step.prediction.mask, step.prediction.probability, here
             earlier, before = before, place
             _keep_only({start, end, before, earlier}, known, entries)
-        yield from _noted(last, ENDS, passed, refused)
+        yield from _noted(last, route.step, passed, refused)
 
     def _sought(
         self, gray: np.ndarray, mask: np.ndarray, beside: np.ndarray
@@ -415,11 +414,11 @@ def _keep_only(places: set[int], *dictionaries: dict[int, Any]) -> None:
 
 
 def _noted(
-    step: PropagatedMask[Prediction], what: str, passed: Sequence[str], refused: Sequence[RefusedPlane]
+    step: PropagatedMask[Prediction], ends: int, passed: Sequence[str], refused: Sequence[RefusedPlane]
 ) -> Iterator[PropagatedMask[Prediction]]:
-    """The step again with a note of the planes that were passed since, if there were any."""
+    """The step again with the planes that were passed since, if there were any."""
     if passed:
-        yield replace(step, final=False, note=f"{what}: {'; '.join(passed)}", refused=tuple(refused))
+        yield replace(step, final=False, ends=ends, reason="; ".join(passed), refused=tuple(refused))
 
 
 def _on_plane(soft: Tensor, inside: np.ndarray, frame: Frame, quality: float) -> Prediction:
