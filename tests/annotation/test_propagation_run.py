@@ -318,7 +318,8 @@ def test_what_is_left_of_a_run_is_known_by_ends_and_by_planes_that_come_twice() 
     run.apply(session.current, replace(found, final=False, ends=-1, reason="too dark"))
     assert (run.left, run.expected) == (6, 7)  # planes 7 to 12
     at_anchor = PropagatedMask(_plane(6), mask, 1.0, False, 1, "plane 7 is darker")
-    run.apply(session.current, at_anchor)
+    for _ in range(2):  # said twice, it is one end
+        run.apply(session.current, at_anchor)
     assert (run.came, run.left, run.expected, run.count) == (1, 0, 1, 12)
     run.finish()
     _click(session, 10, np.zeros(SHAPE[1:], bool))
@@ -326,10 +327,15 @@ def test_what_is_left_of_a_run_is_known_by_ends_and_by_planes_that_come_twice() 
     session.undo()
     _click(session, 9, _ball()[9])
     run = PropagationRun.propagation(session, PLANES)
-    assert (run.count, run.left) == (5, 7)  # planes 7, 8 twice, 10 to 12
+    assert (run.count, run.came, run.left) == (5, 0, 7)  # planes 7, 8 twice, 10 to 12
     for way in (1, -1):  # between two anchors the other sweep may still come
         run.apply(session.current, PropagatedMask(_plane(7), mask, 0.5, False, way, "too dark"))
     assert run.expected == 5
+    counted = []
+    for place, final in ((7, False), (8, True), (7, True)):  # plane 8 is reached from one side only
+        assert run.apply(session.current, PropagatedMask(_plane(place), mask, 0.5, final))
+        counted.append((run.done, run.came, run.left))
+    assert counted == [(1, 1, 6), (2, 3, 4), (2, 4, 3)]
 
 
 def _ended(session: Session, reached: int, refused: RefusedPlane) -> None:

@@ -12,7 +12,7 @@ run propagates only between the anchors around a change, see `sweep.affected`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, overload
 
@@ -52,8 +52,6 @@ class PropagationRun:
         What `PredictionService.propagate` takes.
     count
         How many planes may get a mask, of all objects, as far as is known at the start.
-    came, left
-        How many masks have come, and how many more may; planes between two anchors get two.
     """
 
     def __init__(
@@ -63,15 +61,15 @@ class PropagationRun:
         request: PropagationRequest,
         *,
         count: int,
-        twice: int = 0,
+        twice: Collection[Plane] = (),
         old: Iterable[Plane] = (),
         writes: bool = False,
     ) -> None:
         self.request, self.count = request, count
-        self.came, self.left = 0, count + twice
-        self._passed = 0
         self._session, self._step, self._writes = session, step, writes
-        self._reached: set[tuple[int, Plane]] = set()
+        self._reached: set[Key] = set()
+        self._twice, self._again = len(twice), set(twice)  # between two anchors: until the final mask
+        self._behind: set[Plane] = set()  # an end that a sweep has found
         self._old = set(old)
         self._notes: list[str] = []
         self._refused: list[RefusedPlane] = []
@@ -100,11 +98,12 @@ class PropagationRun:
         step = session.open_transaction("propagate", next(iter(anchors)))
         open_planes = affected(anchors, planes, changed)
         pixels = {place: anchors[plane].pixels for place, plane in enumerate(planes) if plane in anchors}
-        twice = sum(
-            hi - lo - 1
+        twice = [
+            plane
             for lo, hi in anchor_gaps(anchors, planes, changed)
             if lo is not None and hi is not None and pixels[lo] and pixels[hi]
-        )
+            for plane in planes[lo + 1 : hi]
+        ]
         old = [plane for plane in open_planes if session.state(plane).confidence is not None]
         request = PropagationRequest(tuple(planes), {session.current: anchors}, changed=changed)
         return cls(session, step, request, count=len(open_planes), twice=twice, old=old)
@@ -171,7 +170,17 @@ class PropagationRun:
     @property
     def expected(self) -> int:
         """How many planes may get a mask: `count` without those behind an end that a sweep has found."""
-        return self.count - self._passed
+        return self.count - len(self._behind)
+
+    @property
+    def left(self) -> int:
+        """How many more masks may come; a plane between two anchors gets two, the second one final."""
+        return self.expected - self.done + len(self._again)
+
+    @property
+    def came(self) -> int:
+        """How many masks have come, and with a plane's final one the first, also if there was none."""
+        return self.done + self._twice - len(self._again)
 
     @property
     def old(self) -> frozenset[Plane]:
@@ -214,7 +223,8 @@ class PropagationRun:
             self._step.change({key: state})
         self._reached.add(key)
         self._old.discard(plane)
-        self.came, self.left = self.came + 1, max(0, self.left - 1)
+        if found.final:
+            self._again.discard(plane)
         return True
 
     def _pass(self, number: int, end: Plane, way: int) -> None:
@@ -223,8 +233,7 @@ class PropagationRun:
         place = planes.index(end)
         behind = planes[place + 1 :] if way > 0 else planes[:place]
         if not self.request.anchors[number].keys() & set(behind):
-            self._passed += len(behind)
-            self.left = max(0, self.left - len(behind))
+            self._behind.update(behind)
 
     def finish(self) -> None:
         """Complete the undo step when all masks have come, and record them for the next run."""
