@@ -46,6 +46,31 @@ def shown(it):
     return it.controller().session.mask(PLANE)
 
 
+def test_a_candidate_is_named_behind_what_is_about_the_first_prompt_only(it):
+    """A propagation leaves it to choose, and says what was done and no more; so does its undo."""
+    hand, propagation = it.hand(), it.controller().propagation
+    hand.key("Shift+J")
+    it.qtbot.waitUntil(lambda: not propagation.running and not it.worker.busy)
+    assert it.widget.sentence == "propagated to 11 planes (planes 0-11)"
+    hand.key("Ctrl+Z")
+    assert it.widget.sentence == "Undo: propagate"
+    it.service.gate.clear()
+    hand.key("Shift+J")
+    it.qtbot.waitUntil(lambda: propagation.running and it.worker.busy)
+    hand.key("Escape")
+    it.service.gate.set()
+    it.qtbot.waitUntil(lambda: it.widget.sentence == "stopped after 0 of 11 planes")
+    hand.key("Tab")
+    assert it.widget.sentence == "candidate 2 of 3"
+    hand.click((22, 26))
+    it.settle()
+    assert "candidate" not in it.widget.sentence
+    hand.key("Ctrl+Z")
+    assert it.widget.sentence == "Undo: click; candidate 2 of 3"
+    hand.key("Ctrl+Z")
+    assert it.widget.sentence == "Undo: candidate 2; candidate 1 of 3"
+
+
 def test_tab_and_shift_wheel_go_through_the_meanings(it):
     """Forward and back, by size, each one a step of undo; others are outlined, the line says which."""
     hand, session = it.hand(), it.controller().session

@@ -42,7 +42,7 @@ def clicked():
     session = Session(Volume(np.zeros((3, 8, 8), np.uint8), window=(0, 255)))
     predictions, said = Predictions(session, worker, "stack"), []
     predictions.attach()
-    predictions.status.connect(said.append)
+    predictions.status.connect(lambda news: said.append((news.text, news.refining)))
 
     def click(*answers):
         session.add(PLANE, Click((4.0, 4.0)))
@@ -60,11 +60,11 @@ def clicked():
 def test_a_refined_mask_has_its_time_beside_that_of_the_first(clicked):
     """It comes as not final, and once more as final."""
     said = clicked((False, 0.1), (False, 0.3), (True, 0.3))
-    assert said == ["100 ms, refining…", "100 ms, refining…", "100 ms, refined after 300 ms"]
+    assert said == [("100 ms, refining…", True)] * 2 + [("100 ms, refined after 300 ms", False)]
 
 
 def test_a_mask_that_was_not_refined_has_its_own_time_only(clicked):
     """Whatever the click before it took."""
     clicked((False, 0.1), (False, 0.3), (True, 0.3))
-    assert clicked((False, 0.2), (True, 0.2)) == ["200 ms, refining…", "200 ms"]
-    assert clicked((True, 0.25)) == ["250 ms"]
+    assert clicked((False, 0.2), (True, 0.2)) == [("200 ms, refining…", True), ("200 ms", False)]
+    assert clicked((True, 0.25)) == [("250 ms", False)]

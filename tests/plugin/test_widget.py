@@ -39,7 +39,7 @@ from napari_lowlat_seg.core.labels import Policy
 from napari_lowlat_seg.core.masks import PostProcessing
 from napari_lowlat_seg.plugin.canvas.hints import first_hint
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
-from napari_lowlat_seg.plugin.controller.situation import CHOOSE, NO_IMAGE, ImageSituation
+from napari_lowlat_seg.plugin.controller.situation import CHOOSE, NO_IMAGE, ImageSituation, News
 from napari_lowlat_seg.plugin.controller.view_state import FilesState, Settings, StackState, View, ViewState
 from napari_lowlat_seg.plugin.forms.model import importing
 from napari_lowlat_seg.plugin.keys import ACTIONS, DEFAULTS
@@ -313,7 +313,7 @@ def test_a_renamed_image_stays_in_front(viewer, on_image, settle):
 def test_a_deleted_image_leaves_the_state_of_the_beginning(viewer, on_image, settle):
     """In the middle of work; its controller is forgotten."""
     controller = on_image.controller
-    controller.status.emit("52 ms")
+    controller.status.emit(News("52 ms"))
     viewer.layers.remove("cells")
     settle()
     assert (on_image.controller, on_image.sentence) == (None, NO_IMAGE)
@@ -354,7 +354,7 @@ def test_the_state_is_one_big_line(on_image):
     on_image.worker.started.emit("embedding plane 12")
     assert on_image.sentence == "embedding plane 12"
     on_image.worker.idle.emit()
-    on_image.controller.status.emit("a < b")
+    on_image.controller.status.emit(News("a < b"))
     assert on_image.sentence == "a < b"
     assert "a &lt; b" in on_image.part("State: a < b").text()
 
@@ -562,7 +562,7 @@ def test_the_panel_fits_300_pixels_and_nothing_jumps(on_image, settle):
     button, corner = form.buttons["accept"], QPoint(0, 0)
     places = set()
     for news in ("", "ready", "a very long sentence " * 6, "for ever " * 60):
-        form.state.say(news)
+        form.state.say(News(news))
         for loading in (True, False):
             form.model.loading = loading
             form.model._show()
@@ -597,7 +597,7 @@ def test_a_new_sentence_lays_out_nothing_around_the_panel(on_image, settle):
     layouts = Layouts()
     on_image.widget.installEventFilter(layouts)
     for sentence in ("predicting", "a long sentence " * 9, "52 ms"):
-        on_image.widget.form.state.say(sentence)
+        on_image.widget.form.state.say(News(sentence))
         settle()
     assert asked == []
     on_image.show_details()  # which needs another height

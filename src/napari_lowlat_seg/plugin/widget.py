@@ -21,7 +21,7 @@ from napari_lowlat_seg.plugin.canvas.hints import StatusHints
 from napari_lowlat_seg.plugin.controller.controller import AnnotationController
 from napari_lowlat_seg.plugin.controller.current_plane import LayerChanges
 from napari_lowlat_seg.plugin.controller.images import ImageControllers
-from napari_lowlat_seg.plugin.controller.situation import WaysOut
+from napari_lowlat_seg.plugin.controller.situation import News, WaysOut
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
 from napari_lowlat_seg.plugin.forms.controls import FOLDERS, ask_for_folder
 from napari_lowlat_seg.plugin.forms.main import MainForm
@@ -150,7 +150,7 @@ class LowlatWidget(QWidget):
         self._try(self.controllers.follow_viewer)
 
     def _swapped(self, before: Any, after: Any) -> None:
-        self.form.state.say("")
+        self.form.state.say(News())
         self.form.mask_tools.end_preview()
         for controller, verb in ((before, "disconnect"), (after, "connect")):
             if controller is not None:
@@ -279,12 +279,12 @@ class ModelLoader:
 
     def import_file(self, file: Path) -> None:
         """Add a model file to the list and load it; an error is shown as any failure of the worker is."""
-        self._form.state.say(f"importing {file.name}")
+        self._form.state.say(News(f"importing {file.name}"))
         self._worker.run(importing(file), lambda name: self._form.model.want(name=name))
 
     def fail(self, sentence: str) -> None:
         """Show an error in the state line and as a notification of napari."""
-        self._form.state.update_situation(news=sentence, working="")
+        self._form.state.update_situation(news=News(sentence), working="")
         self._form.model.show_failed()
         show_error(sentence)
 

@@ -20,6 +20,7 @@ from napari_lowlat_seg.io.files import read_volume
 from napari_lowlat_seg.io.samples import blobs
 from napari_lowlat_seg.plugin.controller import session_files
 from napari_lowlat_seg.plugin.controller.session_files import SUFFIX
+from napari_lowlat_seg.plugin.controller.situation import News
 from napari_lowlat_seg.plugin.labels.disk_labels import claim
 from napari_lowlat_seg.plugin.widget import LowlatWidget
 from napari_lowlat_seg.plugin.worker import Worker
@@ -502,7 +503,7 @@ def test_a_file_that_labels_cannot_be_saved_to_is_refused(open_window, tmp_path)
     """In one sentence; no autosave begins."""
     it = open_window()
     for name in ("labels.ome.zarr", "labels.xyz", "missing/labels.tif"):
-        it.widget.form.state.say("")
+        it.widget.form.state.say(News())
         it.widget._try(lambda name=name: it.files.autosave.to(tmp_path / name))
         assert it.widget.sentence
         assert it.files.state.autosave == ""

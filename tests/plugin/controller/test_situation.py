@@ -15,6 +15,7 @@ from napari_lowlat_seg.plugin.controller.situation import (
     OUTSIDE,
     RESTARTING,
     ImageSituation,
+    News,
     Progress,
     Situation,
     WaysOut,
@@ -48,7 +49,7 @@ SITUATIONS = [
         ("", "embedding plane 12"),
         (None, (12_000_000, 87_000_000)),
         (False, True),
-        ("", "object 2 accepted", "201 ms, refining…"),
+        (News(), News("object 2 accepted"), News("201 ms, refining…", of_mask=True, refining=True)),
     )
 ]
 
@@ -58,7 +59,7 @@ def test_the_cut_of_other_axes_is_named_with_what_is_known():
     for known, percent in ((1, 1), (50, 25), (199, 99), (200, 100)):
         image = ImageSituation(cut=(known, 200))
         assert sentence_of(Situation(image)) == f"{CUT} {percent} % of this plane"
-    said = sentence_of(Situation(ImageSituation(cut=(50, 200)), news="Undo: click"))
+    said = sentence_of(Situation(ImageSituation(cut=(50, 200)), news=News("Undo: click")))
     assert said == f"Undo: click; {CUT} 25 % of this plane"
 
 
@@ -94,15 +95,15 @@ def test_ready_is_said_only_when_nothing_is_to_come():
     for now in SITUATIONS:
         if sentence_of(now) == "ready":
             assert now == replace(
-                now, image=ImageSituation(), working="", download=None, ended=False, news=""
+                now, image=ImageSituation(), working="", download=None, ended=False, news=News()
             )
 
 
 def test_what_was_done_last_is_told_when_nothing_is_under_way():
     """And no longer than that."""
     for image in (ImageSituation(), ImageSituation(editing=5), ImageSituation(accepting=(3,))):
-        assert sentence_of(Situation(image, news="Undo: click")) == "Undo: click"
-    working = Situation(ImageSituation(), working="embedding plane 3", news="Undo: click")
+        assert sentence_of(Situation(image, news=News("Undo: click"))) == "Undo: click"
+    working = Situation(ImageSituation(), working="embedding plane 3", news=News("Undo: click"))
     assert sentence_of(working) == "embedding plane 3"
 
 
@@ -111,15 +112,17 @@ def test_what_was_done_last_is_told_when_nothing_is_under_way():
     [
         (Situation(), NO_IMAGE),
         (Situation(images=1), CHOOSE),
-        (Situation(news="cells.tif cannot be read"), "cells.tif cannot be read"),
+        (Situation(news=News("cells.tif cannot be read")), "cells.tif cannot be read"),
         (Situation(download=(3_000_000, None)), "downloading the model, 3 MB"),
         (Situation(ImageSituation()), "ready"),
         (Situation(ImageSituation(candidate=(2, 3))), "candidate 2 of 3"),
-        (Situation(ImageSituation(candidate=(1, 3)), news="90 ms"), "90 ms; candidate 1 of 3"),
+        (Situation(ImageSituation(candidate=(1, 3)), news=News("90 ms", True)), "90 ms; candidate 1 of 3"),
+        (Situation(ImageSituation(candidate=(1, 3)), news=News("propagated")), "propagated"),
         (Situation(ImageSituation(editing=2)), "Editing object 2. Enter accepts, Escape keeps it as it was."),
         (Situation(ImageSituation(postponed=True)), "predictions are postponed"),
         (Situation(ImageSituation(awaited=True)), "predicting…"),
-        (Situation(ImageSituation(awaited=True), news="90 ms, refining…"), "90 ms, refining…"),
+        (Situation(ImageSituation(awaited=True), news=News("90 ms…", refining=True)), "90 ms…"),
+        (Situation(ImageSituation(awaited=True), news=News("importing a…")), "predicting…"),
         (
             Situation(ImageSituation(accepting=(3,)), working="embedding plane 4"),
             "embedding plane 4; object 3 is accepted when the mask is there",

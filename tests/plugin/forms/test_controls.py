@@ -5,7 +5,7 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication, QComboBox, QDoubleSpinBox, QLineEdit, QSlider, QVBoxLayout, QWidget
 
-from napari_lowlat_seg.plugin.controller.situation import ImageSituation
+from napari_lowlat_seg.plugin.controller.situation import ImageSituation, News
 from napari_lowlat_seg.plugin.forms.controls import Chooser, control, show
 from napari_lowlat_seg.plugin.forms.main import StateLine
 from napari_lowlat_seg.plugin.forms.model import ModelForm, Wanted
@@ -202,17 +202,17 @@ def test_what_is_going_on_is_worked_out_once_per_turn(qtbot):
     line, looked = StateLine(), []
 
     def look():
-        looked.append(line.situation.news)
+        looked.append(line.situation.news.text)
         return {"image": ImageSituation()}
 
     line.look = look
     for news in ("", "Undo: click", "object 1 accepted"):
-        line.say(news)
+        line.say(News(news))
     line.update_situation(working="")
     assert looked == []
     qtbot.waitUntil(lambda: "object 1 accepted" in line.text())
     assert looked == ["object 1 accepted"]
-    line.say("<b>")
+    line.say(News("<b>"))
     assert line.sentence == "<b>"
     assert "&lt;b&gt;" in line.text()
     assert line.sentence == "<b>"

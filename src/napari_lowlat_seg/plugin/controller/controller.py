@@ -28,6 +28,7 @@ from napari_lowlat_seg.plugin.controller.propagation import PropagationControlle
 from napari_lowlat_seg.plugin.controller.session_files import SessionFiles
 from napari_lowlat_seg.plugin.controller.situation import (
     ImageSituation,
+    News,
     WaysOut,
     accepted_sentence,
     cancelled_sentence,
@@ -78,7 +79,7 @@ class AnnotationController:
     changed = Signal()
     """`state` may be another one."""
 
-    status = Signal(str)
+    status = Signal(News)
     """What is going on, in a few words."""
 
     def __init__(
@@ -168,8 +169,8 @@ class AnnotationController:
             (self.files.changed, self._emit_changed),
             (self.files.restored, self._restored),
             (self.objects.given, self._given),
-            *((part.status, self._say) for part in (self.predictions, self.propagation)),
-            *((part.status, self._say) for part in (self.files, self.objects)),
+            (self.predictions.status, self._tell),
+            *((part.status, self._say) for part in (self.propagation, self.files, self.objects)),
             *((part.status, self._say) for part in (self.candidates, self.mask_tools, self.cursor)),
             *((part.status, self._say) for part in (self.all_objects, self.labels)),
             (self.all_objects.done, self._objects_changed),
@@ -357,7 +358,7 @@ class AnnotationController:
         planes = {*self.session.prompted(), *read}
         edited = [plane for plane in planes if self.session.set_prompts(plane, read.get(plane, ()))]
         if edited:
-            self.status.emit("")
+            self._say("")
             self.live_preview.drop()
             self.predictions.ask()  # before anything is drawn: another thread takes it from here
             self._show_mask()
@@ -386,20 +387,20 @@ class AnnotationController:
     def _accept(self) -> None:
         if not self.session.planes:
             waits = bool(self.session.accepting)  # whose mask was cancelled, and is wanted again
-            self.status.emit("" if waits else "Nothing to accept: click on an object first.")
+            self._say("" if waits else "Nothing to accept: click on an object first.")
             self.predictions.ask(again=waits)
             return
         ready = self._try(self.labels.ensure)
         if not ready:
             if ready is None:
-                self.status.emit("not accepted: there are no labels")
+                self._say("not accepted: there are no labels")
             else:
                 self.actions.do_first(self._accept, self._can_accept)
             return
         label = self.session.label
         accepted = self._try(self.session.accept)
         if accepted and label in self.session.accepting:
-            self.status.emit("")
+            self._say("")
         self._refresh()
         self.predictions.ask(again=True)
         if accepted:
@@ -411,7 +412,7 @@ class AnnotationController:
         if accepted.error or accepted.unanswered:
             show_warning(sentence)
         self._show_mask()  # beside what has been written, if that was later
-        self.status.emit(sentence)
+        self._say(sentence)
         self.changed.emit()
 
     def new_object(self) -> None:
@@ -439,14 +440,14 @@ class AnnotationController:
 
     def _clear(self) -> None:
         self.session.clear()
-        self.status.emit("")  # what was said was about the object
+        self._say("")  # what was said was about the object
         self._refresh()
 
     def edit_object(self) -> None:
         """Make the object under the cursor the current one again, with its prompts."""
         under_cursor = self.current_plane.under_cursor
         if under_cursor is None:
-            self.status.emit("there is no object to edit here")
+            self._say("there is no object to edit here")
         elif not self.actions.do(lambda: self._edit_object(*under_cursor), self._can_edit):
             self.predictions.ask(again=True)
             self.changed.emit()
@@ -457,9 +458,9 @@ class AnnotationController:
     def _edit_object(self, plane: Plane, at: tuple[float, float]) -> None:
         found = self._try(lambda: self.session.edit_object(plane, at))
         if found is False:
-            self.status.emit("no object under the cursor")
+            self._say("no object under the cursor")
         elif found:
-            self.status.emit("")  # what is edited, and how that ends, is part of the situation
+            self._say("")  # what is edited, and how that ends, is part of the situation
         self._refresh()
 
     def cancel(self) -> None:
@@ -487,18 +488,18 @@ class AnnotationController:
         label = self.session.label
         if self.session.leave_object():
             self._refresh()
-            self.status.emit(f"object {label} is as it was")
+            self._say(f"object {label} is as it was")
             return
         if dropped:
             self._refresh()
         # What is accepted and not written is said by the state line, with the way out.
-        self.status.emit(cancelled_sentence(dropped, bool(self.session.accepting), running, self._ways))
+        self._say(cancelled_sentence(dropped, bool(self.session.accepting), running, self._ways))
 
     # What the layers and the parts report
 
     def _painted(self, plane: Plane, mask: Patch) -> None:
         self.session.paint(plane, mask.pixels, mask.corner)
-        self.status.emit("mask painted by hand")
+        self._say("mask painted by hand")
         if self._cut is not None:
             self._show_mask()  # the stroke has added to it
         self.changed.emit()
@@ -534,7 +535,7 @@ class AnnotationController:
     def _objects_changed(self, sentence: str) -> None:
         """The table of objects has changed labels, or has opened an object."""
         self._refresh()
-        self.status.emit(sentence)
+        self._say(sentence)
 
     def _restored(self) -> None:
         """Another session is in place of this one: show what was done last."""
@@ -559,7 +560,7 @@ class AnnotationController:
 
     def _check_pixels(self) -> None:
         if self.predictions.check_pixels():
-            self.status.emit("The image has changed: its planes are embedded again, your prompts are kept.")
+            self._say("The image has changed: its planes are embedded again, your prompts are kept.")
 
     def _labels_changed(self) -> None:
         self.changed.emit()
@@ -572,7 +573,7 @@ class AnnotationController:
         if dropped:
             self._refresh()
         show_warning(sentence)
-        self.status.emit(sentence)
+        self._say(sentence)
 
     def _refresh_mask(self, plane: Plane) -> None:
         if plane == self._plane:
@@ -595,7 +596,10 @@ class AnnotationController:
     # Showing
 
     def _say(self, sentence: str) -> None:
-        self.status.emit(sentence)
+        self.status.emit(News(sentence))
+
+    def _tell(self, news: News) -> None:
+        self.status.emit(news)
 
     def _emit_changed(self) -> None:
         self.changed.emit()
@@ -628,13 +632,13 @@ class AnnotationController:
 
     def _show_step(self, step: Step | None, verb: str, nothing: str) -> None:
         if step is None:
-            self.status.emit(nothing)
+            self._say(nothing)
             return
         if step.plane is not None and self.plane not in {plane for (_, plane), *_ in step.states}:
             self.current_plane.look_at(step.plane)  # what it changed is not in view
         self.all_objects.refresh_hidden()
         self._refresh()
-        self.status.emit(f"{verb}: {step.title}")
+        self._tell(News(f"{verb}: {step.title}", of_mask=step.kind in ("prompts", "choose")))
 
     def _bind_keys(self) -> None:
         """Bind our keys to the layers that there are now."""

@@ -11,6 +11,7 @@ from napari.layers import Image, Labels, Points, Shapes
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.limits import Limits
+from napari_lowlat_seg.plugin.controller.situation import News
 from napari_lowlat_seg.plugin.controller.view_state import View, ViewState
 from napari_lowlat_seg.plugin.settings import (
     PER_SESSION,
@@ -167,7 +168,8 @@ class ImageControllers:
         self.begin_anew(event.source)
         if self.current is not None and self.current.layer == event.source:
             name = event.source.name
-            self.current.status.emit(f"{name} has new data: prompts and masks of the old data are gone")
+            said = f"{name} has new data: prompts and masks of the old data are gone"
+            self.current.status.emit(News(said))
 
     def previews(self) -> list[Any]:
         """The layers of all controllers that show masks, which are no labels of the user's."""

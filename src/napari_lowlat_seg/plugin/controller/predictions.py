@@ -21,6 +21,7 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.plugin.controller.plane_sources import FieldOfView, PlaneSources, ScrollDirection
+from napari_lowlat_seg.plugin.controller.situation import News
 from napari_lowlat_seg.plugin.layers.napari_layers import Listener
 from napari_lowlat_seg.plugin.layers.preview import Preview
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
@@ -53,8 +54,8 @@ class Predictions(Listener):
     previewed = Signal(str, Plane, Patch)
     """A mask that is not kept: why it was requested ("stroke" or "hover"), its plane, the mask."""
 
-    status = Signal(str)
-    """What is going on, in a few words."""
+    status = Signal(News)
+    """How long a prediction took, or why there is none."""
 
     refused = Signal()
     """A request cannot be answered; the session knows why."""
@@ -270,7 +271,7 @@ class Predictions(Listener):
         self.postponed.emit()
 
     def _failed(self, sentence: str) -> None:
-        self.status.emit(sentence)
+        self.status.emit(News(sentence))
 
     def _refuse(self, sent: Request, sentence: str) -> None:
         """Note that a request cannot be answered; once more if the model's process has ended over it."""
@@ -318,7 +319,8 @@ class Predictions(Listener):
             self.previewed.emit(self._preview[1], request.plane, mask)
             return
         if self.session.apply(request, prediction, tile, final=final):
-            self.status.emit(self._times(request.ticket, seconds, final))
+            times = self._times(request.ticket, seconds, final)
+            self.status.emit(News(times, of_mask=True, refining=not final))
             self.landed.emit(request.plane, final)
         if final:
             self.ask()

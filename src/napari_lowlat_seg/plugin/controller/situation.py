@@ -64,6 +64,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class News:
+    """What the last action has done, or why it could not be.
+
+    Attributes
+    ----------
+    text
+        "" for nothing to tell.
+    of_mask
+        Whether it is about prompts and the mask that they have given: which candidate that is may follow.
+    refining
+        Whether a better mask is under way.
+    """
+
+    text: str = ""
+    of_mask: bool = False
+    refining: bool = False
+
+
+@dataclass(frozen=True)
 class ImageSituation:
     """What is going on with the image that is annotated.
 
@@ -128,7 +147,7 @@ class Situation:
     ended
         Whether the model's process has ended by itself and is being started again.
     news
-        What the last action has done, or why it could not be; "" for nothing to tell.
+        What was done last.
     ways
         What the user presses, as the sentence names it.
     """
@@ -138,7 +157,7 @@ class Situation:
     working: str = ""
     download: tuple[int, int | None] | None = None
     ended: bool = False
-    news: str = ""
+    news: News = News()
     ways: WaysOut = WaysOut()
 
 
@@ -146,7 +165,7 @@ def sentence_of(now: Situation) -> str:
     """What the state line says: first what takes time, then what needs the user, then what was done."""
     image = now.image
     if image is None:
-        return now.news or _download(now) or (CHOOSE if now.images else NO_IMAGE)
+        return now.news.text or _download(now) or (CHOOSE if now.images else NO_IMAGE)
     if not image.flat:
         return NO_PLANE
     if image.outside:
@@ -186,7 +205,7 @@ def _under_way(now: Situation, image: ImageSituation) -> str:
         return RESTARTING
     what = _download(now) or image.reading or now.working
     if not what and image.awaited and not image.unanswered:
-        what = now.news if now.news.endswith("…") else "predicting…"
+        what = now.news.text if now.news.refining else "predicting…"
     if not what:
         return ""
     return what + _then(image)
@@ -210,7 +229,7 @@ def _needs_user(now: Situation, image: ImageSituation) -> str:
         return f"{planes} {places} could not be answered: {image.unanswered[-1][1]}. {way_out}"
     if image.waiting:
         return f"What you did waits for a mask: {ways.cancel} drops it."
-    if image.accepting and not now.news:
+    if image.accepting and not now.news.text:
         way_out = f"{ways.accept} asks for the mask, {ways.undo} takes it back."
         return f"{_objects(image.accepting)} not written yet: {way_out}"
     return ""
@@ -218,14 +237,14 @@ def _needs_user(now: Situation, image: ImageSituation) -> str:
 
 def _done(now: Situation, image: ImageSituation) -> str:
     """What was done last, or what one can do, and which candidate or whose cut is shown."""
-    if image.candidate is not None:
+    said = now.news.text or _standing(now, image)
+    if image.candidate is not None and (now.news.of_mask or not now.news.text):
         shown = "candidate {} of {}".format(*image.candidate)
     elif image.cut is not None:
         known = int(100 * image.cut[0] / image.cut[1])  # not 100 before it is all
         shown = f"outline: cut of the masks on other axes, known on {max(1, known)} % of this plane"
     else:
-        return now.news or _standing(now, image)
-    said = now.news or _standing(now, image)
+        return said
     return shown if said == "ready" else f"{said.removesuffix('.')}; {shown}"
 
 

@@ -12,7 +12,7 @@ from qtpy.QtCore import QEvent, Qt, QTimer, Signal
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_lowlat_seg.plugin.canvas.hints import first_hint
-from napari_lowlat_seg.plugin.controller.situation import Situation, sentence_of
+from napari_lowlat_seg.plugin.controller.situation import News, Situation, sentence_of
 from napari_lowlat_seg.plugin.controller.view_state import Settings, ViewState, not_default
 from napari_lowlat_seg.plugin.forms.controls import (
     ON_DISK,
@@ -335,6 +335,6 @@ class StateLine(QLabel):
             self.setToolTip(f"<qt>{escape(sentence)}</qt>")  # markup, so that it is wrapped
             self.setAccessibleName(f"State: {sentence}")
 
-    def say(self, news: str) -> None:
+    def say(self, news: News) -> None:
         """Tell what the last action has done, or why it could not be."""
         self.update_situation(news=news)
