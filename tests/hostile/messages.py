@@ -268,6 +268,9 @@ CHILDREN = {
     "a child that reads 'x'": child(
         "say(loaded().number, 'read', ('x',)); hear()", r"asked for plane 'x' of 1"
     ),
+    "a child that gives up without a reason": child(
+        "say(loaded().number, 'failed'); hear()", r"gave up for a call that has not failed"
+    ),
     "a child that fails without saying how": child(
         "say(loaded().number, 'error', 7); hear()", r"failed without saying how"
     ),

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 import psutil
 import pytest
 
+from napari_lowlat_seg.annotation.propagation_run import PropagationRun
+from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.prompts import Click
 from napari_lowlat_seg.core.requests import PlaneSource, PropagationRequest, Request
-from napari_lowlat_seg.core.volume import Plane
+from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.processors import STREAMS, usable
-from napari_lowlat_seg.inference.runtime import Precision, has_bf16
+from napari_lowlat_seg.inference.runtime import Precision, has_bf16, has_openvino
 from napari_lowlat_seg.serving import wire, worker_process
 from napari_lowlat_seg.serving.process import (
     PredictionProcess,
@@ -77,6 +80,11 @@ class Fake:
             time.sleep(0.01)
         yield SoftMask.from_mask(pixels > 0), True
     def propagate(self, request, sources, cancelled):
+        for source in sources if self.model == "hasty" else ():
+            try:
+                source.read()
+            except Exception:
+                pass
         for plane, source in zip(request.planes, sources):
             yield 3, PropagatedMask(plane, SoftMask.from_mask(source.read() > 5), 0.5)
             while self.model == "slow" and not cancelled():
@@ -250,6 +258,83 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
         process.embed(replace(source, read=torn))
     assert process.embed(source) == 0.5
     assert process.pid == before
+
+
+class Damaged:
+    """A stack on a disk that has lost plane 4."""
+
+    shape, dtype = (9, 60, 70), np.dtype(np.uint8)
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        self._pixels = np.random.default_rng(0).integers(0, 255, self.shape).astype(np.uint8)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        self.read.append(key[0])
+        if key[0] == 4:
+            raise OSError("Input/output error")
+        return self._pixels[key]
+
+
+@pytest.mark.slow
+def test_planes_before_one_that_cannot_be_read_are_propagated_all_the_same(make) -> None:
+    """Also when it was read ahead of its turn, and the child serves on."""
+    process, volume, found = make("hasty"), Volume(Damaged(), window=(0, 255), name="cells"), []
+    request = PropagationRequest(tuple(volume.planes()))
+    sources = [PlaneSource(plane, partial(volume.plane, plane)) for plane in request.planes]
+    for _ in range(2):
+        found.clear()
+        with pytest.raises(ValueError, match=r"^plane \(4, None, None\) of cells cannot be read \(Input/out"):
+            found.extend(item.plane.position for _, item in process.propagate(request, sources))
+        assert found == [0, 1, 2, 3]
+        before = process.pid
+    assert process.pid == before
+    complex_pixels = PlaneSource(1, lambda: np.array([[1j]]))
+    with pytest.raises(ValueError, match="expected real numbers as pixels, got complex128"):
+        process.embed(complex_pixels)
+    assert process.pid == before
+
+
+SMALL_SERVICE = """
+from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.inference.runtime import Runtime
+from napari_lowlat_seg.serving.service import PredictionService
+from small_memory import SMALL, SureMemory, small_network
+
+def load(*arguments, progress, **limits):
+    predictor = Predictor(small_network(), Runtime("cpu", "fp32", openvino=True), "off")
+    predictor._memory = SureMemory(predictor.network, SMALL).eval()
+    predictor._load_memory = predictor._memory
+    return PredictionService(predictor)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_openvino(), reason="needs the extra openvino")
+def test_a_plane_that_cannot_be_read_ends_a_run_in_its_turn_though_it_is_embedded_ahead(
+    tmp_path, monkeypatch
+) -> None:
+    """The masks before it stay; it is tried once ahead, and once more when it is there."""
+    (tmp_path / "small_service.py").write_text(SMALL_SERVICE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    monkeypatch.setenv("LOWLAT_SEG_CACHE", str(tmp_path))
+    monkeypatch.setenv(STREAMS, "2")
+    stack = Damaged()
+    session = Session(Volume(stack, window=(0, 255), name="cells"))
+    planes = session.volume.planes()
+    drawn = np.zeros((60, 70), bool)
+    drawn[20:34, 20:40] = True
+    session.paint(planes[0], drawn)
+    run = PropagationRun.propagation(session, planes)
+    process = PredictionProcess("small", load="small_service:load")
+    try:
+        with pytest.raises(ValueError, match=r"^plane \(4, None, None\) of cells cannot be read"):
+            run.complete(process)
+    finally:
+        process.close()
+    assert sorted(plane.position for plane in run.reached) == [1, 2, 3]
+    assert stack.read.count(4) == 2
+    assert session.mask(planes[3]).any()
 
 
 @pytest.mark.slow

@@ -65,6 +65,13 @@ NOT_FOUND = 127
 """The exit status of a shell that does not find a command; of ssh, where `lowlat-seg` is not on the path."""
 
 
+class CallFailed(Exception):
+    """Raised in the child where the callback that it called has raised; only the parent knows what.
+
+    A handler may go on without it. Where it does not, the parent raises what the callback has raised.
+    """
+
+
 class WorkerProcessEnded(RuntimeError):
     """Raised by a request to an interpreter that has ended."""
 
@@ -188,7 +195,8 @@ class WorkerProcess:
         content
             The handler's arguments.
         callbacks
-            By name, what the child may call here while it works. What they raise ends the request.
+            By name, what the child may call here while it works. What they raise is raised here when the
+            child cannot go on without it; see `CallFailed`.
         cancelled
             Asked every `POLL_SECONDS` while waiting; once it returns True, the child is asked to stop.
 
@@ -204,6 +212,7 @@ class WorkerProcess:
         number, stray = next(self._numbers), 0
         self._send(Message(number, kind, content))
         stopped = ended = False
+        failure: Exception | None = None  # of a callback, the newest
 
         def stop() -> None:
             nonlocal stopped
@@ -219,25 +228,36 @@ class WorkerProcess:
                     if stray > MOST_STRAY:
                         self.reject("sent messages that nobody asked for and was ended")
                     continue
-                ended = reply.kind in ("end", "error", "interrupted")
+                ended = reply.kind in ("end", "error", "interrupted", "failed")
                 if reply.kind == "item":
                     yield reply.content
                 elif reply.kind == "error":
                     raise _rebuilt_error(reply.content)
                 elif reply.kind == "interrupted":
                     raise Interrupted
+                elif reply.kind == "failed":
+                    if failure is None:
+                        self.reject("gave up for a call that has not failed and was ended")
+                    raise failure
                 elif not ended:
-                    self._send(Message(number, "served", self._called(callbacks, reply)))
+                    failure = self._serve(callbacks, reply) or failure
         finally:
             if not ended and not stopped:
                 self._send(Message(number, "stop"))
 
-    def _called(self, callbacks: Callbacks, reply: Message) -> Any:
-        """The result of a callback, if it is one of those that the child may call."""
-        callback = callbacks.get(reply.kind)
-        if callback is None or type(reply.content) is not tuple:
-            self.reject(f"sent a message of an unknown kind ({reply.kind[:20]!r}) and was ended")
-        return callback(*reply.content)
+    def _serve(self, callbacks: Callbacks, call: Message) -> Exception | None:
+        """Send the result of a callback, if the child may call it, or that it has raised what is returned."""
+        callback = callbacks.get(call.kind)
+        if callback is None or type(call.content) is not tuple:
+            self.reject(f"sent a message of an unknown kind ({call.kind[:20]!r}) and was ended")
+        try:
+            self._send(Message(call.number, "served", callback(*call.content)))
+        except WorkerProcessEnded:
+            raise
+        except Exception as error:
+            self._send(Message(call.number, "failed"))
+            return error
+        return None
 
     def _next(self, between: Callable[[], None] | None) -> Message:
         """The next message; `between` is called while there is none. Raises WorkerProcessEnded."""
@@ -387,6 +407,8 @@ class Connection:
                 self._send("end")
             except Interrupted:
                 self._send("interrupted")
+            except CallFailed:
+                self._send("failed")
             except Exception as error:
                 kinds = [kind.__name__ for kind in type(error).__mro__]
                 self._send("error", (kinds, str(error) or kinds[0], traceback.format_exc()))
@@ -396,13 +418,20 @@ class Connection:
         return self._cancelled == self._number
 
     def call(self, callback: str, *arguments: Any) -> Any:
-        """What a callback of the parent's returns. Raises Interrupted if the request was cancelled."""
+        """What a callback of the parent's returns. Raises CallFailed if it raised something.
+
+        Raises Interrupted if the request was cancelled.
+        """
         if not self.cancelled():
             self._send(callback, arguments)
         while not self.cancelled():
             message = self._messages.get()
-            if message.kind == "served" and message.number == self._number:
+            if message.number != self._number:
+                continue
+            if message.kind == "served":
                 return message.content
+            if message.kind == "failed":
+                raise CallFailed
         raise Interrupted
 
     def _send(self, kind: str, content: Any = None) -> None:

@@ -45,6 +45,7 @@ class FrameEmbeddings:
         self._volume = volume
         self._made: OrderedDict[Key, tuple[Tensor, ...]] = OrderedDict()
         self._begun: dict[Key, StepUnderWay] = {}
+        self._unreadable: set[Plane] = set()  # when they were to be begun
         self._ahead: CompiledStep | None = None
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class FrameEmbeddings:
     def begin(self, planes: Iterable[Plane], frame: Frame) -> None:
         """Begin to embed these planes, if that gains anything, and drop what was begun of others.
 
-        A plane that cannot be read says so when it is asked for.
+        A plane that cannot be read is tried again when it is asked for: the planes before it come first.
         """
         backend = self._predictor.backend
         self._ahead = backend.ahead
@@ -76,13 +77,14 @@ class FrameEmbeddings:
         wanted = {(plane, frame.crop): plane for plane in planes}
         self._drop(self._begun.keys() - wanted)
         for key, plane in wanted.items():
-            if key in self._made or key in self._begun:
+            if key in self._made or key in self._begun or plane in self._unreadable:
                 continue
             try:
                 pixels = self._pixels(plane)
             except Exception:
-                return
-            self._begun[key] = backend.start(pixels, frame)
+                self._unreadable.add(plane)
+            else:
+                self._begun[key] = backend.start(pixels, frame)
 
     @contextmanager
     def beside(self) -> Iterator[None]:
