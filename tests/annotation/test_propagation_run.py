@@ -203,8 +203,11 @@ def test_shapes_are_interpolated_between_the_anchors() -> None:
         PropagationRun.interpolation(session, PLANES)
     for position in (4, 8):
         _click(session, position, _ball()[position])
-    applied = _run(session, PropagationRun.interpolation(session, PLANES), predictor)
+    run = PropagationRun.interpolation(session, PLANES)
+    assert (run.expected, run.left) == (3, 3)
+    applied = _run(session, run, predictor)
     assert applied == [5, 6, 7]
+    assert (run.done, run.left) == (3, 0)
     assert predictor.calls == []
     assert [mark.confidence for mark in marks(session, PLANES)] == [None, 1.0, 1.0, 1.0, None]
     assert np.array_equal(session.mask(_plane(6)), _ball()[4])

@@ -129,7 +129,8 @@ class PropagationRun:
             records={session.current: replace(session.contents.records[session.current], propagated=None)}
         )
         request = PropagationRequest(tuple(planes), {session.current: masks}, shapes=True)
-        return cls(session, step, request, count=len(planes) - len(masks))
+        places = [place for place, plane in enumerate(planes) if plane in masks]
+        return cls(session, step, request, count=places[-1] - places[0] + 1 - len(places))
 
     @classmethod
     def seeds(
