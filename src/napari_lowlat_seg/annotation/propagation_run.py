@@ -71,8 +71,7 @@ class PropagationRun:
         self._twice, self._again = len(twice), set(twice)  # between two anchors: until the final mask
         self._behind: set[Plane] = set()  # an end that a sweep has found
         self._old = set(old)
-        self._notes: list[str] = []
-        self._refused: list[RefusedPlane] = []
+        self._noted: list[PropagatedMask[SoftMask]] = []  # of one object; of many nobody would read it
         step.begin(request)
 
     @classmethod
@@ -191,12 +190,12 @@ class PropagationRun:
     @property
     def notes(self) -> tuple[str, ...]:
         """Why one object was not followed further, and which damaged planes were stepped over, in words."""
-        return tuple(self._notes)
+        return tuple(f"plane {found.plane.position}: {found.note}" for found in self._noted)
 
     def apply(self, number: int, found: PropagatedMask[SoftMask]) -> bool:
         """Apply a mask; False if the run has ended, or if the plane has prompts or a drawn mask.
 
-        What has a note is kept in `notes` and changes nothing, so it is False as well.
+        What has a note is kept for `notes` and changes nothing, so it is False as well.
 
         Raises ValueError if the labels' type cannot hold the object's label.
         """
@@ -205,9 +204,8 @@ class PropagationRun:
         if not self._step.open:
             return False
         if found.note is not None:
-            if not self._writes:  # of many objects nobody would read them
-                self._notes.append(f"plane {plane.position}: {found.note}")
-                self._refused += found.refused
+            if not self._writes:
+                self._noted.append(found)
                 if found.ends:
                     self._pass(number, plane, found.ends)
             return False
@@ -249,8 +247,9 @@ class PropagationRun:
             reached = frozenset(mark.plane for mark in marks(self._session, planes) if not mark.anchor)
             again = {*changed, *affected(anchors, planes, changed)}
             last = () if record.propagated is None else record.propagated.refused
-            refused = (*(one for one in last if one.plane not in again), *self._refused)
-            propagated = Propagated(anchors, planes, reached, refused)
+            refused = [one for one in last if one.plane not in again]
+            refused += [one for found in self._noted for one in found.refused]
+            propagated = Propagated(anchors, planes, reached, tuple(refused))
             self._step.change(records={number: replace(record, propagated=propagated)})
         self._session.close_transaction()
 
