@@ -255,7 +255,7 @@ def embedded(qtbot, worker, service, events) -> None:
 def test_a_mask_predicted_ahead_is_there_when_it_is_requested(qtbot, worker, service, events) -> None:
     """At once, and only once; what refines it comes as always. Nobody is told of it before."""
     worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
-    qtbot.waitUntil(lambda: service.done == ["predict ahead"] and worker._foretold is not None)
+    qtbot.waitUntil(lambda: service.done == ["predict ahead"] and worker._predicted_ahead is not None)
     assert not worker.busy
     assert events == []
     service.first_door.clear()  # the network is not there yet with the request itself
@@ -298,7 +298,7 @@ def test_a_mask_predicted_ahead_answers_nothing_else(qtbot, worker, service, eve
     """What is under way for a click that did not come is left."""
     (service.last_door if done else service.first_door).clear()
     worker.predict_ahead(asked("ahead", (4, 5), ticket=0), plane("1"))
-    qtbot.waitUntil(lambda: worker._foretold is not None if done else busy_with(worker, "1"))
+    qtbot.waitUntil(lambda: worker._predicted_ahead is not None if done else busy_with(worker, "1"))
     worker.predict(other, plane("1"))
     qtbot.waitUntil(lambda: not busy_with(worker, "1") or worker._busy.request is other)
     with qtbot.waitSignal(worker.idle):

@@ -80,7 +80,7 @@ class Job:
         """Identity of its plane's source; None for a job without one."""
         return None if self.source is None else self.source.identity
 
-    def foretells(self, asked: Job) -> bool:
+    def predicts(self, asked: Job) -> bool:
         """Whether the first mask of this job is that of another one: a click where the button went down.
 
         A point that has gone through a layer of napari may come back different in the last digit.

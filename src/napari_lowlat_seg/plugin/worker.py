@@ -109,7 +109,9 @@ class Worker(QObject):
         self._ready: set[Hashable] = set()  # identities of planes that are embedded
         self._typical = 0.0  # seconds that the last embedding took
         self._ahead_allowed = True
-        self._foretold: tuple[Job, SoftMask] | None = None  # the newest first mask that nobody asked for yet
+        # The newest first mask that nobody has asked for yet. It is shown at once; the service keeps its own
+        # prediction, to go on from if it is asked for exactly the same.
+        self._predicted_ahead: tuple[Job, SoftMask] | None = None
         self._thread = threading.Thread(target=self._work, name="lowlat-seg worker", daemon=True)
         self._thread.start()
 
@@ -365,19 +367,18 @@ class Worker(QObject):
                 self._want(Job("embed_ahead", self._epoch, rest[0], after=rest[1:]))
 
     def _predict(self, job: Job) -> None:
-        known = self._foreknown(job)
-        if known is not None:
-            self._show(job, known, False)
+        last = ahead = self._take_ahead(job)
+        if ahead is not None:
+            self._show(job, ahead, False)
         self._embed(job)
         self._post(job.epoch, self.started.emit, "predicting")
         assert job.source is not None
-        last, ahead = known, known is not None
         for mask, final in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
             if last is not None and mask.value == last.value:
                 mask = last  # the last one comes twice; as one object it is finished and drawn once
-            if final or not (ahead and mask is last):  # only the first one can have been shown
+            if final or mask is not ahead:  # only the first one can have been shown
                 self._show(job, mask, final)
-            last, ahead = mask, False
+            last, ahead = mask, None
 
     def _show(self, job: Job, mask: SoftMask, final: bool) -> None:
         seconds = time.perf_counter() - job.requested
@@ -386,20 +387,20 @@ class Worker(QObject):
 
     def _predict_ahead(self, job: Job) -> None:
         """Errors are those of the request, if it comes."""
-        self._foretold = None
+        self._predicted_ahead = None
         assert job.source is not None
         try:
             for mask, _ in self._loaded().predict(job.request, job.source, lambda: self._superseded(job)):
-                self._foretold = job, mask
+                self._predicted_ahead = job, mask
         except (Interrupted, WorkerProcessEnded):
             raise
         except Exception as error:
             LOG.debug("not predicted ahead: %s", sentence(error))
 
-    def _foreknown(self, job: Job) -> SoftMask | None:
-        """The first mask of a request, if it was predicted ahead."""
-        foretold, self._foretold = self._foretold, None
-        return foretold[1] if foretold is not None and foretold[0].foretells(job) else None
+    def _take_ahead(self, job: Job) -> SoftMask | None:
+        """The first mask of a request, if it was predicted ahead; what is not taken is dropped."""
+        ahead, self._predicted_ahead = self._predicted_ahead, None
+        return ahead[1] if ahead is not None and ahead[0].predicts(job) else None
 
     def _candidates(self, job: Job) -> None:
         """Find candidates; interrupted by what is more urgent, they are found after it."""
@@ -486,7 +487,7 @@ class Worker(QObject):
         if job.kind == "predict_ahead":
             with self._wake:
                 urgent = [one for kind, one in self._waiting.items() if kind not in LESS_URGENT]
-            return any(one.kind != "predict" or not job.foretells(one) for one in urgent)
+            return any(one.kind != "predict" or not job.predicts(one) for one in urgent)
         return "predict" in self._waiting and (job.shown or job.kind == "preview")
 
     def _fail(self, job: Job, error: Exception) -> None:

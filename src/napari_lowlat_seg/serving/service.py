@@ -97,7 +97,7 @@ class PredictionService:
         self._looks: LRUCache[Hashable, Embedding] = LRUCache(looks, lambda look: look.nbytes)
         self._keys: LRUCache[Hashable, EmbeddingKey] = LRUCache(REMEMBERED_KEYS)  # by identity of the source
         self._others: dict[Path, EmbeddingCache] = {}  # folders that other programs have filled
-        self._first: tuple[Any, Prediction] | None = None  # of the last preview, and what was asked
+        self._preview: tuple[Any, Prediction] | None = None  # the last one, and what was asked
         self._encoded = 0  # planes that the network has embedded
         self._cancelled: Cancelled = never
         predictor.interrupt_by(self._raise_if_cancelled)
@@ -273,7 +273,7 @@ class PredictionService:
         """Drop all embeddings in memory."""
         self._planes = self._open()
         self._looks.clear()
-        self._first = None
+        self._preview = None
 
     def _predictions(
         self, request: Request, source: PlaneSource, cancelled: Cancelled
@@ -291,8 +291,9 @@ class PredictionService:
                 self._crops_of(embedding, source),
             )
         question = (key, request.prompts, request.previous and request.previous.value)
-        asked, first = self._first or (None, None)
-        self._first = None
+        asked, first = self._preview or (None, None)
+        self._preview = None
+        # Exactly the same, or a journal that repeats the request might get another mask.
         first = first if request.ticket and asked == question else None
         soft_mask = None
         # Whether a prediction is the last one is known when the next one is there, or none. The quick one
@@ -302,7 +303,7 @@ class PredictionService:
             if request.ticket:
                 self._keep(prediction, key, source)
             else:
-                self._first = question, prediction
+                self._preview = question, prediction
             yield soft_mask, not request.ticket
             if not request.ticket or cancelled():
                 return
