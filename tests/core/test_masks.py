@@ -1,6 +1,7 @@
 """Masks as a session keeps them, and what finishing does to them."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from scipy import ndimage
 from napari_lowlat_seg.core import masks as module
 from napari_lowlat_seg.core.boxes import BoundingBox
 from napari_lowlat_seg.core.masks import (
+    LOGIT_SHIFTS,
+    PROBABILITY_STEPS,
     RECENT,
+    SAME,
     THRESHOLD,
     PostProcessing,
     SoftMask,
@@ -192,3 +196,90 @@ def test_masks_that_were_looked_at_do_not_keep_their_pixels():
     assert np.array_equal(kept.line(0, 7), masks[0].line(0, 7))
     assert pickle.loads(pickle.dumps(kept)).value == masks[0].value
     assert "_kept" not in kept.__getstate__()
+
+
+def naive_level(probability: np.ndarray, level: int) -> np.ndarray:
+    """The probability at a level, from the logit of each pixel."""
+    with np.errstate(divide="ignore"):
+        logit = np.log(probability) - np.log1p(-probability)
+    return 1 / (1 + np.exp(-(logit + LOGIT_SHIFTS[level])))
+
+
+@pytest.mark.parametrize("level", LOGIT_SHIFTS)
+def test_a_level_is_the_mask_at_a_shifted_threshold(level: int) -> None:
+    """For every step of probability: the mask is that of the threshold whose logit is lower by the shift.
+
+    So is the probability, to one step; 0 and 1 stay.
+    """
+    every = SoftMask.of(np.linspace(0, 1, 2 * PROBABILITY_STEPS + 1, dtype=np.float64).reshape(1, -1), 0.8)
+    probability = every.probability.astype(np.float64)
+    odds = THRESHOLD / (1 - THRESHOLD) * np.exp(-LOGIT_SHIFTS[level])
+    shifted = every.at_level(level)
+    assert np.array_equal(shifted.mask, probability > odds / (1 + odds))
+    assert np.abs(shifted.probability - naive_level(probability, level)).max() <= 1 / PROBABILITY_STEPS
+    assert not shifted.probability[probability == 0].any()
+    assert (shifted.probability[probability == 1] == 1).all()
+
+
+@given(st.data())
+def test_larger_levels_contain_smaller_ones(data: st.DataObject) -> None:
+    """At every threshold; of any mask, also an empty and a full one, inside the same box and plane."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    shape = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    kind = data.draw(st.sampled_from(["empty", "full", "sure", "any", "faint", "drawn"]))
+    soft = {"empty": 0.0, "full": 1.0}.get(kind, rng.random(shape) * (0.3 if kind == "faint" else 1.0))
+    probability = np.full(shape, soft) if kind in ("empty", "full") else np.asarray(soft)
+    if kind == "sure":
+        probability = (probability > 0.5).astype(np.float64)
+    mask = SoftMask.from_mask(probability > 0.5) if kind == "drawn" else SoftMask.of(probability, 0.6)
+    ordered = [mask.at_level(level) for level in range(-2, 3)]
+    assert ordered[2] is mask
+    for smaller, larger in pairwise(ordered):
+        assert (smaller.probability <= larger.probability).all()
+        assert (smaller.mask <= larger.mask).all()
+    for level in ordered:
+        assert (level.shape, level.drawn) == (mask.shape, mask.drawn)
+        assert mask.box.contains(level.box)
+        assert 0 <= level.probability.min() <= level.probability.max() <= 1
+        assert (level.probability[mask.probability == 0] == 0).all()
+        assert (level.probability[mask.probability == 1] == 1).all()
+    if kind in ("empty", "full", "sure", "drawn"):
+        assert mask.levels() == (0,)
+        assert all(np.array_equal(level.probability, mask.probability) for level in ordered)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.2, THRESHOLD, 0.7]))
+def test_levels_that_are_empty_or_nearly_the_same_are_left_out(seed: int, threshold: float) -> None:
+    """As the masks themselves say, compared one by one with those before."""
+    rng = np.random.default_rng(seed)
+    mask = SoftMask.of(rng.random((9, 11)) ** rng.choice([0.1, 1, 4, 30]) * rng.choice([0.3, 1]))
+
+    def above(level: int) -> np.ndarray:
+        return mask.at_level(level).probability > threshold
+
+    expected = [0]
+    for level in (1, 2, -1, -2):
+        new = above(level)
+        same = any((new & above(one)).sum() >= SAME * (new | above(one)).sum() for one in expected)
+        if new.any() and not same:
+            expected.append(level)
+    assert mask.levels(threshold) == tuple(expected)
+
+
+def test_the_predicted_iou_of_a_level_falls_with_the_distance_from_the_first(probability) -> None:
+    """By the mean of 1 and the IoU with the first mask; of a mask without one there is none."""
+    mask = SoftMask.of(probability.clip(0, 1), 0.8)
+    for level in (-2, -1, 1, 2):
+        other = mask.at_level(level)
+        iou = (mask.mask & other.mask).sum() / (mask.mask | other.mask).sum()
+        assert iou < 1
+        assert other.quality == pytest.approx(0.8 * (1 + iou) / 2)
+    assert SoftMask.of(probability.clip(0, 1)).at_level(2).quality is None
+
+
+@pytest.mark.parametrize("level", [-3, 3, 0.5])
+def test_another_level_is_refused(level: float) -> None:
+    """The sentence says which there are."""
+    mask = SoftMask.from_mask(np.ones((2, 2), bool))
+    with pytest.raises(ValueError, match=r"expected a level from -2, .*, got " + str(level)):
+        mask.at_level(level)

@@ -14,7 +14,6 @@ from napari_lowlat_seg.inference.predictor import Predictor, load_predictor
 from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.inference.torch_backend import TorchBackend
 from napari_lowlat_seg.models.checkpoints import save_model
-from napari_lowlat_seg.models.compact import Compact, CompactConfig
 from napari_lowlat_seg.models.network import Network
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 
@@ -271,46 +270,46 @@ def test_a_predictor_is_loaded_from_a_file(tmp_path) -> None:
     assert loaded.model == tiny().model
 
 
-@pytest.fixture
-def choosing() -> Predictor:
-    """A predictor with two further masks, of random weights."""
-    torch.manual_seed(3)
-    config = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8, candidates=2)
-    return Predictor(Compact(config).eval(), Runtime())
+class Slope(Echo):
+    """Is the surer the further to the right."""
+
+    def decode(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        return torch.linspace(-4, 4, self.size).expand(1, 1, self.size, -1), torch.tensor([0.75])
 
 
-@pytest.mark.slow
-def test_the_first_candidate_is_the_prediction(choosing) -> None:
-    """The others follow by predicted IoU, are masks of the whole image, and differ from each other."""
-    embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))
-    prompts = [Click((70, 90))]
-    first, *others = choosing.candidates(embedding, prompts)
-    assert np.array_equal(first.probability, choosing.predict(embedding, prompts).probability)
-    qualities = [other.quality for other in others]
-    assert qualities == sorted(qualities, reverse=True)
+def sloping() -> Predictor:
+    return Predictor(Slope(), Runtime(), closer_look="off")
+
+
+def test_candidates_are_levels_of_the_prediction(images) -> None:
+    """The first is what `predict` returns; larger ones, then smaller ones follow, for any network."""
+    predictor = sloping()
+    embedding = predictor.embed(images[0])
+    prompts = [Click((3, 4))]
+    first, *others = predictor.candidates(embedding, prompts)
+    assert np.array_equal(first.probability, predictor.predict(embedding, prompts).probability)
+    levels = first.soft_mask.levels()
+    assert levels == (0, 1, 2, -1, -2)
+    for level, other in zip(levels[1:], others, strict=True):
+        assert np.array_equal(other.mask, first.soft_mask.at_level(level).mask)
+        assert other.quality == first.soft_mask.at_level(level).quality
+        assert (other.frame, other.look, other.edges) == (first.frame, first.look, first.edges)
     masks = [one.mask for one in (first, *others)]
-    assert all(mask.shape == (150, 200) for mask in masks)
     for number, mask in enumerate(masks):
+        assert mask.any()
         assert all((mask & other).sum() < 0.95 * (mask | other).sum() for other in masks[:number])
     correction = Click((20, 20), positive=False)
     for chosen in (first, *others):
-        assert choosing.predict(embedding, [*prompts, correction], chosen).mask.shape == (150, 200)
+        assert predictor.predict(embedding, [*prompts, correction], chosen).shape == images[0].shape[:2]
 
 
-@pytest.mark.slow
-def test_candidates_do_not_depend_on_what_is_kept(choosing) -> None:
-    """With the first mask given, the others are the same whether its closer look is still there or not."""
-    embedding = choosing.embed(np.random.default_rng(0).integers(0, 255, (150, 200)).astype(np.uint8))
-    prompts = [Click((70, 90))]
-    first, *others = choosing.candidates(embedding, prompts)
+def test_candidates_of_a_prediction_that_is_there(images) -> None:
+    """It is not made again, and it may be one that was kept as a soft mask."""
+    predictor = sloping()
+    embedding = predictor.embed(images[0])
+    prompts = [Click((3, 4))]
+    first, *others = predictor.candidates(embedding, prompts)
     for given in (first, Prediction.of(first.soft_mask, embedding.frame)):
-        again, *found = choosing.candidates(embedding, prompts, given)
+        again, *found = predictor.candidates(embedding, prompts, given)
         assert again is given
         assert [one.soft_mask.packed for one in found] == [one.soft_mask.packed for one in others]
-
-
-def test_without_candidates_the_prediction_comes_alone(images) -> None:
-    """So a caller need not ask which model it has."""
-    plain = echo()
-    [only] = plain.candidates(plain.embed(images[0]), [Click((3, 4))])
-    assert only.mask.shape == images[0].shape[:2]

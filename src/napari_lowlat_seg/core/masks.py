@@ -22,14 +22,37 @@ from napari_lowlat_seg.core.prompts import Prompt
 THRESHOLD = 0.49
 """Foreground is a probability above this. The original evaluates with 0.49, not 0.5."""
 
-LEVELS = 200
+PROBABILITY_STEPS = 200
 """Steps of probability. The threshold falls between two of them: rounding moves no pixel across it."""
 
+LOGIT_SHIFTS = {0: 0.0, 1: 0.5, 2: 1.25, -1: -0.5, -2: -1.25}
+"""By level, in the order in which they are shown: what is added to the logit of a mask's probability."""
+
+SAME = 0.95
+"""IoU with another level of a mask from which a level is left out."""
 
 RECENT = 16
 """Masks whose pixels stay unpacked, of all that there are: those that are looked at."""
 
-_TABLE = np.concatenate([[0], (np.arange(1, LEVELS) - 0.5) / LEVELS, [1]]).astype(np.float32)
+_TABLE = np.concatenate(
+    [[0], (np.arange(1, PROBABILITY_STEPS) - 0.5) / PROBABILITY_STEPS, [1]], dtype=np.float32
+)
+
+
+def _rounded(probability: np.ndarray) -> np.ndarray:
+    """The steps, uint8, of probabilities in [0, 1]."""
+    steps = np.ceil(np.float32(PROBABILITY_STEPS) * probability).astype(np.uint8)
+    steps[steps == 1] = 0  # a sigmoid never quite reaches 0
+    return steps
+
+
+def _raised(shift: float) -> np.ndarray:
+    """By step, the step of the probability whose logit is higher by `shift`; 0 and 1 stay what they are."""
+    probability, odds = _TABLE.astype(np.float64), np.exp(shift)
+    return _rounded(odds * probability / (1 - probability + odds * probability))
+
+
+_AT_LEVEL = {level: _raised(shift) for level, shift in LOGIT_SHIFTS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +82,12 @@ class SoftMask:
     @classmethod
     def of(cls, probability: np.ndarray, quality: float | None = None) -> SoftMask:
         """The soft mask of (rows, cols) probabilities in [0, 1]; what is below half a percent becomes 0."""
-        steps = np.ceil(np.float32(LEVELS) * probability).astype(np.uint8)
-        steps[steps == 1] = 0  # a sigmoid never quite reaches 0
-        return cls._packed(steps, quality, drawn=False)
+        return cls._packed(_rounded(probability), quality, drawn=False)
 
     @classmethod
     def from_mask(cls, mask: np.ndarray) -> SoftMask:
         """The soft mask that is 1 where the user drew this (rows, cols) bool mask, and 0 elsewhere."""
-        return cls._packed(np.where(mask, np.uint8(LEVELS), np.uint8(0)), None, drawn=True)
+        return cls._packed(np.where(mask, np.uint8(PROBABILITY_STEPS), np.uint8(0)), None, drawn=True)
 
     @classmethod
     def _packed(cls, steps: np.ndarray, quality: float | None, drawn: bool) -> SoftMask:
@@ -156,6 +177,51 @@ class SoftMask:
         part = self._packed(steps, self.quality, self.drawn)
         return replace(part, shape=self.shape, box=part.box.shifted(*whole.corner))
 
+    def at_level(self, level: int) -> SoftMask:
+        """This mask with the logit of its probability raised or lowered, which makes it larger or smaller.
+
+        Larger levels contain smaller ones. Pixels of probability 0 and 1 keep it, so a drawn mask stays as
+        it is. The quality is this one's times the mean of 1 and the IoU with this mask.
+
+        Parameters
+        ----------
+        level
+            -2 to 2, from the smallest to the largest; 0 is this mask.
+
+        Raises
+        ------
+        ValueError
+            For another level.
+        """
+        if level not in _AT_LEVEL:
+            raise ValueError(f"expected a level from -2, the smallest mask, to 2, the largest, got {level!r}")
+        if level == 0 or self.drawn:
+            return self
+        part = self._packed(_AT_LEVEL[level][self._steps], None, drawn=False)
+        quality = None
+        if self.quality is not None:
+            pixels = self._pixels_by_level(THRESHOLD)
+            quality = self.quality * (1 + _nested_iou(pixels[0], pixels[level])) / 2
+        return replace(part, shape=self.shape, box=part.box.shifted(*self.box.corner), quality=quality)
+
+    def levels(self, threshold: float = THRESHOLD) -> tuple[int, ...]:
+        """The levels of this mask that differ: 0, then larger ones, then smaller ones, each further from it.
+
+        A level is left out if none of its probabilities is above `threshold`, or if what is above it has an
+        IoU of .95 or more with what is above it in the level before.
+        """
+        pixels, found = self._pixels_by_level(threshold), [0]
+        for level in LOGIT_SHIFTS:
+            before = max((one for one in found if one * level >= 0), key=abs)
+            if pixels[level] and _nested_iou(pixels[before], pixels[level]) < SAME:
+                found.append(level)
+        return tuple(found)
+
+    def _pixels_by_level(self, threshold: float) -> dict[int, int]:
+        """How many pixels are above a threshold at each level; no mask is made for it."""
+        counts = np.bincount(self._steps.ravel(), minlength=PROBABILITY_STEPS + 1)
+        return {level: int(counts[_above(steps, threshold)].sum()) for level, steps in _AT_LEVEL.items()}
+
     def at_most(self, other: SoftMask) -> SoftMask:
         """The lower of the two probabilities at every pixel, with the quality of this one."""
         box = self.box.intersection(other.box)
@@ -167,8 +233,7 @@ class SoftMask:
 
     def above(self, threshold: float) -> np.ndarray:
         """Where the probability inside `box` is above `threshold`: bool, of the shape of the box."""
-        above: np.ndarray = self._steps > LEVELS * threshold + 0.5
-        return above
+        return _above(self._steps, threshold)
 
     @property
     def nbytes(self) -> int:
@@ -177,6 +242,18 @@ class SoftMask:
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+
+def _nested_iou(one: int, other: int) -> float:
+    """IoU of two masks of so many pixels, of which one contains the other; 1 of two empty ones."""
+    small, large = sorted((one, other))
+    return small / large if large else 1.0
+
+
+def _above(steps: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether steps of probability are above a threshold."""
+    above: np.ndarray = steps > PROBABILITY_STEPS * threshold + 0.5
+    return above
 
 
 def _unpack(packed: bytes, shape: tuple[int, int]) -> np.ndarray:

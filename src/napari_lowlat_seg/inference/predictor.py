@@ -48,7 +48,6 @@ from napari_lowlat_seg.inference.runtime import Precision, Runtime
 from napari_lowlat_seg.inference.torch_backend import Object, TorchBackend
 from napari_lowlat_seg.models.checkpoints import load_model
 from napari_lowlat_seg.models.network import Network
-from napari_lowlat_seg.propagation.neighbours import iou
 
 if TYPE_CHECKING:
     from napari_lowlat_seg.inference.memory.steps import MemorySteps
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
 CloserLook = Literal["auto", "off"]
 
 T = TypeVar("T")
-
-SAME = 0.95
-"""IoU with another candidate from which a candidate is left out."""
 
 
 class Predictor:
@@ -272,18 +268,19 @@ class Predictor:
     def candidates(
         self, embedding: Embedding, prompts: Sequence[Prompt], first: Prediction | None = None
     ) -> list[Prediction]:
-        """Masks that the first prompts of an object can mean, the one that `predict` returns first.
+        """Masks that the prompts of an object can mean: what `predict` returns, then other levels of it.
 
-        A click can mean a part, the object or all that it belongs to. The others follow in order of their
-        predicted IoU; one that hardly differs from those before is left out. Of a model without candidates
-        the first comes alone. Give the chosen one as `previous` with the next prompt.
+        A click can mean a part, the object or all that it belongs to. The others are the first one with the
+        logit of its probability raised or lowered: larger, much larger, smaller, much smaller. A level that
+        is empty or hardly differs from the one before is left out; see `SoftMask.levels`. Give the chosen
+        one as `previous` with the next prompt.
 
         Parameters
         ----------
         embedding, prompts
             As for `predict`, of an object that has no prediction yet.
         first
-            What `predict` has returned already, to spare predicting it; its closer look, if it has one, too.
+            What `predict` has returned already, to spare predicting it.
 
         Raises ValueError as `predict`.
 
@@ -292,44 +289,16 @@ class Predictor:
         >>> first, *others = predictor.candidates(embedding, [Click((120, 88))])  # doctest: +SKIP
         """
         self._check(embedding, prompts, first)
-        if not self.network.candidates:
-            return [self.predict(embedding, prompts) if first is None else first]
         if first is None:
             first = self.predict(embedding, prompts)
-            look = first.look
-        else:
-            look = self._first_look(embedding, prompts, first.look)
-        others = self._candidates(embedding, prompts)
-        if look is not None:  # through the closer look of the first, where an object lies within it
-            closer = self._candidates(look, prompts)
-            others = [
-                replace(near, look=look).on_plane(wide, whole_plane_share(prompts, new=True))
-                if has_room(look.frame, object_box(prompts, wide.mask))
-                else wide
-                for wide, near in zip(others, closer, strict=True)
-            ]
-        found = [first]
-        for other in sorted(others, key=lambda one: -(one.quality or 0.0)):
-            if other.mask.any() and all(iou(other.mask, one.mask) < SAME for one in found):
-                found.append(other)
-        return found
+        mask = first.soft_mask
+        _, *others = (mask.at_level(level) for level in mask.levels())
+        return [first, *(Prediction.of(one, first.frame, first.look, first.edges) for one in others)]
 
     def _looks_closer(self, prompts: Sequence[Prompt], new: bool) -> bool:
         """Whether there is a closer look: of a new object a crop may show the network no prompt at all."""
         on = self.closer_look != "off" and self.network.fit == "letterbox"
         return on and (not new or any(prompt.positive for prompt in prompts))
-
-    def _first_look(
-        self, embedding: Embedding, prompts: Sequence[Prompt], known: Embedding | None
-    ) -> Embedding | None:
-        """The closer look that a new object gets, so that nothing depends on which one happens to be kept."""
-        if not self._looks_closer(prompts, new=True):
-            return None
-        wide = self._predict(embedding, prompts, None, None)
-        closer = closer_frame(embedding.frame, object_box(prompts, wide.mask))
-        if known is not None and known.frame == closer and self._of_image(embedding, known):
-            return known
-        return None if closer is None else self._embed_frame(embedding.image, closer)
 
     def _along_outline(
         self,
@@ -493,9 +462,6 @@ class Predictor:
 
     def _run(self, seen: Embedding, objects: Sequence[Object]) -> list[Prediction]:
         return self._computed(lambda: self.backend.predict(seen.features, seen.frame, objects))
-
-    def _candidates(self, seen: Embedding, prompts: Sequence[Prompt]) -> list[Prediction]:
-        return self._computed(lambda: self.backend.candidates(seen.features, seen.frame, prompts))
 
     def _look(
         self,

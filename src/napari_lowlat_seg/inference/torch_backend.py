@@ -276,26 +276,6 @@ class TorchBackend:
                 predictions += pending.pop(0)()
         return predictions + [prediction for wait in pending for prediction in wait()]
 
-    def candidates(
-        self, features: tuple[Tensor, ...], frame: Frame, prompts: Sequence[Prompt]
-    ) -> list[Prediction]:
-        """Further predictions over the frame's crop for the prompts of a new object, in the head's order.
-
-        They are asked for rarely: the network's own steps, neither recorded nor converted.
-        """
-        features = tuple(x.to(self.runtime.device, self.runtime.dtype) for x in features)
-        size = self.network.size
-        with self._lock, self.runtime.inference():
-            maps = torch.zeros((1, 3, size, size), device=self.runtime.device, dtype=self.runtime.dtype)
-            self.stamp(maps, frame, [(prompts, None)])
-            logits, quality = self.network.decode_candidates(self.network.fuse(features, maps))
-            soft = torch.sigmoid(
-                from_square(logits.float(), frame, self.network.aligned)[0]
-            )  # (K, rows, cols)
-            soft = soft.to(self.runtime.dtype)
-        host = soft if self.runtime.on_cuda else soft.cpu().numpy()
-        return [Prediction(one, float(iou), frame) for one, iou in zip(host, quality[0].float(), strict=True)]
-
     def _start(
         self, features: tuple[Tensor, ...], frame: Frame, objects: Sequence[Object]
     ) -> Callable[[], list[Prediction]]:

@@ -262,7 +262,7 @@ class PredictionService:
             "licence": row.licence if row else "that of its file",
             "weights": predictor.model,
             "closer_look": predictor.closer_look,
-            "candidates": int(predictor.network.candidates),
+            "candidates": 1,
             "versions": _versions(),
         }
 

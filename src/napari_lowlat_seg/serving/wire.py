@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from napari_lowlat_seg.core.boxes import BoundingBox
-from napari_lowlat_seg.core.masks import LEVELS, SoftMask
+from napari_lowlat_seg.core.masks import PROBABILITY_STEPS, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Scribble
 from napari_lowlat_seg.core.requests import FoundOnPlane, PlaneSource, PropagationRequest, Request
 from napari_lowlat_seg.core.volume import Plane
@@ -273,7 +273,7 @@ def _check_soft_mask(mask: SoftMask) -> None:
     unpacking = zlib.decompressobj()
     steps = unpacking.decompress(mask.packed, area + 1)
     highest = np.frombuffer(steps, np.uint8).max(initial=0)
-    if len(steps) != area or not unpacking.eof or highest > LEVELS:
+    if len(steps) != area or not unpacking.eof or highest > PROBABILITY_STEPS:
         raise ValueError("a soft mask that does not unpack to its box")
 
 

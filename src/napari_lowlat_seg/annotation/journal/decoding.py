@@ -33,7 +33,7 @@ from napari_lowlat_seg.annotation.objects.facts import ObjectClass, ObjectFacts
 from napari_lowlat_seg.annotation.plane_state import PlaneState
 from napari_lowlat_seg.core.boxes import EMPTY_BOX, BoundingBox
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, inflated
-from napari_lowlat_seg.core.masks import LEVELS, PostProcessing, SoftMask
+from napari_lowlat_seg.core.masks import PROBABILITY_STEPS, PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Box, Click, Mask, Polygon, Prompt, Scribble
 from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
@@ -117,8 +117,9 @@ class Decoder:
     def _mask(self, entry: dict[str, Any], packed: bytes) -> SoftMask:
         rows, cols = (as_int(n, 1, max(self._shape)) for n in as_list(entry["shape"]))
         box = self._box(entry["box"], (rows, cols))
-        if any(part and max(part) > LEVELS for part in inflated(packed, box.shape[0] * box.shape[1])):
-            raise ValueError(f"a mask has probabilities above {LEVELS} steps")
+        parts = inflated(packed, box.shape[0] * box.shape[1])
+        if any(part and max(part) > PROBABILITY_STEPS for part in parts):
+            raise ValueError(f"a mask has probabilities above {PROBABILITY_STEPS} steps")
         return SoftMask(
             (rows, cols), box, packed, self._optional_number(entry["quality"]), as_bool(entry["drawn"])
         )
