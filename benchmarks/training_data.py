@@ -1,6 +1,5 @@
 """Lay out shards of pictures and volumes as training and the memory's benchmark read them.
 
-    python -m benchmarks.training_data start OUT                      # the default's weights for `start`
     python -m benchmarks.training_data pictures SHARDS OUT            # OUT/train/DOMAIN/images/SET/NAME.*
     python -m benchmarks.training_data regions OUT/train              # OUT/train/regions/ from med
     python -m benchmarks.training_data memory SHARDS VOLUMES OUT      # OUT/volumes/*.npz, OUT/pictures/*
@@ -24,13 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.torch import save_file
 from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 from skimage.measure import label
 from skimage.segmentation import felzenszwalb
 
 from napari_lowlat_seg.io.files import default_axis, read_volume
-from napari_lowlat_seg.models.checkpoints import load_model
 
 HELD_OUT = ("hippocampus_001", "hippocampus_003", "hippocampus_004", "patient07", "t2", "ct", "mr")
 """Volumes that never train the memory, beside the last `LAST_HIPPOCAMPI` of their set."""
@@ -58,16 +55,6 @@ class Labelled:
     image: np.ndarray
     labels: np.ndarray
     spacing: tuple[float, ...]
-
-
-def trunk(out: Path) -> int:
-    """Write the default's weights without its head for candidates; return the number of tensors."""
-    state = load_model("default").state_dict()
-    kept = {
-        name: value.contiguous() for name, value in state.items() if not name.startswith("candidate_head.")
-    }
-    save_file(kept, out)
-    return len(kept)
 
 
 def extract_pictures(shards: Path, out: Path, limit: int | None = None) -> int:
@@ -363,16 +350,14 @@ def _runs(shards: Path) -> Iterator[Labelled]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; see the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=("start", "pictures", "regions", "memory", "objects"))
+    parser.add_argument("kind", choices=("pictures", "regions", "memory", "objects"))
     parser.add_argument("folders", nargs="+", type=Path, help="SHARDS and VOLUMES as above, and OUT")
     parser.add_argument("--limit", type=int, help="at most so many pictures or volumes of a set, to try out")
     given = parser.parse_args(arguments)
-    expected = {"start": 1, "regions": 1, "pictures": 2}.get(given.kind, 3)
+    expected = {"regions": 1, "pictures": 2}.get(given.kind, 3)
     if len(given.folders) != expected:
         parser.error(f"{given.kind} needs {expected} folders; got {len(given.folders)}")
-    if given.kind == "start":
-        print(f"{trunk(given.folders[0])} tensors")
-    elif given.kind == "pictures":
+    if given.kind == "pictures":
         print(f"{extract_pictures(given.folders[0], given.folders[1], given.limit)} pictures")
     elif given.kind == "regions":
         print(f"{write_regions(given.folders[0], given.limit)} pictures with regions")

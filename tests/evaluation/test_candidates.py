@@ -16,7 +16,7 @@ from napari_lowlat_seg.evaluation.runner import EvaluationSettings
 from napari_lowlat_seg.models.checkpoints import save_model
 from napari_lowlat_seg.models.compact import Compact, CompactConfig
 
-TINY = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8, candidates=2)
+TINY = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=16, skip4=8)
 
 
 @dataclass(frozen=True)

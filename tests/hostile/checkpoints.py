@@ -469,15 +469,15 @@ def config(values: Any, family: str = "compact") -> Case:
     return Case(prepare, rf"some\.safetensors (has a config that )?does not fit {family}")
 
 
-def ours(change: Callable[[dict[str, Any]], object], match: str) -> Case:
-    """A file of ours with other tensors and no digest."""
+def ours(change: Callable[[dict[str, Any]], object], match: str, **more: Any) -> Case:
+    """A file of ours with other tensors, `more` in its config and no digest."""
 
     def prepare(folder: Path) -> Attempt:
         torch.manual_seed(0)
         path = save_model(Compact(COMPACT).eval(), folder / "some.safetensors")
         state = dict(Compact(COMPACT).state_dict())
         change(state)
-        save_file(state, path, {"family": "compact", "config": json.dumps(COMPACT.__dict__)})
+        save_file(state, path, {"family": "compact", "config": json.dumps({**COMPACT.__dict__, **more})})
         return partial(load_file, path)
 
     return Case(prepare, match)
@@ -552,6 +552,25 @@ SAFETENSORS = {
     "two windows": config({"windows": [8, 16]}),
     "10^5 windows": config({"windows": [8] * 20_000}),
     "100 candidates": config({"candidates": 100}),
+    "10^400 candidates": config({"candidates": 10**400}),
+    "-1 candidates": config({"candidates": -1}),
+    "candidates of true": config({"candidates": True}),
+    "candidates of a list": config({"candidates": [2] * 5000}),
+    "candidates of SegNext": config({"candidates": 2}, "segnext"),
+    "a head that the config denies": ours(
+        lambda state: state.update({"candidate_head.draw.weight": torch.zeros(1)}),
+        r"candidate_head\.draw\.weight is unknown \(1 in all\)",
+    ),
+    "a head and a tensor too few": ours(
+        lambda state: (state.popitem(), state.update({"candidate_head.a": torch.zeros(1)})),
+        r"is missing \(1 in all\)",
+        candidates=2,
+    ),
+    "a head and a tensor too many": ours(
+        lambda state: state.update({"candidate_heads": torch.zeros(1)}),
+        r"candidate_heads is unknown \(1 in all\)",
+        candidates=2,
+    ),
     "heads that do not divide": config({"heads": 7}),
     "a depth of 10^9": config({"depth": 10**9}, "segnext"),
     "the largest SegNext": config(

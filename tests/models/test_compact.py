@@ -16,8 +16,16 @@ from napari_lowlat_seg.core.prompts import Click, Prompt
 from napari_lowlat_seg.evaluation.annotator import box_around, lasso_around, next_click, scribble_in
 from napari_lowlat_seg.evaluation.metrics import iou
 from napari_lowlat_seg.inference.predictor import Embedding, Predictor, load_predictor
+from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.io.samples import sample_path
-from napari_lowlat_seg.models.checkpoints import load_model, model_path, save_model
+from napari_lowlat_seg.models.checkpoints import (
+    _digest,
+    import_model,
+    load_model,
+    model_path,
+    save_corrected,
+    save_model,
+)
 from napari_lowlat_seg.models.compact import BOUNDS, Compact, CompactConfig
 
 TINY = CompactConfig(size=256, width=32, heads=2, skip8=16, skip4=8, blocks=1)
@@ -256,10 +264,8 @@ def test_the_shipped_weights_are_the_default_config() -> None:
     """They load, ready to answer, from a file in half precision."""
     network = load_model("default")
     assert isinstance(network, Compact)
-    # All except the head for candidates and the correction of its IoU head, which came after training.
-    plain = replace(network.config, quality_slope=1.0, quality_shift=0.0, candidates=0)
-    assert plain == CompactConfig()
-    assert network.config.candidates == 2
+    # All except the correction of its IoU head, which came after training.
+    assert replace(network.config, quality_slope=1.0, quality_shift=0.0) == CompactConfig()
     assert (network.config.quality_slope, network.config.quality_shift) == pytest.approx(
         (0.9809, -0.0187), abs=1e-3
     )
@@ -333,28 +339,47 @@ def test_every_kind_of_prompt_shows_the_tumour(
     assert iou(truth, answer(predictor, tumour_embedding, draw(truth))) > FLOORS[kind]
 
 
-@pytest.mark.slow
-def test_candidates_change_nothing_else() -> None:
-    """With the head the network's own mask and predicted IoU are the same to the last bit."""
-    torch.manual_seed(0)
-    plain = Compact(TINY).eval()
-    more = Compact(replace(TINY, candidates=2)).eval()
-    more.load_state_dict(plain.state_dict(), strict=False)
-    image, maps = torch.rand(2, 3, TINY.size, TINY.size) * 255, torch.zeros(2, 3, TINY.size, TINY.size)
-    maps[:, 1, 100:107, 100:107] = 1
-    with torch.no_grad():
-        fused = more.fuse(more.encode(image), maps)
-        for one, other in zip(more.decode(fused), plain.decode(plain.fuse(plain.encode(image), maps))):
-            assert torch.equal(one, other)
-        logits, quality = more.decode_candidates(fused)
-    assert logits.shape == (2, 2, TINY.size // 2, TINY.size // 2)
-    assert quality.shape == (2, 2)
-    assert ((quality > 0) & (quality < 1)).all()
+@pytest.fixture
+def headed(network: Compact, tmp_path: Path) -> Path:
+    """The network's file as it was written while there was a head for further masks."""
+    path = save_model(network, tmp_path / "plain.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state["candidate_head.draw.weight"] = torch.rand(8, 8, 1, 1)
+    config = json.dumps({**json.loads(metadata["config"]), "candidates": 2})
+    save_file(
+        state, tmp_path / "headed.safetensors", {**metadata, "config": config, "sha256": _digest(state)}
+    )
+    return tmp_path / "headed.safetensors"
 
 
-def test_a_network_without_candidates_says_so() -> None:
-    """The error says what to load."""
-    network = Compact(TINY).eval()
-    assert network.candidates == 0
-    with pytest.raises(ValueError, match="draws one mask; load a model with candidates"):
-        network.decode_candidates(())
+def test_a_file_with_a_head_for_further_masks_loads_without_it(network: Compact, headed: Path) -> None:
+    """Weights, config and fingerprint are those of the network alone, so every mask is too."""
+    loaded = load_model(headed)
+    assert isinstance(loaded, Compact)
+    assert loaded.config == network.config
+    found, expected = loaded.state_dict(), network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert Predictor(loaded, Runtime()).model == Predictor(network, Runtime()).model
+
+
+def test_a_file_with_a_head_can_be_corrected_and_imported(headed: Path, tmp_path: Path) -> None:
+    """What is written anew loads too."""
+    corrected = load_model(save_corrected(headed, tmp_path / "c.safetensors", 2.0, 0.5, "note"))
+    assert isinstance(corrected, Compact)
+    assert (corrected.config.quality_slope, corrected.config.quality_shift) == (2, 0.5)
+    assert isinstance(load_model(import_model(headed, tmp_path / "imported")), Compact)
+
+
+def test_a_head_is_covered_by_the_digest(headed: Path) -> None:
+    """A changed number in it is noticed although nobody uses it."""
+    with safe_open(headed, "pt") as file:
+        head = file.get_tensor("candidate_head.draw.weight").numpy().tobytes()
+    raw = headed.read_bytes()
+    assert raw.count(head) == 1
+    raw = raw.replace(head, bytes(len(head)))
+    headed.write_bytes(raw)
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        load_model(headed)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 
 MAX_CONFIG = 1 << 16
 """Characters of a config as JSON."""
+
+OLD_HEAD = "candidate_head."
+"""How the tensors of a head for further masks begin in compact files of November 2026: it is dropped."""
 
 
 def load_model(name_or_path: str | Path) -> Network:
@@ -194,25 +197,21 @@ def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: fl
         For a model without a predicted IoU, a file that exists already, and a correction out of bounds.
     """
     source = model_path(str(name_or_path))
-    if source.suffix.lower() != ".safetensors" or "quality_slope" not in (facts := _config(source)):
+    known = _read_safetensors(source)[1] if source.suffix.lower() == ".safetensors" else None
+    if not isinstance(known, CompactConfig):
         raise ValueError(f"{source.name} predicts no IoU that could be corrected; only compact models do")
     if into.suffix != ".safetensors" or into.exists():
         raise ValueError(f"expected the name of a new .safetensors file, got {into}; take another name")
-    config = {
-        **facts,
-        "quality_slope": slope * facts["quality_slope"],
-        "quality_shift": slope * facts["quality_shift"] + shift,
+    corrected = {
+        "quality_slope": slope * known.quality_slope,
+        "quality_shift": slope * known.quality_shift + shift,
     }
-    CompactConfig(**config)  # refuses what cannot be loaded again
+    replace(known, **corrected)  # refuses what cannot be loaded again
+    facts = _metadata(source)
+    config = {**json.loads(facts["config"]), **corrected}
     with safe_open(source, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    return _write(into, state, {**_metadata(source), "config": json.dumps(config), "calibration": note})
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """All fields of the config of one of our own files."""
-    fields: dict[str, Any] = asdict(_read_safetensors(path)[1])
-    return fields
+    return _write(into, state, {**facts, "config": json.dumps(config), "calibration": note})
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -320,15 +319,27 @@ def _read_safetensors(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
             f"{path.name} is a safetensors file without a model of ours: its metadata should name a 'family' "
             f"({', '.join(FAMILIES)}) and a 'config'; import official files with `lowlat-seg models import`"
         )
+    kind = FAMILIES[family][0]
     try:
-        config = FAMILIES[family][0](**_config_values(FAMILIES[family][0], facts["config"]))
+        values = _config_values(kind, facts["config"])
+        headed = kind is CompactConfig and _had_head(values)
+        config = kind(**values)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} has a config that does not fit {family}: {error!s:.200}") from None
     with safe_open(path, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     if facts.get("sha256", digest := _digest(state)) != digest:
         raise ValueError(f"{path.name} was changed since it was written: its tensors do not match its sha256")
-    return family, config, {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
+    kept = {key: v for key, v in state.items() if not (headed and key.startswith(OLD_HEAD))}
+    return family, config, {key: v.float() if v.is_floating_point() else v for key, v in kept.items()}
+
+
+def _had_head(values: dict[str, Any]) -> bool:
+    """Remove "candidates" from a compact config, the number of an old head's masks; whether it had a head."""
+    number = values.pop("candidates", 0)
+    if type(number) is not int or not 0 <= number <= 4:
+        raise ValueError(f"the compact model's candidates must lie in 0..4, got {number!r:.40}")
+    return number > 0
 
 
 def _config_values(kind: type[Any], text: str) -> dict[str, Any]:

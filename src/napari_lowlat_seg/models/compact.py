@@ -51,7 +51,6 @@ BOUNDS = {
     "skip8": (8, 512),
     "skip4": (8, 512),
     "radius": (1, 16),
-    "candidates": (0, 4),
     "quality_slope": (0.01, 100),
     "quality_shift": (-20, 20),
 }
@@ -81,8 +80,6 @@ class CompactConfig:
     disks
         Whether clicks are disks. Otherwise they are maps of tanh(2 d / radius), d the distance to the nearest
         click: for the paper's ablation "no disk".
-    candidates
-        Further masks that `Compact.decode_candidates` makes; without the head for them if 0.
     quality_slope, quality_shift
         Correction of the predicted IoU, fitted after training: sigmoid(slope * x + shift) of the IoU
         head's logit x (Platt scaling). 1 and 0 leave it as it was trained.
@@ -105,7 +102,6 @@ class CompactConfig:
     radius: int = 3
     regions: Regions = "channel"
     disks: bool = True
-    candidates: int = 0
     quality_slope: float = 1.0
     quality_shift: float = 0.0
 
@@ -183,44 +179,6 @@ class RefineBlock(nn.Module):
         return x + patch_conv(self.narrow, F.gelu(patch_conv(self.widen, self.norm(self.spread(x)))))
 
 
-class CandidateHead(nn.Module):
-    """Further masks for the same prompts: a narrow fusion block and a decoder of their own.
-
-    It reads what the network has fused and drawn and changes neither: the network's own mask is the same
-    with and without it. Why, and how it was trained: docs/decisions/candidates.md.
-    """
-
-    WIDTH = 128
-
-    def __init__(self, config: CompactConfig) -> None:
-        super().__init__()
-        width, c8, c4 = self.WIDTH, config.skip8, config.skip4
-        self.narrow = nn.Conv2d(config.width + 1, width, 1)
-        self.block = FusionBlock(width, 4, config.pool)
-        self.norm = ChannelNorm(width)
-        self.up8 = nn.ConvTranspose2d(width, c8, 2, 2)
-        self.refine8 = RefineBlock(c8)
-        self.up4 = nn.ConvTranspose2d(c8, c4, 2, 2)
-        self.refine4 = RefineBlock(c4)
-        self.draw = nn.Conv2d(c4, 4 * config.candidates, 1)
-        self.quality = nn.Sequential(nn.Linear(2 * width + 1, 64), nn.GELU(), nn.Linear(64, 1))
-
-    def forward(self, fused: tuple[Tensor, ...], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, S/2, S/2) and predicted IoUs (B, K) from fused features and the mask's logits."""
-        x, side8, side4 = fused
-        grid = (x.shape[-2], x.shape[-1])
-        first = F.adaptive_avg_pool2d(logits.detach().sigmoid(), grid).to(x.dtype)
-        x = self.norm(self.block(patch_conv(self.narrow, torch.cat([x, first], 1))))  # (B, W, S/16, S/16)
-        y = self.refine8(self.up8(x) + side8)  # (B, c8, S/8, S/8)
-        y = self.refine4(self.up4(y) + side4)  # (B, c4, S/4, S/4)
-        drawn = F.pixel_shuffle(patch_conv(self.draw, y), 2)  # (B, K, S/2, S/2)
-        inside = F.adaptive_avg_pool2d(drawn.detach().sigmoid(), grid)  # (B, K, S/16, S/16)
-        within = torch.einsum("bchw,bkhw->bkc", x, inside) / (inside.sum((2, 3))[..., None] + 1e-3)
-        everywhere = x.mean((2, 3))[:, None].expand_as(within)
-        seen = torch.cat([within, everywhere, inside.mean((2, 3))[..., None]], 2)  # (B, K, 2 W + 1)
-        return drawn, self.quality(seen)[..., 0].sigmoid()
-
-
 class Compact(Network):
     """The compact network; 7.6 M parameters with the default `CompactConfig`.
 
@@ -240,7 +198,7 @@ class Compact(Network):
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.config = config
-        self.size, self.regions, self.candidates = config.size, config.regions, config.candidates
+        self.size, self.regions = config.size, config.regions
         # Distances are measured from the click's own pixel, so its disk must be that pixel alone.
         self.radius = config.radius if config.disks else 0
         c, c8, c4 = config.width, config.skip8, config.skip4
@@ -264,8 +222,6 @@ class Compact(Network):
         self.refine4 = nn.Sequential(RefineBlock(c4), RefineBlock(c4))
         self.draw = nn.Conv2d(c4, 4, 1)
         self.iou_head = nn.Sequential(nn.Linear(2 * c + 1, 64), nn.GELU(), nn.Linear(64, 1))
-        # 4. other masks for the same prompts
-        self.candidate_head = CandidateHead(config) if config.candidates else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As `nn.Module.state_dict`; the IoU head is called "judge", as in all files."""
@@ -312,14 +268,6 @@ class Compact(Network):
         if (slope, shift) != (1, 0):  # numbers of the file: without a correction nothing is computed
             iou = slope * iou + shift
         return logits, iou.sigmoid()
-
-    def decode_candidates(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Further masks for the same prompts: logits (B, K, S/2, S/2) and predicted IoUs (B, K)."""
-        if self.candidate_head is None:
-            return super().decode_candidates(fused)
-        logits, _ = self.decode(fused)
-        further: tuple[Tensor, Tensor] = self.candidate_head(fused, logits)
-        return further
 
 
 def _renamed(state: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -42,8 +42,6 @@ class Network(nn.Module, ABC):
         Whether bf16 products on a processor were checked to give the same masks (docs/decisions/hot-path.md).
     openvino
         Whether OpenVINO was measured to be worth the conversion and the memory.
-    candidates
-        Number of further masks that `decode_candidates` draws.
     pad
         RGB, 0..255, that becomes zero inside the network: the colour that a letterbox is padded with.
     """
@@ -56,7 +54,6 @@ class Network(nn.Module, ABC):
     aligned: bool = False
     bf16: bool = False
     openvino: bool = False
-    candidates: int = 0
     pad: tuple[float, float, float] = MEAN
 
     @property
@@ -83,13 +80,6 @@ class Network(nn.Module, ABC):
     def decode_low_res(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """As `decode`, with the logits on the network's own grid, so that they are resized once."""
         return self.decode(fused)
-
-    def decode_candidates(self, fused: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Further masks for the same prompts: logits (B, K, s, s) and predicted IoUs (B, K).
-
-        Raises ValueError for a network without candidates.
-        """
-        raise ValueError("this network draws one mask; load a model with candidates")
 
     def forward(self, image: Tensor, maps: Tensor) -> Tensor:
         """Logits (B, 1, s, s) from images and maps, for training."""

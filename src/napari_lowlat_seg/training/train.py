@@ -398,8 +398,6 @@ class Log:
 def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Path:
     """Train, and return the path of the averaged weights, `OUT/average.safetensors`.
 
-    A model with candidates gets their head only: see `train_candidates`.
-
     Parameters
     ----------
     config
@@ -421,10 +419,6 @@ def train(config: TrainConfig, resume: bool = False, force: bool = False) -> Pat
     if not (resume or force):
         _check_unused(out, (checkpoint, average))
     worker = Worker.start(config.device)
-    if config.model.get("candidates"):
-        from napari_lowlat_seg.training.candidates import train_candidates  # imports this module
-
-        return train_candidates(config, worker.device)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(config, worker.device)
     if resume and checkpoint.exists():
