@@ -202,13 +202,10 @@ def save_corrected(name_or_path: str | Path, into: Path, slope: float, shift: fl
         raise ValueError(f"{source.name} predicts no IoU that could be corrected; only compact models do")
     if into.suffix != ".safetensors" or into.exists():
         raise ValueError(f"expected the name of a new .safetensors file, got {into}; take another name")
-    corrected = {
-        "quality_slope": slope * known.quality_slope,
-        "quality_shift": slope * known.quality_shift + shift,
-    }
-    replace(known, **corrected)  # refuses what cannot be loaded again
+    both, moved = slope * known.quality_slope, slope * known.quality_shift + shift
+    replace(known, quality_slope=both, quality_shift=moved)  # refuses what cannot be loaded again
     facts = _metadata(source)
-    config = {**json.loads(facts["config"]), **corrected}
+    config = {**json.loads(facts["config"]), "quality_slope": both, "quality_shift": moved}
     with safe_open(source, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     return _write(into, state, {**facts, "config": json.dumps(config), "calibration": note})
