@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -206,6 +207,51 @@ def test_recorded_steps_equal_plain_ones(network, image) -> None:
     assert all(not path._steps[name].inputs[0].any() for name in ("click", "clicks"))
 
 
+def test_a_network_leaves_a_full_device_before_it_needs_more_room(network, image, monkeypatch) -> None:
+    """What has been recorded and what the failed work held are gone by then; its check goes with it."""
+    expected, predictor = (
+        Predictor(copy.deepcopy(network), Runtime(), "off"),
+        Predictor(network, Runtime(), "off"),
+    )
+    full = predictor.backend = Recorded(network, Pretended())
+    checks: list[int] = []
+    predictor.interrupt_by(lambda: checks.append(1))
+    embedding = predictor.embed(image)
+    predictor.predict(embedding, [Click((10, 20))])
+    assert list(full._steps) == ["embed", "click"]
+    held: list[weakref.ref[torch.Tensor]] = []
+    events: list[str] = []
+
+    def squares(plane, frames):  # type: ignore[no-untyped-def]
+        filling = torch.zeros(3)
+        held.append(weakref.ref(filling))
+        raise torch.cuda.OutOfMemoryError("full")
+
+    def moved(device, dtype=None):  # type: ignore[no-untyped-def]
+        assert not full._steps
+        assert [filling() for filling in held] == [None]
+        events.append(f"to {device}, {dtype}")
+        return network
+
+    monkeypatch.setattr(full, "_squares", squares)
+    monkeypatch.setattr(network, "to", lambda *a, **k: moved(*a) if a else network)
+    monkeypatch.setattr(network, "float", lambda: events.append("float"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = predictor.embed(image)
+    assert events == ["to cpu, None", "freed", "to cpu, torch.float32"]
+    torch.testing.assert_close(found.features, expected.embed(image).features, rtol=0, atol=0)
+    assert len(checks) > len(list(network.modules())) // 2
+    checks.clear()
+    predictor.predict(embedding, [Click((10, 20))])  # one that was made before
+    layers = [hooks for module in network.modules() if (hooks := module._forward_pre_hooks)]
+    assert checks
+    assert all(len(hooks) == 1 for hooks in layers)
+    checks.clear()
+    predictor.backend.check()
+    assert checks == [1]
+
+
 SMALL = CompactConfig(size=256, width=32, heads=2, blocks=1, skip8=8, skip4=8)
 
 
@@ -282,6 +328,10 @@ def test_steps_are_recorded_when_a_model_is_loaded(network, monkeypatch) -> None
     lacking = {"looks"}
     path.warm_up()
     assert set(path._steps) == set(STEPS) - lacking
+    lacking = set()
+    crop = replace(Frame.whole((60, 80), 96), crop=(0, 0, 40, 40))
+    assert path.looks(np.zeros((60, 80), np.uint8), [crop, crop], [[], []], np.zeros((60, 80))) is None
+    assert "looks" not in path._steps  # it is not tried again
     lacking = {"look"}
     del path._steps["look"]
     with pytest.raises(torch.cuda.OutOfMemoryError):

@@ -414,7 +414,7 @@ class Predictor:
         from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
 
         if self._memory is None:
-            self._memory = self._load_memory(self)
+            self._memory = self.computed(partial(self._load_memory, self))
         propagation = MemoryPropagation(self, self._memory, volume)
         return propagation.propagate(anchors, planes, changed=changed, cancelled=cancelled)
 
@@ -461,7 +461,7 @@ class Predictor:
         return replace(found, look=look).on_plane(around, share)
 
     def _run(self, seen: Embedding, objects: Sequence[Object]) -> list[Prediction]:
-        return self._computed(lambda: self.backend.predict(seen.features, seen.frame, objects))
+        return self.computed(lambda: self.backend.predict(seen.features, seen.frame, objects))
 
     def _look(
         self,
@@ -472,20 +472,23 @@ class Predictor:
         share: float = 0.0,
     ) -> tuple[Embedding, Callable[[], Prediction]]:
         """The embedding of a crop and what waits for the prediction from it; see `TorchBackend.look`."""
-        features, found = self._computed(lambda: self.backend.look(plane, frame, question, around, share))
+        features, found = self.computed(lambda: self.backend.look(plane, frame, question, around, share))
         return Embedding(features, frame, plane, self.model), found
 
     def _embed_frame(self, plane: np.ndarray, frame: Frame) -> Embedding:
         """The embedding of the frame's crop of a uint8 plane."""
-        features = self._computed(lambda: self.backend.embed(plane, frame))
+        features = self.computed(lambda: self.backend.embed(plane, frame))
         return Embedding(features, frame, plane, self.model)
 
-    def _computed(self, work: Callable[[], T]) -> T:
-        """What `work` returns; where the GPU's memory does not suffice, it is done again on the processor."""
-        try:
+    def computed(self, work: Callable[[], T]) -> T:
+        """What `work` returns; where the GPU's memory does not suffice, it is done again on the processor.
+
+        For work that calls `backend`, which is another one from then on.
+        """
+        with suppress(torch.cuda.OutOfMemoryError):
             return work()
-        except torch.cuda.OutOfMemoryError:
-            self._leave_device()
+        # Behind the block: the exception held the frames of `work`, and these what filled the memory.
+        self._leave_device()
         return work()
 
     def _leave_device(self) -> None:
@@ -496,7 +499,7 @@ class Predictor:
             stacklevel=5,
         )
         self._memory = None  # it is on the GPU, too: the next propagation loads it where the network is
-        self.backend = TorchBackend(self.network.float(), suited(Runtime.find("cpu"), self.network))
+        self.backend = self.backend.moved_to(suited(Runtime.find("cpu"), self.network))
 
 
 def load_predictor(

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
@@ -66,11 +67,13 @@ class TorchBackend:
                     module.keep_bias()
         self._steps: dict[str, RecordedStep] = {}  # by the names of `STEPS`
         self._loaded: dict[str, weakref.ref[Tensor]] = {}  # whose features are in a recorded click's inputs
+        self._lacks_looks = False
         self._lock = threading.Lock()  # recorded steps have one set of inputs
         # Apple's device cannot resize with antialiasing: only CUDA resizes images itself.
         self._resizing = runtime if runtime.on_cuda else Runtime()
         self._pad = self._resizing.tensor(np.array(network.pad))
         self._check: Callable[[], object] = lambda: None
+        self._hooks: list[RemovableHandle] = []  # of `interrupt_by`, on the network's layers
         self.encode: Step = self.network.encode  # OpenVINO may replace both steps
         self.click: Step = self._clicked
         if runtime.openvino:
@@ -78,9 +81,29 @@ class TorchBackend:
 
     def interrupt_by(self, check: Callable[[], object]) -> None:
         """Calls `check` between the network's layers; an exception that it raises stops the network there."""
+        self._forget_check()
         self._check = check
         for module in self.network.modules():
-            module.register_forward_pre_hook(lambda *_: check())
+            self._hooks.append(module.register_forward_pre_hook(lambda *_: check()))
+
+    def _forget_check(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def moved_to(self, runtime: Runtime) -> TorchBackend:
+        """The network elsewhere, where the same check interrupts it; this device gives back its memory first.
+
+        Nothing is allocated here, where there may be no memory left. This backend cannot be used any more.
+        """
+        self._steps.clear()
+        self._loaded.clear()
+        self._forget_check()  # a network that is converted on its way must not be interrupted
+        self.network.to(runtime.device)  # in its own precision: float32 needs twice the room
+        torch.cuda.empty_cache()
+        there = TorchBackend(self.network, runtime)
+        there.interrupt_by(self._check)
+        return there
 
     def check(self) -> None:
         """Raise what the check of `interrupt_by` raises; for steps that are none of the network's."""
@@ -93,9 +116,10 @@ class TorchBackend:
         """
         if self.runtime.on_cuda:
             with self._lock, self.runtime.inference(embedding=True):
-                for name in STEPS[: None if looks else 3]:
-                    with suppress(torch.cuda.OutOfMemoryError) if name == "looks" else nullcontext():
-                        self._step(name)
+                for name in STEPS[: -1 if looks else 3]:
+                    self._step(name)
+                if looks:
+                    self._looks_step()
             return
         image = np.zeros((self.network.size, self.network.size), np.uint8)
         frame = Frame.whole(image.shape, self.network.size, self.network.fit)
@@ -184,16 +208,28 @@ class TorchBackend:
     ) -> list[Prediction] | None:
         """Predictions over some crops of one shape, each for its own strokes, given one mask (H, W) before.
 
-        On a CUDA device one recorded step embeds and predicts up to `BATCH` of them; else None.
+        On a CUDA device one recorded step embeds and predicts up to `BATCH` of them; else, or if there was no
+        memory to record it, None.
         """
         if not self.runtime.on_cuda or len({frame.crop[2:] for frame in frames}) > 1:
             return None
         with self._lock, self.runtime.inference():
-            step = self._step("looks")
+            step = self._looks_step()
+            if step is None:
+                return None
             starts = range(0, len(frames), BATCH)
             parts = [(frames[at : at + BATCH], strokes[at : at + BATCH]) for at in starts]
             waits = [self._looking_along(step, plane, *part, before) for part in parts]
         return [found for wait in waits for found in wait()]
+
+    def _looks_step(self) -> RecordedStep | None:
+        """The step "looks", by far the largest; None where memory did not suffice for it, tried once only."""
+        if self._lacks_looks:
+            return None
+        with suppress(torch.cuda.OutOfMemoryError):
+            return self._step("looks")
+        self._lacks_looks = True
+        return None
 
     def _looking_along(
         self,
@@ -398,9 +434,11 @@ class TorchBackend:
 
     def _prior(self, frame: Frame, prompts: Sequence[Prompt], previous: np.ndarray | Tensor) -> Tensor:
         """Channel 0, (S, S): the previous probability, with regions newer than it drawn over it."""
-        seen = frame.cut(previous)
-        soft = seen if isinstance(seen, Tensor) else self.runtime.upload(seen)
-        soft = soft.to(self.runtime.device)[None, None]
+        if isinstance(previous, Tensor):  # moved before it is cut: that needs no memory where it was
+            soft = frame.cut(previous.to(self.runtime.device))
+        else:
+            soft = self.runtime.upload(frame.cut(previous))
+        soft = soft[None, None]
         soft = soft if self.runtime.on_cuda else soft.float()  # CUDA resizes half precision in float32
         prior = on_square(soft, frame, soft.new_zeros(1))[0, 0]
         for region in _newest_regions(prompts) if self.network.regions == "prior" else ():
