@@ -184,6 +184,35 @@ def test_a_blend_is_the_same_on_a_device(predictor, image):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_crop_is_laid_over_its_plane_by_the_processor_where_memory_lacks(share):
+    """The same probability and mask, of the device's type."""
+    frame = replace(Frame.whole((60, 80), 64), crop=(10, 20, 30, 30))
+    random = np.random.default_rng(0)
+    around = Prediction(torch.from_numpy(random.random((60, 80))).half(), None, Frame.whole((60, 80), 64))
+    own = torch.from_numpy(random.random((30, 30))).half()
+    expected = Prediction(own, 0.9, frame).on_plane(around, share)
+
+    class Device(torch.Tensor):
+        """On a device that has no memory left: it can only be asked for its shape, and copied to the host."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if function is torch.Tensor.cpu:
+                return own
+            if getattr(function, "__name__", "") != "__get__":
+                raise torch.cuda.OutOfMemoryError("full")
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    there = own.clone().as_subclass(Device)
+    np.testing.assert_array_equal(Prediction(there, 0.9, frame).mask, Prediction(own, 0.9, frame).mask)
+    found = Prediction(there, 0.9, frame).on_plane(around, share)
+    assert type(found.soft) is torch.Tensor
+    assert found.soft.dtype == torch.float16
+    np.testing.assert_array_equal(found.probability, expected.probability)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
 def test_later_predictions_come_from_the_crop_alone(predictor, image):
     """While the prompts stay inside, the same embedding answers, once a click."""
     embedding = predictor.embed(image)

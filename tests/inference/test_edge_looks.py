@@ -159,6 +159,33 @@ def test_a_crop_predicted_on_the_processor_is_mixed_in_where_the_mixture_is():
     assert mixed.soft.device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("lacking", "number", "total"), [("zeros_like", 2, 4), ("outer", 2, 4), ("lerp", 1, 2)]
+)
+def test_a_mixture_goes_on_with_the_processor(monkeypatch, lacking, number, total):
+    """Whenever memory runs out, each crop is in it once."""
+    whole = first(ramp())
+    crops = [Prediction(ramp(crop.crop[2:], 5), None, crop) for crop in lattice(whole.frame)[:3]]
+
+    def mixed() -> np.ndarray:
+        mixture = Mixture(whole)
+        for crop in crops:
+            mixture.add(crop)
+        return mixture.prediction(()).probability
+
+    expected, true, calls = mixed(), getattr(torch, lacking), []
+
+    def full(*args):  # type: ignore[no-untyped-def]
+        calls.append(args)
+        if len(calls) == number:
+            raise torch.cuda.OutOfMemoryError("full")
+        return true(*args)
+
+    monkeypatch.setattr(torch, lacking, full)
+    np.testing.assert_array_equal(mixed(), expected)
+    assert len(calls) == total
+
+
 def test_a_mixture_has_no_seams():
     """From one pixel to the next it changes no faster than its sources and the fading do."""
     before = first(ramp())

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from torch import Tensor
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD
 from napari_lowlat_seg.core.prompts import Point, Prompt, Region, Stroke
-from napari_lowlat_seg.inference.prediction import Embedding, Prediction
+from napari_lowlat_seg.inference.prediction import Embedding, Prediction, host_if_full
+
+T = TypeVar("T")
 
 SIDE = 0.5  # of a crop, as a share of the view's longer side
 STRIDE = 0.5  # from one crop to the next, at most, as a share of a crop's side
@@ -195,42 +199,75 @@ def _along(points: Sequence[Point]) -> np.ndarray:
 def thinned(soft: np.ndarray | Tensor) -> tuple[np.ndarray, int]:
     """Every `step`-th pixel of a probability (H, W) along both axes, on the host, and the step."""
     step = math.ceil(max(soft.shape) / GRID)
-    few = soft[::step, ::step]
-    return (few.float().cpu().numpy() if isinstance(few, Tensor) else few), step
+    if isinstance(soft, Tensor):
+        return host_if_full(lambda there: there[::step, ::step].float().cpu().numpy(), soft), step
+    return soft[::step, ::step], step
 
 
 class Mixture:
-    """A prediction of the whole plane, and those of crops that are mixed into it with faded borders."""
+    """A prediction of the whole plane, and those of crops that are mixed into it with faded borders.
+
+    On a GPU some eight planes of float32 are needed; where its memory does not suffice, the host goes on.
+    """
 
     def __init__(self, first: Prediction) -> None:
         self.first = first
         self.sources = 0
-        soft = first.soft if isinstance(first.soft, Tensor) else torch.from_numpy(first.soft)
-        self._before = soft.float()
-        self._sum = torch.zeros_like(self._before)
-        self._weight = torch.zeros_like(self._before)
+        self._planes = host_if_full(_begun, torch.as_tensor(first.soft))
 
     def add(self, found: Prediction) -> None:
         """Mix in a prediction over its frame's crop."""
-        soft = torch.as_tensor(found.soft).to(self._sum)  # a GPU may have run out of memory since
-        weight = torch.outer(*_fading_there(found.frame, self._sum.device))
-        found.frame.cut(self._sum).add_(weight * soft)
-        found.frame.cut(self._weight).add_(weight)
+        self._repeated(partial(_add, found))
         self.sources += 1
 
     def prediction(self, edges: tuple[Embedding, ...]) -> Prediction:
         """The mixture: the mean of the crops where they are not faded, the first prediction beside them."""
-        share = self._weight.clamp(max=1) * self._band()
-        mean = self._sum / self._weight.clamp(min=1e-6)
-        soft = torch.lerp(self._before, mean, share)
-        kept = soft.to(self.first.soft.dtype) if isinstance(self.first.soft, Tensor) else soft.numpy()
+        first = self.first.soft
+        dtype = first.dtype if isinstance(first, Tensor) else torch.float32
+        soft = self._repeated(partial(_mixed, dtype))
+        kept = soft if isinstance(first, Tensor) else soft.numpy()
         return replace(self.first, soft=kept, host_mask=None, edges=edges)
 
-    def _band(self) -> Tensor:
-        """(H, W) in [0, 1]: 1 at the outline of the first prediction's mask, 0 from `REACH` on."""
-        reach = max(2, round(REACH * SIDE * max(self._weight.shape)))
-        inside = box_mean((self._before > THRESHOLD).float(), reach)
-        return (2 - 2 * (2 * inside - 1).abs()).clamp(max=1)
+    def _repeated(self, work: Callable[[_Planes], T]) -> T:
+        """What `work` makes of the planes; where a GPU's memory does not suffice, of copies on the host."""
+        with suppress(torch.cuda.OutOfMemoryError):
+            return work(self._planes)
+        self._planes = _Planes(*(plane.cpu() for plane in self._planes))
+        return work(self._planes)
+
+
+class _Planes(NamedTuple):
+    """What a mixture is made of, each (H, W) float32."""
+
+    before: Tensor  # the first prediction
+    sum: Tensor  # of the crops' probabilities, times their weights
+    weight: Tensor  # the sum of these
+
+
+def _begun(soft: Tensor) -> _Planes:
+    before = soft.float()
+    return _Planes(before, torch.zeros_like(before), torch.zeros_like(before))
+
+
+def _add(found: Prediction, planes: _Planes) -> None:
+    soft = torch.as_tensor(found.soft).to(planes.sum)  # either may have moved to the host
+    weight = torch.outer(*_fading_there(found.frame, planes.sum.device))
+    weighted = weight * soft  # all memory is taken before a plane changes, or a crop would be added twice
+    found.frame.cut(planes.sum).add_(weighted)
+    found.frame.cut(planes.weight).add_(weight)
+
+
+def _mixed(dtype: torch.dtype, planes: _Planes) -> Tensor:
+    share = planes.weight.clamp(max=1) * _band(planes)
+    mean = planes.sum / planes.weight.clamp(min=1e-6)
+    return torch.lerp(planes.before, mean, share).to(dtype)
+
+
+def _band(planes: _Planes) -> Tensor:
+    """(H, W) in [0, 1]: 1 at the outline of the first prediction's mask, 0 from `REACH` on."""
+    reach = max(2, round(REACH * SIDE * max(planes.weight.shape)))
+    inside = box_mean((planes.before > THRESHOLD).float(), reach)
+    return (2 - 2 * (2 * inside - 1).abs()).clamp(max=1)
 
 
 def box_mean(values: Tensor, reach: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.masks import THRESHOLD, SoftMask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +100,7 @@ class Prediction:
         """(H, W) float32 in [0, 1]."""
         if isinstance(self.soft, np.ndarray):
             return self.soft
-        probability: np.ndarray = self.soft.float().cpu().numpy()
+        probability: np.ndarray = self.soft.cpu().float().numpy()  # the device needs no memory for it
         return probability
 
     @cached_property
@@ -105,8 +109,7 @@ class Prediction:
         if self.host_mask is not None:
             return self.host_mask
         if isinstance(self.soft, Tensor):  # a quarter of the bytes of a probability
-            there: np.ndarray = (self.soft > THRESHOLD).cpu().numpy()
-            return there
+            return host_if_full(lambda soft: (soft > THRESHOLD).cpu().numpy(), self.soft)
         mask: np.ndarray = self.soft > THRESHOLD
         return mask
 
@@ -124,18 +127,31 @@ class Prediction:
 
         In the crop, a `share` of the probability is that of `around`.
         """
-        frame = self.frame
-        if around is None or self.shape == frame.shape:
+        if around is None or self.shape == self.frame.shape:
             return self
+        soft, shown = host_if_full(partial(self._over, around, share), self.soft)
+        mask = around.mask.copy()
+        self.frame.place(shown, mask)
+        return replace(self, soft=soft, host_mask=mask)
+
+    def _over(
+        self, around: Prediction, share: float, own: np.ndarray | Tensor
+    ) -> tuple[np.ndarray | Tensor, np.ndarray]:
+        """The probability on the whole plane, where the crop's `own` is, and the mask in the crop."""
         soft: np.ndarray | Tensor
-        if isinstance(self.soft, Tensor):
-            there = around.soft
-            soft = there.clone() if isinstance(there, Tensor) else torch.from_numpy(there).to(self.soft)
+        if isinstance(own, Tensor):
+            soft = torch.as_tensor(around.soft).to(own, copy=True)
         else:
             soft = around.probability.copy()
-        crop: Any = frame.cut(soft)
-        crop[...] = self.soft + share * (crop - self.soft) if share else self.soft
+        crop: Any = self.frame.cut(soft)
+        crop[...] = own + share * (crop - own) if share else own
         shown = crop > THRESHOLD if share else self.mask
-        mask = around.mask.copy()
-        frame.place(shown.cpu().numpy() if isinstance(shown, Tensor) else shown, mask)
-        return replace(self, soft=soft, host_mask=mask)
+        return soft, shown.cpu().numpy() if isinstance(shown, Tensor) else shown
+
+
+def host_if_full(work: Callable[[Any], T], plane: np.ndarray | Tensor) -> T:
+    """What `work` makes of a plane; where a GPU's memory does not suffice, of the same plane on the host."""
+    with suppress(torch.cuda.OutOfMemoryError):
+        return work(plane)
+    # Behind the block: the exception held the frames of `work`, and these what filled the memory.
+    return work(plane.cpu() if isinstance(plane, Tensor) else plane)
