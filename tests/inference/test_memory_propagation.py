@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from napari_lowlat_seg.core.volume import Volume
 from napari_lowlat_seg.inference.memory.propagation import MemoryPropagation
+from napari_lowlat_seg.inference.predictor import Predictor
+from napari_lowlat_seg.inference.runtime import Runtime
 from napari_lowlat_seg.models.compact import Compact
 from small_memory import anchor, small_network, sure_propagation
 
@@ -114,3 +118,39 @@ def test_embeddings_of_a_sweep_are_bounded(propagation, monkeypatch):
     monkeypatch.setattr("napari_lowlat_seg.inference.memory.embeddings.MAX_EMBEDDINGS", 4)
     list(propagation.propagate(anchor(propagation, 4), propagation.volume.planes(0)))
     assert len(propagation._embeddings) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacking", ["embed", "predict", "remember", "forward", "beside"])
+def test_a_sweep_goes_on_with_the_processor(propagation, monkeypatch, lacking):
+    """From the plane at which a GPU's memory runs out, or when the predictor has left it for other work."""
+    planes = propagation.volume.planes(0)
+    expected = [step.prediction.probability for step in propagation.propagate(anchor(propagation, 4), planes)]
+    device = Predictor(propagation.predictor.network, Runtime("cpu:0"), "off")
+    memory = propagation.memory
+    full = MemoryPropagation(device, memory, propagation.volume)
+    monkeypatch.setattr(Runtime, "find", lambda device: Runtime(device))
+    anchors, moved, calls = anchor(full, 4), [], []
+    owner = device.backend if lacking in ("embed", "predict") else memory
+    true = getattr(owner, lacking, None)
+
+    def runs_out(*arguments):  # type: ignore[no-untyped-def]
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise torch.cuda.OutOfMemoryError("full")
+        return true(*arguments)
+
+    if lacking != "beside":
+        monkeypatch.setattr(owner, lacking, runs_out)
+    monkeypatch.setattr(memory, "to", lambda device: moved.append(device))
+
+    def steps() -> Iterator[np.ndarray]:
+        for number, step in enumerate(full.propagate(anchors, planes)):
+            yield step.prediction.probability
+            if lacking == "beside" and number == 1:
+                device._leave_device()
+
+    with pytest.warns(UserWarning, match="cpu:0 is out of memory"):
+        found = list(steps())
+    np.testing.assert_array_equal(found, expected)
+    assert moved == ["cpu"]

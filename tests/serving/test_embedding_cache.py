@@ -26,7 +26,7 @@ from napari_lowlat_seg.core.atomic_file import ABANDONED, PREFIX
 from napari_lowlat_seg.core.frame import Frame
 from napari_lowlat_seg.core.volume import Plane, Volume
 from napari_lowlat_seg.inference.predictor import Embedding
-from napari_lowlat_seg.serving import embedding_files
+from napari_lowlat_seg.serving import embedding_cache, embedding_files
 from napari_lowlat_seg.serving.embedding_cache import EmbeddingCache, EmbeddingKey, content_digest
 from napari_lowlat_seg.serving.embedding_files import SUFFIX
 
@@ -92,6 +92,22 @@ def _file_size(folder: Path) -> int:
     cache = EmbeddingCache(0, 0, folder)
     cache.ensure(_key(0), lambda: _made(0))
     return cache.nbytes.disk
+
+
+def test_embeddings_stay_on_the_host_where_a_device_is_full(monkeypatch) -> None:
+    """Also the next ones: whoever asks has the network on the host by then, or moves them."""
+    cache, asked = EmbeddingCache(device="cuda:0"), []
+
+    def unpacked(packed, device):  # type: ignore[no-untyped-def]
+        asked.append(device)
+        if device != "cpu":
+            raise torch.cuda.OutOfMemoryError("full")
+        return embedding_files.unpack(packed, device)
+
+    monkeypatch.setattr(embedding_cache, "unpack", unpacked)
+    for i in (3, 4):
+        assert _says(cache.ensure(_key(i), lambda i=i: _made(i)), i)  # type: ignore[misc]
+    assert asked == ["cuda:0", "cpu", "cpu"]
 
 
 def test_without_a_folder_the_oldest_is_dropped() -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from cachetools import LRUCache
 
 from napari_lowlat_seg.core.frame import Fit, Frame
@@ -210,7 +211,12 @@ class EmbeddingCache:
         """An embedding put on the device, ready for use; others move down a tier to make room."""
         with self._lock:
             image = self._images.setdefault(key, packed.image)
-        ready = Embedding(unpack(packed, self.device), key.frame, image, key.model)
+        try:
+            features = unpack(packed, self.device)
+        except torch.cuda.OutOfMemoryError:
+            self.device = "cpu"  # the predictor takes features from there, too
+            features = unpack(packed, self.device)
+        ready = Embedding(features, key.frame, image, key.model)
         with self._lock:
             evicted = self._device.add(key, ready)
             dropped = [drop for k, old in evicted for drop in self._host.add(k, pack(old))]

@@ -96,6 +96,10 @@ class FrameEmbeddings:
         finally:
             torch.set_num_threads(threads)
 
+    def clear(self) -> None:
+        """Forget what was made; it was on another device."""
+        self._made.clear()
+
     def drop(self) -> None:
         """Stop all that was begun, and give back the memory that it took."""
         self._drop(list(self._begun))

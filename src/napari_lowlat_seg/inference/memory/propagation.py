@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class MemoryPropagation:
     predictor
         Embeds planes; its network is the one the memory was trained for.
     memory
-        On the predictor's device.
+        On the predictor's device, which it leaves with the predictor.
     volume
         Planes with a window, or each is stretched by itself.
     min_presence, min_presence_between, min_quality, brightness, network_share, max_absent
@@ -98,9 +99,11 @@ class MemoryPropagation:
     network_share: float = NETWORK_SHARE
     max_absent: int = MAX_ABSENT
     _embeddings: FrameEmbeddings = field(init=False)
+    _device: str = field(init=False)
 
     def __post_init__(self) -> None:
         self._embeddings = FrameEmbeddings(self.predictor, self.volume)
+        self._device = self.predictor.runtime.device
 
     def propagate(
         self,
@@ -232,10 +235,9 @@ class MemoryPropagation:
             self._embeddings.begin([planes[at] for at in soon], frame)
             slots = (start, end, before, earlier)
             described = self._slot_features(place, slots, start, other, plane, frame)
-            entries |= self._entries(set(slots) - entries.keys(), planes, known, frame)
             here = to_gray(pixels, self.volume.window)
-            remembered = [entries[slot] for slot in slots]
-            presence, step = self._step(plane, frame, remembered, described)
+            remember = partial(self._remembered, entries, slots, planes, known, frame)
+            presence, step = self.predictor.computed(partial(self._step, plane, frame, remember, described))
             if step is not None and presence > sought:
                 step = self._mixed(step, frame, (gray, mask, known[before]), here)
             problem = self._problem(presence, sought, step, usual, here)
@@ -293,15 +295,20 @@ class MemoryPropagation:
         return f": {changed}" if changed else ""
 
     def _step(
-        self, plane: Plane, frame: Frame, entries: Sequence[MemoryEntry], described: Tensor
+        self,
+        plane: Plane,
+        frame: Frame,
+        remember: Callable[[], Sequence[MemoryEntry]],
+        described: Tensor,
     ) -> tuple[float, PropagatedMask[Prediction] | None]:
         """The object's presence on a plane, 0 to 1, and its mask there with the predicted IoU as confidence.
 
         The mask is None if it would be empty.
         """
+        entries = remember()
         features = self._embeddings.of(plane, frame)
         with self._inference():
-            output = self.memory(features, entries, described)
+            output = self.memory(features, entries, described.to(features[0].device))
             soft = torch.sigmoid(from_square(output.logits, frame, False)[0, 0])
             inside = (soft > THRESHOLD).cpu().numpy()
             estimates = torch.stack([output.presence.sigmoid()[0], output.quality[0]])
@@ -326,7 +333,8 @@ class MemoryPropagation:
         plane, features = step.plane, self._embeddings.of(step.plane, frame)
         gray, mask, soft = before
         click = Click(click_position(mask, gray, here, self.volume.plane_spacing(plane)))
-        [alone] = self.predictor.backend.predict(features, frame, [([click], soft)])
+        predictor = self.predictor
+        [alone] = predictor.computed(lambda: predictor.backend.predict(features, frame, [([click], soft)]))
         own = frame.place(alone.probability, np.zeros(frame.shape, np.float32))
         probability = step.prediction.probability
         mixed = probability + np.float32(self.network_share) * (own - probability)
@@ -358,11 +366,24 @@ class MemoryPropagation:
         """The smallest side of a frame, in world units."""
         return max(MIN_PIXELS * min(whole.spacing), MIN_SHARE * whole.extent)
 
-    def _entries(
-        self, slots: set[int], planes: Sequence[Plane], known: Mapping[int, np.ndarray], frame: Frame
-    ) -> dict[int, MemoryEntry]:
-        """What the memory keeps of these planes, whose masks are known."""
-        return {slot: self._entry(planes[slot], known[slot], frame) for slot in slots}
+    def _remembered(
+        self,
+        entries: dict[int, MemoryEntry],
+        slots: Sequence[int],
+        planes: Sequence[Plane],
+        known: Mapping[int, np.ndarray],
+        frame: Frame,
+    ) -> list[MemoryEntry]:
+        """What the memory keeps of the planes in the slots; `entries` gets what it lacks of them."""
+        device = self.predictor.runtime.device
+        if device != self._device:  # the predictor has left it since, maybe for other work
+            self.memory.to(device)
+            self._embeddings.clear()
+            entries.clear()
+            self._device = device
+        for slot in set(slots) - entries.keys():
+            entries[slot] = self._entry(planes[slot], known[slot], frame)
+        return [entries[slot] for slot in slots]
 
     def _entry(self, plane: Plane, soft: np.ndarray, frame: Frame) -> MemoryEntry:
         """What the memory keeps of a plane with this probability (H, W), seen through a frame."""
@@ -388,8 +409,7 @@ class MemoryPropagation:
         spare = torch.tensor([[False, other is None, slots[2] == start, slots[3] == slots[2]]])
         rows = self.volume.thickness(plane) / self.volume.plane_spacing(plane)[0]
         depth = steps * rows * frame.scale[0]
-        features = slot_features(steps, depth, anchor, spare)
-        return features.to(self.predictor.runtime.device)
+        return slot_features(steps, depth, anchor, spare)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
