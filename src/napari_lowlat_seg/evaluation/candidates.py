@@ -1,6 +1,6 @@
 """Candidates benchmark: how good the first mask of one click is, the best of all, and how often to press Tab.
 
-The click is the protocol's first one, in the middle of the object. Models without candidates have one mask.
+The click is the protocol's first one, in the middle of the object. Models of other forms have one mask.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Ours:
         yield from self.predictor.answers(embedding, prompts, previous)
 
     def candidates(self, embedding: Any, prompts: Sequence[Prompt]) -> list[Any]:
-        """Return what the first prompts of an object can mean, the most likely first."""
+        """Return what the first prompts of an object can mean, first what `predict` returns."""
         found: list[Any] = self.predictor.candidates(embedding, prompts)
         return found
 
