@@ -4,7 +4,7 @@
     xvfb-run python -m benchmarks.kill_journal --kills 300 --window
 
 A child process does random actions of a user (`KINDS`): prompts of every kind, predictions, other
-candidates, edits of the mask, brush strokes, accepts, corrections, propagation runs, undo, redo, settings,
+levels of a mask, edits of it, brush strokes, accepts, corrections, propagation runs, undo, redo, settings,
 limits, classes of a file, the table of objects, proposals; with `--window` in napari, with the dock widget.
 Labels lie in memory, in a file and in a pyramid by turns (`PLACES`). The parent plays the same actions itself
 and knows what the session holds after each event; what is restored must be exactly one of these states, and
@@ -94,8 +94,9 @@ def new_session(labels: np.ndarray) -> Session:
 
 
 def predicted(mask: np.ndarray) -> SoftMask:
-    """The prediction of a network that is certain of a mask."""
-    return SoftMask.of(np.where(mask, np.float32(0.97), np.float32(0.02)), 0.9)
+    """The prediction of a network that is certain of a mask, but for every other column: it has levels."""
+    unsure = np.arange(mask.shape[1]) % 2 == 1
+    return SoftMask.of(np.select([mask & unsure, mask, unsure], [0.6, 0.97, 0.4], 0.02), 0.9)
 
 
 def mask_of(soft_mask: SoftMask | None) -> object:
@@ -108,7 +109,7 @@ def mask_of(soft_mask: SoftMask | None) -> object:
 def state_of(state: PlaneState) -> object:
     """A plane's state as plain values."""
     masks = (state.soft_mask, state.previous, state.drawn, state.brushed, state.first)
-    numbers = (state.prompts_before_drawn, state.refined, state.candidate)
+    numbers = (state.prompts_before_drawn, state.refined, state.level)
     facts = (state.prompts, state.pending, state.confidence, numbers)
     return tuple(mask_of(mask) for mask in masks), facts
 
@@ -267,9 +268,9 @@ def act(session: Session, labels: np.ndarray, action: str, plane: Plane, rng: An
         session.set_prompts(plane, session.state(plane).prompts[1:])
     elif action == "paint":
         session.paint(plane, drawn)
-    elif action == "choose":
-        if session.candidates_request(plane) is not None:
-            session.choose_candidate(plane, int(rng.integers(3)), predicted(drawn))
+    elif action == "level":
+        if session.levels(plane):
+            session.choose_level(plane, int(rng.integers(-2, 3)))
     elif action == "reshape":
         kinds = ("grow", "shrink", "smooth", "fill_holes", "largest", "drop_small", "between")
         change = MaskEdit(kinds[rng.integers(7)], 1.0, bool(rng.integers(2)))
@@ -336,7 +337,7 @@ def play_settings(session: Session, action: str, plane: Plane, rng: np.random.Ge
         session.finish = PostProcessing(threshold, 0.0, some, grow=grow, smallest=smallest)
 
 
-TIMES = {"add": 2, "apply": 2, "accept": 2, "choose": 2, "objects": 3, "proposals": 3}
+TIMES = {"add": 2, "apply": 2, "accept": 2, "level": 2, "objects": 3, "proposals": 3}
 KINDS = (
     *(kind for kind, times in TIMES.items() for _ in range(times)),
     *("remove", "paint", "clear", "edit", "brush", "undo", "redo", "label", "semantic", "policy", "finish"),

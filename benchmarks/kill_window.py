@@ -26,7 +26,7 @@ class NoModel:
         """No mask."""
         return iter(())
 
-    propagate = candidates = predict
+    propagate = predict
 
     def restart(self) -> None:
         """Nothing to do."""

@@ -142,12 +142,6 @@ class FaultyService:
         if request.ticket:
             yield predicted(mask), True
 
-    def candidates(self, request: Request, source: PlaneSource, cancelled: Any = None) -> Iterator[Any]:
-        """Another disk, or a fault."""
-        for number, (mask, final) in enumerate(self.predict(request, source), 1):
-            if final:
-                yield number, mask
-
     def propagate(self, request: Any, sources: Any, cancelled: Any = None) -> Iterator[Any]:
         """The first anchor on all planes, or a fault on the way."""
         for number, anchors in request.anchors.items():

@@ -33,8 +33,7 @@ class BrightService:
         self.calls: list[tuple[Plane, Sequence[Prompt]]] = []
 
     def describe(self, progress: object = None) -> dict[str, object]:
-        facts = {"model": "bright", "device": "cpu", "precision": "float32", "licence": "none"}
-        return {**facts, "candidates": 2}
+        return {"model": "bright", "device": "cpu", "precision": "float32", "licence": "none"}
 
     def embed(self, source: PlaneSource, cancelled: object = None) -> float:
         return 0.0
@@ -47,7 +46,7 @@ class BrightService:
         while not self.gate.wait(0.01):
             if cancelled():
                 raise Interrupted
-        yield bright_mask(pixels, request.prompts), True
+        yield unsure_of_outline(bright_mask(pixels, request.prompts)), True
 
     def find_objects(
         self, settings: object, sources: Sequence[PlaneSource], cancelled: Callable[[], bool]
@@ -61,18 +60,6 @@ class BrightService:
                     return
             sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] / labels.size
             yield place, FoundOnPlane(2, 2, labels.astype(np.uint32), sizes.astype(np.float32))
-
-    def candidates(
-        self, request: Request, source: PlaneSource, cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[int, SoftMask]]:
-        """A part of what was found, and more than it."""
-        assert request.previous is not None
-        while not self.gate.wait(0.01):
-            if cancelled():
-                raise Interrupted
-        found = request.previous.mask
-        for number, mask in enumerate((ndimage.binary_erosion(found), ndimage.binary_dilation(found)), 1):
-            yield number, SoftMask.of(np.where(mask, np.float32(0.9), np.float32(0)))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Callable[[], bool]
@@ -105,6 +92,13 @@ def bright_mask(pixels: np.ndarray, prompts: Sequence[Prompt]) -> SoftMask:
     rows, cols = parts.shape
     touched = {parts[min(max(round(r), 0), rows - 1), min(max(round(c), 0), cols - 1)] for r, c in at} - {0}
     return SoftMask.of(np.where(np.isin(parts, list(touched)), np.float32(0.9), np.float32(0)))
+
+
+def unsure_of_outline(found: SoftMask) -> SoftMask:
+    """The same mask with two other levels: without its outermost pixels, and with those around it."""
+    mask = found.mask
+    inner, outer = ndimage.binary_erosion(mask), ndimage.binary_dilation(mask)
+    return found.with_probability(np.select([inner, mask, outer], [0.9, 0.55, 0.45], 0).astype(np.float32))
 
 
 def balls(shape=(12, 40, 50), at=((6, 20, 25), (5, 9, 9)), radius=5, dtype=np.uint8):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,11 @@ from napari_lowlat_seg import (
     load_prompts,
     save_prompts,
 )
-from napari_lowlat_seg.annotation.journal import Journal, open_session, read_session, resume
+from napari_lowlat_seg.annotation.journal import Journal, JournalError, open_session, read_session, resume
+from napari_lowlat_seg.annotation.journal.replay import replay
 from napari_lowlat_seg.annotation.journal.script import exported_script
 from napari_lowlat_seg.core.masks import SoftMask
+from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.models.checkpoints import load_model, save_model
 from napari_lowlat_seg.models.segnext import SegNext, SegNextConfig
 from napari_lowlat_seg.serving.embedding_files import EmbeddingFolder, PackedEmbedding
@@ -126,6 +129,45 @@ def test_a_journal_of_an_earlier_version_goes_on(old: Path) -> None:
     again = open_session(old / "again.lowlat", image())
     assert len(again.undo_stack.done) == len(session.undo_stack.done)
     assert "Click" in exported_script(read_session(old / "again.lowlat", image()))
+
+
+@pytest.mark.parametrize("name", ["chosen.lowlat", "chosen.journal"])
+def test_a_mask_that_an_older_model_drew_beside_the_first_is_kept(name: str, tmp_path: Path) -> None:
+    """Before there were levels, a model could draw further masks; the files are of a session that chose one.
+
+    It is the mask as it was predicted, with levels of its own; undo shows the first one. What no model can
+    repeat is neither replayed nor exported.
+    """
+    old = Path(shutil.copy(Path(__file__).parent / "upgrade" / "0.1.0" / name, tmp_path))
+    session, plane = open_session(old, image()), image().planes()[2]
+    chosen, first = np.zeros((24, 20), bool), np.zeros((24, 20), bool)
+    chosen[3:10, 4:18] = first[3:10, 4:12] = True
+    state = session.state(plane)
+    assert state.soft_mask is not None
+    assert (state.soft_mask.quality, state.first, state.level) == (0.7, None, 0)
+    np.testing.assert_array_equal(session.mask(plane), chosen)
+    assert session.levels(plane) == (0,)
+    session.undo()
+    np.testing.assert_array_equal(session.mask(plane), first)
+    assert session.levels(plane) == (0, 1)
+    session.choose_level(plane, 1)
+    first[3:10, 12:14] = True
+    np.testing.assert_array_equal(session.mask(plane), first)
+    found = read_session(old, image())
+    with pytest.raises(JournalError, match=r"choose, cannot be repeated: a mask was chosen .* restore the"):
+        replay(found, image(), lambda facts: NoModel())
+    with pytest.raises(JournalError, match=r"cannot be exported: a mask was chosen that the model drew"):
+        exported_script(found)
+
+
+class NoModel:
+    """A service that repeats the first mask only."""
+
+    def predict(self, request: Request, source: PlaneSource) -> Iterator[tuple[SoftMask, bool]]:
+        yield SoftMask.of(np.full((24, 20), 0.9, np.float32)), True
+
+    def close(self) -> None:
+        """It keeps nothing."""
 
 
 def test_prompts_embeddings_and_models_of_an_earlier_version_are_read(old: Path) -> None:

@@ -44,7 +44,7 @@ class FakeService:
     def propagate(self, request: Any, sources: Any, cancelled: Any = None) -> Any:
         yield from ()
 
-    candidates = find_objects = propagate
+    find_objects = propagate
 
     def restart(self) -> None:
         pass

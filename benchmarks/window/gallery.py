@@ -322,8 +322,8 @@ def objects_picture(folder: Path) -> None:
         _save(scene.picture(), folder / "guide-objects.png")
 
 
-def recording_candidates(folder: Path) -> None:
-    """What else a click can mean, by Tab."""
+def recording_levels(folder: Path) -> None:
+    """Larger and smaller masks of a click, by Tab."""
     point = (207.0, 71.0)
     with window("em") as scene:
         scene.go(PLANE)
@@ -331,10 +331,10 @@ def recording_candidates(folder: Path) -> None:
         scene.click(point)
         wait(2.0)
         scene.record(1500, point)
-        for _ in range(3):
+        for _ in range(5):
             scene.key("Tab")
             scene.record(1500, point)
-        save_recording(scene.frames, folder / "recording-candidates.webp")
+        save_recording(scene.frames, folder / "recording-levels.webp")
 
 
 def error_picture(folder: Path) -> None:
@@ -408,7 +408,7 @@ SCENES: dict[str, Callable[[Path], None]] = {
     "click": recording_click,
     "propagate": recording_propagate,
     "objects": objects_picture,
-    "candidates": recording_candidates,
+    "levels": recording_levels,
     "error": error_picture,
     "stages": stages,
 }

@@ -77,10 +77,10 @@ class Person:
         one = Meant(plane)
         self._go(plane)
         self._click(one, *self._inside(plane, neuron), positive=True)
-        if rng.random() < 0.1:  # looks what else the click can mean, and stays with it
+        if rng.random() < 0.1:  # looks at a larger mask, and stays with the first
             for key in ("Tab", "Shift+Tab"):
                 self._key(key)
-            self.done["meanings looked at"] += 1
+            self.done["levels looked at"] += 1
         if rng.random() < 0.3:
             other = int(rng.choice(neurons[(neurons > 0) & (neurons != neuron)]))
             self._click(one, *self._inside(plane, other), positive=False)

@@ -50,7 +50,8 @@ def predicted(plane, prompts, final=True):
         row, col = (round(x) for x in prompt.at)
         reach = 3 if prompt.positive and not final else 2  # so that a first mask contains the final one
         mask[max(0, row - reach) : row + reach, max(0, col - reach) : col + reach] = prompt.positive
-    return SoftMask.of(np.where(mask, np.float32(0.97), np.float32(0.02)))
+    unsure = np.broadcast_to(np.arange(cols) % 2 == 1, mask.shape)  # other levels differ in these columns
+    return SoftMask.of(np.select([mask & unsure & final, mask, unsure], [0.6, 0.97, 0.4], 0.02))
 
 
 READS_LABELS = ("edit", "propagate", "grow", "merge", "split", "delete", "judge")
@@ -91,12 +92,10 @@ class User:
         self.session.add(plane, Click((at[0] % rows, at[1] % cols), positive))
 
     def tab(self, plane, *_):
-        request = self.session.candidates_request(plane)
-        if request is not None:
-            number = (self.session.state(plane).candidate + 1) % 3
-            shifted = [Click((click.at[0] + number, click.at[1])) for click in request.prompts]
-            mask = predicted(plane, shifted) if number else request.previous
-            self.session.choose_candidate(plane, number, mask)
+        levels = self.session.levels(plane)
+        if levels:
+            level = self.session.state(plane).level
+            self.session.choose_level(plane, levels[(levels.index(level) + 1) % len(levels)])
 
     def undo(self, *_):
         self.session.undo()

@@ -710,6 +710,9 @@ HOSTILE = {
     **{f"pending {v!r}": set_value("state", "pending", v) for v in (None, 0, "true")},
     **{f"ticket {v!r}": set_value("state", "ticket", v) for v in (None, -1, "1", 2**70)},
     **{f"confidence {v!r}": set_value("state", "confidence", v) for v in ("1", [], True)},
+    **{f"level {v!r}": set_value("state", "level", v) for v in (None, -3, 3, "1", 0.0)},
+    "a level of no mask": set_value("state", "level", 1),
+    **{f"first {v!r}": set_value("state", "first", v) for v in (-1, 10**6, "0", True)},
     **{f"soft mask {v!r}": set_value("state", "soft_mask", v) for v in (-1, 10**6, "0", True)},
     **{f"mask's shape {v!r}": set_value("mask", "shape", v) for v in (
         None, [12], [12, 10**9], [0, 10], [10, 12], [12.0, 10])},

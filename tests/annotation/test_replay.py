@@ -82,13 +82,6 @@ class FakeService:
             yield predicted(_random(shape, request.prompts, request.previous, turn, source.window)), turn == 2
 
     @alone
-    def candidates(self, request, source, cancelled=None):
-        shape = np.asarray(source.read()).shape[:2]
-        for number in (1, 2):
-            mask = _random(shape, request.prompts, request.previous, number, source.window)
-            yield number, predicted(mask)
-
-    @alone
     def propagate(self, request, sources, cancelled=None):
         for number in request.seeds or request.anchors:
             for source in sources:
@@ -116,11 +109,9 @@ def act(session, labels, service, action, plane, seed):
             masks = service.predict(request, session.source(waiting))
             for _ in range(rng.integers(1, 4)):
                 session.apply(request, next(masks)[0])
-    elif action == "choose":
-        request, number = session.candidates_request(plane), int(rng.integers(3))
-        if request is not None:
-            masks = dict(service.candidates(request, session.source(plane)))
-            session.choose_candidate(plane, number, masks.get(number, request.previous))
+    elif action == "level":
+        if session.levels(plane):
+            session.choose_level(plane, int(rng.integers(-2, 3)))
     elif action in ("propagate", "seeds", "interpolate"):
         planes = stack_of(session.volume, plane)[: int(rng.integers(1, 6))]
         try:
@@ -327,21 +318,17 @@ def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):
     assert closed == [True]
 
 
-def test_a_chosen_candidate_is_chosen_again(tmp_path):
-    """By its number, of masks that the network makes anew; later prompts refine it."""
+def test_a_chosen_level_is_chosen_again(tmp_path):
+    """Of a mask that the network makes anew; later prompts refine it."""
     session, labels = new_session()
-    chosen = [("add", FIRST, 8), ("apply", FIRST, 2), ("choose", FIRST, 1), ("choose", FIRST, 4)]
+    chosen = [("add", FIRST, 8), ("apply", FIRST, 2), ("level", FIRST, 0), ("level", FIRST, 4)]
     actions = [*chosen, ("undo", FIRST, 0), ("add", FIRST, 2), ("apply", FIRST, 2), ("accept", FIRST, 0)]
     path = saved(session, tmp_path, actions, labels)
     kinds = [action.kind for action in read_session(path, volume()).mirror.actions]
-    assert kinds.count("choose") == 2
+    assert kinds.count("level") == 2
     done = replay(read_session(path, volume()), volume(), lambda facts: FakeService())
     assert (done.differing, labels.any()) == (0, True)
-    assert "choose(Plane((1, None, None)), " in exported_script(read_session(path, volume()))
-    alone = FakeService()
-    alone.candidates = lambda request, source: iter(())
-    with pytest.raises(JournalError, match="the network gave 1 masks, and number"):
-        replay(read_session(path, volume()), volume(), lambda facts: alone)
+    assert "choose_level(Plane((1, None, None)), " in exported_script(read_session(path, volume()))
 
 
 def test_a_part_of_a_huge_plane_is_predicted_as_that_part(tmp_path):
@@ -356,9 +343,7 @@ def test_a_part_of_a_huge_plane_is_predicted_as_that_part(tmp_path):
     source = Session(part).source(FIRST)
     mask, _ = next(FakeService().predict(request.cropped(tile), source))
     session.apply(request, mask.on((12, 10), tile.corner).laid_over(None, tile), tile)
-    again = session.candidates_request(FIRST).cropped(tile)
-    candidates = dict(FakeService().candidates(again, source))
-    session.choose_candidate(FIRST, 2, candidates[2].on((12, 10), tile.corner))
+    session.choose_level(FIRST, 2)
     session.accept()
     journal.close()
     found = read_session(journal.path, volume())
@@ -437,11 +422,11 @@ def test_planes_are_written_as_ranges(axis):
 # The shipped model and session
 
 
-# `test_a_chosen_candidate_is_chosen_again` has the mechanism, the tutorial's replay the shipped model.
+# `test_a_chosen_level_is_chosen_again` has the mechanism, the tutorial's replay the shipped model.
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_a_candidate_of_the_shipped_model_is_chosen_again(tmp_path):
-    """Its masks, and what a later click makes of them, to the voxel; by the replay and by the script."""
+def test_a_level_of_the_shipped_model_is_chosen_again(tmp_path):
+    """And what a later click makes of it, to the voxel; by the replay and by the script."""
     image = sample_path("em_fly_medulla.tif")
     volume = read_volume(image)
     session = Session(volume, ArrayLabels(np.zeros(volume.shape, np.uint16)))
@@ -458,8 +443,7 @@ def test_a_candidate_of_the_shipped_model_is_chosen_again(tmp_path):
     session.add(plane, Click((207, 71)))
     predict()
     first = session.mask(plane)
-    masks = dict(service.candidates(session.candidates_request(plane), session.source(plane)))
-    session.choose_candidate(plane, 2, masks[2])
+    session.choose_level(plane, 2)
     assert not np.array_equal(session.mask(plane), first)
     session.add(plane, Click((120, 88), positive=False))
     predict()

@@ -743,3 +743,59 @@ def test_a_first_click_waits_for_masks_on_other_axes(session):
     assert not session.awaits_cross_section(SECOND)
     session.apply(session.request(FIRST), predicted(block(2, 2, 8, 7)))
     assert not session.awaits_cross_section(CORONAL)
+
+
+def soft_block(session, plane):
+    """A click whose mask has levels: a block, unsure at its border and around it."""
+    probability = np.zeros((12, 10), np.float32)
+    probability[1:9, 1:9], probability[2:8, 2:8], probability[3:7, 3:7] = 0.45, 0.55, 0.9
+    session.add(plane, Click((4, 4)))
+    session.apply(session.request(plane), SoftMask.of(probability, 0.8))
+
+
+def test_the_mask_of_a_first_click_has_levels(session, labels):
+    """Each is a step of undo; later prompts refine the chosen one, which is what is written."""
+    soft_block(session, FIRST)
+    first = session.state(FIRST).soft_mask
+    assert session.levels(FIRST) == (-1, 0, 1)
+    assert session.choose_level(FIRST, 1)
+    assert not session.choose_level(FIRST, 1)
+    assert np.array_equal(session.mask(FIRST), block(1, 1, 9, 9))
+    assert session.choose_level(FIRST, -1)
+    assert np.array_equal(session.mask(FIRST), block(3, 3, 7, 7))
+    assert session.undo().title == "smaller mask"
+    assert np.array_equal(session.mask(FIRST), block(1, 1, 9, 9))
+    assert session.choose_level(FIRST, 0)
+    assert session.state(FIRST).soft_mask is first
+    session.undo()
+    session.add(FIRST, Click((0, 0), positive=False))
+    assert np.array_equal(session.request(FIRST).previous.mask, block(1, 1, 9, 9))
+    session.undo()
+    session.accept()
+    assert np.array_equal(labels[1] > 0, block(1, 1, 9, 9))
+
+
+def test_levels_differ_at_the_threshold_in_use(session):
+    """And the one that is chosen is one of them whatever that is."""
+    soft_block(session, FIRST)
+    session.choose_level(FIRST, 2)
+    assert session.levels(FIRST) == (-1, 0, 1, 2)
+    session.finish = PostProcessing(threshold=0.95)
+    assert session.levels(FIRST) == (0, 2)
+
+
+def test_a_level_needs_a_first_mask_and_no_later_prompt(session):
+    """Else there is none to choose, and the sentence says why."""
+    assert session.levels(FIRST) == ()
+    session.add(FIRST, Click((4, 4)))
+    with pytest.raises(ValueError, match="the first prediction is still to come; apply it, then choose"):
+        session.choose_level(FIRST, 1)
+    session.apply(session.request(FIRST), predicted(block(2, 2, 6, 6)), final=False)
+    assert session.levels(FIRST) == ()
+    session.apply(session.request(FIRST), predicted(block(2, 2, 6, 6)))
+    with pytest.raises(ValueError, match="expected a level from -2"):
+        session.choose_level(FIRST, 3)
+    add(session, FIRST, Click((1, 1)), block(0, 0, 6, 6))
+    assert session.levels(FIRST) == ()
+    with pytest.raises(ValueError, match="only the mask of the first prompt has levels; undo the later ones"):
+        session.choose_level(FIRST, 1)

@@ -44,10 +44,6 @@ class SharedService:
         with self.turn:
             yield from self._service.propagate(*asked)
 
-    def candidates(self, *asked):
-        with self.turn:
-            yield from self._service.candidates(*asked)
-
     def find_objects(self, *asked):
         with self.turn:
             yield from self._service.find_objects(*asked)

@@ -89,7 +89,7 @@ def test_opening_an_object_waits_for_the_masks_and_later_clicks_belong_to_it(it)
     assert np.array_equal(session.mask(it.controller().plane), TRUTH[6] > 0)
 
 
-@pytest.mark.parametrize(("key", "clicks"), [("Tab", 1), ("W", 0)], ids=["other-meaning", "open-object"])
+@pytest.mark.parametrize(("key", "clicks"), [("Tab", 1), ("W", 0)], ids=["other-level", "open-object"])
 def test_escape_merges_nothing_that_waited(it, key, clicks):
     """What does not depend on the key that waited is done; what does is taken back, points too."""
     it.service.gate.clear()

@@ -1,4 +1,4 @@
-"""The tools of the canvas in a real window: candidates, edits of the mask, limits."""
+"""The tools of the canvas in a real window: levels of a mask, edits of the mask, limits."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def it(own_settings, bright_window):
     it.settle()
     it.hand().click((20, 25))
     it.settle()
-    it.qtbot.waitUntil(lambda: it.controller().candidates.place(PLANE) is not None)
+    assert it.controller().levels.place(PLANE) == (2, 3, "first mask")
     return it
 
 
@@ -46,7 +46,7 @@ def shown(it):
     return it.controller().session.mask(PLANE)
 
 
-def test_a_candidate_is_named_behind_what_is_about_the_first_prompt_only(it):
+def test_a_level_is_named_behind_what_is_about_the_first_prompt_only(it):
     """A propagation leaves it to choose, and says what was done and no more; so does its undo."""
     hand, propagation = it.hand(), it.controller().propagation
     hand.key("Shift+J")
@@ -61,30 +61,32 @@ def test_a_candidate_is_named_behind_what_is_about_the_first_prompt_only(it):
     it.service.gate.set()
     it.qtbot.waitUntil(lambda: it.widget.sentence == "stopped after 0 of 11 planes")
     hand.key("Tab")
-    assert it.widget.sentence == "candidate 2 of 3"
+    assert it.widget.sentence == "level 3 of 3: larger mask"
     hand.click((22, 26))
     it.settle()
-    assert "candidate" not in it.widget.sentence
+    assert "level" not in it.widget.sentence
     hand.key("Ctrl+Z")
-    assert it.widget.sentence == "Undo: click; candidate 2 of 3"
+    assert it.widget.sentence == "Undo: click; level 3 of 3: larger mask"
     hand.key("Ctrl+Z")
-    assert it.widget.sentence == "Undo: candidate 2; candidate 1 of 3"
+    assert it.widget.sentence == "Undo: larger mask; level 2 of 3: first mask"
 
 
-def test_tab_and_shift_wheel_go_through_the_meanings(it):
-    """Forward and back, by size, each one a step of undo; others are outlined, the line says which."""
+def test_tab_and_shift_wheel_go_through_the_levels(it):
+    """Round by Tab, to the ends by the wheel, each a step of undo; others are outlined, the line tells."""
     hand, session = it.hand(), it.controller().session
-    assert it.widget.sentence.endswith("; candidate 1 of 3")
+    assert it.widget.sentence.endswith("; level 2 of 3: first mask")
     pixels = np.asarray(it.controller().preview.layer.data)
     assert not (pixels == CONTOUR).any()
     hand.key("Tab")
-    assert np.array_equal(shown(it), PART)
-    assert it.widget.sentence == "candidate 2 of 3"
+    assert np.array_equal(shown(it), MORE)
+    assert it.widget.sentence == "level 3 of 3: larger mask"
     assert (np.asarray(it.controller().preview.layer.data) == CONTOUR).any()
     hand.key("Tab")
-    assert np.array_equal(shown(it), MORE)
+    assert np.array_equal(shown(it), PART)
     hand.key("Tab")
     assert np.array_equal(shown(it), BALL)
+    hand.key("Shift+Tab")
+    assert np.array_equal(shown(it), PART)
     hand.key("Shift+Tab")
     assert np.array_equal(shown(it), MORE)
     zoom = it.viewer.scene.camera.zoom
@@ -96,13 +98,13 @@ def test_tab_and_shift_wheel_go_through_the_meanings(it):
     assert it.viewer.scene.camera.zoom == zoom
     hand.key("Ctrl+Z")
     assert np.array_equal(shown(it), PART)
-    assert it.widget.sentence == "Undo: candidate 1; candidate 2 of 3"
+    assert it.widget.sentence == "Undo: first mask; level 1 of 3: smaller mask"
     hand.click((12, 12), "Ctrl")
     request = session.request(PLANE)
     assert request is None or np.array_equal(request.previous.mask, PART)
     it.settle()
-    assert session.candidates_request(PLANE) is None
-    assert not it.controller().candidates.at_hand
+    assert session.levels(PLANE) == ()
+    assert not it.controller().levels.at_hand
 
 
 def test_another_axis_outlines_the_cut_and_a_click_there_corrects_it(it):
@@ -140,11 +142,11 @@ def test_another_axis_outlines_the_cut_and_a_click_there_corrects_it(it):
 
 
 def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
-    """Click, Tab, Enter before the answer writes the second meaning; without an object Tab is Qt's."""
+    """Click, Tab, Enter before the answer writes the larger mask; without an object Tab is Qt's."""
     hand, label = it.hand(), it.controller().session.label
     hand.key("Enter")
     it.settle()
-    assert not it.controller().candidates.at_hand
+    assert not it.controller().levels.at_hand
     it.viewer.window.activate()
     hand.canvas.setFocus()
     hand.key("Tab")
@@ -158,30 +160,30 @@ def test_tab_waits_for_the_model_and_moves_the_focus_elsewhere(it):
     it.service.gate.set()
     it.qtbot.waitUntil(lambda: it.controller().session.label == label + 2)
     written = np.asarray(it.controller().labels.layer.data)[6] == label + 1
-    assert np.array_equal(written, ndimage.binary_erosion(TRUTH[6] == 2))
+    assert np.array_equal(written, ndimage.binary_dilation(TRUTH[6] == 2))
     box = it.widget.form.image.native
     box.setFocus()
     it.qtbot.keyClick(box, Qt.Key.Key_Tab)
     assert not box.hasFocus()
 
 
-def test_tab_says_once_that_there_is_no_other_meaning(it):
+def test_tab_says_once_that_there_is_no_other_level(it):
     """Enter comes next, and must not press the button to which Tab has moved the focus."""
     hand, page = it.hand(), WidgetPage(it.widget)
     accept = it.widget.form.buttons["accept"]
     place = accept.mapTo(it.widget, QPoint(0, 0))
     it.viewer.window.activate()
     hand.canvas.setFocus()
-    hand.click((9, 30), "Ctrl")  # a second prompt: only the first can mean something else
+    hand.click((9, 30), "Ctrl")  # a second prompt: only the mask of the first has levels
     it.settle()
     for key in ("Tab", "Shift+Tab"):
         hand.click((9, 30 + len(key)), "Ctrl")
         it.settle()
-        assert not it.controller().candidates.at_hand
+        assert not it.controller().levels.at_hand
         hand.key(key)
         assert hand.canvas.hasFocus()
         assert page.sentence == (
-            "Other meanings are offered after the first click on an object. "
+            "Larger and smaller masks are offered after the first click on an object. "
             "The same key again leaves the image."
         )
     hand.key("Tab")
@@ -289,7 +291,7 @@ def test_the_keyboard_alone_places_clicks_and_hints_follow_the_keys(it):
     hand.key_down("Control")
     assert it.viewer.help == "click or scribble: − background"
     hand.key_up("Control")
-    assert it.viewer.help.endswith("Tab: next meaning")
+    assert it.viewer.help.endswith("Tab: larger mask")
     hand.key("Enter")
     it.settle()
     hand.key("Shift+C")

@@ -17,7 +17,7 @@ from napari_lowlat_seg.plugin.keys import DEFAULTS
             "click or scribble: + object; Control: the opposite; Shift-drag: box; Enter: accept",
         ),
         (Hand("click", "lasso", positive=False, control=True), "click or lasso: + object"),
-        (Hand("click", shift=True, candidates=True), "drag: box, + object; wheel: larger or smaller meaning"),
+        (Hand("click", shift=True, levels=True), "drag: box, + object; wheel: larger or smaller mask"),
         (Hand("brush"), "drag: paint on the mask; Shift+Q: back to prompts"),
         (Hand("eraser"), "drag: erase from the mask; Shift+Q: back to prompts"),
         (
@@ -39,8 +39,8 @@ def test_what_the_status_bar_says(hand, said):
 
 def test_a_key_that_is_not_set_is_not_told():
     """For every hand."""
-    for mode, shift, control, candidates, cursor in product(("click", "brush"), *[(False, True)] * 4):
-        said = hint_of(Hand(mode, "box", True, shift, control, candidates, cursor), {})
+    for mode, shift, control, levels, cursor in product(("click", "brush"), *[(False, True)] * 4):
+        said = hint_of(Hand(mode, "box", True, shift, control, levels, cursor), {})
         assert said
         assert "  " not in said
         assert ": ;" not in said

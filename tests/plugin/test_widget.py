@@ -159,7 +159,6 @@ class Worker(QObject):
     idle = Signal()
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
-    candidates_found = Signal(object, object)
     found = Signal(object, int, object)
     find_ended = Signal(object, bool)
     propagated = Signal(object, int, object)

@@ -85,7 +85,7 @@ StepKind = Literal[
     "prompts",
     "paint",
     "reshape",
-    "choose",
+    "level",
     "clear",
     "accept",
     "leave",
@@ -136,8 +136,9 @@ class Step:
     store
         The labels that were changed.
     kind
-        What was done: `Session.set_prompts`, `paint`, `reshape`, `choose_candidate`, `clear`, `accept`,
+        What was done: `Session.set_prompts`, `paint`, `reshape`, `choose_level`, `clear`, `accept`,
         `leave_object`, `choose_label`, `edit_object`, `record_stroke`, `do_step`, or a propagation run.
+        "choose" of an older file: the choice of a mask that a model then had beside its first one.
     at
         Of "edit": the pixel of the plane under which the object was found.
     request
@@ -157,7 +158,7 @@ class Step:
     records: tuple[tuple[int, ObjectRecord | None, ObjectRecord], ...] = ()
     edits: tuple[LabelEdit, ...] = ()
     store: LabelStore | None = None
-    kind: StepKind | Literal["run"] = "run"
+    kind: StepKind | Literal["run", "choose"] = "run"
     at: tuple[int, int] | None = None
     request: PropagationRequest | None = None
     accept: PendingAccept | None = None

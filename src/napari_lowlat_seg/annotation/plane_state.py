@@ -45,9 +45,9 @@ class PlaneState:
     refined
         How many of the prompts are older than `previous`, which they have made.
     first
-        The mask that was predicted first, where the user has chosen among the candidates; None else.
-    candidate
-        The number of the candidate that is `soft_mask`; 0 for the one that was predicted first.
+        The mask as it was predicted, where the user has chosen among its levels; None else.
+    level
+        The level of it that is `soft_mask`, as `SoftMask.at_level` has it.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -61,7 +61,7 @@ class PlaneState:
     brushed: SoftMask | None = None
     refined: int = 0
     first: SoftMask | None = None
-    candidate: int = 0
+    level: int = 0
 
     @property
     def anchor(self) -> bool:
@@ -84,6 +84,12 @@ class PlaneState:
         """Whether there is one prompt, a positive one, and no mask that it refines."""
         alone = len(self.prompts) == 1 and self.prompts[0].positive
         return alone and self.drawn is None and self.previous is None
+
+    @property
+    def as_predicted(self) -> SoftMask | None:
+        """The mask whose levels can be chosen, as it was predicted; None of a state not `ambiguous`."""
+        mask = self.soft_mask if self.first is None else self.first
+        return mask if self.ambiguous else None
 
     @property
     def age(self) -> tuple[bool, int]:
@@ -111,7 +117,7 @@ class PlaneState:
         kept = 0
         while kept < min(len(prompts), len(self.prompts)) and prompts[kept] == self.prompts[kept]:
             kept += 1
-        changed = replace(self, prompts=prompts, confidence=None, first=None, candidate=0)
+        changed = replace(self, prompts=prompts, confidence=None, first=None, level=0)
         if kept == len(self.prompts):
             refined = self.refined if self.pending else kept
             base = start if not self.prompts and self.base is None else self.base
@@ -142,19 +148,17 @@ class PlaneState:
             pending=False,
             confidence=None,
             first=None,
-            candidate=0,
+            level=0,
         )
 
-    def with_candidate(self, number: int, soft_mask: SoftMask) -> PlaneState:
-        """This state with another mask that its prompts can mean; number 0 is the one predicted first.
+    def with_level(self, level: int) -> PlaneState:
+        """This state with its mask at another level, from -2 to 2; later prompts refine it.
 
-        The mask is that of the number; later prompts refine it. Raises ValueError if the state is not
-        `ambiguous`.
+        Raises ValueError if the state is not `ambiguous`, and for another level.
         """
-        if not self.ambiguous:
-            raise ValueError("only the first prompt of an object has candidates; undo the later ones")
-        first = self.soft_mask if self.first is None else self.first
-        return replace(self, soft_mask=soft_mask if number else first, first=first, candidate=number)
+        if (predicted := self.as_predicted) is None:
+            raise ValueError("only the mask of the first prompt has levels; undo the later ones")
+        return replace(self, soft_mask=_at_level(predicted, level), first=predicted, level=level)
 
     def with_prediction(self, soft_mask: SoftMask) -> PlaneState:
         """This state with a new prediction. Pixels the user changed by brush stay as they were drawn.
@@ -217,6 +221,18 @@ def pixels_of(prompt: Prompt, shape: tuple[int, int], box: BoundingBox) -> tuple
 
 SPECK = 0.05
 """Of the area of the largest part of a mask that is kept; a larger part is no speck."""
+
+
+@lru_cache(maxsize=16)
+def _at_level(predicted: SoftMask, level: int) -> SoftMask:
+    """As `SoftMask.at_level`; the last ones are kept, as they are outlined and then chosen."""
+    return predicted.at_level(level)
+
+
+@lru_cache(maxsize=16)
+def levels_of(predicted: SoftMask, threshold: float) -> tuple[int, ...]:
+    """As `SoftMask.levels`; the last ones are kept, as all that is shown asks for them."""
+    return predicted.levels(threshold)
 
 
 @lru_cache(maxsize=16)

@@ -39,11 +39,11 @@ from napari_lowlat_seg.annotation.history import (
 from napari_lowlat_seg.annotation.limits import Limits, RecentParts, Surroundings, limited
 from napari_lowlat_seg.annotation.objects.facts import Classes, ObjectFacts, check_unlocked, locked_labels
 from napari_lowlat_seg.annotation.objects.writing import check_label
-from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask
+from napari_lowlat_seg.annotation.plane_state import PlaneState, edit_title, finished_mask, levels_of
 from napari_lowlat_seg.annotation.recorder import Recorder
 from napari_lowlat_seg.core.boxes import BoundingBox, Patch
 from napari_lowlat_seg.core.labels import LabelEdit, LabelStore, Policy, kept_apart
-from napari_lowlat_seg.core.masks import PostProcessing, SoftMask
+from napari_lowlat_seg.core.masks import LEVEL_NAMES, PostProcessing, SoftMask
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.requests import PlaneSource, Request
 from napari_lowlat_seg.core.volume import Plane, Volume
@@ -380,36 +380,40 @@ class Session:
         self._recorder.do(Step("edit of the mask", plane, here, tuple(states), kind="reshape"))
         return True
 
-    def candidates_request(self, plane: Plane) -> Request | None:
-        """What to ask a service's `candidates` for on a plane; None unless its first prompt is answered."""
-        state = self.state(plane)
-        if not state.ambiguous or self.request(plane) is not None:
-            return None
-        first = state.soft_mask if state.first is None else state.first
-        return Request(state.ticket, self.current, plane, state.effective_prompts, first)
+    def levels(self, plane: Plane) -> tuple[int, ...]:
+        """The levels that the mask on a plane can have, from the smallest; the one that it has among them.
 
-    def choose_candidate(self, plane: Plane, number: int, soft_mask: SoftMask) -> bool:
-        """Let the first prompt on a plane mean another of its candidates; False if it is chosen already.
+        They are those that differ at the threshold in use. Only the last mask for the first prompt of an
+        object has any: that prompt alone does not say what is meant.
+        """
+        state = self.state(plane)
+        if (predicted := state.as_predicted) is None or self.request(plane) is not None:
+            return ()
+        different = levels_of(predicted, self.finish.threshold)
+        return tuple(sorted({*different, state.level}))
+
+    def choose_level(self, plane: Plane, level: int) -> bool:
+        """Make the mask of the first prompt on a plane larger or smaller; False if it is so already.
+
+        Later prompts refine the mask at this level.
 
         Parameters
         ----------
-        number
-            As `PredictionService.candidates` counts; 0 is the mask that was predicted first.
-        soft_mask
-            Of that number; later prompts refine it.
+        level
+            -2 to 2, from the smallest to the largest; 0 is the mask as it was predicted.
 
         Raises
         ------
         ValueError
-            If there are prompts beside the first one, or its prediction is still to come.
+            If there are prompts beside the first one, its prediction is still to come, or for another level.
         """
         state = self.state(plane)
         if self.request(plane) is not None:
             raise ValueError("the first prediction is still to come; apply it, then choose")
-        if number == state.candidate:
+        changed = state.with_level(level)
+        if level == state.level:
             return False
-        changed = state.with_candidate(number, soft_mask)
-        self._change(f"candidate {number + 1}", plane, changed, "choose")
+        self._change(LEVEL_NAMES[level], plane, changed, "level")
         return True
 
     def clear(self) -> bool:

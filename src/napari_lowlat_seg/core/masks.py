@@ -26,7 +26,16 @@ PROBABILITY_STEPS = 200
 """Steps of probability. The threshold falls between two of them: rounding moves no pixel across it."""
 
 LOGIT_SHIFTS = {0: 0.0, 1: 0.5, 2: 1.25, -1: -0.5, -2: -1.25}
-"""By level, in the order in which they are shown: what is added to the logit of a mask's probability."""
+"""By level, what is added to the logit of a mask's probability; in the order of `SoftMask.levels`."""
+
+LEVEL_NAMES = {
+    0: "first mask",
+    1: "larger mask",
+    2: "much larger mask",
+    -1: "smaller mask",
+    -2: "much smaller mask",
+}
+"""By level, what the user reads."""
 
 SAME = 0.95
 """IoU with another level of a mask from which a level is left out."""
@@ -219,8 +228,8 @@ class SoftMask:
 
     def _pixels_by_level(self, threshold: float) -> dict[int, int]:
         """How many pixels are above a threshold at each level; no mask is made for it."""
-        counts = np.bincount(self._steps.ravel(), minlength=PROBABILITY_STEPS + 1)
-        return {level: int(counts[_above(steps, threshold)].sum()) for level, steps in _AT_LEVEL.items()}
+        outside = {level: np.count_nonzero(~_above(steps, threshold)) for level, steps in _AT_LEVEL.items()}
+        return {level: int(np.count_nonzero(self._steps >= steps)) for level, steps in outside.items()}
 
     def at_most(self, other: SoftMask) -> SoftMask:
         """The lower of the two probabilities at every pixel, with the quality of this one."""

@@ -17,7 +17,6 @@ URGENCY = (
     "preview",
     "predict_ahead",
     "embed",
-    "candidates",
     "propagate",
     "find",
     "embed_ahead",
@@ -27,7 +26,7 @@ URGENCY = (
 LESS_URGENT = frozenset(URGENCY[URGENCY.index("predict_ahead") + 1 :])
 """Kinds that a prediction ahead of its request does not stop for."""
 
-QUIET = frozenset({"predict_ahead", "candidates", "embed_ahead"})
+QUIET = frozenset({"predict_ahead", "embed_ahead"})
 """Kinds that nobody has asked for yet: no signal `started` or `idle` for them."""
 
 
@@ -97,7 +96,7 @@ class Job:
 
 _PREEMPTING = {
     "predict": ("predict",),
-    "embed_ahead": ("predict", "preview", "predict_ahead", "embed", "candidates", "embed_ahead"),
+    "embed_ahead": ("predict", "preview", "predict_ahead", "embed", "embed_ahead"),
 }
 """By the kind of an embedding under way, for which kinds of jobs it may be abandoned, in their order."""
 

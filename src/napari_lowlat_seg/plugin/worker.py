@@ -55,8 +55,6 @@ class Worker(QObject):
         (key of the source, seconds; 0.0 if it was embedded already).
     predicted
         (request, mask, whether it is the last one, seconds since the request).
-    candidates_found
-        (request, tuple of masks): what else its prompts can mean; empty where that could not be found.
     propagated
         (request, number of the object, `PropagatedMask`).
     propagation_ended
@@ -78,7 +76,6 @@ class Worker(QObject):
     loaded = Signal(object)
     embedded = Signal(object, float)
     predicted = Signal(object, object, bool, float)
-    candidates_found = Signal(object, object)
     propagated = Signal(object, int, object)
     propagation_ended = Signal(object, bool)
     found = Signal(object, int, object)
@@ -146,11 +143,6 @@ class Worker(QObject):
             if self._busy is not None and self._busy.identity == source.identity:
                 self._busy.viewed = True
             self._want(Job("embed", self._epoch, source))
-
-    def candidates(self, request: Any, source: PlaneSource) -> None:
-        """Find what else the prompts of a new object can mean, behind all that is more urgent."""
-        with self._wake:
-            self._want(Job("candidates", self._epoch, source, request))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], what: str = "propagating"
@@ -277,7 +269,6 @@ class Worker(QObject):
             "preview": self._predict,
             "predict_ahead": self._predict_ahead,
             "embed": self._embed,
-            "candidates": self._candidates,
             "propagate": self._propagate,
             "find": self._find,
             "embed_ahead": self._embed_one_ahead,
@@ -402,29 +393,6 @@ class Worker(QObject):
         ahead, self._predicted_ahead = self._predicted_ahead, None
         return ahead[1] if ahead is not None and ahead[0].predicts(job) else None
 
-    def _candidates(self, job: Job) -> None:
-        """Find candidates; interrupted by what is more urgent, they are found after it."""
-        found: tuple[SoftMask, ...] = ()
-
-        def interrupted() -> bool:
-            return job.epoch != self._epoch or bool(
-                self._waiting.keys() & {"predict", "preview", "predict_ahead", "embed"}
-            )
-
-        assert job.source is not None
-        try:
-            found = tuple(mask for _, mask in self._loaded().candidates(job.request, job.source, interrupted))
-        except Interrupted:
-            with self._wake:
-                if job.epoch == self._epoch and "candidates" not in self._waiting:
-                    self._want(job)
-            return
-        except WorkerProcessEnded:
-            raise
-        except Exception as error:  # nobody has asked for them yet: the first mask is there
-            LOG.warning("no candidates: %s", sentence(error))
-        self._post(job.epoch, self.candidates_found.emit, job.request, found)
-
     def _propagate(self, job: Job) -> None:
         request = job.request
 
@@ -502,8 +470,6 @@ class Worker(QObject):
         self._post(job.epoch, self.failed.emit, sentence(error))
         if job.kind == "predict":
             self._post(job.epoch, self.refused.emit, job.request, sentence(error))
-        elif job.kind == "candidates":
-            self._post(job.epoch, self.candidates_found.emit, job.request, ())
 
     # Between the threads
 

@@ -56,7 +56,7 @@ class PredictionProcess:
 
     The child starts with the first call. When it ends in a call, another is started, once, and the call goes
     on where it was; when it has ended otherwise, the next call starts another. A new child computes its
-    embeddings again. `embed`, `predict`, `candidates`, `propagate`, `find_objects` and loading by `describe`
+    embeddings again. `embed`, `predict`, `propagate`, `find_objects` and loading by `describe`
     come one at a time: one that is called before another has ended raises RuntimeError, whatever its thread.
     What they return ends when it is exhausted or closed. `restart` and `close` are called from any thread.
 
@@ -114,12 +114,6 @@ class PredictionProcess:
         """As `PredictionService.predict`."""
         with suppress(Interrupted):
             yield from self._request("predict", request, [source], cancelled, (SoftMask, bool))
-
-    def candidates(
-        self, request: Request, source: PlaneSource, cancelled: Cancelled = never
-    ) -> Iterator[tuple[int, SoftMask]]:
-        """As `PredictionService.candidates`."""
-        yield from self._request("candidates", request, [source], cancelled, (int, SoftMask))
 
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
@@ -310,8 +304,7 @@ def serve(functions: bool = True) -> None:
     connection = Connection()
     server = _Server(connection, functions)
     requests: dict[str, Any] = {
-        kind: partial(server.request, kind)
-        for kind in ("embed", "predict", "candidates", "propagate", "find_objects")
+        kind: partial(server.request, kind) for kind in ("embed", "predict", "propagate", "find_objects")
     }
     if functions:
         requests["call"] = server.call

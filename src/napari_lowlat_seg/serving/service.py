@@ -54,7 +54,7 @@ REMEMBERED_KEYS = 10_000
 class PredictionService:
     """A predictor with caches of what is costly to make: embeddings and closer looks.
 
-    Call `embed`, `predict`, `candidates` and `propagate` from one thread, one at a time. A prediction is made
+    Call `embed`, `predict` and `propagate` from one thread, one at a time. A prediction is made
     in the caller's thread while its iterator is read.
 
     Parameters
@@ -149,40 +149,6 @@ class PredictionService:
         with suppress(Interrupted), self._interruptible(cancelled):
             yield from self._predictions(request, source, cancelled)
 
-    def candidates(
-        self, request: Request, source: PlaneSource, cancelled: Cancelled = never
-    ) -> Iterator[tuple[int, SoftMask]]:
-        """Yield (number, mask) of what else the prompts of a new object can mean, from number 1 on.
-
-        Number 0 is the mask that `predict` has given last. They depend on pixels, prompts and that mask only.
-
-        Parameters
-        ----------
-        request
-            As `candidates_request` returns it: the mask of number 0 is its `previous`.
-        source
-            Where the pixels of its plane come from.
-        cancelled
-            Once it returns True nothing more comes, and the network stops between two layers.
-
-        Raises
-        ------
-        ValueError
-            As `predict`, and for a request without `previous`.
-        Interrupted
-            As soon as `cancelled()` is true: none of them is the answer.
-        """
-        from napari_lowlat_seg.inference.prediction import Prediction  # imports torch
-
-        if request.previous is None:
-            raise ValueError("expected the first mask as `previous` of a request for candidates, got None")
-        with self._interruptible(cancelled):
-            embedding = self._embedding(source)
-            look = self._looks.get((request.object, source.identity))
-            first = Prediction.of(request.previous, embedding.frame, look)
-            found = self._predictor.candidates(embedding, request.prompts, first)
-        yield from enumerate((one.soft_mask for one in found[1:]), 1)
-
     def propagate(
         self, request: PropagationRequest, sources: Sequence[PlaneSource], cancelled: Cancelled = never
     ) -> Iterator[tuple[int, PropagatedMask[SoftMask]]]:
@@ -249,8 +215,7 @@ class PredictionService:
 
         The names are "model", "device", "precision", "size" (side of the network's input in pixels),
         "parameters" (their number), "licence", "weights" (a hash of the network with its weights),
-        "closer_look", "candidates" (further masks for a click) and "versions" of what computes. `progress` is
-        not used: the model is loaded already.
+        "closer_look" and "versions" of what computes. `progress` is not used: the model is loaded already.
         """
         predictor, row = self._predictor, WEIGHTS.get(self._predictor.name)
         return {
@@ -262,7 +227,6 @@ class PredictionService:
             "licence": row.licence if row else "that of its file",
             "weights": predictor.model,
             "closer_look": predictor.closer_look,
-            "candidates": 1,
             "versions": _versions(),
         }
 

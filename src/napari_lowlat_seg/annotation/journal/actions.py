@@ -23,9 +23,16 @@ RunKind = Literal["propagate", "interpolate", "seeds"]
 ActionKind = (
     StepKind
     | Literal["undo", "redo", "settings", "labels", "predict", "refuse", "masks", "finish", "stop", "resume"]
+    | Literal["choose"]
     | RunKind
 )
 KINDS: tuple[str, ...] = tuple(kind for part in get_args(ActionKind) for kind in get_args(part))
+
+CHOSEN = (
+    "a mask was chosen that the model drew beside its first one, which models no longer do; restore the "
+    "session instead, which keeps that mask, or annotate the object anew"
+)
+"""Why an action "choose" of an older file can be neither replayed nor exported."""
 
 METHODS = {"clear": "clear", "accept": "accept", "leave": "leave_object", "undo": "undo", "redo": "redo"}
 """By kind, the methods of `Session` that need no more to be repeated."""
@@ -38,12 +45,13 @@ class Action:
     Attributes
     ----------
     kind
-        "prompts", "paint", "reshape", "choose", "clear", "accept", "leave", "label", "edit", "stroke", "undo"
+        "prompts", "paint", "reshape", "level", "clear", "accept", "leave", "label", "edit", "stroke", "undo"
         and "redo": the methods of `Session`. "settings": its attributes. "labels": `use_labels`. "predict": a
         mask was applied. "refuse": a request could not be answered.
         "propagate", "interpolate" and "seeds" begin a run, "masks" were applied in it, "finish" and "stop"
         end it. "resume": the session was restored, in another process with other caches. "objects": a step
-        of `annotation.objects`, which is repeated as it was.
+        of `annotation.objects`, which is repeated as it was. "choose" of an older file cannot be repeated:
+        see `CHOSEN`.
     number, plane
         An object and a plane.
     prompts
@@ -57,7 +65,9 @@ class Action:
     label
         Of "label"; of "labels" the highest in them.
     count
-        Of "masks": how many. Of "choose": the number of the candidate.
+        Of "masks": how many.
+    level
+        Of "level".
     edits
         Of "stroke".
     settings
@@ -91,6 +101,7 @@ class Action:
     final: bool = True
     step: Step | None = None
     drawings: tuple[tuple[Plane, SoftMask], ...] = ()
+    level: int = 0
 
 
 def add_actions(actions: list[Action], event: Event) -> None:
@@ -133,8 +144,8 @@ def _of_step(step: Step) -> Action:
     if step.kind == "objects":
         return Action("objects", step=step)
     new = step.states[0][2] if step.states else PlaneState()
-    said = {"prompts": new.prompts, "drawn": new.drawn, "count": new.candidate}
-    field_of = {"prompts": "prompts", "paint": "drawn", "choose": "count"}.get(step.kind)
+    said = {"prompts": new.prompts, "drawn": new.drawn, "level": new.level}
+    field_of = {"prompts": "prompts", "paint": "drawn", "level": "level"}.get(step.kind)
     more: dict[str, Any] = {} if field_of is None else {field_of: said[field_of]}
     return Action(step.kind, plane=step.plane, at=step.at, **more)
 

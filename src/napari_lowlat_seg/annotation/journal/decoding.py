@@ -39,7 +39,7 @@ from napari_lowlat_seg.core.requests import PropagationRequest
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.propagation.sweep import RefusedPlane
 
-STEPS = (*get_args(StepKind), "run")
+STEPS = (*get_args(StepKind), "run", "choose")
 
 Finder = Callable[[AboutLabels], LabelStore | None]
 """Finds the labels of a session; None for new ones in memory, with the content that they had at first."""
@@ -160,6 +160,12 @@ class Decoder:
 
     def _state(self, entry: dict[str, Any]) -> PlaneState:
         prompts = tuple(self._prompt(prompt) for prompt in as_list(entry["prompts"]))
+        # Older files have another "first": beside it a model drew the mask that was chosen, which is kept.
+        leveled = "level" in entry
+        first = self._optional_mask(entry["first"]) if leveled else None
+        level = as_int(entry["level"], -2, 2) if leveled else 0
+        if level and first is None:
+            raise ValueError(f"a mask has level {level}, and the one that was predicted is missing")
         return PlaneState(
             prompts,
             self._optional_mask(entry["soft_mask"]),
@@ -171,8 +177,8 @@ class Decoder:
             self._optional_number(entry["confidence"]),
             self._optional_mask(entry["brushed"]),
             as_int(entry.get("refined", len(prompts)), 0, len(prompts)),
-            self._optional_mask(entry.get("first")),
-            as_int(entry.get("candidate", 0)),
+            first,
+            level,
         )
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
@@ -338,7 +344,7 @@ class Decoder:
         kind, plane = as_text(entry["kind"]), self._optional_plane(entry.get("plane"))
         if kind not in KINDS:
             raise ValueError(f"expected the kind of an action, got {kind!r:.60}")
-        if plane is None and kind in ("prompts", "paint", "choose", "edit", "predict"):
+        if plane is None and kind in ("prompts", "paint", "level", "edit", "predict"):
             raise ValueError(f"an action of kind {kind} needs a plane")
         prompts = tuple(self._prompt(prompt) for prompt in as_list(entry.get("prompts", [])))
         seeds = [(self.plane(i), self._prompt(p)) for i, p in as_list(entry.get("seeds", []))]
@@ -361,6 +367,7 @@ class Decoder:
             not as_bool(entry.get("first", False)),
             self.step(entry["step"]) if kind == "objects" else None,
             tuple(self._drawing(*as_list(one)) for one in as_list(entry.get("drawings", []))),
+            as_int(entry.get("level", 0), -2, 2),
         )
 
     def event(self, message: Mapping[str, Any]) -> Event:

@@ -180,7 +180,7 @@ class Encoder:
                 "ticket": value.ticket,
                 "confidence": _number(value.confidence),
                 "refined": value.refined,
-                "candidate": value.candidate,
+                "level": value.level,
             }, ()
 
         return self._number(value, described)
@@ -270,6 +270,7 @@ class Encoder:
             "at": value.at and _ints(value.at),
             "label": int(value.label),
             "count": value.count,
+            "level": value.level,
             "edits": [self.edit(edit) for edit in value.edits],
             "settings": encoded_settings(value.settings),
             "store": self.store(value.store),

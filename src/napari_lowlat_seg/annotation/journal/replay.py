@@ -10,13 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from napari_lowlat_seg.annotation.contents import LIMIT_BYTES
 from napari_lowlat_seg.annotation.history import ObjectRecord
-from napari_lowlat_seg.annotation.journal.actions import METHODS, Action
+from napari_lowlat_seg.annotation.journal.actions import CHOSEN, METHODS, Action
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession, JournalInfo
 from napari_lowlat_seg.annotation.journal.frames import JournalError
@@ -36,9 +35,6 @@ class ReplayService(Protocol):
 
     def predict(self, request: Request, source: PlaneSource) -> Iterator[tuple[SoftMask, bool]]:
         """As `PredictionService.predict`."""
-
-    def candidates(self, request: Request, source: PlaneSource) -> Iterator[tuple[int, SoftMask]]:
-        """As `PredictionService.candidates`."""
 
     def propagate(
         self, request: PropagationRequest, sources: list[PlaneSource]
@@ -132,7 +128,6 @@ class _Again:
         self._make_service = make_service
         self._service: ReplayService | None = None
         self._asked: dict[tuple[int, Plane], tuple[Request, Iterator[tuple[SoftMask, bool]]]] = {}
-        self._tiles: WeakKeyDictionary[SoftMask, BoundingBox] = WeakKeyDictionary()  # of a huge plane
         self._run: PropagationRun | None = None
         self._found: Iterator[tuple[int, PropagatedMask[SoftMask]]] = iter(())  # of a run, one by one
 
@@ -165,19 +160,11 @@ class _Again:
     def _reshape(self, action: Action) -> None:
         self.session.reshape({plane: Patch((0, 0), drawn.mask) for plane, drawn in action.drawings})
 
+    def _level(self, action: Action) -> None:
+        self.session.choose_level(_plane(action), action.level)
+
     def _choose(self, action: Action) -> None:
-        plane, session = _plane(action), self.session
-        request = session.candidates_request(plane)
-        if request is None or request.previous is None:
-            raise ValueError("nothing is to be chosen")
-        masks = {0: request.previous}
-        if action.count:
-            tile = self._tiles.get(request.previous)
-            others = self._loaded().candidates(*self._in_tile(request, tile))
-            masks |= {n: mask if tile is None else self._placed(mask, plane, tile) for n, mask in others}
-        if action.count not in masks:
-            raise ValueError(f"the network gave {len(masks)} masks, and number {action.count} was chosen")
-        session.choose_candidate(plane, action.count, masks[action.count])
+        raise ValueError(CHOSEN)
 
     def _label(self, action: Action) -> None:
         self.session.choose_label(action.label)
@@ -239,7 +226,6 @@ class _Again:
             mask, _ = next(masks)
         if action.tile is not None:
             mask = self._placed(mask, plane, action.tile).laid_over(request.previous, action.tile)
-            self._tiles[mask] = action.tile
         if not session.apply(request, mask, action.tile, final=action.final):
             raise ValueError("its prompts are others")
         self.predictions += 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from napari_lowlat_seg.annotation.history import Step
-from napari_lowlat_seg.annotation.journal.actions import METHODS, Action, plane_ranges
+from napari_lowlat_seg.annotation.journal.actions import CHOSEN, METHODS, Action, plane_ranges
 from napari_lowlat_seg.annotation.journal.encoding import AboutLabels
 from napari_lowlat_seg.annotation.journal.files import FoundSession
 from napari_lowlat_seg.annotation.journal.frames import JournalError
@@ -94,13 +94,6 @@ def predict(plane, number, count, final=True):
         session.apply(request, mask, final=final and place == count)
 
 
-def choose(plane, number):
-    """Let the first prompt on a plane mean another of its candidates."""
-    request = session.candidates_request(plane)
-    masks = {{0: request.previous, **dict(service.candidates(request, session.source(plane)))}}
-    session.choose_candidate(plane, number, masks[number])
-
-
 def run_masks(run, count=None):
     """Apply `count` masks of a propagation run, or all, and end it."""
     sources = [session.source(plane) for plane in run.request.planes]
@@ -150,14 +143,16 @@ def exported_script(found: FoundSession) -> str:
     Raises
     ------
     JournalError
-        For a session that was begun before its journal, and one that predicted parts of huge planes, which a
-        script of this kind cannot say.
+        For a session that was begun before its journal, one that predicted parts of huge planes, which a
+        script of this kind cannot say, and an older one in which a mask was chosen that no model draws.
     """
     mirror, info = found.mirror, found.info
     if mirror.actions is None:
         raise JournalError(
             f"{info.path} does not hold the session from its beginning; only such ones can be exported"
         )
+    if any(action.kind == "choose" for action in mirror.actions):
+        raise JournalError(f"{info.path} cannot be exported: {CHOSEN}")
     if any(action.tile is not None for action in mirror.actions):
         raise JournalError(f"{info.path} predicted parts of huge planes; replay it instead")
     facts = {"name": info.name or "an image", "image": info.image or "", "identity": info.identity}
@@ -234,8 +229,8 @@ class _Lines:
         )
         yield f"session.reshape(\n    {{{masks}\n    }}\n)"
 
-    def _choose(self, action: Action) -> Iterator[str]:
-        yield f"choose({_plane(action.plane)}, {action.count})"
+    def _level(self, action: Action) -> Iterator[str]:
+        yield f"session.choose_level({_plane(action.plane)}, {action.level})"
 
     def _refuse(self, action: Action) -> Iterator[str]:
         request = f"session.request({_plane(action.plane)}, {action.number})"

@@ -1,1 +1,1 @@
-"""What the user does on the canvas beside drawing prompts: candidates, the keyboard's cursor, hints."""
+"""What the user does on the canvas beside drawing prompts: levels of a mask, the keyboard's cursor, hints."""

@@ -99,7 +99,7 @@ class TypedKeys(QObject):
 
 
 class CanvasEvents(QObject):
-    """Gives Tab to the layer's keys and Shift+wheel to the candidates, where there is something to choose.
+    """Gives Tab to the layer's keys and Shift+wheel to the levels of a mask, where there are several.
 
     While the keyboard's cursor is there, the arrow keys move it.
 
@@ -118,7 +118,7 @@ class CanvasEvents(QObject):
         super().__init__()
         self._viewer, self._controller = viewer, controller
         self._canvas: QWidget | None = None
-        self._refused: Any = None  # the state of a plane that has no other meaning, as the user was told
+        self._refused: Any = None  # the state of a plane whose mask has no other level, as the user was told
         self._typed: TypedKeys | None = None
 
     def watch(self, canvas: QWidget | None) -> None:
@@ -150,11 +150,11 @@ class CanvasEvents(QObject):
         self._canvas = None
 
     @property
-    def _candidates(self) -> Any:
+    def _levels(self) -> Any:
         """Those of the image in front, if there is something to choose."""
         controller = self._controller()
-        candidates = None if controller is None else controller.candidates
-        return candidates if candidates is not None and candidates.at_hand else None
+        levels = None if controller is None else controller.levels
+        return levels if levels is not None and levels.at_hand else None
 
     def _hold(self, key: Any, down: bool, others: Any) -> None:
         shift, control = (bool(others & modifier) for modifier in MODIFIERS)
@@ -172,8 +172,8 @@ class CanvasEvents(QObject):
     def _tab(self, canvas: Any, event: Any) -> bool:
         """Hand the key to napari, which calls what the active layer has for it; else Qt moves the focus.
 
-        A prompt that means one thing only holds the key once, which says so: who asks for another meaning
-        goes on with Enter, and would press the button that has got the focus.
+        A mask without another level holds the key once, which says so: who asks for one goes on with Enter,
+        and would press the button that has got the focus.
         """
         held = event.modifiers()
         back = event.key() == Qt.Key.Key_Backtab or bool(held & Qt.KeyboardModifier.ShiftModifier)
@@ -181,7 +181,7 @@ class CanvasEvents(QObject):
         bound = coerce_keybinding("Shift+Tab" if back else "Tab") in getattr(active, "keymap", ())
         if not bound:
             return False
-        if self._candidates is None:
+        if self._levels is None:
             return self._refuse()
         if back:
             held |= Qt.KeyboardModifier.ShiftModifier
@@ -189,20 +189,20 @@ class CanvasEvents(QObject):
         return True
 
     def _refuse(self) -> bool:
-        """Say once that there is no other meaning; False where nothing is begun, and at the next key."""
+        """Say once that there is no other level; False where nothing is begun, and at the next key."""
         controller = self._controller()
-        begun = None if controller is None else controller.candidates.without_choice
+        begun = None if controller is None else controller.levels.without_choice
         last, self._refused = self._refused, begun
         if begun is None or begun is last:
             return False
-        controller.candidates.refuse()
+        controller.levels.refuse()
         return True
 
     def _wheel(self, event: Any) -> bool:
-        """Shift+wheel: the next larger or smaller candidate, one for each notch."""
+        """Shift+wheel: the next larger or smaller level, one for each notch."""
         turned = event.angleDelta()
         steps = turned.y() or turned.x()  # some systems turn a wheel with Shift sideways
-        if event.modifiers() != Qt.KeyboardModifier.ShiftModifier or not steps or self._candidates is None:
+        if event.modifiers() != Qt.KeyboardModifier.ShiftModifier or not steps or self._levels is None:
             return False
-        (self._candidates.larger if steps > 0 else self._candidates.smaller)()
+        (self._levels.larger if steps > 0 else self._levels.smaller)()
         return True

@@ -23,8 +23,8 @@ class Hand:
         As in `Settings`.
     shift, control
         Whether these keys are down.
-    candidates
-        Whether the click can mean something else as well.
+    levels
+        Whether the mask can be made larger or smaller.
     cursor
         Whether the arrow keys move a cursor.
     drawing
@@ -36,7 +36,7 @@ class Hand:
     positive: bool = True
     shift: bool = False
     control: bool = False
-    candidates: bool = False
+    levels: bool = False
     cursor: bool = False
     drawing: bool = False
 
@@ -69,14 +69,14 @@ def hint_of(hand: Hand, keys: Mapping[str, str]) -> str:
         drawn = _key(keys, "draw", f"begin a {hand.tool}")
         return f"{step}{placed}{drawn}{_key(keys, 'keyboard_cursor', 'end')}"
     if hand.shift:
-        wheel = "; wheel: larger or smaller meaning" if hand.candidates else ""
+        wheel = "; wheel: larger or smaller mask" if hand.levels else ""
         return f"drag: box, {sign}{wheel}"
     if hand.control:
         return f"click or {hand.tool}: {sign}"
-    meaning = _key(keys, "next_candidate", "next meaning") if hand.candidates else ""
+    levels = _key(keys, "next_level", "larger mask") if hand.levels else ""
     return (
         f"click or {hand.tool}: {sign}; Control: the opposite; Shift-drag: box"
-        f"{_key(keys, 'accept', 'accept')}{meaning}"
+        f"{_key(keys, 'accept', 'accept')}{levels}"
     )
 
 
@@ -110,7 +110,7 @@ def first_hint(keys: Mapping[str, str], *, begun: bool, accepted: bool, volume: 
     if begun:
         return (
             "Click what is missing, Control-click what is too much."
-            + sentence("next_candidate", "shows what else the first click can mean")
+            + sentence("next_level", "makes the mask of the first click larger")
             + sentence("accept", "accepts")
             + (sentence("carry", "follows the object through the planes") if volume else "")
         )

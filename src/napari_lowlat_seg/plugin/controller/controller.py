@@ -17,9 +17,9 @@ from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import TILING, Patch, Tiling
 from napari_lowlat_seg.core.prompts import Prompt
 from napari_lowlat_seg.core.volume import Plane
-from napari_lowlat_seg.plugin.canvas.candidates import Candidates
 from napari_lowlat_seg.plugin.canvas.cursor import KeyboardCursor
 from napari_lowlat_seg.plugin.canvas.hints import Hand
+from napari_lowlat_seg.plugin.canvas.levels import Levels
 from napari_lowlat_seg.plugin.canvas.mask_tools import MaskTools, MouseMode
 from napari_lowlat_seg.plugin.controller.current_plane import CurrentPlane, ImageChanges
 from napari_lowlat_seg.plugin.controller.object_files import ObjectFiles
@@ -122,7 +122,7 @@ class AnnotationController:
             worker,
             self.actions,
         )
-        self.candidates = Candidates(self.session, self.predictions, worker, self.current_plane, self.actions)
+        self.levels = Levels(self.session, self.predictions, self.current_plane, self.actions)
         self.mask_tools = MaskTools(
             self.session, worker, self.current_plane, self.actions, self.propagation.interpolate
         )
@@ -151,7 +151,7 @@ class AnnotationController:
             self.gestures,
         )
         self.mouse = MouseMode(viewer, self.prompts, self.preview)
-        asking = (self.predictions, self.candidates, self.propagation)
+        asking = (self.predictions, self.propagation)
         self._parts = (*seen, self.mouse, self.labels, *asking, self.all_objects)
         self.attached = False
         self._cut: CrossSection | None = None  # of the object by the plane, where it has no mask of its own
@@ -171,12 +171,11 @@ class AnnotationController:
             (self.objects.given, self._given),
             (self.predictions.status, self._tell),
             *((part.status, self._say) for part in (self.propagation, self.files, self.objects)),
-            *((part.status, self._say) for part in (self.candidates, self.mask_tools, self.cursor)),
+            *((part.status, self._say) for part in (self.levels, self.mask_tools, self.cursor)),
             *((part.status, self._say) for part in (self.all_objects, self.labels)),
             (self.all_objects.done, self._objects_changed),
-            (self.candidates.chosen, self._refresh_mask),
-            (self.candidates.known, self._go_on),
-            (self.candidates.known, self._emit_changed),
+            (self.levels.chosen, self._refresh_mask),
+            (self.levels.waits, self._emit_changed),
             (self.mask_tools.changed, self._show_mask),
             (self.mask_tools.edited, self._mask_edited),
             (self.mouse.changed, self._emit_changed),
@@ -265,7 +264,7 @@ class AnnotationController:
             run=self.propagation.progress,
             unanswered=tuple((plane.position, why) for plane, why in session.unanswered.items()),
             editing=session.label if session.accepted_before else None,
-            candidate=self.candidates.place(self.plane),
+            level=self.levels.place(self.plane),
             cut=None if self._cut is None else self._cut.counted,
         )
 
@@ -298,7 +297,7 @@ class AnnotationController:
             self.mouse.mode,
             self.gestures.tool,
             self.prompts.positive,
-            candidates=self.candidates.place(self.plane) is not None,
+            levels=self.levels.place(self.plane) is not None,
             cursor=self.cursor.at is not None,
             drawing=self.gestures.drawing,
         )
@@ -368,7 +367,7 @@ class AnnotationController:
         if plane == self._plane and not self.live_preview.stroking:
             self._show_mask()
         if final and plane == self._plane:
-            self.candidates.ask(plane)
+            self.changed.emit()  # there may be other levels now
         self._go_on()
 
     # What the user does
@@ -484,7 +483,6 @@ class AnnotationController:
         running = self.predictions.pending
         dropped = self.actions.give_up()
         self.predictions.cancel()
-        self.candidates.forget()
         label = self.session.label
         if self.session.leave_object():
             self._refresh()
@@ -610,7 +608,7 @@ class AnnotationController:
 
     def _show_mask(self) -> None:
         if self._plane is not None:
-            others = self.candidates.others(self._plane) + self.mask_tools.preview(self._plane)
+            others = self.levels.others(self._plane) + self.mask_tools.preview(self._plane)
             mask = self.session.patch(self._plane)
             self._cut = None if mask is not None else self.session.cross_section(self._plane)
             if self._cut is not None:  # thinly, as it is not this plane's own
@@ -638,7 +636,7 @@ class AnnotationController:
             self.current_plane.look_at(step.plane)  # what it changed is not in view
         self.all_objects.refresh_hidden()
         self._refresh()
-        self._tell(News(f"{verb}: {step.title}", of_mask=step.kind in ("prompts", "choose")))
+        self._tell(News(f"{verb}: {step.title}", of_mask=step.kind in ("prompts", "level")))
 
     def _bind_keys(self) -> None:
         """Bind our keys to the layers that there are now."""

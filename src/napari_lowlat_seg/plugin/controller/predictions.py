@@ -81,7 +81,6 @@ class Predictions(Listener):
         self._embedding: Any = None  # key of the source that is embedded before the first click
         # What was sent; for a tile of a huge plane, the request for the whole plane, and which tile.
         self._sent: WeakKeyDictionary[Request, tuple[Request, BoundingBox] | None] = WeakKeyDictionary()
-        self._tiles: WeakKeyDictionary[SoftMask, BoundingBox] = WeakKeyDictionary()  # what a mask was seen in
         self._preview: tuple[Request, Reason] | None = None
         self._requested: Request | None = None
         self._timed, self._first = 0, 0.0  # ticket of the last prediction, seconds to its first mask
@@ -197,13 +196,6 @@ class Predictions(Listener):
                 self._requested = request
                 self._send(request)
 
-    def in_its_tile(self, request: Request) -> tuple[Request, PlaneSource, BoundingBox | None]:
-        """A request about a mask, its source and its tile: what the mask was predicted in."""
-        tile = None if request.previous is None else self._tiles.get(request.previous)
-        if tile is None:
-            return self.sources.of_request(request)
-        return request.cropped(tile), self.sources.source(request.plane, tile), tile
-
     def ask_preview(self, plane: Plane, prompts: Sequence[Prompt], reason: Reason) -> None:
         """Request what `prompts` would give on top of those given; a newer request replaces this one."""
         if self._ready and not self._postpone:
@@ -310,7 +302,6 @@ class Predictions(Listener):
             request, tile = whole
             sides = self.session.volume.sides(request.plane)
             prediction = prediction.on(sides, tile.corner).laid_over(request.previous, tile)
-            self._tiles[prediction] = tile
         if final and request is self._requested:
             self._requested = None
         if self._preview is not None and request is self._preview[0]:

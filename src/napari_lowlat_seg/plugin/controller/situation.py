@@ -72,7 +72,7 @@ class News:
     text
         "" for nothing to tell.
     of_mask
-        Whether it is about prompts and the mask that they have given: which candidate that is may follow.
+        Whether it is about prompts and the mask that they have given: which level of it is shown may follow.
     refining
         Whether a better mask is under way.
     """
@@ -108,9 +108,9 @@ class ImageSituation:
         Positions of planes whose prompts could not be answered, and why.
     editing
         The label of the object that was accepted before and is edited; None for a new object.
-    candidate
-        Which of the masks that the first click can mean is shown, from 1 on, and how many there are; None
-        where there is nothing to choose.
+    level
+        Which level of the first click's mask is shown: its place from the smallest, 1, how many there are,
+        and its name; None where there is nothing to choose.
     cut
         Of the outline that other axes give on the plane: how many of its pixels are known, and all of them;
         None where it has a mask of its own or nothing is known.
@@ -126,7 +126,7 @@ class ImageSituation:
     run: Progress | None = None
     unanswered: tuple[tuple[int, str], ...] = ()
     editing: int | None = None
-    candidate: tuple[int, int] | None = None
+    level: tuple[int, int, str] | None = None
     cut: tuple[int, int] | None = None
 
 
@@ -236,10 +236,10 @@ def _needs_user(now: Situation, image: ImageSituation) -> str:
 
 
 def _done(now: Situation, image: ImageSituation) -> str:
-    """What was done last, or what one can do, and which candidate or whose cut is shown."""
+    """What was done last, or what one can do, and which level or whose cut is shown."""
     said = now.news.text or _standing(now, image)
-    if image.candidate is not None and (now.news.of_mask or not now.news.text):
-        shown = "candidate {} of {}".format(*image.candidate)
+    if image.level is not None and (now.news.of_mask or not now.news.text):
+        shown = "level {} of {}: {}".format(*image.level)
     elif image.cut is not None:
         known = int(100 * image.cut[0] / image.cut[1])  # not 100 before it is all
         shown = f"outline: cut of the masks on other axes, known on {max(1, known)} % of this plane"
