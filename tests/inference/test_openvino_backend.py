@@ -258,6 +258,20 @@ def test_other_numbers_than_torchs_are_refused(cache) -> None:
     assert not list(cache.glob("Odd-*"))  # nor be found there the next time
 
 
+def test_a_cancelled_conversion_says_nothing_of_the_network(network, cache) -> None:
+    """And leaves nothing behind that was not compared with torch."""
+    path = Predictor(network, Runtime(), "off").backend
+
+    def stop() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        compiled_steps(path.network, path.click, "fp32", check=stop)
+    assert not list(cache.glob("*/*"))
+    steps_of(network)
+    assert list(cache.glob("*/*"))
+
+
 def test_torch_is_used_where_openvino_fails(network, image, monkeypatch) -> None:
     """After one warning."""
     expected = Predictor(network, Runtime(), "off")

@@ -230,13 +230,14 @@ def compiled(
     Raises
     ------
     ConversionError
-        As `compiled_steps`.
+        As `compiled_steps`. What `check` raises meanwhile comes as it is: nothing is wrong with the network.
     """
     try:
         return _compiled(network, steps, check)
     except ConversionError:
         raise
     except Exception as problem:  # OpenVINO's errors are RuntimeError, torch's tracer has more kinds
+        check()  # it may have stopped the work
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise ConversionError(reason) from problem
 
@@ -280,7 +281,7 @@ def _compiled(network: nn.Module, steps: Mapping[str, Conversion], check: Check)
     try:
         for name, one in steps.items():
             _check(name, found[name](*inputs[name]), expected[name], one.hint)
-    except ConversionError:
+    except BaseException:  # what was not compared to the end must not be found by a later start
         shutil.rmtree(folder, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
