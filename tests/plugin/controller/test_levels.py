@@ -83,7 +83,10 @@ def test_levels_are_gone_through_in_order_of_size(way, shown):
     for level in shown:
         getattr(levels, way)()
         assert session.state(PLANE).level == level
-        assert len(levels.others(PLANE)) == 4
+        state = session.state(PLANE)
+        beside = [state.with_level(one) for one in (level - 1, level + 1) if abs(one) <= 2]
+        outlined = [patch.pixels.tolist() for patch in levels.others(PLANE)]
+        assert outlined == [session.finished(PLANE, one).pixels.tolist() for one in beside]
 
 
 def test_a_mask_that_is_sure_has_no_other_level():

@@ -54,11 +54,16 @@ class Levels:
         return levels.index(level) + 1, len(levels), LEVEL_NAMES[level]
 
     def others(self, plane: Plane) -> list[Patch]:
-        """The masks of the levels that are not shown, once the user has begun to choose."""
+        """The masks of the next larger and the next smaller level, once the user has begun to choose.
+
+        All of them would hide the rim of a small mask.
+        """
         state, session = self._session.state(plane), self._session
         if state.first is None:
             return []
-        others = (state.with_level(level) for level in session.levels(plane) if level != state.level)
+        levels = session.levels(plane)
+        beside = {_next(levels, state.level, way) for way in ("larger", "smaller")} - {state.level}
+        others = (state.with_level(level) for level in sorted(beside))
         return [patch for other in others if (patch := session.finished(plane, other)) is not None]
 
     @property
