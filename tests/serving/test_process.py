@@ -1,5 +1,6 @@
 """A prediction service in another interpreter: the same results, and recovery when that one ends."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -258,6 +260,28 @@ def test_an_error_of_reading_pixels_passes_through(make, source) -> None:
         process.embed(replace(source, read=torn))
     assert process.embed(source) == 0.5
     assert process.pid == before
+
+
+class Torn(OSError):
+    """The disk was pulled."""
+
+
+@pytest.mark.slow
+def test_an_error_of_reading_pixels_is_held_by_nobody_else(make) -> None:
+    """It holds the frames that it passed, and those hold pixels."""
+
+    def torn() -> np.ndarray:
+        raise Torn
+
+    process = make()
+    process.describe()
+    gc.disable()
+    try:
+        with suppress(Torn):
+            process.embed(PlaneSource(1, torn))
+        assert not any(isinstance(thing, Torn) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 class Damaged:

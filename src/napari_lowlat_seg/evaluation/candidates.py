@@ -1,4 +1,4 @@
-"""Candidates benchmark: how good the first mask of one click is, the best of all, and how often to press Tab.
+"""Candidates benchmark: how good the first mask of one click is, the best of all, and how far that is.
 
 The click is the protocol's first one, in the middle of the object. Models of other forms have one mask.
 """

@@ -97,8 +97,6 @@ OBJECT_ACTIONS = (
 )
 """What the keys of the table of objects do; they act only while the table has the focus, and are fixed."""
 
-OBJECT_ACTION = {action.name: action for action in OBJECT_ACTIONS}
-
 INJECTED = "*This function will inject"
 """The beginning of what napari adds to a docstring, also to none."""
 

@@ -242,6 +242,7 @@ class WorkerProcess:
                 elif not ended:
                     failure = self._serve(callbacks, reply) or failure
         finally:
+            failure = None  # its traceback holds this frame, and frames of the callback with pixels
             if not ended and not stopped:
                 self._send(Message(number, "stop"))
 
