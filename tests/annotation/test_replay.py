@@ -318,6 +318,37 @@ def test_a_session_that_was_resumed_is_replayed_from_its_beginning(tmp_path):
     assert closed == [True]
 
 
+@pytest.mark.parametrize("accepted", ["before", "after", "after another level"])
+def test_a_session_that_was_resumed_between_two_masks_of_a_click_is_repeated(tmp_path, accepted):
+    """The quick mask stays, as nothing waits for the last one any more, and an accept that did is written."""
+    session, labels = new_session()
+    before = labels.copy()
+    session.model, session.volume = FACTS, session.volume.with_window()
+    journal = Journal(session, tmp_path, image=tmp_path / "image.npy")
+    np.save(tmp_path / "image.npy", PIXELS)
+    session.add(FIRST, Click((3, 3)))
+    request = session.request(FIRST)
+    if accepted == "before":
+        session.accept()
+    session.apply(request, next(FakeService().predict(request, session.source(FIRST)))[0], final=False)
+    assert np.array_equal(labels, before)
+    journal.close()
+    session, journal = resume(journal.path, volume(), folder=tmp_path / "journals")
+    if accepted == "after another level":
+        session.choose_level(FIRST, 1)
+    if accepted != "before":
+        session.accept()
+    assert session.accepting == ()
+    assert not np.array_equal(session.labels.data, before)
+    journal.close()
+    found = read_session(journal.path, volume())
+    assert replay(found, volume(), lambda facts: FakeService()).differing == 0
+    code = tmp_path / "again.py"
+    code.write_text(exported_script(found))
+    run_script(code)
+    assert np.array_equal(np.load(tmp_path / "again.npy"), session.labels.data)
+
+
 def test_a_chosen_level_is_chosen_again(tmp_path):
     """Of a mask that the network makes anew; later prompts refine it."""
     session, labels = new_session()

@@ -585,13 +585,18 @@ class Session:
     def restore(self, contents: Contents) -> None:
         """Take over objects and steps, such as those of another session, in place of one's own; not copied.
 
-        The labels must show what the records say.
+        The labels must show what the records say. Masks that were to be refined stay what they are; call
+        `write_accepted` for objects that waited for that.
         """
         self.close_transaction()
         self.contents = self._recorder.contents = contents
         self._accepting = Accepting(
             self._recorder, lambda one: self.on_accepted and self.on_accepted(one), self.within
         )
+
+    def write_accepted(self) -> None:
+        """Write the objects that were accepted and wait for no mask, which only a restored session has."""
+        self._accepting.settle()
 
     # Predictions
 

@@ -199,6 +199,7 @@ def resume(
     session = _session(found, volume)
     folder = path.parent if folder is None else folder
     journal = Journal(session, folder, before=found.mirror, **options)
+    session.write_accepted()
     if journal.flush():
         found.replaced()
     return session, journal

@@ -210,6 +210,8 @@ class _Again:
                 self._service = self._make_service(value)
 
     def _resume(self, action: Action) -> None:
+        self.session.restore(self.session.contents)  # a mask that was to be refined then stayed what it was
+        self.session.write_accepted()
         if self._service is not None:
             self._service.close()
 

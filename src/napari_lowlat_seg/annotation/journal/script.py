@@ -292,6 +292,8 @@ class _Lines:
         yield f"session.use_labels({self._names[action.store]}, {action.label})"
 
     def _resume(self, action: Action) -> Iterator[str]:
+        yield "session.restore(session.contents)  # no mask is to be refined any more"
+        yield "session.write_accepted()"
         yield "service = PredictionService(predictor)"
 
 

@@ -233,6 +233,7 @@ class SessionFiles:
         self._keep(mirror)
         if read.labels is not None:
             self._session.use_labels(shown[read.labels], read.highest)
+        self._session.write_accepted()
         journal = self._journal
         assert journal is not None
 
