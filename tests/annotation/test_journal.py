@@ -645,6 +645,14 @@ def set_value(kind, name, value):
     return change
 
 
+def give_levels_to_two_prompts(frames):
+    """A state after two prompts whose mask came from one, as no session makes it."""
+    values = [value for message, _ in frames[1:] for value in message["new"] if value["is"] == "state"]
+    state = next(value for value in values if value["soft_mask"] is not None)
+    assert len(state["prompts"]) == 2
+    state["first"] = state["soft_mask"]
+
+
 def set_blob(kind, content, offset=0):
     """A change of a value's bytes."""
 
@@ -712,6 +720,7 @@ HOSTILE = {
     **{f"confidence {v!r}": set_value("state", "confidence", v) for v in ("1", [], True)},
     **{f"level {v!r}": set_value("state", "level", v) for v in (None, -3, 3, "1", 0.0)},
     "a level of no mask": set_value("state", "level", 1),
+    "levels after two prompts": give_levels_to_two_prompts,
     **{f"first {v!r}": set_value("state", "first", v) for v in (-1, 10**6, "0", True)},
     **{f"soft mask {v!r}": set_value("state", "soft_mask", v) for v in (-1, 10**6, "0", True)},
     **{f"mask's shape {v!r}": set_value("mask", "shape", v) for v in (

@@ -166,7 +166,7 @@ class Decoder:
         level = as_int(entry["level"], -2, 2) if leveled else 0
         if level and first is None:
             raise ValueError(f"a mask has level {level}, and the one that was predicted is missing")
-        return PlaneState(
+        state = PlaneState(
             prompts,
             self._optional_mask(entry["soft_mask"]),
             self._optional_mask(entry["previous"]),
@@ -180,6 +180,9 @@ class Decoder:
             first,
             level,
         )
+        if first is not None and state.as_predicted is None:
+            raise ValueError("a mask has levels that does not come from one first prompt")
+        return state
 
     def state(self, number: Any, plane: Plane) -> PlaneState:
         """The state with a number; raises ValueError if its masks do not have the sides of this plane."""
