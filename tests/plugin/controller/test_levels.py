@@ -7,6 +7,7 @@ import pytest
 from psygnal import Signal
 
 from napari_lowlat_seg.annotation.action_queue import ActionQueue
+from napari_lowlat_seg.annotation.plane_state import finished_mask
 from napari_lowlat_seg.annotation.session import Session
 from napari_lowlat_seg.core.boxes import BoundingBox, Tiling
 from napari_lowlat_seg.core.labels import ArrayLabels
@@ -87,6 +88,9 @@ def test_levels_are_gone_through_in_order_of_size(way, shown):
         beside = [state.with_level(one) for one in (level - 1, level + 1) if abs(one) <= 2]
         outlined = [patch.pixels.tolist() for patch in levels.others(PLANE)]
         assert outlined == [session.finished(PLANE, one).pixels.tolist() for one in beside]
+        finished = finished_mask.cache_info().misses
+        levels.others(PLANE)
+        assert finished_mask.cache_info().misses == finished  # every redraw asks for them
 
 
 def test_a_mask_that_is_sure_has_no_other_level():

@@ -5,6 +5,7 @@ A key that is faster than the model waits in the queue of actions, as everything
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from psygnal import Signal
@@ -63,7 +64,7 @@ class Levels:
             return []
         levels = session.levels(plane)
         beside = {_next(levels, state.level, way) for way in ("larger", "smaller")} - {state.level}
-        others = (state.with_level(level) for level in sorted(beside))
+        others = (_with_level(state, level) for level in sorted(beside))
         return [patch for other in others if (patch := session.finished(plane, other)) is not None]
 
     @property
@@ -128,6 +129,12 @@ class Levels:
         if not self._session.levels(plane):
             return "Larger and smaller masks are offered after the first click on an object."
         return "Larger and smaller masks of this click are nearly the same, or empty."
+
+
+@lru_cache(maxsize=8)
+def _with_level(state: PlaneState, level: int) -> PlaneState:
+    """As `PlaneState.with_level`; the last ones stay the same, so that their masks are finished once."""
+    return state.with_level(level)
 
 
 def _next(levels: tuple[int, ...], now: int, way: Way) -> int:
