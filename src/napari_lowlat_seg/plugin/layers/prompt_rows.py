@@ -57,6 +57,10 @@ class Rows(ABC):
     def append(self, drawings: Sequence[Drawing]) -> None:
         """More rows, at the end: kind and vertices of each."""
 
+    def remove(self, rows: Sequence[int]) -> None:
+        """Take these rows away."""
+        self.layer.remove(list(rows))
+
     def dress(self, positive: np.ndarray) -> None:
         """Show the sign of every row, (N,) bool."""
         if len(positive):
@@ -94,6 +98,14 @@ class PointRows(Rows):
 
     def append(self, drawings: Sequence[Drawing]) -> None:
         self.layer.add(np.concatenate([vertices for _, vertices in drawings]))
+
+    def remove(self, rows: Sequence[int]) -> None:
+        """Take these rows away, wherever the mouse is.
+
+        napari (0.9.2) fails if it is over a point that stays, and the highlight has not followed it there.
+        """
+        self.layer.selected_data = set(self.layer.selected_data)  # lets the highlight follow
+        super().remove(rows)
 
     def _mark(self, positive: list[bool], colours: np.ndarray) -> None:
         symbols = [SYMBOLS[sign] for sign in positive]

@@ -238,7 +238,7 @@ class PromptTable:
             order.append(kept)
             readings[kept] = replace(reading, live=found is not None)
         if gone:
-            rows.layer.remove(gone)
+            rows.remove(gone)
         return order
 
     def _append(self, kind: str, order: list[int], new: dict[int, tuple[Plane, Prompt]]) -> None:
