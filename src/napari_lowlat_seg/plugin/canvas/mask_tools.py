@@ -127,7 +127,12 @@ class MaskTools:
 
     def limit_area(self) -> None:
         """Keep objects to the box or lasso drawn last, which is no prompt then; without one, to no area."""
-        plane, session = self._current_plane.plane, self._session
+        plane = self._current_plane.plane
+        if not self._actions.do(lambda: self._limit_area(plane)):  # what was drawn may wait as well
+            self.changed.emit()
+
+    def _limit_area(self, plane: Plane | None) -> None:
+        session = self._session
         prompts = () if plane is None else session.state(plane).prompts
         drawn = next((one for one in reversed(prompts) if isinstance(one, Box | Polygon)), None)
         if drawn is None or plane is None:

@@ -227,6 +227,7 @@ class Gestures:
         self._give_up()
         self._still()
         self.layers.stroking = self.layers.opposite = False
+        self.layers.pressed = None
         if self._points is not None and self._points.mode == "add":
             self._points.mouse_pan = True
 
@@ -276,7 +277,7 @@ class Gestures:
         self.layers.opposite = "Control" in event.modifiers
         # napari takes a click of any button for a point, and the right one also zooms.
         left = event.button == 1
-        self.layers.stroking = not left
+        self.layers.stroking, self.layers.pressed = not left, plane if left else None
         layer.mouse_pan = not left
         kind = "box" if "Shift" in event.modifiers else self._tool
         stroke = Stroke(kind, plane, self.layers.next_positive, [at])
@@ -293,17 +294,22 @@ class Gestures:
                 self._press(stroke, self._place(event)[1])
             yield
         # The canvas leaves out moves that come within 10 ms: the last one may be known only from the release.
-        if event.type == "mouse_release" and self._extended(stroke, event):
-            self._finish()
-            self.layers.add(plane, *stroke.prompts(self.grid.sides(plane)))
+        if event.type == "mouse_release":
+            moved = left and not self.layers.stroking and self.grid.plane(self.viewer.dims) != plane
+            if self._extended(stroke, event):
+                self._finish()
+                self.layers.add(plane, *stroke.prompts(self.grid.sides(plane)))
+            elif moved:  # a click that the layers have not taken, on the plane where it was begun
+                self.layers.add(plane, *self._clicked(stroke, at))
         self._let_go()
 
     def _press(self, stroke: Stroke, at: tuple[float, float]) -> None:
         """Report what napari would make of a click here; it may become a stroke yet."""
-        sides = self.grid.sides(stroke.plane)
-        prompts = prompts_of("point", np.array([at]), stroke.positive, sides)
-        if prompts:
+        if prompts := self._clicked(stroke, at):
             self.pressed.emit(stroke.plane, prompts)
+
+    def _clicked(self, stroke: Stroke, at: tuple[float, float]) -> tuple[Prompt, ...]:
+        return prompts_of("point", np.array([at]), stroke.positive, self.grid.sides(stroke.plane))
 
     def _go_on(self, event: Any) -> None:
         """Add a point to the stroke under way, and report it."""

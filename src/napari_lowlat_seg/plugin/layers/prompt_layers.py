@@ -75,6 +75,8 @@ class PromptLayers:
         """The prompt under way gets the other sign."""
         self.stroking = False
         """A stroke is under way on the Points layer: a point that napari adds at its end is no click."""
+        self.pressed: Plane | None = None
+        """Where the left button went down: a point that napari adds to another plane is no click."""
         self.drawing = False
         """The user is drawing a shape with napari's own tools."""
         self._table = PromptTable(grid)
@@ -350,8 +352,8 @@ class PromptLayers:
         with self._silence():
             if kind == "shapes":
                 realign(rows, -1 if added else event.data_indices[0])
-            elif added and self.stroking:
-                rows.layer.remove(range(len(rows) - len(event.data_indices), len(rows)))
+            elif added and (self.stroking or self.pressed not in (None, self.grid.plane(self.viewer.dims))):
+                rows.remove(range(len(rows) - len(event.data_indices), len(rows)))
         if self._finishing:
             self.drawn.emit()
         try:
