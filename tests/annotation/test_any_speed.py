@@ -481,3 +481,25 @@ def test_a_queue_does_what_waits_in_order():
     ready.append(True)
     queue.go_on()
     assert done == [1, 2, 3, 7]
+
+
+def test_a_queue_knows_what_had_to_wait():
+    """Also what is asked for by an action that had to; not what is done at once behind it."""
+    queue, late, ready = ActionQueue(), [], []
+
+    def note():
+        late.append(queue.late)
+
+    def ask():
+        note()
+        queue.do(note)
+
+    queue.do(ask)
+    assert late == [False, False]
+    queue.do(ask, lambda: bool(ready))
+    assert queue.waiting == (ask,)
+    ready.append(True)
+    queue.do(note)
+    assert late[2:] == [True, False, True]
+    assert queue.waiting == ()
+    assert not queue.late

@@ -40,6 +40,7 @@ from napari_lowlat_seg.plugin.labels.target import ChosenLabels
 from napari_lowlat_seg.plugin.layers.gestures import Gestures
 from napari_lowlat_seg.plugin.layers.grid import grid_of
 from napari_lowlat_seg.plugin.layers.preview import Preview
+from napari_lowlat_seg.plugin.layers.prompt_edit import PromptEdit
 from napari_lowlat_seg.plugin.layers.prompt_layers import PromptLayers
 from napari_lowlat_seg.plugin.notices import show_warning
 from napari_lowlat_seg.plugin.objects.controller import ObjectsController
@@ -103,7 +104,7 @@ class AnnotationController:
         self.session = Session(self.grid.volume)
         self.session.on_accepted = self._accepted
         self.actions = ActionQueue()
-        self.current_plane = CurrentPlane(viewer, self.grid)
+        self.current_plane = CurrentPlane(viewer, self.grid, self.actions)
         self.image_changes = ImageChanges(self.grid)
         self.prompts = PromptLayers(viewer, self.grid, self._edited)
         self.preview = Preview(viewer, self.grid, tiling, self.current_plane.field)
@@ -332,30 +333,24 @@ class AnnotationController:
     # 8. `_predicted` below: layers/preview draws the rectangle that changed.
 
     def _edited(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
-        """Take in all prompts of the current object, as the layers have them now."""
-        before, self._drawn = self._drawn, read
+        """Take in all prompts of the current object, as the layers have them now.
+
+        Which object that is, is known only when what waits has been done.
+        """
+        edit, self._drawn = PromptEdit(self._drawn, read, self._take), read
         early = [plane for plane in read if self.session.awaits_cross_section(plane)]
-        if not len(self.actions) and not early:
-            self._take(read)
-            return
-        # Which object it belongs to is known only when what waits has been done.
-        added = {plane: prompts[len(before.get(plane, ())) :] for plane, prompts in read.items()}
-        self.actions.do(
-            lambda: self._take(self._with(added)),
-            lambda: not any(self.session.awaits_cross_section(plane) for plane in early),
-        )
-        if early:
-            self.predictions.ask(again=True)
-        self.changed.emit()
+        if not self.actions.do(
+            edit, lambda: not any(self.session.awaits_cross_section(plane) for plane in early)
+        ):
+            if early:
+                self.predictions.ask(again=True)
+            self.changed.emit()
 
-    def _with(self, added: Mapping[Plane, tuple[Prompt, ...]]) -> Mapping[Plane, tuple[Prompt, ...]]:
-        """The prompts of the current object with these behind them."""
-        prompts = self.session.prompted()
-        return prompts | {plane: (*prompts.get(plane, ()), *more) for plane, more in added.items()}
-
-    def _take(self, read: Mapping[Plane, tuple[Prompt, ...]]) -> None:
-        planes = {*self.session.prompted(), *read}
-        edited = [plane for plane in planes if self.session.set_prompts(plane, read.get(plane, ()))]
+    def _take(self, edit: PromptEdit) -> None:
+        prompts = edit.on(self.session.prompted())
+        edited = [plane for plane, wanted in prompts.items() if self.session.set_prompts(plane, wanted)]
+        if self.actions.late and self._plane is not None:
+            self._show_prompts(self._plane)  # what was done before it may have drawn another object
         if edited:
             self._say("")
             self.live_preview.drop()
@@ -603,8 +598,13 @@ class AnnotationController:
         self.changed.emit()
 
     def _show_prompts(self, plane: Plane) -> None:
-        self._drawn = self.session.prompted()
-        self.prompts.show(self._drawn, plane.axes)
+        """Draw the prompts of the current object, and what the user has done since and waits."""
+        shown = self.session.prompted()
+        for action in self.actions.waiting:
+            if isinstance(action, PromptEdit):
+                shown = action.on(shown)
+        self._drawn = shown
+        self.prompts.show(shown, plane.axes)
 
     def _show_mask(self) -> None:
         if self._plane is not None:
@@ -632,11 +632,14 @@ class AnnotationController:
         if step is None:
             self._say(nothing)
             return
-        if step.plane is not None and self.plane not in {plane for (_, plane), *_ in step.states}:
+        changed = {plane for (_, plane), *_ in step.states}
+        if step.plane is not None and self.plane not in changed:
             self.current_plane.look_at(step.plane)  # what it changed is not in view
         self.all_objects.refresh_hidden()
         self._refresh()
-        self._tell(News(f"{verb}: {step.title}", of_mask=step.kind in ("prompts", "level")))
+        elsewhere = step.plane is not None and self.plane not in {step.plane, *changed}
+        where = f", on plane {step.plane.position}" if elsewhere and step.plane is not None else ""
+        self._tell(News(f"{verb}: {step.title}{where}", of_mask=step.kind in ("prompts", "level")))
 
     def _bind_keys(self) -> None:
         """Bind our keys to the layers that there are now."""

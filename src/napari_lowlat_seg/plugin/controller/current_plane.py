@@ -8,6 +8,7 @@ import numpy as np
 from psygnal import Signal
 from superqt.utils import qdebounced
 
+from napari_lowlat_seg.annotation.action_queue import ActionQueue
 from napari_lowlat_seg.core.volume import Plane
 from napari_lowlat_seg.plugin.layers.grid import Grid
 from napari_lowlat_seg.plugin.layers.napari_layers import Listener
@@ -22,12 +23,17 @@ EDGE = 0.1
 class CurrentPlane(Listener):
     """A viewer's sliders and camera, as a plane of one image.
 
+    An action that had to wait for its turn does not move them: the user has gone on meanwhile, and the next
+    click would be on a plane that nobody has looked at.
+
     Parameters
     ----------
     viewer
         napari's viewer.
     grid
         Where the image lies.
+    actions
+        Knows whether what is being done had to wait.
     """
 
     moved = Signal()
@@ -36,8 +42,8 @@ class CurrentPlane(Listener):
     panned = Signal()
     """Perhaps another part of the plane."""
 
-    def __init__(self, viewer: Any, grid: Grid) -> None:
-        self._viewer, self._grid = viewer, grid
+    def __init__(self, viewer: Any, grid: Grid, actions: ActionQueue) -> None:
+        self._viewer, self._grid, self._actions = viewer, grid, actions
 
     @property
     def plane(self) -> Plane | None:
@@ -66,8 +72,8 @@ class CurrentPlane(Listener):
         return float(top), float(left), float(bottom), float(right)
 
     def look_at(self, plane: Plane) -> None:
-        """Show a plane; a 3-D view stays as it is."""
-        if self._viewer.dims.ndisplay == 2:
+        """Show a plane; a 3-D view stays as it is, and any view while an action is done that has waited."""
+        if self._viewer.dims.ndisplay == 2 and not self._actions.late:
             self._grid.look_at(self._viewer.dims, plane)
 
     def bring_into_view(self, plane: Plane, at: tuple[float, float]) -> None:
@@ -76,7 +82,12 @@ class CurrentPlane(Listener):
         A picture that jumps with every object that is looked at is lost from sight. 3-D views stay.
         """
         camera, dims, grid = self._viewer.scene.camera, self._viewer.dims, self._grid
-        if dims.ndisplay == 2 and self.plane == plane and not self._well_in_view(plane, at):
+        if (
+            dims.ndisplay == 2
+            and not self._actions.late
+            and self.plane == plane
+            and not self._well_in_view(plane, at)
+        ):
             data = grid.to_layer(plane, np.array([at]))[0]
             world = np.asarray(grid.layer.data_to_world(data * np.asarray(grid.factors)))
             middle = world[[axis - dims.ndim for axis in dims.displayed]]

@@ -187,13 +187,11 @@ class ObjectsController:
             plane, at = self._place_of(keys[0])
             if keys[0] < 0:
                 correct_proposal(self._session, -keys[0])
-                self._look(plane, at)
                 self.done.emit("Correct the proposal by clicks, then accept it.")
-                return
-            if self._session.edit_object(plane, at):
-                self._look(plane, at)
+            elif self._session.edit_object(plane, at):
                 self.done.emit("")
 
+        self.go_to(keys)  # at once, as clicks from now on are meant for it
         self._when_answered(edit)
 
     def describe(self, keys: Sequence[int], **changes: Any) -> None:
